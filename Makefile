@@ -1,0 +1,50 @@
+# make help lists what can be made. Nothing needs another target first: each sees to what it needs.
+PYTHON ?= python3
+PORT ?= 5000
+VENV := .venv
+PY := $(VENV)/bin/python
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test ui sweep lint test-gpu bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+train: $(VENV)/.requirements ## train on the handwritten digits: data, training, MLflow record; ARGS="model=mlp" to override
+	$(PY) src/train.py $(ARGS)
+
+test: $(VENV)/.requirements-dev ## run the tests; ARGS="-k catalog" to choose
+	$(PY) -m pytest $(ARGS)
+
+ui: $(VENV)/.requirements ## show the runs in a browser, http://127.0.0.1:5000; PORT=5001 for another port
+	@$(PY) src/ui.py $(PORT)
+
+sweep: $(VENV)/.requirements ## workers x batch size on the digits
+	$(PY) src/train.py -m loader.num_workers=0,1,2 loader.batch_size=32,128 $(ARGS)
+
+lint: $(VENV)/.requirements-dev ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test-gpu: $(VENV)/.requirements-dev ## the tests that need an accelerator
+	$(PY) -m pytest -m gpu $(ARGS)
+
+bench: $(VENV)/.requirements-dev ## regenerate the tables of benchmarks/README.md
+	$(PY) benchmarks/run.py
+
+clean: ## remove the environment and caches; data and outputs are yours and stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written only after everything is installed, so an interrupted installation goes on where it was.
+$(VENV)/.%: %.txt | $(VENV)/bin/pip
+	@echo "installing $< (the first time: about 3 minutes and 1.8 GB)"
+	$(PY) -m pip install --disable-pip-version-check -r $<
+	@touch $@
+
+$(VENV)/.requirements-dev: requirements.txt
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "Python %d.%d: Feedrate needs 3.10 to 3.13; name one with make PYTHON=python3.11 ..." % v[:2])'
+	$(PYTHON) -m venv --clear $(VENV)

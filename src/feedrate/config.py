@@ -1,0 +1,330 @@
+"""Typed schema of the configuration: what each key may hold, checked before any work starts.
+
+Defaults and explanations stand in conf/GROUP/OPTION.yaml; here stand types, ranges and rules between keys.
+Neither torch nor mlflow is imported here, so a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from feedrate.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_KNOWN = ConfigDict(extra="forbid")
+
+# Strict: the text "8" or a truth value is no number, 1.5 no count; a whole number is a float.
+Count = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
+NonNegative = Annotated[float, Field(ge=0, strict=True)]
+Above0 = Annotated[float, Field(gt=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+PerChannel = list[Number] | Number | None
+
+
+def resolve_path(path: str | Path) -> Path:
+    """`path` as an absolute path; a relative one counts from the repository root, whatever the working folder."""
+    return (ROOT / Path(path).expanduser()).resolve()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# dataset
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class DatasetConfig:
+    """Keys that every dataset may have, shipped or the user's own; the rest goes to its constructor."""
+
+    name: str | None = None
+    root: str | None = None
+    task: Literal["auto", "classification", "regression"] = "auto"
+    num_outputs: Positive | None = None
+    mean: PerChannel = None
+    std: PerChannel = None
+    limit: Positive | None = None
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class FolderConfig(DatasetConfig):
+    """A dataset folder as the README describes it."""
+
+    root: str
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class GeneratedConfig(DatasetConfig):
+    size: Positive
+    validation_size: Positive
+    image_size: Annotated[int, Field(ge=8, le=512, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# loader
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class LoaderConfig:
+    """torch.utils.data.DataLoader's arguments, for both loaders."""
+
+    batch_size: Positive
+    shuffle: Flag
+    num_workers: Count | Literal["auto"]
+    drop_last: Flag
+    pin_memory: Flag | Literal["auto"]
+    prefetch_factor: Positive | None
+    persistent_workers: Flag
+    timeout: NonNegative
+    multiprocessing_context: Literal["auto", "fork", "spawn", "forkserver"]
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class FeedrateLoaderConfig(LoaderConfig):
+    content_digest: Flag
+
+
+# ---------------------------------------------------------------------------------------------------------
+# model, optimizer, scheduler
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class MLPConfig:
+    hidden: list[Positive]
+    dropout: Share
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class CNNConfig:
+    channels: Annotated[list[Positive], Field(min_length=1)]
+    dropout: Share
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class ResNet18Config:
+    width: Positive
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class SimulatedConfig:
+    step_ms: NonNegative
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class AdamWConfig:
+    lr: Above0
+    weight_decay: NonNegative
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)]
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class SGDConfig:
+    lr: Above0
+    momentum: Share
+    nesterov: Flag
+    weight_decay: NonNegative
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class SchedulerConfig:
+    """Keys that every scheduler may have; the rest goes to its constructor."""
+
+    interval: Literal["step", "epoch"] = "epoch"
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class CosineConfig(SchedulerConfig):
+    warmup: Share
+    final: Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class OneCycleConfig(SchedulerConfig):
+    max_lr: Above0
+    pct_start: Share
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class PlateauConfig(SchedulerConfig):
+    factor: Annotated[float, Field(gt=0, lt=1, strict=True)]
+    patience: Count
+
+
+# ---------------------------------------------------------------------------------------------------------
+# trainer, tracking
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class TrainerConfig:
+    max_epochs: Positive
+    max_steps: Positive | None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")]
+    precision: Literal["auto", "bf16", "fp16", 32]
+    compile: Flag
+    accumulate: Positive
+    clip_norm: Above0 | None
+    label_smoothing: Share
+    top5: Flag
+    early_stopping: Positive | None
+    log_every: Positive
+    warmup_steps: Count
+    num_threads: Positive | None
+    profile: Flag
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class TrackingConfig:
+    uri: str | None
+    experiment: Annotated[str, Field(min_length=1)]
+    artifacts: str | None
+    log_model: Flag
+    system_metrics: Flag
+    run_name: str | None
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class TrainConfig:
+    """One run, checked. Nodes that build an object keep their mapping, with `_target_`, for feedrate.targets."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+    dataset: dict[str, Any]
+    loader: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any] | None
+    trainer: TrainerConfig
+    tracking: TrackingConfig
+
+
+SHIPPED: Mapping[str, type] = {
+    "feedrate.dataset.Digits": FolderConfig,
+    "feedrate.dataset.TensorFiles": FolderConfig,
+    "feedrate.dataset.InMemory": FolderConfig,
+    "feedrate.dataset.Generated": GeneratedConfig,
+    "feedrate.loader.Loader": FeedrateLoaderConfig,
+    "torch.utils.data.DataLoader": LoaderConfig,
+    "feedrate.model.MLP": MLPConfig,
+    "feedrate.model.CNN": CNNConfig,
+    "feedrate.model.ResNet18": ResNet18Config,
+    "feedrate.model.Simulated": SimulatedConfig,
+    "torch.optim.AdamW": AdamWConfig,
+    "torch.optim.SGD": SGDConfig,
+    "feedrate.trainer.schedule.cosine": CosineConfig,
+    "torch.optim.lr_scheduler.OneCycleLR": OneCycleConfig,
+    "torch.optim.lr_scheduler.ReduceLROnPlateau": PlateauConfig,
+}
+"""Targets that conf/ ships, with the schema of their keys. Other targets are checked against their constructor."""
+
+
+def check(config: Mapping[str, Any]) -> TrainConfig:
+    """The resolved configuration as typed values.
+
+    Args:
+        config: plain containers, every interpolation resolved.
+
+    Raises:
+        UserError: naming the key, its value, the rule, and the nearest valid key.
+    """
+    checked: TrainConfig = _validate(TrainConfig, config, "")
+    for group in ("dataset", "loader", "model", "optimizer", "scheduler"):
+        node = getattr(checked, group)
+        if node is None:
+            continue
+        target = node.get("_target_")
+        if not isinstance(target, str) or not target:
+            raise UserError(
+                f"{group}._target_ is {target!r}: the import path of a class is needed, such as my_package.MyClass"
+            )
+        if schema := SHIPPED.get(target):
+            _validate(schema, {key: value for key, value in node.items() if key != "_target_"}, group)
+    return checked
+
+
+def common_keys(schema: type) -> frozenset[str]:
+    """Names of a schema's keys, to tell them from the keys of a user's own constructor."""
+    return frozenset(f.name for f in fields(schema))
+
+
+def dataset_keys(node: Mapping[str, Any]) -> DatasetConfig:
+    """The keys of a dataset node that mean the same for every dataset, checked."""
+    names = common_keys(DatasetConfig)
+    result: DatasetConfig = _validate(DatasetConfig, {k: v for k, v in node.items() if k in names}, "dataset")
+    return result
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """' (did you mean ...?)' for the closest of the valid names, or an empty text."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _validate(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
+    try:
+        return TypeAdapter(schema).validate_python(dict(values))
+    except ValidationError as error:
+        raise UserError(_describe(error, schema, prefix)) from None
+
+
+_RULES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "missing": "given",
+}
+
+
+def _describe(error: ValidationError, schema: type, prefix: str) -> str:
+    """At most three lines, a line per wrong key; unknown keys first, since a missing one is often their echo."""
+    unknown: list[str] = []
+    wrong: dict[str, tuple[Any, list[str]]] = {}
+    for item in error.errors(include_url=False):
+        owner, path = _walk(schema, [str(part) for part in item["loc"]])
+        key = ".".join(([prefix] if prefix else []) + path)
+        if item["type"] == "unexpected_keyword_argument":
+            valid = [f.name for f in fields(owner)]
+            unknown.append(
+                f"{key} is not a key of this group{nearest(path[-1], valid)}\nValid keys: {', '.join(valid)}"
+            )
+        else:
+            rule = _RULES.get(item["type"]) or item["msg"].removeprefix("Input should be ")
+            rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+            value = None if item["type"] == "missing" else item["input"]
+            wrong.setdefault(key, (value, []))[1].append(rule)
+    lines = [
+        f"{key}={_as_yaml(value)}: must be {' or '.join(dict.fromkeys(rules))}" for key, (value, rules) in wrong.items()
+    ]
+    return "\n".join((unknown[:1] or lines)[:3])
+
+
+def _walk(schema: type, names: list[str]) -> tuple[type, list[str]]:
+    """The schema that owns an error, and the key's path without the tail that names a union's alternative."""
+    owner, path = schema, []
+    for name in names:
+        path.append(name)
+        inner = next((f for f in fields(owner) if f.name == name), None)
+        following = globals().get(str(inner.type)) if inner else None
+        if following is None or not hasattr(following, "__dataclass_fields__"):
+            break
+        owner = following
+    return owner, path
+
+
+def _as_yaml(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+__all__ = ["ROOT", "SHIPPED", "DatasetConfig", "TrainConfig", "check", "dataset_keys", "nearest", "resolve_path"]

@@ -1,0 +1,24 @@
+"""What a sample is: catalogs, datasets, and random numbers that belong to a sample."""
+
+from feedrate.dataset.build import Data, build_data, list_IDs
+from feedrate.dataset.catalog import Catalog
+from feedrate.dataset.digits import Digits
+from feedrate.dataset.generated import Generated
+from feedrate.dataset.ids import IDs, Labels
+from feedrate.dataset.in_memory import InMemory
+from feedrate.dataset.rng import sample_rng
+from feedrate.dataset.tensor_files import TensorFiles
+
+__all__ = [
+    "Catalog",
+    "Data",
+    "Digits",
+    "Generated",
+    "IDs",
+    "InMemory",
+    "Labels",
+    "TensorFiles",
+    "build_data",
+    "list_IDs",
+    "sample_rng",
+]

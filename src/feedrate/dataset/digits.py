@@ -1,0 +1,55 @@
+"""The default data set: scikit-learn's handwritten digits as one file per sample, written on first use.
+
+1,797 real images of 8x8 pixels, no network needed. Any other data is given by dataset=tensor_files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from feedrate.dataset.tensor_files import TensorFiles
+
+VALIDATION_EVERY = 5  # every fifth image of each class validates
+
+
+class Digits(TensorFiles):
+    """Handwritten digits, X (1, 8, 8) uint8, y the digit.
+
+    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998;
+    the test part, as scikit-learn ships it.
+    """
+
+    @classmethod
+    def prepare(cls, root: Path) -> None:
+        """Writes the files, if partition.json is not there yet; an interrupted call is made good by the next."""
+        if (root / "partition.json").is_file():
+            return
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock"):  # two runs may start on a fresh machine at once
+            if not (root / "partition.json").is_file():
+                _write(root)
+
+
+def _write(root: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    partition: dict[str, list[str]] = {"train": [], "validation": []}
+    labels: dict[str, int] = {}
+    seen = [0] * 10
+    for number, (image, digit) in enumerate(zip(digits.images, digits.target.tolist(), strict=True)):
+        ID = f"digit-{number:04d}"
+        X = torch.from_numpy((image * (255 / 16)).round()).to(torch.uint8)  # pixels are 0 to 16
+        torch.save(X.unsqueeze(0), root / f"{ID}.pt")
+        partition["validation" if seen[digit] % VALIDATION_EVERY == 0 else "train"].append(ID)
+        labels[ID] = digit
+        seen[digit] += 1
+    # partition.json comes last and by renaming: where it is, everything is
+    (root / "labels.json").write_text(json.dumps(labels))
+    temporary = root / ".partition.json"
+    temporary.write_text(json.dumps(partition))
+    temporary.replace(root / "partition.json")

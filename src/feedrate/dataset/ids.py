@@ -1,0 +1,154 @@
+"""IDs and labels of millions of samples in a few tensors, which workers share instead of copying.
+
+A Python list of strings would be copied page by page into every forked worker, as reading it changes the
+strings' reference counts; and under spawn it would be pickled. What a sample is, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from multiprocessing.context import get_spawning_popen
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class IDs(Sequence[str]):
+    """A read-only sequence of strings: their UTF-8 bytes end to end, and where each one ends.
+
+    Costs 8 bytes for each ID beyond its characters. Pickled by torch's multiprocessing, both tensors move into
+    shared memory once and are then mapped by every worker.
+    """
+
+    def __init__(self, values: Iterable[str]) -> None:
+        encoded = [value.encode() for value in values]
+        text = b"".join(encoded)
+        # frombuffer refuses an empty buffer
+        self.text: Tensor = (
+            torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
+        )
+        lengths = np.fromiter((len(value) for value in encoded), dtype=np.int64, count=len(encoded))
+        self.ends: Tensor = torch.from_numpy(np.cumsum(lengths))
+        self._open()
+
+    def _open(self) -> None:
+        self._text, self._ends = self.text.numpy(), self.ends.numpy()
+        self._view = memoryview(self._text.data)
+
+    def __getstate__(self) -> dict[str, Tensor]:
+        if get_spawning_popen() is not None and not self.text.is_shared():
+            # torch moves a pickled tensor to shared memory by exchanging its storage, which would pull the memory
+            # away under the NumPy views; so copies are moved, and this process reads those from now on
+            self.text, self.ends = self.text.clone().share_memory_(), self.ends.clone().share_memory_()
+            self._open()
+        return {"text": self.text, "ends": self.ends}
+
+    def __setstate__(self, state: dict[str, Tensor]) -> None:
+        self.text, self.ends = state["text"], state["ends"]
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        size = len(self._ends)
+        if not -size <= index < size:
+            raise IndexError(f"index {index} of {size} IDs")
+        if index < 0:
+            index += size
+        start = int(self._ends[index - 1]) if index else 0
+        return str(self._view[start : int(self._ends[index])], "utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for end in self._ends.tolist():
+            yield str(self._view[start:end], "utf-8")
+            start = end
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, characters included."""
+        return self.text.nbytes + self.ends.nbytes
+
+    def encode(self, indices: np.ndarray) -> bytes:
+        """The IDs at `indices` ((n,) int64), each as its length (uint32, little-endian) and its UTF-8 bytes."""
+        ends = self._ends[indices]
+        starts = np.where(indices > 0, self._ends[indices - 1], 0)
+        lengths = ends - starts
+        stops = np.cumsum(lengths + 4)
+        out = np.empty(int(stops[-1]) if len(stops) else 0, dtype=np.uint8)
+        heads = stops - lengths - 4
+        out[heads[:, None] + np.arange(4)] = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
+        # text byte k of ID j goes from starts[j] + k to heads[j] + 4 + k
+        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        out[np.repeat(heads + 4, lengths) + within] = self._text[np.repeat(starts, lengths) + within]
+        return out.tobytes()
+
+
+def encode(list_IDs: Sequence[str] | None, indices: np.ndarray) -> bytes:
+    """As `IDs.encode`, for any sequence of IDs; without one the indices themselves, in decimal, are the IDs."""
+    if isinstance(list_IDs, IDs):
+        return list_IDs.encode(indices)
+    names = indices.tolist() if list_IDs is None else [list_IDs[i] for i in indices.tolist()]
+    parts = []
+    for name in names:
+        text = str(name).encode()
+        parts += [len(text).to_bytes(4, "little"), text]
+    return b"".join(parts)
+
+
+class Labels(Mapping[str, Any]):
+    """Labels of one partition: looked up by ID as a dictionary is, held as a tensor aligned with the IDs.
+
+    Attributes:
+        tensor: (N,) int64 class indices, (N,) float32 numbers, or (N, K) float32 vectors.
+    """
+
+    def __init__(self, list_IDs: IDs, tensor: Tensor) -> None:
+        assert len(list_IDs) == len(tensor)
+        self.list_IDs, self.tensor = list_IDs, tensor
+        self._sorted: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.list_IDs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.list_IDs)
+
+    def __getitem__(self, ID: str) -> Any:
+        """A number for classes and scalars, a (K,) tensor for vectors."""
+        value = self.tensor[self.position(ID)]
+        return value if value.dim() else value.item()
+
+    def index(self) -> None:
+        """Builds the look-up by ID now, so that workers forked later share it: 16 bytes for each ID."""
+        if self._sorted is None:
+            hashes = np.fromiter((_hash(ID) for ID in self.list_IDs), dtype=np.uint64, count=len(self.list_IDs))
+            order = np.argsort(hashes)
+            self._sorted = hashes[order], order
+
+    def position(self, ID: str) -> int:
+        self.index()
+        assert self._sorted is not None
+        hashes, order = self._sorted
+        key = np.uint64(_hash(ID))
+        at = int(np.searchsorted(hashes, key))
+        while at < len(hashes) and hashes[at] == key:  # equal hashes of different IDs: look at each
+            if self.list_IDs[int(order[at])] == ID:
+                return int(order[at])
+            at += 1
+        raise KeyError(ID)
+
+
+def _hash(ID: str) -> int:
+    """64 bits that are the same in every process, which Python's own hash of a string is not."""
+    return int.from_bytes(hashlib.blake2b(ID.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,53 @@
+"""The whole partition in memory: what people do before they need this repository, kept as a baseline.
+
+For data sets that fit. Reads the same folder as tensor_files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from feedrate.dataset.tensor_files import TensorFiles
+from feedrate.errors import SampleError
+
+
+class InMemory(Dataset[tuple[Tensor, Any]]):
+    """Every file of the partition read once into one tensor.
+
+    Args:
+        list_IDs, labels, root: as for TensorFiles.
+
+    Attributes:
+        X: (N, ...) in the samples' own dtype.
+
+    Raises:
+        SampleError: a file cannot be read, or its shape or dtype is not that of the first sample.
+    """
+
+    def __init__(self, list_IDs: Sequence[str], labels: Mapping[str, Any], root: str | Path = "data") -> None:
+        files = TensorFiles(list_IDs, labels, root)
+        self.list_IDs, self.labels = files.list_IDs, files.labels
+        first = files[0][0]
+        self.X = torch.empty((len(files), *first.shape), dtype=first.dtype)
+        for index, ID in enumerate(files.list_IDs):
+            X = files[index][0]
+            if X.shape != first.shape or X.dtype != first.dtype:
+                raise SampleError(
+                    f"sample {ID!r} ({files.path(ID)}): is {tuple(X.shape)} {X.dtype}, the first sample is "
+                    f"{tuple(first.shape)} {first.dtype}; make them alike, or take the ID out of the partition",
+                    ID=ID,
+                    path=files.path(ID),
+                )
+            self.X[index] = X
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.X[index], self.labels[index]

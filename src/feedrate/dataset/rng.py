@@ -1,0 +1,63 @@
+"""Random numbers that belong to a sample, not to the worker that happens to load it.
+
+The loader names the sample before it calls `__getitem__`; augmentation asks `sample_rng()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+_current = threading.local()
+
+
+def sample_rng() -> np.random.Generator:
+    """The random numbers of the sample being loaded: a function of (seed, epoch, ID, occurrence).
+
+    Two calls within one `__getitem__` return the same generator, so that two transforms do not draw the same
+    numbers. Outside a loader with a seed it is seeded from torch's global generator.
+
+    Source of the generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox).
+    """
+    key: bytes | None = getattr(_current, "key", None)
+    if key is None:
+        return np.random.Generator(np.random.Philox(key=int(torch.randint(2**62, ()).item())))
+    if _current.generator is None:
+        _current.generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    generator: np.random.Generator = _current.generator
+    return generator
+
+
+def sample_key(seed: int, epoch: int, ID: str, occurrence: int = 0) -> bytes:
+    """16 bytes that identify one use of one sample."""
+    text = f"{seed},{epoch},{occurrence},{ID}".encode()
+    return hashlib.blake2b(text, digest_size=16, person=b"feedrate sample").digest()
+
+
+@contextmanager
+def sample_seeds() -> Iterator[None]:
+    """Within it, `name_sample` may seed; on leaving, the global generators are as they were before."""
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        _current.key = _current.generator = None
+        torch.set_rng_state(state[0])
+        random.setstate(state[1])
+        np.random.set_state(state[2])
+
+
+def name_sample(seed: int, epoch: int, ID: str, occurrence: int = 0) -> None:
+    """Names the sample that is loaded next, and seeds torch's, Python's and NumPy's global generators from it."""
+    key = sample_key(seed, epoch, ID, occurrence)
+    _current.key, _current.generator = key, None
+    number = int.from_bytes(key[:8], "little")
+    torch.default_generator.manual_seed(number >> 1)  # torch.manual_seed would also visit every device: 100 us
+    random.seed(number)
+    np.random.seed(number & 0xFFFFFFFF)

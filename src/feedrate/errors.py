@@ -1,0 +1,44 @@
+"""Errors that a user reads: one to three lines with the value, the rule and the remedy.
+
+Anything else that escapes is a defect of this program; `assert` is for those.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; the message alone is shown, without a traceback."""
+
+
+class SampleError(UserError):
+    """One sample cannot be used.
+
+    Attributes:
+        ID: the sample's ID, or None where it is not known.
+        path: the sample's file, or None for samples that are computed.
+        worker: number of the worker that met it, None for the main process. Not part of the message, so that
+            the text is the same for any number of workers.
+        cause: text of the original exception with its traceback, empty where there is none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        ID: str | None = None,
+        path: str | None = None,
+        worker: int | None = None,
+        cause: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.ID = ID
+        self.path = path
+        self.worker = worker
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (str(self), self.ID, self.path, self.worker, self.cause)
+
+
+def _restore(message: str, ID: str | None, path: str | None, worker: int | None, cause: str) -> SampleError:
+    return SampleError(message, ID=ID, path=path, worker=worker, cause=cause)

@@ -1,0 +1,167 @@
+"""Starts an entry point through Hydra, and turns every mistake into one to three lines and exit code 1.
+
+HYDRA_FULL_ERROR=1 shows the whole traceback instead. Heavy packages are imported by the job, not here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from feedrate.errors import UserError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+_FULL = "HYDRA_FULL_ERROR"
+
+
+def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Composes conf/`config_name`.yaml with the command line's overrides and calls `job` with it.
+
+    Does not return when the job fails: 1 for a mistake or a failure, 130 for Ctrl-C.
+    """
+    root = str(CONF.parent)
+    if root not in sys.path:
+        sys.path.append(root)
+    _register_resolvers()
+    # read by OpenMP when torch is imported: its idle threads would spin for 10 ms after every operation, on the cores
+    # that load the next batch
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    full = os.environ.get(_FULL, "") not in ("", "0")
+    os.environ[_FULL] = "1"  # Hydra then raises, instead of printing its own six to nine lines
+
+    @functools.wraps(job)  # Hydra names the log file and the job after the file of the function it calls
+    def guarded(config: DictConfig) -> Any:
+        if not full:
+            os.environ.pop(_FULL, None)  # not for the processes that the job starts
+        try:
+            return job(config)
+        except Exception as error:
+            if full or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            _fail(error)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if full:
+            raise
+        _fail(error)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers with every interpolation resolved.
+
+    Raises:
+        UserError: for an interpolation that leads nowhere, or a value still missing (`???`).
+    """
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def describe(error: BaseException) -> str:
+    """What a user reads of an exception: its own text for a mistake, type and place for anything else."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _describe_composition(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
+    text = (str(error).strip().splitlines() or ["no text"])[0]
+    return f"{type(error).__name__}: {text}{place}\n{_FULL}=1 shows the whole traceback"
+
+
+def _fail(error: Exception) -> None:
+    logging.getLogger("feedrate.file").error(describe(error))
+    print(f"error: {describe(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _register_resolvers() -> None:
+    """`${repository:}` is the repository's root; `${instant:}` names a run folder that no other process names."""
+    OmegaConf.register_new_resolver("repository", lambda: str(CONF.parent), replace=True)
+    OmegaConf.register_new_resolver("instant", _instant, use_cache=True, replace=True)
+
+
+def _instant() -> str:
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Hydra's own errors, in one sentence
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _describe_composition(error: BaseException) -> str:
+    text = str(error)
+    if match := re.search(r"Could not override '([\w.@/]+)'", text):
+        return _unknown_key(match[1])
+    if match := re.search(r"Could not find '([\w/-]+)/([^/']+)'", text):
+        group, option = match[1], match[2]
+        return _unknown_option(group, option)
+    if match := re.search(r"Could not (?:override|append|delete|find match)[^\n]*'([\w/]+)'", text):
+        return _unknown_key(match[1])
+    lines = [line.strip() for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
+    kept = list(
+        dict.fromkeys(line for line in lines if line and not line.startswith(("See", "full_key", "object_type")))
+    )
+    return "\n".join(kept[:3])
+
+
+def _unknown_key(key: str) -> str:
+    from feedrate.config import nearest
+
+    parent, _, name = key.rpartition(".")
+    group = (parent or name).split(".")[0]
+    if not parent and (CONF / name).is_dir():
+        return _unknown_option(name, "")
+    try:
+        chosen = [a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()]
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose(_config_name(), overrides=chosen)
+        node = OmegaConf.select(config, parent) if parent else config
+        valid = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, DictConfig) else []
+    except Exception:  # this is help on the way out: the message below is true without it
+        valid = []
+    where = f"the group {parent}" if parent else "this configuration"
+    lines = f"{key} is not a key of {where}{nearest(name, valid)}"
+    if valid:
+        lines += f"\nValid keys: {', '.join(valid)}"
+    if parent and group in ("dataset", "model", "optimizer", "scheduler"):
+        lines += f"\nFor a class of your own that takes it, write +{key}=..."
+    return lines
+
+
+def _unknown_option(group: str, option: str) -> str:
+    from feedrate.config import nearest
+
+    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    listed = ", ".join(options) or "none"
+    return f"{group}={option}: no such option{nearest(option, options)}\nOptions of {group}: {listed}"
+
+
+def _config_name() -> str:
+    return Path(sys.argv[0]).stem

@@ -1,0 +1,71 @@
+"""From a loader configuration to the train, validation and test loaders of a run.
+
+Settings that torch refuses together are sorted out here; what a loader does is in loader.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from feedrate.dataset.build import Data
+from feedrate.dataset.cores import usable_cores
+from feedrate.errors import UserError
+from feedrate.targets import build
+
+log = logging.getLogger("feedrate")
+
+
+def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.device) -> dict[str, Any]:
+    """A loader for each partition; only the training partition is shuffled, and only it may drop its last batch.
+
+    Raises:
+        UserError: no batch would be left.
+    """
+    settings = _settled(node, device)
+    size = len(data.partition["train"])  # type: ignore[arg-type]
+    batch = settings.get("batch_size") or 1
+    if settings.get("drop_last") and size < batch:
+        raise UserError(
+            f"loader.drop_last=true with loader.batch_size={batch} leaves no batch of the {size} training samples; "
+            f"set loader.batch_size to {size} or less, or loader.drop_last=false"
+        )
+    loaders = {}
+    for name, dataset in data.partition.items():
+        chosen = settings if name == "train" else {**settings, "shuffle": False, "drop_last": False}
+        injected = {"dataset": dataset, "seed": seed, "generator": torch.Generator().manual_seed(seed)}
+        if chosen["_target_"] == "feedrate.loader.Loader":
+            injected.pop("generator")  # its order comes from the seed
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")  # said below
+            loaders[name] = build(chosen, "loader", injected)
+    return loaders
+
+
+def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The settings as DataLoader takes them: `auto` decided, and what it refuses without workers set aside."""
+    settings = dict(node)
+    cores = usable_cores()
+    if settings.get("num_workers") == "auto":
+        settings["num_workers"] = cores
+        log.info("loader.num_workers=auto: %d, the usable cores", cores)
+    workers = settings.get("num_workers", 0)
+    if workers > cores:
+        log.info("note: loader.num_workers=%d on %d usable cores", workers, cores)
+    if settings.get("pin_memory") == "auto":
+        settings["pin_memory"] = device.type in ("cuda", "xpu")  # page-locked memory serves only their copies
+    if settings.get("multiprocessing_context") == "auto":
+        settings["multiprocessing_context"] = None
+    if workers == 0:
+        aside = {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0}
+        said = [f"loader.{key}={settings[key]}" for key, off in aside.items() if settings.get(key) not in (off, None)]
+        if said:
+            log.info("note: not used without workers: %s", ", ".join(said))
+        settings.update({key: off for key, off in aside.items() if key in settings})
+        if "persistent_workers" in settings:
+            settings["persistent_workers"] = False
+    return settings

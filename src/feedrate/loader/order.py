@@ -1,0 +1,92 @@
+"""The order of an epoch's samples as a function of (seed, epoch, position), without an array of N.
+
+What is fetched at a position, and when, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+
+BLOCK = 65_536  # positions computed at once, and hashed at once by the digest
+_ROUNDS = 12
+
+
+class Order:
+    """Position p of an epoch holds sample `perm(seed, epoch)(p)`; without shuffle, sample p.
+
+    The permutation is a generalised Feistel cipher on Z_a x Z_b with a * b just above N, and cycle walking for
+    the few values beyond N. Source: J. Black, P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002,
+    sections 3 and 5; the round function is the finaliser of SplitMix64 (Steele et al., OOPSLA 2014), keyed by SHA-256.
+    It is made for mixing, not for secrecy.
+
+    Args:
+        size: N, number of samples, below 2**63.
+        seed, epoch: the key.
+        shuffle: False for the identity.
+    """
+
+    def __init__(self, size: int, seed: int, epoch: int, shuffle: bool) -> None:
+        self.size, self.seed, self.epoch, self.shuffle = size, seed, epoch, shuffle
+        self._a = max(1, math.isqrt(max(size - 1, 0)) + 1)
+        self._b = max(1, -(-size // self._a))
+        text = f"feedrate order 1,{seed},{epoch},{size}".encode()
+        stream = b"".join(hashlib.sha256(text + bytes([i])).digest() for i in range(-(-_ROUNDS * 8 // 32)))
+        self._keys = np.frombuffer(stream, dtype="<u8")[:_ROUNDS].astype(np.uint64)
+        self._block = -1
+        self._indices = np.empty(0, dtype=np.int64)
+
+    def indices(self, start: int, stop: int) -> np.ndarray:
+        """Sample indices at the positions [start, stop): (stop - start,) int64."""
+        assert 0 <= start <= stop <= self.size, (start, stop, self.size)
+        if not self.shuffle:
+            return np.arange(start, stop, dtype=np.int64)
+        parts = []
+        while start < stop:
+            block = start // BLOCK
+            if block != self._block:
+                first = block * BLOCK
+                self._indices = self._permute(np.arange(first, min(first + BLOCK, self.size), dtype=np.uint64))
+                self._block = block
+            until = min(stop, (block + 1) * BLOCK)
+            parts.append(self._indices[start - block * BLOCK : until - block * BLOCK])
+            start = until
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, dtype=np.int64)])
+
+    def _permute(self, values: np.ndarray) -> np.ndarray:
+        values = self._encipher(values)
+        outside = np.flatnonzero(values >= self.size)
+        while len(outside):  # cycle walking: encipher again until the value lies in the domain
+            values[outside] = self._encipher(values[outside])
+            outside = outside[values[outside] >= self.size]
+        return values.astype(np.int64)
+
+    def _encipher(self, values: np.ndarray) -> np.ndarray:
+        a, b = np.uint64(self._a), np.uint64(self._b)
+        left, right = values // b, values % b
+        for number, key in enumerate(self._keys):
+            if number % 2 == 0:
+                left += _below(right + key, a)
+                left -= a * (left >= a)
+            else:
+                right += _below(left + key, b)
+                right -= b * (right >= b)
+        return left * b + right
+
+
+def _below(values: np.ndarray, limit: np.uint64) -> np.ndarray:
+    """SplitMix64's finaliser of the values, scaled to [0, limit); limit below 2**32."""
+    z = values * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    scaled: np.ndarray = ((z >> np.uint64(32)) * limit) >> np.uint64(32)
+    return scaled
+
+
+def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The contiguous part of the global batch [start, stop) that a rank takes; parts differ by one at most."""
+    count = stop - start
+    return start + count * rank // world_size, start + count * (rank + 1) // world_size

@@ -1,0 +1,51 @@
+"""A multi-layer perceptron on flattened samples: the model for samples of any shape.
+
+It ignores which values are neighbours; for images see cnn.py and resnet18.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from feedrate.model.checks import dropout_probability, sample_elements, whole_numbers
+
+
+class MLP(nn.Module):
+    """Linear, ReLU and dropout for each hidden layer, then a linear layer.
+
+    Args:
+        sample_shape: shape of one sample, any number of dimensions; `()` is a scalar.
+        num_outputs: number of classes, or of regression targets.
+        hidden: units of each hidden layer; an empty list makes the model linear.
+        dropout: probability that a hidden unit is dropped in training, 0 <= dropout < 1.
+
+    Raises:
+        UserError: a setting is out of range, or samples hold no value.
+    """
+
+    def __init__(
+        self,
+        sample_shape: Sequence[int],
+        num_outputs: int,
+        hidden: Sequence[int] = (512, 512),
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        hidden = whole_numbers("model.hidden", hidden, least=1, may_be_empty=True)
+        dropout = dropout_probability(dropout)
+        self.num_inputs = sample_elements("mlp", sample_shape)
+
+        layers: list[nn.Module] = []
+        width = self.num_inputs
+        for units in hidden:
+            layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
+            width = units
+        self.layers = nn.Sequential(*layers, nn.Linear(width, num_outputs))
+
+    def forward(self, X: Tensor) -> Tensor:
+        """X: (B, *sample_shape) float -> (B, num_outputs)."""
+        # Not flatten(1), which refuses scalar samples: their batch has shape (B,).
+        outputs: Tensor = self.layers(X.reshape(X.shape[0], self.num_inputs))
+        return outputs

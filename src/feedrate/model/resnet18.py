@@ -1,0 +1,99 @@
+"""ResNet-18 after He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition" (2016), table 1.
+
+With random weights: none are fetched, and pretrained ones of other packages name their layers differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from feedrate.errors import UserError
+from feedrate.model.checks import image_shape, whole_number
+
+# An image with a shorter side than this, in pixels, is too small for the stem that quarters it.
+SMALL_SIDE = 64
+
+
+class ResNet18(nn.Module):
+    """Four stages of two residual blocks, then the mean over the image and a linear layer.
+
+    The stem is the paper's 7x7 convolution of stride 2 with max-pooling, or, where min(H, W) < 64, one 3x3
+    convolution of stride 1, as in the paper's section 4.2 on CIFAR-10. The first block of stages 2 to 4
+    halves each side, but none below 2 pixels, so that a batch of one sample leaves batch normalisation
+    something to average.
+
+    Args:
+        sample_shape: (C, H, W), or (H, W) for one channel; at least two pixels.
+        num_outputs: number of classes, or of regression targets.
+        width: channels of the first stage; the later ones have 2, 4 and 8 times as many. 64 is the paper's.
+
+    Raises:
+        UserError: width is out of range, or samples are no images.
+    """
+
+    def __init__(self, sample_shape: Sequence[int], num_outputs: int, width: int = 64) -> None:
+        super().__init__()
+        width = whole_number("model.width", width, least=1)
+        channels, *sides = image_shape("resnet18", sample_shape)
+        if sides == [1, 1]:
+            raise UserError("model=resnet18: samples are single pixels, it needs two or more; use model=mlp")
+
+        if min(sides) < SMALL_SIDE:
+            self.stem = nn.Sequential(
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            )
+        else:
+            self.stem = nn.Sequential(
+                nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(3, stride=2, padding=1),
+            )
+            sides = [-(-side // 4) for side in sides]
+
+        blocks: list[nn.Module] = [Block(width, width, (1, 1)), Block(width, width, (1, 1))]
+        for before, after in ((width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)):
+            stride = (2 if sides[0] > 2 else 1, 2 if sides[1] > 2 else 1)
+            sides = [-(-side // step) for side, step in zip(sides, stride, strict=True)]
+            blocks += [Block(before, after, stride), Block(after, after, (1, 1))]
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(8 * width, num_outputs)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # He et al., "Delving Deep into Rectifiers" (2015)
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, X: Tensor) -> Tensor:
+        """X: (B, C, H, W) or (B, H, W) float -> (B, num_outputs)."""
+        if X.ndim == 3:
+            X = X.unsqueeze(1)
+        outputs: Tensor = self.head(self.blocks(self.stem(X)).mean(dim=(2, 3)))
+        return outputs
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: the identity, or a 1x1 convolution where the shape changes."""
+
+    def __init__(self, before: int, after: int, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if before != after or stride != (1, 1):
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, before, H, W) -> (B, after, H / stride, W / stride)."""
+        return F.relu(self.residual(x) + self.shortcut(x))

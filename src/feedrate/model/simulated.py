@@ -1,0 +1,83 @@
+"""A stand-in for a model on an accelerator: a training step takes `step_ms` of wall time and no CPU.
+
+It answers, on a laptop, whether a loader would feed a GPU of that speed. It is no model to get accuracy from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from feedrate.model.checks import milliseconds, sample_elements
+
+# A backward pass does about twice the arithmetic of a forward pass: one product of matrices against two.
+FORWARD_SHARE = 1 / 3
+MOST_FEATURES = 64
+
+
+class Simulated(nn.Module):
+    """A linear layer on up to 64 values of each sample, which then sleeps until the time of its step is over.
+
+    A forward pass takes a third of `step_ms`, in training as in evaluation, and the backward pass ends
+    `step_ms` after its forward pass began; the model's own computation and that of the loss lie within that
+    time. The optimizer's step comes on top. Asleep, it leaves the CPU and Python's lock to the loader, as a
+    device does while the host waits for it. It is the host that sleeps, whatever the device.
+
+    "No CPU" needs OMP_WAIT_POLICY=PASSIVE in the environment before torch is imported: otherwise torch's idle
+    OpenMP threads spin for some 10 ms after an operation, on cores that the loader could use.
+
+    Args:
+        sample_shape: shape of one sample, any number of dimensions.
+        num_outputs: number of classes, or of regression targets.
+        step_ms: duration of one forward and backward pass in ms, whatever the batch size; 0 does not sleep.
+
+    Raises:
+        UserError: step_ms is out of range, or samples hold no value.
+    """
+
+    def __init__(self, sample_shape: Sequence[int], num_outputs: int, step_ms: float = 25.0) -> None:
+        super().__init__()
+        self.step_ns = round(1e6 * milliseconds("model.step_ms", step_ms))
+        elements = sample_elements("simulated", sample_shape)
+        features = min(elements, MOST_FEATURES)
+        # Where the values are, spread evenly over the sample: (dimensions, features). Picking 64 values costs
+        # the same for any size and memory layout of the samples, whereas pooling would read every pixel.
+        positions = torch.arange(features) * elements // features
+        places = torch.unravel_index(positions, tuple(sample_shape)) if sample_shape else ()
+        self.places: Tensor
+        self.register_buffer("places", torch.stack(places) if places else positions[:0], persistent=False)
+        self.head = nn.Linear(features, num_outputs)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """X: (B, *sample_shape) float -> (B, num_outputs), a third of `step_ms` later."""
+        start_ns = time.perf_counter_ns()
+        values_BF = X[(slice(None), *self.places)].reshape(X.shape[0], self.head.in_features)
+        outputs: Tensor = _Sleep.apply(  # type: ignore[no-untyped-call]
+            self.head(values_BF), start_ns + round(FORWARD_SHARE * self.step_ns), start_ns + self.step_ns
+        )
+        return outputs
+
+
+class _Sleep(torch.autograd.Function):
+    """The identity, which returns at `forward_end_ns` and whose gradient returns at `backward_end_ns`."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, forward_end_ns: int, backward_end_ns: int) -> Tensor:
+        ctx.backward_end_ns = backward_end_ns
+        _sleep_until(forward_end_ns)
+        return outputs.view_as(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        _sleep_until(ctx.backward_end_ns)
+        return gradients[0], None, None
+
+
+def _sleep_until(end_ns: int) -> None:
+    """Return at `end_ns` on the clock of time.perf_counter_ns, at once where that is past."""
+    while (remaining_ns := end_ns - time.perf_counter_ns()) > 0:
+        time.sleep(remaining_ns / 1e9)

@@ -1,0 +1,129 @@
+"""Where runs are recorded, where artifacts lie, and the links to look at them.
+
+Text only: nothing is opened or contacted here, and mlflow is not imported.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from feedrate.config import resolve_path
+from feedrate.errors import UserError
+
+UI_HOST = "127.0.0.1"
+UI_PORT = 5000
+
+_SECRET = re.compile(r"(?<=://)[^/\s'\"]+@")
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A tracking store.
+
+    Attributes:
+        uri: as MLflow takes it, with an absolute path where it is a file. May hold a password: never shown.
+        database: the SQLite file, None for a server.
+        artifacts: URI of the folder for new experiments' artifacts, None to leave it to the server.
+    """
+
+    uri: str
+    database: Path | None
+    artifacts: str | None
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the store is reached over HTTP."""
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def shown(self) -> str:
+        """The address for people: the file's path, or the URI without its password."""
+        return str(self.database) if self.database else without_secrets(self.uri)
+
+    @property
+    def page(self) -> str:
+        """Root of the pages that show this store, without a final slash."""
+        if not self.is_server:
+            return _running_ui(self.database) or f"http://{UI_HOST}:{UI_PORT}"
+        parts = urlsplit(self.uri)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+
+
+def read_address(uri: str, artifacts: str | None = None) -> Address:
+    """The store that `tracking.uri` and `tracking.artifacts` name.
+
+    Args:
+        uri: a path (an SQLite file), `sqlite:///PATH`, `http(s)://HOST:PORT`, or another database that MLflow
+            knows. Relative paths count from the repository root.
+        artifacts: a folder or a URI. None: beside the SQLite file, or what the server decides.
+    Raises:
+        UserError: the address cannot be a store.
+    """
+    uri = uri.strip()
+    if uri.startswith("sqlite:"):
+        path = uri.removeprefix("sqlite:///")
+        if path in (uri, "", ":memory:"):
+            raise UserError(
+                f"tracking.uri={uri}: an SQLite address is a path or sqlite:///PATH of a file;"
+                " for example tracking.uri=outputs/mlflow.db"
+            )
+    elif _SCHEME.match(uri):
+        if uri.startswith("file:"):
+            raise UserError(
+                f"tracking.uri={uri}: MLflow keeps runs in an SQLite file or on a server, not in a folder;"
+                " for example tracking.uri=outputs/mlflow.db"
+            )
+        return Address(uri.rstrip("/"), None, _folder_uri(artifacts))
+    elif not uri:
+        raise UserError("tracking.uri is empty: give a file such as outputs/mlflow.db, or use tracking=none")
+    else:
+        path = uri
+    database = resolve_path(path)
+    if database.is_dir():
+        raise UserError(
+            f"tracking.uri={uri}: {database} is a folder, and runs are kept in one SQLite file;"
+            f" for example tracking.uri={path.rstrip('/')}/mlflow.db"
+        )
+    return Address(
+        f"sqlite:///{database}", database, _folder_uri(artifacts or f"{database.parent}/artifacts")
+    )
+
+
+def without_secrets(text: str) -> str:
+    """`text` with user and password of every `scheme://user:password@host` in it replaced by `***`."""
+    return _SECRET.sub("***@", text)
+
+
+def experiment_link(page: str, experiment_id: str, view: str | None = None) -> str:
+    """Link to the table of runs; without `workflowType` MLflow opens a page on which the runs look lost."""
+    link = f"{page}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    return f"{link}&viewStateShareKey={quote(view)}" if view else link
+
+
+def run_link(page: str, experiment_id: str, run_id: str) -> str:
+    """Link to one run's page."""
+    return f"{page}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def ui_address_file(database: Path) -> Path:
+    """File in which a running `make ui` leaves its address, so that links printed by runs lead to it."""
+    return database.with_name(database.name + ".ui")
+
+
+def _running_ui(database: Path | None) -> str | None:
+    if database is None:
+        return None
+    try:
+        return ui_address_file(database).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _folder_uri(artifacts: str | None) -> str | None:
+    if artifacts is None or _SCHEME.match(artifacts):
+        return artifacts
+    return resolve_path(artifacts).as_uri()

@@ -1,0 +1,120 @@
+"""What a run can record: the interface that training sees, and the tracker that records nothing.
+
+How it is recorded with MLflow is in mlflow_tracker.py, which is imported only where there is an address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+    from feedrate.timing.point import Point
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class TrackingSettings(Protocol):
+    """The configuration group `tracking`; conf/tracking/local.yaml explains each key."""
+
+    uri: str | None
+    experiment: str
+    artifacts: str | None
+    log_model: bool
+    system_metrics: bool
+    run_name: str | None
+
+
+class Tracker:
+    """Interface of all trackers. No method may be called inside the timed loop.
+
+    Every method raises UserError when the store cannot be reached, but for `end`, which only warns.
+    """
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's identifier of the run, None where nothing is recorded."""
+        return None
+
+    @property
+    def url(self) -> str | None:
+        """Link to this run's page, None where nothing is recorded."""
+        return None
+
+    @property
+    def experiment_url(self) -> str | None:
+        """Link to the table of runs, with the columns that matter; None where nothing is recorded."""
+        return None
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Record settings under dotted names (`loader.batch_size`). A nested mapping is flattened."""
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record words about the run; a later value replaces an earlier one."""
+
+    def metrics(self, points: Sequence[Point]) -> None:
+        """Record measured values, rounded to 6 significant digits.
+
+        Those that are not finite are left out, counted, and named in the tag `feedrate.non_finite`.
+        """
+
+    def dataset(self, name: str, digest: str, partition: str, samples: int, source: str) -> None:
+        """Record which samples went in. Metadata only.
+
+        Args:
+            name: as people call the data set.
+            digest: fingerprint of the data set, any length; the table shows its first 8 characters.
+            partition: train, validation or test.
+            samples: number of samples of this partition.
+            source: folder or URI; for computed samples the class's name.
+        """
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of a file, or of all that a folder holds, under `folder`. Passwords are not masked."""
+
+    def text(self, text: str, name: str) -> None:
+        """Keep `text` as the file `name`; passwords in addresses are masked."""
+
+    def figure(self, figure: Figure, name: str) -> None:
+        """Keep a picture as the file `name` (ending in .png)."""
+
+    def note(self, markdown: str) -> None:
+        """Set the description that the run's page begins with."""
+
+    def model(self, module: nn.Module, example: Tensor) -> None:
+        """Keep a model in MLflow's own form if `tracking.log_model` is set. Takes seconds.
+
+        A model that cannot be exported is a warning and a tag, `feedrate.model_error`.
+
+        Args:
+            module: any device and mode; it is not changed.
+            example: one batch as the model takes it, of at least 2 samples (with one the size is fixed to 1).
+        """
+
+    def end(self, status: Status, error: str = "") -> None:
+        """Close the run. Later calls do nothing, so that an exit handler may call it again."""
+
+
+class NullTracker(Tracker):
+    """Records nothing (`tracking=none`)."""
+
+
+def open_tracker(config: TrackingSettings, *, run_name: str, run_folder: Path) -> Tracker:
+    """Begin to record a run where `config` says.
+
+    Args:
+        config: the group `tracking`. Its `uri` None: nothing is recorded and mlflow is not imported.
+        run_name: used unless `config.run_name` is set.
+        run_folder: the run's own folder, noted so that one is found from the other.
+    Raises:
+        UserError: the address is wrong, or the store does not answer or cannot be used.
+    """
+    if config.uri is None:
+        return NullTracker()
+    from feedrate.tracking.mlflow_tracker import MLflowTracker
+
+    return MLflowTracker(config, run_name=config.run_name or run_name, run_folder=run_folder)

@@ -1,0 +1,57 @@
+"""Model and optimizer from their configuration, with what the data says about shapes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from feedrate.config import TrainerConfig
+from feedrate.dataset import Data
+from feedrate.errors import UserError
+from feedrate.targets import build, locate
+
+
+def build_model(node: Mapping[str, Any], data: Data, device: torch.device) -> nn.Module:
+    """The model on its device; its constructor gets `sample_shape` and `num_outputs` where it names them.
+
+    Raises:
+        UserError: the target is no torch.nn.Module, or its constructor refuses.
+    """
+    model = build(node, "model", {"sample_shape": tuple(data.sample_shape), "num_outputs": data.targets.num_outputs})
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model._target_={node['_target_']}: builds a {type(model).__name__}, not a torch.nn.Module")
+    return model.to(device)
+
+
+def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of the model's parameters.
+
+    On an accelerator it is fused where torch can: one kernel for a step, and it can leave the weights alone when
+    a loss is not finite, without the host looking.
+
+    Raises:
+        UserError: the model has nothing to train, or the target is no optimizer.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(
+            f"model: {type(model).__name__} has no parameter that requires a gradient; nothing can be trained"
+        )
+    injected: dict[str, Any] = {"params": parameters}
+    takes_fused = "fused" in inspect.signature(locate(str(node["_target_"]), "optimizer")).parameters
+    if takes_fused and device.type in ("cuda", "xpu", "mps") and "fused" not in node:
+        injected["fused"] = True
+    optimizer = build(node, "optimizer", injected)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"optimizer._target_={node['_target_']}: builds a {type(optimizer).__name__}, not an Optimizer")
+    return optimizer
+
+
+def total_steps(config: TrainerConfig, loader: Any) -> int:
+    """Optimizer steps of the whole run, for schedules."""
+    steps = config.max_epochs * -(-len(loader) // config.accumulate)
+    return max(1, min(steps, config.max_steps) if config.max_steps is not None else steps)

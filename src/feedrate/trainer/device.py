@@ -1,0 +1,76 @@
+"""Which device trains, in which precision, and why: each choice comes with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from feedrate.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a step computes.
+
+    Attributes:
+        name: '32', 'bf16' or 'fp16'.
+        dtype: of autocast, None without it.
+        scaled: whether gradients need a scaler, as float16's do.
+        reason: for the user.
+    """
+
+    name: str
+    dtype: torch.dtype | None
+    scaled: bool
+    reason: str
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device that `trainer.device` names; 'auto' is the accelerator if there is one.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if wanted == "auto":
+        return found if found is not None else torch.device("cpu")
+    device = torch.device(wanted)
+    if device.type == "cpu":
+        return device
+    if found is None or device.type != found.type:
+        there = f"only {found.type} and cpu" if found is not None else "no accelerator"
+        raise UserError(
+            f"trainer.device={wanted}: this machine has {there} that torch can use; set trainer.device=auto"
+        )
+    count = torch.accelerator.device_count()
+    if device.index is not None and device.index >= count:
+        raise UserError(f"trainer.device={wanted}: this machine has {count} {device.type} device(s), counted from 0")
+    return device
+
+
+def choose_precision(wanted: str | int, device: torch.device) -> Precision:
+    """The precision that `trainer.precision` names; 'auto' is the fastest that trains as 32 bits do.
+
+    Raises:
+        UserError: the device cannot compute in it.
+    """
+    if wanted == "auto":
+        if device.type == "cuda":
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return Precision(
+                    "bf16", torch.bfloat16, False, "this GPU computes bfloat16, whose range is that of 32 bits"
+                )
+            return Precision("fp16", torch.float16, True, "this GPU has no bfloat16; float16 with a gradient scaler")
+        if device.type == "xpu":
+            return Precision("bf16", torch.bfloat16, False, "xpu devices compute bfloat16")
+        return Precision("32", None, False, f"autocast gains little on {device.type}")
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("trainer.precision=fp16: float16 needs an accelerator; set trainer.precision=bf16 or 32")
+    if wanted == "fp16":
+        return Precision("fp16", torch.float16, True, "as set")
+    if wanted == "bf16":
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise UserError("trainer.precision=bf16: this GPU has no bfloat16; set trainer.precision=fp16 or 32")
+        return Precision("bf16", torch.bfloat16, False, "as set")
+    return Precision("32", None, False, "as set")

@@ -1,0 +1,274 @@
+"""The training loop: steps, validation after each epoch, checkpoints; every moment is told to the clock.
+
+Metrics are collected in a list here and handed to the tracker between epochs, never inside the timed loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from feedrate.config import TrainerConfig
+from feedrate.dataset import Data
+from feedrate.errors import UserError
+from feedrate.loader import Batch, Receipt, ToDevice
+from feedrate.timing import Clock, Point, points
+from feedrate.trainer import checkpoint
+from feedrate.trainer.device import Precision
+from feedrate.trainer.guard import LossGuard
+from feedrate.trainer.inputs import Inputs
+from feedrate.trainer.progress import Progress
+from feedrate.trainer.schedule import Schedule
+from feedrate.trainer.task import Meter, Task
+
+log = logging.getLogger("feedrate")
+RECENT = 50  # steps that the live line averages over
+
+
+@dataclass
+class Result:
+    """What came of a run.
+
+    Attributes:
+        metrics: by name, of the last epoch.
+        history: metrics of every epoch.
+        best_epoch: epoch (from 0) with the lowest validation loss.
+        best: its metrics.
+        confusion: rows are true classes; of the last epoch, None for regression.
+        per_class: samples and accuracy of each class in the validation partition.
+        stopped: why training ended before max_epochs, or an empty text.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    confusion: list[list[int]] | None = None
+    per_class: list[dict[str, Any]] | None = None
+    stopped: str = ""
+
+
+class Trainer:
+    """Trains one model on one data set.
+
+    Args:
+        config: conf/trainer.
+        loaders: by partition; batches are (X, y).
+        schedule, optimizer: built for `model`'s parameters.
+        folder: checkpoints are written here as last.pt and best.pt.
+        send: takes the points of an epoch.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        data: Data,
+        loaders: Mapping[str, Any],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        device: torch.device,
+        precision: Precision,
+        folder: Path,
+        send: Callable[[list[Point]], None],
+    ) -> None:
+        self.config, self.data, self.loaders, self.device = config, data, loaders, device
+        self.model, self.optimizer, self.schedule, self.precision = model, optimizer, schedule, precision
+        self.task = Task(data.targets, config.label_smoothing, config.top5)
+        self.clock = Clock(device, config.warmup_steps)
+        self._inputs = Inputs(data, device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
+        self._guard = LossGuard(optimizer, device, self._name)
+        self._folder, self._send = folder, send
+        # torch.compile wraps the module; weights are saved and loaded by the names of the plain one
+        self._forward: Callable[..., torch.Tensor] = torch.compile(model) if config.compile else model
+        self.step = 0  # optimizer steps so far
+        self._last: Receipt | None = None
+
+    def fit(self) -> Result:
+        """Trains until max_epochs, max_steps or early stopping.
+
+        Raises:
+            UserError: the loss is not finite, a sample cannot be used, or the model does not fit the data.
+        """
+        result = Result()
+        progress = Progress(self.config.max_epochs, self._steps_per_epoch())
+        try:
+            for epoch in range(self.config.max_epochs):
+                metrics = self._epoch(epoch, result, progress)
+                result.history.append(metrics)
+                result.metrics = metrics
+                self._send(points(metrics, epoch))
+                progress.epoch(epoch, metrics)
+                if result.stopped:
+                    log.info(result.stopped)
+                    break
+        finally:
+            progress.close()
+        return result
+
+    def digests(self) -> dict[str, str]:
+        """Digests of what the training loader delivered; none from a loader without a seed."""
+        loader = self.loaders["train"]
+        if self._last is None:
+            return {}
+        content = loader.content_digest()
+        return {"order_digest": loader.order_digest(), **({"content_digest": content} if content else {})}
+
+    def example(self) -> torch.Tensor:
+        """(2, ...) prepared samples of the validation partition, on the device."""
+        X = torch.stack([torch.as_tensor(self.data.partition["validation"][i % 2][0]) for i in range(2)])
+        return self._inputs(X.to(self.device))
+
+    # -----------------------------------------------------------------------------------------------------
+    # one epoch
+    # -----------------------------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int, result: Result, progress: Progress) -> dict[str, float]:
+        loader, clock = self.loaders["train"], self.clock
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        clock.begin()
+        meter = self._train(epoch, loader, progress)
+        self._guard.read()
+        metrics = {f"train/{name}": value for name, value in meter.metrics().items()}
+        metrics["train/learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        clock.skip()  # reading the meter waited for the device; that was neither waiting for data nor evaluation
+
+        checked = self.evaluate("validation")
+        metrics.update({f"validation/{name}": value for name, value in checked.metrics().items()})
+        result.confusion, result.per_class = checked.confusion(), checked.per_class()
+        clock.lap("evaluation")
+
+        self.schedule.epoch(metrics["validation/loss"])
+        self._judge(epoch, metrics, result)
+        self._save(epoch, metrics, best=result.best_epoch == epoch)
+        clock.lap("checkpoint")
+
+        metrics.update(clock.epoch().metrics(max(1, getattr(loader, "num_workers", 0))))
+        if epoch == 0 and clock.first_batch_s is not None:
+            metrics["loader/first_batch_s"] = clock.first_batch_s
+        return metrics
+
+    def _train(self, epoch: int, loader: Any, progress: Progress) -> Meter:
+        self.model.train()
+        meter, clock, accumulate = self.task.meter(self.device), self.clock, self.config.accumulate
+        for number, batch in enumerate(ToDevice(loader, self.device, clock, self._check("train"))):
+            with self._autocast():
+                outputs = self._forward(self._inputs(batch.X))
+                loss = self.task.loss(outputs, batch.y)
+            self._guard.look(loss, self.step, batch.receipt)
+            self._scaler.scale(loss / accumulate).backward()
+            pending = (number + 1) % accumulate != 0
+            if not pending:
+                self._optimize()
+            meter.update(loss, outputs, batch.y)
+            self._last = batch.receipt
+            if (number + 1) % self.config.log_every == 0:
+                self._guard.read()
+            if progress.due:  # reading the loss waits for the device, twice a second, and only in a terminal
+                progress.step(epoch, number, float(loss.detach()), *clock.recent(RECENT))
+            clock.lap("compute")
+            clock.step(len(batch.X), batch.nbytes, batch.receipt.load_ns if batch.receipt else 0)
+            if self._finished():
+                break
+        if not meter.samples:
+            raise UserError("the training loader gave no batch; lower loader.batch_size or set loader.drop_last=false")
+        if pending:  # the epoch's last batches do not fill an accumulation window
+            self._optimize()
+        return meter
+
+    def _optimize(self) -> None:
+        if self.config.clip_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self._guard.before_step(self.precision.scaled)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.schedule.step()
+
+    @torch.no_grad()
+    def evaluate(self, partition: str) -> Meter:
+        """One pass over a partition with the present weights."""
+        self.model.eval()
+        meter = self.task.meter(self.device)
+        if hasattr(self.loaders[partition], "set_epoch"):
+            self.loaders[partition].set_epoch(0)  # every validation sees the same samples with the same randomness
+        for batch in ToDevice(self.loaders[partition], self.device, None, self._check(partition)):
+            with self._autocast():
+                outputs = self._forward(self._inputs(batch.X))
+                loss = self.task.loss(outputs, batch.y)
+            meter.update(loss, outputs, batch.y)
+        return meter
+
+    # -----------------------------------------------------------------------------------------------------
+    # after an epoch
+    # -----------------------------------------------------------------------------------------------------
+
+    def _judge(self, epoch: int, metrics: dict[str, float], result: Result) -> None:
+        if not result.best or metrics["validation/loss"] < result.best["validation/loss"]:
+            result.best_epoch, result.best = epoch, metrics
+        patience = self.config.early_stopping
+        if patience is not None and epoch - result.best_epoch >= patience:
+            result.stopped = f"stopped early: validation/loss has not fallen for {patience} epochs"
+        elif self._finished():
+            result.stopped = f"stopped at trainer.max_steps={self.config.max_steps}"
+
+    def _save(self, epoch: int, metrics: dict[str, float], best: bool) -> None:
+        loader = self.loaders["train"]
+        position = loader.state_dict(self._last) if self._last is not None else None
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "random": checkpoint.random_state(),
+            "loader": position,
+            "epoch": epoch,
+            "step": self.step,
+            "data_digest": self.data.digest,
+        }
+        about = {
+            "epoch": epoch,
+            "step": self.step,
+            "position": position["position"] if position else None,
+            "data_digest": self.data.digest,
+            "metrics": metrics,
+        }
+        checkpoint.save(self._folder, "last", state, about)
+        if best:
+            checkpoint.save(self._folder, "best", state, about)
+
+    # -----------------------------------------------------------------------------------------------------
+    # small parts
+    # -----------------------------------------------------------------------------------------------------
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision.dtype)
+
+    def _steps_per_epoch(self) -> int:
+        return max(1, len(self.loaders["train"]))
+
+    def _finished(self) -> bool:
+        return self.config.max_steps is not None and self.step >= self.config.max_steps
+
+    def _check(self, partition: str) -> Callable[[Batch], None]:
+        return lambda batch: self._inputs.check(batch.X, batch.y, lambda: self._name(batch.receipt, partition))
+
+    def _name(self, receipt: Receipt | None, partition: str = "train") -> str:
+        """The samples of a batch, for an error."""
+        if receipt is None:
+            return "unknown samples (loader=feedrate names them)"
+        IDs = self.loaders[partition].IDs(receipt)
+        return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")

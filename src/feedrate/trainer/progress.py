@@ -1,0 +1,86 @@
+"""What a person sees while a run trains: a live line in a terminal, one plain line per epoch anywhere else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+log = logging.getLogger("feedrate")
+INTERVAL_S = 0.5  # drawing the line costs about a millisecond, counted as compute
+
+
+class Progress:
+    """The progress of one run.
+
+    Args:
+        epochs: of the whole run.
+        steps: batches of an epoch.
+    """
+
+    def __init__(self, epochs: int, steps: int) -> None:
+        self._epochs, self._steps = epochs, steps
+        self._begin = self._drawn = time.perf_counter()
+        # no thread of its own: a thread would make forking workers unsafe, and compete with the step
+        self._live = (
+            Live(console=Console(file=sys.stdout), auto_refresh=False, transient=True) if sys.stdout.isatty() else None
+        )
+        if self._live:
+            self._live.start()
+
+    @property
+    def due(self) -> bool:
+        """Whether a step should be shown now; a few nanoseconds where no line is drawn."""
+        return self._live is not None and time.perf_counter() - self._drawn > INTERVAL_S
+
+    def step(self, epoch: int, step: int, loss: float, rate: float, wait_ms: float, wait_pct: float) -> None:
+        """Draws the live line.
+
+        Args:
+            epoch, step: from 0.
+            rate: samples per second of the last steps.
+            wait_ms: what a step waited for its batch; wait_pct: the same as a share of its time.
+        """
+        if self._live is None:
+            return
+        self._drawn = time.perf_counter()
+        done = (epoch + (step + 1) / self._steps) / self._epochs
+        text = (
+            f"epoch {epoch + 1}/{self._epochs}  {step + 1}/{self._steps}  loss {loss:.4f}  {rate:,.0f} samples/s  "
+            f"wait {wait_ms:.1f} ms ({wait_pct:.0f} %)  {self._left(done)} left"
+        )
+        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """One line for an epoch that is over, with its metrics by their names."""
+        width = len(str(self._epochs))
+        parts = [f"epoch {epoch + 1:>{width}}/{self._epochs}", f"loss {metrics['train/loss']:.4f}"]
+        parts += _shown(metrics, "validation")
+        if "loader/samples_per_s" in metrics:
+            parts.append(f"{metrics['loader/samples_per_s']:,.0f} samples/s")
+            mean_wait = metrics["loader/wait_ms_p50"]
+            parts.append(f"wait {mean_wait:.1f} ms ({metrics['loader/wait_pct']:.0f} %)")
+        if epoch + 1 < self._epochs:
+            parts.append(f"{self._left((epoch + 1) / self._epochs)} left")
+        log.info("  ".join(parts))
+
+    def close(self) -> None:
+        """Takes the live line away."""
+        if self._live:
+            self._live.stop()
+
+    def _left(self, done: float) -> str:
+        left = (time.perf_counter() - self._begin) * (1 - done) / max(done, 1e-9)
+        minutes, seconds = divmod(round(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _shown(metrics: dict[str, float], partition: str) -> list[str]:
+    names = ("loss", "accuracy", "top5_accuracy", "mae", "rmse")
+    found = [f"{name} {metrics[key]:.4f}" for name in names if (key := f"{partition}/{name}") in metrics]
+    return [f"{partition} {found[0]}", *found[1:]] if found else []

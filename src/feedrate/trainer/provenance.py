@@ -1,0 +1,73 @@
+"""Where a run comes from: command, code version, and the hashes that tell whether two runs are the same.
+
+Nothing is recorded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from feedrate.config import ROOT
+
+# what cannot change a result: how batches are fetched, where things lie, what is printed
+_FETCHING = {
+    "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "timeout", "multiprocessing_context",
+    "content_digest", "engine",
+}  # fmt: skip
+_SHOWING = {"log_every", "warmup_steps", "profile"}
+
+
+@dataclass(frozen=True)
+class Code:
+    """State of the repository: commit (40 hexadecimal digits, or an empty text outside git) and uncommitted changes."""
+
+    commit: str
+    diff: str
+
+
+def code_version() -> Code:
+    """The repository's commit, and its difference from it."""
+    return Code(_git("rev-parse", "HEAD").strip(), _git("diff", "HEAD"))
+
+
+def command_line() -> str:
+    """The command that makes this run again, from the repository's root."""
+    return "python src/" + shlex.join([sys.argv[0].rsplit("/", 1)[-1], *sys.argv[1:]])
+
+
+def job_id(config: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the configuration without paths and tracking: a sweep skips by it."""
+    return _hash(_without_places(config))
+
+
+def result_id(config: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of all that can change the result: resuming looks for it."""
+    kept = _without_places(config)
+    kept["loader"] = {k: v for k, v in kept["loader"].items() if k not in _FETCHING}
+    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in _SHOWING}
+    return _hash(kept)
+
+
+def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key != "tracking"}
+    kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k != "root"}
+    return kept
+
+
+def _hash(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,140 @@
+"""What a run leaves behind: parameters and provenance at its start, summary, pictures and note at its end.
+
+How it is stored is the tracker's affair; the same figures stand in summary.json in the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from feedrate.dataset import Data
+from feedrate.tracking import Tracker, without_secrets
+from feedrate.tracking.note import run_note
+from feedrate.trainer.loop import Result, Trainer
+from feedrate.trainer.provenance import code_version, command_line, job_id, result_id
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as far as recording is concerned.
+
+    Attributes:
+        config: the resolved configuration.
+        choices: option of each group, such as {'dataset': 'digits'}.
+        folder: the run folder.
+    """
+
+    config: Mapping[str, Any]
+    choices: Mapping[str, str]
+    folder: Path
+
+
+def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, device: str, precision: str) -> None:
+    """Parameters, tags, data set and configuration; before training, so that a killed run has them too."""
+    code = code_version()
+    groups = {group: option for group, option in run.choices.items() if group in run.config}
+    tracker.params({**groups, **_flat(run.config), "model.parameters": model_parameters})
+    tracker.tags(
+        {
+            "feedrate.command": without_secrets(command_line()),
+            "feedrate.result_id": result_id(run.config),
+            "feedrate.job_id": job_id(run.config),
+            "feedrate.data_digest": data.digest,
+            "feedrate.device": device,
+            "feedrate.precision": precision,
+            "git.commit": code.commit or "unknown",
+            "git.dirty": str(bool(code.diff)).lower(),
+        }
+    )
+    for name, dataset in data.partition.items():
+        tracker.dataset(data.name, data.digest, name, len(dataset), data.source)  # type: ignore[arg-type]
+    tracker.text(without_secrets(OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))), "config.yaml")
+    if code.diff:
+        tracker.text(without_secrets(code.diff), "uncommitted.diff")
+    if data.targets.classes is not None:
+        tracker.text(json.dumps(dict(enumerate(data.targets.classes)), indent=2), "classes.json")
+
+
+def record_end(
+    tracker: Tracker, run: Run, trainer: Trainer, result: Result, seconds: float, digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """Pictures, weights, note and summary of a run that ended well; returns the summary."""
+    command = without_secrets(command_line())
+    summary = {
+        "status": "FINISHED",
+        "command": command,
+        "epochs": len(result.history),
+        "stopped": result.stopped,
+        "seconds": round(seconds, 3),
+        "phases_s": trainer.clock.totals_s(),
+        "metrics": result.metrics,
+        "best_epoch": result.best_epoch,
+        "best": result.best,
+        "data_digest": trainer.data.digest,
+        **digests,
+        "result_id": result_id(run.config),
+        "job_id": job_id(run.config),
+        "run_id": tracker.run_id,
+        "per_class": result.per_class,
+    }
+    write_summary(run.folder, summary)
+    tracker.tags({f"feedrate.{name}": value for name, value in digests.items()})
+    tracker.note(run_note(result.metrics, command=command, epochs=len(result.history), seconds=seconds))
+    if tracker.run_id is None:
+        return summary
+    from feedrate.tracking.plots import confusion_matrix, loss_curves, throughput
+
+    curves: dict[str, dict[int, float]] = {}
+    for epoch, metrics in enumerate(result.history):
+        for name, value in metrics.items():
+            curves.setdefault(name, {})[epoch] = value
+    tracker.figure(loss_curves(curves), "plots/loss.png")
+    tracker.figure(throughput(curves), "plots/throughput.png")
+    if result.confusion is not None:
+        names = [str(row["class"]) for row in result.per_class or []]
+        tracker.figure(confusion_matrix(result.confusion, names), "plots/confusion.png")
+    tracker.artifact(run.folder / "summary.json")
+    for name in ("best.pt", "best.json"):
+        tracker.artifact(run.folder / "checkpoints" / name, "checkpoints")
+    return summary
+
+
+def closing_line(result: Result, seconds: float) -> str:
+    """The result in one line for the terminal."""
+    name = next((n for n in ("validation/accuracy", "validation/mae") if n in result.best), "validation/loss")
+    rates = [epoch for epoch in result.history if "loader/samples_per_s" in epoch]
+    text = f"{name} {result.best[name]:.4f} in the best epoch ({result.best_epoch + 1})  {seconds:.1f} s"
+    if rates:
+        last = rates[-1]
+        text += (
+            f"  {last['loader/samples_per_s']:,.0f} samples/s  waited {last['loader/wait_pct']:.0f} % of the last epoch"
+        )
+    return text
+
+
+def record_failure(run: Run, status: str, error: str) -> None:
+    """summary.json of a run that did not end well, so that the folder tells what happened."""
+    summary = {"status": status, "error": error, "command": without_secrets(command_line())}
+    write_summary(run.folder, summary)
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    temporary = folder / ".summary.json"
+    temporary.write_text(json.dumps(summary, indent=2, default=str), encoding="utf-8")
+    temporary.replace(folder / "summary.json")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

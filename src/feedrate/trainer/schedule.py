@@ -1,0 +1,67 @@
+"""Learning-rate schedules: any scheduler of torch, and a cosine with warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from feedrate.config import SchedulerConfig, common_keys
+from feedrate.targets import build
+
+
+def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LRScheduler:
+    """Rises linearly over the first `warmup` share of the steps, then falls as half a cosine to `final` times the rate.
+
+    Source of the cosine: I. Loshchilov, F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
+    """
+    rising = round(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        progress = (step - rising) / max(1, total_steps - rising)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+class Schedule:
+    """One scheduler, stepped after each optimizer step or each epoch, as its configuration says."""
+
+    def __init__(self, node: Mapping[str, Any] | None, optimizer: Optimizer, total_steps: int, max_epochs: int) -> None:
+        self._scheduler: LRScheduler | ReduceLROnPlateau | None = None
+        self._interval = "epoch"
+        if node is None:
+            return
+        self._interval = str(node.get("interval", "epoch"))
+        steps_per_epoch = -(-total_steps // max_epochs)
+        injected = {
+            "optimizer": optimizer,
+            "total_steps": total_steps if self._interval == "step" else max_epochs,
+            "steps_per_epoch": steps_per_epoch,
+            "epochs": max_epochs,
+        }
+        if node["_target_"] == "torch.optim.lr_scheduler.OneCycleLR":
+            del injected["steps_per_epoch"], injected["epochs"]  # it wants either these or total_steps
+        self._scheduler = build(node, "scheduler", injected, common_keys(SchedulerConfig))
+
+    def step(self) -> None:
+        """After an optimizer step."""
+        if self._scheduler is not None and self._interval == "step":
+            self._scheduler.step()
+
+    def epoch(self, validation_loss: float) -> None:
+        """After an epoch's validation."""
+        if self._scheduler is None or self._interval != "epoch":
+            return
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(validation_loss)
+        else:
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._scheduler.state_dict() if self._scheduler is not None else {}

@@ -1,0 +1,76 @@
+"""The address of the store: what is taken, what is refused, and that no password is ever shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from feedrate.config import ROOT
+from feedrate.errors import UserError
+from feedrate.tracking.address import (
+    experiment_link,
+    read_address,
+    run_link,
+    ui_address_file,
+    without_secrets,
+)
+
+
+@pytest.mark.parametrize(
+    "uri", ["outputs/mlflow.db", "sqlite:///outputs/mlflow.db", f"{ROOT}/outputs/mlflow.db"]
+)
+def test_a_path_counts_from_the_repository_root_from_any_folder(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = read_address(uri, "outputs/artifacts")
+    assert address.database == ROOT / "outputs" / "mlflow.db"
+    assert address.uri == f"sqlite:///{ROOT}/outputs/mlflow.db"
+    assert address.artifacts == (ROOT / "outputs" / "artifacts").as_uri()
+
+
+def test_artifacts_lie_beside_the_file_unless_said_otherwise(tmp_path: Path) -> None:
+    assert read_address(f"{tmp_path}/a b/x.db").artifacts == (tmp_path / "a b" / "artifacts").as_uri()
+    assert read_address(f"{tmp_path}/x.db", "s3://bucket/runs").artifacts == "s3://bucket/runs"
+    assert read_address("http://host:5000").artifacts is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "rule"),
+    [
+        ("sqlite://", "sqlite:///PATH"),
+        ("sqlite:///:memory:", "sqlite:///PATH"),
+        ("file:///data/mlruns", "not in a folder"),
+        ("", "tracking=none"),
+        ("conf", "is a folder"),
+    ],
+)
+def test_an_address_that_can_be_no_store_is_refused_with_the_remedy(uri: str, rule: str) -> None:
+    with pytest.raises(UserError, match=rule) as caught:
+        read_address(uri)
+    assert "tracking.uri" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_no_link_and_no_text_shows_the_password() -> None:
+    address = read_address("https://ann:p@ssw0rd@mlflow.example.org/team/")
+    assert address.uri == "https://ann:p@ssw0rd@mlflow.example.org/team"
+    assert address.shown == "https://***@mlflow.example.org/team"
+    assert address.page == "https://mlflow.example.org/team"
+    text = "a http://u:p@h/x and postgresql://me:pw@db:5432/runs, mail me@example.org"
+    assert without_secrets(text) == "a http://***@h/x and postgresql://***@db:5432/runs, mail me@example.org"
+
+
+def test_links_open_the_training_pages_of_mlflow() -> None:
+    page = read_address("outputs/mlflow.db").page
+    assert experiment_link(page, "7") == f"{page}/#/experiments/7/runs?workflowType=machine_learning"
+    assert experiment_link(page, "7", "feedrate").endswith("&viewStateShareKey=feedrate")
+    assert run_link(page, "7", "abc") == f"{page}/#/experiments/7/runs/abc?workflowType=machine_learning"
+
+
+def test_links_lead_to_the_port_that_a_running_ui_says(tmp_path: Path) -> None:
+    address = read_address(f"{tmp_path}/mlflow.db")
+    assert address.page == "http://127.0.0.1:5000"
+    ui_address_file(tmp_path / "mlflow.db").write_text("http://127.0.0.1:5007\n")
+    assert address.page == "http://127.0.0.1:5007"

@@ -1,0 +1,155 @@
+"""Opening the store: at once by many processes, after a kill, and when it cannot be opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feedrate.config import ROOT
+from feedrate.errors import UserError
+from feedrate.tracking.address import Address, read_address
+from feedrate.tracking.store import open_store
+from feedrate.tracking.view import VIEW_TAG
+
+ONE_RUN = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from feedrate.timing.point import points
+from feedrate.tracking import open_tracker
+
+folder = Path(sys.argv[1])
+sys.stdin.readline()  # the starting shot
+settings = SimpleNamespace(uri=f"{folder}/mlflow.db", experiment="race", artifacts=None, log_model=False,
+                           system_metrics=False, run_name=None)
+tracker = open_tracker(settings, run_name=sys.argv[2], run_folder=folder)
+tracker.params({"process": sys.argv[2]})
+for epoch in range(5):
+    tracker.metrics(points({"train/loss": 1.0 / (epoch + 1)}, epoch))
+tracker.text("kept", "a.txt")
+tracker.end("FINISHED")
+print(tracker.run_id)
+"""
+
+
+def _python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )
+
+
+def test_processes_that_start_together_on_a_fresh_store_all_record_their_run(tmp_path: Path) -> None:
+    processes = [_python(ONE_RUN, str(tmp_path), f"run-{number}") for number in range(5)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ends = [(*process.communicate(timeout=200), process.returncode) for process in processes]
+    assert [(err, code) for _, err, code in ends] == [("", 0)] * 5  # and nothing was said on the terminal
+
+    client, experiment_id = open_store(read_address(f"{tmp_path}/mlflow.db"), "race")
+    runs = client.search_runs([experiment_id])
+    assert {run.info.run_id for run in runs} == {out.strip() for out, _, _ in ends}
+    assert {run.data.params["process"] for run in runs} == {f"run-{number}" for number in range(5)}
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 5
+        assert (tmp_path / "artifacts" / run.info.run_id / "artifacts" / "a.txt").read_text() == "kept"
+
+
+def test_a_store_that_was_being_made_when_its_process_was_killed_is_made_anew(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(tmp_path / ".mlflow.db.new")) as half:
+        half.execute("CREATE TABLE experiments (experiment_id INTEGER)")  # MLflow's migrations would fail
+    client, experiment_id = open_store(read_address(str(database)), "feedrate")
+    assert client.get_experiment(experiment_id).name == "feedrate"
+    assert not (tmp_path / ".mlflow.db.new").exists()
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_experiment_gets_its_artifact_folder_and_a_view_that_later_runs_leave_alone(
+    database: Path, read: Any
+) -> None:
+    address = read_address(str(database))
+    _, experiment_id = open_store(address, "feedrate")
+    experiment = read.get_experiment(experiment_id)
+    assert experiment.artifact_location == (database.parent / "artifacts").as_uri()
+    assert json.loads(experiment.tags[VIEW_TAG])["state"].startswith("deflate;")
+    read.set_experiment_tag(experiment_id, VIEW_TAG, "changed by the user")
+    assert open_store(address, "feedrate")[1] == experiment_id
+    assert read.get_experiment(experiment_id).tags[VIEW_TAG] == "changed by the user"
+
+
+def test_nothing_is_written_into_the_working_folder(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    client, experiment_id = open_store(read_address(str(database)), "feedrate")
+    client.log_text(client.create_run(experiment_id).info.run_id, "x", "x.txt")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_deleted_experiment_is_refused_with_the_way_to_restore_it(database: Path, read: Any) -> None:
+    _, experiment_id = open_store(read_address(str(database)), "old")
+    read.delete_experiment(experiment_id)
+    with pytest.raises(UserError, match=f"experiment=old was deleted.*\n.*restore -x {experiment_id}"):
+        open_store(read_address(str(database)), "old")
+
+
+def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    other = tmp_path / "photo.jpg"
+    other.write_bytes(b"\xff\xd8 this is a picture " * 200)
+    before = other.read_bytes()
+    with pytest.raises(UserError, match=r"tracking.uri=.*photo.jpg cannot be used: .*not a database"):
+        open_store(read_address(str(other)), "feedrate")
+    assert other.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"tracking.uri=.*cannot be used"):
+        open_store(read_address(f"{tmp_path}/file/mlflow.db"), "feedrate")
+
+
+def test_a_store_of_another_mlflow_is_refused_with_the_command_that_upgrades_it(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'cfd24bdc0731'")  # MLflow 1.x
+        connection.commit()
+    with pytest.raises(UserError, match=r"another version of MLflow.\n.*mlflow db upgrade sqlite:///"):
+        open_store(read_address(str(database)), "feedrate")
+
+
+@pytest.mark.parametrize("answers", ["refused", "silent"])
+def test_a_server_that_does_not_answer_is_named_with_the_remedies_and_without_its_password(
+    answers: str,
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if answers == "silent":
+            listener.listen()
+        address: Address = read_address(f"http://ann:secret@127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(UserError) as caught:
+            open_store(address, "feedrate")
+    text = str(caught.value)
+    assert "tracking.uri=http://***@127.0.0.1" in text
+    assert "does not answer" in text
+    assert all(remedy in text for remedy in ("make ui", "tracking=local", "tracking=none"))
+    assert "secret" not in text
+    assert len(text.splitlines()) <= 3
