@@ -26,21 +26,15 @@ DEFAULT_EXPERIMENT = "feedrate"
 
 def main() -> int:
     # -- What to show, and where ---------------------------------------------------------------------------
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "port", nargs="?", default=os.environ.get("PORT") or "5000", help="default: PORT, or 5000"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("port", nargs="?", default=os.environ.get("PORT") or "5000", help="default: PORT, or 5000")
     parser.add_argument("--uri", default=DEFAULT_URI, help="SQLite file of runs (default: %(default)s)")
     arguments = parser.parse_args()
     if not arguments.port.isdigit():
         raise UserError(f"port {arguments.port}: a port is a number, for example 5001")
     address = read_address(arguments.uri)
     if address.database is None:
-        raise UserError(
-            f"--uri={address.shown}: only an SQLite file can be shown; a server has pages of its own"
-        )
+        raise UserError(f"--uri={address.shown}: only an SQLite file can be shown; a server has pages of its own")
     _stop_on_signals()
 
     # -- A store to show: made here when no run has made it ------------------------------------------------

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from feedrate.errors import UserError
 
@@ -56,6 +56,7 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
             _fail(error)
 
     try:
+        _check_arguments()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -76,6 +77,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
+        if isinstance(error, MissingMandatoryValue):
+            raise UserError(f"{key} is missing; set it with {key}=...") from error
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
@@ -95,9 +98,25 @@ def describe(error: BaseException) -> str:
 
 
 def _fail(error: Exception) -> None:
-    logging.getLogger("feedrate.file").error(describe(error))
+    file = logging.getLogger("feedrate.file")
+    if file.handlers:  # none before the job has begun; logging would then print the text a second time
+        file.error(describe(error))
     print(f"error: {describe(error)}", file=sys.stderr)
     sys.exit(1)
+
+
+def _check_arguments() -> None:
+    """Finds what is no Hydra flag and no override, before Hydra's parser answers with a page of usage."""
+    from hydra._internal.utils import get_args_parser
+
+    known, unknown = get_args_parser().parse_known_args()
+    if unknown:
+        raise UserError(
+            f"{unknown[0]} is no option; settings are written GROUP.KEY=VALUE, such as loader.num_workers=8"
+        )
+    for override in known.overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise UserError(f"{override}: a setting needs a value, without spaces: {override}=VALUE")
 
 
 def _register_resolvers() -> None:
@@ -124,6 +143,8 @@ def _describe_composition(error: BaseException) -> str:
         return _unknown_option(group, option)
     if match := re.search(r"Could not (?:override|append|delete|find match)[^\n]*'([\w/]+)'", text):
         return _unknown_key(match[1])
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values make a sweep, which needs -m; one list is written KEY=[VALUE,VALUE]"
     lines = [line.strip() for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
     kept = list(
         dict.fromkeys(line for line in lines if line and not line.startswith(("See", "full_key", "object_type")))
@@ -138,6 +159,8 @@ def _unknown_key(key: str) -> str:
     group = (parent or name).split(".")[0]
     if not parent and (CONF / name).is_dir():
         return _unknown_option(name, "")
+    if parent and not (CONF / group).is_dir() and group != "hydra":
+        parent, name = "", group
     try:
         chosen = [a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -146,8 +169,8 @@ def _unknown_key(key: str) -> str:
         valid = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, DictConfig) else []
     except Exception:  # this is help on the way out: the message below is true without it
         valid = []
-    where = f"the group {parent}" if parent else "this configuration"
-    lines = f"{key} is not a key of {where}{nearest(name, valid)}"
+    where = f"{key} is not a key of the group {parent}" if parent else f"{key}: there is no {name}"
+    lines = f"{where}{nearest(name, valid)}"
     if valid:
         lines += f"\nValid keys: {', '.join(valid)}"
     if parent and group in ("dataset", "model", "optimizer", "scheduler"):

@@ -5,6 +5,7 @@ What may be named is decided here; which values shipped classes accept is decide
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -22,12 +23,10 @@ def locate(path: str, group: str) -> Callable[..., Any]:
     Raises:
         UserError: when it cannot be imported, with the reason.
     """
-    from hydra.utils import get_object
-
     try:
-        found = get_object(path)
+        found = _import(path)
     except Exception as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[-1]
+        reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"{group}._target_={path}: cannot be imported ({reason})\n"
             "Searched: src/, the repository root, PYTHONPATH and the installed packages"
@@ -35,6 +34,23 @@ def locate(path: str, group: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{group}._target_={path}: names a {type(found).__name__}; a class is needed")
     return found  # type: ignore[no-any-return]
+
+
+def _import(path: str) -> Any:
+    """The object at a dotted path: the longest prefix that is a module, and attributes of it."""
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if cut == 1 or not (error.name and module.startswith(error.name)):
+                raise  # also when the module is there, but something that it imports is not
+            continue
+        for name in parts[cut:]:
+            found = getattr(found, name)
+        return found
+    raise ImportError("a dot is needed between module and class")
 
 
 def takes(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

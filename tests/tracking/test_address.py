@@ -17,9 +17,7 @@ from feedrate.tracking.address import (
 )
 
 
-@pytest.mark.parametrize(
-    "uri", ["outputs/mlflow.db", "sqlite:///outputs/mlflow.db", f"{ROOT}/outputs/mlflow.db"]
-)
+@pytest.mark.parametrize("uri", ["outputs/mlflow.db", "sqlite:///outputs/mlflow.db", f"{ROOT}/outputs/mlflow.db"])
 def test_a_path_counts_from_the_repository_root_from_any_folder(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,9 +43,7 @@ def test_more_parameters_than_one_call_takes_and_longer_ones_than_mlflow_keeps(t
 
 def test_metrics_keep_their_order_steps_and_times_and_are_rounded(track: Any, read: Any) -> None:
     tracker = track()
-    sent = [
-        Point("train/loss", 1.23456789 / (step + 1), step, 1_700_000_000_000 + step) for step in range(2500)
-    ]
+    sent = [Point("train/loss", 1.23456789 / (step + 1), step, 1_700_000_000_000 + step) for step in range(2500)]
     tracker.metrics(sent)
     tracker.metrics(points({"loader/samples_per_s": 123456.789}, step=3))
     history = read.get_metric_history(tracker.run_id, "train/loss")
@@ -72,9 +70,7 @@ def test_the_run_is_named_and_says_where_its_folder_is(track: Any, read: Any, tm
     assert read.get_run(track(run_name="my own name").run_id).info.run_name == "my own name"
 
 
-def test_both_partitions_of_a_data_set_are_recorded_with_their_numbers_of_samples(
-    track: Any, read: Any
-) -> None:
+def test_both_partitions_of_a_data_set_are_recorded_with_their_numbers_of_samples(track: Any, read: Any) -> None:
     import mlflow
 
     tracker = track()
@@ -235,7 +231,5 @@ assert (tracker.run_id, tracker.url, tracker.experiment_url) == (None, None, Non
 print([name for name in ("mlflow", "matplotlib", "sqlalchemy", "pandas") if name in sys.modules])
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert (done.stdout.strip(), done.stderr, done.returncode) == ("[]", "", 0)

@@ -1,28 +1,53 @@
-"""How many cores this process may use: affinity and control-group quota, not the machine's count."""
+"""How many cores this process may use: affinity and control-group quota, not the machine's count.
+
+What is done with them is decided elsewhere.
+"""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-
-_V2 = Path("/sys/fs/cgroup/cpu.max")
-_V1 = Path("/sys/fs/cgroup/cpu")
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 
-def usable_cores() -> int:
-    """At least 1. A quota of 1.5 cores counts as 2, since a second worker would still find time."""
+def usable_cores(system: Path = Path("/")) -> int:
+    """At least 1. A quota of 1.5 cores counts as 2, since a second worker would still find time.
+
+    Args:
+        system: root of the file system, below which /proc and /sys are read.
+
+    Source: Linux kernel documentation, admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst
+    (cpu.cfs_quota_us).
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota()
-    return max(1, min(cores, -(-quota[0] // quota[1]))) if quota else cores
+    for quota_us, period_us in _quotas(system):
+        cores = min(cores, -(-quota_us // period_us))
+    return max(1, cores)
 
 
-def _quota() -> tuple[int, int] | None:
-    """Microseconds of CPU time for each period of microseconds, None without a limit."""
+def _quotas(system: Path) -> Iterator[tuple[int, int]]:
+    """Microseconds of CPU time per microseconds of every limit on this process's group and on those above it."""
     try:
-        if _V2.is_file():
-            quota, period = _V2.read_text().split()
-            return None if quota == "max" else (int(quota), int(period))
-        quota_us = int((_V1 / "cpu.cfs_quota_us").read_text())
-        return None if quota_us <= 0 else (quota_us, int((_V1 / "cpu.cfs_period_us").read_text()))
+        lines = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    mounts = system / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        # In a container the group's path may be that of the host and not exist here; its limit is then at the top.
+        here = PurePosixPath(group.lstrip("/"))
+        for path in (here, *here.parents):
+            if not controllers:
+                yield from _limit(mounts / path / "cpu.max")
+            elif "cpu" in controllers.split(","):
+                folder = mounts / "cpu" / path
+                yield from _limit(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
+
+
+def _limit(*files: Path) -> Iterator[tuple[int, int]]:
+    try:
+        quota_us, period_us = " ".join(file.read_text() for file in files).split()
+        if quota_us not in ("max", "-1"):
+            yield int(quota_us), int(period_us)
     except (OSError, ValueError):
-        return None
+        return

@@ -316,7 +316,8 @@ def _worker_lost(error: RuntimeError) -> Exception:
     text = str(error).splitlines()[0]
     if "timed out" in text:
         return UserError(
-            f"loader.timeout: no batch came in time ({text})\nA sample hangs, or loader.timeout is too short (0: for ever)"
+            f"loader.timeout: no batch came in time ({text})\n"
+            "A sample hangs, or loader.timeout is too short (0 waits for ever)"
         )
     if "killed by signal" in text or "exited unexpectedly" in text:
         return UserError(

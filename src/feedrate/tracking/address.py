@@ -88,9 +88,7 @@ def read_address(uri: str, artifacts: str | None = None) -> Address:
             f"tracking.uri={uri}: {database} is a folder, and runs are kept in one SQLite file;"
             f" for example tracking.uri={path.rstrip('/')}/mlflow.db"
         )
-    return Address(
-        f"sqlite:///{database}", database, _folder_uri(artifacts or f"{database.parent}/artifacts")
-    )
+    return Address(f"sqlite:///{database}", database, _folder_uri(artifacts or f"{database.parent}/artifacts"))
 
 
 def without_secrets(text: str) -> str:

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def log_model(
-    module: nn.Module, example: Tensor, *, client: MlflowClient, run_id: str, tracking_uri: str
-) -> None:
+def log_model(module: nn.Module, example: Tensor, *, client: MlflowClient, run_id: str, tracking_uri: str) -> None:
     """Export a copy of `module` in evaluation mode on the CPU and record it as the model `model` of the run.
 
     Args:

@@ -30,16 +30,15 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> str:
     loader = config.get("loader")
     loader = loader if isinstance(loader, Mapping) else {}
     parts = [chosen.get(group) or _option(config.get(group)) for group in ("model", "dataset")]
-    parts += [
-        f"{short}{loader[key]}" for short, key in (("w", "num_workers"), ("b", "batch_size")) if key in loader
-    ]
+    parts += [f"{short}{loader[key]}" for short, key in (("w", "num_workers"), ("b", "batch_size")) if key in loader]
     name = "-".join(_plain(part) for part in parts if part)
     rest = [_plain(_short(part)) for part in overrides if not _is_said(part)]
     for position, part in enumerate(rest):
         left = len(rest) - position - 1
         room = MAX_CHARACTERS - (len(f"+{left}") if left else 0)
         if len(name) + 1 + len(part) > room:
-            return f"{name[: MAX_CHARACTERS - 4]}+{left + 1}"
+            missing = f"+{left + 1}"
+            return name[: MAX_CHARACTERS - len(missing)] + missing
         name = f"{name}-{part}" if name else part
     return name[:MAX_CHARACTERS] or "run"
 
@@ -71,4 +70,4 @@ def _option(group: object) -> str:
 
 
 def _plain(part: object) -> str:
-    return re.sub(r"[^\w.+]+", "_", str(part)).strip("_")[:MAX_CHARACTERS]
+    return re.sub(r"[^\w.+-]+", "_", str(part)).strip("_-")[:MAX_CHARACTERS]

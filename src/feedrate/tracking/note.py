@@ -83,9 +83,7 @@ def number(value: float) -> str:
         return str(value)
     if abs(value) >= 1000:
         return f"{value:,.0f}".replace(",", "\u202f")
-    return (
-        f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}" if abs(value) < 1 else f"{value:.3g}"
-    )
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}" if abs(value) < 1 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

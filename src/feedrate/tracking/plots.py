@@ -1,7 +1,7 @@
 """Pictures of a run: loss, throughput and wait over epochs, confusion matrix, predicted against true.
 
-Plain numbers go in, Figures come out that no window and no global state knows; matplotlib is imported when one
-is drawn. Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind people can tell apart.
+Plain numbers go in, Figures come out that no window and no global state knows; matplotlib is imported when
+one is drawn. Colours: Okabe and Ito's (jfly.uni-koeln.de/color), which colour-blind people can tell apart.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def throughput(values: History) -> Figure:
         ("loader/samples_per_s", "measured", "-", BLUE),
     ):
         if curve := _finite(values.get(name, {})):
-            rate.plot(
-                list(curve), list(curve.values()), **(_line(curve, colour) | {"ls": style}), label=label
-            )
+            rate.plot(list(curve), list(curve.values()), **(_line(curve, colour) | {"ls": style}), label=label)
     measured = list(_finite(values.get("loader/samples_per_s", {})).values())
     median = f": {sorted(measured)[len(measured) // 2]:,.0f} samples/s (median)" if measured else ""
     rate.set_title(f"throughput{median}")
@@ -134,9 +132,7 @@ def confusion_matrix(
     axes.tick_params(length=0)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(
-        f"confusion matrix, {title}: {np.trace(counts) / max(counts.sum(), 1):.3f} right\n", loc="left"
-    )
+    axes.set_title(f"confusion matrix, {title}: {np.trace(counts) / max(counts.sum(), 1):.3f} right\n", loc="left")
     axes.text(0, 1.01, _worst(counts, short), transform=axes.transAxes, fontsize=8, color=GREY, va="bottom")
     if size <= MAX_NUMBERED_CLASSES:
         for row, column in zip(*np.nonzero(counts), strict=True):

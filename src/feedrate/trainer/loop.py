@@ -161,9 +161,7 @@ class Trainer:
         self.model.train()
         meter, clock, accumulate = self.task.meter(self.device), self.clock, self.config.accumulate
         for number, batch in enumerate(ToDevice(loader, self.device, clock, self._check("train"))):
-            with self._autocast():
-                outputs = self._forward(self._inputs(batch.X))
-                loss = self.task.loss(outputs, batch.y)
+            outputs, loss = self._outputs(batch)
             self._guard.look(loss, self.step, batch.receipt)
             self._scaler.scale(loss / accumulate).backward()
             pending = (number + 1) % accumulate != 0
@@ -204,9 +202,7 @@ class Trainer:
         if hasattr(self.loaders[partition], "set_epoch"):
             self.loaders[partition].set_epoch(0)  # every validation sees the same samples with the same randomness
         for batch in ToDevice(self.loaders[partition], self.device, None, self._check(partition)):
-            with self._autocast():
-                outputs = self._forward(self._inputs(batch.X))
-                loss = self.task.loss(outputs, batch.y)
+            outputs, loss = self._outputs(batch)
             meter.update(loss, outputs, batch.y)
         return meter
 
@@ -251,6 +247,26 @@ class Trainer:
     # -----------------------------------------------------------------------------------------------------
     # small parts
     # -----------------------------------------------------------------------------------------------------
+
+    def _outputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        X = self._inputs(batch.X)
+        try:
+            with self._autocast():
+                outputs = self._forward(X)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the device ran out of memory on a batch of {len(X)} samples; lower loader.batch_size, and raise "
+                "trainer.accumulate by the same factor to keep the result"
+            ) from error
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            name, text = type(self.model).__name__, str(error).strip().splitlines()
+            raise UserError(
+                f"model: {name} failed on X of shape {tuple(X.shape)}: {text[0] if text else type(error).__name__}"
+            ) from error
+        with self._autocast():
+            return outputs, self.task.loss(outputs, batch.y)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision.dtype is None:

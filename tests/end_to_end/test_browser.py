@@ -1,0 +1,215 @@
+"""What a person sees: a recorded run in MLflow's pages, started as `make ui` does, in a real headless Chromium.
+
+The saved view is MLflow's internal format; this test is what tells that a new MLflow still understands it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from feedrate.config import ROOT
+from feedrate.timing.point import points
+from feedrate.tracking import Tracker, open_tracker, plots, run_name
+from feedrate.tracking.note import run_note
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync --window-size=2200,1300"
+).split()
+TIMEOUT_S = 60
+EPOCHS = 8
+DIGEST = "0123456789abcdef" * 4
+
+
+@dataclass
+class Browser:
+    """A page of MLflow's, and pictures of it in a folder."""
+
+    driver: Any
+    pictures: Path
+
+    def open(self, link: str, *expected: str) -> str:
+        """The page's text once everything expected is in it; otherwise the test fails with a picture's path."""
+        self.driver.get("about:blank")  # otherwise only the part after # changes, and the page is not loaded anew
+        self.driver.get(link)
+        return self.wait_for(*expected)
+
+    def wait_for(self, *expected: str) -> str:
+        deadline = time.monotonic() + TIMEOUT_S
+        text = ""
+        while time.monotonic() < deadline:
+            with contextlib.suppress(Exception):  # the page may be replaced while it is read
+                text = self.driver.find_element("tag name", "body").text
+                if all(words in text for words in expected):
+                    time.sleep(1)  # for pictures and charts to be drawn
+                    self.keep("page")
+                    return text
+            time.sleep(0.3)
+        missing = [words for words in expected if words not in text]
+        pytest.fail(f"not on the page within {TIMEOUT_S} s: {missing}; see {self.keep('failed')}\n{text}")
+
+    def keep(self, name: str) -> Path:
+        path = self.pictures / f"{len(list(self.pictures.iterdir()))}-{name}.png"
+        self.driver.save_screenshot(str(path))
+        return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("browser")
+
+
+@pytest.fixture(scope="module")
+def browser(folder: Path) -> Iterator[Browser]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("Chromium or its driver is missing (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    started = psutil.Process(driver.service.process.pid).children(recursive=True)
+    try:
+        pictures = Path(os.environ.get("FEEDRATE_SCREENSHOTS") or folder / "pictures")
+        pictures.mkdir(parents=True, exist_ok=True)
+        yield Browser(driver, pictures)
+    finally:
+        driver.quit()
+        for process in psutil.wait_procs(started, timeout=10)[1]:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def tracker(folder: Path, browser: Browser) -> Tracker:
+    """A finished run as training records it; after `browser`, so that it is not made where the test is skipped."""
+    uri = str(folder / "outputs" / "mlflow.db")
+    settings = SimpleNamespace(
+        uri=uri, experiment="feedrate", artifacts=None, log_model=False, system_metrics=True, run_name=None
+    )
+    config = {"model": "mlp", "dataset": "digits", "loader": {"num_workers": 2, "batch_size": 64}, "seed": 3}
+    tracker = open_tracker(settings, run_name=run_name(config, ["seed=3"]), run_folder=folder / "run")
+    tracker.params(config)
+    tracker.tags({"feedrate.verdict": "compute-bound"})
+    tracker.dataset("digits", DIGEST, "train", 1437, str(ROOT / "data" / "digits"))
+    tracker.dataset("digits", DIGEST, "validation", 360, str(ROOT / "data" / "digits"))
+    sent, values = [], {}
+    for epoch in range(1, EPOCHS + 1):
+        values = {
+            "train/loss": 2.3 * math.exp(-epoch / 3),
+            "validation/loss": 2.2 * math.exp(-epoch / 3) + 0.05,
+            "validation/accuracy": 0.98 - 0.9 * math.exp(-epoch / 2),
+            "loader/samples_per_s": 3210.0 + epoch,
+            "loader/wait_pct": 4.25,
+            "compute/ceiling_samples_per_s": 3600.0,
+        }
+        sent += points(values, epoch)
+        tracker.metrics(sent[-len(values) :])
+        time.sleep(0.3)
+    history = plots.history(sent)
+    tracker.figure(plots.loss_curves(history), "plots/loss.png")
+    tracker.figure(plots.throughput(history), "plots/throughput.png")
+    tracker.figure(plots.confusion_matrix(np.eye(10, dtype=int), "0123456789"), "plots/confusion_matrix.png")
+    tracker.text("seed: 3\n", "config.yaml")
+    tracker.note(run_note(values, command="python src/train.py seed=3", epochs=EPOCHS, verdict="Compute-bound."))
+    tracker.end("FINISHED")
+    return tracker
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, tracker: Tracker) -> Iterator[str]:
+    """Address of the pages, served by src/ui.py."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "src" / "ui.py"), "5100", "--uri", str(folder / "outputs" / "mlflow.db")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "Ctrl-C" in line:
+                break
+        # The very link that training prints, too.
+        assert tracker.experiment_url is not None
+        assert tracker.experiment_url in said
+        yield re.findall(r"http://127\.0\.0\.1:\d+", said)[0]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def _without_the_assistant(browser: Browser, page: str) -> None:
+    """MLflow opens a chat panel on a browser's first visit, once; it would take a third of the width here."""
+    browser.driver.get(page)
+    browser.driver.execute_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
+
+
+def test_the_printed_link_shows_the_runs_with_the_columns_that_matter(browser: Browser, tracker: Tracker) -> None:
+    text = browser.open(str(tracker.experiment_url), "mlp-digits-w2-b64-seed3", "1 matching run")
+    for column in (
+        *("validation/accuracy", "validation/loss", "loader/samples_per_s", "loader/wait_pct"),
+        *("loader.num_workers", "loader.batch_size", "model", "dataset", "Dataset"),
+    ):
+        assert re.search(rf"^{re.escape(column)}$", text, re.MULTILINE), (column, text)
+    for value in ("3218", "4.25", "mlp", "64", "digits (01234567-train)", "digits (01234567-validation)"):
+        assert value in text, (value, text)
+
+
+def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browser: Browser, tracker: Tracker) -> None:
+    text = browser.open(str(tracker.url), "mlp-digits-w2-b64-seed3", "validation accuracy after 8 epochs")
+    assert "Finished" in text
+    assert "digits (01234567-train)" in text
+    assert "compute-bound" in text
+    assert "loader.num_workers" in text
+
+
+def test_metrics_are_charts_grouped_by_prefix(browser: Browser, tracker: Tracker, page: str) -> None:
+    link = _tab(tracker, "model-metrics")
+    text = browser.open(link, "compute (1)", "loader (2)")
+    assert "samples_per_s" in text
+    browser.driver.execute_script("for (const e of document.querySelectorAll('div')) e.scrollTop = e.scrollHeight")
+    browser.wait_for("train (1)", "validation (2)")
+    assert browser.driver.find_elements("css selector", ".js-plotly-plot")
+
+
+def test_system_metrics_have_a_tab_of_their_own(browser: Browser, tracker: Tracker, page: str) -> None:
+    browser.open(_tab(tracker, "system-metrics"), "cpu_utilization_percenta", "system_memory_usage")
+
+
+def test_pictures_and_the_configuration_are_shown_in_place(browser: Browser, tracker: Tracker, page: str) -> None:
+    browser.open(_tab(tracker, "artifacts/plots/loss.png"), "loss.png", "confusion_matrix.png", "config.yaml")
+    script = "return [...document.images].map(image => [image.src, image.naturalWidth])"
+    shown = browser.driver.execute_script(script)
+    assert any("loss.png" in source or source.startswith("blob:") for source, width in shown if width > 500), shown
+    browser.open(_tab(tracker, "artifacts/config.yaml"), "seed: 3")
+
+
+def _tab(tracker: Tracker, name: str) -> str:
+    base, _, query = str(tracker.url).rpartition("?")
+    return f"{base}/{name}?{query}"

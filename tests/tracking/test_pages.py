@@ -1,0 +1,130 @@
+"""`make ui`, started for real: it finds a port, serves runs, takes runs as a server, and leaves no process behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from feedrate.config import ROOT
+from feedrate.errors import UserError
+from feedrate.timing.point import points
+from feedrate.tracking import open_tracker
+
+
+@dataclass
+class Pages:
+    process: subprocess.Popen[str]
+    said: str
+    folder: Path
+    url: str
+
+    def stop(self, number: int) -> tuple[int, list[psutil.Process]]:
+        """Exit code, and the processes that are left."""
+        started = psutil.Process(self.process.pid).children(recursive=True)
+        assert started
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=60)
+        return code, [process for process in started if process.is_running()]
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Iterator[Pages]:
+    """src/ui.py on a store that does not exist yet, asked for a port that is taken."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "src" / "ui.py"), "--uri", f"{tmp_path}/mlflow.db"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PORT": str(port)},
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            said = ""
+            for line in process.stdout:
+                said += line
+                if "Ctrl-C" in line:
+                    break
+            found = re.search(
+                r"(http://127\.0\.0\.1:(\d+))/#/experiments/\d+/runs\?workflowType=machine_learning", said
+            )
+            assert found, said
+            assert f"Port {port} is taken; using {found[2]}." in said
+            yield Pages(process, said, tmp_path, found[1])
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(timeout=60)
+
+
+def test_the_pages_take_runs_as_a_server_and_a_lost_server_is_a_plain_error(pages: Pages, tmp_path: Path) -> None:
+    settings = SimpleNamespace(
+        uri=pages.url, experiment="by http", artifacts=None, log_model=False, system_metrics=True, run_name=None
+    )
+    tracker = open_tracker(settings, run_name="remote", run_folder=tmp_path)
+    tracker.params({"seed": 3})
+    tracker.metrics(points({"train/loss": 0.5}, 0))
+    tracker.dataset("digits", "abc", "train", 10, "/data")
+    tracker.text("kept", "a.txt")
+    assert tracker.url is not None
+    assert tracker.url.startswith(f"{pages.url}/#/experiments/")
+
+    with urllib.request.urlopen(f"{pages.url}/api/2.0/mlflow/runs/get?run_id={tracker.run_id}") as answer:
+        run = json.load(answer)["run"]
+    assert [metric["value"] for metric in run["data"]["metrics"] if metric["key"] == "train/loss"] == [0.5]
+    assert [path.read_text() for path in (tmp_path / "artifacts").rglob("a.txt")] == ["kept"]
+
+    # A run recorded into the file itself, meanwhile, has the link of this server though its port is not the usual one.
+    local = SimpleNamespace(**(vars(settings) | {"uri": f"{tmp_path}/mlflow.db", "experiment": "by file"}))
+    beside = open_tracker(local, run_name="beside", run_folder=tmp_path)
+    beside.end("FINISHED")
+    assert beside.url is not None
+    assert beside.url.startswith(pages.url)
+
+    code, left = pages.stop(signal.SIGTERM)
+    assert (code, left) == (0, [])
+    with pytest.raises(UserError, match=r"tracking.uri=http://127.0.0.1:\d+ cannot be used"):
+        tracker.metrics(points({"train/loss": 0.4}, 1))
+    tracker.end("FAILED")  # warns, and does not hide the first error
+    assert beside.url.startswith("http://127.0.0.1:5000/")
+
+
+def test_ctrl_c_ends_the_pages_and_all_their_processes(pages: Pages) -> None:
+    assert pages.stop(signal.SIGINT) == (0, [])
+    assert sorted(path.name for path in pages.folder.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["high"], "port high: a port is a number"),
+        (["70000"], "port 70000"),
+        (["--uri", "http://ann:secret@host:5000"], "--uri=http://***@host:5000: only an SQLite file"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments: list[str], text: str) -> None:
+    command = [sys.executable, str(ROOT / "src" / "ui.py"), *arguments]
+    if arguments == ["70000"]:
+        command += ["--uri", str(ROOT / "pyproject.toml")]  # exists, so that nothing is made
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,95 @@
+"""Pictures are drawn from plain numbers, whatever is missing, and touch no global state of matplotlib."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from feedrate.config import ROOT
+from feedrate.timing.point import points
+from feedrate.tracking import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _draw(figure: Figure) -> Image.Image:
+    picture = BytesIO()
+    figure.savefig(picture)
+    image = Image.open(picture).convert("L")
+    assert np.asarray(image).std() > 1  # something is on it
+    return image
+
+
+def _history(epochs: int) -> dict[str, dict[int, float]]:
+    collected = []
+    for epoch in range(1, epochs + 1):
+        values = {"train/loss": 1 / epoch, "validation/loss": 1.2 / epoch, "validation/accuracy": 1 - 0.5 / epoch}
+        values |= {"loader/samples_per_s": 3000.0 + epoch, "loader/wait_pct": 40.0 / epoch}
+        values |= {"loader/ceiling_samples_per_s": 4000.0, "compute/ceiling_samples_per_s": 3500.0}
+        collected += points(values, epoch)
+    return plots.history(collected)
+
+
+def test_points_become_curves_by_epoch() -> None:
+    history = plots.history(points({"train/loss": 1.0}, 1) + points({"train/loss": 0.5}, 2))
+    assert history == {"train/loss": {1: 1.0, 2: 0.5}}
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2, 50])
+def test_curves_of_any_number_of_epochs_are_drawn(epochs: int) -> None:
+    _draw(plots.loss_curves(_history(epochs)))
+    _draw(plots.throughput(_history(epochs)))
+
+
+def test_the_title_names_the_best_epoch_and_values_that_are_not_finite_are_no_part_of_it() -> None:
+    history = {"validation/loss": {1: 0.7, 2: math.nan, 3: 0.25, 4: math.inf, 5: 0.5}}
+    figure = plots.loss_curves(history)
+    assert figure.axes[0].get_title() == "loss: best validation 0.25 in epoch 3"
+    _draw(figure)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_a_confusion_matrix_shows_every_class_and_names_the_most_frequent_mistakes(classes: int) -> None:
+    counts = np.eye(classes, dtype=int) * 9
+    counts[1, 0] = 3
+    names = [f"kind {number}" for number in range(classes)]
+    figure = plots.confusion_matrix(counts, names)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    assert "most frequent mistakes: kind 1 as kind 0 (3)" in [text.get_text() for text in axes.texts]
+    assert max(_draw(figure).size) < 2000
+
+
+def test_a_class_without_samples_and_an_empty_matrix_are_drawn() -> None:
+    _draw(plots.confusion_matrix([[0, 0], [1, 4]], ["a", "b"]))
+    _draw(plots.confusion_matrix([[0, 0], [0, 0]], ["a", "b"]))
+
+
+def test_predictions_are_drawn_against_the_truth() -> None:
+    truth = np.linspace(0, 1, 20_000)
+    figure = plots.predicted_against_true(truth + 0.1, truth, "mass in kg")
+    assert figure.axes[0].get_title() == "mean absolute error 0.1"
+    assert len(figure.axes[0].get_lines()[0].get_xdata()) <= 5000
+    _draw(figure)
+
+
+def test_no_global_state_of_matplotlib_is_touched() -> None:
+    code = """
+import io, sys
+from feedrate.tracking import plots
+plots.loss_curves({"train/loss": {1: 1.0}}).savefig(io.BytesIO())
+print("matplotlib.pyplot" in sys.modules)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "False"
