@@ -42,7 +42,7 @@ def train(cfg: DictConfig) -> float:
 
     folder = RunFolder(Path(hydra.runtime.output_dir))
     run = Run(resolved, dict(hydra.runtime.choices), folder.path)
-    tracker = None
+    tracker, loaders = None, {}
     try:
         # -------------------------------------------------------------------------------------------------
         # Data
@@ -58,7 +58,7 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Loaders: their workers start now, since forking is safe only before CUDA, MLflow and other threads
         # -------------------------------------------------------------------------------------------------
-        from feedrate.loader import build_loaders
+        from feedrate.loader import build_loaders, close_loaders
 
         loaders = build_loaders(config.loader, data, config.seed, device)
         for loader in loaders.values():
@@ -127,6 +127,8 @@ def train(cfg: DictConfig) -> float:
             tracker.end(status, describe(error))
         raise
     finally:
+        if loaders:
+            close_loaders(loaders)
         folder.release()
 
 

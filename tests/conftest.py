@@ -1,8 +1,75 @@
-"""What every test shares. OpenMP's threads must not spin on the cores that load: set before torch is imported."""
+"""What every test shares: quiet OpenMP threads, and a way to run the shipped configuration for real."""
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+# its threads must not spin on the cores that load; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as a dataset folder, written once for all tests."""
+    from feedrate.dataset import Digits
+
+    root = tmp_path_factory.mktemp("data") / "digits"
+    Digits.prepare(root)
+    return root
+
+
+@pytest.fixture
+def run_train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Composes conf/train.yaml with overrides, trains in this process, and returns the run's summary.
+
+    Small by default: the digits, 256 of each partition, two epochs, no workers, no tracking. The run folder is under 'folder'.
+    """
+    import hydra
+    from feedrate.launch import CONF, _register_resolvers
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+    from train import train
+
+    count = 0
+
+    def run(*overrides: str) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        folder = tmp_path / f"run{count}"
+        _register_resolvers()
+        monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+        small = [
+            "tracking=none",
+            f"dataset.root={digits}",
+            "dataset.limit=256",
+            "loader.num_workers=0",
+            "trainer.max_epochs=2",
+        ]
+        chosen = {override.lstrip("+").split("=")[0] for override in overrides}
+        if chosen & {"dataset", "experiment"}:
+            small = [s for s in small if not s.startswith("dataset.")]
+        small = [s for s in small if s.split("=")[0] not in chosen]
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("train", [*small, *overrides], return_hydra_config=True)
+        with open_dict(config):
+            config.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        try:
+            value = train(config)
+        finally:
+            HydraConfig.instance().cfg = None
+        return {**json.loads((folder / "summary.json").read_text()), "folder": folder, "value": value}
+
+    return run

@@ -1,6 +1,7 @@
 """What a person sees: a recorded run in MLflow's pages, started as `make ui` does, in a real headless Chromium.
 
 The saved view is MLflow's internal format; this test is what tells that a new MLflow still understands it.
+FEEDRATE_SCREENSHOTS=FOLDER keeps pictures of the pages.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ pytestmark = pytest.mark.browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync --window-size=2200,1300"
-).split()
+FLAGS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--window-size=2200,1300"),
+]
 TIMEOUT_S = 60
 EPOCHS = 8
 DIGEST = "0123456789abcdef" * 4
@@ -61,12 +62,12 @@ class Browser:
         while time.monotonic() < deadline:
             with contextlib.suppress(Exception):  # the page may be replaced while it is read
                 text = self.driver.find_element("tag name", "body").text
-                if all(words in text for words in expected):
+                if all(words in " ".join(text.split()) for words in expected):
                     time.sleep(1)  # for pictures and charts to be drawn
                     self.keep("page")
                     return text
             time.sleep(0.3)
-        missing = [words for words in expected if words not in text]
+        missing = [words for words in expected if words not in " ".join(text.split())]
         pytest.fail(f"not on the page within {TIMEOUT_S} s: {missing}; see {self.keep('failed')}\n{text}")
 
     def keep(self, name: str) -> Path:
@@ -177,24 +178,22 @@ def test_the_printed_link_shows_the_runs_with_the_columns_that_matter(browser: B
         *("loader.num_workers", "loader.batch_size", "model", "dataset", "Dataset"),
     ):
         assert re.search(rf"^{re.escape(column)}$", text, re.MULTILINE), (column, text)
-    for value in ("3218", "4.25", "mlp", "64", "digits (01234567-train)", "digits (01234567-validation)"):
+    for value in ("3218", "4.25", "mlp", "64", "digits (01234567-train)"):
         assert value in text, (value, text)
 
 
 def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browser: Browser, tracker: Tracker) -> None:
     text = browser.open(str(tracker.url), "mlp-digits-w2-b64-seed3", "validation accuracy after 8 epochs")
     assert "Finished" in text
-    assert "digits (01234567-train)" in text
     assert "compute-bound" in text
     assert "loader.num_workers" in text
+    browser.driver.find_element("xpath", "(//*[contains(., 'digits (01234567-train)')])[last()]").click()
+    browser.wait_for("2 datasets used", "digits (01234567-validation)", "samples: 1437")
 
 
 def test_metrics_are_charts_grouped_by_prefix(browser: Browser, tracker: Tracker, page: str) -> None:
-    link = _tab(tracker, "model-metrics")
-    text = browser.open(link, "compute (1)", "loader (2)")
+    text = browser.open(_tab(tracker, "model-metrics"), "compute (1)", "loader (2)", "train (1)", "validation (2)")
     assert "samples_per_s" in text
-    browser.driver.execute_script("for (const e of document.querySelectorAll('div')) e.scrollTop = e.scrollHeight")
-    browser.wait_for("train (1)", "validation (2)")
     assert browser.driver.find_elements("css selector", ".js-plotly-plot")
 
 

@@ -31,7 +31,8 @@ def test_a_path_counts_from_the_repository_root_from_any_folder(
 def test_artifacts_lie_beside_the_file_unless_said_otherwise(tmp_path: Path) -> None:
     assert read_address(f"{tmp_path}/a b/x.db").artifacts == (tmp_path / "a b" / "artifacts").as_uri()
     assert read_address(f"{tmp_path}/x.db", "s3://bucket/runs").artifacts == "s3://bucket/runs"
-    assert read_address("http://host:5000").artifacts is None
+    assert read_address("http://host:5000", "outputs/artifacts").artifacts is None
+    assert read_address("http://host:5000", "s3://bucket/runs").artifacts == "s3://bucket/runs"
 
 
 @pytest.mark.parametrize(

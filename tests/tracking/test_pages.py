@@ -74,7 +74,9 @@ def pages(tmp_path: Path) -> Iterator[Pages]:
                 process.wait(timeout=60)
 
 
-def test_the_pages_take_runs_as_a_server_and_a_lost_server_is_a_plain_error(pages: Pages, tmp_path: Path) -> None:
+def test_the_pages_take_runs_as_a_server_and_a_lost_server_is_a_plain_error(
+    pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = SimpleNamespace(
         uri=pages.url, experiment="by http", artifacts=None, log_model=False, system_metrics=True, run_name=None
     )
@@ -100,6 +102,7 @@ def test_the_pages_take_runs_as_a_server_and_a_lost_server_is_a_plain_error(page
 
     code, left = pages.stop(signal.SIGTERM)
     assert (code, left) == (0, [])
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"tracking.uri=http://127.0.0.1:\d+ cannot be used"):
         tracker.metrics(points({"train/loss": 0.4}, 1))
     tracker.end("FAILED")  # warns, and does not hide the first error

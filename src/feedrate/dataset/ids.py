@@ -15,16 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feedrate.errors import UserError
+
 
 class IDs(Sequence[str]):
     """A read-only sequence of strings: their UTF-8 bytes end to end, and where each one ends.
 
-    Costs 8 bytes for each ID beyond its characters. Pickled by torch's multiprocessing, both tensors move into
-    shared memory once and are then mapped by every worker.
+    Costs 8 bytes for each ID beyond its characters. Handed to a process that is being spawned, both tensors move into
+    shared memory once and are then mapped by every worker; any other pickle holds a copy.
+
+    Raises:
+        UserError: a value is no text, or holds half a surrogate pair, which no file name and no UTF-8 can hold.
     """
 
     def __init__(self, values: Iterable[str]) -> None:
-        encoded = [value.encode() for value in values]
+        encoded = [_utf8(value) for value in values]
         text = b"".join(encoded)
         # frombuffer refuses an empty buffer
         self.text: Tensor = (
@@ -38,16 +43,19 @@ class IDs(Sequence[str]):
         self._text, self._ends = self.text.numpy(), self.ends.numpy()
         self._view = memoryview(self._text.data)
 
-    def __getstate__(self) -> dict[str, Tensor]:
-        if get_spawning_popen() is not None and not self.text.is_shared():
-            # torch moves a pickled tensor to shared memory by exchanging its storage, which would pull the memory
-            # away under the NumPy views; so copies are moved, and this process reads those from now on
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's multiprocessing pickles a tensor by moving it to shared memory, which would pull the memory away under
+        # the NumPy views; so copies are moved, and this process reads those from now on. A queue pickles in the same
+        # way but may never be read, and would leave the shared memory behind: it gets arrays, which are copied.
+        if get_spawning_popen() is None:
+            return {"text": self._text, "ends": self._ends}
+        if not self.text.is_shared():
             self.text, self.ends = self.text.clone().share_memory_(), self.ends.clone().share_memory_()
             self._open()
         return {"text": self.text, "ends": self.ends}
 
-    def __setstate__(self, state: dict[str, Tensor]) -> None:
-        self.text, self.ends = state["text"], state["ends"]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.text, self.ends = (torch.as_tensor(state[name]) for name in ("text", "ends"))
         self._open()
 
     def __len__(self) -> int:
@@ -94,6 +102,15 @@ class IDs(Sequence[str]):
         return out.tobytes()
 
 
+def _utf8(value: str) -> bytes:
+    try:
+        return value.encode()
+    except AttributeError:
+        raise UserError(f"ID {value!r} is a {type(value).__name__}; IDs are texts: write {str(value)!r}") from None
+    except UnicodeEncodeError:
+        raise UserError(f"ID {value!r} is no valid Unicode; rename the sample") from None
+
+
 def encode(list_IDs: Sequence[str] | None, indices: np.ndarray) -> bytes:
     """As `IDs.encode`, for any sequence of IDs; without one the indices themselves, in decimal, are the IDs."""
     if isinstance(list_IDs, IDs):
@@ -116,7 +133,7 @@ class Labels(Mapping[str, Any]):
     def __init__(self, list_IDs: IDs, tensor: Tensor) -> None:
         assert len(list_IDs) == len(tensor)
         self.list_IDs, self.tensor = list_IDs, tensor
-        self._sorted: tuple[np.ndarray, np.ndarray] | None = None
+        self._sorted: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.list_IDs)
@@ -129,19 +146,33 @@ class Labels(Mapping[str, Any]):
         value = self.tensor[self.position(ID)]
         return value if value.dim() else value.item()
 
+    @property
+    def indexed(self) -> bool:
+        """Whether a label has been looked up by ID before."""
+        return self._sorted is not None
+
     def index(self) -> None:
-        """Builds the look-up by ID now, so that workers forked later share it: 16 bytes for each ID."""
+        """Builds the look-up by ID now, so that workers share it: 16 bytes for each ID."""
         if self._sorted is None:
-            hashes = np.fromiter((_hash(ID) for ID in self.list_IDs), dtype=np.uint64, count=len(self.list_IDs))
+            hashes = np.fromiter((_hash(ID) for ID in self.list_IDs), dtype=np.int64, count=len(self.list_IDs))
             order = np.argsort(hashes)
-            self._sorted = hashes[order], order
+            # tensors, since those are shared with a spawned worker, and no NumPy views of them: see IDs.__getstate__
+            self._sorted = torch.from_numpy(hashes[order]), torch.from_numpy(order)
 
     def position(self, ID: str) -> int:
+        """Index of an ID.
+
+        Raises:
+            KeyError: it has no label.
+        """
         self.index()
         assert self._sorted is not None
         hashes, order = self._sorted
-        key = np.uint64(_hash(ID))
-        at = int(np.searchsorted(hashes, key))
+        try:
+            key = _hash(ID)
+        except (AttributeError, UnicodeEncodeError):  # not a text, or not one that a file name can hold
+            raise KeyError(ID) from None
+        at = int(torch.searchsorted(hashes, key))
         while at < len(hashes) and hashes[at] == key:  # equal hashes of different IDs: look at each
             if self.list_IDs[int(order[at])] == ID:
                 return int(order[at])
@@ -151,4 +182,4 @@ class Labels(Mapping[str, Any]):
 
 def _hash(ID: str) -> int:
     """64 bits that are the same in every process, which Python's own hash of a string is not."""
-    return int.from_bytes(hashlib.blake2b(ID.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(ID.encode(), digest_size=8).digest(), "little", signed=True)

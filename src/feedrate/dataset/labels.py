@@ -17,6 +17,9 @@ from torch import Tensor
 
 from feedrate.errors import UserError
 
+MANY = 20  # from so many classes on, about one for each sample is worth a note
+_LARGEST = float(np.finfo(np.float32).max)
+_FINITE = f"finite and at most {_LARGEST:.1e} in size"
 
 @dataclass(frozen=True)
 class Targets:
@@ -61,36 +64,35 @@ def read_labels(
     if wrong := kinds - {int, float, str, bool, list}:
         ID, value = _first(labels, partition, lambda value: type(value) in wrong)
         raise UserError(
-            f"labels: ID {ID!r} has the label {json.dumps(value)}; a number, a text, true/false or a list fits"
+            f"labels: ID {ID!r} has the label {_shown(value)}; "
+            "give it a number, a text, true, false or a list of numbers, or take the ID out of the partition"
         )
     if list in kinds:
-        return _vectors(labels, partition, kinds, task)
+        return _vectors(labels, partition, task)
+    if float in kinds and (bad := _first_or_none(labels, partition, lambda v: type(v) is float and not _fits(v))):
+        raise UserError(f"labels: ID {bad[0]!r} has the label {bad[1]}; a label must be {_FINITE}")
     numeric = kinds <= {int, float}
-    if float in kinds and (
-        bad := _first_or_none(labels, partition, lambda v: type(v) is float and not math.isfinite(v))
-    ):
-        raise UserError(f"labels: ID {bad[0]!r} has the label {bad[1]}; labels must be finite")
     fraction = numeric and float in kinds and any(v != int(v) for values in labels.values() for v in values)
     if task == "regression" or (task == "auto" and fraction):
-        if not numeric:
-            ID, value = _first(labels, partition, lambda v: type(v) not in (int, float))
+        if bad := _first_or_none(labels, partition, lambda v: type(v) not in (int, float) or not _fits(v)):
+            rule = f"numbers, {_FINITE}" if type(bad[1]) is int else "numbers"
             raise UserError(
-                f"labels: ID {ID!r} has the label {json.dumps(value)}; dataset.task=regression needs numbers"
+                f"labels: ID {bad[0]!r} has the label {_shown(bad[1])}; dataset.task=regression needs {rule}"
             )
         return Targets("regression", None, 1), {
             name: torch.from_numpy(np.fromiter(values, dtype=np.float32, count=len(values)))
             for name, values in labels.items()
         }
-    return _classes(labels, kinds)
+    return _classes(labels, kinds, task)
 
 
 def _vectors(
-    labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], kinds: set[type], task: str
+    labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], task: str
 ) -> tuple[Targets, dict[str, Tensor]]:
     if task == "classification":
         ID, value = _first(labels, partition, lambda v: isinstance(v, list))
         raise UserError(
-            f"labels: ID {ID!r} has the label {json.dumps(value)[:60]}; dataset.task=classification needs scalars"
+            f"labels: ID {ID!r} has the label {_shown(value)}; dataset.task=classification needs one class for each ID"
         )
     length = next(len(v) for values in labels.values() for v in values if isinstance(v, list))
 
@@ -98,39 +100,66 @@ def _vectors(
         return (
             not isinstance(value, list)
             or len(value) != length
-            or not all(type(x) in (int, float) and math.isfinite(x) for x in value)
+            or not all(type(x) in (int, float) and _fits(x) for x in value)
         )
 
-    if bad := _first_or_none(labels, partition, odd):
-        shown = json.dumps(bad[1])[:60]
-        raise UserError(f"labels: ID {bad[0]!r} has the label {shown}; each must be a list of {length} finite numbers")
     if length == 0:
-        raise UserError("labels: the label lists are empty; a vector needs at least one number")
-    assert kinds == {list}
+        ID, _ = _first(labels, partition, lambda v: v == [])
+        raise UserError(f"labels: ID {ID!r} has the label []; a vector needs at least one number")
+    if bad := _first_or_none(labels, partition, odd):
+        raise UserError(
+            f"labels: ID {bad[0]!r} has the label {_shown(bad[1])}; as the first list has {length}, each label must be "
+            f"a list of {length} numbers, {_FINITE}"
+        )
     return Targets("regression", None, length), {
         name: torch.from_numpy(np.asarray(values, dtype=np.float32)) for name, values in labels.items()
     }
 
 
-def _classes(labels: Mapping[str, Sequence[Any]], kinds: set[type]) -> tuple[Targets, dict[str, Tensor]]:
-    def key(value: Any) -> Any:
-        return value if len(kinds) == 1 or kinds == {int, float} else (type(value).__name__, value)
+def _classes(
+    labels: Mapping[str, Sequence[Any]], kinds: set[type], task: str
+) -> tuple[Targets, dict[str, Tensor]]:
+    numeric = kinds <= {int, float}
 
-    # numbers and texts in their own order; true is not 1 and "1" is not 1, so kinds are kept apart
+    def key(value: Any) -> Any:
+        # numbers and texts in their own order; true is not 1 and "1" is not 1, but 1.0 is
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        return value if numeric or len(kinds) == 1 else ("number" if _number(value) else type(value).__name__, value)
+
     found = {name: {key(value) for value in values} for name, values in labels.items()}
     ordered = sorted(set().union(*found.values()))
     position = {value: index for index, value in enumerate(ordered)}
     names = tuple(value[1] if isinstance(value, tuple) else value for value in ordered)
     notes = []
-    if unseen := [str(v[1] if isinstance(v, tuple) else v) for v in ordered if v not in found["train"]]:
+    if unseen := [_shown(name) for name, value in zip(names, ordered, strict=True) if value not in found["train"]]:
         listed = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
-        notes.append(f"labels: {len(unseen)} class(es) without a training sample ({listed})")
+        count = "1 class" if len(unseen) == 1 else f"{len(unseen):,} classes"
+        notes.append(f"labels: {count} without a training sample ({listed}); the model cannot learn them")
     if len(ordered) == 1:
-        notes.append(f"labels: every sample has the class {names[0]!r}, so there is nothing to learn")
+        notes.append(f"labels: every sample has the class {_shown(names[0])}, so there is nothing to learn")
+    total = sum(map(len, labels.values()))
+    if len(ordered) >= MANY and 2 * len(ordered) > total:
+        quantity = "; dataset.task=regression takes them as quantities" if numeric and task == "auto" else ""
+        notes.append(f"labels: {len(ordered):,} classes for {total:,} samples{quantity}")
     return Targets("classification", names, len(ordered), tuple(notes)), {
         name: torch.from_numpy(np.fromiter((position[key(v)] for v in values), dtype=np.int64, count=len(values)))
         for name, values in labels.items()
     }
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _fits(value: float) -> bool:
+    """Whether float32, in which labels are held, can hold the number."""
+    return -_LARGEST <= value <= _LARGEST
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _first_or_none(labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], odd: Any) -> Any:

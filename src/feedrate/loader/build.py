@@ -46,6 +46,15 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
     return loaders
 
 
+def close_loaders(loaders: Mapping[str, Any]) -> None:
+    """Ends the workers of all loaders now; see Loader.close."""
+    for loader in loaders.values():
+        if hasattr(loader, "close"):
+            loader.close()
+        elif isinstance(loader, torch.utils.data.DataLoader):
+            loader._iterator = None
+
+
 def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """The settings as DataLoader takes them: `auto` decided, and what it refuses without workers set aside."""
     settings = dict(node)

@@ -44,6 +44,11 @@ class EpochTimes:
     evaluation_s: float
     checkpoint_s: float
 
+    def mean_wait_ms(self) -> float:
+        """What a steady step waited for its batch on average; goes with `loader/wait_pct`."""
+        steady = self.steady if self.steady.any() else np.ones_like(self.steady)
+        return float(self.wait[steady].mean() / 1e6) if steady.size else 0.0
+
     def metrics(self, workers: int) -> dict[str, float]:
         """Loader and compute metrics of the steady steps, by the names of the README's table.
 

@@ -59,7 +59,7 @@ def read_address(uri: str, artifacts: str | None = None) -> Address:
     Args:
         uri: a path (an SQLite file), `sqlite:///PATH`, `http(s)://HOST:PORT`, or another database that MLflow
             knows. Relative paths count from the repository root.
-        artifacts: a folder or a URI. None: beside the SQLite file, or what the server decides.
+        artifacts: a folder or a URI. None: beside the SQLite file. A server decides itself, unless it is a URI.
     Raises:
         UserError: the address cannot be a store.
     """
@@ -77,7 +77,8 @@ def read_address(uri: str, artifacts: str | None = None) -> Address:
                 f"tracking.uri={uri}: MLflow keeps runs in an SQLite file or on a server, not in a folder;"
                 " for example tracking.uri=outputs/mlflow.db"
             )
-        return Address(uri.rstrip("/"), None, _folder_uri(artifacts))
+        # A folder of this machine would mean nothing to a server: only a URI is passed on.
+        return Address(uri.rstrip("/"), None, artifacts if artifacts and _SCHEME.match(artifacts) else None)
     elif not uri:
         raise UserError("tracking.uri is empty: give a file such as outputs/mlflow.db, or use tracking=none")
     else:

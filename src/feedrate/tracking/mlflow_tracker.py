@@ -20,7 +20,7 @@ from feedrate.config import ROOT
 from feedrate.tracking.address import experiment_link, read_address, run_link, without_secrets
 from feedrate.tracking.store import open_store, translated_errors
 from feedrate.tracking.system import SystemReadings
-from feedrate.tracking.tracker import Status, Tracker, TrackingSettings
+from feedrate.tracking.tracker import Status, Tracker
 from feedrate.tracking.view import VIEW_KEY
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from torch import Tensor, nn
 
+    from feedrate.config import TrackingConfig
     from feedrate.timing.point import Point
 
 # MLflow's limits: https://mlflow.org/docs/latest/ml/tracking and mlflow/utils/validation.py
@@ -45,7 +46,7 @@ _log = logging.getLogger(__name__)
 class MLflowTracker(Tracker):
     """A run that is open from construction to `end`."""
 
-    def __init__(self, config: TrackingSettings, *, run_name: str, run_folder: Path) -> None:
+    def __init__(self, config: TrackingConfig, *, run_name: str, run_folder: Path) -> None:
         """Open the store (created if need be) and begin a run; needs `config.uri`.
 
         Raises:

@@ -7,26 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from feedrate.config import TrackingConfig
     from feedrate.timing.point import Point
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-class TrackingSettings(Protocol):
-    """The configuration group `tracking`; conf/tracking/local.yaml explains each key."""
-
-    uri: str | None
-    experiment: str
-    artifacts: str | None
-    log_model: bool
-    system_metrics: bool
-    run_name: str | None
 
 
 class Tracker:
@@ -103,7 +93,7 @@ class NullTracker(Tracker):
     """Records nothing (`tracking=none`)."""
 
 
-def open_tracker(config: TrackingSettings, *, run_name: str, run_folder: Path) -> Tracker:
+def open_tracker(config: TrackingConfig, *, run_name: str, run_folder: Path) -> Tracker:
     """Begin to record a run where `config` says.
 
     Args:

@@ -39,7 +39,7 @@ def view_tag(metrics: tuple[str, ...] = METRICS, params: tuple[str, ...] = PARAM
     """Value of the tag that holds a view with these columns, newest run first, all runs visible in charts."""
     columns = {f"metrics.`{name}`": name for name in metrics} | {f"params.`{name}`": name for name in params}
     widths = {column: _width(name) for column, name in columns.items()}
-    widths |= {"attributes.`Run Name`": 280, "attributes.`Dataset`": 260}
+    widths |= {"attributes.`Run Name`": 280, "attributes.`Dataset`": 300}
     state = {
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,

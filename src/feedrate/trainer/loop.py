@@ -102,11 +102,11 @@ class Trainer:
         progress = Progress(self.config.max_epochs, self._steps_per_epoch())
         try:
             for epoch in range(self.config.max_epochs):
-                metrics = self._epoch(epoch, result, progress)
+                metrics, wait_ms = self._epoch(epoch, result, progress)
                 result.history.append(metrics)
                 result.metrics = metrics
                 self._send(points(metrics, epoch))
-                progress.epoch(epoch, metrics)
+                progress.epoch(epoch, metrics, wait_ms)
                 if result.stopped:
                     log.info(result.stopped)
                     break
@@ -131,7 +131,7 @@ class Trainer:
     # one epoch
     # -----------------------------------------------------------------------------------------------------
 
-    def _epoch(self, epoch: int, result: Result, progress: Progress) -> dict[str, float]:
+    def _epoch(self, epoch: int, result: Result, progress: Progress) -> tuple[dict[str, float], float]:
         loader, clock = self.loaders["train"], self.clock
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
@@ -152,10 +152,11 @@ class Trainer:
         self._save(epoch, metrics, best=result.best_epoch == epoch)
         clock.lap("checkpoint")
 
-        metrics.update(clock.epoch().metrics(max(1, getattr(loader, "num_workers", 0))))
+        times = clock.epoch()
+        metrics.update(times.metrics(max(1, getattr(loader, "num_workers", 0))))
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
-        return metrics
+        return metrics, times.mean_wait_ms()
 
     def _train(self, epoch: int, loader: Any, progress: Progress) -> Meter:
         self.model.train()

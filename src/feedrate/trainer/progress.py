@@ -55,15 +55,14 @@ class Progress:
         )
         self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """One line for an epoch that is over, with its metrics by their names."""
+    def epoch(self, epoch: int, metrics: dict[str, float], wait_ms: float) -> None:
+        """One line for an epoch that is over, with its metrics by their names, and the mean wait of a step."""
         width = len(str(self._epochs))
         parts = [f"epoch {epoch + 1:>{width}}/{self._epochs}", f"loss {metrics['train/loss']:.4f}"]
         parts += _shown(metrics, "validation")
         if "loader/samples_per_s" in metrics:
             parts.append(f"{metrics['loader/samples_per_s']:,.0f} samples/s")
-            mean_wait = metrics["loader/wait_ms_p50"]
-            parts.append(f"wait {mean_wait:.1f} ms ({metrics['loader/wait_pct']:.0f} %)")
+            parts.append(f"wait {wait_ms:.1f} ms ({metrics['loader/wait_pct']:.0f} %)")
         if epoch + 1 < self._epochs:
             parts.append(f"{self._left((epoch + 1) / self._epochs)} left")
         log.info("  ".join(parts))

@@ -1,0 +1,87 @@
+"""The split: by ratio and seed, every class with its share in each partition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feedrate.dataset.split import split
+from feedrate.errors import UserError
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=12),
+    validation=st.sampled_from([0.01, 0.1, 0.2, 0.25, 0.5, 0.8]),
+    test=st.sampled_from([0.0, 0.05, 0.15]),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_each_class_keeps_its_share_and_every_sample_its_one_place(
+    sizes: list[int], validation: float, test: float, seed: int
+) -> None:
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    if test and max(sizes) < 3:
+        with pytest.raises(UserError, match="test_fraction"):
+            split(y, validation, test, seed)
+        return
+    parts = split(y, validation, test, seed)
+    assert list(parts) == (["train", "validation", "test"] if test else ["train", "validation"])
+    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(len(y)))
+    assert all(len(part) and (np.diff(part) > 0).all() for part in parts.values())
+    for name, fraction, lowest in (("validation", validation, 1), ("test", test, 0)):
+        if fraction:
+            counts = np.bincount(y[parts[name]], minlength=len(sizes))
+            assert (counts >= lowest).all()
+            for count, size in zip(counts, sizes, strict=True):
+                assert abs(count - size * fraction) <= 1 or size - 2 <= count + 1 <= size
+    assert (np.bincount(y[parts["train"]], minlength=len(sizes)) >= 1).all()
+
+
+def test_many_classes_together_have_the_ratio_that_was_asked_for() -> None:
+    y = np.repeat(np.arange(100), 7)
+    parts = split(y, 0.2, 0.1, seed=0)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 490, "validation": 140, "test": 70}
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.arange(100) % 4,
+        np.array([f"class {i % 4}" for i in range(100)]),
+        np.linspace(0, 1, 100),
+        np.zeros((100, 3)),
+        np.zeros((100, 3), dtype=np.int64),
+    ],
+)
+def test_the_seed_decides_and_nothing_else(y: np.ndarray) -> None:
+    first, again, other = (split(y, 0.25, 0.1, seed) for seed in (0, 0, 1))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["train"], other["train"])
+    assert {name: len(part) for name, part in first.items()} == {"train": 65, "validation": 25, "test": 10}
+
+
+def test_a_split_is_not_the_beginning_of_the_file() -> None:
+    for y in (np.zeros(1000, dtype=np.int64), np.linspace(0, 1, 1000)):
+        validation = split(y, 0.2, 0.0, seed=0)["validation"]
+        assert 400 < validation.mean() < 600
+
+
+def test_a_class_with_one_sample_is_explained() -> None:
+    with pytest.raises(UserError, match=r"single sample: 3, 5 \(2 in all\).*\n.*merge.*float"):
+        split(np.array([1, 1, 3, 4, 4, 5]), 0.2, 0.0, seed=0)
+
+
+@pytest.mark.parametrize(("count", "test"), [(0, 0.0), (1, 0.0), (2, 0.1)])
+def test_too_few_samples_are_refused(count: int, test: float) -> None:
+    with pytest.raises(UserError, match=f"has {count} samples"):
+        split(np.linspace(0, 1, count), 0.5, test, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "validation", "test"), [(2, 0.01, 0.0), (2, 0.99, 0.0), (3, 0.5, 0.01), (3, 0.4, 0.5)]
+)
+def test_no_partition_is_empty_however_few_the_samples(count: int, validation: float, test: float) -> None:
+    parts = split(np.linspace(0, 1, count), validation, test, seed=0)
+    assert all(len(part) >= 1 for part in parts.values())
