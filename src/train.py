@@ -70,9 +70,8 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         from feedrate.tracking import open_tracker, run_name
 
-        tracker = open_tracker(
-            config.tracking, run_name=run_name(resolved, hydra.overrides.task), run_folder=folder.path
-        )
+        name = run_name({**resolved, "dataset": data.name, "model": run.choices["model"]}, hydra.overrides.task)
+        tracker = open_tracker(config.tracking, run_name=name, run_folder=folder.path)
 
         # -------------------------------------------------------------------------------------------------
         # Model, optimizer, schedule

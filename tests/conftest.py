@@ -12,6 +12,7 @@ from typing import Any
 # its threads must not spin on the cores that load; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))  # the tests' own classes, importable by workers too
 
 import pytest
 
@@ -32,12 +33,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Composes conf/train.yaml with overrides, trains in this process, and returns the run's summary.
 
-    Small by default: the digits, 256 of each partition, two epochs, no workers, no tracking. The run folder is under 'folder'.
+    Small by default: the digits, 256 of each partition, two epochs, no workers, no tracking.
+    The summary's 'folder' is the run folder.
     """
     import hydra
-    from feedrate.launch import CONF, _register_resolvers
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
+
+    from feedrate.launch import CONF, _register_resolvers
     from train import train
 
     count = 0
@@ -59,6 +62,8 @@ def run_train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         if chosen & {"dataset", "experiment"}:
             small = [s for s in small if not s.startswith("dataset.")]
         small = [s for s in small if s.split("=")[0] not in chosen]
+        # options of the tests' own, found as a user's would be
+        small.append(f"hydra.searchpath=[file://{ROOT}/tests/conf]")
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("train", [*small, *overrides], return_hydra_config=True)
         with open_dict(config):

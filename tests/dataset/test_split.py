@@ -23,7 +23,7 @@ def test_each_class_keeps_its_share_and_every_sample_its_one_place(
 ) -> None:
     y = np.repeat(np.arange(len(sizes)), sizes)
     if test and max(sizes) < 3:
-        with pytest.raises(UserError, match="test_fraction"):
+        with pytest.raises(UserError, match=r"test_fraction|3 are needed"):
             split(y, validation, test, seed)
         return
     parts = split(y, validation, test, seed)
@@ -35,7 +35,7 @@ def test_each_class_keeps_its_share_and_every_sample_its_one_place(
             counts = np.bincount(y[parts[name]], minlength=len(sizes))
             assert (counts >= lowest).all()
             for count, size in zip(counts, sizes, strict=True):
-                assert abs(count - size * fraction) <= 1 or size - 2 <= count + 1 <= size
+                assert abs(count - size * fraction) < 2  # 1, but where a sample is left for another partition
     assert (np.bincount(y[parts["train"]], minlength=len(sizes)) >= 1).all()
 
 
@@ -79,9 +79,7 @@ def test_too_few_samples_are_refused(count: int, test: float) -> None:
         split(np.linspace(0, 1, count), 0.5, test, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("count", "validation", "test"), [(2, 0.01, 0.0), (2, 0.99, 0.0), (3, 0.5, 0.01), (3, 0.4, 0.5)]
-)
+@pytest.mark.parametrize(("count", "validation", "test"), [(2, 0.01, 0), (2, 0.99, 0), (3, 0.5, 0.01), (3, 0.4, 0.5)])
 def test_no_partition_is_empty_however_few_the_samples(count: int, validation: float, test: float) -> None:
     parts = split(np.linspace(0, 1, count), validation, test, seed=0)
     assert all(len(part) >= 1 for part in parts.values())

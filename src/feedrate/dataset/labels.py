@@ -6,7 +6,6 @@ Which ID has which label is the catalog's affair.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from feedrate.errors import UserError
 MANY = 20  # from so many classes on, about one for each sample is worth a note
 _LARGEST = float(np.finfo(np.float32).max)
 _FINITE = f"finite and at most {_LARGEST:.1e} in size"
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -69,20 +69,23 @@ def read_labels(
         )
     if list in kinds:
         return _vectors(labels, partition, task)
-    if float in kinds and (bad := _first_or_none(labels, partition, lambda v: type(v) is float and not _fits(v))):
-        raise UserError(f"labels: ID {bad[0]!r} has the label {bad[1]}; a label must be {_FINITE}")
     numeric = kinds <= {int, float}
-    fraction = numeric and float in kinds and any(v != int(v) for values in labels.values() for v in values)
-    if task == "regression" or (task == "auto" and fraction):
-        if bad := _first_or_none(labels, partition, lambda v: type(v) not in (int, float) or not _fits(v)):
-            rule = f"numbers, {_FINITE}" if type(bad[1]) is int else "numbers"
+    if numeric and (float in kinds or task == "regression"):
+        numbers = {name: _numbers(values, partition[name]) for name, values in labels.items()}
+        if task == "regression" or (task == "auto" and any((v != np.floor(v)).any() for v in numbers.values())):
+            return Targets("regression", None, 1), {
+                name: torch.from_numpy(values.astype(np.float32)) for name, values in numbers.items()
+            }
+    elif task == "regression":
+        ID, value = _first(labels, partition, lambda v: not _number(v))
+        raise UserError(f"labels: ID {ID!r} has the label {_shown(value)}; dataset.task=regression needs numbers")
+    elif float in kinds and (odd := _first_or_none(labels, partition, lambda v: type(v) is float and v % 1 != 0)):
+        if task == "auto" or not _fits(odd[1]):  # probably numbers, some of them written as text
+            ID, value = _first(labels, partition, lambda v: not _number(v)) if _fits(odd[1]) else odd
             raise UserError(
-                f"labels: ID {bad[0]!r} has the label {_shown(bad[1])}; dataset.task=regression needs {rule}"
+                f"labels: ID {ID!r} has the label {_shown(value)}, and others are numbers with a fraction; "
+                "give numbers only, or set dataset.task=classification"
             )
-        return Targets("regression", None, 1), {
-            name: torch.from_numpy(np.fromiter(values, dtype=np.float32, count=len(values)))
-            for name, values in labels.items()
-        }
     return _classes(labels, kinds, task)
 
 
@@ -116,21 +119,14 @@ def _vectors(
     }
 
 
-def _classes(
-    labels: Mapping[str, Sequence[Any]], kinds: set[type], task: str
-) -> tuple[Targets, dict[str, Tensor]]:
+def _classes(labels: Mapping[str, Sequence[Any]], kinds: set[type], task: str) -> tuple[Targets, dict[str, Tensor]]:
     numeric = kinds <= {int, float}
-
-    def key(value: Any) -> Any:
-        # numbers and texts in their own order; true is not 1 and "1" is not 1, but 1.0 is
-        if type(value) is float and value.is_integer():
-            value = int(value)
-        return value if numeric or len(kinds) == 1 else ("number" if _number(value) else type(value).__name__, value)
-
-    found = {name: {key(value) for value in values} for name, values in labels.items()}
+    if not numeric and len(kinds) > 1:  # true is not 1 and "1" is not 1; each kind in its own order
+        labels = {name: [(_kind(value), value) for value in values] for name, values in labels.items()}
+    found = {name: set(values) for name, values in labels.items()}
     ordered = sorted(set().union(*found.values()))
     position = {value: index for index, value in enumerate(ordered)}
-    names = tuple(value[1] if isinstance(value, tuple) else value for value in ordered)
+    names = tuple(_whole(value[1] if isinstance(value, tuple) else value) for value in ordered)
     notes = []
     if unseen := [_shown(name) for name, value in zip(names, ordered, strict=True) if value not in found["train"]]:
         listed = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
@@ -143,18 +139,42 @@ def _classes(
         quantity = "; dataset.task=regression takes them as quantities" if numeric and task == "auto" else ""
         notes.append(f"labels: {len(ordered):,} classes for {total:,} samples{quantity}")
     return Targets("classification", names, len(ordered), tuple(notes)), {
-        name: torch.from_numpy(np.fromiter((position[key(v)] for v in values), dtype=np.int64, count=len(values)))
+        name: torch.from_numpy(np.fromiter(map(position.__getitem__, values), dtype=np.int64, count=len(values)))
         for name, values in labels.items()
     }
+
+
+def _numbers(values: Sequence[Any], list_IDs: Sequence[str]) -> np.ndarray:
+    """(N,) float64, each within what float32 can hold."""
+    try:
+        numbers = np.fromiter(values, dtype=np.float64, count=len(values))
+        wrong = np.flatnonzero(~(np.abs(numbers) <= _LARGEST))
+    except OverflowError:  # a whole number beyond float64
+        wrong = np.array([index for index, value in enumerate(values) if not _fits(value)])
+    if len(wrong):
+        index = int(wrong[0])
+        raise UserError(
+            f"labels: ID {list_IDs[index]!r} has the label {_shown(values[index])} ({len(wrong):,} such labels in all); "
+            f"labels must be {_FINITE}"
+        )
+    return numbers
+
+
+def _fits(value: float) -> bool:
+    return -_LARGEST <= value <= _LARGEST
 
 
 def _number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _fits(value: float) -> bool:
-    """Whether float32, in which labels are held, can hold the number."""
-    return -_LARGEST <= value <= _LARGEST
+def _kind(value: Any) -> str:
+    return "number" if _number(value) else type(value).__name__
+
+
+def _whole(value: Any) -> Any:
+    """1 for 1.0, so that a class has one name however its labels are written."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _shown(value: Any) -> str:

@@ -27,9 +27,7 @@ def whole_numbers(key: str, value: object, *, least: int, may_be_empty: bool) ->
         or any(not isinstance(entry, int) or isinstance(entry, bool) or entry < least for entry in entries)
     ):
         empty = ", and may be empty ([])" if may_be_empty else ", with one entry or more"
-        raise UserError(
-            f"{key}={value}: must be a list of whole numbers of at least {least}{empty}, such as [32,64]"
-        )
+        raise UserError(f"{key}={value}: must be a list of whole numbers of at least {least}{empty}, such as [32,64]")
     return entries
 
 

@@ -90,9 +90,7 @@ class Block(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if before != after or stride != (1, 1):
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, before, H, W) -> (B, after, H / stride, W / stride)."""

@@ -1,0 +1,109 @@
+"""Every moment of a run is counted once, and only steady steps make a rate."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from feedrate.timing import Clock
+
+CPU = torch.device("cpu")
+
+
+def step(clock: Clock, wait: float, compute: float, samples: int = 8) -> None:
+    time.sleep(wait)
+    clock.lap("wait")
+    clock.lap("transfer")
+    time.sleep(compute)
+    clock.lap("compute")
+    clock.step(samples, nbytes=1000 * samples, load_ns=2_000_000)
+
+
+def test_phases_add_up_to_the_time_that_passed():
+    clock = Clock(CPU, warmup_steps=0)
+    begin = time.perf_counter()
+    clock.begin()
+    for _ in range(5):
+        step(clock, 0.004, 0.006)
+    time.sleep(0.02)
+    clock.lap("evaluation")
+    time.sleep(0.01)
+    clock.lap("checkpoint")
+    passed = time.perf_counter() - begin
+    totals = clock.totals_s()
+    assert sum(totals.values()) == pytest.approx(passed, abs=0.05)
+    assert totals["evaluation"] >= 0.02
+    assert totals["checkpoint"] >= 0.01
+    times = clock.epoch()
+    assert times.evaluation_s == totals["evaluation"]
+    assert np.array_equal(times.elapsed, times.wait + times.transfer + times.compute)
+
+
+def test_warm_up_and_the_first_batch_are_left_out_of_the_rates():
+    clock = Clock(CPU, warmup_steps=2)
+    step(clock, 0.2, 0.2)
+    step(clock, 0.2, 0.2)
+    for _ in range(5):
+        step(clock, 0.0, 0.005)
+    times = clock.epoch()
+    assert times.steady.tolist() == [False, False] + [True] * 5
+    metrics = times.metrics(workers=2)
+    assert metrics["compute/step_ms_p50"] < 100
+    assert metrics["loader/wait_pct"] < 50
+    assert clock.first_batch_s >= 0.2
+    assert metrics["loader/samples_per_s"] == pytest.approx(times.samples[2:].sum() / (times.elapsed[2:].sum() / 1e9))
+
+
+def test_evaluation_and_checkpoint_stop_the_clock():
+    clock = Clock(CPU, warmup_steps=0)
+    for _ in range(3):
+        step(clock, 0.0, 0.002)
+    before = clock.epoch().metrics(1)["loader/samples_per_s"]
+    time.sleep(0.1)
+    clock.lap("evaluation")
+    clock.lap("checkpoint")
+    assert clock.epoch().metrics(1)["loader/samples_per_s"] == before
+
+
+def test_a_later_epoch_has_no_warm_up_and_its_own_account():
+    clock = Clock(CPU, warmup_steps=2)
+    for _ in range(3):
+        step(clock, 0, 0)
+    clock.begin()
+    for _ in range(4):
+        step(clock, 0, 0)
+    assert clock.epoch().steady.tolist() == [True] * 4
+
+
+def test_skipped_time_belongs_to_no_phase():
+    clock = Clock(CPU, warmup_steps=0)
+    clock.begin()
+    time.sleep(0.3)
+    clock.skip()
+    clock.lap("evaluation")
+    assert clock.totals_s()["evaluation"] < 0.3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator: device events need one")
+def test_device_events_tell_compute_from_idle_without_synchronising():
+    device = torch.accelerator.current_accelerator()
+    clock = Clock(device, warmup_steps=0)
+    X = torch.randn(2048, 2048, device=device)
+    clock.begin()
+    for _ in range(20):
+        time.sleep(0.005)
+        clock.lap("wait")
+        clock.lap("transfer")
+        for _ in range(5):
+            X = (X @ X).clamp(-1, 1)
+        clock.lap("compute")
+        clock.step(1, 0)
+    torch.accelerator.synchronize()
+    times = clock.epoch()
+    assert (times.compute > 0).all()
+    # the host's wait counts only as far as the device stood still
+    assert (times.wait[1:] <= 20_000_000).all()

@@ -1,0 +1,57 @@
+"""What a step does: accumulation, inputs, and errors that name the model or the samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from feedrate.errors import UserError
+from feedrate.trainer import checkpoint
+
+
+def weights(summary):
+    return checkpoint.load(summary["folder"] / "checkpoints" / "last.pt")["model"]
+
+
+def test_accumulated_batches_give_the_weights_of_the_large_batch(run_train):
+    common = ("trainer.max_epochs=1", "optimizer=sgd", "scheduler=none", "model.dropout=0.0", "dataset.limit=256")
+    large = run_train(*common, "loader.batch_size=64")
+    small = run_train(*common, "loader.batch_size=16", "trainer.accumulate=4")
+    for name, tensor in weights(large).items():
+        torch.testing.assert_close(weights(small)[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rest_that_does_not_fill_the_window_is_used_too(run_train):
+    summary = run_train("trainer.max_epochs=1", "trainer.accumulate=3", "loader.batch_size=64", "dataset.limit=256")
+    state = checkpoint.load(summary["folder"] / "checkpoints" / "last.pt")
+    assert state["step"] == 2  # 4 batches: a window of three, and one of one
+
+
+def test_a_model_that_does_not_fit_the_data_is_named(run_train):
+    with pytest.raises(UserError, match=r"model: Linear failed on X of shape \(64, 1, 8, 8\)"):
+        run_train("model._target_=torch.nn.Linear", "+model.in_features=64", "+model.out_features=10")
+
+
+def test_a_module_without_parameters_is_refused(run_train):
+    with pytest.raises(UserError, match="Identity has no parameter that requires a gradient"):
+        run_train("model._target_=torch.nn.Identity")
+
+
+def test_what_is_no_module_is_refused(run_train):
+    with pytest.raises(UserError, match="builds a Fraction, not a torch.nn.Module"):
+        run_train("model._target_=fractions.Fraction")
+
+
+def test_an_optimizer_of_torch_that_is_not_shipped_can_be_named(run_train):
+    assert run_train("optimizer._target_=torch.optim.RMSprop", "trainer.max_epochs=1")["status"] == "FINISHED"
+
+
+def test_a_scheduler_of_torch_that_is_not_shipped_can_be_named(run_train):
+    overrides = ("scheduler=plateau", "scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=1")
+    summary = run_train(*overrides, "+scheduler.gamma=0.5")
+    assert summary["metrics"]["train/learning_rate"] == pytest.approx(0.0015)
+
+
+def test_a_class_beyond_the_outputs_is_refused_naming_the_samples(run_train):
+    with pytest.raises(UserError, match=r"dataset.num_outputs=4: the labels need at least 10"):
+        run_train("dataset.num_outputs=4")
