@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import traceback
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from feedrate.config import SHIPPED, common_keys, nearest
@@ -25,10 +27,9 @@ def locate(path: str, group: str) -> Callable[..., Any]:
     """
     try:
         found = _import(path)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1]
+    except (Exception, SystemExit) as error:  # a script without a main guard may exit while it is imported
         raise UserError(
-            f"{group}._target_={path}: cannot be imported ({reason})\n"
+            f"{group}._target_={path}: cannot be imported ({_reason(error)})\n"
             "Searched: src/, the repository root, PYTHONPATH and the installed packages"
         ) from error
     if not callable(found):
@@ -44,22 +45,52 @@ def _import(path: str) -> Any:
         try:
             found: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if cut == 1 or not (error.name and module.startswith(error.name)):
+            if cut == 1 or not (error.name and f"{module}.".startswith(f"{error.name}.")):
                 raise  # also when the module is there, but something that it imports is not
             continue
         for name in parts[cut:]:
+            if not hasattr(found, name):
+                near = nearest(name, [known for known in dir(found) if not known.startswith("_")])
+                raise ImportError(f"{getattr(found, '__name__', module)} has no {name}{near}")
             found = getattr(found, name)
         return found
-    raise ImportError("a dot is needed between module and class")
+    raise ImportError("a dot is needed between module and class, such as my_package.MyClass")
+
+
+def _reason(error: BaseException) -> str:
+    """The error's text; for a module that failed by itself also its type and place."""
+    text = (str(error).strip().splitlines() or ["no text"])[-1]
+    if isinstance(error, ImportError):
+        return text
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if len(frames) > 1 else ""
+    return f"{type(error).__name__}: {text}{place}"
 
 
 def takes(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a class's constructor or of a function."""
+    """The named parameters of a class's constructor or of a function.
+
+    A constructor that hands on `**kwargs` also takes what the class that it extends takes.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for level in inspect.getmro(target) if inspect.isclass(target) else (target,):
+        parameters = _signature(level)
+        if parameters is None:  # written in C: nothing is known
+            break
+        for name, p in parameters.items():
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                # an inherited one may be filled in by the class itself, so its lack is no mistake here
+                found.setdefault(name, p if level is target else p.replace(default=None, kind=p.KEYWORD_ONLY))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found
+
+
+def _signature(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     try:
-        parameters = inspect.signature(target).parameters
-    except ValueError:  # a class written in C without a signature: nothing can be checked
-        return {}
-    return {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        return inspect.signature(target).parameters
+    except (ValueError, TypeError):
+        return None
 
 
 def build(
@@ -71,7 +102,7 @@ def build(
         node: `_target_` and the keys of its constructor; a key may itself be a node with `_target_`.
         group: the node's name in messages.
         injected: values offered to the constructor; those that it does not name are left out.
-        common: keys of the node that are not meant for the constructor unless it names them.
+        common: keys of the node that are not meant for the constructor unless it names them and they are given.
 
     Raises:
         UserError: for a key that the constructor does not know, one that it lacks, or when it refuses.
@@ -82,21 +113,23 @@ def build(
     path = str(node["_target_"])
     target = locate(path, group)
     known = takes(target)
-    open_ended = not known or any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
-    keys = {k: v for k, v in node.items() if k != "_target_" and (k in known or k not in common)}
+    signature = _signature(target)
+    open_ended = signature is None or any(p.kind is p.VAR_KEYWORD for p in signature.values())
+    keys = {k: v for k, v in node.items() if k != "_target_" and (k not in common or (k in known and v is not None))}
     offered = {k: v for k, v in injected.items() if k in known}
 
     unknown = [] if open_ended else [k for k in keys if k not in known]
-    if unknown and path not in SHIPPED and set(unknown) <= _shipped_keys(group):
-        # `model=mlp model._target_=my.Net` keeps the keys of mlp.yaml: they are the other class's, not a mistake
-        log.info("note: %s not used: %s does not take %s", _listed(group, unknown), path, _them(unknown))
-        keys = {k: v for k, v in keys.items() if k not in unknown}
-    elif unknown:
+    # `model=mlp model._target_=my.Net` keeps the keys of mlp.yaml: they are the other class's, not a mistake
+    aside = [k for k in unknown if path not in SHIPPED and k in _shipped_keys(group)]
+    if unknown := [k for k in unknown if k not in aside]:
         valid = [k for k in known if k not in offered and k != "self"]
         raise UserError(
             f"{_listed(group, unknown)}: {path} does not take {_them(unknown)}{nearest(unknown[0], valid)}\n"
             f"It takes: {', '.join(valid) or 'nothing'}"
         )
+    if aside:
+        log.info("note: %s not used: %s does not take %s", _listed(group, aside), path, _them(aside))
+        keys = {k: v for k, v in keys.items() if k not in aside}
     required = [k for k, p in known.items() if p.default is p.empty and k not in keys and k not in offered]
     if required:
         raise UserError(f"{_listed(group, required)}: {path} needs {_them(required)}; set it, or give a default")
@@ -113,9 +146,13 @@ def build(
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
-        raise UserError(f"{group}: {path} cannot be built: {str(cause).splitlines()[0]}") from error
+        raise UserError(f"{group}: {path} cannot be built: {_first_line(cause)}") from error
     except Exception as error:
-        raise UserError(f"{group}: {path}(...) failed with {type(error).__name__}: {error}") from error
+        raise UserError(f"{group}: {path}(...) failed with {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no text'])[0]}"
 
 
 def _shipped_keys(group: str) -> set[str]:
@@ -124,6 +161,7 @@ def _shipped_keys(group: str) -> set[str]:
         "optimizer": "torch.optim.",
         "scheduler": ("torch.optim.lr_scheduler.", "feedrate.trainer."),
         "dataset": "feedrate.dataset.",
+        "loader": ("feedrate.loader.", "torch.utils.data."),
     }
     prefix = homes.get(group, ())
     return {key for path, schema in SHIPPED.items() if path.startswith(prefix) for key in common_keys(schema)}

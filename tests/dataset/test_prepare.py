@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -232,14 +233,23 @@ def test_the_source_may_lie_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_ending_early_leaves_no_worker(tmp_path: Path) -> None:
-    import psutil
-
     torch.save((torch.zeros(20_000, 10), torch.zeros(20_000)), tmp_path / "all.pt")
     source = BigFile.read(tmp_path / "all.pt")
     progress = write_samples(source, np.arange(20_000), tmp_path, num_workers=2)
     next(progress)
     assert len(psutil.Process().children()) >= 2
     progress.close()
+    assert not psutil.Process().children()
+
+
+def test_a_killed_worker_is_explained_and_leaves_no_other(tmp_path: Path) -> None:
+    torch.save((torch.zeros(20_000, 10), torch.zeros(20_000)), tmp_path / "all.pt")
+    source = BigFile.read(tmp_path / "all.pt")
+    progress = write_samples(source, np.arange(20_000), tmp_path, num_workers=2)
+    next(progress)
+    psutil.Process().children()[0].kill()
+    with pytest.raises(UserError, match=r"ended by SIGKILL, as happens when memory runs out\n.*goes on"):
+        list(progress)
     assert not psutil.Process().children()
 
 
@@ -321,7 +331,8 @@ def test_a_truncated_source_is_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_compressed_source_is_named_and_leaves_no_half(tmp_path: Path) -> None:
-    source = a_compressed_npz(tmp_path)
+    source = tmp_path / "all.npz"
+    np.savez_compressed(source, X=torch.rand(COUNT, 10_000).numpy(), y=classes().numpy())
     whole = bytearray(source.read_bytes())
     with zipfile.ZipFile(source) as archive:
         member = archive.getinfo("X.npy")

@@ -6,24 +6,32 @@ The one place that knows which arguments a dataset class may ask for. Loaders ar
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from feedrate.config import DatasetConfig, common_keys, dataset_keys, resolve_path
 from feedrate.dataset.catalog import Catalog
-from feedrate.dataset.labels import Targets, read_labels
+from feedrate.dataset.labels import Targets
+from feedrate.dataset.look import check_outputs, look, one_line, size_of, targets_of
+from feedrate.dataset.part import Part, held_out, list_IDs
+from feedrate.dataset.pt_file import load_tensor, wasted_bytes
+from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError
 from feedrate.targets import build, locate, takes
 
+__all__ = ["Data", "build_data", "list_IDs"]
+
 log = logging.getLogger("feedrate")
-LABEL_SAMPLES = 1_000  # samples looked at to learn what the labels of a class without a catalog are
 HELD_OUT = 5  # a class that knows no partition keeps every fifth sample for validation
 
 
@@ -56,8 +64,9 @@ class Data:
 def build_data(node: Mapping[str, Any], seed: int) -> Data:
     """The datasets that a configuration node describes.
 
-    A class may have a classmethod `prepare(root)`, which is called once before anything is read. Its constructor gets
-    what it names of: `list_IDs` and `labels` (from the folder `dataset.root`), `root`, `partition`, `seed`.
+    A class may have a classmethod `prepare(root)`, which is called once before anything is read, and `suffix`, the
+    ending of its files ('.pt' otherwise; None where samples are no files). Its constructor gets what it names of:
+    `list_IDs` and `labels` (from the folder `dataset.root`), `root`, `partition`, `seed`.
 
     Raises:
         UserError: the configuration or the folder is wrong.
@@ -67,8 +76,7 @@ def build_data(node: Mapping[str, Any], seed: int) -> Data:
     path = str(node["_target_"])
     target = locate(path, "dataset")
     root = resolve_path(keys.root) if keys.root is not None else None
-    if root is not None and hasattr(target, "prepare"):
-        target.prepare(root)
+    _prepare(target, path, root)
     wanted = takes(target)
     if "list_IDs" in wanted:
         if root is None:
@@ -84,54 +92,86 @@ def build_data(node: Mapping[str, Any], seed: int) -> Data:
     return data
 
 
-def list_IDs(dataset: Dataset[Any]) -> Sequence[str] | None:
-    """The IDs of a dataset in the order of its indices, or None where it has none."""
-    found = getattr(dataset, "list_IDs", None)
-    return found if found is not None and not callable(found) else None
+def _prepare(target: Any, path: str, root: Path | None) -> None:
+    if not isinstance(inspect.getattr_static(target, "prepare", None), (classmethod, staticmethod)):
+        return
+    if root is None:
+        if "root" in takes(target.prepare):
+            raise UserError(
+                f"dataset.root is missing: {path}.prepare(root) needs a folder; set it with dataset.root=..."
+            )
+        return
+    try:
+        target.prepare(root)
+    except UserError:
+        raise
+    except OSError as error:
+        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        raise UserError(
+            f"dataset.root={root}: cannot be prepared ({reason}); name another folder, or mend it"
+        ) from error
+    except Exception as error:
+        raise UserError(f"dataset: {path}.prepare failed with {one_line(error)}") from error
 
 
 def _from_catalog(node: Mapping[str, Any], keys: DatasetConfig, catalog: Catalog, seed: int) -> Data:
+    path = str(node["_target_"])
+    node = {**node, "root": str(catalog.root)}
     partition = {}
     for name, ids in catalog.partition.items():
         labels = catalog.labels[name]
-        injected = {"list_IDs": ids, "labels": labels, "root": str(catalog.root), "partition": name, "seed": seed}
+        injected = {"list_IDs": ids, "labels": labels, "partition": name, "seed": seed}
         partition[name] = _checked(build(node, "dataset", injected, common_keys(DatasetConfig)), node)
-    first = partition["train"][0][0]
-    name = keys.name or catalog.root.name
-    return _data(name, partition, catalog.targets, first, keys, catalog.digest, str(catalog.root))
+    train = partition["train"]
+    first, _ = look(train, 0, path, seed)
+    if catalog.labels["train"].indexed:  # the class looks labels up by ID: workers forked later share the look-up
+        for labels in catalog.labels.values():
+            labels.index()
+    if isinstance(train, TensorFiles):
+        _note_views(train)
+    return _data(
+        keys.name or catalog.root.name, partition, catalog.targets, first, keys, catalog.digest, str(catalog.root), path
+    )
+
+
+def _note_views(train: TensorFiles) -> None:
+    """Says when files hold far more than the sample, a slip of the pen that makes loading slow for ever."""
+    ID = train.list_IDs[0]
+    X = load_tensor(train.path(ID), ID)
+    waste = wasted_bytes(X)
+    if waste > max(X.nbytes, 4096):
+        text = "note: sample %r (%s) uses %s of the %s bytes in its file: it was saved as a view of a larger tensor; "
+        text += "torch.save(X.clone(), path) makes the files small and loading fast"
+        log.warning(text, ID, train.path(ID), f"{X.nbytes:,}", f"{X.nbytes + waste:,}")
 
 
 def _from_class(node: Mapping[str, Any], keys: DatasetConfig, seed: int, has_partition: bool) -> Data:
     path = str(node["_target_"])
-    injected: dict[str, Any] = {"seed": seed, "root": str(resolve_path(keys.root)) if keys.root else None}
     common = common_keys(DatasetConfig)
+    resolved = {**node, "root": str(resolve_path(keys.root))} if keys.root else node
     partition: dict[str, Dataset[Any]]
     if has_partition:
         partition = {
-            name: _checked(build(node, "dataset", {**injected, "partition": name}, common), node)
+            name: _checked(build(resolved, "dataset", {"seed": seed, "partition": name}, common), node)
             for name in ("train", "validation")
         }
+        stated = getattr(partition["train"], "num_outputs", None)
     else:
-        whole = _checked(build(node, "dataset", injected, common), node)
+        whole = _checked(build(resolved, "dataset", {"seed": seed}, common), node)
+        stated = getattr(whole, "num_outputs", None)
         if len(whole) < HELD_OUT:
             raise UserError(
                 f"dataset: {path} has {len(whole)} samples; at least {HELD_OUT} are needed to hold some out"
             )
-        shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(whole))
-        held = np.sort(shuffled[: len(whole) // HELD_OUT])
-        kept = np.sort(shuffled[len(whole) // HELD_OUT :])
-        partition = {"train": Part(whole, kept.tolist()), "validation": Part(whole, held.tolist())}
+        train, validation = held_out(whole, len(whole) // HELD_OUT, seed)
+        partition = {"train": train, "validation": validation}
         log.info("note: %s takes no `partition`, so a fifth of its samples (by seed) is held out for validation", path)
-    train = partition["train"]
-    first, _ = _pair(train[0], path)
-    targets = _targets_of(train, keys, path)
-    text = (
-        repr(sorted((k, v) for k, v in node.items()))
-        + f",{seed},"
-        + ",".join(str(_size(p)) for p in partition.values())
-    )
+    first, _ = look(partition["train"], 0, path, seed)
+    targets = targets_of(partition["train"], keys, stated, path, seed)
+    given = sorted((key, value) for key, value in node.items() if value is not None)
+    text = f"{given!r},{seed}," + ",".join(str(size_of(part)) for part in partition.values())
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return _data(keys.name or path.rpartition(".")[2].lower(), partition, targets, first, keys, digest, path)
+    return _data(keys.name or path.rpartition(".")[2].lower(), partition, targets, first, keys, digest, path, path)
 
 
 def _data(
@@ -142,11 +182,18 @@ def _data(
     keys: DatasetConfig,
     digest: str,
     source: str,
+    path: str,
 ) -> Data:
-    X = torch.as_tensor(first)
+    if not isinstance(first, (Tensor, np.ndarray, np.generic, int, float)):
+        raise UserError(
+            f"dataset: {path} returns X as {type(first).__name__}; a tensor, an array or a number is needed"
+        )
+    try:
+        X = torch.as_tensor(first)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"dataset: {path} returns an X of which no tensor can be made ({one_line(error)})") from error
     if keys.num_outputs is not None:
-        if targets.num_outputs > keys.num_outputs:
-            raise UserError(f"dataset.num_outputs={keys.num_outputs}: the labels need at least {targets.num_outputs}")
+        check_outputs("dataset.num_outputs", keys.num_outputs, targets)
         targets = replace(targets, num_outputs=keys.num_outputs)
     shape = tuple(X.shape)
     mean, std = _per_channel("mean", keys.mean, shape), _per_channel("std", keys.std, shape)
@@ -159,48 +206,13 @@ def _per_channel(key: str, value: Any, shape: tuple[int, ...]) -> tuple[float, .
     if value is None:
         return None
     values = tuple(float(v) for v in value) if isinstance(value, list) else (float(value),)
+    if not all(map(math.isfinite, values)):
+        raise UserError(f"dataset.{key}={value}: must be finite")
     if len(values) not in {1, shape[0] if shape else 1}:
         raise UserError(
             f"dataset.{key} has {len(values)} values, a sample has shape {shape}: give one, or one per channel"
         )
     return values
-
-
-def _targets_of(train: Dataset[Any], keys: DatasetConfig, path: str) -> Targets:
-    """What the labels of a class without a catalog are, from a sample of them where the class does not say."""
-    size = _size(train)
-    step = max(1, size // LABEL_SAMPLES)
-    stated = getattr(train, "num_outputs", None) or keys.num_outputs
-    picked = range(0, size, step)[:1] if stated and keys.task != "auto" else range(0, size, step)[:LABEL_SAMPLES]
-    if stated:
-        picked = picked[:16]  # enough to tell classes from numbers
-    values = [_plain(_pair(train[i], path)[1]) for i in picked]
-    try:
-        targets, _ = read_labels({"train": values}, {"train": [str(i) for i in picked]}, keys.task)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    if targets.task == "regression":
-        return targets
-    if any(type(value) is not int or value < 0 for value in values):
-        raise UserError(f"{path}: y must be a class index (0, 1, ...), a float or a vector; it is {values[0]!r}")
-    outputs = stated or max(values) + 1
-    if not stated and len(picked) < size:
-        log.info(
-            "note: %d classes, as the labels of %d samples show; dataset.num_outputs states it", outputs, len(picked)
-        )
-    return Targets("classification", tuple(range(outputs)), int(outputs))
-
-
-def _plain(y: Any) -> Any:
-    if isinstance(y, (Tensor, np.ndarray, np.generic)):
-        return y.tolist()
-    return list(y) if isinstance(y, tuple) else y
-
-
-def _pair(sample: Any, path: str) -> tuple[Any, Any]:
-    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-        raise UserError(f"dataset: {path} returns {type(sample).__name__}; __getitem__ must return the pair (X, y)")
-    return sample[0], sample[1]
 
 
 def _checked(dataset: Any, node: Mapping[str, Any]) -> Any:
@@ -211,26 +223,12 @@ def _checked(dataset: Any, node: Mapping[str, Any]) -> Any:
         )
     if len(dataset) == 0:
         raise UserError(f"dataset: {node['_target_']} has no samples; its __len__ returned 0")
+    ids = list_IDs(dataset)
+    if ids is not None and len(ids) != len(dataset):
+        counts = f"{len(dataset):,} samples and {len(ids):,} list_IDs"
+        raise UserError(f"dataset: {node['_target_']} has {counts}; one for each sample is needed")
     return dataset
 
 
-def _size(dataset: Dataset[Any]) -> int:
-    return len(dataset)  # type: ignore[arg-type]
-
-
 def _first(dataset: Dataset[Any], count: int) -> Dataset[Any]:
-    return Part(dataset, range(min(count, _size(dataset))))
-
-
-class Part(Subset[Any]):
-    """Some samples of a dataset, with the IDs and paths of those samples."""
-
-    def __init__(self, dataset: Dataset[Any], indices: Sequence[int]) -> None:
-        super().__init__(dataset, indices)
-        ids = list_IDs(dataset)
-        if ids is not None:
-            self.list_IDs: Sequence[str] | None = [ids[i] for i in indices]
-        else:
-            self.list_IDs = [str(i) for i in indices]
-        if hasattr(dataset, "path"):
-            self.path = dataset.path
+    return Part(dataset, range(min(count, size_of(dataset))))

@@ -10,19 +10,21 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from feedrate.config import nearest
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.labels import Targets, read_labels
 from feedrate.errors import UserError
 
 PARTITIONS = ("train", "validation", "test")
+_TABLES = ("samples.csv", "samples.parquet")
 _FORM = "partition.json with labels.json, samples.csv, or samples.parquet (columns id, label, partition)"
 # an empty component, '.' or '..' between slashes, or a leading slash, in IDs joined by NUL
-_UNSAFE = re.compile(r"(?:^|[\0/])\.{0,2}(?=[\0/]|$)")
+_UNSAFE = re.compile(r"(?:^|[\0/])\.{0,2}(?=[\0/]|\Z)")
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,17 @@ class Catalog:
             UserError: with up to five offenders, their number, and the remedy.
         """
         if not root.is_dir():
-            raise UserError(f"dataset.root={root}: no such folder; name the folder that holds partition.json")
-        source, partition, labels = _read_files(root)
-        return cls.of(root, partition, labels, task=task, suffix=suffix, source=source)
+            fault = "is no folder" if root.exists() else "no such folder"
+            raise UserError(f"dataset.root={root}: {fault}; name the folder that holds the samples and {_FORM}")
+        try:
+            source, partition, labels = _read_files(root)
+        except OSError as error:
+            raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from None
+        catalog = cls.of(root, partition, labels, task=task, suffix=suffix, source=source)
+        if idle := [name for name in _TABLES if name != source and (root / name).is_file()]:
+            note = f"{root}: {idle[0]} is not read, since {source} is there"
+            return replace(catalog, notes=(note, *catalog.notes))
+        return catalog
 
     @classmethod
     def of(
@@ -73,7 +83,12 @@ class Catalog:
         suffix: str | None = None,
         source: str = "partition",
     ) -> Catalog:
-        """The catalog of a partition and labels that are at hand; checks as `read` does."""
+        """The catalog of a partition and labels that are at hand; checks as `read` does.
+
+        Args:
+            root, task, suffix: as for `read`.
+            source: what messages call the partition, such as its file's name.
+        """
         _check_partition(partition, source)
         notes = _check_labels(partition, labels, source)
         if suffix is not None:
@@ -91,34 +106,34 @@ class Catalog:
 
 def _read_files(root: Path) -> tuple[str, dict[str, list[str]], dict[str, Any]]:
     if (root / "partition.json").is_file():
-        partition = _read_json(root / "partition.json")
+        partition = _read_json(root / "partition.json", "{partition: [ID, ...]}")
         if not (root / "labels.json").is_file():
             raise UserError(f"{root}: partition.json has no labels.json beside it; write {{ID: label}} there")
-        return "partition.json", partition, _read_json(root / "labels.json", pairs=True)
-    for name in ("samples.csv", "samples.parquet"):
+        return "partition.json", partition, _read_json(root / "labels.json", "{ID: label}")
+    for name in _TABLES:
         if (root / name).is_file():
             return name, *_read_table(root / name)
     raise UserError(f"dataset.root={root}: holds no dataset; needed is {_FORM}")
 
 
-def _read_json(path: Path, pairs: bool = False) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            # pairs: a key that stands twice would otherwise win silently with its last value
-            value = json.load(file, object_pairs_hook=list if pairs else None)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error})") from None
-    if pairs and isinstance(value, list):
-        # the hook leaves an object as a list of pairs; a JSON list of two-element lists looks different
-        if any(type(pair) is not tuple for pair in value):
-            raise UserError(f"{path}: must be an object, {{ID: label}}")
-        found = dict(value)
-        if len(found) < len(value):
-            repeated = [ID for ID, n in Counter(ID for ID, _ in value).items() if n > 1]
-            raise UserError(_offence(f"{path.name}: IDs with more than one label", repeated, "keep one"))
+def _read_json(path: Path, form: str) -> dict[str, Any]:
+    repeated: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # the last one would win silently
+            repeated[:] = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
         return found
+
+    try:
+        with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte-order mark
+            value = json.load(file, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); write it anew") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: must be an object, not {type(value).__name__}")
+        raise UserError(f"{path}: holds a {type(value).__name__}; an object is needed, {form}")
+    if repeated:
+        raise UserError(_offence(f"{path}: keys that stand more than once", repeated, "keep one of each"))
     return value
 
 
@@ -134,18 +149,24 @@ def _read_table(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
             table = pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
         else:
             table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0]})") from None
-    if missing := {"id", "label", "partition"} - set(table.column_names):
-        raise UserError(f"{path}: has no column {', '.join(sorted(missing))}; needed are id, label and partition")
-    ids, names = table["id"].to_pylist(), table["partition"].to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({reason}); write it anew") from None
+    for column in ("id", "label", "partition"):
+        if table.column_names.count(column) != 1:
+            fault = "has no column" if column not in table.column_names else "has more than one column"
+            raise UserError(f"{path}: {fault} '{column}'; needed are id, label and partition")
+    ids, names, values = (table[column].to_pylist() for column in ("id", "partition", "label"))
     repeated = [str(ID) for ID, n in Counter(ids).items() if n > 1]
     if repeated:
-        raise UserError(_offence(f"{path.name}: IDs on more than one row", repeated, "keep one row"))
+        raise UserError(_offence(f"{path.name}: IDs on more than one row", repeated, "keep one row for each"))
+    if path.suffix == ".csv" and (bare := [ID for ID, value in zip(ids, values, strict=True) if value in (None, "")]):
+        remedy = "write their labels, or take out their rows"  # an empty cell, which among texts would be a class
+        raise UserError(_offence(f"{path.name}: IDs without a label", bare, remedy))
     partition: dict[str, list[str]] = {}
     for ID, name in zip(ids, names, strict=True):
         partition.setdefault(name, []).append(ID)
-    return partition, dict(zip(ids, table["label"].to_pylist(), strict=True))
+    return partition, dict(zip(ids, values, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -154,26 +175,31 @@ def _read_table(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
 
 
 def _check_partition(partition: Mapping[str, Sequence[str]], source: str) -> None:
+    if strange := [name for name in partition if name not in PARTITIONS]:
+        near = nearest(str(strange[0]), list(PARTITIONS))
+        raise UserError(f"{source}: unknown partition {strange[0]!r}; known are {', '.join(PARTITIONS)}{near}")
     for name in ("train", "validation"):
         if name not in partition:
             raise UserError(f"{source}: has no partition '{name}'; needed are 'train' and 'validation'")
-    if strange := sorted(str(name) for name in set(partition) - set(PARTITIONS)):
-        raise UserError(f"{source}: unknown partition '{strange[0]}'; known are {', '.join(PARTITIONS)}")
     for name, ids in partition.items():
         if not isinstance(ids, (list, tuple, IDs)):
-            raise UserError(f"{source}: '{name}' must be a list of IDs, not {type(ids).__name__}")
+            raise UserError(f"{source}: '{name}' holds a {type(ids).__name__}; a list of IDs is needed")
         if not len(ids):
-            raise UserError(f"{source}: partition '{name}' is empty; give it at least one ID, or leave out 'test'")
-        if not set(map(type, ids)) <= {str}:
-            wrong = [json.dumps(ID) for ID in ids if type(ID) is not str]
+            remedy = "leave it out" if name == "test" else "give it at least one ID"
+            raise UserError(f"{source}: partition '{name}' is empty; {remedy}")
+        if not all(issubclass(kind, str) for kind in set(map(type, ids))):
+            wrong = [ID for ID in ids if not isinstance(ID, str)]
             raise UserError(
-                _offence(f"{source}: IDs of '{name}' that are no text", wrong, 'write IDs in quotes: "007"')
+                _offence(f"{source}: IDs of '{name}' that are no text", wrong, 'write IDs in quotes, such as "007"')
             )
         joined = "\0".join(ids)
         if _UNSAFE.search(joined) or joined.count("\0") != len(ids) - 1:
             wrong = [ID for ID in ids if "\0" in ID or _UNSAFE.search(ID)]
-            remedy = "without leading '/', '..' or empty parts, such as 'scans/007'"
+            remedy = "an ID is a path below the root, without leading '/', '.', '..', empty parts or NUL: 'scans/007'"
             raise UserError(_offence(f"{source}: IDs of '{name}' that are no path below the root", wrong, remedy))
+        if not _encodable(joined):
+            wrong = [ID for ID in ids if not _encodable(ID)]
+            raise UserError(_offence(f"{source}: IDs of '{name}' that are no valid Unicode", wrong, "rename them"))
     seen: dict[str, set[str]] = {}
     for name, ids in partition.items():
         unique = set(ids)
@@ -204,27 +230,57 @@ def _check_labels(partition: Mapping[str, Sequence[str]], labels: Mapping[str, A
 
 
 def _check_files(root: Path, partition: Mapping[str, Sequence[str]], suffix: str) -> None:
-    """One listing of the folder, and of its subfolders only if an ID has any: a stat per file costs far more."""
-    nested = any("/" in ID for ids in partition.values() for ID in ids)
-    present = set(_listing(root, "", suffix, nested))
+    """One listing of each folder that holds samples: a stat for each file costs far more."""
+    folders = {"", *(ID.rpartition("/")[0] for ids in partition.values() for ID in ids if "/" in ID)}
+    present = {name for folder in sorted(folders) for name in _listing(root, folder, suffix)}
     for name, ids in partition.items():
         if missing := [ID for ID in ids if ID not in present]:
             remedy = "add the files, or take the IDs out of the partition"
+            if others := _endings(root / missing[0]):
+                remedy += (
+                    f"\nThere is {missing[0]}{others[0]}: a dataset class that reads it has suffix = {others[0]!r}"
+                )
             raise UserError(_offence(f"{root}: IDs of '{name}' without a file ID{suffix}", missing, remedy))
 
 
-def _listing(folder: str | Path, prefix: str, suffix: str, nested: bool) -> Iterable[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(suffix):
-                yield prefix + entry.name[: -len(suffix)]
-            elif nested and entry.is_dir():
-                yield from _listing(entry.path, f"{prefix}{entry.name}/", suffix, nested)
+def _endings(sample: Path) -> list[str]:
+    """What the names of the files that begin as the sample's name end with."""
+    try:
+        names = [path.name for path in sample.parent.iterdir()]
+    except OSError:
+        return []
+    return sorted(name.removeprefix(sample.name) for name in names if name.startswith(f"{sample.name}."))
 
 
-def _offence(fault: str, offenders: Sequence[str], remedy: str) -> str:
-    shown = ", ".join(repr(ID) for ID in offenders[:5]) + (", ..." if len(offenders) > 5 else "")
+def _listing(root: Path, folder: str, suffix: str) -> Iterator[str]:
+    """IDs of the sample files in one folder, none if there is no such folder."""
+    prefix = f"{folder}/" if folder else ""
+    try:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(suffix):
+                    yield prefix + entry.name.removesuffix(suffix)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UserError(f"{root / folder}: cannot be listed ({error.strerror}); check its permissions") from None
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold and a file name cannot
+        return False
+    return True
+
+
+def _offence(fault: str, offenders: Sequence[Any], remedy: str) -> str:
+    shown = ", ".join(_cut(repr(ID)) for ID in offenders[:5]) + (", ..." if len(offenders) > 5 else "")
     return f"{fault}: {shown} ({len(offenders):,} in all); {remedy}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
 
 def _digest(labels: Mapping[str, Labels], targets: Targets) -> str:

@@ -25,7 +25,11 @@ class Digits(TensorFiles):
 
     @classmethod
     def prepare(cls, root: Path) -> None:
-        """Writes the files, if partition.json is not there yet; an interrupted call is made good by the next."""
+        """Writes the files, if partition.json is not there yet; an interrupted call is made good by the next.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
         if (root / "partition.json").is_file():
             return
         root.mkdir(parents=True, exist_ok=True)

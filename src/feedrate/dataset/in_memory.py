@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from feedrate.dataset.tensor_files import TensorFiles
-from feedrate.errors import SampleError
+from feedrate.errors import SampleError, UserError
 
 
 class InMemory(Dataset[tuple[Tensor, Any]]):
@@ -27,13 +27,17 @@ class InMemory(Dataset[tuple[Tensor, Any]]):
         X: (N, ...) in the samples' own dtype.
 
     Raises:
+        UserError: there is no sample, or there is not memory enough for all.
         SampleError: a file cannot be read, or its shape or dtype is not that of the first sample.
     """
 
     def __init__(self, list_IDs: Sequence[str], labels: Mapping[str, Any], root: str | Path = "data") -> None:
         files = TensorFiles(list_IDs, labels, root)
         self.list_IDs, self.labels = files.list_IDs, files.labels
+        if not len(files):
+            raise UserError("list_IDs is empty; in_memory needs at least one sample")
         first = files[0][0]
+        _check_memory(len(files) * first.numel() * first.element_size())
         self.X = torch.empty((len(files), *first.shape), dtype=first.dtype)
         for index, ID in enumerate(files.list_IDs):
             X = files[index][0]
@@ -51,3 +55,15 @@ class InMemory(Dataset[tuple[Tensor, Any]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.X[index], self.labels[index]
+
+
+def _check_memory(needed: int) -> None:
+    """Before allocating: the system promises more memory than it has, and ends the process once it is used."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"dataset=in_memory needs {needed / 1e9:,.1f} GB of memory for one partition; {free / 1e9:,.1f} GB are free\n"
+            "dataset=tensor_files reads the same folder sample by sample"
+        )

@@ -79,11 +79,13 @@ def read_labels(
     elif task == "regression":
         ID, value = _first(labels, partition, lambda v: not _number(v))
         raise UserError(f"labels: ID {ID!r} has the label {_shown(value)}; dataset.task=regression needs numbers")
-    elif float in kinds and (odd := _first_or_none(labels, partition, lambda v: type(v) is float and v % 1 != 0)):
-        if task == "auto" or not _fits(odd[1]):  # probably numbers, some of them written as text
-            ID, value = _first(labels, partition, lambda v: not _number(v)) if _fits(odd[1]) else odd
+    elif float in kinds:
+        if bad := _first_or_none(labels, partition, lambda v: type(v) is float and not _fits(v)):
+            raise UserError(f"labels: ID {bad[0]!r} has the label {_shown(bad[1])}; labels must be {_FINITE}")
+        if task == "auto" and _first_or_none(labels, partition, lambda v: type(v) is float and v % 1 != 0):
+            ID, value = _first(labels, partition, lambda v: not _number(v))
             raise UserError(
-                f"labels: ID {ID!r} has the label {_shown(value)}, and others are numbers with a fraction; "
+                f"labels: ID {ID!r} has the label {_shown(value)}, while others are numbers with a fraction; "
                 "give numbers only, or set dataset.task=classification"
             )
     return _classes(labels, kinds, task)
@@ -153,10 +155,8 @@ def _numbers(values: Sequence[Any], list_IDs: Sequence[str]) -> np.ndarray:
         wrong = np.array([index for index, value in enumerate(values) if not _fits(value)])
     if len(wrong):
         index = int(wrong[0])
-        raise UserError(
-            f"labels: ID {list_IDs[index]!r} has the label {_shown(values[index])} ({len(wrong):,} such labels in all); "
-            f"labels must be {_FINITE}"
-        )
+        shown = f"{_shown(values[index])} ({len(wrong):,} such labels in all)"
+        raise UserError(f"labels: ID {list_IDs[index]!r} has the label {shown}; labels must be {_FINITE}")
     return numbers
 
 

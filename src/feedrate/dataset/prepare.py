@@ -33,7 +33,7 @@ from feedrate.errors import UserError
 
 MANIFEST = "prepare.json"
 WORTH_A_WORKER = 500  # samples; fewer are written before a further process has started
-_LOCK_S = 5.0  # the workers of a killed command hold its lock until they notice: the time of one sample
+_LOCK_S = 3.0  # the workers of a killed command hold its lock until they notice: the time of one sample
 
 
 @dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
@@ -222,7 +222,7 @@ def _check_room(source: BigFile, count: int, root: Path) -> None:
     free = shutil.disk_usage(root).free
     if needed > free:
         raise UserError(
-            f"root={root}: {count:,} samples need {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free; "
+            f"root={root}: {count:,} samples need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
             "make room, or choose another root"
         )
 

@@ -5,21 +5,19 @@ Order, batches and workers are the loader's affair.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from feedrate.config import resolve_path
 from feedrate.dataset.ids import IDs, Labels
-from feedrate.errors import SampleError, UserError
-
-MAX_EXPANDED_BYTES = 1 << 30  # a tensor may be larger than its file (torch.Tensor.expand), up to this
+from feedrate.dataset.pt_file import load_tensor
+from feedrate.errors import UserError
 
 
 class TensorFiles(Dataset[tuple[Any, Any]]):
@@ -35,7 +33,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
     Labels that are no numbers are returned as they are.
 
     Raises:
-        UserError: an ID has no label.
+        UserError: an ID has no label, or is no text.
         SampleError: from `dataset[index]`, naming ID and file.
     """
 
@@ -64,70 +62,23 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         return f"{self.root}/{ID}.pt"
 
 
-def load_tensor(path: str, ID: str) -> Tensor:
-    """The tensor in a file that torch.save wrote.
-
-    Never runs code from the file, and never retries in a way that would.
-
-    Raises:
-        SampleError: the file is missing, empty, damaged, needs code to load, or holds no single dense tensor.
-    """
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise SampleError(f"sample {ID!r} ({path}): {_reason(path, error)}", ID=ID, path=path) from error
-    if not isinstance(value, Tensor):
-        kind = type(value).__name__
-        raise SampleError(f"sample {ID!r} ({path}): holds a {kind}; save the tensor X alone", ID=ID, path=path)
-    if value.layout != torch.strided:
-        raise SampleError(f"sample {ID!r} ({path}): is sparse; save X.to_dense()", ID=ID, path=path)
-    logical = value.numel() * value.element_size()
-    if logical > MAX_EXPANDED_BYTES and logical > 2 * Path(path).stat().st_size:
-        text = f"expands to {logical / 1e9:,.1f} GB, far more than its file; save X.contiguous() or remove the sample"
-        raise SampleError(f"sample {ID!r} ({path}): {text}", ID=ID, path=path)
-    return value.detach()
-
-
-def _reason(path: str, error: Exception) -> str:
-    """What is wrong with the file, and the remedy; torch's own texts name neither, and advise unsafe loading."""
-    file = Path(path)
-    if isinstance(error, FileNotFoundError):
-        return "no such file; restore it, or take the ID out of the partition"
-    if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror or error}); restore it"
-    size = file.stat().st_size
-    if size == 0:
-        return "is an empty file; restore it, or take the ID out of the partition"
-    with file.open("rb") as opened:
-        head = opened.read(4)
-    if head == b"PK\x03\x04" and not zipfile.is_zipfile(file):
-        return f"is truncated ({size:,} bytes); restore it, or take the ID out of the partition"
-    if (
-        isinstance(error, UnpicklingError)
-        and "Weights only load failed" in str(error)
-        and head[:2] in (b"PK", b"\x80\x02")
-    ):
-        return "needs code to load, which is refused; save a tensor with torch.save(X, path)"
-    if head == b"PK\x03\x04":
-        return "is damaged; restore it, or take the ID out of the partition"
-    return "is not a file that torch.save wrote; save it with torch.save(X, path)"
-
-
 def _aligned(list_IDs: IDs, labels: Mapping[str, Any]) -> Tensor | list[Any]:
     """Labels in the order of the IDs: a tensor that workers share, or a list where they are no numbers."""
-    if isinstance(labels, Labels):
-        if labels.list_IDs is list_IDs:
-            return labels.tensor
-        return labels.tensor[[labels.position(ID) for ID in list_IDs]]
+    if isinstance(labels, Labels) and labels.list_IDs is list_IDs:
+        return labels.tensor
     if missing := [ID for ID in list_IDs if ID not in labels]:
-        shown = ", ".join(repr(ID) for ID in missing[:5])
+        shown = ", ".join(repr(ID) for ID in missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise UserError(f"labels: IDs without a label: {shown} ({len(missing):,} in all); add them to the dictionary")
-    values = [labels[ID] for ID in list_IDs]
+    if isinstance(labels, Labels):
+        return labels.tensor[[labels.position(ID) for ID in list_IDs]]
+    # what pandas and NumPy hand out are numbers too
+    values = [v.item() if isinstance(v, np.generic) else v for v in (labels[ID] for ID in list_IDs)]
     kinds = {type(value) for value in values}
-    if kinds and kinds <= {int, bool}:
-        return torch.tensor(values, dtype=torch.int64)
-    if kinds and kinds <= {int, float}:
-        return torch.tensor(values, dtype=torch.float32)
-    if kinds == {list} and len({len(value) for value in values}) == 1:
-        return torch.tensor(values, dtype=torch.float32)
+    try:
+        if kinds and kinds <= {int, bool}:
+            return torch.tensor(values, dtype=torch.int64)
+        if kinds and (kinds <= {int, float} or kinds <= {list, tuple}):
+            return torch.tensor(values, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError):  # lists of several lengths or of texts, numbers beyond 64 bits
+        pass
     return values

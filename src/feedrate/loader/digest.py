@@ -7,13 +7,15 @@ in a checkpoint, a chain can, and after a restart only the partial block is hash
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from feedrate.dataset.ids import encode
+from feedrate.errors import UserError
 from feedrate.loader.order import BLOCK, Order
 
 _START = hashlib.sha256(b"feedrate order digest 1").digest()
@@ -25,12 +27,13 @@ class OrderDigest:
     def __init__(self, list_IDs: Sequence[str] | None) -> None:
         self._list_IDs = list_IDs
         self._order: Order | None = None
-        self._chain, self._block_start = _START, 0
+        self._first = 0  # position of the first block whose chain is known
+        self._chains = [_START]  # before that block, and before each one after it: 32 bytes for 65,536 samples
 
     def begin(self, order: Order, delivered: int) -> None:
         """A new epoch: closes the one before at the position `delivered`."""
         if self._order is not None:
-            self._chain, self._block_start = self._at(delivered), 0
+            self._first, self._chains = 0, [self._at(delivered)]
         self._order = order
 
     def at(self, position: int) -> str:
@@ -39,51 +42,79 @@ class OrderDigest:
 
     def state(self, position: int) -> dict[str, Any]:
         """What `load` needs: JSON-able, of constant size."""
-        self._at(position)
-        return {"chain": self._chain.hex(), "block_start": self._block_start}
+        start, chain = self._block(position)
+        return {"chain": chain.hex(), "block_start": start}
 
     def load(self, state: dict[str, Any], order: Order) -> None:
-        self._chain, self._block_start = bytes.fromhex(state["chain"]), int(state["block_start"])
+        self._first, self._chains = int(state["block_start"]), [bytes.fromhex(state["chain"])]
         self._order = order
 
     def _at(self, position: int) -> bytes:
-        if self._order is None:
-            return self._chain
-        while self._block_start + BLOCK <= position:  # only whole blocks move the chain on
-            self._chain = self._hash(self._block_start, self._block_start + BLOCK)
-            self._block_start += BLOCK
-        return self._hash(self._block_start, position) if position > self._block_start else self._chain
+        start, chain = self._block(position)
+        return self._hash(chain, start, position) if position > start else chain
 
-    def _hash(self, start: int, stop: int) -> bytes:
+    def _block(self, position: int) -> tuple[int, bytes]:
+        """The block that `position` lies in: where it starts, and the chain up to there."""
+        assert position >= self._first, (position, self._first)
+        number = (position - self._first) // BLOCK
+        while len(self._chains) <= number:
+            start = self._first + BLOCK * (len(self._chains) - 1)
+            self._chains.append(self._hash(self._chains[-1], start, start + BLOCK))
+        return self._first + BLOCK * number, self._chains[number]
+
+    def _hash(self, chain: bytes, start: int, stop: int) -> bytes:
         assert self._order is not None
-        return hashlib.sha256(self._chain + encode(self._list_IDs, self._order.indices(start, stop))).digest()
+        return hashlib.sha256(chain + encode(self._list_IDs, self._order.indices(start, stop))).digest()
 
 
 def content_hash(chain: bytes, batch: Any) -> bytes:
-    """The chain of batch contents with one batch more: names, dtypes, shapes and bytes of its tensors."""
+    """The chain of batch contents with one batch more: names, dtypes, shapes and bytes of its tensors.
+
+    Raises:
+        UserError: the batch holds something without a definite content.
+    """
     digest = hashlib.sha256(chain)
-    for name, value in _leaves("", batch):
-        if isinstance(value, torch.Tensor):
+    for name, value in leaves(batch):
+        if isinstance(value, torch.Tensor) and is_dense(value):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        elif isinstance(value, np.ndarray):
+            plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
             digest.update(f"{name} {value.dtype} {value.shape};".encode() + value.tobytes())
-        else:
+        elif value is None or isinstance(value, (str, bytes, bool, int, float, complex, np.generic)):
             digest.update(f"{name} {value!r};".encode())
+        else:
+            kind = str(value.layout) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise UserError(
+                f"loader.content_digest=true: a batch holds {kind} at {name or 'its top'}, which cannot be hashed; "
+                "return dense tensors, arrays, numbers and texts, or set loader.content_digest=false"
+            )
     return digest.digest()
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a batch or a sample that is no container, with its place, such as `.0.image`."""
+    if isinstance(value, Mapping):
         for key in sorted(value, key=str):
-            yield from _leaves(f"{name}.{key}", value[key])
+            yield from leaves(value[key], f"{name}.{key}")
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _leaves(f"{name}.{index}", item)
+            yield from leaves(item, f"{name}.{index}")
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from leaves(getattr(value, field.name), f"{name}.{field.name}")
     else:
         yield name, value
 
 
+def is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
 def nbytes(batch: Any) -> int:
-    """Bytes of a batch's tensors."""
-    return sum(value.nbytes for _, value in _leaves("", batch) if isinstance(value, (torch.Tensor, np.ndarray)))
+    """Bytes of a batch's dense tensors and arrays."""
+    return sum(
+        value.nbytes
+        for _, value in leaves(batch)
+        if isinstance(value, np.ndarray) or (isinstance(value, torch.Tensor) and is_dense(value))
+    )

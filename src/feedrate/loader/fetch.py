@@ -11,14 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
 
 from feedrate.dataset.rng import name_sample, sample_seeds
 from feedrate.errors import SampleError, UserError
+from feedrate.loader.digest import leaves
+
+_PLAIN = (str, bytes, bool, int, float, complex, np.ndarray, np.generic)  # what certainly can be pickled
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,14 @@ class Receipt:
         load_ns: nanoseconds that making the batch took.
         worker: number of the worker, None for the main process.
         error: what went wrong; the batch is None then.
+        content: the loader's content digest after this batch, b"" unless asked for; added on arrival.
     """
 
     ticket: Ticket
     load_ns: int
     worker: int | None
     error: SampleError | None = None
+    content: bytes = b""
 
 
 class Samples(Dataset[Any]):
@@ -62,8 +69,8 @@ class Samples(Dataset[Any]):
         seed: of the loader.
         list_IDs: IDs by index, or None: then the index is the ID.
         occurrence: how often the ID at an index has occurred before it, or None where IDs are unique.
-        collate: makes a batch of a list of samples; None returns the one sample of the ticket.
-        uniform: whether to demand one shape and dtype of all samples, as default_collate needs it.
+        collate: makes a batch of a list of samples, or of one sample where `batched` is False.
+        batched: whether a ticket is a batch, or one sample.
     """
 
     def __init__(
@@ -87,8 +94,10 @@ class Samples(Dataset[Any]):
         with nullcontext() if info else sample_seeds():
             try:
                 batch = self._make(ticket)
+                if info:
+                    self._demand_sendable(batch, ticket)
             except _Failed as failed:
-                error = failed.error
+                batch, error = None, failed.error
         worker = info.id if info else None
         if error is not None:
             error.worker = worker
@@ -101,24 +110,43 @@ class Samples(Dataset[Any]):
             try:
                 name_sample(self.seed, ticket.epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
                 samples.append(self.dataset[index])
-            except Exception as error:  # StopIteration too: it would end the epoch early, silently
+            # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
+            except (Exception, SystemExit) as error:
                 raise _Failed(self._describe(ID, error)) from None
         try:
             if not self.batched:
                 return self.collate(samples[0])
-            if self.collate is default_collate and (odd := _odd_one_out(samples)):
+            if self.collate is not default_collate:
+                return self.collate(samples)
+            if odd := _odd_one_out(samples):
                 raise self._mixed(ticket, *odd)
-            return self.collate(samples)
+            with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
+                return self.collate(samples)
         except SampleError as error:
+            error.__cause__ = error.__context__ = None
             raise _Failed(error) from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             IDs = self._named(ticket)
             text = f"batch of {IDs}: collating failed with {_one_line(error)}; {_remedy(self.collate)}"
             raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
 
-    def _describe(self, ID: str, error: Exception) -> SampleError:
+    def _demand_sendable(self, batch: Any, ticket: Ticket) -> None:
+        """Fails where a batch cannot leave the worker; torch would print a traceback and wait for it for ever."""
+        try:
+            for _, value in leaves(batch):
+                if isinstance(value, Tensor):
+                    if value.requires_grad and not value.is_leaf:
+                        raise ValueError("a tensor carries its gradient's history; detach() it")
+                elif not (value is None or isinstance(value, _PLAIN)):
+                    ForkingPickler.dumps(value)
+        except Exception as error:
+            text = f"batch of {self._named(ticket)}: cannot leave its worker ({_one_line(error)})"
+            text += f"; {_remedy(self.collate)}, or set loader.num_workers=0"
+            raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
+
+    def _describe(self, ID: str, error: BaseException) -> SampleError:
         cause = traceback.format_exc()
-        if isinstance(error, SampleError):
+        if isinstance(error, SampleError) and error.ID is not None:
             error.cause = error.cause or cause
             error.__cause__ = error.__context__ = None  # may not survive pickling; its text is in `cause`
             return error
@@ -134,7 +162,7 @@ class Samples(Dataset[Any]):
         IDs = [str(i) if self.list_IDs is None else self.list_IDs[i] for i in ticket.indices.tolist()]
         path = _path(self.dataset, IDs[odd])
         where = f"sample {IDs[odd]!r}" + (f" ({path})" if path else "")
-        text = f"{where}: {difference} as in sample {IDs[other]!r}; make them alike, or take it out of the partition"
+        text = f"{where}: {difference} sample {IDs[other]!r}; make them alike, or take it out of the partition"
         return SampleError(text, ID=IDs[odd], path=path)
 
     def _named(self, ticket: Ticket) -> str:
@@ -148,11 +176,6 @@ class _Failed(Exception):
         self.error = error
 
 
-def passed_on(made: Any) -> Any:
-    """The inner DataLoader's collate function: the batch is made already."""
-    return made
-
-
 def _odd_one_out(samples: list[Any]) -> tuple[int, int, str] | None:
     """Index of the first sample unlike the majority, index of one of the majority, and the difference in words."""
     forms = [_form(sample) for sample in samples]
@@ -160,46 +183,48 @@ def _odd_one_out(samples: list[Any]) -> tuple[int, int, str] | None:
         return None
     usual = Counter(forms).most_common(1)[0][0]  # of equals the first, so the answer depends on the batch alone
     odd = next(i for i, form in enumerate(forms) if form != usual)
-    difference = "has another structure, not that"
+    difference = "is built differently from"
     for mine, theirs in zip(forms[odd], usual, strict=False):
+        if mine[0] != theirs[0] or (mine[1] is None) != (theirs[1] is None):
+            break
         if mine != theirs:
             name = f"{mine[0]} " if mine[0] else ""
             if mine[1] != theirs[1]:
-                difference = f"{name}has shape {mine[1]}, not {theirs[1]}"
+                difference = f"{name}has shape {tuple(mine[1])}, not {tuple(theirs[1])} as in"
             else:
-                difference = f"{name}has dtype {mine[2]}, not {theirs[2]}"
+                difference = f"{name}has dtype {mine[2]}, not {theirs[2]} as in"
             break
     return odd, forms.index(usual), difference
 
 
 def _form(sample: Any) -> tuple[tuple[Any, ...], ...]:
-    """Name, shape and dtype of each tensor or array of a sample."""
-    if isinstance(sample, (Tensor, np.ndarray)):
-        return (("", tuple(sample.shape), str(sample.dtype)),)
-    if isinstance(sample, (tuple, list)):
-        names = ("X", "y") if len(sample) == 2 else tuple(str(i) for i in range(len(sample)))
-        pairs = zip(names, sample, strict=True)
-    elif isinstance(sample, dict):
-        pairs = zip(map(str, sample), sample.values(), strict=True)
+    """Name, shape and dtype of each tensor or array of a sample, and the names of its other parts."""
+    if isinstance(sample, (tuple, list)) and len(sample) == 2:
+        named = [*leaves(sample[0], "X"), *leaves(sample[1], "y")]
     else:
-        return ()
+        named = [(name.lstrip("."), value) for name, value in leaves(sample)]
     return tuple(
-        (name, tuple(value.shape), str(value.dtype)) for name, value in pairs if isinstance(value, (Tensor, np.ndarray))
+        (name, value.shape, value.dtype) if isinstance(value, (Tensor, np.ndarray)) else (name, None, None)
+        for name, value in named
     )
 
 
 def _path(dataset: Any, ID: str) -> str | None:
+    """The sample's file, where the dataset has a method `path(ID)` as TensorFiles does."""
     found = getattr(dataset, "path", None)
-    return str(found(ID)) if callable(found) else None
+    try:
+        return str(found(ID)) if callable(found) else None
+    except Exception:  # a method of that name that means something else must not hide the error to be told
+        return None
 
 
 def _innermost(dataset: Any) -> Any:
-    while hasattr(dataset, "dataset"):
+    while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return dataset
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

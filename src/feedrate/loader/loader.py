@@ -6,11 +6,10 @@ Fetching, workers and collation are torch's; order, randomness, position, digest
 from __future__ import annotations
 
 import inspect
-import sys
-import threading
+import operator
 import time
-import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from feedrate.dataset.build import list_IDs
 from feedrate.dataset.ids import IDs
 from feedrate.errors import SampleError, UserError
 from feedrate.loader.digest import OrderDigest, content_hash, nbytes
-from feedrate.loader.fetch import Receipt, Samples, Ticket, passed_on
-from feedrate.loader.order import Order, rank_part
+from feedrate.loader.fetch import Receipt, Samples
+from feedrate.loader.order import Order, Plan
 from feedrate.loader.report import Report
+from feedrate.loader.workers import Workers
 
 _SIGNATURE = inspect.signature(DataLoader.__init__)
 
@@ -34,12 +34,13 @@ class Loader(DataLoader[Any]):
     Args:
         seed: None for exactly torch's DataLoader, results and errors alike. A number for an order of our own on a
             map-style dataset: batches are then a function of (seed, epoch, position), whatever the workers.
-        content_digest: with a seed, also hash what the batches hold; costs a pass over every batch.
+        content_digest: with a seed, also hash what the batches hold, batch by batch; costs a pass over each.
         rank, world_size: with a seed, take the rank-th contiguous part of each global batch of
             `batch_size * world_size` samples.
 
-    With a seed, `iter()` goes on to the next epoch each time; `set_epoch` names another one. `state_dict()` is the
-    exact position, and `load_state_dict()` goes on with the batch after it, with any number of workers and batch size.
+    With a seed, `iter()` goes on to the next epoch each time, and ends the pass before it; `set_epoch` names another
+    one. `state_dict()` is the exact position, and `load_state_dict()` goes on with the batch after it, with any number
+    of workers and batch size. The dataset is asked sample by sample, also where it has `__getitems__`.
 
     Raises:
         UserError: an argument that a seed leaves no room for.
@@ -56,8 +57,10 @@ class Loader(DataLoader[Any]):
         world_size: int = 1,
         **kwargs: Any,
     ) -> None:
-        self.seed = seed
-        if seed is None:
+        self.seed = None if seed is None else operator.index(seed)
+        if self.seed is None:
+            if content_digest or (rank, world_size) != (0, 1):
+                raise UserError("Loader: content_digest, rank and world_size need a seed; pass seed=0")
             super().__init__(dataset, *args, **kwargs)
             return
         given = _SIGNATURE.bind(self, dataset, *args, **kwargs).arguments
@@ -66,19 +69,26 @@ class Loader(DataLoader[Any]):
         self.rank, self.world_size = rank, world_size
         self._shuffled = bool(given.get("shuffle"))
         self._content = b"" if content_digest else None
-        IDs_ = list_IDs(dataset)
-        self._digest = OrderDigest(IDs_)
+        names = list_IDs(dataset)
+        if names is not None and len(names) != self._size():
+            names = None  # not one ID for each index: the indices are the IDs
         self._samples = Samples(
-            dataset, seed, IDs_, _occurrence(IDs_), self.collate_fn or default_convert, self.batch_size is not None
+            dataset,
+            self.seed,
+            names,
+            _occurrence(names),
+            self.collate_fn or default_convert,
+            self.batch_size is not None,
         )
-        self._tickets = _Tickets()
-        self._inner: DataLoader[Any] | None = None
-        self._next = (0, 0)  # epoch and position of the next iter()
-        self._early: _Epoch | None = None
-        self._order: Order | None = None
-        self._last: Receipt | None = None
-        self._at = 0
+        self._workers = Workers(self, self._samples)
         self._report = Report(max(1, self.num_workers))
+        # the position: `_at` in the epoch of `_order`, and whether a pass through that epoch has begun
+        self._order, self._at, self._begun = Order(self._size(), self.seed, 0, self._shuffled), 0, False
+        self._digest = OrderDigest(names)
+        self._digest.begin(self._order, 0)
+        self._last: Receipt | None = None
+        self._early: _Pass | None = None
+        self._passes = 0  # number of the present pass; another one that still runs is over
 
     # -----------------------------------------------------------------------------------------------------
     # iterating
@@ -93,10 +103,7 @@ class Loader(DataLoader[Any]):
         return self._begin()
 
     def __len__(self) -> int:
-        if self.seed is None:
-            return super().__len__()
-        size, batch = self._size(), self._global_batch()
-        return size // batch if self.drop_last else -(-size // batch)
+        return super().__len__() if self.seed is None else len(self._plan(0))
 
     def start(self) -> None:
         """Starts the workers and the first batches now; the next `iter()` takes them over.
@@ -114,75 +121,57 @@ class Loader(DataLoader[Any]):
         """
         if self.seed is None:
             self._iterator = None
-        else:
-            self._early = self._inner = None
+            return
+        if self._early is not None:
+            self._begun = False  # that pass was never asked for a batch
+        self._early = None
+        self._passes += 1
+        self._workers.end()
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` is epoch `epoch`; a position that was loaded for that epoch stays."""
-        if self.seed is None or epoch == self._next[0] or (self._early and self._early.epoch == epoch):
+        if self.seed is None:
             return
-        self._early = None
-        self._next = (epoch, 0)
+        awaited = self._early is not None or not self._begun
+        if epoch != self._order.epoch or not awaited:
+            self._move(epoch)
 
-    def _begin(self) -> _Epoch:
-        epoch, start = self._next
+    def _move(self, epoch: int) -> None:
+        """To the start of an epoch."""
         assert self.seed is not None
         order = Order(self._size(), self.seed, epoch, self._shuffled)
-        if self._order is None or self._order.epoch != epoch or start == 0:
-            self._digest.begin(order, self._at)
-        self._order, self._at, self._last = order, start, None
-        self._next = (epoch + 1, 0)
-        self._tickets.plan = (order, start, self._global_batch(), bool(self.drop_last), self.rank, self.world_size)
-        self._report.begin(epoch)
-        return _Epoch(self, iter(self._open()), epoch, start, self._end())
+        self._digest.begin(order, self._at)
+        self._order, self._at, self._begun = order, 0, False
+        self._end_pass()
 
-    def _open(self) -> DataLoader[Any]:
-        """The private DataLoader that does the work; kept while its workers live on between epochs."""
-        if self._inner is None or not self.persistent_workers:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about too many workers: said when this Loader was made
-                self._inner = DataLoader(
-                    self._samples,
-                    batch_sampler=self._tickets,
-                    num_workers=self.num_workers,
-                    collate_fn=passed_on,
-                    pin_memory=self.pin_memory,
-                    timeout=self.timeout,
-                    worker_init_fn=self.worker_init_fn,
-                    multiprocessing_context=self.multiprocessing_context or self._start_method(),
-                    # of its own: creating an iterator would otherwise draw from the global generator
-                    generator=torch.Generator().manual_seed(0),
-                    prefetch_factor=self.prefetch_factor,
-                    persistent_workers=self.persistent_workers,
-                )
-        return self._inner
+    def _end_pass(self) -> None:
+        self._last, self._early = None, None
+        self._passes += 1
 
-    def _start_method(self) -> str | None:
-        """fork where it is safe: before any other thread, and before the device's runtime, is there."""
-        if self.num_workers == 0 or sys.platform != "linux":
-            return None
-        device_in_use = torch.cuda.is_initialized() or (hasattr(torch, "xpu") and torch.xpu.is_initialized())
-        # a notebook always has threads, and its classes cannot be imported by another process
-        notebook = not hasattr(sys.modules["__main__"], "__file__")
-        if device_in_use or (threading.active_count() > 1 and not notebook):
-            return "forkserver"
-        return "fork"
+    def _begin(self) -> _Pass:
+        if self._begun:
+            self._move(self._order.epoch + 1)
+        elif self._at == 0:
+            self._move(self._order.epoch)  # the dataset may have grown since
+        self._end_pass()
+        plan = self._plan(self._at)
+        inner = self._workers.begin(plan)
+        self._begun = True
+        self._report.begin(self._order.epoch)
+        return _Pass(self, inner, plan, self._passes)
 
-    def _end(self) -> int:
-        """The position after the epoch's last batch."""
-        size, batch = self._size(), self._global_batch()
-        return size - size % batch if self.drop_last else size
+    def _plan(self, start: int) -> Plan:
+        batch = (self.batch_size or 1) * self.world_size
+        return Plan(self._order, start, batch, bool(self.drop_last), self.rank, self.world_size)
 
     def _size(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def _global_batch(self) -> int:
-        return (self.batch_size or 1) * self.world_size
-
     def _delivered(self, batch: Any, receipt: Receipt, wait_ns: int) -> None:
-        self._last, self._at = receipt, receipt.ticket.stop
         if self._content is not None:
             self._content = content_hash(self._content, batch)
+            receipt = replace(receipt, content=self._content)
+        self._last, self._at = receipt, receipt.ticket.stop
         self._report.add(wait_ns, receipt.load_ns, len(receipt.ticket.indices), nbytes(batch))
 
     # -----------------------------------------------------------------------------------------------------
@@ -202,7 +191,7 @@ class Loader(DataLoader[Any]):
     def order_digest(self, after: Receipt | None = None) -> str:
         """Digest over the IDs of every sample delivered so far, or up to a batch of the present epoch."""
         self._demand_seed("order_digest")
-        return self._digest.at(after.ticket.stop if after else self._at)
+        return self._digest.at(self._position(after))
 
     def content_digest(self) -> str | None:
         """Digest over what the batches held, None unless asked for."""
@@ -220,17 +209,15 @@ class Loader(DataLoader[Any]):
     def state_dict(self, after: Receipt | None = None) -> dict[str, Any]:
         """The position after the batch handed out last (or after another one of this epoch); JSON-able."""
         self._demand_seed("state_dict")
-        epoch = self._order.epoch if self._order else self._next[0]
-        position = after.ticket.stop if after else self._at
-        if self._early is not None or self._order is None:
-            epoch, position = (self._early.epoch, self._early.first) if self._early else self._next
+        position = self._position(after)
+        content = after.content if after is not None else self._content
         return {
             "version": 1,
-            "epoch": epoch,
+            "epoch": self._order.epoch,
             "position": position,
             **self._identity(),
             "digest": self._digest.state(position),
-            "content": self.content_digest(),
+            "content": content.hex() if self._content is not None and content is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -246,15 +233,24 @@ class Loader(DataLoader[Any]):
                     f"the loader's state was saved with {key}={state.get(key)}, this loader has {key}={value}; "
                     "the order would be another one, so use the same, or start anew"
                 )
-        self._early = None
-        epoch, position = int(state["epoch"]), int(state["position"])
         assert self.seed is not None
-        self._order = Order(self._size(), self.seed, epoch, self._shuffled)
+        self._end_pass()
+        self._order = Order(self._size(), self.seed, int(state["epoch"]), self._shuffled)
         self._digest.load(state["digest"], self._order)
-        self._at, self._last = position, None
-        if self._content is not None and state.get("content"):
-            self._content = bytes.fromhex(state["content"])
-        self._next = (epoch, position) if position < self._end() else (epoch + 1, 0)
+        self._at = int(state["position"])
+        if self._content is not None:
+            self._content = bytes.fromhex(state.get("content") or "")
+        self._begun = self._at >= self._plan(self._at).end  # nothing is left of that epoch
+
+    def _position(self, after: Receipt | None) -> int:
+        if after is None:
+            return self._at
+        if after.ticket.epoch != self._order.epoch:
+            raise UserError(
+                f"Loader: the receipt is of epoch {after.ticket.epoch}, the loader is in epoch {self._order.epoch}; "
+                "ask before the next epoch begins"
+            )
+        return after.ticket.stop
 
     def _identity(self) -> dict[str, Any]:
         return {"samples": self._size(), "seed": self.seed, "shuffle": self._shuffled}
@@ -264,52 +260,49 @@ class Loader(DataLoader[Any]):
             raise UserError(f"Loader.{name}() needs a seed: without one this is torch's DataLoader; pass seed=0")
 
 
-class _Epoch(Iterator[Any]):
-    """One pass, from a position on."""
+class _Pass(Iterator[Any]):
+    """One pass through an epoch, from a position on."""
 
-    def __init__(self, loader: Loader, inner: Iterator[Any], epoch: int, first: int, end: int) -> None:
-        self._loader, self._inner = loader, inner
-        self.epoch, self.first, self._at, self._end = epoch, first, first, end
+    def __init__(self, loader: Loader, inner: Iterator[Any], plan: Plan, number: int) -> None:
+        self._loader, self._inner, self._plan, self._number = loader, inner, plan, number
+        self._at = plan.start
+        self._error: Exception | None = None
 
     def __next__(self) -> Any:
         begin = time.perf_counter_ns()
+        loader = self._loader
+        if self._error is not None:
+            raise self._error
+        if loader._passes != self._number:
+            if self._at == self._plan.end:
+                raise StopIteration
+            raise UserError(
+                "this pass over the loader has ended, as iter(), set_epoch(), load_state_dict() or close() was called; "
+                "make a second Loader for a pass within a pass"
+            )
         try:
-            batch, receipt = next(self._inner)
+            batch, receipt = loader._workers.watched(lambda: next(self._inner))
         except StopIteration:
-            assert self._at == self._end, f"{self._at} of {self._end} samples delivered"
+            assert self._at == self._plan.end or not len(self._plan), (self._at, self._plan)
+            self._at = loader._at = self._plan.end  # also where there was nothing for this rank
             raise
-        except RuntimeError as error:
-            raise _worker_lost(error) from error
-        assert receipt.ticket.start == self._at, (receipt.ticket, self._at)
+        except Exception as error:
+            self._stop(error)
+            raise
+        assert (receipt.ticket.epoch, receipt.ticket.start) == (self._plan.order.epoch, self._at), receipt.ticket
         if receipt.error is not None:
+            self._stop(receipt.error)
             raise _with_cause(receipt.error)
         self._at = receipt.ticket.stop
-        self._loader._delivered(batch, receipt, time.perf_counter_ns() - begin)
+        loader._delivered(batch, receipt, time.perf_counter_ns() - begin)
         return batch
 
+    def _stop(self, error: Exception) -> None:
+        """After an error the pass is over: asked again it fails again. Workers that serve it alone end now."""
+        self._error, self._inner = error, iter(())
+
     def __len__(self) -> int:
-        return len(self._loader)
-
-
-class _Tickets(Sampler[Any]):
-    """The inner loader's batch sampler: cuts the order into tickets."""
-
-    def __init__(self) -> None:
-        self.plan: tuple[Order, int, int, bool, int, int] | None = None
-
-    def __iter__(self) -> Iterator[Ticket]:
-        assert self.plan is not None
-        return self._cut(*self.plan)  # the plan of now: the generator runs on while the next epoch is planned
-
-    @staticmethod
-    def _cut(order: Order, start: int, batch: int, drop_last: bool, rank: int, world_size: int) -> Iterator[Ticket]:
-        while start < order.size:
-            stop = min(start + batch, order.size)
-            if drop_last and stop - start < batch:
-                return
-            first, last = rank_part(start, stop, rank, world_size)
-            yield Ticket(order.epoch, start, stop, order.indices(first, last))
-            start = stop
+        return len(self._plan)
 
 
 class _RemoteTraceback(Exception):
@@ -325,25 +318,11 @@ def _with_cause(error: SampleError) -> SampleError:
     return error
 
 
-def _worker_lost(error: RuntimeError) -> Exception:
-    """torch's error for a worker that died or hung, with what usually helps."""
-    text = str(error).splitlines()[0]
-    if "timed out" in text:
-        return UserError(
-            f"loader.timeout: no batch came in time ({text})\n"
-            "A sample hangs, or loader.timeout is too short (0 waits for ever)"
-        )
-    if "killed by signal" in text or "exited unexpectedly" in text:
-        return UserError(
-            f"{text}\nWhere the system kills a worker, memory ran out: lower loader.num_workers, "
-            "loader.prefetch_factor or loader.batch_size"
-        )
-    return error
-
-
 def _refuse(dataset: Dataset[Any], given: dict[str, Any], rank: int, world_size: int) -> None:
     if isinstance(dataset, IterableDataset):
         raise UserError("Loader: seed is for map-style datasets, an iterable dataset has its own order; pass seed=None")
+    if not hasattr(dataset, "__len__"):
+        raise UserError(f"Loader: seed needs the number of samples, so give {type(dataset).__name__} a __len__")
     for name, kind in (("sampler", Sampler), ("batch_sampler", BatchSampler), ("generator", torch.Generator)):
         if given.get(name) is not None:
             raise UserError(f"Loader: seed fixes the order, so {name} ({kind.__name__}) cannot be used; pass seed=None")
@@ -355,7 +334,13 @@ def _refuse(dataset: Dataset[Any], given: dict[str, Any], rank: int, world_size:
 
 def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
     """For each index how often its ID stands before it; None where no ID stands twice, as in every catalog."""
-    if not isinstance(names, (list, tuple, IDs)) or len(set(names)) == len(names):
+    if not isinstance(names, (list, tuple, IDs)):  # computed, as of a generated dataset of any size
+        return None
+    # hashes, since a set of the names themselves would take far more memory than the catalog; equal ones mean a second,
+    # exact look
+    hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
+    hashes.sort()
+    if not (hashes[1:] == hashes[:-1]).any():
         return None
     counts: dict[str, int] = {}
     result = np.empty(len(names), dtype=np.int64)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -90,3 +92,43 @@ def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, i
     """The contiguous part of the global batch [start, stop) that a rank takes; parts differ by one at most."""
     count = stop - start
     return start + count * rank // world_size, start + count * (rank + 1) // world_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rest of an epoch cut into global batches, and the part of each that one rank takes.
+
+    Yields `(start, stop, indices)`: the positions of the global batch, and the rank's samples, (n,) int64. A last batch
+    with fewer samples than ranks holds nothing for some of them: their batch before it then counts up to the epoch's
+    end, so that every rank ends at the same position, and none gets an empty batch.
+
+    Attributes:
+        start: position of the first batch.
+        batch: samples of a global batch.
+        drop_last: leaves a smaller last batch out.
+    """
+
+    order: Order
+    start: int
+    batch: int
+    drop_last: bool
+    rank: int
+    world_size: int
+
+    @property
+    def end(self) -> int:
+        """The position after the last batch."""
+        size = self.order.size
+        return size - (size - self.start) % self.batch if self.drop_last else size
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.end - self.start, self.batch)
+        first, last = rank_part(0, rest, self.rank, self.world_size)
+        return full + (last > first)
+
+    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        count = len(self)
+        for number in range(count):
+            start = self.start + number * self.batch
+            first, last = rank_part(start, min(start + self.batch, self.end), self.rank, self.world_size)
+            yield start, self.end if number == count - 1 else start + self.batch, self.order.indices(first, last)

@@ -1,0 +1,55 @@
+"""Writes the table of configuration keys into README.md, from the comments in conf/:  make docs
+
+The comments are the source; tests/test_readme.py fails when the table is out of date.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler", "trainer", "tracking")
+BEGIN, END = "<!-- keys: written by docs/keys.py -->", "<!-- end of keys -->"
+_LINE = re.compile(r"^(?P<key>[a-z]\w*): *(?P<value>.*?) *# *(?P<text>.*)$")
+
+
+def table() -> str:
+    """Markdown: one table for each group, a row for each key with default and meaning."""
+    parts = []
+    for group in GROUPS:
+        seen: dict[tuple[str, str, str], list[str]] = {}
+        if group == "dataset":
+            for row in _rows(ROOT / "conf/every_dataset.yaml"):
+                seen.setdefault(row, []).append("all")
+        for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
+            for row in _rows(path):
+                seen.setdefault(row, []).append(path.stem)
+        parts += [f"**{group}**", "", "| key | option | default | meaning |", "|---|---|---|---|"]
+        options = [path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if list(_rows(path))]
+        for (key, value, text), found in seen.items():
+            shown = "all" if sorted(found) == sorted(options) and len(found) > 1 else ", ".join(found)
+            parts.append(f"| `{group}.{key}` | {shown} | `{value}` | {text} |".replace("``", " "))
+        parts.append("")
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *_root(), "", *parts]).strip()
+
+
+def _rows(path: Path) -> list[tuple[str, str, str]]:
+    found = (_LINE.match(line) for line in path.read_text().splitlines())
+    return [(m["key"], m["value"], m["text"].replace("|", "\\|")) for m in found if m]
+
+
+def _root() -> list[str]:
+    return [f"| `{key}` | `{value}` | {text} |" for key, value, text in _rows(ROOT / "conf/train.yaml")]
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    readme.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}")
+
+
+if __name__ == "__main__":
+    main()

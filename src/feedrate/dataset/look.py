@@ -1,0 +1,119 @@
+"""A first look at the samples of a dataset: what X and y are, before a loader exists.
+
+Labels that stand in files are read in labels.py; here are those that a class computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from feedrate.config import DatasetConfig
+from feedrate.dataset.labels import Targets, read_labels
+from feedrate.dataset.part import list_IDs
+from feedrate.dataset.rng import name_sample, sample_seeds
+from feedrate.errors import SampleError, UserError
+
+log = logging.getLogger("feedrate")
+LABEL_SAMPLES = 1_000  # samples looked at to learn what the labels of a class without a catalog are
+PATIENCE_S = 3.0  # seconds of that after which the user is told
+
+
+def targets_of(train: Dataset[Any], keys: DatasetConfig, stated: int | None, path: str, seed: int) -> Targets:
+    """What the labels of a class without a catalog are, from a sample of them where neither class nor key says."""
+    if stated is not None and (type(stated) is not int or stated < 1):
+        raise UserError(f"dataset: {path}.num_outputs is {stated!r}; a whole number of at least 1 is needed")
+    size, known = size_of(train), keys.num_outputs or stated
+    count = min(size, LABEL_SAMPLES if known is None else 16)  # 16: enough to tell classes from numbers
+    picked = [index * size // count for index in range(count)]
+    begin, said, values = time.perf_counter(), False, []
+    for index in picked:
+        values.append(_plain(look(train, index, path, seed)[1]))
+        if not said and time.perf_counter() - begin > PATIENCE_S:
+            said = True
+            log.info("note: looking at %d samples to learn how many classes there are; dataset.num_outputs=... "
+                     "or an attribute num_outputs states it", count)  # fmt: skip
+    IDs_ = [_name(train, index) for index in picked]
+    try:
+        targets, _ = read_labels({"train": values}, {"train": IDs_}, keys.task)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if targets.task == "classification":
+        for ID, value in zip(IDs_, values, strict=True):
+            if type(value) is float:
+                raise UserError(
+                    f"{path}: sample {ID!r} has y={value!r}, a float without a fraction; "
+                    "return int(y) for a class, or set dataset.task=regression for a number"
+                )
+            if type(value) not in (int, bool) or value < 0:
+                remedy = "return a class index (0, 1, ...), a float, or a vector of floats"
+                raise UserError(f"{path}: sample {ID!r} has y={value!r}; {remedy}")
+        found = int(max(values)) + 1
+        if known is None and count < size:
+            log.info("note: %d classes, as the labels of %d samples show; dataset.num_outputs states it", found, count)
+        targets = Targets("classification", tuple(range(found)), found)
+    if stated is not None:
+        check_outputs(f"{path}.num_outputs", stated, targets)
+        targets = replace(targets, num_outputs=stated)
+    if targets.classes is not None:
+        outputs = keys.num_outputs or targets.num_outputs
+        targets = replace(targets, classes=tuple(range(max(outputs, targets.num_outputs))))
+    return targets
+
+
+def _plain(y: Any) -> Any:
+    if isinstance(y, (Tensor, np.ndarray, np.generic)):
+        return y.tolist()
+    return list(y) if isinstance(y, tuple) else y
+
+
+def look(dataset: Dataset[Any], index: int, path: str, seed: int) -> tuple[Any, Any]:
+    """One sample before the loader exists, with its own random numbers: the run's are as they were afterwards.
+
+    Raises:
+        SampleError: with the text that the loader would give.
+        UserError: it is no pair.
+    """
+    ID = _name(dataset, index)
+    try:
+        with sample_seeds():
+            name_sample(seed, 0, ID)
+            sample = dataset[index]
+    except SampleError:
+        raise
+    except Exception as error:
+        text = f"sample {ID!r}: {path.rpartition('.')[2]}.__getitem__ failed with {one_line(error)}"
+        raise SampleError(text, ID=ID, cause=traceback.format_exc()) from error
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        what = type(sample).__name__
+        what += f" of length {len(sample)}" if isinstance(sample, (tuple, list)) else ""
+        raise UserError(f"dataset: {path} returns a {what}; __getitem__ must return the pair (X, y)")
+    return sample[0], sample[1]
+
+
+def _name(dataset: Dataset[Any], index: int) -> str:
+    ids = list_IDs(dataset)
+    return str(index) if ids is None else str(ids[index])
+
+
+def one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def check_outputs(key: str, stated: int, found: Targets) -> None:
+    if found.task == "regression" and stated != found.num_outputs:
+        raise UserError(f"{key}={stated}: the labels are {found.describe()}; it must be {found.num_outputs}")
+    if stated < found.num_outputs:
+        raise UserError(f"{key}={stated}: the labels need at least {found.num_outputs}")
+
+
+def size_of(dataset: Dataset[Any]) -> int:
+    return len(dataset)  # type: ignore[arg-type]

@@ -1,0 +1,175 @@
+"""The processes that load: how they are started, what they are given, and what it means when one is lost.
+
+torch's DataLoader runs them; what they do with a ticket is fetch.py, and in which order tickets come is order.py.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pickle import PicklingError
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Sampler, get_worker_info
+
+from feedrate.errors import UserError
+from feedrate.loader.fetch import Samples, Ticket
+from feedrate.loader.order import Plan
+
+T = TypeVar("T")
+
+
+class Workers:
+    """A private DataLoader that turns the tickets of a plan into batches, with the settings of another one.
+
+    Args:
+        settings: the user's DataLoader, which is never iterated.
+        samples: makes the batches.
+    """
+
+    def __init__(self, settings: DataLoader[Any], samples: Samples) -> None:
+        self._settings, self._samples = settings, samples
+        self._tickets = _Tickets()
+        self._inner: DataLoader[Any] | None = None
+
+    def begin(self, plan: Plan) -> Iterator[Any]:
+        """Batches with their receipts; the workers begin at once.
+
+        Raises:
+            UserError: the dataset cannot be sent to them, or one of them is gone.
+        """
+        self._tickets.plan = plan
+        return self.watched(self._iterator)
+
+    def watched(self, step: Callable[[], T]) -> T:
+        """What `step` returns, which asks the workers for something.
+
+        Raises:
+            UserError: one of them is lost; the next `begin` starts new ones.
+        """
+        try:
+            return step()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._inner = None
+            lost = _lost(error)
+            if lost is None:
+                raise
+            # without its traceback, whose frames would keep the other workers alive for as long as the error
+            raise lost from error.with_traceback(None)
+
+    def end(self) -> None:
+        """Ends those that wait for the next epoch."""
+        self._inner = None
+
+    def _iterator(self) -> Iterator[Any]:
+        try:
+            with warnings.catch_warnings():
+                # too many workers: said when the user's loader was made
+                warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
+                return iter(self._opened())
+        except (PicklingError, AttributeError, TypeError) as error:
+            context = self._inner.multiprocessing_context if self._inner is not None else None
+            method = context.get_start_method() if context is not None else "fork"
+            if method == "fork":
+                raise
+            raise UserError(
+                f"loader.multiprocessing_context={method}: what the workers need cannot be sent to them ({error})\n"
+                "Define dataset, transforms and collate_fn at the top of a module and keep open files out of them, "
+                "or set loader.multiprocessing_context=fork"
+            ) from error
+
+    def _opened(self) -> DataLoader[Any]:
+        """The private DataLoader, kept while its workers live on between epochs."""
+        settings = self._settings
+        if self._inner is None or not settings.persistent_workers:
+            self._inner = DataLoader(
+                self._samples,
+                batch_sampler=self._tickets,
+                num_workers=settings.num_workers,
+                collate_fn=_passed_on,
+                pin_memory=settings.pin_memory,
+                timeout=settings.timeout,
+                worker_init_fn=_Start(settings.worker_init_fn),
+                multiprocessing_context=settings.multiprocessing_context or _start_method(settings.num_workers),
+                # of its own: creating an iterator would otherwise draw from the global generator
+                generator=torch.Generator().manual_seed(0),
+                prefetch_factor=settings.prefetch_factor,
+                persistent_workers=settings.persistent_workers,
+            )
+        return self._inner
+
+
+class _Tickets(Sampler[Any]):
+    """The private DataLoader's batch sampler."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+
+    def __iter__(self) -> Iterator[Ticket]:
+        assert self.plan is not None
+        return self._cut(self.plan)  # the plan of now: the generator runs on while the next epoch is planned
+
+    @staticmethod
+    def _cut(plan: Plan) -> Iterator[Ticket]:
+        for start, stop, indices in plan:
+            yield Ticket(plan.order.epoch, start, stop, indices)
+
+
+class _Start:
+    """The private DataLoader's `worker_init_fn`: calls the user's, to which `get_worker_info()` shows his dataset."""
+
+    def __init__(self, user: Callable[[int], None] | None) -> None:
+        self.user = user
+
+    def __call__(self, worker_id: int) -> None:
+        info = get_worker_info()
+        assert info is not None
+        assert isinstance(info.dataset, Samples)
+        object.__setattr__(info, "dataset", info.dataset.dataset)
+        if self.user is not None:
+            self.user(worker_id)
+
+
+def _passed_on(made: Any) -> Any:
+    """The private DataLoader's collate function: the batch is made already."""
+    return made
+
+
+def _start_method(num_workers: int) -> str | None:
+    """fork where it is safe: before any other thread, and before the device's runtime, is there."""
+    if num_workers == 0 or sys.platform != "linux":
+        return None
+    if multiprocessing.get_start_method(allow_none=True) not in (None, "fork"):
+        return None  # chosen by the user with set_start_method, or the default of this Python
+    device_in_use = torch.cuda.is_initialized() or (hasattr(torch, "xpu") and torch.xpu.is_initialized())
+    # a notebook always has threads, and its classes cannot be imported by another process
+    notebook = not hasattr(sys.modules["__main__"], "__file__")
+    if device_in_use or (threading.active_count() > 1 and not notebook):
+        # the server imports torch once, instead of each worker for itself
+        multiprocessing.set_forkserver_preload(["__main__", "torch"])
+        return "forkserver"
+    return "fork"
+
+
+def _lost(error: BaseException) -> UserError | None:
+    """torch's error for a worker that died or hung, with what usually helps; None for any other error."""
+    text = str(error).partition("\n")[0].strip()
+    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader"):
+        return None
+    if "timed out" in text:
+        return UserError(
+            f"loader.timeout: no batch came in time ({text})\n"
+            "A sample hangs, or loader.timeout is too short (0 waits for ever)"
+        )
+    if "killed by signal" in text or "exited unexpectedly" in text:
+        return UserError(
+            f"{text}\nWhere the system kills a worker, memory ran out: lower loader.num_workers, "
+            "loader.prefetch_factor or loader.batch_size; where it ends by itself, its own message stands above"
+        )
+    return None

@@ -1,0 +1,107 @@
+"""The README's examples work as they stand there, word for word, in a fresh copy of the repository."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """What git tracks or would track, in another folder."""
+    target = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "src", "conf"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes((ROOT / name).read_bytes())
+    return target
+
+
+def shell(command: str, folder: Path, *extra: str) -> str:
+    """Output of a README command; `python` is this interpreter."""
+    words = command.split("#")[0].split()
+    assert words[0] == "python"
+    done = subprocess.run([sys.executable, *words[1:], *extra], cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_an_own_dataset_takes_one_class_and_three_lines(copy):
+    section = README.split("## Your own dataset")[1].split("\n## ")[0]
+    code, yaml, command = re.findall(r"```(?:python|yaml|sh)\n(.*?)```", section, re.DOTALL)
+    (copy / "src/waves.py").write_text(code)
+    (copy / "conf/dataset/waves.yaml").write_text(yaml)
+    assert len(yaml.strip().splitlines()) == 3
+    output = shell(command.strip(), copy, "tracking=none")
+    assert "waves: 1600 training and 400 validation samples (64,), 4 classes" in output
+    accuracy = float(re.findall(r"accuracy ([\d.]+) in the best epoch", output)[0])
+    assert accuracy > 0.9
+
+
+def test_own_files_train_with_the_layout_that_is_shown(copy, tmp_path):
+    section = README.split("## Your own data\n")[1].split("\n## ")[0]
+    layout, command, _ = re.findall(r"```(?:sh)?\n(.*?)```", section, re.DOTALL)
+    root = tmp_path / "mine"
+    for line in layout.splitlines():
+        path, content = line.split(None, 1)
+        path = root / Path(path).relative_to("/data/mine")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".json":
+            json.loads(content)
+            path.write_text(content)
+    for ids in json.loads((root / "partition.json").read_text()).values():
+        for ID in ids:
+            torch.save(torch.rand(3, 16, 16), root / f"{ID}.pt")
+    output = shell(command.strip().replace("/data/mine", str(root)), copy, "tracking=none", "trainer.max_epochs=1")
+    assert "mine: 3 training and 1 validation samples (3, 16, 16), 2 classes" in output
+
+
+def test_one_big_file_is_split_and_trains(copy, tmp_path):
+    section = README.split("## Your own data\n")[1].split("\n## ")[0]
+    command = re.findall(r"```sh\n(python src/prepare.py.*?)\n```", section)[0]
+    torch.save((torch.rand(50, 4), torch.arange(50) % 3), copy / "all.pt")
+    shell(command, copy)
+    assert len(list((copy / "data/mine").glob("*.pt"))) == 50
+    output = shell("python src/train.py dataset=tensor_files dataset.root=data/mine model=mlp", copy, "tracking=none",
+                   "trainer.max_epochs=1")  # fmt: skip
+    assert "40 training and 10 validation samples (4,), 3 classes" in output
+
+
+def test_the_loader_alone_works_as_shown(tmp_path, monkeypatch):
+    code = re.findall(r"## Without Hydra\n\n```python\n(.*?)```", README, re.DOTALL)[0]
+    list_IDs = [f"id-{i}" for i in range(10)]
+    for ID in list_IDs:
+        torch.save(torch.rand(2), tmp_path / f"{ID}.pt")
+    code = code.replace('root="data"', f"root={str(tmp_path)!r}").replace("num_workers=2", "num_workers=0")
+    names = {"list_IDs": list_IDs, "labels": {ID: i % 2 for i, ID in enumerate(list_IDs)}}
+    exec(code, names)
+    assert names["state"]["position"] == 10
+
+
+def test_the_table_of_keys_is_that_of_the_configuration():
+    sys.path.insert(0, str(ROOT / "docs"))
+    import keys
+
+    assert keys.table() in README, "conf/ has changed: make docs"
+
+
+def test_every_yaml_begins_with_a_command_that_uses_it():
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+        assert lines[0].startswith("# python src/"), path
+
+
+def test_every_make_target_has_a_help_line():
+    makefile = (ROOT / "Makefile").read_text()
+    declared = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
+    for target in declared:
+        assert re.search(rf"^{target}:.*## \w", makefile, re.MULTILINE), target
