@@ -21,17 +21,16 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     # Settings
     # -----------------------------------------------------------------------------------------------------
-    from feedrate.config import _validate
+    from feedrate.config import PrepareConfig, validate
     from feedrate.launch import plain
 
-    settings = plain(cfg)
+    config = validate(PrepareConfig, plain(cfg), "")
 
     # -----------------------------------------------------------------------------------------------------
     # The folder; torch is imported only now, since it takes seconds
     # -----------------------------------------------------------------------------------------------------
-    from feedrate.dataset.prepare import PrepareConfig, prepare
+    from feedrate.dataset.prepare import prepare
 
-    config = _validate(PrepareConfig, settings, "")
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

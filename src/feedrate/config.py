@@ -64,9 +64,9 @@ class FolderConfig(DatasetConfig):
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class GeneratedConfig(DatasetConfig):
-    size: Positive
-    validation_size: Positive
-    image_size: Annotated[int, Field(ge=8, le=512, strict=True)]
+    size: Annotated[int, Field(ge=1, le=10**15, strict=True)]
+    validation_size: Annotated[int, Field(ge=1, le=10**15, strict=True)]
+    image_size: Annotated[int, Field(ge=32, le=256, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -208,6 +208,18 @@ class TrainConfig:
     tracking: TrackingConfig
 
 
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class PrepareConfig:
+    """The keys of conf/prepare.yaml."""
+
+    source: str
+    root: str
+    validation_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
+    test_fraction: Share = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    num_workers: Count | Literal["auto"] = "auto"
+
+
 SHIPPED: Mapping[str, type] = {
     "feedrate.dataset.Digits": FolderConfig,
     "feedrate.dataset.TensorFiles": FolderConfig,
@@ -237,7 +249,7 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
     Raises:
         UserError: naming the key, its value, the rule, and the nearest valid key.
     """
-    checked: TrainConfig = _validate(TrainConfig, config, "")
+    checked: TrainConfig = validate(TrainConfig, config, "")
     for group in ("dataset", "loader", "model", "optimizer", "scheduler"):
         node = getattr(checked, group)
         if node is None:
@@ -248,7 +260,7 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
                 f"{group}._target_ is {target!r}: the import path of a class is needed, such as my_package.MyClass"
             )
         if schema := SHIPPED.get(target):
-            _validate(schema, {key: value for key, value in node.items() if key != "_target_"}, group)
+            validate(schema, {key: value for key, value in node.items() if key != "_target_"}, group)
     return checked
 
 
@@ -260,7 +272,7 @@ def common_keys(schema: type) -> frozenset[str]:
 def dataset_keys(node: Mapping[str, Any]) -> DatasetConfig:
     """The keys of a dataset node that mean the same for every dataset, checked."""
     names = common_keys(DatasetConfig)
-    result: DatasetConfig = _validate(DatasetConfig, {k: v for k, v in node.items() if k in names}, "dataset")
+    result: DatasetConfig = validate(DatasetConfig, {k: v for k, v in node.items() if k in names}, "dataset")
     return result
 
 
@@ -270,7 +282,12 @@ def nearest(name: str, valid: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _validate(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
+def validate(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
+    """`values` as a `schema`; `prefix` is the group's name in messages, empty for the root.
+
+    Raises:
+        UserError: naming the key, its value, the rule, and the nearest valid key.
+    """
     try:
         return TypeAdapter(schema).validate_python(dict(values))
     except ValidationError as error:
@@ -327,4 +344,15 @@ def _as_yaml(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-__all__ = ["ROOT", "SHIPPED", "DatasetConfig", "TrainConfig", "check", "dataset_keys", "nearest", "resolve_path"]
+__all__ = [
+    "ROOT",
+    "SHIPPED",
+    "DatasetConfig",
+    "PrepareConfig",
+    "TrainConfig",
+    "check",
+    "dataset_keys",
+    "nearest",
+    "resolve_path",
+    "validate",
+]

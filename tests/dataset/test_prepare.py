@@ -19,7 +19,8 @@ import torch
 
 from feedrate.dataset.big_file import BigFile
 from feedrate.dataset.catalog import Catalog
-from feedrate.dataset.prepare import PrepareConfig, prepare
+from feedrate.config import PrepareConfig
+from feedrate.dataset.prepare import prepare
 from feedrate.dataset.sample_writer import write_samples
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError

@@ -32,7 +32,7 @@ from feedrate.targets import build, locate, takes
 __all__ = ["Data", "build_data", "list_IDs"]
 
 log = logging.getLogger("feedrate")
-HELD_OUT = 5  # a class that knows no partition keeps every fifth sample for validation
+HELD_OUT = 5  # a class that knows no partition keeps one of so many samples for validation
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,10 @@ def _from_catalog(node: Mapping[str, Any], keys: DatasetConfig, catalog: Catalog
     for name, ids in catalog.partition.items():
         labels = catalog.labels[name]
         injected = {"list_IDs": ids, "labels": labels, "partition": name, "seed": seed}
-        partition[name] = _checked(build(node, "dataset", injected, common_keys(DatasetConfig)), node)
+        dataset = _checked(build(node, "dataset", injected, common_keys(DatasetConfig)), node)
+        if list_IDs(dataset) is None and len(dataset) == len(ids):  # the class does not keep them; errors and order do
+            dataset = Part(dataset, range(len(ids)), ids)
+        partition[name] = dataset
     train = partition["train"]
     first, _ = look(train, 0, path, seed)
     if catalog.labels["train"].indexed:  # the class looks labels up by ID: workers forked later share the look-up

@@ -63,7 +63,7 @@ def _check_memory(needed: int) -> None:
 
     free = psutil.virtual_memory().available
     if needed > free:
+        gigabytes = f"{needed / 1e9:,.1f} GB of memory for one partition; {free / 1e9:,.1f} GB are free"
         raise UserError(
-            f"dataset=in_memory needs {needed / 1e9:,.1f} GB of memory for one partition; {free / 1e9:,.1f} GB are free\n"
-            "dataset=tensor_files reads the same folder sample by sample"
+            f"dataset=in_memory needs {gigabytes}\ndataset=tensor_files reads the same folder sample by sample"
         )

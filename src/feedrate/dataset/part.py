@@ -31,11 +31,17 @@ def _compact(picked: np.ndarray) -> Sequence[int]:
 
 
 class Part(Subset[Any]):
-    """Some samples of a dataset, with the IDs and paths of those samples."""
+    """Some samples of a dataset, with the IDs and paths of those samples.
 
-    def __init__(self, dataset: Dataset[Any], indices: Sequence[int]) -> None:
+    Args:
+        dataset: map-style.
+        indices: of the samples, in the part's order.
+        IDs: of the whole dataset; None for those that it has itself, if any.
+    """
+
+    def __init__(self, dataset: Dataset[Any], indices: Sequence[int], IDs: Sequence[str] | None = None) -> None:
         super().__init__(dataset, indices)
-        self.list_IDs = PickedIDs(list_IDs(dataset), indices)
+        self.list_IDs = PickedIDs(list_IDs(dataset) if IDs is None else IDs, indices)
         if hasattr(dataset, "path"):
             self.path = dataset.path
 

@@ -14,17 +14,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from feedrate.config import Count, Share, resolve_path
+from feedrate.config import PrepareConfig, resolve_path
 from feedrate.dataset.big_file import BigFile
 from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.sample_writer import TEMPORARY, deaf, numbered, serialized, write_file, write_samples
@@ -34,18 +32,6 @@ from feedrate.errors import UserError
 MANIFEST = "prepare.json"
 WORTH_A_WORKER = 500  # samples; fewer are written before a further process has started
 _LOCK_S = 3.0  # the workers of a killed command hold its lock until they notice: the time of one sample
-
-
-@dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
-class PrepareConfig:
-    """The keys of conf/prepare.yaml."""
-
-    source: str
-    root: str
-    validation_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
-    test_fraction: Share = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    num_workers: Count | Literal["auto"] = "auto"
 
 
 class Interrupted(KeyboardInterrupt):

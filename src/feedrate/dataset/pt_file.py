@@ -21,7 +21,7 @@ MAX_EXPANDED_BYTES = 1 << 30  # a tensor may be larger than its file (torch.Tens
 _ZIP, _OLD = b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 # what torch says of a file that wants to call something; the name comes from the file, so only a plain one is shown
 _CODE = re.compile(
-    r"GLOBAL (\w+(?:\.\w+)+) (?:was not an allowed|whose module)|Trying to call reduce|Can only (?:create|build)"
+    r"GLOBAL (\w+(?:\.\w+)*) (?:was not an allowed|whose module)|Trying to call reduce|Can only (?:create|build)"
 )
 _OUT = "or take the ID out of the partition"
 _SAVE = "save the tensor X alone with torch.save(X, path)"
@@ -98,7 +98,8 @@ def _reason(path: str, error: Exception) -> str:
     if "TorchScript" in text:
         return f"holds a TorchScript program; {_SAVE}"
     needed = _CODE.search(text)
-    if needed and not (needed[1] and tail.endswith(needed[1].rpartition(".")[2].encode())):  # else cut within a name
+    cut = needed and needed[1] and tail[:-1].endswith(needed[1].rpartition(".")[2].encode())  # within a name
+    if needed and not cut:
         name = f" ({needed[1]})" if needed[1] else ""
         return f"needs code to load{name}, which is refused; {_SAVE}"
     if head == _OLD:

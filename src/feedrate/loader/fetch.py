@@ -5,6 +5,7 @@ Names each sample before it is loaded, so that its random numbers are its own, a
 
 from __future__ import annotations
 
+import io
 import time
 import traceback
 from collections import Counter
@@ -19,11 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
 
+from feedrate.dataset.ids import IDs
 from feedrate.dataset.rng import name_sample, sample_seeds
 from feedrate.errors import SampleError, UserError
 from feedrate.loader.digest import leaves
-
-_PLAIN = (str, bytes, bool, int, float, complex, np.ndarray, np.generic)  # what certainly can be pickled
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,6 @@ class Samples(Dataset[Any]):
         dataset: map-style.
         seed: of the loader.
         list_IDs: IDs by index, or None: then the index is the ID.
-        occurrence: how often the ID at an index has occurred before it, or None where IDs are unique.
         collate: makes a batch of a list of samples, or of one sample where `batched` is False.
         batched: whether a ticket is a batch, or one sample.
     """
@@ -78,11 +77,10 @@ class Samples(Dataset[Any]):
         dataset: Dataset[Any],
         seed: int,
         list_IDs: Sequence[str] | None,
-        occurrence: np.ndarray | None,
         collate: Callable[[Any], Any],
         batched: bool,
     ) -> None:
-        self.dataset, self.seed, self.list_IDs, self.occurrence = dataset, seed, list_IDs, occurrence
+        self.dataset, self.seed, self.list_IDs, self.occurrence = dataset, seed, list_IDs, _occurrence(list_IDs)
         self.collate, self.batched = collate, batched
 
     def __getitems__(self, ticket: Ticket) -> tuple[Any, Receipt]:
@@ -133,12 +131,7 @@ class Samples(Dataset[Any]):
     def _demand_sendable(self, batch: Any, ticket: Ticket) -> None:
         """Fails where a batch cannot leave the worker; torch would print a traceback and wait for it for ever."""
         try:
-            for _, value in leaves(batch):
-                if isinstance(value, Tensor):
-                    if value.requires_grad and not value.is_leaf:
-                        raise ValueError("a tensor carries its gradient's history; detach() it")
-                elif not (value is None or isinstance(value, _PLAIN)):
-                    ForkingPickler.dumps(value)
+            _Probe(io.BytesIO()).dump(batch)
         except Exception as error:
             text = f"batch of {self._named(ticket)}: cannot leave its worker ({_one_line(error)})"
             text += f"; {_remedy(self.collate)}, or set loader.num_workers=0"
@@ -170,10 +163,52 @@ class Samples(Dataset[Any]):
         return ", ".join(map(repr, IDs)) + (", ..." if len(ticket.indices) > 5 else "")
 
 
+class _Probe(ForkingPickler):
+    """Pickles everything but tensors and arrays, which would be copied: shows whether a batch can be sent."""
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if isinstance(obj, Tensor):
+            if obj.requires_grad and not obj.is_leaf:
+                raise ValueError("a tensor carries its gradient's history: detach() it")
+            return 0
+        return 0 if isinstance(obj, np.ndarray) and not obj.dtype.hasobject else None
+
+
 class _Failed(Exception):
     def __init__(self, error: SampleError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+class _RemoteTraceback(Exception):
+    """Carries a worker's traceback as text, for HYDRA_FULL_ERROR=1 and notebooks."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def with_cause(error: SampleError) -> SampleError:
+    """The error as it is raised in the main process."""
+    if error.cause:
+        error.__cause__ = _RemoteTraceback(error.cause)
+    return error
+
+
+def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
+    """For each index how often its ID stands before it; None where no ID stands twice, as in every catalog."""
+    if not isinstance(names, (list, tuple, IDs)):  # computed, as of a generated dataset of any size
+        return None
+    # hashes, since a set of the names themselves would take far more memory than the catalog; equal ones mean a second,
+    # exact look
+    hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
+    hashes.sort()
+    if not (hashes[1:] == hashes[:-1]).any():
+        return None
+    counts: dict[str, int] = {}
+    result = np.empty(len(names), dtype=np.int64)
+    for index, name in enumerate(names):
+        result[index] = counts[name] = counts.get(name, -1) + 1
+    return result
 
 
 def _odd_one_out(samples: list[Any]) -> tuple[int, int, str] | None:
@@ -225,7 +260,10 @@ def _innermost(dataset: Any) -> Any:
 
 
 def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an exception that cannot be printed
+        lines = []
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 import inspect
 import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, default_convert
 
 from feedrate.dataset.build import list_IDs
-from feedrate.dataset.ids import IDs
-from feedrate.errors import SampleError, UserError
+from feedrate.errors import UserError
 from feedrate.loader.digest import OrderDigest, content_hash, nbytes
-from feedrate.loader.fetch import Receipt, Samples
+from feedrate.loader.fetch import Receipt, Samples, with_cause
 from feedrate.loader.order import Order, Plan
 from feedrate.loader.report import Report
 from feedrate.loader.workers import Workers
@@ -72,15 +70,9 @@ class Loader(DataLoader[Any]):
         names = list_IDs(dataset)
         if names is not None and len(names) != self._size():
             names = None  # not one ID for each index: the indices are the IDs
-        self._samples = Samples(
-            dataset,
-            self.seed,
-            names,
-            _occurrence(names),
-            self.collate_fn or default_convert,
-            self.batch_size is not None,
-        )
-        self._workers = Workers(self, self._samples)
+        collate = self.collate_fn or default_convert
+        self._samples = Samples(dataset, self.seed, names, collate, batched=self.batch_size is not None)
+        self._workers = Workers(self._samples)
         self._report = Report(max(1, self.num_workers))
         # the position: `_at` in the epoch of `_order`, and whether a pass through that epoch has begun
         self._order, self._at, self._begun = Order(self._size(), self.seed, 0, self._shuffled), 0, False
@@ -155,7 +147,7 @@ class Loader(DataLoader[Any]):
             self._move(self._order.epoch)  # the dataset may have grown since
         self._end_pass()
         plan = self._plan(self._at)
-        inner = self._workers.begin(plan)
+        inner = self._workers.begin(plan, self)
         self._begun = True
         self._report.begin(self._order.epoch)
         return _Pass(self, inner, plan, self._passes)
@@ -195,6 +187,7 @@ class Loader(DataLoader[Any]):
 
     def content_digest(self) -> str | None:
         """Digest over what the batches held, None unless asked for."""
+        self._demand_seed("content_digest")
         return self._content.hex() if self._content is not None else None
 
     def report(self) -> Report:
@@ -292,7 +285,7 @@ class _Pass(Iterator[Any]):
         assert (receipt.ticket.epoch, receipt.ticket.start) == (self._plan.order.epoch, self._at), receipt.ticket
         if receipt.error is not None:
             self._stop(receipt.error)
-            raise _with_cause(receipt.error)
+            raise with_cause(receipt.error)
         self._at = receipt.ticket.stop
         loader._delivered(batch, receipt, time.perf_counter_ns() - begin)
         return batch
@@ -303,19 +296,6 @@ class _Pass(Iterator[Any]):
 
     def __len__(self) -> int:
         return len(self._plan)
-
-
-class _RemoteTraceback(Exception):
-    """Carries a worker's traceback as text, for HYDRA_FULL_ERROR=1 and notebooks."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-def _with_cause(error: SampleError) -> SampleError:
-    if error.cause:
-        error.__cause__ = _RemoteTraceback(error.cause)
-    return error
 
 
 def _refuse(dataset: Dataset[Any], given: dict[str, Any], rank: int, world_size: int) -> None:
@@ -330,20 +310,3 @@ def _refuse(dataset: Dataset[Any], given: dict[str, Any], rank: int, world_size:
         raise UserError("Loader: seed fixes the order, so in_order=False cannot be used; pass seed=None")
     if not 0 <= rank < world_size:
         raise UserError(f"Loader: rank={rank} must be at least 0 and below world_size={world_size}")
-
-
-def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
-    """For each index how often its ID stands before it; None where no ID stands twice, as in every catalog."""
-    if not isinstance(names, (list, tuple, IDs)):  # computed, as of a generated dataset of any size
-        return None
-    # hashes, since a set of the names themselves would take far more memory than the catalog; equal ones mean a second,
-    # exact look
-    hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
-    hashes.sort()
-    if not (hashes[1:] == hashes[:-1]).any():
-        return None
-    counts: dict[str, int] = {}
-    result = np.empty(len(names), dtype=np.int64)
-    for index, name in enumerate(names):
-        result[index] = counts[name] = counts.get(name, -1) + 1
-    return result

@@ -1,4 +1,4 @@
-"""Batches on the device: on an accelerator one batch ahead on a stream of its own, so that copying overlaps the step.
+"""Batches on the device: on a GPU one batch ahead on a stream of its own, so that copying overlaps the step.
 
 What happens to a batch there (scaling, normalising) is the trainer's affair.
 """
@@ -6,12 +6,13 @@ What happens to a batch there (scaling, normalising) is the trainer's affair.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from feedrate.errors import UserError
 from feedrate.loader.digest import nbytes
 from feedrate.loader.fetch import Receipt
 from feedrate.timing import Clock
@@ -38,8 +39,11 @@ class ToDevice:
 
     `check` sees each batch on the host, and may raise.
 
-    On an accelerator the copy of the next batch is issued before the present one is given out; its source stays
-    referenced until an event says that the copy is complete.
+    On a GPU the next batch is fetched, and its copy issued on a stream of its own, while the present step runs there;
+    the copy's source stays referenced until an event says that it is complete. Other devices copy in line.
+
+    Raises:
+        UserError: while iterating, for a batch that is no pair of tensors.
     """
 
     def __init__(
@@ -53,14 +57,13 @@ class ToDevice:
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = iter(self._loader)
-        if self._device.type == "cpu":
-            return self._on_cpu(iterator)
-        return self._ahead(iterator)
+        return self._ahead(iterator) if self._device.type in ("cuda", "xpu") else self._in_line(iterator)
 
-    def _on_cpu(self, iterator: Iterator[Any]) -> Iterator[Batch]:
+    def _in_line(self, iterator: Iterator[Any]) -> Iterator[Batch]:
         while (host := self._next(iterator)) is not None:
+            X, y = host.X.to(self._device), host.y.to(self._device)  # on the CPU the same tensors
             self._lap("transfer")
-            yield host
+            yield replace(host, X=X, y=y)
 
     def _ahead(self, iterator: Iterator[Any]) -> Iterator[Batch]:
         stream = torch.Stream(self._device)
@@ -73,16 +76,25 @@ class ToDevice:
                 tensor.record_stream(current)  # or the allocator would hand its memory out while the step reads it
             self._lap("transfer")
             yield batch
-            # the copy's source is kept until here: the event lies before the step in the stream
+            # the step of `batch` is issued by now, and runs while the next batch is waited for and copied
             following = self._copy(self._next(iterator), stream)
-            done.synchronize()  # passed long ago, as the step behind it was issued: costs nothing
+            done.synchronize()  # `_source` may go after this; the copy lies before that step, so it costs nothing
             ahead = following
 
     def _next(self, iterator: Iterator[Any]) -> Batch | None:
-        found = next(iterator, None)
-        self._lap("wait")
-        if found is None:
+        try:
+            found = next(iterator)
+        except StopIteration:
             return None
+        finally:
+            self._lap("wait")
+        if not (isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(v, Tensor) for v in found)):
+            kinds = ", ".join(type(v).__name__ for v in found) if isinstance(found, (tuple, list)) else ""
+            kind = type(found).__name__ + (f" of {kinds}" if kinds else "")
+            raise UserError(
+                f"loader: a batch is a {kind}; training needs the pair (X, y) of tensors, "
+                "so return tensors or numbers from __getitem__, or (X, y) from collate_fn"
+            )
         X, y = found
         batch = Batch(X, y, getattr(self._loader, "delivered", None), nbytes([X, y]))
         if self._check is not None:
@@ -97,7 +109,7 @@ class ToDevice:
             y = host.y.to(self._device, non_blocking=True)
             done = torch.Event(self._device)
             done.record(stream)
-        return Batch(X, y, host.receipt, host.nbytes), done, host
+        return replace(host, X=X, y=y), done, host
 
     def _lap(self, phase: str) -> None:
         if self._clock is not None:

@@ -24,26 +24,25 @@ T = TypeVar("T")
 
 
 class Workers:
-    """A private DataLoader that turns the tickets of a plan into batches, with the settings of another one.
+    """A private DataLoader that turns the tickets of a plan into the batches that `samples` makes of them."""
 
-    Args:
-        settings: the user's DataLoader, which is never iterated.
-        samples: makes the batches.
-    """
-
-    def __init__(self, settings: DataLoader[Any], samples: Samples) -> None:
-        self._settings, self._samples = settings, samples
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
         self._tickets = _Tickets()
         self._inner: DataLoader[Any] | None = None
 
-    def begin(self, plan: Plan) -> Iterator[Any]:
+    def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
         """Batches with their receipts; the workers begin at once.
+
+        Args:
+            settings: the user's DataLoader, whose workers, context, timeout and so on are meant. It is not kept: a
+                circle of references would leave the end of its workers to the cyclic collector.
 
         Raises:
             UserError: the dataset cannot be sent to them, or one of them is gone.
         """
         self._tickets.plan = plan
-        return self.watched(self._iterator)
+        return self.watched(lambda: self._iterator(settings))
 
     def watched(self, step: Callable[[], T]) -> T:
         """What `step` returns, which asks the workers for something.
@@ -67,12 +66,12 @@ class Workers:
         """Ends those that wait for the next epoch."""
         self._inner = None
 
-    def _iterator(self) -> Iterator[Any]:
+    def _iterator(self, settings: DataLoader[Any]) -> Iterator[Any]:
         try:
             with warnings.catch_warnings():
                 # too many workers: said when the user's loader was made
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
-                return iter(self._opened())
+                return iter(self._opened(settings))
         except (PicklingError, AttributeError, TypeError) as error:
             context = self._inner.multiprocessing_context if self._inner is not None else None
             method = context.get_start_method() if context is not None else "fork"
@@ -84,9 +83,8 @@ class Workers:
                 "or set loader.multiprocessing_context=fork"
             ) from error
 
-    def _opened(self) -> DataLoader[Any]:
+    def _opened(self, settings: DataLoader[Any]) -> DataLoader[Any]:
         """The private DataLoader, kept while its workers live on between epochs."""
-        settings = self._settings
         if self._inner is None or not settings.persistent_workers:
             self._inner = DataLoader(
                 self._samples,
@@ -150,7 +148,9 @@ def _start_method(num_workers: int) -> str | None:
     device_in_use = torch.cuda.is_initialized() or (hasattr(torch, "xpu") and torch.xpu.is_initialized())
     # a notebook always has threads, and its classes cannot be imported by another process
     notebook = not hasattr(sys.modules["__main__"], "__file__")
-    if device_in_use or (threading.active_count() > 1 and not notebook):
+    # the threads that feed another loader's workers hold no lock that a worker of this one could want
+    others = [t for t in threading.enumerate() if t is not threading.main_thread() and "QueueFeeder" not in t.name]
+    if device_in_use or (others and not notebook):
         # the server imports torch once, instead of each worker for itself
         multiprocessing.set_forkserver_preload(["__main__", "torch"])
         return "forkserver"

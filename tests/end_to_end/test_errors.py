@@ -1,0 +1,178 @@
+"""Every mistake ends in one to three lines with the value, the rule and the remedy, exit code 1, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from feedrate.errors import SampleError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "src/train.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["loader.num_wokers=8"], ["loader.num_wokers is not a key", "did you mean num_workers?"]),
+        (["+loader.num_wokers=8"], ["loader.num_wokers is not a key", "did you mean num_workers?"]),
+        (["loader=nope"], ["loader=nope: no such option", "Options of loader: feedrate, torch"]),
+        (["loader=feedrat"], ["did you mean feedrate?"]),
+        (["loader.num_workers=abc"], ["loader.num_workers=abc: must be a whole number or 'auto'"]),
+        (["loader.num_workers=-1"], ["loader.num_workers=-1: must be at least 0"]),
+        (["loader.num_workers=1.5"], ["loader.num_workers=1.5: must be a whole number"]),
+        (["loader.num_workers=true"], ["loader.num_workers=true: must be a whole number"]),
+        (["loader.batch_size=0"], ["loader.batch_size=0: must be at least 1"]),
+        (["loader.batch_size=null"], ["loader.batch_size=null: must be a whole number"]),
+        (["trainer.precision=half"], ["trainer.precision=half: must be 'auto', 'bf16', 'fp16' or 32"]),
+        (["traner.max_epochs=3"], ["traner.max_epochs: there is no traner", "did you mean trainer?"]),
+        (["optimizer.lr=-1"], ["optimizer.lr=-1: must be greater than 0"]),
+        (["dataset=tensor_files"], ["dataset.root is missing"]),
+        (["seed=${nope}"], ["seed: Interpolation key 'nope' not found"]),
+        (["loader.num_workers=1,2"], ["several values make a sweep, which needs -m"]),
+        (["--num_workers", "8"], ["--num_workers is no option", "GROUP.KEY=VALUE"]),
+        (["loader.num_workers", "8"], ["loader.num_workers: a setting needs a value"]),
+        (["experiment=nope"], ["experiment=nope: no such option", "digits_mlp"]),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_answered_before_any_work(arguments, parts):
+    done = command(*arguments)
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert 1 <= len(lines) <= 3, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stdout == ""
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["trainer.device=xpu:7"], ["trainer.device=xpu:7: this machine has", "set trainer.device=auto"]),
+        (["dataset=tensor_files", "dataset.root=/nowhere"], ["dataset.root=/nowhere: no such folder"]),
+        (["model._target_=nowhere.Net"], ["model._target_=nowhere.Net: cannot be imported"]),
+    ],
+    ids=["device", "root", "target"],
+)
+def test_a_mistake_that_needs_torch_to_be_found_reads_the_same_way(arguments, parts):
+    done = command("tracking=none", *arguments)
+    assert done.returncode == 1
+    assert 1 <= len(done.stderr.strip().splitlines()) <= 3, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_cuda_without_one_says_so(run_train):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA, so that asking for it is no mistake")
+    with pytest.raises(UserError, match=r"trainer.device=cuda: this machine has .*set trainer.device=auto"):
+        run_train("trainer.device=cuda")
+
+
+def test_the_whole_traceback_is_shown_on_demand():
+    done = command("loader.batch_size=0", environment={"HYDRA_FULL_ERROR": "1"})
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "loader.batch_size=0: must be at least 1" in done.stderr
+
+
+class Harmful:
+    """Makes a file when unpickled by something that runs code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def damage(kind: str, file: Path) -> None:
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-200])
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "text":
+        file.write_text("this is no tensor")
+    elif kind == "code":
+        with zipfile.ZipFile(file) as archive:
+            records = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in records.items():
+                harmful = pickle.dumps(Harmful(file.parent / "harm"), protocol=2)
+                archive.writestr(name, harmful if name.endswith("data.pkl") else content)
+    elif kind == "shape":
+        torch.save(torch.zeros(1, 9, 8, dtype=torch.uint8), file)
+    elif kind == "dtype":
+        torch.save(torch.zeros(1, 8, 8), file)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """40 samples, of which 'id-13' will be damaged."""
+    root = tmp_path / "mine"
+    root.mkdir()
+    ids = [f"id-{i:02d}" for i in range(40)]
+    for i, ID in enumerate(ids):
+        torch.save(torch.full((1, 8, 8), i, dtype=torch.uint8), root / f"{ID}.pt")
+    (root / "partition.json").write_text(json.dumps({"train": ids[:32], "validation": ids[32:]}))
+    (root / "labels.json").write_text(json.dumps({ID: i % 2 for i, ID in enumerate(ids)}))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        ("truncated", "truncated"),
+        ("empty", "empty"),
+        ("text", "not a file that torch.save wrote"),
+        ("code", "which is refused; save the tensor"),
+        ("shape", "shape (1, 9, 8), not (1, 8, 8)"),
+        ("dtype", "dtype torch.float32, not torch.uint8"),
+    ],
+)
+def test_a_bad_sample_is_named_with_the_same_text_for_any_number_of_workers(run_train, mine, kind, rule):
+    damage(kind, mine / "id-13.pt")
+    texts = []
+    for workers in (0, 2):
+        with pytest.raises(SampleError) as caught:
+            run_train("dataset=tensor_files", f"dataset.root={mine}", "loader.batch_size=8", "model=mlp",
+                      f"loader.num_workers={workers}", "trainer.max_epochs=1")  # fmt: skip
+        texts.append(str(caught.value))
+        assert caught.value.ID == "id-13"
+    assert texts[0] == texts[1]
+    assert rule in texts[0]
+    assert f"sample 'id-13' ({mine}/id-13.pt)" in texts[0]
+    assert len(texts[0].splitlines()) <= 3
+    assert "weights_only" not in texts[0]
+    assert not (mine / "harm").exists()
+
+
+def test_a_missing_file_is_found_before_training(run_train, mine):
+    (mine / "id-13.pt").unlink()
+    with pytest.raises(UserError, match=r"without a file.*'id-13'"):
+        run_train("dataset=tensor_files", f"dataset.root={mine}")
+
+
+def test_drop_last_that_leaves_no_batch_is_refused(run_train, mine):
+    with pytest.raises(UserError, match=r"loader.drop_last=true with loader.batch_size=64 leaves no batch of the 32"):
+        run_train("dataset=tensor_files", f"dataset.root={mine}", "loader.drop_last=true")

@@ -1,0 +1,111 @@
+"""A run as a person starts it, read back from MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+METRICS = {
+    "train/loss", "train/accuracy", "train/learning_rate", "validation/loss", "validation/accuracy",
+    "loader/samples_per_s", "loader/mb_per_s", "loader/wait_pct", "loader/wait_ms_p50", "loader/wait_ms_p95",
+    "loader/wait_ms_p99", "loader/first_batch_s", "loader/load_ms_p50", "loader/load_ms_p95",
+    "loader/worker_busy_pct", "loader/transfer_ms_p50", "compute/step_ms_p50",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory, digits):
+    """One good and one failed run in a store of their own, started from another folder."""
+    folder = tmp_path_factory.mktemp("tracked")
+    common = [
+        f"tracking.uri={folder}/mlflow.db",
+        f"tracking.artifacts={folder}/artifacts",
+        f"dataset.root={digits}",
+        "trainer.max_epochs=2",
+    ]
+    runs = {}
+    for name, extra in (
+        ("good", ["loader.num_workers=2", f"hydra.run.dir={folder}/good"]),
+        ("bad", ["optimizer.lr=1e30", "optimizer=sgd", "scheduler=none", "model=mlp", f"hydra.run.dir={folder}/bad"]),
+    ):
+        runs[name] = subprocess.run(
+            [sys.executable, str(ROOT / "src/train.py"), *common, *extra],
+            cwd=folder, capture_output=True, text=True, timeout=200, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        )  # fmt: skip
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("feedrate")
+    found = {r.info.run_id: r for r in client.search_runs([experiment.experiment_id])}
+    return folder, runs, client, found
+
+
+def test_a_finished_run_has_every_metric_at_every_epoch(tracked):
+    folder, runs, client, found = tracked
+    assert runs["good"].returncode == 0, runs["good"].stderr
+    summary = json.loads((folder / "good/summary.json").read_text())
+    run = found[summary["run_id"]]
+    assert run.info.status == "FINISHED"
+    assert set(run.data.metrics) >= METRICS
+    history = client.get_metric_history(summary["run_id"], "train/loss")
+    assert [(m.step, round(m.value, 3)) for m in history][-1] == (1, round(summary["metrics"]["train/loss"], 3))
+    assert [m.step for m in history] == [0, 1]
+
+
+def test_its_page_has_name_parameters_data_set_note_and_tags(tracked):
+    folder, runs, client, found = tracked
+    run = found[json.loads((folder / "good/summary.json").read_text())["run_id"]]
+    assert run.info.run_name.startswith("cnn-digits-w2-b64")
+    assert run.data.params["loader.num_workers"] == "2"
+    assert run.data.params["dataset"] == "digits"
+    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"digits"}
+    assert len(run.inputs.dataset_inputs) == 2
+    tags = run.data.tags
+    assert "validation accuracy" in tags["mlflow.note.content"]
+    assert tags["feedrate.command"].startswith("python src/train.py tracking.uri=")
+    for name in ("order_digest", "data_digest"):
+        assert len(tags[f"feedrate.{name}"]) == 64
+    assert {"feedrate.result_id", "feedrate.job_id", "git.commit", "git.dirty"} <= set(tags)
+
+
+def test_its_artifacts_hold_configuration_pictures_and_weights(tracked):
+    folder, runs, client, found = tracked
+    run_id = json.loads((folder / "good/summary.json").read_text())["run_id"]
+    names = {a.path for a in client.list_artifacts(run_id)}
+    assert {"config.yaml", "plots", "checkpoints", "summary.json", "classes.json"} <= names
+    plots = {a.path for a in client.list_artifacts(run_id, "plots")}
+    assert plots == {"plots/loss.png", "plots/throughput.png", "plots/confusion.png"}
+    assert (folder / "artifacts").is_dir()
+    assert not (folder / "mlruns").exists()
+
+
+def test_terminal_and_summary_and_mlflow_agree(tracked):
+    folder, runs, client, found = tracked
+    summary = json.loads((folder / "good/summary.json").read_text())
+    run = found[summary["run_id"]]
+    for name, value in summary["metrics"].items():
+        assert run.data.metrics[name] == pytest.approx(value, rel=1e-5)
+    lines = [line for line in runs["good"].stdout.splitlines() if line.startswith("epoch 2/2")]
+    assert len(lines) == 1
+    assert f"accuracy {summary['metrics']['validation/accuracy']:.4f}" in lines[0]
+    assert f"{summary['metrics']['loader/samples_per_s']:,.0f} samples/s" in lines[0]
+    assert f"#/experiments/1/runs/{summary['run_id']}?workflowType=machine_learning" in runs["good"].stdout
+    assert (folder / "good/train.log").read_text().count("epoch 2/2") == 1
+    assert (folder / "good/.hydra/config.yaml").is_file()
+
+
+def test_a_failed_run_is_marked_with_its_error(tracked):
+    folder, runs, client, found = tracked
+    assert runs["bad"].returncode == 1
+    assert "the loss is" in runs["bad"].stderr
+    assert "Traceback" not in runs["bad"].stderr
+    failed = [run for run in found.values() if run.info.status == "FAILED"]
+    assert len(failed) == 1
+    assert "the loss is" in failed[0].data.tags["feedrate.error"]
+    assert json.loads((folder / "bad/summary.json").read_text())["status"] == "FAILED"
