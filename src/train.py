@@ -37,11 +37,14 @@ def train(cfg: DictConfig) -> float:
     # torch is imported only now, since it takes seconds
     from pathlib import Path
 
+    from feedrate.tracking import without_secrets
+    from feedrate.trainer.provenance import command_line
     from feedrate.trainer.record import Run, closing_line, record_end, record_failure, record_start
     from feedrate.trainer.run_folder import RunFolder
 
     folder = RunFolder(Path(hydra.runtime.output_dir))
-    run = Run(resolved, dict(hydra.runtime.choices), folder.path)
+    command = without_secrets(command_line(hydra.overrides.task))
+    run = Run(resolved, dict(hydra.runtime.choices), folder.path, command)
     tracker, loaders = None, {}
     try:
         # -------------------------------------------------------------------------------------------------

@@ -19,7 +19,13 @@ README = (ROOT / "README.md").read_text()
 def copy(tmp_path_factory) -> Path:
     """What git tracks or would track, in another folder."""
     target = tmp_path_factory.mktemp("checkout")
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "src", "conf"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src", "conf"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for name in listed.stdout.splitlines():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_bytes((ROOT / name).read_bytes())
@@ -28,7 +34,7 @@ def copy(tmp_path_factory) -> Path:
 
 def shell(command: str, folder: Path, *extra: str) -> str:
     """Output of a README command; `python` is this interpreter."""
-    words = command.split("#")[0].split()
+    words = command.split("#", maxsplit=1)[0].split()
     assert words[0] == "python"
     done = subprocess.run([sys.executable, *words[1:], *extra], cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr

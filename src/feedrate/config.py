@@ -301,6 +301,7 @@ _RULES = {
     "string_type": "a text",
     "list_type": "a list",
     "missing": "given",
+    "string_pattern_mismatch": "auto, cpu, cuda, mps or xpu, or one of several devices, such as cuda:1",
 }
 
 

@@ -15,12 +15,12 @@ from feedrate.errors import UserError
 PARTITION = {"train": ["a", "b", "scans/007"], "validation": ["c"]}
 LABELS = {"a": 0, "b": 1, "scans/007": 0, "c": 1}
 
-_events: list[tuple[str, str]] | None = None  # folders listed and files opened, while a test wants to know
+_listening: list[list[tuple[str, str]]] = []  # each gets the folders listed and the files opened
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if _events is not None and event in ("os.scandir", "os.listdir", "open"):
-        _events.append((event, str(arguments[0])))
+    if _listening and event in ("os.scandir", "os.listdir", "open"):
+        _listening[0].append((event, str(arguments[0])))
 
 
 sys.addaudithook(_audit)  # for the life of the process: a hook cannot be removed
@@ -351,12 +351,12 @@ def test_files_are_found_by_listing_their_folders_once_and_are_not_touched(tmp_p
     other = root / "other"
     other.mkdir()
     (other / "loop").symlink_to(other)  # whoever descends into folders without samples will not return
-    global _events
-    _events = events = []
+    events: list[tuple[str, str]] = []
+    _listening.append(events)
     try:
         Catalog.read(root)
     finally:
-        _events = None
+        _listening.clear()
     assert sorted(path for event, path in events if event != "open") == [str(root), str(root / "scans/deep")]
     opened = sorted(path for event, path in events if event == "open")
     assert opened == [str(root / "labels.json"), str(root / "partition.json")]

@@ -104,7 +104,7 @@ def test_labels_are_numbers_or_vectors_as_training_needs_them() -> None:
 
 
 def test_IDs_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ids, "_hash", lambda name: len(name))  # two in 2**64 would take some waiting
+    monkeypatch.setattr(ids, "_hash", len)  # two in 2**64 would take some waiting
     names = ["aa", "b", "cc", "d", "eee", "ff"]
     labels = Labels(IDs(names), torch.arange(6))
     assert [labels[name] for name in names] == list(range(6))
@@ -148,4 +148,3 @@ def test_a_spawned_worker_maps_IDs_and_labels_instead_of_copying_them() -> None:
     finally:
         worker.join()
     assert worker.exitcode == 0
-

@@ -37,7 +37,9 @@ def read(train: list[Any], validation: list[Any] | None = None, task: str = "aut
     ],
     ids=repr,
 )
-def test_scalars_are_classes_in_their_own_order(labels: list[Any], classes: tuple[Any, ...], indices: list[int]) -> None:
+def test_scalars_are_classes_in_their_own_order(
+    labels: list[Any], classes: tuple[Any, ...], indices: list[int]
+) -> None:
     targets, (found, _) = read(labels)
     assert targets.task == "classification"
     assert targets.classes == classes

@@ -107,3 +107,10 @@ def test_device_events_tell_compute_from_idle_without_synchronising():
     assert (times.compute > 0).all()
     # the host's wait counts only as far as the device stood still
     assert (times.wait[1:] <= 20_000_000).all()
+
+
+def test_a_batch_of_a_new_size_is_warm_up_too():
+    clock = Clock(CPU, warmup_steps=0)
+    for samples in (8, 8, 5, 8, 5):
+        step(clock, 0, 0, samples)
+    assert clock.epoch().steady.tolist() == [False, True, False, True, True]

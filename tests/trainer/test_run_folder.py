@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_a_living_owner_keeps_others_out(tmp_path):
 
 
 def test_a_dead_owner_s_folder_is_taken_over(tmp_path):
-    source = os.path.join(os.path.dirname(__file__), "../../src")
+    source = str(Path(__file__).parents[2] / "src")
     code = f"import sys; sys.path.insert(0, {source!r})\nfrom pathlib import Path\n" \
            "from feedrate.trainer.run_folder import RunFolder\n" \
            f"RunFolder(Path({str(tmp_path)!r}))\nimport os; os._exit(9)"  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from feedrate.config import DatasetConfig
 from feedrate.dataset.labels import Targets, read_labels
@@ -86,11 +86,10 @@ def look(dataset: Dataset[Any], index: int, path: str, seed: int) -> tuple[Any, 
         with sample_seeds():
             name_sample(seed, 0, ID)
             sample = dataset[index]
-    except SampleError:
-        raise
-    except Exception as error:
-        text = f"sample {ID!r}: {path.rpartition('.')[2]}.__getitem__ failed with {one_line(error)}"
-        raise SampleError(text, ID=ID, cause=traceback.format_exc()) from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SampleError) and error.ID is not None:
+            raise
+        raise sample_error(dataset, ID, error) from error
     if not isinstance(sample, (tuple, list)) or len(sample) != 2:
         what = type(sample).__name__
         what += f" of length {len(sample)}" if isinstance(sample, (tuple, list)) else ""
@@ -103,8 +102,29 @@ def _name(dataset: Dataset[Any], index: int) -> str:
     return str(index) if ids is None else str(ids[index])
 
 
+def sample_error(dataset: Any, ID: str, error: BaseException) -> SampleError:
+    """What `__getitem__` raised, with the sample's name and, where the dataset has a method `path(ID)`, its file."""
+    path = None
+    try:
+        found = getattr(dataset, "path", None)
+        path = str(found(ID)) if callable(found) else None
+    except Exception:  # a method of that name that means something else must not hide the error to be told
+        pass
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    where = f"sample {ID!r}" + (f" ({path})" if path else "")
+    if isinstance(error, UserError):
+        text = f"{where}: {error}"
+    else:
+        text = f"{where}: {type(dataset).__name__}.__getitem__ failed with {one_line(error)}"
+    return SampleError(text, ID=ID, path=path, cause="".join(traceback.format_exception(error)))
+
+
 def one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an exception that cannot be printed
+        lines = []
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK = 65_536  # positions computed at once, and hashed at once by the digest
-_ROUNDS = 12
+_SMALL = 4_096  # below this many samples a round mixes less, and a block costs little
 
 
 class Order:
     """Position p of an epoch holds sample `perm(seed, epoch)(p)`; without shuffle, sample p.
 
-    The permutation is a generalised Feistel cipher on Z_a x Z_b with a * b just above N, and cycle walking for
-    the few values beyond N. Source: J. Black, P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002,
-    sections 3 and 5; the round function is the finaliser of SplitMix64 (Steele et al., OOPSLA 2014), keyed by SHA-256.
+    The permutation is a generalised Feistel cipher on Z_a x Z_b with a * b just above N, and cycle walking for the few
+    values beyond N; b is even, since with a and b odd only even permutations would come. Source: J. Black, P. Rogaway,
+    "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 3 and 5; the round function is the finaliser of
+    SplitMix64 (Steele et al., OOPSLA 2014), keyed by SHA-256.
     It is made for mixing, not for secrecy.
 
     Args:
@@ -33,10 +34,12 @@ class Order:
     def __init__(self, size: int, seed: int, epoch: int, shuffle: bool) -> None:
         self.size, self.seed, self.epoch, self.shuffle = size, seed, epoch, shuffle
         self._a = max(1, math.isqrt(max(size - 1, 0)) + 1)
-        self._b = max(1, -(-size // self._a))
+        self._b = -(-size // self._a)
+        self._b += self._b % 2
         text = f"feedrate order 1,{seed},{epoch},{size}".encode()
-        stream = b"".join(hashlib.sha256(text + bytes([i])).digest() for i in range(-(-_ROUNDS * 8 // 32)))
-        self._keys = np.frombuffer(stream, dtype="<u8")[:_ROUNDS].astype(np.uint64)
+        rounds = 24 if size < _SMALL else 12
+        stream = b"".join(hashlib.sha256(text + bytes([i])).digest() for i in range(rounds // 4))  # four keys in each
+        self._keys = np.frombuffer(stream, dtype="<u8").astype(np.uint64)
         self._block = -1
         self._indices = np.empty(0, dtype=np.int64)
 

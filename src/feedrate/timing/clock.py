@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 
 PHASES = ("wait", "transfer", "compute", "evaluation", "checkpoint")
@@ -83,7 +84,11 @@ class Clock:
 
     Args:
         device: events are recorded on it where it is an accelerator; reading them never waits for it.
-        warmup_steps: steps of the run that are left out of steady-state figures.
+        warmup_steps: steps of the run that are left out of steady-state figures; so is the first of each batch size.
+
+    Attributes:
+        first_batch_s: seconds that the loop waited for the run's first batch, None before it.
+        first_batch_after_start_s: seconds from the start of the process until that batch was there.
 
     Use: `begin()` at an epoch's start; in each step `lap("wait")`, `lap("transfer")`, `lap("compute")`, `step(...)`;
     afterwards `lap("evaluation")`, `lap("checkpoint")`, and `epoch()` for the account.
@@ -93,7 +98,9 @@ class Clock:
         self._events = _DeviceEvents(device) if device.type != "cpu" else None
         self._warmup = warmup_steps
         self._steps = 0
+        self._sizes: set[int] = set()
         self.first_batch_s: float | None = None
+        self.first_batch_after_start_s: float | None = None
         self._totals = dict.fromkeys(PHASES, 0)
         self._now = dict.fromkeys(PHASES, 0)
         self._rows: dict[str, array[int]] = {}
@@ -131,6 +138,8 @@ class Clock:
         now, rows = self._now, self._rows
         if self.first_batch_s is None:
             self.first_batch_s = now["wait"] / 1e9
+            compute_s = (time.perf_counter_ns() - self._mark + now["transfer"] + now["compute"]) / 1e9
+            self.first_batch_after_start_s = time.time() - psutil.Process().create_time() - compute_s
         rows["wait"].append(now["wait"])
         rows["transfer"].append(now["transfer"])
         rows["compute"].append(now["compute"])
@@ -138,7 +147,9 @@ class Clock:
         rows["load"].append(load_ns)
         rows["samples"].append(samples)
         rows["bytes"].append(nbytes)
-        rows["steady"].append(self._steps >= max(1, self._warmup))
+        # a batch of a new size is warm-up as well: memory is allocated for it, and torch.compile compiles anew
+        rows["steady"].append(self._steps >= max(1, self._warmup) and samples in self._sizes)
+        self._sizes.add(samples)
         self._steps += 1
         self._now = dict.fromkeys(PHASES, 0)
 

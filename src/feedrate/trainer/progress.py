@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
 log = logging.getLogger("feedrate")
-INTERVAL_S = 0.5  # drawing the line costs about a millisecond, counted as compute
+INTERVAL_S = 0.5  # drawing the line costs well under a millisecond, counted as compute
+_ERASE = "\r\x1b[2K"  # to the line's start, and erase it
 
 
 class Progress:
     """The progress of one run.
+
+    The live line is drawn by the training loop itself: a thread would make forking workers unsafe, and compete with the step.
 
     Args:
         epochs: of the whole run.
@@ -25,35 +25,29 @@ class Progress:
     def __init__(self, epochs: int, steps: int) -> None:
         self._epochs, self._steps = epochs, steps
         self._begin = self._drawn = time.perf_counter()
-        # no thread of its own: a thread would make forking workers unsafe, and compete with the step
-        self._live = (
-            Live(console=Console(file=sys.stdout), auto_refresh=False, transient=True) if sys.stdout.isatty() else None
-        )
-        if self._live:
-            self._live.start()
+        self._live = sys.stdout.isatty()
 
     @property
     def due(self) -> bool:
         """Whether a step should be shown now; a few nanoseconds where no line is drawn."""
-        return self._live is not None and time.perf_counter() - self._drawn > INTERVAL_S
+        return self._live and time.perf_counter() - self._drawn > INTERVAL_S
 
     def step(self, epoch: int, step: int, loss: float, rate: float, wait_ms: float, wait_pct: float) -> None:
         """Draws the live line.
 
         Args:
             epoch, step: from 0.
+            loss: of this step.
             rate: samples per second of the last steps.
             wait_ms: what a step waited for its batch; wait_pct: the same as a share of its time.
         """
-        if self._live is None:
-            return
         self._drawn = time.perf_counter()
         done = (epoch + (step + 1) / self._steps) / self._epochs
         text = (
             f"epoch {epoch + 1}/{self._epochs}  {step + 1}/{self._steps}  loss {loss:.4f}  {rate:,.0f} samples/s  "
             f"wait {wait_ms:.1f} ms ({wait_pct:.0f} %)  {self._left(done)} left"
         )
-        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        self._write(_ERASE + text[: shutil.get_terminal_size().columns - 1])
 
     def epoch(self, epoch: int, metrics: dict[str, float], wait_ms: float) -> None:
         """One line for an epoch that is over, with its metrics by their names, and the mean wait of a step."""
@@ -65,12 +59,17 @@ class Progress:
             parts.append(f"wait {wait_ms:.1f} ms ({metrics['loader/wait_pct']:.0f} %)")
         if epoch + 1 < self._epochs:
             parts.append(f"{self._left((epoch + 1) / self._epochs)} left")
+        self.close()
         log.info("  ".join(parts))
 
     def close(self) -> None:
-        """Takes the live line away."""
+        """Takes the live line away, so that something else can be written."""
         if self._live:
-            self._live.stop()
+            self._write(_ERASE)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
     def _left(self, done: float) -> str:
         left = (time.perf_counter() - self._begin) * (1 - done) / max(done, 1e-9)

@@ -10,7 +10,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,9 @@ def code_version() -> Code:
     return Code(_git("rev-parse", "HEAD").strip(), _git("diff", "HEAD"))
 
 
-def command_line() -> str:
-    """The command that makes this run again, from the repository's root."""
-    return "python src/" + shlex.join([sys.argv[0].rsplit("/", 1)[-1], *sys.argv[1:]])
+def command_line(overrides: Sequence[str]) -> str:
+    """The command that makes this run again, from the repository's root; of a sweep, this job's own."""
+    return "python src/" + shlex.join([sys.argv[0].rsplit("/", 1)[-1], *overrides])
 
 
 def job_id(config: Mapping[str, Any]) -> str:

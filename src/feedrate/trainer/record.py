@@ -17,7 +17,7 @@ from feedrate.dataset import Data
 from feedrate.tracking import Tracker, without_secrets
 from feedrate.tracking.note import run_note
 from feedrate.trainer.loop import Result, Trainer
-from feedrate.trainer.provenance import code_version, command_line, job_id, result_id
+from feedrate.trainer.provenance import code_version, job_id, result_id
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,24 @@ class Run:
         config: the resolved configuration.
         choices: option of each group, such as {'dataset': 'digits'}.
         folder: the run folder.
+        command: makes this run again; without secrets.
     """
 
     config: Mapping[str, Any]
     choices: Mapping[str, str]
     folder: Path
+    command: str
 
 
 def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, device: str, precision: str) -> None:
     """Parameters, tags, data set and configuration; before training, so that a killed run has them too."""
     code = code_version()
     groups = {group: option for group, option in run.choices.items() if group in run.config}
-    tracker.params({**groups, **_flat(run.config), "model.parameters": model_parameters})
+    settings = {key: value for key, value in _flat(run.config).items() if not key.startswith("tracking.")}
+    tracker.params({**groups, **settings, "model.parameters": model_parameters})
     tracker.tags(
         {
-            "feedrate.command": without_secrets(command_line()),
+            "feedrate.command": run.command,
             "feedrate.result_id": result_id(run.config),
             "feedrate.job_id": job_id(run.config),
             "feedrate.data_digest": data.digest,
@@ -65,13 +68,13 @@ def record_end(
     tracker: Tracker, run: Run, trainer: Trainer, result: Result, seconds: float, digests: Mapping[str, str]
 ) -> dict[str, Any]:
     """Pictures, weights, note and summary of a run that ended well; returns the summary."""
-    command = without_secrets(command_line())
     summary = {
         "status": "FINISHED",
-        "command": command,
+        "command": run.command,
         "epochs": len(result.history),
         "stopped": result.stopped,
         "seconds": round(seconds, 3),
+        "first_batch_after_start_s": trainer.clock.first_batch_after_start_s,
         "phases_s": trainer.clock.totals_s(),
         "metrics": result.metrics,
         "best_epoch": result.best_epoch,
@@ -85,7 +88,7 @@ def record_end(
     }
     write_summary(run.folder, summary)
     tracker.tags({f"feedrate.{name}": value for name, value in digests.items()})
-    tracker.note(run_note(result.metrics, command=command, epochs=len(result.history), seconds=seconds))
+    tracker.note(run_note(result.metrics, command=run.command, epochs=len(result.history), seconds=seconds))
     if tracker.run_id is None:
         return summary
     from feedrate.tracking.plots import confusion_matrix, loss_curves, throughput
@@ -120,7 +123,7 @@ def closing_line(result: Result, seconds: float) -> str:
 
 def record_failure(run: Run, status: str, error: str) -> None:
     """summary.json of a run that did not end well, so that the folder tells what happened."""
-    summary = {"status": status, "error": error, "command": without_secrets(command_line())}
+    summary = {"status": status, "error": error, "command": run.command}
     write_summary(run.folder, summary)
 
 

@@ -1,0 +1,56 @@
+"""Runs benchmarks and writes their tables into benchmarks/README.md.
+
+    python benchmarks/run.py                 all
+    python benchmarks/run.py startup         one; names are those of the files beside this one
+
+Let nothing else run meanwhile. Each benchmark interleaves what it compares, leaves warm-up out, and gives medians
+with the spread from the lowest to the highest repeat.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as src/train.py does
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
+NAMES = ("startup", "generated", "overhead", "catalog")
+
+
+def main(chosen: list[str]) -> None:
+    for name in chosen or NAMES:
+        if name not in NAMES:
+            sys.exit(f"error: {name}: no such benchmark; there are {', '.join(NAMES)}")
+        print(f"== {name}", flush=True)
+        table = importlib.import_module(name).run()
+        print(table, flush=True)
+        _write(name, f"{table}\n\n{_where()}")
+
+
+def _where() -> str:
+    import torch
+
+    now = datetime.now(timezone.utc)
+    return (
+        f"*{now:%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}, "
+        f"torch {torch.__version__}.*"
+    )
+
+
+def _write(name: str, text: str) -> None:
+    path = HERE / "README.md"
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    written, count = pattern.subn(lambda _: f"{begin}\n{text}\n{end}", path.read_text())
+    assert count == 1, f"{path} has no place for {name}"
+    path.write_text(written)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

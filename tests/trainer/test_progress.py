@@ -1,0 +1,52 @@
+"""A live line in a terminal, one plain line per epoch anywhere else."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "src/train.py", "tracking=none", "trainer.max_epochs=2", "loader.num_workers=0",
+           "model=simulated", "model.step_ms=90"]  # fmt: skip
+
+
+def in_terminal(command: list[str]) -> str:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=follower, stderr=follower, env={**os.environ, "COLUMNS": "100"}
+    )
+    os.close(follower)
+    output = b""
+    while True:
+        try:
+            read = os.read(leader, 65_536)
+        except OSError:  # the terminal closes with its last writer
+            break
+        if not read:
+            break
+        output += read
+    assert process.wait() == 0, output.decode()
+    return output.decode()
+
+
+def test_a_terminal_shows_a_live_line_that_leaves_only_the_epochs_lines():
+    output = in_terminal(COMMAND)
+    drawn = [part for part in output.split("\r\x1b[2K") if "/23  loss" in part]
+    assert drawn
+    for part in drawn:
+        for word in ("epoch", "loss", "samples/s", "wait", "ms (", " %)", "left"):
+            assert word in part
+        assert "\n" not in part  # each is erased before the next line is written
+    assert "\x1b[2Kepoch 1/2  loss" in output
+
+
+def test_a_file_gets_one_plain_line_for_each_epoch():
+    done = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 2
+    assert "\x1b" not in done.stdout
+    for word in ("loss", "validation loss", "accuracy", "samples/s", "wait", "ms (", "left"):
+        assert word in lines[0]
