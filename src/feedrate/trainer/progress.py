@@ -15,7 +15,7 @@ _ERASE = "\r\x1b[2K"  # to the line's start, and erase it
 class Progress:
     """The progress of one run.
 
-    The live line is drawn by the training loop itself: a thread would make forking workers unsafe, and compete with the step.
+    The training loop itself draws the live line: a thread would make forking workers unsafe, and compete with the step.
 
     Args:
         epochs: of the whole run.
