@@ -21,8 +21,9 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     # Settings
     # -----------------------------------------------------------------------------------------------------
-    from feedrate.config import PrepareConfig, validate
+    from feedrate.config import PrepareConfig
     from feedrate.launch import plain
+    from feedrate.validation import validate
 
     config = validate(PrepareConfig, plain(cfg), "")
 

@@ -9,8 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from feedrate import config
-from feedrate.config import SHIPPED, DatasetConfig, TrackingConfig, TrainerConfig, check, common_keys, validate
+from feedrate.config import SHIPPED, DatasetConfig, TrackingConfig, TrainerConfig, check, common_keys
 from feedrate.errors import UserError
+from feedrate.validation import validate
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OPTIONS = sorted(path for group in ("dataset", "loader", "model", "optimizer", "scheduler") for path in (CONF / group).glob("*.yaml"))  # fmt: skip

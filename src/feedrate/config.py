@@ -6,16 +6,16 @@ Neither torch nor mlflow is imported here, so a mistake is answered at once.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from feedrate.errors import UserError
+from feedrate.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -274,86 +274,3 @@ def dataset_keys(node: Mapping[str, Any]) -> DatasetConfig:
     names = common_keys(DatasetConfig)
     result: DatasetConfig = validate(DatasetConfig, {k: v for k, v in node.items() if k in names}, "dataset")
     return result
-
-
-def nearest(name: str, valid: list[str]) -> str:
-    """' (did you mean ...?)' for the closest of the valid names, or an empty text."""
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def validate(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
-    """`values` as a `schema`; `prefix` is the group's name in messages, empty for the root.
-
-    Raises:
-        UserError: naming the key, its value, the rule, and the nearest valid key.
-    """
-    try:
-        return TypeAdapter(schema).validate_python(dict(values))
-    except ValidationError as error:
-        raise UserError(_describe(error, schema, prefix)) from None
-
-
-_RULES = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "a text",
-    "list_type": "a list",
-    "missing": "given",
-    "string_pattern_mismatch": "auto, cpu, cuda, mps or xpu, or one of several devices, such as cuda:1",
-}
-
-
-def _describe(error: ValidationError, schema: type, prefix: str) -> str:
-    """At most three lines, a line per wrong key; unknown keys first, since a missing one is often their echo."""
-    unknown: list[str] = []
-    wrong: dict[str, tuple[Any, list[str]]] = {}
-    for item in error.errors(include_url=False):
-        owner, path = _walk(schema, [str(part) for part in item["loc"]])
-        key = ".".join(([prefix] if prefix else []) + path)
-        if item["type"] == "unexpected_keyword_argument":
-            valid = [f.name for f in fields(owner)]
-            unknown.append(
-                f"{key} is not a key of this group{nearest(path[-1], valid)}\nValid keys: {', '.join(valid)}"
-            )
-        else:
-            rule = _RULES.get(item["type"]) or item["msg"].removeprefix("Input should be ")
-            rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-            value = None if item["type"] == "missing" else item["input"]
-            wrong.setdefault(key, (value, []))[1].append(rule)
-    lines = [
-        f"{key}={_as_yaml(value)}: must be {' or '.join(dict.fromkeys(rules))}" for key, (value, rules) in wrong.items()
-    ]
-    return "\n".join((unknown[:1] or lines)[:3])
-
-
-def _walk(schema: type, names: list[str]) -> tuple[type, list[str]]:
-    """The schema that owns an error, and the key's path without the tail that names a union's alternative."""
-    owner, path = schema, []
-    for name in names:
-        path.append(name)
-        inner = next((f for f in fields(owner) if f.name == name), None)
-        following = globals().get(str(inner.type)) if inner else None
-        if following is None or not hasattr(following, "__dataclass_fields__"):
-            break
-        owner = following
-    return owner, path
-
-
-def _as_yaml(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-__all__ = [
-    "ROOT",
-    "SHIPPED",
-    "DatasetConfig",
-    "PrepareConfig",
-    "TrainConfig",
-    "check",
-    "dataset_keys",
-    "nearest",
-    "resolve_path",
-    "validate",
-]

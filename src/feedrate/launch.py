@@ -153,7 +153,7 @@ def _describe_composition(error: BaseException) -> str:
 
 
 def _unknown_key(key: str) -> str:
-    from feedrate.config import nearest
+    from feedrate.validation import nearest
 
     parent, _, name = key.rpartition(".")
     group = (parent or name).split(".")[0]
@@ -179,7 +179,7 @@ def _unknown_key(key: str) -> str:
 
 
 def _unknown_option(group: str, option: str) -> str:
-    from feedrate.config import nearest
+    from feedrate.validation import nearest
 
     options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     listed = ", ".join(options) or "none"

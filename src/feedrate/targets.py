@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from feedrate.config import SHIPPED, common_keys, nearest
+from feedrate.config import SHIPPED, common_keys
 from feedrate.errors import UserError
+from feedrate.validation import nearest
 
 log = logging.getLogger("feedrate")
 

@@ -17,9 +17,9 @@ import psutil
 import pytest
 import torch
 
+from feedrate.config import PrepareConfig
 from feedrate.dataset.big_file import BigFile
 from feedrate.dataset.catalog import Catalog
-from feedrate.config import PrepareConfig
 from feedrate.dataset.prepare import prepare
 from feedrate.dataset.sample_writer import write_samples
 from feedrate.dataset.tensor_files import TensorFiles

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from feedrate.errors import SampleError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,31 +37,33 @@ def tracked(tmp_path_factory, digits):
     ):
         runs[name] = subprocess.run(
             [sys.executable, str(ROOT / "src/train.py"), *common, *extra],
-            cwd=folder, capture_output=True, text=True, timeout=200, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        )  # fmt: skip
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        )
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("feedrate")
     found = {r.info.run_id: r for r in client.search_runs([experiment.experiment_id])}
-    return folder, runs, client, found
+    return SimpleNamespace(folder=folder, runs=runs, client=client, found=found)
 
 
 def test_a_finished_run_has_every_metric_at_every_epoch(tracked):
-    folder, runs, client, found = tracked
-    assert runs["good"].returncode == 0, runs["good"].stderr
-    summary = json.loads((folder / "good/summary.json").read_text())
-    run = found[summary["run_id"]]
+    assert tracked.runs["good"].returncode == 0, tracked.runs["good"].stderr
+    summary = json.loads((tracked.folder / "good/summary.json").read_text())
+    run = tracked.found[summary["run_id"]]
     assert run.info.status == "FINISHED"
     assert set(run.data.metrics) >= METRICS
-    history = client.get_metric_history(summary["run_id"], "train/loss")
+    history = tracked.client.get_metric_history(summary["run_id"], "train/loss")
     assert [(m.step, round(m.value, 3)) for m in history][-1] == (1, round(summary["metrics"]["train/loss"], 3))
     assert [m.step for m in history] == [0, 1]
 
 
 def test_its_page_has_name_parameters_data_set_note_and_tags(tracked):
-    folder, runs, client, found = tracked
-    run = found[json.loads((folder / "good/summary.json").read_text())["run_id"]]
+    run = tracked.found[json.loads((tracked.folder / "good/summary.json").read_text())["run_id"]]
     assert run.info.run_name.startswith("cnn-digits-w2-b64")
     assert run.data.params["loader.num_workers"] == "2"
     assert run.data.params["dataset"] == "digits"
@@ -75,37 +78,34 @@ def test_its_page_has_name_parameters_data_set_note_and_tags(tracked):
 
 
 def test_its_artifacts_hold_configuration_pictures_and_weights(tracked):
-    folder, runs, client, found = tracked
-    run_id = json.loads((folder / "good/summary.json").read_text())["run_id"]
-    names = {a.path for a in client.list_artifacts(run_id)}
+    run_id = json.loads((tracked.folder / "good/summary.json").read_text())["run_id"]
+    names = {a.path for a in tracked.client.list_artifacts(run_id)}
     assert {"config.yaml", "plots", "checkpoints", "summary.json", "classes.json"} <= names
-    plots = {a.path for a in client.list_artifacts(run_id, "plots")}
+    plots = {a.path for a in tracked.client.list_artifacts(run_id, "plots")}
     assert plots == {"plots/loss.png", "plots/throughput.png", "plots/confusion.png"}
-    assert (folder / "artifacts").is_dir()
-    assert not (folder / "mlruns").exists()
+    assert (tracked.folder / "artifacts").is_dir()
+    assert not (tracked.folder / "mlruns").exists()
 
 
 def test_terminal_and_summary_and_mlflow_agree(tracked):
-    folder, runs, client, found = tracked
-    summary = json.loads((folder / "good/summary.json").read_text())
-    run = found[summary["run_id"]]
+    summary = json.loads((tracked.folder / "good/summary.json").read_text())
+    run = tracked.found[summary["run_id"]]
     for name, value in summary["metrics"].items():
         assert run.data.metrics[name] == pytest.approx(value, rel=1e-5)
-    lines = [line for line in runs["good"].stdout.splitlines() if line.startswith("epoch 2/2")]
+    lines = [line for line in tracked.runs["good"].stdout.splitlines() if line.startswith("epoch 2/2")]
     assert len(lines) == 1
     assert f"accuracy {summary['metrics']['validation/accuracy']:.4f}" in lines[0]
     assert f"{summary['metrics']['loader/samples_per_s']:,.0f} samples/s" in lines[0]
-    assert f"#/experiments/1/runs/{summary['run_id']}?workflowType=machine_learning" in runs["good"].stdout
-    assert (folder / "good/train.log").read_text().count("epoch 2/2") == 1
-    assert (folder / "good/.hydra/config.yaml").is_file()
+    assert f"#/experiments/1/runs/{summary['run_id']}?workflowType=machine_learning" in tracked.runs["good"].stdout
+    assert (tracked.folder / "good/train.log").read_text().count("epoch 2/2") == 1
+    assert (tracked.folder / "good/.hydra/config.yaml").is_file()
 
 
 def test_a_failed_run_is_marked_with_its_error(tracked):
-    folder, runs, client, found = tracked
-    assert runs["bad"].returncode == 1
-    assert "the loss is" in runs["bad"].stderr
-    assert "Traceback" not in runs["bad"].stderr
-    failed = [run for run in found.values() if run.info.status == "FAILED"]
+    assert tracked.runs["bad"].returncode == 1
+    assert "the loss is" in tracked.runs["bad"].stderr
+    assert "Traceback" not in tracked.runs["bad"].stderr
+    failed = [run for run in tracked.found.values() if run.info.status == "FAILED"]
     assert len(failed) == 1
     assert "the loss is" in failed[0].data.tags["feedrate.error"]
-    assert json.loads((folder / "bad/summary.json").read_text())["status"] == "FAILED"
+    assert json.loads((tracked.folder / "bad/summary.json").read_text())["status"] == "FAILED"

@@ -22,6 +22,7 @@ from feedrate.loader.digest import OrderDigest, content_hash, nbytes
 
 BLOCK = 65_536
 NAMES = [f"scan {i}/ü" * (i % 3) + str(i) for i in range(150_000)]
+NAMES_PACKED = IDs(NAMES)
 
 
 def defined(epochs: Sequence[Sequence[str]]) -> str:
@@ -86,9 +87,6 @@ def test_the_state_of_any_position_leads_to_the_same_digest(saved: int, asked: i
     resumed.load(state, order(150_000))
     position = max(saved, asked)
     assert resumed.at(position) == whole.at(position)
-
-
-NAMES_PACKED = IDs(NAMES)
 
 
 def test_packed_IDs_a_list_and_indices_give_the_same_digest() -> None:

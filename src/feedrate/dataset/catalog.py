@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from feedrate.config import nearest
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.labels import Targets, read_labels
 from feedrate.errors import UserError
+from feedrate.validation import nearest
 
 PARTITIONS = ("train", "validation", "test")
 _TABLES = ("samples.csv", "samples.parquet")

@@ -68,7 +68,7 @@ def throughput(values: History) -> Figure:
     measured = list(_finite(values.get("loader/samples_per_s", {})).values())
     median = f": {sorted(measured)[len(measured) // 2]:,.0f} samples/s (median)" if measured else ""
     rate.set_title(f"throughput{median}")
-    rate.set_ylim(bottom=0)
+    rate.set_ylim(0, 1.08 * rate.get_ylim()[1])
     _epochs(rate, "samples/s")
     rate.set_xlabel("")
     rate.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -93,7 +93,7 @@ def throughput(values: History) -> Figure:
         color=GREY,
         fontsize=8,
     )
-    wait.set_title("time waited for the next batch")
+    wait.set_title("time waited for the next batch", fontsize=rate.title.get_fontsize())
     return figure
 
 

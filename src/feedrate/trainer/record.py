@@ -77,6 +77,7 @@ def record_end(
         "first_batch_after_start_s": trainer.clock.first_batch_after_start_s,
         "phases_s": trainer.clock.totals_s(),
         "metrics": result.metrics,
+        "history": result.history,
         "best_epoch": result.best_epoch,
         "best": result.best,
         "data_digest": trainer.data.digest,

@@ -1,0 +1,83 @@
+"""Checks values against a schema of config.py, and says in one line what is wrong with them.
+
+What is allowed stands in config.py; here is only the wording.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from feedrate.errors import UserError
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """' (did you mean ...?)' for the closest of the valid names, or an empty text."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def validate(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
+    """`values` as a `schema`; `prefix` is the group's name in messages, empty for the root.
+
+    Raises:
+        UserError: naming the key, its value, the rule, and the nearest valid key.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(dict(values))
+    except ValidationError as error:
+        raise UserError(_describe(error, schema, prefix)) from None
+
+
+_RULES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "missing": "given",
+    "string_pattern_mismatch": "auto, cpu, cuda, mps or xpu, or one of several devices, such as cuda:1",
+}
+
+
+def _describe(error: ValidationError, schema: type, prefix: str) -> str:
+    """At most three lines, a line per wrong key; unknown keys first, since a missing one is often their echo."""
+    unknown: list[str] = []
+    wrong: dict[str, tuple[Any, list[str]]] = {}
+    for item in error.errors(include_url=False):
+        owner, path = _walk(schema, [str(part) for part in item["loc"]])
+        key = ".".join(([prefix] if prefix else []) + path)
+        if item["type"] == "unexpected_keyword_argument":
+            valid = [f.name for f in fields(owner)]
+            unknown.append(
+                f"{key} is not a key of this group{nearest(path[-1], valid)}\nValid keys: {', '.join(valid)}"
+            )
+        else:
+            rule = _RULES.get(item["type"]) or item["msg"].removeprefix("Input should be ")
+            rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+            value = None if item["type"] == "missing" else item["input"]
+            wrong.setdefault(key, (value, []))[1].append(rule)
+    lines = [
+        f"{key}={_as_yaml(value)}: must be {' or '.join(dict.fromkeys(rules))}" for key, (value, rules) in wrong.items()
+    ]
+    return "\n".join((unknown[:1] or lines)[:3])
+
+
+def _walk(schema: type, names: list[str]) -> tuple[type, list[str]]:
+    """The schema that owns an error, and the key's path without the tail that names a union's alternative."""
+    owner, path = schema, []
+    for name in names:
+        path.append(name)
+        following = get_type_hints(owner).get(name)
+        if not (isinstance(following, type) and is_dataclass(following)):
+            break
+        owner = following
+    return owner, path
+
+
+def _as_yaml(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

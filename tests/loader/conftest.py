@@ -1,0 +1,47 @@
+"""What the loader's tests share: what a loader delivers, and a check that no worker is left behind."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_torch_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def workers() -> list[psutil.Process]:
+    """Processes that this one has started, other than the helpers of Python's multiprocessing."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(child.cmdline())
+            if child.status() != psutil.STATUS_ZOMBIE and not any(
+                helper in command and child.ppid() == psutil.Process().pid
+                for helper in ("resource_tracker", "multiprocessing.forkserver")
+            ):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.fixture
+def no_workers_left() -> Iterator[None]:
+    """Fails the test if, ten seconds after its end, one of its workers still runs."""
+    before = {process.pid for process in workers()}
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while left := [process for process in workers() if process.pid not in before]:
+        assert time.monotonic() < deadline, f"workers left behind: {left}"
+        time.sleep(0.05)
