@@ -64,9 +64,9 @@ def train(cfg: DictConfig) -> float:
         from feedrate.loader import build_loaders, close_loaders
 
         loaders = build_loaders(config.loader, data, config.seed, device)
-        for loader in loaders.values():
-            if hasattr(loader, "start"):
-                loader.start()
+        for name in ("train", "validation"):
+            if hasattr(loaders[name], "start"):
+                loaders[name].start()
 
         # -------------------------------------------------------------------------------------------------
         # Tracking

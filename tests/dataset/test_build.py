@@ -335,7 +335,7 @@ def test_limit_takes_the_first_samples_of_each_partition(folder: Path) -> None:
     assert train[1][0].max() == 1
     with pytest.raises(IndexError):
         train[2]
-    assert data.digest == build_data({**node, "limit": None}, 0).digest
+    assert data.digest != build_data({**node, "limit": None}, 0).digest  # other samples are other data
     limited, whole = own("Squares", limit=3).partition["train"], own("Squares").partition["train"]
     assert list(list_IDs(limited) or []) == list(list_IDs(whole) or [])[:3]
     assert sizes(own("Divided", limit=10)) == [10, 6]

@@ -140,7 +140,7 @@ class Faulty(Dataset[Any]):
             case "object":
                 return X, object()
             case "hang":
-                time.sleep(1.5)
+                time.sleep(1.0)
             case "killed" if get_worker_info() and not self._marked():
                 os.kill(os.getpid(), signal.SIGKILL)
             case "leaves" if get_worker_info():

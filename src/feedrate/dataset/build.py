@@ -88,7 +88,9 @@ def build_data(node: Mapping[str, Any], seed: int) -> Data:
     else:
         data = _from_class(node, keys, seed, has_partition="partition" in wanted)
     if keys.limit is not None:
-        return replace(data, partition={name: _first(part, keys.limit) for name, part in data.partition.items()})
+        digest = hashlib.sha256(f"{data.digest},{keys.limit}".encode()).hexdigest()
+        partition = {name: _first(part, keys.limit) for name, part in data.partition.items()}
+        return replace(data, partition=partition, digest=digest)
     return data
 
 
@@ -156,7 +158,7 @@ def _from_class(node: Mapping[str, Any], keys: DatasetConfig, seed: int, has_par
     if has_partition:
         partition = {
             name: _checked(build(resolved, "dataset", {"seed": seed, "partition": name}, common), node)
-            for name in ("train", "validation")
+            for name in getattr(locate(path, "dataset"), "partitions", ("train", "validation"))
         }
         stated = getattr(partition["train"], "num_outputs", None)
     else:

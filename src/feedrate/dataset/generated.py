@@ -56,6 +56,7 @@ class Generated(Dataset[tuple[Tensor, Tensor]]):
     """
 
     num_outputs = len(PARAMETERS)
+    partitions = ("train", "validation", "test")
 
     def __init__(
         self, partition: str, seed: int, size: int = 2000, validation_size: int = 500, image_size: int = 64

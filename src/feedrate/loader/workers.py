@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pickle import PicklingError
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 import torch
@@ -56,11 +57,12 @@ class Workers:
             raise
         except BaseException as error:
             self._inner = None
+            # torch's frames hold the workers and the error in a circle: they would outlive it, and end slowly
+            clear_frames(error.__traceback__)
             lost = _lost(error)
             if lost is None:
                 raise
-            # without its traceback, whose frames would keep the other workers alive for as long as the error
-            raise lost from error.with_traceback(None)
+            raise lost from error
 
     def end(self) -> None:
         """Ends those that wait for the next epoch."""
@@ -159,7 +161,8 @@ def _start_method(num_workers: int) -> str | None:
 
 def _lost(error: BaseException) -> UserError | None:
     """torch's error for a worker that died or hung, with what usually helps; None for any other error."""
-    text = str(error).partition("\n")[0].strip()
+    told = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause knows the signal
+    text = str(told).partition("\n")[0].strip()
     if not isinstance(error, RuntimeError) or not text.startswith("DataLoader"):
         return None
     if "timed out" in text:
@@ -167,9 +170,12 @@ def _lost(error: BaseException) -> UserError | None:
             f"loader.timeout: no batch came in time ({text})\n"
             "A sample hangs, or loader.timeout is too short (0 waits for ever)"
         )
-    if "killed by signal" in text or "exited unexpectedly" in text:
-        return UserError(
-            f"{text}\nWhere the system kills a worker, memory ran out: lower loader.num_workers, "
-            "loader.prefetch_factor or loader.batch_size; where it ends by itself, its own message stands above"
-        )
-    return None
+    if "signal: Killed" in text:
+        help_ = "Most likely memory ran out: lower loader.num_workers, loader.prefetch_factor or loader.batch_size"
+    elif "signal: Bus error" in text:
+        help_ = "Shared memory ran out: enlarge /dev/shm, or lower loader.num_workers or loader.prefetch_factor"
+    elif "killed by signal" in text or "exited unexpectedly" in text:
+        help_ = "A sample ended it (loader.num_workers=0 shows where), or memory ran out (lower loader.num_workers)"
+    else:
+        return None
+    return UserError(f"{text}\n{help_}")

@@ -1,0 +1,266 @@
+"""An error names the sample and the remedy, with the same text for 0 and n workers; nothing hangs or stays behind."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset
+
+from feedrate.errors import SampleError, UserError
+from feedrate.loader import Loader
+from loader.conftest import workers
+from loader.datasets import BAD, Faulty, Numbers
+from loader.test_loader import same
+
+pytestmark = pytest.mark.usefixtures("no_workers_left")
+WHERE = f"sample 's/{BAD}' (/data/s/{BAD}.pt): "
+
+
+def loader(data: Dataset[Any], num_workers: int, **settings: Any) -> Loader:
+    settings = {"batch_size": 4, "seed": 0, "multiprocessing_context": "fork" if num_workers else None, **settings}
+    return Loader(data, num_workers=num_workers, **settings)
+
+
+def fail(data: Dataset[Any], **settings: Any) -> SampleError:
+    """The error that the loader raises, after as many batches as came before it, without workers and with two."""
+    errors = []
+    for num_workers in (0, 2):
+        made = loader(data, num_workers, **settings)
+        batches: list[Any] = []
+        with pytest.raises(SampleError) as raised:
+            batches.extend(made)
+        before = len(batches)
+        assert made.state_dict()["position"] == before * (made.batch_size or 1)
+        errors.append((raised.value, before))
+    (alone, first), (sent, second) = errors
+    assert str(alone) == str(sent)
+    assert (alone.ID, alone.path, first) == (sent.ID, sent.path, second)
+    assert alone.worker is None
+    assert sent.worker in (0, 1)
+    return alone
+
+
+# ---------------------------------------------------------------------------------------------------------
+# a sample fails
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("value", "Faulty.__getitem__ failed with ValueError: not a picture"),
+        ("key", "Faulty.__getitem__ failed with KeyError: 'missing'"),
+        ("two arguments", "Faulty.__getitem__ failed with TwoArguments: broken (code 7)"),
+        ("unpicklable", "Faulty.__getitem__ failed with Unpicklable: holds a lambda"),
+        ("unprintable", "Faulty.__getitem__ failed with Unprintable"),
+        ("stop", "Faulty.__getitem__ failed with StopIteration"),
+        ("exit", "Faulty.__getitem__ failed with SystemExit: 3"),
+        ("shape", "X has shape (4,), not (3,) as in sample 's/8'; make them alike, or take it out of the partition"),
+        ("dtype", "X has dtype torch.float64, not torch.float32 as in sample 's/8'"),
+        ("nested", "is built differently from sample 's/8'"),
+        ("structure", "is built differently from sample 's/8'"),
+        ("object", "is built differently from sample 's/8'"),
+    ],
+)
+def test_an_error_names_the_sample_and_is_the_same_for_0_and_2_workers(fault: str, told: str) -> None:
+    error = fail(Faulty(fault))
+    assert str(error).startswith(WHERE + told)
+    assert "\n" not in str(error)
+    assert (error.ID, error.path) == (f"s/{BAD}", f"/data/s/{BAD}.pt")
+
+
+def test_the_traceback_of_the_sample_is_kept_for_those_who_ask() -> None:
+    for num_workers in (0, 2):
+        with pytest.raises(SampleError) as raised:
+            list(loader(Faulty("value"), num_workers))
+        assert 'raise ValueError("not a picture' in raised.value.cause
+        assert "not a picture" in str(raised.value.__cause__)
+
+
+def test_an_error_is_the_same_for_every_order_of_arrival() -> None:
+    texts = set()
+    for num_workers in (1, 2, 4):
+        with pytest.raises(SampleError) as raised:
+            list(loader(Faulty("value"), num_workers, shuffle=True, prefetch_factor=3))
+        texts.add(str(raised.value))
+    assert len(texts) == 1
+
+
+class Told(Faulty):
+    """Raises the errors that are meant for the user."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("")
+        self.error = error
+
+    def __getitem__(self, index: int) -> Any:
+        if index == BAD:
+            raise self.error
+        return super().__getitem__(index)
+
+
+def test_an_error_that_was_written_for_the_user_is_passed_on_with_the_samples_name() -> None:
+    assert str(fail(Told(UserError("too dark; take another")))) == WHERE + "too dark; take another"
+    assert str(fail(Told(SampleError("too dark")))) == WHERE + "too dark"
+    assert str(fail(Told(SampleError("sample 'a' is dark", ID="a")))) == "sample 'a' is dark"
+
+
+class NoIDs(Numbers):
+    path = "some folder"
+
+    def __getitem__(self, index: int) -> Any:
+        return [][index] if index == BAD else super().__getitem__(index)
+
+
+class OwnPath(NoIDs):
+    def path(self) -> str:  # type: ignore[override]
+        """Takes no ID, and so is not what names a sample's file."""
+        return "some folder"
+
+
+@pytest.mark.parametrize("data", [NoIDs(), OwnPath(), Subset(NoIDs(), range(37))], ids=["none", "own", "subset"])
+def test_a_sample_without_an_ID_is_named_by_its_index(data: Dataset[Any]) -> None:
+    error = fail(data)
+    assert str(error).startswith(f"sample '{BAD}': ")
+    assert str(error).endswith(".__getitem__ failed with IndexError: list index out of range")
+    assert error.path is None
+
+
+def test_batch_size_none_names_the_sample_too() -> None:
+    assert str(fail(Faulty("value"), batch_size=None)).startswith(WHERE)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# a batch fails
+# ---------------------------------------------------------------------------------------------------------
+
+
+def collate_badly(samples: list[Any]) -> Any:
+    raise ValueError("wrong number of dimensions")
+
+
+def collate_to_nothing_that_travels(samples: list[Any]) -> Any:
+    return {"X": torch.zeros(2), "call": lambda: None}
+
+
+def collate_with_history(samples: list[Any]) -> Any:
+    return torch.ones(3, requires_grad=True) * 2
+
+
+class Objects(Numbers):
+    def __getitem__(self, index: int) -> Any:
+        return object()
+
+
+def test_a_batch_that_cannot_be_collated_names_its_samples() -> None:
+    assert str(fail(Objects())).startswith(
+        "batch of '0', '1', '2', '3': collating failed with TypeError: default_collate"
+    )
+    assert str(fail(Objects())).endswith("return tensors of one shape, numbers or texts, or pass a collate_fn")
+    assert str(fail(Numbers(), collate_fn=collate_badly, batch_size=7)) == (
+        "batch of '0', '1', '2', '3', '4', ...: collating failed with ValueError: wrong number of dimensions; "
+        "mend collate_badly"
+    )
+
+
+@pytest.mark.parametrize(
+    ("collate", "told"), [(collate_to_nothing_that_travels, "lambda"), (collate_with_history, "detach() it")]
+)
+def test_a_batch_that_cannot_leave_its_worker_is_an_error_and_no_endless_wait(
+    collate: Callable[..., Any], told: str
+) -> None:
+    with pytest.raises(SampleError, match="batch of '0', '1', '2', '3': cannot leave its worker") as raised:
+        list(loader(Numbers(), 2, collate_fn=collate))
+    assert told in str(raised.value)
+
+
+class Tracked(Numbers):
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((2,), float(index), requires_grad=True) * 2
+
+
+def test_samples_with_a_gradients_history_collate_alike_with_and_without_workers() -> None:
+    found = [list(loader(Tracked(), num_workers)) for num_workers in (0, 2)]
+    assert same(*found)
+    assert not found[0][0].requires_grad
+
+
+# ---------------------------------------------------------------------------------------------------------
+# a worker fails
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("killed", r"is killed by signal: Killed.*\nMost likely memory ran out: lower loader.num_workers"),
+        ("leaves", r"exited unexpectedly with exit code 3.*\n.*loader.num_workers=0 shows where"),
+    ],
+)
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_lost_worker_ends_the_pass_with_help_and_takes_the_others_along(
+    fault: str, told: str, persistent: bool
+) -> None:
+    made = loader(Faulty(fault), 2, persistent_workers=persistent)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=told) as raised:
+        list(made)
+    assert len(str(raised.value).splitlines()) == 2
+    assert time.monotonic() - begin < 30
+    assert not workers()  # although the error is still at hand
+
+
+def test_after_a_lost_worker_the_same_loader_goes_on_from_its_position(tmp_path: Path) -> None:
+    made = loader(Faulty("killed", marker=tmp_path / "once"), 1, persistent_workers=True)
+    with pytest.raises(UserError, match="killed by signal"):
+        list(made)
+    state = made.state_dict()
+    assert state["position"] <= BAD
+    made.load_state_dict(state)
+    assert [i for _, y in made for i in y.tolist()] == list(range(state["position"], 20))
+    made.close()
+
+
+def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
+    with pytest.raises(UserError) as raised:
+        list(loader(Faulty("hang"), 1, timeout=0.3))
+    assert str(raised.value) == (
+        "loader.timeout: no batch came in time (DataLoader timed out after 0.3 seconds)\n"
+        "A sample hangs, or loader.timeout is too short (0 waits for ever)"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error when attempting to start a worker")
+def test_what_cannot_be_sent_to_a_spawned_worker_says_so() -> None:
+    class Local(Numbers):
+        pass
+
+    with pytest.raises(UserError, match="multiprocessing_context=spawn.*cannot be sent.*\n.*=fork"):
+        list(loader(Local(), 1, multiprocessing_context="spawn"))
+    gc.collect()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# after an error
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_after_an_error_the_pass_is_over_and_another_loader_works(num_workers: int) -> None:
+    made = loader(Faulty("value"), num_workers, persistent_workers=bool(num_workers))
+    iterator = iter(made)
+    next(iterator), next(iterator)
+    for _ in range(2):
+        with pytest.raises(SampleError, match="not a picture"):
+            next(iterator)
+    assert made.state_dict()["position"] == 8
+    assert len(list(loader(Numbers(), num_workers))) == 10
+    with pytest.raises(SampleError, match="not a picture"):
+        list(made)
+    made.close()
