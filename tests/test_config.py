@@ -14,7 +14,8 @@ from feedrate.errors import UserError
 from feedrate.validation import validate
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-OPTIONS = sorted(path for group in ("dataset", "loader", "model", "optimizer", "scheduler") for path in (CONF / group).glob("*.yaml"))  # fmt: skip
+GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler")
+OPTIONS = sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))
 
 
 def keys(path: Path) -> dict:
@@ -39,8 +40,15 @@ def test_every_key_of_an_option_is_in_its_schema_and_every_key_of_the_schema_in_
     assert set(node) == wanted
 
 
-@pytest.mark.parametrize(("name", "schema"), [("trainer/default", TrainerConfig), ("tracking/local", TrackingConfig),
-                                              ("tracking/server", TrackingConfig), ("tracking/none", TrackingConfig)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [
+        ("trainer/default", TrainerConfig),
+        ("tracking/local", TrackingConfig),
+        ("tracking/server", TrackingConfig),
+        ("tracking/none", TrackingConfig),
+    ],
+)
 def test_trainer_and_tracking_hold_exactly_the_keys_of_their_schema(name, schema):
     node = keys(CONF / f"{name}.yaml")
     assert set(node) == {f.name for f in fields(schema)}

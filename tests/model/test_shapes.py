@@ -50,9 +50,7 @@ def test_mlp_takes_samples_of_any_shape(
 
 @relaxed
 @given(ANY_SHAPES, BATCHES, OUTPUTS)
-def test_simulated_takes_samples_of_any_shape(
-    shape: tuple[int, ...], batch_size: int, num_outputs: int
-) -> None:
+def test_simulated_takes_samples_of_any_shape(shape: tuple[int, ...], batch_size: int, num_outputs: int) -> None:
     assert_takes(Simulated(shape, num_outputs, step_ms=0), shape, batch_size, num_outputs)
 
 
@@ -130,9 +128,7 @@ def test_resnet18_has_the_parameters_of_the_paper() -> None:
 
 @pytest.mark.parametrize("shape", [(), (10,), (2, 3, 4, 5)])
 @pytest.mark.parametrize(("name", "make"), [("cnn", CNN), ("resnet18", ResNet18)])
-def test_image_models_name_the_shapes_they_take(
-    name: str, make: type[nn.Module], shape: tuple[int, ...]
-) -> None:
+def test_image_models_name_the_shapes_they_take(name: str, make: type[nn.Module], shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError) as caught:
         make(shape, 3)  # type: ignore[call-arg]
     text = str(caught.value)
