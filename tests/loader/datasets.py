@@ -179,6 +179,19 @@ class Told(Dataset[Any]):
         return self.told, info.id if info else -1
 
 
+mark = 0
+
+
+class Origin(Dataset[Any]):
+    """Sample i says whether its process inherited this module's `mark`, and which process started it."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return mark, os.getppid()
+
+
 def tell(worker_id: int) -> None:
     """A worker_init_fn that reaches the worker's copy of the dataset, as PyTorch's documentation shows it."""
     info = get_worker_info()

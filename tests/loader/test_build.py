@@ -1,4 +1,4 @@
-"""The loaders of a run: each partition gets one, and settings that torch refuses together are sorted out, with a note."""
+"""The loaders of a run: one for each partition; settings that torch refuses together are sorted out with a note."""
 
 from __future__ import annotations
 
@@ -80,12 +80,11 @@ def test_num_workers_auto_is_the_number_of_usable_cores_and_is_said(
 def test_what_needs_workers_is_set_aside_without_them_in_one_note(
     option: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {"prefetch_factor": 4, "multiprocessing_context": "fork", "timeout": 5, "persistent_workers": True}
+    settings = {"prefetch_factor": 4, "multiprocessing_context": "fork", "timeout": 5}
     with caplog.at_level(logging.INFO, "feedrate"):
-        loaders = build(option, **settings)
-    assert caplog.messages == [
-        "note: not used without workers: loader.prefetch_factor=4, loader.multiprocessing_context=fork, loader.timeout=5"
-    ]
+        loaders = build(option, persistent_workers=True, **settings)
+    named = ", ".join(f"loader.{key}={value}" for key, value in settings.items())
+    assert caplog.messages == [f"note: not used without workers: {named}"]
     assert all(len(list(loader)) for loader in loaders.values())
 
 

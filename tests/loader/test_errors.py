@@ -83,6 +83,7 @@ def test_the_traceback_of_the_sample_is_kept_for_those_who_ask() -> None:
         assert "not a picture" in str(raised.value.__cause__)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_an_error_is_the_same_for_every_order_of_arrival() -> None:
     texts = set()
     for num_workers in (1, 2, 4):

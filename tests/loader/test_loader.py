@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
+import os
 import random
+import sys
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +26,8 @@ from feedrate.dataset import IDs, TensorFiles, sample_rng
 from feedrate.errors import UserError
 from feedrate.loader import Loader, Order
 from feedrate.loader.fetch import Samples
-from loader.datasets import Augmented, Numbers, total
+from loader import datasets
+from loader.datasets import Augmented, Numbers, Origin, total
 
 NAMES = [f"scan/{i:03d}" for i in range(37)]
 BATCH = 5
@@ -81,6 +86,7 @@ def indices(batches: Sequence[Any]) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.usefixtures("no_workers_left")
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
@@ -92,6 +98,41 @@ def test_any_number_of_workers_delivers_the_same(reference: Delivered, num_worke
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_any_start_method_delivers_the_same(reference: Delivered, method: str) -> None:
     assert deliver(loader(2, multiprocessing_context=method, persistent_workers=True)) == reference
+
+
+def origin() -> str:
+    """How a worker is started where nobody says how."""
+    mark, parent = (int(value) for value in next(iter(Loader(Origin(), 1, seed=0, num_workers=1))))
+    if parent != os.getpid():
+        return "forkserver"
+    return "fork" if mark else "spawn"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is the default on Linux only")
+def test_workers_are_forked_where_that_is_safe_and_otherwise_come_from_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(datasets, "mark", 1)
+    if threading.active_count() == 1:  # another test of the session may have left a thread
+        assert origin() == "fork"
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert origin() == "forkserver"
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_start_method_that_the_user_has_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "mark", 1)
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert origin() == "spawn"
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_prefetching_delivers_the_same(reference: Delivered) -> None:
