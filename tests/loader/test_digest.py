@@ -153,7 +153,9 @@ def test_the_content_does_not_depend_on_memory_layout_or_the_order_of_keys() -> 
     assert content_hash(b"", {"a": 1, "b": 2}) == content_hash(b"", OrderedDict(b=2, a=1))
 
 
-@pytest.mark.parametrize("value", [object(), torch.eye(2).to_sparse(), np.array([object()])], ids=str)
+@pytest.mark.parametrize(
+    "value", [object(), torch.eye(2).to_sparse(), np.array([object()])], ids=["object", "sparse", "objects"]
+)
 def test_content_without_a_definite_form_is_refused_with_the_remedy(value: Any) -> None:
     with pytest.raises(UserError, match=r"loader.content_digest=true: a batch holds .* at \.1, .*content_digest=false"):
         content_hash(b"", [1, value])

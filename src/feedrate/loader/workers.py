@@ -6,10 +6,13 @@ torch's DataLoader runs them; what they do with a ticket is fetch.py, and in whi
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from traceback import clear_frames
 from typing import Any, TypeVar
@@ -31,6 +34,7 @@ class Workers:
         self._samples = samples
         self._tickets = _Tickets()
         self._inner: DataLoader[Any] | None = None
+        self._processes: list[BaseProcess] = []
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
         """Batches with their receipts; the workers begin at once.
@@ -56,10 +60,10 @@ class Workers:
         except StopIteration:
             raise
         except BaseException as error:
+            lost = _lost(error, self._processes)  # before the others are ended too
             self._inner = None
             # torch's frames hold the workers and the error in a circle: they would outlive it, and end slowly
             clear_frames(error.__traceback__)
-            lost = _lost(error)
             if lost is None:
                 raise
             raise lost from error
@@ -69,11 +73,12 @@ class Workers:
         self._inner = None
 
     def _iterator(self, settings: DataLoader[Any]) -> Iterator[Any]:
+        before = set(multiprocessing.active_children())
         try:
             with warnings.catch_warnings():
                 # too many workers: said when the user's loader was made
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
-                return iter(self._opened(settings))
+                iterator = iter(self._opened(settings))
         except (PicklingError, AttributeError, TypeError) as error:
             context = self._inner.multiprocessing_context if self._inner is not None else None
             method = context.get_start_method() if context is not None else "fork"
@@ -84,6 +89,9 @@ class Workers:
                 "Define dataset, transforms and collate_fn at the top of a module and keep open files out of them, "
                 "or set loader.multiprocessing_context=fork"
             ) from error
+        # none are started where those of the epoch before live on
+        self._processes = [p for p in multiprocessing.active_children() if p not in before] or self._processes
+        return iterator
 
     def _opened(self, settings: DataLoader[Any]) -> DataLoader[Any]:
         """The private DataLoader, kept while its workers live on between epochs."""
@@ -159,23 +167,39 @@ def _start_method(num_workers: int) -> str | None:
     return "fork"
 
 
-def _lost(error: BaseException) -> UserError | None:
-    """torch's error for a worker that died or hung, with what usually helps; None for any other error."""
-    told = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause knows the signal
-    text = str(told).partition("\n")[0].strip()
-    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader"):
-        return None
-    if "timed out" in text:
+def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError | None:
+    """What an error says of a worker that died or hung, with what usually helps; None for any other error."""
+    text = str(error).partition("\n")[0].strip()
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader timed out"):
         return UserError(
             f"loader.timeout: no batch came in time ({text})\n"
             "A sample hangs, or loader.timeout is too short (0 waits for ever)"
         )
-    if "signal: Killed" in text:
-        help_ = "Most likely memory ran out: lower loader.num_workers, loader.prefetch_factor or loader.batch_size"
-    elif "signal: Bus error" in text:
-        help_ = "Shared memory ran out: enlarge /dev/shm, or lower loader.num_workers or loader.prefetch_factor"
-    elif "killed by signal" in text or "exited unexpectedly" in text:
-        help_ = "A sample ended it (loader.num_workers=0 shows where), or memory ran out (lower loader.num_workers)"
-    else:
+    died = isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
+    # a batch that was on its way cannot be fetched from a worker that is gone; "Caught" begins what a worker reports
+    broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not text.startswith("Caught")
+    if not (died or broken):
         return None
-    return UserError(f"{text}\n{help_}")
+    code = _exit_code(processes)
+    if code is None or code >= 0:
+        how = "ended by itself" if code is None else f"ended with exit code {code}"
+        return UserError(f"a worker of the loader {how}\nloader.num_workers=0 shows which sample made it end or crash")
+    name = signal.Signals(-code).name
+    remedy = {
+        "SIGKILL": "Most likely memory ran out: lower loader.num_workers, loader.prefetch_factor or loader.batch_size",
+        "SIGBUS": "Most likely shared memory ran out: enlarge /dev/shm, or lower loader.num_workers or prefetch_factor",
+    }.get(name, "loader.num_workers=0 shows which sample made it crash, if none was stopped from outside")
+    return UserError(f"a worker of the loader was ended by {name}\n{remedy}")
+
+
+def _exit_code(processes: Sequence[BaseProcess]) -> int | None:
+    """Exit code of the worker that is gone, negative for a signal; it may take a moment until the system tells."""
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        try:
+            if codes := [process.exitcode for process in processes if process.exitcode]:
+                return codes[0]
+            time.sleep(0.01)
+        except RuntimeError:  # torch's handler of SIGCHLD says again that it is gone
+            continue
+    return None
