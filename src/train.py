@@ -3,6 +3,7 @@
     python src/train.py
     python src/train.py loader.num_workers=8 loader.batch_size=128
     python src/train.py dataset=tensor_files dataset.root=/data/mine model=resnet18
+    python src/train.py trainer.resume=auto
     python src/train.py -m loader.num_workers=0,2,4 loader.batch_size=64,256
 
 conf/train.yaml is the table of contents of everything that can be set.
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import datetime, timezone
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -35,18 +38,36 @@ def train(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
 
     # torch is imported only now, since it takes seconds
-    from pathlib import Path
-
-    from feedrate.tracking import without_secrets
-    from feedrate.trainer.provenance import command_line
-    from feedrate.trainer.record import Run, closing_line, record_end, record_failure, record_start
+    from feedrate.tracking import open_tracker, run_name, without_secrets
+    from feedrate.trainer import record, resume
+    from feedrate.trainer.interrupt import Interruption
+    from feedrate.trainer.provenance import command_line, result_id
     from feedrate.trainer.run_folder import RunFolder
 
-    folder = RunFolder(Path(hydra.runtime.output_dir))
+    # -----------------------------------------------------------------------------------------------------
+    # Run folder: a new one, or that of the run to go on with
+    # -----------------------------------------------------------------------------------------------------
+    fresh = Path(hydra.runtime.output_dir)
+    dead = resume.mark_dead_runs(fresh.parent)
+    wanted = config.trainer.resume
+    earlier = resume.find_run(wanted, result_id(resolved), fresh.parent) if wanted else None
+    folder = RunFolder(earlier or fresh)
     command = without_secrets(command_line(hydra.overrides.task))
-    run = Run(resolved, dict(hydra.runtime.choices), folder.path, command)
-    tracker, loaders = None, {}
+    run = record.Run(
+        resolved, dict(hydra.runtime.choices), folder.path, command, f"{datetime.now(timezone.utc):%FT%TZ}"
+    )
+    tracker, loaders, run_id, ended = None, {}, None, False
     try:
+        state = {}
+        if earlier is not None:
+            resume.adopt(fresh, earlier)
+            state = resume.load_state(str(wanted), earlier)
+            run_id = resume.run_id_of(earlier)
+            log.info("going on with %s after %d steps", earlier.name, state["step"])
+        elif wanted:
+            log.info("trainer.resume=auto: no unfinished run of this configuration, so a new one begins")
+        record.record_birth(run, run_id)
+
         # -------------------------------------------------------------------------------------------------
         # Data
         # -------------------------------------------------------------------------------------------------
@@ -57,6 +78,8 @@ def train(cfg: DictConfig) -> float:
         seed_everything(config.seed, config.trainer.num_threads)
         device = choose_device(config.trainer.device)
         data = build_data(config.dataset, config.seed)
+        if state:
+            resume.check_data(state, data.digest, config.trainer.resume_changed)
 
         # -------------------------------------------------------------------------------------------------
         # Loaders: their workers start now, since forking is safe only before CUDA, MLflow and other threads
@@ -64,6 +87,8 @@ def train(cfg: DictConfig) -> float:
         from feedrate.loader import build_loaders, close_loaders
 
         loaders = build_loaders(config.loader, data, config.seed, device)
+        if state.get("loader") and hasattr(loaders["train"], "load_state_dict"):
+            loaders["train"].load_state_dict(state["loader"])
         for name in ("train", "validation"):
             if hasattr(loaders[name], "start"):
                 loaders[name].start()
@@ -71,66 +96,74 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Tracking
         # -------------------------------------------------------------------------------------------------
-        from feedrate.tracking import open_tracker, run_name
-
         name = run_name({**resolved, "dataset": data.name, "model": run.choices["model"]}, hydra.overrides.task)
-        tracker = open_tracker(config.tracking, run_name=name, run_folder=folder.path)
+        tracker = open_tracker(config.tracking, run_name=name, run_folder=folder.path, run_id=run_id)
+        for dead_run_id, dead_folder in dead:
+            log.info("note: %s was killed; it is marked so now", dead_folder.name)
+            tracker.mark(dead_run_id, "KILLED", "its process ended without a word")
 
         # -------------------------------------------------------------------------------------------------
         # Model, optimizer, schedule
         # -------------------------------------------------------------------------------------------------
         from feedrate.trainer.assemble import build_model, build_optimizer, total_steps
+        from feedrate.trainer.loop import Trainer
         from feedrate.trainer.schedule import Schedule
 
         precision = choose_precision(config.trainer.precision, device)
         model = build_model(config.model, data, device)
         optimizer = build_optimizer(config.optimizer, model, device)
-        schedule = Schedule(
-            config.scheduler, optimizer, total_steps(config.trainer, loaders["train"]), config.trainer.max_epochs
-        )
+        steps = total_steps(config.trainer, loaders["train"])
+        schedule = Schedule(config.scheduler, optimizer, steps, config.trainer.max_epochs)
         parameters = sum(p.numel() for p in model.parameters())
         train_size, validation_size = (len(data.partition[p]) for p in ("train", "validation"))
         log.info("%s: %d training and %d validation samples %s, %s", data.name, train_size, validation_size,
                  tuple(data.sample_shape), data.targets.describe())  # fmt: skip
         log.info("%s with %s parameters on %s, precision %s (%s)", type(model).__name__, f"{parameters:,}", device,
                  precision.name, precision.reason)  # fmt: skip
-        record_start(tracker, run, data, parameters, str(device), precision.name)
 
         # -------------------------------------------------------------------------------------------------
         # Train
         # -------------------------------------------------------------------------------------------------
-        from feedrate.trainer.loop import Trainer
         from feedrate.trainer.profile import profiled
 
+        interruption = Interruption()
         trainer = Trainer(config.trainer, data, loaders, model, optimizer, schedule, device, precision,
-                          folder.path / "checkpoints", tracker.metrics)  # fmt: skip
+                          folder.path / "checkpoints", tracker.metrics, interruption)  # fmt: skip
+        if state:
+            resume.check_model(state["model"], model.state_dict())
+            trainer.load_state_dict(state)
+            record.record_resumed(tracker, run, trainer)
+        else:
+            record.record_start(tracker, run, data, parameters, str(device), precision.name)
         begin = time.perf_counter()
-        with profiled(config.trainer.profile, folder.path):
+        with interruption.listening(), profiled(config.trainer.profile, folder.path):
             result = trainer.fit()
 
         # -------------------------------------------------------------------------------------------------
         # Record
         # -------------------------------------------------------------------------------------------------
         digests = trainer.digests()
-        summary = record_end(tracker, run, trainer, result, time.perf_counter() - begin, digests)
+        summary = record.record_end(tracker, run, trainer, result, time.perf_counter() - begin, digests)
         if config.tracking.log_model:
             tracker.model(model, trainer.example())
         tracker.end("FINISHED")
-        log.info("%s", closing_line(result, summary["seconds"]))
+        log.info("%s", record.closing_line(result, summary["seconds"]))
         log.info("run folder  %s", folder.path)
         if tracker.url:
             log.info("this run    %s", tracker.url)
             log.info("all runs    %s   (start the pages with: make ui)", tracker.experiment_url)
+        ended = True
         return result.best["validation/loss"]
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        record_failure(run, status, describe(error))
+        text = str(error) or "interrupted" if status == "KILLED" else describe(error)
+        record.record_failure(run, tracker.run_id if tracker else run_id, status, text)
         if tracker is not None:
-            tracker.end(status, describe(error))
+            tracker.end(status, text)
         raise
     finally:
         if loaders:
-            close_loaders(loaders)
+            close_loaders(loaders, at_once=not ended)
         folder.release()
 
 

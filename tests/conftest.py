@@ -75,6 +75,8 @@ def run_train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             value = train(config)
         finally:
             HydraConfig.instance().cfg = None
-        return {**json.loads((folder / "summary.json").read_text()), "folder": folder, "value": value}
+        # a run that was gone on with has its own folder
+        written = max(tmp_path.glob("run*/summary.json"), key=lambda path: path.stat().st_mtime_ns)
+        return {**json.loads(written.read_text()), "folder": written.parent, "value": value}
 
     return run

@@ -178,6 +178,10 @@ class TrainerConfig:
     label_smoothing: Share
     top5: Flag
     early_stopping: Positive | None
+    resume: str | None
+    resume_changed: Flag
+    checkpoint_every_s: NonNegative | None
+    keep_checkpoints: Count
     log_every: Positive
     warmup_steps: Count
     num_threads: Positive | None
@@ -195,6 +199,14 @@ class TrackingConfig:
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class SweepConfig:
+    """What holds for a sweep as a whole; without meaning for a single run."""
+
+    fail_fast: Flag = False
+    again: Flag = False
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class TrainConfig:
     """One run, checked. Nodes that build an object keep their mapping, with `_target_`, for feedrate.targets."""
 
@@ -206,6 +218,7 @@ class TrainConfig:
     scheduler: dict[str, Any] | None
     trainer: TrainerConfig
     tracking: TrackingConfig
+    sweep: SweepConfig = SweepConfig()  # a configuration that was written before there were sweeps has none
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)

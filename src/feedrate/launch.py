@@ -27,6 +27,7 @@ from feedrate.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _FULL = "HYDRA_FULL_ERROR"
+FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # what the user asked for; `launch` sets it for Hydra
 
 
 def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -41,7 +42,7 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     # read by OpenMP when torch is imported: its idle threads would spin for 10 ms after every operation, on the cores
     # that load the next batch
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    full = os.environ.get(_FULL, "") not in ("", "0")
+    full = FULL_ERROR
     os.environ[_FULL] = "1"  # Hydra then raises, instead of printing its own six to nine lines
 
     @functools.wraps(job)  # Hydra names the log file and the job after the file of the function it calls
@@ -58,9 +59,9 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     try:
         _check_arguments()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 130))
     except Exception as error:
         if full:
             raise

@@ -96,9 +96,7 @@ def test_experiments_run_as_they_are_shipped(run_train, name, digits, monkeypatc
 def test_checkpoints_load_without_code_and_hold_what_resuming_needs(run_train):
     folder = run_train()["folder"] / "checkpoints"
     state = torch.load(folder / "last.pt", weights_only=True)
-    assert set(state) == {
-        "model", "optimizer", "schedule", "scaler", "random", "loader", "epoch", "step", "data_digest",
-    }  # fmt: skip
+    assert set(state) >= {"model", "optimizer", "schedule", "scaler", "random", "loader", "epoch", "step", "data"}
     assert state["loader"]["position"] == 256
     about = json.loads((folder / "last.json").read_text())
     assert about["epoch"] == 1

@@ -40,8 +40,8 @@ def no_workers_left() -> Iterator[None]:
     """Fails the test if, ten seconds after its end, one of its workers still runs."""
     before = {process.pid for process in workers()}
     yield
-    gc.collect()
     deadline = time.monotonic() + 10
     while left := [process for process in workers() if process.pid not in before]:
+        gc.collect()
         assert time.monotonic() < deadline, f"workers left behind: {left}"
         time.sleep(0.05)

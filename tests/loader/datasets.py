@@ -183,13 +183,13 @@ mark = 0
 
 
 class Origin(Dataset[Any]):
-    """Sample i says whether its process inherited this module's `mark`, and which process started it."""
+    """A sample says whether its process inherited this module's `mark`, which one started it, and which one it is."""
 
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return mark, os.getppid()
+    def __getitem__(self, index: int) -> tuple[int, int, int]:
+        return mark, os.getppid(), os.getpid()
 
 
 def tell(worker_id: int) -> None:

@@ -228,6 +228,19 @@ def test_after_a_lost_worker_the_same_loader_goes_on_from_its_position(tmp_path:
     made.close()
 
 
+def test_the_death_of_a_worker_during_a_step_can_be_told_too() -> None:
+    made = loader(Numbers(), 1)
+    iterator = iter(made)
+    next(iterator)
+    (worker,) = workers()
+    worker.kill()
+    with pytest.raises(RuntimeError) as raised:
+        time.sleep(20)
+    assert str(made.lost_worker(raised.value)).startswith("a worker of the loader was ended by SIGKILL\n")
+    assert made.lost_worker(RuntimeError("shapes do not match")) is None
+    assert made.lost_worker(ValueError("DataLoader worker")) is None
+
+
 def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
     with pytest.raises(UserError) as raised:
         list(loader(Faulty("hang"), 1, timeout=0.3))

@@ -102,7 +102,7 @@ def test_any_start_method_delivers_the_same(reference: Delivered, method: str) -
 
 def origin() -> str:
     """How a worker is started where nobody says how."""
-    mark, parent = (int(value) for value in next(iter(Loader(Origin(), 1, seed=0, num_workers=1))))
+    mark, parent, _ = (int(value) for value in next(iter(Loader(Origin(), 1, seed=0, num_workers=1))))
     if parent != os.getpid():
         return "forkserver"
     return "fork" if mark else "spawn"
@@ -133,6 +133,14 @@ def test_a_start_method_that_the_user_has_set_is_kept(monkeypatch: pytest.Monkey
         assert origin() == "spawn"
     finally:
         multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.parametrize(("persistent", "processes"), [(True, 1), (False, 2)])
+def test_persistent_workers_serve_every_epoch(persistent: bool, processes: int) -> None:
+    settings: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": persistent}
+    made = Loader(Origin(), 1, seed=0, **settings)
+    assert len({int(process) for _ in range(2) for _, _, process in made}) == processes
+    made.close()
 
 
 def test_prefetching_delivers_the_same(reference: Delivered) -> None:
@@ -435,6 +443,14 @@ def test_a_loader_that_is_dropped_takes_its_workers_with_it_without_the_cyclic_c
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_dataset_that_has_grown_is_read_whole_in_the_next_epoch() -> None:
+    data = Numbers(10)
+    made = Loader(data, 4, True, seed=0)
+    for size in (12, 15, 8):
+        data.size = size
+        assert sorted(indices(list(made))) == list(range(size))
 
 
 # ---------------------------------------------------------------------------------------------------------

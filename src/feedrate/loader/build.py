@@ -46,11 +46,11 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
     return loaders
 
 
-def close_loaders(loaders: Mapping[str, Any]) -> None:
+def close_loaders(loaders: Mapping[str, Any], at_once: bool = False) -> None:
     """Ends the workers of all loaders now; see Loader.close."""
     for loader in loaders.values():
         if hasattr(loader, "close"):
-            loader.close()
+            loader.close(at_once)
         elif isinstance(loader, torch.utils.data.DataLoader):
             loader._iterator = None
 

@@ -105,8 +105,8 @@ class Loader(DataLoader[Any]):
         if self.seed is not None and self._early is None:
             self._early = self._begin()
 
-    def close(self) -> None:
-        """Ends the workers now; the next `iter()` starts new ones.
+    def close(self, at_once: bool = False) -> None:
+        """Ends the workers now, or `at_once`, in the middle of a sample; the next `iter()` starts new ones.
 
         Without it they end with the last reference to the loader. Where that is found by Python's cyclic collector, it
         closes the workers' queues before torch can say goodbye through them, and each worker takes five seconds.
@@ -118,7 +118,23 @@ class Loader(DataLoader[Any]):
             self._begun = False  # that pass was never asked for a batch
         self._early = None
         self._passes += 1
+        if at_once:
+            self._workers.kill()
         self._workers.end()
+
+    @property
+    def end(self) -> int:
+        """The position after an epoch's last batch, with a seed."""
+        size, batch = self._size(), (self.batch_size or 1) * self.world_size
+        return size - size % batch if self.drop_last else size
+
+    def lost_worker(self, error: BaseException) -> UserError | None:
+        """What torch's error about a dead worker means, None for any other error.
+
+        Here `next()` asks this itself. But torch also raises that error in whatever the main process does when a worker
+        dies, such as a step of training.
+        """
+        return self._workers.lost(error) if self.seed is not None else None
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` is epoch `epoch`; a position that was loaded for that epoch stays."""

@@ -5,12 +5,15 @@ torch's DataLoader runs them; what they do with a ticket is fetch.py, and in whi
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
+import multiprocessing.util
 import signal
 import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
@@ -25,6 +28,7 @@ from feedrate.loader.fetch import Samples, Ticket
 from feedrate.loader.order import Plan
 
 T = TypeVar("T")
+_ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
 
 
 class Workers:
@@ -35,6 +39,8 @@ class Workers:
         self._tickets = _Tickets()
         self._inner: DataLoader[Any] | None = None
         self._processes: list[BaseProcess] = []
+        self._iterating: weakref.ref[Any] | None = None
+        _ALL.add(self)
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
         """Batches with their receipts; the workers begin at once.
@@ -60,17 +66,34 @@ class Workers:
         except StopIteration:
             raise
         except BaseException as error:
-            lost = _lost(error, self._processes)  # before the others are ended too
-            self._inner = None
+            lost = self.lost(error)  # before the others are ended too
+            self.kill()
             # torch's frames hold the workers and the error in a circle: they would outlive it, and end slowly
             clear_frames(error.__traceback__)
             if lost is None:
                 raise
             raise lost from error
 
+    def lost(self, error: BaseException) -> UserError | None:
+        """What an error of torch's says of a worker that died or hung; None for any other error."""
+        return _lost(error, self._processes)
+
     def end(self) -> None:
         """Ends those that wait for the next epoch."""
         self._inner = None
+
+    def kill(self) -> None:
+        """Ends them at once, whatever they do; they ignore the signals that ask politely."""
+        iterator = self._iterating() if self._iterating is not None else None
+        if iterator is not None and getattr(iterator, "_worker_pids_set", False):
+            # or torch would raise an error for each of them, wherever the main process is just then
+            torch._C._remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+        self._processes, self._inner = [], None
 
     def _iterator(self, settings: DataLoader[Any]) -> Iterator[Any]:
         before = set(multiprocessing.active_children())
@@ -91,6 +114,7 @@ class Workers:
             ) from error
         # none are started where those of the epoch before live on
         self._processes = [p for p in multiprocessing.active_children() if p not in before] or self._processes
+        self._iterating = weakref.ref(iterator)
         return iterator
 
     def _opened(self, settings: DataLoader[Any]) -> DataLoader[Any]:
@@ -140,8 +164,18 @@ class _Start:
         assert info is not None
         assert isinstance(info.dataset, Samples)
         object.__setattr__(info, "dataset", info.dataset.dataset)
+        # a signal to the whole process group, as SLURM, containers and Ctrl-C send it, is for the main process, which
+        # ends its workers itself; dying by themselves, they would take the training with them before its checkpoint
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self.user is not None:
             self.user(worker_id)
+
+
+@atexit.register  # after multiprocessing's own handler was, so before it runs: that one waits for them without end
+def _kill_left() -> None:
+    for workers in list(_ALL):
+        workers.kill()
 
 
 def _passed_on(made: Any) -> Any:
@@ -168,7 +202,7 @@ def _start_method(num_workers: int) -> str | None:
 
 
 def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError | None:
-    """What an error says of a worker that died or hung, with what usually helps; None for any other error."""
+    """The error for the user, with what usually helps."""
     text = str(error).partition("\n")[0].strip()
     if isinstance(error, RuntimeError) and text.startswith("DataLoader timed out"):
         return UserError(

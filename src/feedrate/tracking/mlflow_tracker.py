@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from feedrate.config import ROOT
 from feedrate.tracking.address import experiment_link, read_address, run_link, without_secrets
 from feedrate.tracking.store import open_store, translated_errors
+from feedrate.tracking.sweep import sweep_tags
 from feedrate.tracking.system import SystemReadings
 from feedrate.tracking.tracker import Status, Tracker
 from feedrate.tracking.view import VIEW_KEY
@@ -46,8 +47,8 @@ _log = logging.getLogger(__name__)
 class MLflowTracker(Tracker):
     """A run that is open from construction to `end`."""
 
-    def __init__(self, config: TrackingConfig, *, run_name: str, run_folder: Path) -> None:
-        """Open the store (created if need be) and begin a run; needs `config.uri`.
+    def __init__(self, config: TrackingConfig, *, run_name: str, run_folder: Path, run_id: str | None = None) -> None:
+        """Open the store (created if need be) and begin a run, or go on with one; needs `config.uri`.
 
         Raises:
             UserError: the address is wrong, or the store does not answer or cannot be used.
@@ -61,18 +62,47 @@ class MLflowTracker(Tracker):
             "mlflow.source.name": _relative(Path(sys.argv[0] or "python")),
             "mlflow.source.type": "LOCAL",
             "feedrate.run_folder": _relative(run_folder),
+            **sweep_tags(),
         }
         with translated_errors(self._address):
-            run = self._client.create_run(self._experiment_id, tags=tags, run_name=run_name)
-        self._run_id = str(run.info.run_id)
+            if run_id is not None and self._known(run_id):
+                self._client.update_run(run_id, status="RUNNING")
+                self._run_id = run_id
+            else:
+                run = self._client.create_run(self._experiment_id, tags=tags, run_name=run_name)
+                self._run_id = str(run.info.run_id)
         self._ended = False
         self._cut_params: list[str] = []
         self._non_finite: Counter[str] = Counter()
         self._system = SystemReadings() if config.system_metrics else None
 
+    def _known(self, run_id: str) -> bool:
+        """Whether the store has this run: it may have been made in another one, or deleted since."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return bool(found.info.experiment_id == self._experiment_id)
+
     @property
     def run_id(self) -> str:
         return self._run_id
+
+    def last_step(self, metric: str) -> int:
+        with translated_errors(self._address):
+            return max((m.step for m in self._client.get_metric_history(self._run_id, metric)), default=-1)
+
+    def mark(self, run_id: str, status: Status, error: str) -> None:
+        try:
+            if self._known(run_id) and self._client.get_run(run_id).info.status == "RUNNING":
+                self._client.set_tag(run_id, "feedrate.error", _cut(error, TAG_CHARACTERS))
+                self._client.set_terminated(run_id, status)
+        except Exception as failure:
+            _log.warning("run %s could not be marked %s: %s", run_id, status, str(failure).splitlines()[0])
 
     @property
     def url(self) -> str:

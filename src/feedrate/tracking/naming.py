@@ -13,7 +13,7 @@ MAX_CHARACTERS = 60
 
 # Said by the name's own parts, or without influence on the run.
 _SAID = {"model", "dataset", "loader.num_workers", "loader.batch_size"}
-_SILENT = ("hydra.", "hydra/", "tracking", "debug")
+_SILENT = ("hydra.", "hydra/", "tracking", "debug", "sweep.")
 _NUMBER = re.compile(r"^[+-]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 

@@ -46,6 +46,13 @@ class Tracker:
     def tags(self, values: Mapping[str, str]) -> None:
         """Record words about the run; a later value replaces an earlier one."""
 
+    def last_step(self, metric: str) -> int:
+        """The highest step that is recorded of a metric, -1 if there is none: where a run goes on."""
+        return -1
+
+    def mark(self, run_id: str, status: Status, error: str) -> None:
+        """Give another run its status, whose own process can no longer do it. Never raises."""
+
     def metrics(self, points: Sequence[Point]) -> None:
         """Record measured values, rounded to 6 significant digits.
 
@@ -93,13 +100,15 @@ class NullTracker(Tracker):
     """Records nothing (`tracking=none`)."""
 
 
-def open_tracker(config: TrackingConfig, *, run_name: str, run_folder: Path) -> Tracker:
+def open_tracker(config: TrackingConfig, *, run_name: str, run_folder: Path, run_id: str | None = None) -> Tracker:
     """Begin to record a run where `config` says.
 
     Args:
         config: the group `tracking`. Its `uri` None: nothing is recorded and mlflow is not imported.
         run_name: used unless `config.run_name` is set.
         run_folder: the run's own folder, noted so that one is found from the other.
+        run_id: a run to go on with, None for a new one.
+
     Raises:
         UserError: the address is wrong, or the store does not answer or cannot be used.
     """
@@ -107,4 +116,4 @@ def open_tracker(config: TrackingConfig, *, run_name: str, run_folder: Path) -> 
         return NullTracker()
     from feedrate.tracking.mlflow_tracker import MLflowTracker
 
-    return MLflowTracker(config, run_name=config.run_name or run_name, run_folder=run_folder)
+    return MLflowTracker(config, run_name=config.run_name or run_name, run_folder=run_folder, run_id=run_id)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -16,27 +18,76 @@ import numpy as np
 import torch
 
 
-def save(folder: Path, name: str, state: dict[str, Any], about: dict[str, Any]) -> Path:
+def save(folder: Path, name: str, state: dict[str, Any], about: dict[str, Any], keep: int = 0) -> Path:
     """Writes `name`.pt, and what a person wants to know of it as `name`.json beside it.
 
-    The checkpoint at its final name is always whole: the new one replaces it only when its bytes are on the disk.
+    A checkpoint at its final name is always whole: the new one takes it only when its bytes are on the disk.
 
     Args:
         state: tensors and plain values only, so that torch.load(weights_only=True) reads it.
         about: JSON-able.
+        keep: how many earlier ones stay, as `name`-1.pt, `name`-2.pt, ...
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.pt"
-    _replace(path, lambda file: torch.save(state, file))
-    _replace(folder / f"{name}.json", lambda file: file.write(json.dumps(about, indent=2).encode()))
-    return path
+    for left in folder.glob(f".{name}.*"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
+    written = [
+        _write(folder / f"{name}.pt", lambda file: torch.save(state, file)),
+        _write(folder / f"{name}.json", lambda file: file.write(json.dumps(about, indent=2).encode())),
+    ]
+    names = [name, *(f"{name}-{number}" for number in range(1, keep + 1))]
+    for older, newer in reversed(list(zip(names[1:], names[:-1], strict=True))):
+        for suffix in (".pt", ".json"):
+            if (folder / f"{newer}{suffix}").exists():
+                (folder / f"{newer}{suffix}").replace(folder / f"{older}{suffix}")
+    for temporary, suffix in zip(written, (".pt", ".json"), strict=True):
+        temporary.replace(folder / f"{name}{suffix}")
+    _sync(folder)
+    return folder / f"{name}.pt"
+
+
+def copy(folder: Path, name: str, other: str) -> None:
+    """Gives a checkpoint a second name, under which it stays when the first is written anew."""
+    for suffix in (".pt", ".json"):
+        temporary = folder / f".{other}{suffix}.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(folder / f"{name}{suffix}", temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(folder / f"{name}{suffix}", temporary)
+        temporary.replace(folder / f"{other}{suffix}")
+    _sync(folder)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    """The state in a checkpoint, on the CPU.
+
+    Raises:
+        ValueError: it is damaged; torch.load alone would not look at the checksums.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{path}: is damaged (checksum of {damaged})")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error
     assert isinstance(state, dict)
     return state
+
+
+def newest(folder: Path, name: str = "last") -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The newest checkpoint that is whole, its state, and what is to be said of those that are not."""
+    notes: list[str] = []
+    earlier = sorted(folder.glob(f"{name}-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    for path in [folder / f"{name}.pt", *earlier]:
+        if path.exists():
+            try:
+                return path, load(path), notes
+            except ValueError as error:
+                notes.append(f"{error}; the one before it is taken")
+    return None, {}, notes
 
 
 def random_state() -> dict[str, Any]:
@@ -55,18 +106,31 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts the generators where `random_state` found them; a device's only if there is one now."""
+    torch.set_rng_state(state["torch"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if "device" in state and device is not None:
+        torch.get_device_module(device).set_rng_state(state["device"])
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def _sync(folder: Path) -> None:
+    """A renaming must reach the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)  # the renaming itself must reach the disk too
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -21,7 +21,15 @@ _FETCHING = {
     "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "timeout", "multiprocessing_context",
     "content_digest", "engine",
 }  # fmt: skip
-_SHOWING = {"log_every", "warmup_steps", "profile"}
+_SHOWING = {
+    "log_every",
+    "warmup_steps",
+    "profile",
+    "resume",
+    "resume_changed",
+    "checkpoint_every_s",
+    "keep_checkpoints",
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,9 @@ def result_id(config: Mapping[str, Any]) -> str:
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key != "tracking"}
+    kept = {key: value for key, value in config.items() if key not in ("tracking", "sweep")}
     kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k != "root"}
+    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k != "resume"}
     return kept
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from feedrate.dataset import Data
+from feedrate.timing import points
 from feedrate.tracking import Tracker, without_secrets
 from feedrate.tracking.note import run_note
 from feedrate.trainer.loop import Result, Trainer
@@ -29,19 +30,48 @@ class Run:
         choices: option of each group, such as {'dataset': 'digits'}.
         folder: the run folder.
         command: makes this run again; without secrets.
+        started: wall-clock time of its first start, ISO 8601.
     """
 
     config: Mapping[str, Any]
     choices: Mapping[str, str]
     folder: Path
     command: str
+    started: str
+
+
+def record_birth(run: Run, run_id: str | None) -> None:
+    """summary.json from the first moment on, so that a run which is killed is known, found, and gone on with."""
+    write_summary(run.folder, _birth(run, run_id))
+
+
+def _birth(run: Run, run_id: str | None = None) -> dict[str, Any]:
+    return {
+        "status": "RUNNING",
+        "command": run.command,
+        "started": run.started,
+        "result_id": result_id(run.config),
+        "job_id": job_id(run.config),
+        "run_id": run_id,
+    }
+
+
+def record_resumed(tracker: Tracker, run: Run, trainer: Trainer) -> None:
+    """A run that goes on: metrics of finished epochs that a kill kept from the tracker, and the new command."""
+    write_summary(run.folder, _birth(run, tracker.run_id))
+    known = tracker.last_step("train/loss")
+    for epoch, metrics in enumerate(trainer.result.history):
+        if epoch > known:
+            tracker.metrics(points(metrics, epoch))
+    tracker.tags({"feedrate.command": run.command, "feedrate.resumed": "true"})
 
 
 def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, device: str, precision: str) -> None:
     """Parameters, tags, data set and configuration; before training, so that a killed run has them too."""
+    write_summary(run.folder, _birth(run, tracker.run_id))
     code = code_version()
     groups = {group: option for group, option in run.choices.items() if group in run.config}
-    settings = {key: value for key, value in _flat(run.config).items() if not key.startswith("tracking.")}
+    settings = {key: value for key, value in _flat(run.config).items() if not key.startswith(("tracking.", "sweep."))}
     tracker.params({**groups, **settings, "model.parameters": model_parameters})
     tracker.tags(
         {
@@ -69,8 +99,8 @@ def record_end(
 ) -> dict[str, Any]:
     """Pictures, weights, note and summary of a run that ended well; returns the summary."""
     summary = {
+        **_birth(run, tracker.run_id),
         "status": "FINISHED",
-        "command": run.command,
         "epochs": len(result.history),
         "stopped": result.stopped,
         "seconds": round(seconds, 3),
@@ -82,9 +112,6 @@ def record_end(
         "best": result.best,
         "data_digest": trainer.data.digest,
         **digests,
-        "result_id": result_id(run.config),
-        "job_id": job_id(run.config),
-        "run_id": tracker.run_id,
         "per_class": result.per_class,
     }
     write_summary(run.folder, summary)
@@ -122,10 +149,9 @@ def closing_line(result: Result, seconds: float) -> str:
     return text
 
 
-def record_failure(run: Run, status: str, error: str) -> None:
+def record_failure(run: Run, run_id: str | None, status: str, error: str) -> None:
     """summary.json of a run that did not end well, so that the folder tells what happened."""
-    summary = {"status": status, "error": error, "command": run.command}
-    write_summary(run.folder, summary)
+    write_summary(run.folder, {**_birth(run, run_id), "status": status, "error": error})
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ class RunFolder:
             try:
                 descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             except FileExistsError:
-                owner = self._living_owner()
+                owner = living_owner(path)
                 if owner is not None:
                     raise UserError(
                         f"{path}: process {owner} is using this run folder; wait for it, or leave hydra.run.dir alone"
@@ -50,9 +50,11 @@ class RunFolder:
         """Gives the folder up."""
         self._lock.unlink(missing_ok=True)
 
-    def _living_owner(self) -> int | None:
-        with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
-            owner = json.loads(self._lock.read_text())
-            if psutil.Process(owner["pid"]).create_time() == owner["started"]:
-                return int(owner["pid"])
-        return None
+
+def living_owner(path: Path) -> int | None:
+    """Number of the process that owns a run folder now, None if there is none or it has ended."""
+    with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
+        owner = json.loads((path / "lock").read_text())
+        if psutil.Process(owner["pid"]).create_time() == owner["started"]:
+            return int(owner["pid"])
+    return None

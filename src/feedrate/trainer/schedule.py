@@ -63,5 +63,9 @@ class Schedule:
         else:
             self._scheduler.step()
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._scheduler is not None and state:
+            self._scheduler.load_state_dict(state)
+
     def state_dict(self) -> dict[str, Any]:
         return self._scheduler.state_dict() if self._scheduler is not None else {}

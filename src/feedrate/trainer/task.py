@@ -86,6 +86,15 @@ class Meter:
         if self._task.top5:
             self._sums[1] += (outputs.detach().topk(5, dim=1).indices == y[:, None]).sum()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, for a checkpoint within an epoch."""
+        return {"samples": self.samples, "loss": self._loss, "sums": self._sums, "confusion": self._confusion}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.samples = int(state["samples"])
+        for name in ("loss", "sums", "confusion"):
+            getattr(self, f"_{name}").copy_(state[name])
+
     def metrics(self) -> dict[str, float]:
         """loss, and accuracy (and top5_accuracy) or mae and rmse."""
         samples = max(1, self.samples)

@@ -1,0 +1,93 @@
+"""Evaluates a trained model on its test partition (or another one) and adds the result to its run.
+
+    python src/evaluate.py run_id=0123456789abcdef0123456789abcdef
+    python src/evaluate.py run=outputs/runs/2026-01-31_12-00-00_000000_4242 partition=validation
+    python src/evaluate.py checkpoint=outputs/runs/2026-01-31_12-00-00_000000_4242/checkpoints/last.pt
+
+conf/evaluate.yaml explains each key, docs/evaluate.md what is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from feedrate.launch import launch, plain
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger("feedrate")
+
+
+def main(cfg: DictConfig) -> dict[str, float]:
+    """Returns the metrics."""
+
+    # -----------------------------------------------------------------------------------------------------
+    # Settings
+    # -----------------------------------------------------------------------------------------------------
+    from feedrate.trainer.restore_config import EvaluateConfig
+    from feedrate.validation import validate
+
+    config: EvaluateConfig = validate(EvaluateConfig, plain(cfg), "")
+    source = config.source()
+
+    # -----------------------------------------------------------------------------------------------------
+    # The run: its configuration and weights; torch is imported only now, since it takes seconds
+    # -----------------------------------------------------------------------------------------------------
+    from feedrate.loader import close_loaders
+    from feedrate.trainer import restore
+    from feedrate.trainer.device import choose_device, choose_precision
+    from feedrate.trainer.evaluate import TrainedModel, evaluate
+    from feedrate.trainer.evaluation_files import write_evaluation
+    from feedrate.trainer.seeds import seed_everything
+    from feedrate.trainer.task import Task
+
+    saved = restore.find_saved(source, config.tracking.uri).with_changes(config.changes())
+    checkpoint, state = restore.load_weights(saved, config.weights)
+    settings = restore.settings_of(saved)
+    seed_everything(settings.seed, settings.num_threads)
+    device = choose_device(settings.device)
+
+    # -----------------------------------------------------------------------------------------------------
+    # Data, loader, model
+    # -----------------------------------------------------------------------------------------------------
+    data = restore.open_data(saved, state, config.allow, config.other_data)
+    partition = restore.choose_partition(data, config.partition)
+    loader = restore.open_loader(saved, data, partition, device)
+    try:
+        module = restore.load_model(saved, state, data, device)
+        model = TrainedModel(module, data, device, choose_precision(settings.precision, device))
+        log.info("%s, epoch %d, on %s of %s", checkpoint, state["epoch"] + 1, partition, data.name)
+
+        # -------------------------------------------------------------------------------------------------
+        # Evaluate
+        # -------------------------------------------------------------------------------------------------
+        task = Task(data.targets, settings.label_smoothing, settings.top5)
+        found = evaluate(model, loader, task, device, config.worst)
+    finally:
+        close_loaders({partition: loader})
+
+    # -----------------------------------------------------------------------------------------------------
+    # Record
+    # -----------------------------------------------------------------------------------------------------
+    metrics = {f"{partition}/{name}": value for name, value in found.metrics.items()}
+    about = {"run_id": saved.run_id, "checkpoint": checkpoint.name, "epoch": state["epoch"], "data_digest": data.digest}
+    files = write_evaluation(saved.folder / "evaluate", partition, found, about)
+    log.info("%d samples:  %s", found.samples, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    for sample in found.worst[:5]:
+        said = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in sample.row.items())
+        log.info("  loss %-9.4g %s  %s", sample.loss, sample.ID, said)
+    log.info("written to  %s", saved.folder / "evaluate")
+    if saved.recorded is not None:
+        # the run's validation metrics are those of its training; only the test partition is news
+        saved.recorded.add(metrics if partition == "test" else {}, state["epoch"], files, "evaluate")
+        log.info("this run    %s", saved.recorded.url)
+    return metrics
+
+
+if __name__ == "__main__":
+    if {"-m", "--multirun"} & set(sys.argv):
+        sys.exit("error: -m: a sweep is for train.py; give evaluate.py one run")
+    launch(main, "evaluate")

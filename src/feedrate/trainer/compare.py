@@ -1,0 +1,125 @@
+"""What differs between runs: configuration, data, code version and results, as rows of plain text.
+
+What is equal in all runs is left out; nothing is built and nothing of a configuration is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feedrate.trainer.restore import SavedRun
+
+ABSENT = "-"
+WIDEST = 44  # characters of a cell; a longer value is shortened in its middle
+_PLACES = {"trainer.resume"}  # like all of tracking: where a run lies and how it was started says nothing about it
+_MACHINE = ("system/",)  # readings that are never equal
+_ORDER = ("test/", "validation/", "train/")  # of results; the others follow
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is compared of one run, by section and by key.
+
+    Attributes:
+        name: column title.
+        sections: configuration, data, code, results.
+    """
+
+    name: str
+    sections: Mapping[str, Mapping[str, Any]]
+
+
+def facts(name: str, saved: SavedRun) -> Facts:
+    """What is known of a run, from MLflow where it has it, else from its folder."""
+    tags = saved.recorded.tags if saved.recorded is not None else {}
+    summary = saved.summary
+    results: dict[str, Any] = {"status": saved.recorded.status if saved.recorded is not None else summary.get("status")}
+    best = summary.get("best") or {}
+    results |= {f"best {key}": best[key] for key in sorted(best) if key.startswith("validation/")}
+    metrics = saved.recorded.metrics if saved.recorded is not None else summary.get("metrics") or {}
+    results |= {key: metrics[key] for key in sorted(metrics, key=_rank) if not key.startswith(_MACHINE)}
+    results["error"] = tags.get("feedrate.error", summary.get("error"))
+    order = tags.get("feedrate.order_digest", summary.get("order_digest"))
+    digest = tags.get("feedrate.data_digest", summary.get("data_digest"))
+    return Facts(
+        name,
+        {
+            "configuration": _settings(saved.config),
+            "data": {"data digest": _short(digest), "order digest": _short(order)},
+            "code": _code(saved, tags),
+            "results": {key: value for key, value in results.items() if value is not None},
+        },
+    )
+
+
+def comparison(runs: Sequence[Facts]) -> str:
+    """A table for each section in which something differs: a row for each key, a column for each run."""
+    parts, equal = [], []
+    for section in runs[0].sections:
+        keys = dict.fromkeys(key for run in runs for key in run.sections[section])
+        rows = []
+        for key in keys:
+            values = [run.sections[section].get(key, ABSENT) for run in runs]
+            if any(type(v) is not type(values[0]) or v != values[0] for v in values[1:]):
+                rows.append([key, *map(_cell, values)])
+        if rows:
+            parts.append(_table([section, *(run.name for run in runs)], rows))
+        else:
+            equal.append(section)
+    if equal:
+        parts.append(f"equal in all: {', '.join(equal)}\n")
+    return "\n".join(parts)
+
+
+def _rank(key: str) -> tuple[int, str]:
+    return next((i for i, prefix in enumerate(_ORDER) if key.startswith(prefix)), len(_ORDER)), key
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat = _flat({key: value for key, value in config.items() if key != "tracking"}, "")
+    return {key: value for key, value in flat.items() if key not in _PLACES}
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"commit": tags.get("git.commit", "not recorded")[:12]}
+    if tags.get("git.dirty") == "true" and saved.recorded is not None:
+        diff = saved.recorded.text("uncommitted.diff") or ""
+        lines = sum(line.startswith(("+", "-")) and not line.startswith(("+++", "---")) for line in diff.splitlines())
+        found["uncommitted"] = f"{lines} lines ({hashlib.sha256(diff.encode()).hexdigest()[:8]})"
+    elif tags:
+        found["uncommitted"] = "nothing"
+    return found
+
+
+def _short(digest: object) -> str:
+    return str(digest)[:12] if digest else "not recorded"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = " ".join(text.split())
+    half = (WIDEST - 1) // 2
+    return text if len(text) <= WIDEST else f"{text[:half]}…{text[-half:]}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -1,0 +1,161 @@
+"""What an evaluation leaves in the run folder: results as JSON, the worst samples as CSV, and pictures.
+
+Which samples are the worst is found out in evaluate.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from feedrate.trainer.evaluate import Evaluation, Sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+COLUMNS = 6  # pictures side by side
+SMALLEST = 4  # pixels; less is no picture that a person can read
+
+
+def write_evaluation(folder: Path, partition: str, found: Evaluation, about: Mapping[str, Any]) -> list[Path]:
+    """Writes PARTITION.json, PARTITION_worst.csv and pictures; returns what was written.
+
+    Args:
+        about: which run and weights, for the JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {
+        **about,
+        "partition": partition,
+        "samples": found.samples,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in found.metrics.items()},
+        "per_class": found.per_class,
+        "confusion": found.confusion,
+    }
+    files = [folder / f"{partition}.json"]
+    _replace(files[0], json.dumps(results, indent=2, default=str))
+    if found.worst:
+        files.append(folder / f"{partition}_worst.csv")
+        write_table(files[-1], ({"id": s.ID, "loss": s.loss, **s.row} for s in found.worst))
+    for name, figure in _figures(partition, found):
+        files.append(folder / f"{partition}_{name}.png")
+        figure.savefig(files[-1], dpi=figure.dpi)
+    return files
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes rows of equal columns as CSV, or as Parquet where the file's name ends so; returns how many.
+
+    The file appears under its name when it is whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    try:
+        count = (_write_parquet if path.suffix == ".parquet" else _write_csv)(temporary, rows)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    count, writer = 0, None
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(file, list(row))
+                writer.writeheader()
+            writer.writerow({name: _shown(value) for name, value in row.items()})
+            count += 1
+    return count
+
+
+def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    for name, values in columns.items():
+        if len({type(value) for value in values}) > 1:  # classes of several kinds, such as 1 and "one"
+            columns[name] = [_shown(value) for value in values]
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return len(next(iter(columns.values()), []))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.9g}"  # as many digits as float32 has
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _figures(partition: str, found: Evaluation) -> Iterable[tuple[str, Figure]]:
+    from feedrate.tracking.plots import confusion_matrix, predicted_against_true
+
+    if found.confusion is not None:
+        names = [str(row["class"]) for row in found.per_class or []]
+        yield "confusion", confusion_matrix(found.confusion, names, title=partition)
+    if found.pairs is not None:
+        yield "predicted", predicted_against_true(found.pairs[1], found.pairs[0])
+    if found.worst and picture_of(found.worst[0].X) is not None:
+        yield "worst", worst_samples(found.worst, partition)
+
+
+def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
+    """The samples as pictures, the largest loss first, each with its ID, loss, label and prediction."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(samples) // COLUMNS)
+    figure = Figure(figsize=(2.0 * COLUMNS, 2.5 * rows + 0.4), dpi=110, layout="constrained", facecolor="white")
+    figure.suptitle(f"{partition}: the {len(samples)} samples with the largest loss", fontsize=11)
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    for place, sample in zip(axes, samples, strict=False):
+        image = picture_of(sample.X)
+        if image is not None:
+            place.imshow(image, cmap="gray" if image.ndim == 2 else None)
+        label, prediction = sample.row.get("label"), sample.row.get("prediction")
+        said = f"\n{_brief(label)}, predicted {_brief(prediction)}" if prediction is not None else ""
+        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{said}", fontsize=8, parse_math=False)
+    for place in figure.axes:
+        place.set_axis_off()
+    return figure
+
+
+def picture_of(X: Tensor) -> Any:
+    """X as an array that can be shown, (H, W) or (H, W, 3) in [0, 1]; None where it is no image.
+
+    Images are (H, W), (C, H, W) and (H, W, C) with one or three channels.
+    """
+    import numpy as np
+
+    array = X.detach().float().numpy()
+    if array.ndim == 3 and array.shape[0] in (1, 3):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or min(array.shape[:2]) < SMALLEST:
+        return None
+    array = np.nan_to_num(array, posinf=0.0, neginf=0.0)
+    low, high = float(array.min()), float(array.max())
+    return (array - low) / (high - low) if high > low else np.zeros_like(array)
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else _cut(str(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 20 else f"…{text[-19:]}"
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

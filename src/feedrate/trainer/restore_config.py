@@ -1,0 +1,88 @@
+"""Schema of conf/evaluate.yaml and conf/predict.yaml: which run, which data, and what may differ from the run.
+
+Neither torch nor mlflow is imported here, so a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from feedrate.config import Count, Flag, Positive, TrackingConfig
+from feedrate.errors import UserError
+
+_KNOWN = ConfigDict(extra="forbid")
+Partition = Literal["train", "validation", "test"]
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class OtherDataset:
+    root: str | None
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class OtherLoader:
+    batch_size: Positive | None
+    num_workers: Count | Literal["auto"] | None
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class OtherTrainer:
+    device: str | None
+    precision: Literal["auto", "bf16", "fp16", 32] | None
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class SavedRunConfig:
+    """Keys that evaluate and predict share."""
+
+    run_id: str | None
+    run: str | None
+    checkpoint: str | None
+    weights: Literal["best", "last"]
+    partition: Partition | None
+    allow: list[str] = field(default_factory=list)
+    other_data: Flag
+    dataset: OtherDataset
+    loader: OtherLoader
+    trainer: OtherTrainer
+    tracking: TrackingConfig
+
+    def source(self) -> str:
+        """What names the run.
+
+        Raises:
+            UserError: none of the three keys is set, or several are.
+        """
+        keys = {"run_id": self.run_id, "run": self.run, "checkpoint": self.checkpoint}
+        given = {key: value for key, value in keys.items() if value is not None}
+        if len(given) != 1:
+            said = " and ".join(f"{key}={value}" for key, value in given.items()) or "none of them is set"
+            raise UserError(f"run_id=ID, run=FOLDER or checkpoint=FILE names the run, one of them: {said}")
+        return next(iter(given.values()))
+
+    def changes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Keys of the run's configuration that are to be different, by group."""
+        groups = {"dataset": self.dataset, "loader": self.loader, "trainer": self.trainer}
+        return {
+            group: {key: value for key, value in vars(keys).items() if value is not None and not key.startswith("_")}
+            for group, keys in groups.items()
+        }
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class EvaluateConfig(SavedRunConfig):
+    """The keys of conf/evaluate.yaml."""
+
+    worst: Count
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class PredictConfig(SavedRunConfig):
+    """The keys of conf/predict.yaml."""
+
+    output: str

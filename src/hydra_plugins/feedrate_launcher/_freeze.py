@@ -1,0 +1,152 @@
+"""The jobs of a sweep, composed and checked before the first one starts, with a copy of the files they come from.
+
+A job composes its configuration from the copy, so that what is edited while the sweep runs reaches no later job.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import filter_overrides
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from feedrate.config import TrainConfig, check
+from feedrate.launch import plain
+from feedrate.tracking import without_secrets
+from feedrate.tracking.sweep_table import columns, settings
+from feedrate.trainer.provenance import command_line, job_id
+
+# what concerns the sweep and not a job of it
+_OF_THE_SWEEP = (
+    "hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher",
+    "hydra.run.dir", "hydra.searchpath", "hydra.job.num", "hydra.job.id",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One job, as far as it is known before it runs.
+
+    Attributes:
+        number: from 0.
+        overrides: of the command line, Hydra's own ones included.
+        config: checked.
+        job_id: as feedrate.trainer.provenance makes it.
+        settings: key -> value of the table's columns.
+        command: makes this job alone again.
+        folder: its run folder, not yet made.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    config: TrainConfig
+    job_id: str
+    settings: Mapping[str, str]
+    command: str
+    folder: Path
+
+
+def compose(
+    context: HydraContext, master: DictConfig, overrides: Sequence[Sequence[str]], first: int, keys: Sequence[str]
+) -> list[Job]:
+    """Every job of a batch.
+
+    Args:
+        master: the sweep's own configuration.
+        overrides: of each job.
+        first: the first job's number.
+        keys: what is swept.
+
+    Raises:
+        UserError: a setting of some job is wrong.
+    """
+    former = HydraConfig.instance().cfg
+    try:
+        return [_job(context, master, list(job), first + i, keys) for i, job in enumerate(overrides)]
+    finally:
+        HydraConfig.instance().cfg = former
+
+
+def _job(context: HydraContext, master: DictConfig, overrides: list[str], number: int, keys: Sequence[str]) -> Job:
+    composed = context.config_loader.load_sweep_config(master, overrides)
+    with open_dict(composed):
+        composed.hydra.job.num, composed.hydra.job.id = number, str(number)
+        folder = Path(str(master.hydra.sweep.dir)).absolute() / str(composed.hydra.sweep.subdir)
+        composed.hydra.runtime.output_dir = str(folder)
+    HydraConfig.instance().set_config(composed)  # for ${hydra:...} in values
+    task = copy.deepcopy(composed)
+    with open_dict(task):
+        del task["hydra"]
+    resolved = plain(task)
+    typed = settings(overrides)
+    return Job(
+        number=number,
+        overrides=tuple(overrides),
+        config=check(resolved),
+        job_id=job_id(resolved),
+        settings={key: typed.get(key, _selected(task, key)) for key in columns(keys)},
+        command=without_secrets(command_line(list(filter_overrides(overrides)))),
+        folder=folder,
+    )
+
+
+def _selected(task: DictConfig, key: str) -> str:
+    value = OmegaConf.select(task, key)
+    return "" if value is None or OmegaConf.is_config(value) else str(value)
+
+
+class FrozenFiles:
+    """A copy of the configuration's folders, and the command that runs a job from it.
+
+    Args:
+        master: the sweep's own configuration.
+        folder: the sweep's folder.
+    """
+
+    def __init__(self, master: DictConfig, folder: Path) -> None:
+        self._name = str(master.hydra.job.config_name)
+        self._hydra = [
+            override
+            for override in OmegaConf.to_container(master.hydra.overrides.hydra) or []
+            if not str(override).lstrip("+~").startswith(_OF_THE_SWEEP)
+        ]
+        self._flags: list[str] = []
+        search_path: list[str] = []
+        for i, source in enumerate(master.hydra.runtime.config_sources):
+            if source.schema != "file" or not source.path:
+                if source.provider.startswith("hydra.searchpath"):
+                    search_path.append(f"{source.schema}://{source.path}")
+                continue
+            target = folder / "conf" / (source.provider if source.provider == "main" else f"{i}")
+            shutil.copytree(source.path, target, dirs_exist_ok=True)
+            if source.provider == "main":
+                self._flags += ["--config-path", str(target)]
+            elif source.provider == "command-line":
+                self._flags += ["--config-dir", str(target)]
+            else:
+                search_path.append(f"file://{target}")
+        if search_path:
+            self._hydra.append(f"hydra.searchpath=[{','.join(map(_quoted, search_path))}]")
+
+    def command(self, job: Job) -> list[str]:
+        """Program and arguments: the entry point that started the sweep, with the job's own overrides."""
+        own = [
+            "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(job.folder))}",
+            f"hydra.job.num={job.number}", f"hydra.job.id='{job.number}'",
+        ]  # fmt: skip
+        script = str(Path(sys.argv[0]).resolve())
+        overrides: list[Any] = [*self._hydra, *job.overrides, *own]
+        return [sys.executable, script, *self._flags, "--config-name", self._name, *map(str, overrides)]
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra's grammar of overrides takes it, whatever characters it has."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

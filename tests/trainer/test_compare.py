@@ -1,0 +1,42 @@
+"""Comparing prints what differs between runs, and nothing that is equal."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import compare
+from feedrate.errors import UserError
+from saved_run import with_config
+
+
+def test_only_what_differs_is_printed(run_train, capsys, monkeypatch):
+    first = with_config(run_train("trainer.max_epochs=1"))
+    second = with_config(run_train("trainer.max_epochs=1", "model=mlp", "model.hidden=[16]", "loader.batch_size=32"))
+    again = with_config(run_train("trainer.max_epochs=1"))
+    capsys.readouterr()
+
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(first), str(second)])
+    compare.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split("  ")[0]: line.split() for line in lines}
+    assert rows["loader.batch_size"][1:] == ["64", "32"]
+    assert rows["model._target_"][1:] == ["feedrate.model.CNN", "feedrate.model.MLP"]
+    assert rows["model.hidden"][1:] == ["-", "[16]"]
+    assert rows["model.channels"][-1] == "-"
+    assert len(set(rows["validation/loss"][1:])) == 2
+    assert not {"seed", "dataset.root", "trainer.max_epochs", "status"} & set(rows)
+    assert "equal in all: data, code" in lines
+
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(first), str(again)])
+    compare.main()
+    text = capsys.readouterr().out
+    assert "configuration, data, code" in text.splitlines()[-1]
+    assert "validation/" not in text
+
+
+def test_fewer_than_two_runs_are_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare.py", "outputs"])
+    with pytest.raises(UserError, match="two or more runs are compared"):
+        compare.main()

@@ -1,0 +1,120 @@
+"""A configuration that comes back may name only what is on the allow-list, and only whole checkpoints are used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from feedrate.allowed import check_targets
+from feedrate.errors import UserError
+from feedrate.trainer import restore
+from feedrate.trainer.unlabelled import data_of, facts_of
+from saved_run import with_config
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "feedrate.model.CNN",
+        "feedrate.dataset.Generated",
+        "feedrate.dataset.tensor_files.TensorFiles",
+        "torch.utils.data.DataLoader",
+        "torch.nn.Linear",
+        "torch.optim.AdamW",
+        "torch.optim.lr_scheduler.StepLR",
+    ],
+)
+def test_what_feedrate_and_torch_ship_is_allowed(target):
+    check_targets({"model": {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": target}]}})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.open",
+        "pathlib.Path.unlink",
+        "torch.load",
+        "torch.hub.load",
+        "torch.nn.modules.linear.os.system",
+        "torch.nn.init.ones_",
+        "hydra.utils.get_method",
+        "feedrate.targets.build",
+        "feedrate.trainer.provenance.subprocess.run",
+        "feedrate.trainer.provenance.subprocess.Popen",
+        "feedrate.tracking.ui_server.UIServer",
+        "feedrate.nothing.here",
+        "feedrate",
+        "",
+        "my_package.MyModel",
+    ],
+)
+def test_nothing_else_is_allowed_at_any_depth_unless_the_user_names_it(target):
+    node = {"_target_": "feedrate.model.CNN", "layers": [{"block": {"_target_": target}}]}
+    with pytest.raises(UserError) as caught:
+        check_targets({"model": node}, allow=["my_package.Other"])
+    assert str(caught.value).startswith(f"model.layers.0.block._target_={target}: ")
+    assert f"allow=[my_package.Other,{target}]" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    check_targets({"model": node}, allow=[target])
+
+
+def test_interpolations_and_targets_that_are_no_text_are_refused():
+    with pytest.raises(UserError, match=r"model.name=\$\{oc.env:HOME\}: .* may not hold an interpolation"):
+        check_targets({"model": {"_target_": "feedrate.model.CNN", "name": "${oc.env:HOME}"}})
+    with pytest.raises(UserError, match=r"model._target_=\['os', 'system'\]: must be the import path"):
+        check_targets({"model": {"_target_": ["os", "system"]}})
+
+
+def test_a_run_comes_back_from_its_folder_with_data_and_weights(run_train, digits, tmp_path):
+    folder = with_config(run_train("trainer.max_epochs=1"))
+    saved = restore.find_saved(str(folder), None)
+    path, state = restore.load_weights(saved, "best")
+    assert path == folder / "checkpoints" / "best.pt"
+    data = restore.open_data(saved, state, [], other_data=False)
+    model = restore.load_model(saved, state, data, torch.device("cpu"))
+    assert not model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state["model"][name])
+
+    changed = saved.with_changes({"dataset": {"limit": 100}})
+    with pytest.raises(UserError, match="the data is not that of the run .*\n.*other_data=true"):
+        restore.open_data(changed, state, [], other_data=False)
+    assert len(restore.open_data(changed, state, [], other_data=True).partition["train"]) == 100
+
+    # with what the checkpoint says of the data, the samples of another folder need no training data
+    facts = facts_of(data)
+    assert facts_of(data_of(facts)) == facts
+    torch.save(facts, tmp_path / "facts.pt")
+    moved = saved.with_changes({"dataset": {"root": "/nowhere"}})
+    said = {**state, "data": torch.load(tmp_path / "facts.pt", weights_only=True)}
+    assert len(restore.open_folder(moved, said, str(digits), []).partition["train"]) == 1797
+    with pytest.raises(UserError, match="no sample file"):
+        restore.open_folder(moved, said, str(tmp_path / "run1" / ".hydra"), [])
+
+    narrow = saved.with_changes({"model": {"channels": [4]}})
+    with pytest.raises(UserError, match="weights do not fit CNN"):
+        restore.load_model(narrow, state, data, torch.device("cpu"))
+
+    foreign = saved.with_changes({"model": {"_target_": "os.system", "command": "true"}})
+    with pytest.raises(UserError, match=r"model._target_=os.system: .*allow=\[os.system\]"):
+        restore.open_data(foreign, state, [], other_data=False)
+
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"best.pt: cannot be read as a checkpoint") as caught:
+        restore.load_weights(restore.find_saved(str(path), None), "best")
+    assert len(str(caught.value).splitlines()) == 1
+    path.unlink()
+    with pytest.raises(UserError, match="no such checkpoint; try weights=last"):
+        restore.load_weights(saved, "best")
+
+
+def test_what_is_no_run_is_answered_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="no run folder, no checkpoint, and no run id"):
+        restore.find_saved("nothing", None)
+    with pytest.raises(UserError, match=r"holds no .hydra/config.yaml"):
+        restore.find_saved(str(tmp_path), None)
+    with pytest.raises(UserError, match="tracking.uri is null"):
+        restore.find_saved("0" * 32, None)
+    with pytest.raises(UserError, match="there is no file"):
+        restore.find_saved("0" * 32, str(tmp_path / "mlflow.db"))

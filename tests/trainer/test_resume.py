@@ -1,0 +1,205 @@
+"""A run that was interrupted goes on at the exact batch: weights, losses and digest are those of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from feedrate.errors import UserError
+from feedrate.trainer import checkpoint
+from feedrate.trainer.interrupt import Interrupted
+from feedrate.trainer.loop import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ("loader.batch_size=32", "model=mlp", "trainer.max_epochs=2")  # 8 steps an epoch; dropout is on
+
+
+def last(folder: Path) -> dict:
+    return checkpoint.load(folder / "checkpoints" / "last.pt")
+
+
+def same_run(resumed: dict, undisturbed: dict) -> None:
+    ours, theirs = last(resumed["folder"]), last(undisturbed["folder"])
+    for name, tensor in theirs["model"].items():
+        assert torch.equal(ours["model"][name], tensor), name
+    assert ours["step"] == theirs["step"]
+    assert resumed["order_digest"] == undisturbed["order_digest"]
+    for mine, other in zip(resumed["history"], undisturbed["history"], strict=True):
+        for name in ("train/loss", "train/accuracy", "validation/loss", "validation/accuracy", "train/learning_rate"):
+            assert mine[name] == other[name]
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Stops the next run as a signal would, after some optimizer steps."""
+
+    def stop(step: int, signum: int = signal.SIGTERM) -> None:
+        original = Trainer._optimize
+
+        def optimize(self):
+            original(self)
+            if self.step == step:
+                self._stop._signum = signum
+
+        monkeypatch.setattr(Trainer, "_optimize", optimize)
+
+    return stop
+
+
+def interrupted(run_train, tmp_path, number: int, *overrides: str) -> Path:
+    with pytest.raises(Interrupted):
+        run_train(*SETTINGS, *overrides)
+    folder = tmp_path / f"run{number}"
+    assert json.loads((folder / "summary.json").read_text())["status"] == "KILLED"
+    assert not (folder / "lock").exists()
+    return folder
+
+
+@pytest.fixture
+def undisturbed(run_train):
+    return run_train(*SETTINGS)
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 8, 9, 15, 16])
+def test_it_goes_on_bit_for_bit_from_any_step(run_train, tmp_path, undisturbed, stop_after, monkeypatch, step):
+    stop_after(step)
+    folder = interrupted(run_train, tmp_path, 2)
+    monkeypatch.undo()
+    resumed = run_train(*SETTINGS, f"trainer.resume={folder}")
+    assert resumed["folder"] == folder
+    same_run(resumed, undisturbed)
+
+
+def test_it_goes_on_a_second_time_in_the_same_epoch_with_other_workers(
+    run_train, tmp_path, undisturbed, stop_after, monkeypatch
+):
+    stop_after(2)
+    folder = interrupted(run_train, tmp_path, 2)
+    monkeypatch.undo()
+    stop_after(5)
+    with pytest.raises(Interrupted):
+        run_train(*SETTINGS, f"trainer.resume={folder}", "loader.num_workers=2")
+    monkeypatch.undo()
+    same_run(run_train(*SETTINGS, f"trainer.resume={folder}", "loader.num_workers=1"), undisturbed)
+
+
+def test_accumulated_gradients_are_finished_before_it_stops(run_train, tmp_path, stop_after, monkeypatch):
+    whole = run_train(*SETTINGS, "trainer.accumulate=3")
+    stop_after(2)
+    folder = interrupted(run_train, tmp_path, 2, "trainer.accumulate=3")
+    assert last(folder)["batches"] == 6
+    monkeypatch.undo()
+    same_run(run_train(*SETTINGS, "trainer.accumulate=3", f"trainer.resume={folder}"), whole)
+
+
+def test_auto_finds_the_newest_unfinished_run_of_the_same_result(
+    run_train, tmp_path, undisturbed, stop_after, monkeypatch
+):
+    stop_after(3)
+    folder = interrupted(run_train, tmp_path, 2)
+    monkeypatch.undo()
+    resumed = run_train(*SETTINGS, "trainer.resume=auto", "loader.num_workers=1", "trainer.log_every=7")
+    assert resumed["folder"] == folder
+    same_run(resumed, undisturbed)
+    assert run_train(*SETTINGS, "trainer.resume=auto")["folder"] != folder  # nothing is left unfinished
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(
+    run_train, tmp_path, undisturbed, stop_after, monkeypatch, caplog
+):
+    stop_after(6)
+    folder = interrupted(run_train, tmp_path, 2, "trainer.checkpoint_every_s=0")
+    path = folder / "checkpoints" / "last.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # torch.load alone would not notice
+    path.write_bytes(content)
+    monkeypatch.undo()
+    with caplog.at_level("WARNING", logger="feedrate"):
+        resumed = run_train(*SETTINGS, f"trainer.resume={folder}")
+    assert "last.pt: is damaged" in caplog.text
+    same_run(resumed, undisturbed)
+
+
+def test_other_data_and_another_model_are_refused_with_the_difference(run_train, tmp_path, stop_after, monkeypatch):
+    stop_after(3)
+    folder = interrupted(run_train, tmp_path, 1)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"the data has changed since the checkpoint .*\n.*resume_changed=true"):
+        run_train(*SETTINGS, f"trainer.resume={folder}", "dataset.limit=200")
+    with pytest.raises(UserError, match=r"the model has changed: .*weight was \(512, 64\), is \(9, 64\)"):
+        run_train(*SETTINGS, f"trainer.resume={folder}", "model.hidden=[9]")
+    with pytest.raises(UserError, match="no run folder, no checkpoint and no id of a run"):
+        run_train(*SETTINGS, "trainer.resume=nowhere")
+
+
+def start(folder: Path, data: Path, *extra: str) -> subprocess.Popen[str]:
+    arguments = [
+        f"hydra.run.dir={folder}",
+        f"dataset.root={data}",
+        *("tracking=none", "model=simulated", "model.step_ms=40", "trainer.max_epochs=2"),
+        *("loader.num_workers=2", "loader.batch_size=32", "dataset.limit=640"),
+        *extra,
+    ]
+    return subprocess.Popen(
+        [sys.executable, "src/train.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{path} was not written")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group_ends_in_a_checkpoint_and_leaves_nothing(tmp_path, digits, signum, code):
+    process = start(tmp_path / "run", digits, "trainer.checkpoint_every_s=0")
+    wait_for(tmp_path / "run/checkpoints/last.pt")
+    os.killpg(process.pid, signum)
+    begin = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == code, output
+    assert time.monotonic() - begin < 10
+    assert "Traceback" not in output
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "KILLED"
+    assert not (tmp_path / "run/lock").exists()
+    with pytest.raises(ProcessLookupError):  # nobody is left in the group
+        os.killpg(process.pid, 0)
+
+
+def test_after_SIGKILL_the_next_command_marks_the_run_and_goes_on(tmp_path, digits):
+    whole = start(tmp_path / "whole", digits)
+    process = start(tmp_path / "runs/run", digits, "trainer.checkpoint_every_s=0")
+    wait_for(tmp_path / "runs/run/checkpoints/last-1.pt")
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    summary = tmp_path / "runs/run/summary.json"
+    assert json.loads(summary.read_text())["status"] == "RUNNING"
+    resumed = start(tmp_path / "runs/again", digits, "trainer.resume=auto")
+    output, _ = resumed.communicate(timeout=100)
+    assert resumed.returncode == 0, output
+    assert "going on with run after" in output
+    assert json.loads(summary.read_text())["status"] == "FINISHED"
+    assert not (tmp_path / "runs/again").exists()
+    assert whole.wait(timeout=100) == 0
+    undisturbed = json.loads((tmp_path / "whole/summary.json").read_text())
+    same_run(
+        {**json.loads(summary.read_text()), "folder": tmp_path / "runs/run"},
+        {**undisturbed, "folder": tmp_path / "whole"},
+    )
