@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test ui sweep lint test-gpu bench docs clean
+.PHONY: help train test test-slow ui sweep lint test-gpu bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: $(VENV)/.requirements-dev ## ruff and mypy
 
 docs: ## write the table of keys in README.md anew from the comments in conf/
 	$(PYTHON) docs/keys.py
+
+test-slow: $(VENV)/.requirements-dev ## the tests that kill processes and wait for servers, some minutes more
+	$(PY) -m pytest -m slow $(ARGS)
 
 test-gpu: $(VENV)/.requirements-dev ## the tests that need an accelerator
 	$(PY) -m pytest -m gpu $(ARGS)

@@ -17,6 +17,8 @@ import predict
 from feedrate.errors import UserError
 from saved_run import CLASSES, call, with_config, with_test_partition
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

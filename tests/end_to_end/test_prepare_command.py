@@ -20,6 +20,8 @@ import torch
 from feedrate.config import ROOT
 from feedrate.dataset.catalog import Catalog
 
+pytestmark = pytest.mark.slow
+
 COUNT = 6_000
 PATIENCE_S = 120
 

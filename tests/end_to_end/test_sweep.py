@@ -17,6 +17,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "# @package _global_\ntrainer: {max_epochs: 1}\n"
 

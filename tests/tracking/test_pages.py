@@ -23,6 +23,8 @@ from feedrate.errors import UserError
 from feedrate.timing.point import points
 from feedrate.tracking import open_tracker
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Pages:

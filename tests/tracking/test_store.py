@@ -52,6 +52,7 @@ def _python(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_on_a_fresh_store_all_record_their_run(tmp_path: Path) -> None:
     processes = [_python(ONE_RUN, str(tmp_path), f"run-{number}") for number in range(4)]
     for process in processes:

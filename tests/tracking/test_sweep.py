@@ -101,7 +101,7 @@ def test_other_sweeps_have_a_picture_too(keys):
         result(i, str(i), str(32 * i), 100.0 + i, optimizer=name) for i, name in enumerate(["adamw", "sgd", "own"])
     ]
     figure = sweep_figure(groups(results, keys), "samples_per_s")
-    assert "most 102 with" in figure.axes[0].get_title(loc="left")
+    assert "most: 102 with" in figure.axes[0].get_title(loc="left")
 
 
 def plan(folder: Path, sweep_id: str = "a") -> Plan:

@@ -166,6 +166,7 @@ def wait_for(path: Path) -> None:
     pytest.fail(f"{path} was not written")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_whole_group_ends_in_a_checkpoint_and_leaves_nothing(tmp_path, digits, signum, code):
     process = start(tmp_path / "run", digits, "trainer.checkpoint_every_s=0")
@@ -182,6 +183,7 @@ def test_a_signal_to_the_whole_group_ends_in_a_checkpoint_and_leaves_nothing(tmp
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.slow
 def test_after_SIGKILL_the_next_command_marks_the_run_and_goes_on(tmp_path, digits):
     whole = start(tmp_path / "whole", digits)
     process = start(tmp_path / "runs/run", digits, "trainer.checkpoint_every_s=0")

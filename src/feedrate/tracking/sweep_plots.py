@@ -37,7 +37,8 @@ def sweep_figure(groups: Sequence[Group], measure: str) -> Figure:
     value, group = better(measured, key=lambda pair: pair[0])
     word = "most" if better is max else "least"
     chosen = {key: group.settings[key] for key in keys}
-    axes.set_title(f"{MEASURES[measure]}: {word} {number(value)} with {chosen_words(chosen)}", fontsize=10, loc="left")
+    title = f"{MEASURES[measure]}\n{word}: {number(value)} with {chosen_words(chosen)}"
+    axes.set_title(title, fontsize=10, loc="left")
     return figure
 
 
