@@ -127,6 +127,11 @@ class Trainer:
             if self._phase != "done":  # the end of an epoch is saved already
                 self._save()
             raise
+        except RuntimeError as error:
+            lost = self._lost_worker(error)  # torch raises that wherever the main process is when a worker dies
+            if lost is None:
+                raise
+            raise lost from error
         finally:
             self._stop.safe = False
             progress.close()
@@ -341,7 +346,7 @@ class Trainer:
                 "trainer.accumulate by the same factor to keep the result"
             ) from error
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) or self._lost_worker(error):
                 raise
             name, text = type(self.model).__name__, str(error).strip().splitlines()
             raise UserError(
@@ -349,6 +354,10 @@ class Trainer:
             ) from error
         with self._autocast():
             return outputs, self.task.loss(outputs, batch.y)
+
+    def _lost_worker(self, error: Exception) -> UserError | None:
+        loaders = [loader for loader in self.loaders.values() if hasattr(loader, "lost_worker")]
+        return next((lost for loader in loaders if (lost := loader.lost_worker(error))), None)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision.dtype is None:
