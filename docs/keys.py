@@ -40,7 +40,11 @@ def _rows(path: Path) -> list[tuple[str, str, str]]:
 
 
 def _root() -> list[str]:
-    return [f"| `{key}` | `{value}` | {text} |" for key, value, text in _rows(ROOT / "conf/train.yaml")]
+    path = ROOT / "conf/train.yaml"
+    _, _, sweep = path.read_text().partition("\nsweep:\n")
+    nested = (_LINE.match(line.strip()) for line in sweep.partition("\n\n")[0].splitlines())
+    rows = [*_rows(path), *((f"sweep.{m['key']}", m["value"], m["text"]) for m in nested if m)]
+    return [f"| `{key}` | `{value}` | {text} |" for key, value, text in rows]
 
 
 def main() -> None:
