@@ -1,54 +1,17 @@
-"""Sweeps as a person starts them: fresh processes, deaths among the jobs, a second start, Ctrl-C."""
+"""Sweeps as a person starts them: fresh processes, deaths among the jobs, a second start."""
 
 from __future__ import annotations
 
 import csv
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from sweep_process import sweep
+
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = "# @package _global_\ntrainer: {max_epochs: 1}\n"
-
-
-def start(folder: Path, digits: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A sweep of `deadly.Net`, with an experiment file of the user's own in `folder`."""
-    own = folder / "conf/experiment/tiny.yaml"
-    own.parent.mkdir(parents=True, exist_ok=True)
-    own.write_text(TINY)
-    (folder / "notes").mkdir(exist_ok=True)
-    small = [
-        f"hydra.searchpath=[file://{folder}/conf]", "experiment=tiny", f"dataset.root={digits}", "dataset.limit=64",
-        "loader.num_workers=0", "scheduler=none", "model=mlp", "~model.hidden", "~model.dropout",
-        "model._target_=deadly.Net", f"+model.notes={folder}/notes",
-    ]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "src/train.py"), "-m", *small, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
-    )
-
-
-def sweep(folder: Path, digits: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    process = start(folder, digits, *arguments)
-    output, errors = process.communicate(timeout=200)
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +35,16 @@ def swept(tmp_path_factory, digits):
         return SimpleNamespace(parents=parents, children=children)
 
     after_first = read()
+    rows = list(csv.DictReader((folder / "first/sweep.csv").open()))
     second = sweep(folder, digits, *arguments, f"hydra.sweep.dir={folder}/second")
     return SimpleNamespace(
-        folder=folder, first=first, second=second, after_first=after_first, after_second=read(), client=client
+        folder=folder,
+        first=first,
+        second=second,
+        rows=rows,
+        after_first=after_first,
+        after_second=read(),
+        client=client,
     )
 
 
@@ -84,10 +54,9 @@ def test_a_failed_and_a_killed_job_are_reported_and_the_others_go_on(swept):
     assert "job 2 KILLED: killed by SIGKILL" in swept.first.stderr
     assert swept.first.stderr.strip().endswith("error: 2 of 3 jobs did not finish; the table says why")
     assert "Traceback" not in swept.first.stderr
-    rows = list(csv.DictReader((swept.folder / "first/sweep.csv").open()))
-    assert [row["status"] for row in rows] == ["FINISHED", "FAILED", "KILLED"]
-    assert float(rows[0]["samples_per_s"]) > 0
-    assert rows[1]["samples_per_s"] == ""
+    assert [row["status"] for row in swept.rows] == ["FINISHED", "FAILED", "KILLED"]
+    assert float(swept.rows[0]["samples_per_s"]) > 0
+    assert swept.rows[1]["samples_per_s"] == ""
 
 
 def test_mlflow_has_one_parent_and_a_child_per_job_with_its_true_status(swept):
@@ -121,7 +90,9 @@ def test_editing_the_configuration_while_a_sweep_runs_does_not_change_its_later_
 def test_the_same_command_again_skips_what_finished_and_runs_the_rest(swept):
     assert swept.second.returncode == 0, swept.second.stderr
     assert f"job 0 finished before: {swept.folder}/first/0" in swept.second.stdout
-    assert sorted(path.name for path in (swept.folder / "second").iterdir() if path.name.isdigit()) == ["1", "2"]
+    assert not (swept.folder / "second").exists()
+    jobs = sorted(path.name for path in (swept.folder / "first").glob("[0-9]*"))
+    assert jobs == ["0", "1", "1_2", "2", "2_2"]  # neither the one that failed nor the one without a checkpoint goes on
     (parent,) = swept.after_second.parents
     assert parent.info.run_id == swept.after_first.parents[0].info.run_id
     assert parent.info.status == "FINISHED"
@@ -138,9 +109,9 @@ def test_the_parent_shows_table_pictures_and_the_command_of_the_best_job(swept):
     assert note.startswith("**Fastest: death ")
     assert "| FINISHED |" in note
     assert "python src/train.py experiment=tiny" in note
-    assert note.strip() == (swept.folder / "second/sweep.md").read_text().strip()
+    assert note.strip() == (swept.folder / "first/sweep.md").read_text().strip()
     assert note.strip() in swept.second.stdout
-    with Image.open(swept.folder / "second/samples_per_s.png") as picture:
+    with Image.open(swept.folder / "first/samples_per_s.png") as picture:
         assert min(picture.size) > 200
 
 
@@ -161,24 +132,6 @@ def test_fail_fast_starts_no_job_after_one_that_failed(tmp_path, digits):
     rows = list(csv.DictReader((tmp_path / "out/sweep.csv").open()))
     assert [row["status"] for row in rows] == ["FAILED", "NOT RUN"]
     assert not (tmp_path / "out/1").exists()
-
-
-def test_an_interrupted_sweep_ends_its_job_marks_itself_and_leaves_nothing_behind(tmp_path, digits, swept):
-    process = start(tmp_path, digits, f"tracking.uri={swept.folder}/mlflow.db", "tracking.experiment=interrupted",
-                    "+model.death=wait", "seed=0,1", f"hydra.sweep.dir={tmp_path}/out")  # fmt: skip
-    while not list((tmp_path / "notes").glob("wait-*")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    (job,) = (int(path.name.split("-")[1]) for path in (tmp_path / "notes").iterdir())
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert not psutil.pid_exists(job)
-    assert not (tmp_path / "out/lock").exists()
-    experiment = swept.client.get_experiment_by_name("interrupted")
-    runs = swept.client.search_runs([experiment.experiment_id])
-    assert [run.info.status for run in runs] == ["KILLED", "KILLED"]  # the parent and its first job
-    assert json.loads((tmp_path / "out/0/summary.json").read_text())["status"] == "KILLED"
 
 
 def test_a_mistake_in_any_job_is_answered_before_the_first_one_starts(tmp_path, digits):

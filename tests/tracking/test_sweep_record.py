@@ -104,36 +104,49 @@ def test_other_sweeps_have_a_picture_too(keys):
     assert "most: 102 with" in figure.axes[0].get_title(loc="left")
 
 
-def plan(folder: Path, sweep_id: str = "a") -> Plan:
-    return Plan(name="sweep seed", sweep_id=sweep_id, command="python src/train.py -m seed=0,1", folder=folder,
-                settings={"seed": "0, 1"})  # fmt: skip
+def plan(folder: Path, run_id: str = "") -> Plan:
+    return Plan(name="sweep seed", sweep_id="a", command="python src/train.py -m seed=0,1", folder=folder,
+                settings={"seed": "0, 1"}, run_id=run_id)  # fmt: skip
 
 
-def test_an_unfinished_sweep_goes_on_and_a_finished_or_living_one_does_not(database, tmp_path, read):
+def test_a_parent_run_is_gone_on_with_and_its_dead_children_are_marked(database, tmp_path, read):
     settings = Settings(str(database))
-    folder = tmp_path / "sweep"
 
-    def opened(alive: bool = False, again: bool = False, sweep_id: str = "a") -> SweepRun:
-        return SweepRun(settings, plan(folder, sweep_id), again=again, owned=lambda _: alive)
+    def opened(run_id: str = "") -> SweepRun:
+        return SweepRun(settings, plan(tmp_path, run_id), owned=lambda path: path.name == "alive")
 
     first = opened()
-    first.mark(folder / "0", "KILLED", "killed by SIGKILL", {"feedrate.job": "0"})
-    assert opened().run_id == first.run_id
-    assert opened(sweep_id="b").run_id != first.run_id
-    other = opened(alive=True)
-    assert other.run_id != first.run_id
-    other.end("KILLED", "the sweep was interrupted")
-    assert read.get_run(other.run_id).data.tags["feedrate.error"] == "the sweep was interrupted"
-    again = opened()
-    assert again.run_id == other.run_id
+    children = {
+        name: read.create_run(
+            read.get_run(first.run_id).info.experiment_id,
+            tags={"mlflow.parentRunId": first.run_id, "feedrate.run_folder": str(tmp_path / name)},
+        ).info.run_id
+        for name in ("alive", "dead")
+    }
+    first.end("KILLED", "the sweep was interrupted")
+    assert read.get_run(first.run_id).data.tags["feedrate.error"] == "the sweep was interrupted"
+    again = opened(first.run_id)
+    assert again.run_id == first.run_id
     assert read.get_run(again.run_id).info.status == "RUNNING"
     assert "feedrate.error" not in read.get_run(again.run_id).data.tags
-    again.end("FINISHED")
-    assert opened().run_id != again.run_id
+    assert {name: read.get_run(run_id).info.status for name, run_id in children.items()} == {
+        "alive": "RUNNING", "dead": "KILLED",
+    }  # fmt: skip
+    assert "without a word" in read.get_run(children["dead"]).data.tags["feedrate.error"]
+
+
+def test_a_parent_run_that_was_deleted_or_lies_in_another_store_begins_anew(database, tmp_path, read):
+    settings = Settings(str(database))
+    first = SweepRun(settings, plan(tmp_path), owned=lambda _: False)
+    read.delete_run(first.run_id)
+    for run_id in (first.run_id, "0" * 32):
+        other = SweepRun(settings, plan(tmp_path, run_id), owned=lambda _: False)
+        assert read.get_run(other.run_id).info.status == "RUNNING"
+        assert other.run_id not in (first.run_id, run_id)
 
 
 def test_a_job_that_never_came_to_its_own_run_gets_one_with_its_error(database, tmp_path, read):
-    sweep = SweepRun(Settings(str(database)), plan(tmp_path), again=False, owned=lambda _: False)
+    sweep = SweepRun(Settings(str(database)), plan(tmp_path), owned=lambda _: False)
     sweep.mark(tmp_path / "3", "FAILED", "no such folder at http://me:secret@host", {"feedrate.job": "3"})
     experiment = read.get_experiment_by_name("feedrate").experiment_id
     (child,) = read.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{sweep.run_id}'")
@@ -144,4 +157,4 @@ def test_a_job_that_never_came_to_its_own_run_gets_one_with_its_error(database, 
 def test_a_store_that_is_no_store_is_answered_before_any_job(tmp_path):
     (tmp_path / "no.db").write_text("this is no database, and longer than its header of one hundred bytes " * 3)
     with pytest.raises(UserError, match="cannot be used"):
-        SweepRun(Settings(str(tmp_path / "no.db")), plan(tmp_path), again=False, owned=lambda _: False)
+        SweepRun(Settings(str(tmp_path / "no.db")), plan(tmp_path), owned=lambda _: False)

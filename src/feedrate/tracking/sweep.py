@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PARENT_VARIABLE, JOB_VARIABLE = "FEEDRATE_PARENT_RUN", "FEEDRATE_JOB"
 PARENT_TAG, JOB_TAG = "mlflow.parentRunId", "feedrate.job"
 NOTE_CHARACTERS = 8000  # MLflow's limit of a tag
+KILLED_SILENTLY = "its process ended without a word, as SIGKILL or a power cut does"
 _MAX_RESULTS = 10_000
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Plan:
         command: starts the sweep again; without secrets.
         folder: the sweep's folder.
         settings: swept key -> its values in words.
+        run_id: of the parent run of an earlier start, which is gone on with; empty for a new sweep.
     """
 
     name: str
@@ -48,18 +50,18 @@ class Plan:
     command: str
     folder: Path
     settings: Mapping[str, str]
+    run_id: str = ""
 
 
 class SweepRun:
     """The parent run. After it is open, a store that fails costs a warning, never the sweep."""
 
-    def __init__(self, config: TrackingConfig, plan: Plan, *, again: bool, owned: Callable[[Path], bool]) -> None:
-        """Goes on with an unfinished sweep of the same jobs, or begins a new one.
+    def __init__(self, config: TrackingConfig, plan: Plan, *, owned: Callable[[Path], bool]) -> None:
+        """Goes on with the plan's parent run if the store has it, or begins a new one.
 
         Args:
             config: the group `tracking`, with a `uri`.
-            again: begin a new one in any case.
-            owned: whether a living process owns this sweep or run folder.
+            owned: whether a living process owns this run folder.
 
         Raises:
             UserError: the store does not answer or cannot be used.
@@ -67,11 +69,9 @@ class SweepRun:
         assert config.uri is not None
         self._address = read_address(config.uri, config.artifacts)
         self._client, self._experiment_id = open_store(self._address, config.experiment)
-        self.finished: dict[str, Path] = {}
-        """job_id -> run folder of jobs that an interrupted start of this sweep finished."""
         with translated_errors(self._address):
-            found = None if again else self._unfinished(plan.sweep_id, owned)
-            self.run_id = self._go_on(found, plan, owned) if found else self._begin(plan)
+            found = self._find(plan.run_id) if plan.run_id else None
+            self.run_id = self._go_on(found, owned) if found else self._begin(plan)
 
     @property
     def url(self) -> str:
@@ -130,35 +130,30 @@ class SweepRun:
             self._client.log_param(run.info.run_id, key, without_secrets(values)[:500])
         return str(run.info.run_id)
 
-    def _unfinished(self, sweep_id: str, owned: Callable[[Path], bool]) -> Run | None:
-        found = self._search(f"tags.`feedrate.sweep_id` = '{sweep_id}'")
-        if not found or found[0].info.status == "FINISHED" or owned(_folder(found[0])):
-            return None
-        return found[0]
+    def _find(self, run_id: str) -> Run | None:
+        from mlflow.exceptions import MlflowException
 
-    def _go_on(self, found: Run, plan: Plan, owned: Callable[[Path], bool]) -> str:
+        try:
+            found = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return found if found.info.lifecycle_stage == "active" else None
+
+    def _go_on(self, found: Run, owned: Callable[[Path], bool]) -> str:
         self.run_id = str(found.info.run_id)
-        self._client.set_tag(self.run_id, "feedrate.run_folder", _relative(plan.folder))
         self._client.update_run(self.run_id, status="RUNNING")
         if "feedrate.error" in found.data.tags:
             self._client.delete_tag(self.run_id, "feedrate.error")
         for run in self._children():
-            if run.info.status == "FINISHED" and (job_id := run.data.tags.get("feedrate.job_id")):
-                self.finished[job_id] = _folder(run)
-            elif run.info.status == "RUNNING" and not owned(_folder(run)):
-                self._end(
-                    str(run.info.run_id), "KILLED", "its process ended without a word, as SIGKILL or a power cut does"
-                )
+            if run.info.status == "RUNNING" and not owned(_folder(run)):
+                self._end(str(run.info.run_id), "KILLED", KILLED_SILENTLY)
         return self.run_id
 
     def _children(self) -> list[Run]:
-        return self._search(f"tags.`{PARENT_TAG}` = '{self.run_id}'")
-
-    def _search(self, condition: str) -> list[Run]:
-        """Newest first."""
-        order = ["attributes.start_time DESC"]
-        runs = self._client.search_runs([self._experiment_id], condition, max_results=_MAX_RESULTS, order_by=order)
-        return list(runs)
+        condition = f"tags.`{PARENT_TAG}` = '{self.run_id}'"
+        return list(self._client.search_runs([self._experiment_id], condition, max_results=_MAX_RESULTS))
 
     def _end(self, run_id: str, status: str, error: str) -> None:
         if error:

@@ -55,6 +55,8 @@ def living_owner(path: Path) -> int | None:
     """Number of the process that owns a run folder now, None if there is none or it has ended."""
     with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
         owner = json.loads((path / "lock").read_text())
-        if psutil.Process(owner["pid"]).create_time() == owner["started"]:
+        process = psutil.Process(owner["pid"])
+        # one that has ended may stay as a zombie for ever where nobody asks for its exit code, as in some containers
+        if process.create_time() == owner["started"] and process.status() != psutil.STATUS_ZOMBIE:
             return int(owner["pid"])
     return None

@@ -9,7 +9,7 @@ import copy
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ class Job:
         job_id: as feedrate.trainer.provenance makes it.
         settings: key -> value of the table's columns.
         command: makes this job alone again.
-        folder: its run folder, not yet made.
+        subfolder: name of its run folder within the sweep's.
+        environment: variables for its process alone.
     """
 
     number: int
@@ -51,7 +52,8 @@ class Job:
     job_id: str
     settings: Mapping[str, str]
     command: str
-    folder: Path
+    subfolder: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def compose(
@@ -94,7 +96,7 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         job_id=job_id(resolved),
         settings={key: typed.get(key, _selected(task, key)) for key in columns(keys)},
         command=without_secrets(command_line(list(filter_overrides(overrides)))),
-        folder=folder,
+        subfolder=str(composed.hydra.sweep.subdir),
     )
 
 
@@ -136,12 +138,19 @@ class FrozenFiles:
         if search_path:
             self._hydra.append(f"hydra.searchpath=[{','.join(map(_quoted, search_path))}]")
 
-    def command(self, job: Job) -> list[str]:
-        """Program and arguments: the entry point that started the sweep, with the job's own overrides."""
+    def command(self, job: Job, folder: Path, *, resume: bool) -> list[str]:
+        """Program and arguments: the entry point that started the sweep, with the job's own overrides.
+
+        Args:
+            folder: the job's run folder.
+            resume: go on from the checkpoint in it.
+        """
         own = [
-            "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(job.folder))}",
+            "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(folder))}",
             f"hydra.job.num={job.number}", f"hydra.job.id='{job.number}'",
         ]  # fmt: skip
+        if resume:
+            own.append(f"trainer.resume={_quoted(str(folder))}")
         script = str(Path(sys.argv[0]).resolve())
         overrides: list[Any] = [*self._hydra, *job.overrides, *own]
         return [sys.executable, script, *self._flags, "--config-name", self._name, *map(str, overrides)]

@@ -1,0 +1,55 @@
+"""What a sweep leaves in its folder and on its parent run: the table, the CSV and the pictures of all its jobs.
+
+Their contents are made in sweep_table.py and sweep_plots.py; a search has a report of its own, search_report.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
+from feedrate.tracking.sweep_table import Result, as_csv, groups, markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Report:
+    """The report of a sweep over every combination.
+
+    Args:
+        keys: what is swept.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = list(keys)
+
+    def table(self, results: Sequence[Result], rows: int | None = None) -> str:
+        """Markdown, the best setting first.
+
+        Args:
+            rows: how many jobs the table shows, the best first; None: all, in their order.
+        """
+        return markdown(results, self.keys, rows)
+
+    def csv(self, results: Sequence[Result]) -> str:
+        """A row for each job."""
+        return as_csv(results, self.keys)
+
+    def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
+        """Pictures by name, without suffix."""
+        found = groups(results, self.keys)
+        shown = [name for name in MEASURES if any(group.mean(name) is not None for group in found)]
+        return {name: sweep_figure(found, name) for name in shown}
+
+    def write(self, results: Sequence[Result], folder: Path) -> list[Path]:
+        """sweep.md, sweep.csv and the pictures; returns their paths."""
+        texts = {"sweep.md": self.table(results), "sweep.csv": self.csv(results)}
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        figures = self.figures(results)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=figure.dpi)
+        return [folder / name for name in [*texts, *(f"{name}.png" for name in figures)]]

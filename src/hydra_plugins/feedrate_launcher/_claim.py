@@ -1,0 +1,182 @@
+"""Which folder a sweep owns: a new one, or that of the same sweep which was interrupted; and what its jobs left there.
+
+What runs in the folder is not decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from feedrate.config import ROOT
+from feedrate.errors import UserError
+from feedrate.tracking.sweep import KILLED_SILENTLY
+from feedrate.tracking.sweep_table import read_summary
+from feedrate.trainer.run_folder import RunFolder, living_owner
+from hydra_plugins.feedrate_launcher._freeze import Job
+
+_ENDING_S = 30.0  # what the jobs of a launcher that was killed may take to write their checkpoints
+_SWEEPS = ROOT / "outputs/sweeps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sweep's folder, owned by this process.
+
+    Attributes:
+        folder: locked.
+        facts: its summary.json as the earlier start left it; empty for a new sweep.
+    """
+
+    folder: RunFolder
+    facts: Mapping[str, Any]
+
+    def write(self, **facts: Any) -> None:
+        """Adds to summary.json, which other commands find the sweep by."""
+        _add_to_summary(self.folder.path, facts)
+
+
+def claim(
+    fresh: Path,
+    sweep_id: str,
+    *,
+    again: bool,
+    goes_on: Callable[[Mapping[str, Any]], bool] = lambda facts: facts.get("status") != "FINISHED",
+) -> Claim:
+    """The folder of the sweep with this id that was interrupted, or a new one. Exactly one process gets a folder.
+
+    Args:
+        fresh: where a new sweep lies; other sweeps are looked for beside it and under outputs/sweeps.
+        sweep_id: the same for the same command.
+        again: begin a new one in any case.
+        goes_on: whether the newest such sweep, known by its summary.json, is gone on with.
+
+    Raises:
+        UserError: the same sweep is running now, or `fresh` holds another one.
+    """
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(fresh.parent / ".lock"):
+            earlier = None if again else _newest(fresh, sweep_id)
+            if earlier is not None and (owner := living_owner(earlier)) is not None:
+                raise UserError(
+                    f"this sweep is running already: process {owner}, {earlier}\n"
+                    "Wait for it, or start a second one beside it with sweep.again=true"
+                )
+            if earlier is not None and goes_on(facts := read_summary(earlier)):
+                claimed = Claim(folder=RunFolder(earlier), facts=facts)
+            elif read_summary(fresh):
+                raise UserError(f"hydra.sweep.dir={fresh}: holds a sweep already; name a new folder")
+            else:
+                claimed = Claim(folder=RunFolder(fresh), facts={})
+            claimed.write(status="RUNNING", sweep_id=sweep_id, started=f"{datetime.now(timezone.utc):%FT%TZ}")
+    except BaseException:
+        discard(fresh)
+        raise
+    if claimed.folder.path != fresh:
+        discard(fresh)
+    return claimed
+
+
+def discard(fresh: Path) -> None:
+    """Removes the folder that Hydra has just made, if nothing but Hydra's own file is in it."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in fresh.iterdir()} <= {"multirun.yaml"}:
+            (fresh / "multirun.yaml").unlink(missing_ok=True)
+            fresh.rmdir()
+
+
+def _newest(fresh: Path, sweep_id: str) -> Path | None:
+    found = [
+        (str(facts["started"]), path.parent)
+        for root in {fresh.parent, _SWEEPS}
+        for path in root.glob("*/summary.json")
+        if (facts := read_summary(path.parent)).get("sweep_id") == sweep_id
+    ]
+    return max(found)[1] if found else None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The jobs of an earlier start
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is to be done for a job.
+
+    Attributes:
+        folder: the job's run folder.
+        state: `finished` before; `resume` from the checkpoint in the folder; `new`: the folder is not there yet.
+    """
+
+    folder: Path
+    state: Literal["finished", "resume", "new"]
+
+
+def attempt(job: Job, sweep: Path) -> Attempt:
+    """Finished jobs are not repeated, interrupted ones go on, those that failed run anew in a folder of their own."""
+    tried = _attempts(job, sweep)
+    if not tried:
+        return Attempt(sweep / job.subfolder, "new")
+    newest = tried[-1]
+    summary = read_summary(newest)
+    if summary.get("job_id") == job.job_id:
+        if summary.get("status") == "FINISHED":
+            return Attempt(newest, "finished")
+        if summary.get("status") in ("RUNNING", "KILLED") and list((newest / "checkpoints").glob("last*.pt")):
+            return Attempt(newest, "resume")
+    return Attempt(sweep / f"{job.subfolder}_{len(tried) + 1}", "new")
+
+
+def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
+    """Waits until the jobs of an earlier start have ended: they write their checkpoints when their launcher dies.
+
+    Marks those that ended without a word, so that no job that starts takes them for something else.
+
+    Raises:
+        UserError: one goes on and on.
+    """
+    deadline = time.monotonic() + _ENDING_S
+    folders = [folder for job in jobs for folder in _attempts(job, sweep)]
+    said = False
+    for folder in folders:
+        while (owner := living_owner(folder)) is not None:
+            if time.monotonic() > deadline:
+                raise UserError(f"{folder}: process {owner} of an earlier start still runs; end it, then start again")
+            if not said:
+                print("waiting for the jobs of the earlier start to write their checkpoints", flush=True)
+            said = True
+            time.sleep(0.1)
+    for folder in folders:
+        mark_dead(folder, KILLED_SILENTLY)
+
+
+def mark_dead(folder: Path, error: str) -> None:
+    """Says in a run folder that its process was killed, if it could not do so itself; its lock is removed."""
+    if (folder / "lock").exists():
+        if read_summary(folder).get("status") == "RUNNING":
+            _add_to_summary(folder, {"status": "KILLED", "error": error})
+        (folder / "lock").unlink(missing_ok=True)
+
+
+def _attempts(job: Job, sweep: Path) -> list[Path]:
+    """The folders of a job, oldest first."""
+    found: list[Path] = []
+    while (following := sweep / (f"{job.subfolder}_{len(found) + 1}" if found else job.subfolder)).exists():
+        found.append(following)
+    return found
+
+
+def _add_to_summary(folder: Path, facts: Mapping[str, Any]) -> None:
+    temporary = folder / ".summary.json"
+    temporary.write_text(json.dumps({**read_summary(folder), **facts}, indent=2, default=str), encoding="utf-8")
+    temporary.replace(folder / "summary.json")

@@ -1,0 +1,217 @@
+"""A sweep from the claim of its folder to its closing table: its parent run in MLflow, its jobs, what became of them.
+
+How jobs run is in _running.py, which folder the sweep owns in _claim.py, what the table says in feedrate.tracking.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig
+
+from feedrate.config import TrainConfig
+from feedrate.tracking import without_secrets
+from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun
+from feedrate.tracking.sweep_report import Report
+from feedrate.tracking.sweep_table import Result, figures, read_summary
+from feedrate.trainer.provenance import command_line
+from feedrate.trainer.run_folder import RunFolder, living_owner
+from hydra_plugins.feedrate_launcher._claim import Attempt, Claim, attempt, mark_dead, wait_for
+from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
+from hydra_plugins.feedrate_launcher._running import Jobs, Next
+from hydra_plugins.feedrate_launcher._stop import Stop
+
+_TABLE_ROWS = 30  # in MLflow's note, whose length is limited
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a sweep is.
+
+    Attributes:
+        name: of the parent run.
+        sweep_id: the same for the same command.
+        settings: what is swept -> its values in words.
+        config: of any of its jobs, for the groups tracking and sweep.
+        report: makes table and pictures.
+        words: what the line that announces a job says of it.
+    """
+
+    name: str
+    sweep_id: str
+    settings: Mapping[str, str]
+    config: TrainConfig
+    report: Report
+    words: Callable[[Job], str]
+
+
+@dataclass
+class Sweep:
+    """One sweep, whose folder this process owns.
+
+    Attributes:
+        master: the sweep's own configuration.
+        claimed: its folder.
+        at_once: how many jobs run at the same time.
+        results: of the jobs by number, as far as they are known.
+    """
+
+    master: DictConfig
+    about: About
+    claimed: Claim
+    at_once: int
+    results: dict[int, Result] = field(default_factory=dict)
+    _parent: SweepRun | None = None
+    _stop: Stop = field(default_factory=Stop)
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder; each job has one in it."""
+        return self.claimed.folder.path
+
+    @contextmanager
+    def open(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """The parent run is open within it; at its end table and pictures are made, whatever happened.
+
+        Args:
+            jobs: that are known before, to stand in the table also if they never begin.
+
+        Raises:
+            UserError: the tracking store cannot be used; no job has begun then.
+        """
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
+        reason = "the sweep was interrupted"
+        try:
+            self._open_parent()
+            yield
+            if not self._stop.signum:
+                status, reason = self.outcome
+        except Exception as error:
+            if not self._stop.signum:
+                status, reason = "FAILED", str(error)
+            raise
+        finally:
+            for job in jobs:
+                self.results.setdefault(job.number, result(job, "NOT RUN", ""))
+            self._close(status, reason)
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM are answered in order within it; it encloses `open`."""
+        with self._stop.listening():
+            yield
+
+    @property
+    def outcome(self) -> tuple[Literal["FINISHED", "FAILED"], str]:
+        """Status and reason, for the jobs so far."""
+        wrong = [found for found in self.results.values() if found.status not in ("FINISHED", "PRUNED")]
+        return ("FAILED", f"{len(wrong)} of {len(self.results)} jobs did not finish") if wrong else ("FINISHED", "")
+
+    def finished_before(self, job: Job) -> Mapping[str, Any]:
+        """Takes over what an earlier start of this sweep finished; its summary, empty if the job is to run."""
+        where = attempt(job, self.folder)
+        if where.state != "finished":
+            return {}
+        summary = read_summary(where.folder)
+        self.results[job.number] = result(job, "FINISHED", "", summary)
+        print(f"job {job.number} finished before: {where.folder}")
+        return summary
+
+    def run(
+        self, jobs: Sequence[Job], following: Next, ended: Callable[[Job, Result, Mapping[str, Any]], None]
+    ) -> None:
+        """Runs jobs within `open`.
+
+        Args:
+            jobs: of an earlier start that was interrupted, whose processes may still be ending.
+            following: gives the next job, None where there is no further one.
+            ended: takes each job that has ended, its result, and its summary if it finished.
+        """
+        wait_for(jobs, self.folder)
+        files = FrozenFiles(self.master, self.folder)
+        parent = self._parent.run_id if self._parent is not None else None
+        running = Jobs(self.at_once, files, self.folder, parent, self._stop, self.about.words)
+
+        def take(job: Job, where: Attempt, status: str, error: str) -> None:
+            summary = read_summary(where.folder) if status == "FINISHED" else {}
+            found = self.results[job.number] = result(job, status, error, summary)
+            if status in ("FAILED", "KILLED"):
+                print(f"job {job.number} {status}: {error}", file=sys.stderr, flush=True)
+                mark_dead(where.folder, error)
+                self._mark(job, where.folder, status, error)
+                if self.about.config.sweep.fail_fast:
+                    running.start_no_more()
+            ended(job, found, summary)
+            self._note()
+
+        running.run(following, take)
+
+    def _open_parent(self) -> None:
+        """Before the first job, so that the jobs find a store that is there; needs no mlflow with tracking=none."""
+        if self.about.config.tracking.uri is None:
+            return
+        typed = [str(override) for override in self.master.hydra.overrides.task]
+        plan = Plan(
+            name=self.about.name,
+            sweep_id=self.about.sweep_id,
+            command=without_secrets(command_line(["-m", *typed])),
+            folder=self.folder,
+            settings=self.about.settings,
+            run_id=str(self.claimed.facts.get("run_id") or ""),
+        )
+        self._parent = SweepRun(self.about.config.tracking, plan, owned=lambda path: living_owner(path) is not None)
+        self.claimed.write(run_id=self._parent.run_id)
+
+    def _mark(self, job: Job, folder: Path, status: str, error: str) -> None:
+        if self._parent is not None:
+            tags = {"feedrate.command": job.command, "feedrate.job_id": job.job_id, JOB_TAG: str(job.number)}
+            self._parent.mark(folder, "KILLED" if status == "KILLED" else "FAILED", error, tags)
+
+    def _note(self) -> None:
+        """The table so far, so that an interrupted sweep has one too."""
+        if self._parent is None:
+            return
+        text = self.about.report.table(self._ordered())
+        self._parent.note(
+            text if len(text) < NOTE_CHARACTERS else self.about.report.table(self._ordered(), rows=_TABLE_ROWS)
+        )
+
+    def _close(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str) -> None:
+        """Table and pictures of all that ended, in the terminal, in the sweep's folder and on the parent run."""
+        try:
+            if any(found.status != "NOT RUN" for found in self.results.values()):
+                paths = self.about.report.write(self._ordered(), self.folder)
+                print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {self.folder}", flush=True)
+                if self._parent is not None:
+                    self._note()
+                    for path in paths:
+                        self._parent.artifact(path)
+                    print(f"this sweep    {self._parent.url}\nall runs      {self._parent.experiment_url}", flush=True)
+        finally:
+            if self._parent is not None:
+                self._parent.end(status, reason)
+            self.claimed.write(status=status, error=reason)
+            self.claimed.folder.release()
+
+    def _ordered(self) -> list[Result]:
+        return [self.results[number] for number in sorted(self.results)]
+
+
+def result(job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> Result:
+    """A job's row of the table; its figures are those of its summary."""
+    if summary and summary.get("pruned"):
+        status = "PRUNED"
+    measured = figures(summary) if summary else {}
+    return Result(number=job.number, settings=job.settings, command=job.command, status=status, error=error, **measured)
+
+
+def claimed_again(sweep: Sweep) -> Sweep:
+    """The same sweep for a further batch of jobs, with its folder locked anew."""
+    sweep.claimed = Claim(folder=RunFolder(sweep.folder), facts=read_summary(sweep.folder))
+    sweep.claimed.write(status="RUNNING")
+    return sweep

@@ -1,0 +1,171 @@
+"""Sweeps that are killed or interrupted, and started again: nothing is repeated, lost or left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from sweep_process import start, sweep
+
+pytestmark = pytest.mark.slow
+
+SLOW = [
+    "+model.death=slow", "seed=0,1", "trainer.max_epochs=3", "loader.batch_size=4", "trainer.checkpoint_every_s=0",
+    "tracking.system_metrics=false",
+]  # fmt: skip
+
+
+def store(folder: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+def runs(folder: Path, experiment: str = "feedrate") -> list[Any]:
+    client = store(folder)
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+
+
+def jobs_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children()
+
+
+def wait_until_in_the_middle(process: subprocess.Popen[str], job: Path, epoch: int) -> None:
+    """Until the job has written a checkpoint within that epoch."""
+    while True:
+        assert process.poll() is None, process.communicate()
+        with contextlib.suppress(OSError, ValueError):
+            about = json.loads((job / "checkpoints/last.json").read_text())
+            if (about["epoch"], about["phase"]) >= (epoch, "training") and about["batches"] > 3:
+                return
+        time.sleep(0.02)
+
+
+def gone(process: psutil.Process, seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, digits):
+    """A sweep, killed twice in the middle of its second job, then started twice at once; and an undisturbed one."""
+    folder = tmp_path_factory.mktemp("killed")
+    calm = sweep(folder, digits, *SLOW, "tracking=none", f"hydra.sweep.dir={folder}/calm/first")
+    assert calm.returncode == 0, calm.stderr
+    arguments = [*SLOW, f"tracking.uri={folder}/mlflow.db"]
+    job = folder / "sweeps/first/1"
+
+    # everything at once, as a power cut does
+    process = start(folder, digits, *arguments, f"hydra.sweep.dir={folder}/sweeps/first")
+    wait_until_in_the_middle(process, job, 0)
+    running = jobs_of(process)
+    os.kill(process.pid, signal.SIGKILL)
+    for child in running:
+        os.killpg(child.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    finished_at = (folder / "sweeps/first/0/summary.json").stat().st_mtime_ns
+
+    # the launcher alone: its job writes a checkpoint and ends, while the sweep is started again already
+    process = start(folder, digits, *arguments, f"hydra.sweep.dir={folder}/sweeps/second")
+    wait_until_in_the_middle(process, job, 1)
+    orphans = jobs_of(process)
+    process.kill()
+    both = [start(folder, digits, *arguments, f"hydra.sweep.dir={folder}/sweeps/third{i}") for i in range(2)]
+    said = [other.communicate(timeout=200) for other in both]
+    process.communicate(timeout=60)
+    return SimpleNamespace(
+        folder=folder, job=job, orphans=orphans, finished_at=finished_at,
+        ends=sorted((other.returncode, *texts) for other, texts in zip(both, said, strict=True)),
+    )  # fmt: skip
+
+
+def test_of_two_restarts_at_once_one_goes_on_and_the_other_says_that_it_runs_already(killed):
+    (code, output, errors), (refused, _, told) = killed.ends
+    assert (code, refused) == (0, 1), errors
+    assert told.startswith("error: this sweep is running already: process ")
+    assert told.count("\n") == 2
+    assert "job 0 finished before" in output
+    assert "job 1 of 2: seed=1  (goes on where it was interrupted)" in output
+    assert [path.name for path in (killed.folder / "sweeps").iterdir() if path.is_dir()] == ["first"]
+
+
+def test_a_killed_job_goes_on_in_its_own_folder_and_run_and_a_finished_one_is_not_repeated(killed):
+    first = killed.job.parent
+    assert sorted(path.name for path in first.glob("[0-9]*")) == ["0", "1"]
+    assert (first / "0/summary.json").stat().st_mtime_ns == killed.finished_at
+    found = runs(killed.folder)
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    assert sorted(run.data.tags["feedrate.job"] for run in children) == ["0", "1"]
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert len(found) == 3
+    assert all(gone(orphan) for orphan in killed.orphans)
+    assert not list((killed.folder / "sweeps").rglob("lock"))
+
+
+@pytest.mark.parametrize("job", [0, 1])
+def test_weights_and_metrics_are_those_of_an_undisturbed_sweep_bit_for_bit(killed, job):
+    calm, disturbed = killed.folder / f"calm/first/{job}", killed.job.parent / str(job)
+    for name in ("best", "last"):
+        one, other = (torch.load(path / f"checkpoints/{name}.pt") for path in (calm, disturbed))
+        assert one["model"].keys() == other["model"].keys()
+        assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+    one, other = (json.loads((path / "summary.json").read_text()) for path in (calm, disturbed))
+    assert one["order_digest"] == other["order_digest"]
+    results = [
+        [{k: v for k, v in epoch.items() if k.startswith(("train/", "validation/"))} for epoch in summary["history"]]
+        for summary in (one, other)
+    ]
+    assert results[0] == results[1]
+    rows = [list(csv.DictReader((path.parent / "sweep.csv").open()))[job] for path in (calm, disturbed)]
+    assert rows[0]["validation/accuracy"] == rows[1]["validation/accuracy"]
+    assert {row["status"] for row in rows} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("death", "signals", "code"),
+    [
+        ("wait", [signal.SIGINT], 130),
+        ("wait", [signal.SIGTERM], 143),
+        ("deaf", [signal.SIGINT, signal.SIGINT], 130),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice"],
+)
+def test_an_interrupted_sweep_ends_its_job_marks_itself_and_leaves_nothing_behind(
+    killed, tmp_path, digits, death, signals, code
+):
+    process = start(tmp_path, digits, f"tracking.uri={killed.folder}/mlflow.db", f"tracking.experiment={tmp_path.name}",
+                    f"+model.death={death}", "seed=0,1", f"hydra.sweep.dir={tmp_path}/out")  # fmt: skip
+    while not list((tmp_path / "notes").glob(f"{death}-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    (job,) = jobs_of(process)
+    for signum in signals:
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert gone(job)
+    assert not list(tmp_path.rglob("lock"))
+    # the parent and its first job; the second never began
+    assert [run.info.status for run in runs(killed.folder, tmp_path.name)] == ["KILLED", "KILLED"]
+    rows = list(csv.DictReader((tmp_path / "out/sweep.csv").open()))
+    assert [row["status"] for row in rows] == ["KILLED", "NOT RUN"]
+    assert json.loads((tmp_path / "out/summary.json").read_text())["status"] == "KILLED"

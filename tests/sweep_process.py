@@ -1,0 +1,39 @@
+"""Sweeps as processes of their own, small and with a model that dies as it is told: for the tests of sweeps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = "# @package _global_\ntrainer: {max_epochs: 1}\n"
+
+
+def start(folder: Path, digits: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A sweep of `deadly.Net`, with an experiment file of the user's own in `folder`."""
+    own = folder / "conf/experiment/tiny.yaml"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text(TINY)
+    (folder / "notes").mkdir(exist_ok=True)
+    small = [
+        f"hydra.searchpath=[file://{folder}/conf]", "experiment=tiny", f"dataset.root={digits}", "dataset.limit=64",
+        "loader.num_workers=0", "scheduler=none", "model=mlp", "~model.hidden", "~model.dropout",
+        "model._target_=deadly.Net", f"+model.notes={folder}/notes",
+    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "src/train.py"), "-m", *small, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+    )
+
+
+def sweep(folder: Path, digits: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start(folder, digits, *arguments)
+    output, errors = process.communicate(timeout=200)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)

@@ -1,0 +1,160 @@
+"""Which folder a sweep gets, for sweeps that begin at the same instant, and what is to be done for each of its jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any, cast
+
+import pytest
+
+from feedrate.errors import UserError
+from hydra_plugins.feedrate_launcher._claim import attempt, claim, discard, wait_for
+from hydra_plugins.feedrate_launcher._freeze import Job
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = Job(number=1, overrides=(), config=cast(Any, SimpleNamespace()), job_id="j", settings={}, command="",
+          subfolder="1")  # fmt: skip
+
+STARTS = """
+import sys, time
+from pathlib import Path
+from feedrate.errors import UserError
+from hydra_plugins.feedrate_launcher._claim import claim
+fresh, instant = Path(sys.argv[1]), float(sys.argv[2])
+fresh.mkdir()
+(fresh / "multirun.yaml").touch()
+while time.time() < instant:
+    pass
+try:
+    print(claim(fresh, sys.argv[3], again=False).folder.path)
+except UserError as error:
+    print("refused:", str(error).splitlines()[0])
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+def started(folder: Path, sweep_ids: list[str]) -> list[str]:
+    """What processes say that claim a folder at the same instant, each staying until all have spoken."""
+    instant = str(time.time() + 2)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTS, str(folder / f"fresh{i}"), instant, sweep_id],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        )
+        for i, sweep_id in enumerate(sweep_ids)
+    ]
+    said = [cast(IO[str], process.stdout).readline().strip() for process in processes]
+    for process in processes:
+        process.communicate(timeout=60)
+    return said
+
+
+def summary(folder: Path, **facts: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(facts))
+
+
+def test_of_restarts_at_the_same_instant_exactly_one_goes_on(tmp_path):
+    summary(tmp_path / "earlier", sweep_id="a", started="2026-01-01", status="KILLED")
+    said = started(tmp_path, ["a", "a", "a"])
+    assert said.count(str(tmp_path / "earlier")) == 1
+    assert sum(line.startswith("refused: this sweep is running already: process") for line in said) == 2
+    assert not list(tmp_path.glob("fresh*"))  # what Hydra had made for them is gone
+
+
+def test_sweeps_that_begin_at_the_same_instant_have_folders_of_their_own(tmp_path):
+    said = started(tmp_path, ["a", "b", "c"])
+    assert said == [str(tmp_path / f"fresh{i}") for i in range(3)]
+    assert all((tmp_path / f"fresh{i}/summary.json").exists() for i in range(3))
+
+
+def test_a_finished_sweep_begins_anew_and_an_interrupted_one_goes_on_unless_told_otherwise(tmp_path):
+    first = claim(tmp_path / "first", "a", again=False)
+    first.write(run_id="r", status="KILLED")
+    first.folder.release()
+    second = claim(tmp_path / "second", "a", again=False)
+    assert (second.folder.path, second.facts["run_id"]) == (tmp_path / "first", "r")
+    second.write(status="FINISHED")
+    second.folder.release()
+    third = claim(tmp_path / "third", "a", again=False)
+    assert (third.folder.path, third.facts) == (tmp_path / "third", {})
+    third.folder.release()
+    assert claim(tmp_path / "fourth", "a", again=True).folder.path == tmp_path / "fourth"
+
+
+def test_a_folder_that_holds_another_sweep_is_refused(tmp_path):
+    claim(tmp_path / "mine", "a", again=False).folder.release()
+    with pytest.raises(UserError, match="holds a sweep already; name a new folder"):
+        claim(tmp_path / "mine", "b", again=False)
+    assert not (tmp_path / "mine/lock").exists()
+
+
+def test_only_what_hydra_itself_has_made_is_removed(tmp_path):
+    (tmp_path / "multirun.yaml").touch()
+    (tmp_path / "mine.txt").touch()
+    discard(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "job_id", "checkpoint", "state", "name"),
+    [
+        ("FINISHED", "j", True, "finished", "1"),
+        ("FINISHED", "other", True, "new", "1_2"),
+        ("KILLED", "j", True, "resume", "1"),
+        ("RUNNING", "j", True, "resume", "1"),
+        ("RUNNING", "j", False, "new", "1_2"),
+        ("FAILED", "j", True, "new", "1_2"),
+    ],
+)
+def test_a_finished_job_is_kept_an_interrupted_one_goes_on_and_a_failed_one_runs_anew(
+    tmp_path, status, job_id, checkpoint, state, name
+):
+    assert attempt(JOB, tmp_path).state == "new"
+    summary(tmp_path / "1", status=status, job_id=job_id)
+    if checkpoint:
+        (tmp_path / "1/checkpoints").mkdir()
+        (tmp_path / "1/checkpoints/last-1.pt").touch()  # the newest may have been on its way
+    found = attempt(JOB, tmp_path)
+    assert (found.state, found.folder) == (state, tmp_path / name)
+
+
+def test_an_attempt_after_two_failures_has_a_folder_of_its_own(tmp_path):
+    for name in ("1", "1_2"):
+        summary(tmp_path / name, status="FAILED", job_id="j")
+    assert attempt(JOB, tmp_path).folder == tmp_path / "1_3"
+    assert attempt(replace(JOB, number=2, subfolder="2"), tmp_path).folder == tmp_path / "2"
+
+
+def test_jobs_that_a_killed_launcher_left_are_waited_for_and_dead_ones_marked(tmp_path):
+    folder = tmp_path / "1"
+    summary(folder, status="RUNNING", job_id="j")
+    code = f"""
+import time
+from pathlib import Path
+from feedrate.trainer.run_folder import RunFolder
+RunFolder(Path({str(folder)!r}))
+print("owned", flush=True)
+time.sleep(1)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": f"{ROOT}/src"}
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "owned\n"
+    wait_for([JOB], tmp_path)
+    assert process.wait(timeout=30) == 0
+    process.stdout.close()
+    assert not (folder / "lock").exists()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "KILLED"
