@@ -63,6 +63,11 @@ class FolderConfig(DatasetConfig):
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class TensorFilesConfig(FolderConfig):
+    verify: Literal["none", "crc"] = "none"
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class GeneratedConfig(DatasetConfig):
     size: Annotated[int, Field(ge=1, le=10**15, strict=True)]
     validation_size: Annotated[int, Field(ge=1, le=10**15, strict=True)]
@@ -235,7 +240,8 @@ class PrepareConfig:
 
 SHIPPED: Mapping[str, type] = {
     "feedrate.dataset.Digits": FolderConfig,
-    "feedrate.dataset.TensorFiles": FolderConfig,
+    "feedrate.dataset.TensorFiles": TensorFilesConfig,
+    "feedrate.dataset.ArrayFiles": FolderConfig,
     "feedrate.dataset.InMemory": FolderConfig,
     "feedrate.dataset.Generated": GeneratedConfig,
     "feedrate.loader.Loader": FeedrateLoaderConfig,

@@ -1,5 +1,6 @@
 """What a sample is: catalogs, datasets, and random numbers that belong to a sample."""
 
+from feedrate.dataset.array_files import ArrayFiles
 from feedrate.dataset.build import Data, build_data, list_IDs
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.digits import Digits
@@ -10,6 +11,7 @@ from feedrate.dataset.rng import sample_rng
 from feedrate.dataset.tensor_files import TensorFiles
 
 __all__ = [
+    "ArrayFiles",
     "Catalog",
     "Data",
     "Digits",

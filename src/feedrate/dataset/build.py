@@ -132,7 +132,7 @@ def _from_catalog(node: Mapping[str, Any], keys: DatasetConfig, catalog: Catalog
     if catalog.labels["train"].indexed:  # the class looks labels up by ID: workers forked later share the look-up
         for labels in catalog.labels.values():
             labels.index()
-    if isinstance(train, TensorFiles):
+    if isinstance(train, TensorFiles) and train.suffix == ".pt":
         _note_views(train)
     return _data(
         keys.name or catalog.root.name, partition, catalog.targets, first, keys, catalog.digest, str(catalog.root), path

@@ -82,6 +82,13 @@ class IDs(Sequence[str]):
             yield str(self._view[start:end], "utf-8")
             start = end
 
+    def at(self, indices: np.ndarray) -> list[str]:
+        """The IDs at `indices`, (n,) int64 and none below 0; faster than one by one."""
+        ends = self._ends[indices]
+        starts = np.where(indices > 0, self._ends[indices - 1], 0)
+        view = self._view
+        return [str(view[start:end], "utf-8") for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
     @property
     def nbytes(self) -> int:
         """Bytes held, characters included."""

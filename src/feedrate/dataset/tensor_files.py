@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from feedrate.config import resolve_path
+from feedrate.dataset.file_layout import learn_pt
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.pt_file import load_tensor
+from feedrate.dataset.sample_reader import Empty, SampleReader
 from feedrate.errors import UserError
 
 
@@ -28,6 +30,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         labels: label by ID.
         root: folder of the files `ID.pt`; a relative one counts from the repository root.
         transform: called with X (and with `feedrate.dataset.sample_rng()` at hand), returns what the model gets.
+        verify: 'crc' to compare each sample with the CRC-32 that its file carries, which torch.load never does.
 
     A sample is `(X, y)`: the file's tensor, and the label as a tensor (0-d for classes and numbers, (K,) for vectors).
     Labels that are no numbers are returned as they are.
@@ -37,29 +40,50 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         SampleError: from `dataset[index]`, naming ID and file.
     """
 
+    suffix = ".pt"
+
     def __init__(
         self,
         list_IDs: Sequence[str],
         labels: Mapping[str, Any],
         root: str | Path = "data",
         transform: Callable[[Any], Any] | None = None,
+        verify: str = "none",
     ) -> None:
+        if verify not in ("none", "crc"):
+            raise UserError(f"dataset.verify={verify}: must be none or crc")
         self.list_IDs = list_IDs if isinstance(list_IDs, IDs) else IDs(list_IDs)
         self.labels = _aligned(self.list_IDs, labels)
         self.root = str(resolve_path(root))
         self.transform = transform
+        self._reader = SampleReader(load_tensor, learn_pt, verify == "crc")
 
     def __len__(self) -> int:
         return len(self.list_IDs)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         ID = self.list_IDs[index]
-        X = load_tensor(self.path(ID), ID)
+        X = self._reader.read(self.path(ID), ID)
         return X if self.transform is None else self.transform(X), self.labels[index]
+
+    def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any] | None:
+        """What collating the samples at `indices` gives, read straight into memory from `empty(shape, dtype)`.
+
+        None where it cannot be had at once: with a transform, or where the samples are not alike.
+        """
+        if self.transform is not None:
+            return None
+        IDs = self.list_IDs.at(indices)
+        X = self._reader.read_batch([self.path(ID) for ID in IDs], IDs, empty)
+        if not isinstance(X, Tensor):
+            return None
+        if isinstance(self.labels, Tensor):
+            return X, self.labels[torch.from_numpy(indices)]
+        return X, default_collate([self.labels[i] for i in indices.tolist()])
 
     def path(self, ID: str) -> str:
         """The sample's file."""
-        return f"{self.root}/{ID}.pt"
+        return f"{self.root}/{ID}{self.suffix}"
 
 
 def _aligned(list_IDs: IDs, labels: Mapping[str, Any]) -> Tensor | list[Any]:

@@ -1,0 +1,39 @@
+"""One `.npy` file per sample: `root/ID.npy` holds the array X, the labels come from a dictionary.
+
+The same as tensor_files.py, for files that np.save wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from feedrate.dataset.file_layout import learn_npy
+from feedrate.dataset.npy_file import load_array
+from feedrate.dataset.sample_reader import SampleReader
+from feedrate.dataset.tensor_files import TensorFiles
+
+
+class ArrayFiles(TensorFiles):
+    """Samples in files of their own, as np.save wrote them; X comes as a tensor in this machine's byte order.
+
+    Args:
+        list_IDs, labels, root, transform: as for TensorFiles.
+
+    Raises:
+        UserError: an ID has no label, or is no text.
+        SampleError: from `dataset[index]`, naming ID and file.
+    """
+
+    suffix = ".npy"
+
+    def __init__(
+        self,
+        list_IDs: Sequence[str],
+        labels: Mapping[str, Any],
+        root: str | Path = "data",
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(list_IDs, labels, root, transform)
+        self._reader = SampleReader(load_array, learn_npy)

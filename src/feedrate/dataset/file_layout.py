@@ -1,0 +1,245 @@
+"""What two files that torch.save (or np.save) wrote have in common: where the payload lies, and which bytes matter.
+
+A layout is learned from one file and then recognises others; reading files is sample_reader.py's affair.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import struct
+import zipfile
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Larger files are loaded whole: learning copies a file several times, and what torch.load costs hardly counts there.
+MAX_BYTES = 256 << 20
+_LOCAL, _CENTRAL, _DESCRIPTOR = (
+    30,
+    46,
+    16,
+)  # bytes of a ZIP's fixed structures: APPNOTE.TXT 6.3.10, 4.3.7, 4.3.12, 4.3.9
+_SERIAL = ".data/serialization_id"  # a hash of the content that torch.load does not look at
+_NAME_BYTES = np.ones(256, dtype=bool)  # what a name inside an archive may hold, so that it means one name
+_NAME_BYTES[:32] = _NAME_BYTES[[ord(c) for c in "/\\:\x7f"]] = False
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How a file is built: its first `len(head)` bytes, the payload, and the rest.
+
+    Attributes:
+        shape, dtype: of the tensor, which is contiguous and little-endian.
+        head, tail: uint8, the bytes before and after the payload of the file it was learned from.
+        mask: uint8 over head and tail, 0 where a byte may differ between files with the same meaning.
+        names: (k, n) places, in head and tail, of the k copies of the archive's name; all must be alike.
+        crc: place of the payload's CRC-32 in head and tail (4 bytes, little-endian), or None if it has none.
+        digits: places in head and tail that hold decimal digits, whichever: the serialization id, a hash.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    head: np.ndarray
+    tail: np.ndarray
+    mask: np.ndarray = field(repr=False)
+    names: np.ndarray = field(repr=False)
+    crc: int | None = None
+    digits: slice = field(default_factory=lambda: slice(0, 0))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def frame(self) -> np.ndarray:
+        """Head and tail end to end."""
+        return np.concatenate([self.head, self.tail])
+
+    def same_form(self, other: Layout) -> bool:
+        """Whether both hold tensors of one shape and dtype."""
+        return self.shape == other.shape and self.dtype == other.dtype
+
+
+class Recogniser:
+    """Tells which of many files read at once are built like one layout.
+
+    Whatever torch.load looks at must be equal to the byte. Free are the payload, the archive's own name (if all its
+    copies in the file agree), the digits of the serialization id, and the CRC-32s of payload and id: `learn_pt` has
+    asked torch.load itself whether they matter.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._frame, self._mask, self._names = layout.frame, layout.mask, layout.names
+        self._digits = layout.digits
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """For each row of (n, len(head) + len(tail)) uint8 whether it belongs to such a file: (n,) bool."""
+        good: np.ndarray = ~((frames ^ self._frame) & self._mask).any(axis=1)
+        good &= (frames[:, self._digits] - 48 < 10).all(axis=1)  # unsigned: what is below '0' becomes large
+        if len(self._names):
+            names = frames[:, self._names]  # (n, k, length)
+            good &= (names == names[:, :1]).all(axis=(1, 2)) & _NAME_BYTES[names[:, 0]].all(axis=1)
+        return good
+
+
+def learn_pt(raw: bytes) -> Layout | None:
+    """The layout of a file that torch.save wrote; None where its payload cannot be taken as it lies there.
+
+    That is so for old files that are no ZIP, compressed ones, tensors that are not contiguous or use a part of what was
+    saved, other byte orders, and anything but one plain tensor. Source of the form: PyTorch,
+    `caffe2/serialize/inline_container.h`, and PKWARE's APPNOTE.TXT.
+    """
+    if len(raw) > MAX_BYTES:
+        return None
+    try:
+        found = _parse_pt(raw)
+    except (zipfile.BadZipFile, struct.error, ValueError, IndexError, NotImplementedError, OSError):
+        return None
+    return found if found is not None and _confirmed(raw, found) else None
+
+
+def _parse_pt(raw: bytes) -> Layout | None:
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        records = archive.infolist()
+        central = archive.start_dir
+    prefix = records[0].filename.partition("/")[0] + "/" if records else ""
+    name = prefix[:-1].encode()
+    parts = {record.filename.removeprefix(prefix): record for record in records}
+    payloads = [part for part in parts if part.startswith("data/")]
+    if payloads != ["data/0"] or len(parts) != len(records) or not name:
+        return None
+    value = _load(raw)
+    if value is None:
+        return None
+    free = bytearray(len(raw))  # 1 where a byte may differ
+    names: list[int] = []
+    first, serial = None, slice(0, 0)
+    for part, record in parts.items():
+        plain = (
+            record.compress_type == zipfile.ZIP_STORED
+            and record.flag_bits & ~0x0808 == 0  # neither encrypted nor patched: descriptor and UTF-8 at most
+            and record.compress_size == record.file_size
+            and record.filename.startswith(prefix)
+        )
+        if not plain:
+            return None
+        at = record.header_offset
+        signature, length, extra = struct.unpack("<4s22xHH", raw[at : at + _LOCAL])
+        begin = at + _LOCAL + length + extra
+        end = begin + record.file_size
+        if signature != b"PK\x03\x04" or raw[at + _LOCAL : at + _LOCAL + len(name)] != name:
+            return None
+        names.append(at + _LOCAL)
+        entry = _central_entry(raw, central, record)
+        names.append(entry + _CENTRAL)
+        if part in ("data/0", _SERIAL):
+            if raw[end : end + 4] == b"PK\x07\x08":
+                free[end + 4 : end + 8] = b"\1" * 4
+            free[at + 14 : at + 18] = free[entry + 16 : entry + 20] = b"\1" * 4
+        if part == _SERIAL:
+            serial = slice(begin, end)
+            free[serial] = b"\1" * record.file_size
+        if part == "data/0":
+            first, last, crc = begin, end, entry + 16
+    if first is None or _memory(value) != raw[first:last]:
+        return None
+    for place in names:
+        free[place : place + len(name)] = b"\1" * len(name)
+    bytes_ = np.frombuffer(raw, dtype=np.uint8)
+    mask = np.where(np.frombuffer(bytes(free), dtype=np.uint8), 0, 255).astype(np.uint8)
+    places = np.array(names)[:, None] + np.arange(len(name))
+    size = last - first
+    if serial.stop and serial.start < last:
+        return None  # not as torch.save orders things
+    return Layout(
+        tuple(value.shape), value.dtype, bytes_[:first].copy(), bytes_[last:].copy(),
+        np.concatenate([mask[:first], mask[last:]]),
+        np.where(places >= last, places - size, places), crc - size,
+        slice(serial.start - size, serial.stop - size) if serial.stop else serial,
+    )  # fmt: skip
+
+
+def _central_entry(raw: bytes, start: int, record: zipfile.ZipInfo) -> int:
+    """Where the central directory describes a record."""
+    at = start
+    while raw[at : at + 4] == b"PK\x01\x02":
+        length, extra, comment, offset = struct.unpack("<HHH8xI", raw[at + 28 : at + _CENTRAL])
+        if offset == record.header_offset and raw[at + _CENTRAL : at + _CENTRAL + length] == record.filename.encode():
+            return at
+        at += _CENTRAL + length + extra + comment
+    raise ValueError("no such entry")
+
+
+def _load(raw: bytes) -> Tensor | None:
+    """What torch.load makes of a file, if it is a plain tensor that uses all of what was saved, and only once."""
+    try:
+        value = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception:
+        return None
+    plain = (
+        type(value) is Tensor
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_nested or value.is_quantized or value.is_conj() or value.is_neg())
+        and value.numel() > 0
+        and value.is_contiguous()
+        and value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    )
+    return value.detach() if plain else None
+
+
+def _memory(value: Tensor) -> bytes:
+    return torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage()).numpy().tobytes()
+
+
+def _confirmed(raw: bytes, layout: Layout) -> bool:
+    """Whether torch.load reads altered copies of the file as the layout says it does."""
+    first, last = len(layout.head), len(raw) - len(layout.tail)
+    frame = layout.frame
+    frame[layout.mask == 0] ^= 0x15  # the CRC-32s; name and digits are set next
+    frame[layout.digits] = ord("7")
+    frame[layout.names] = np.resize(np.frombuffer(b"other", dtype=np.uint8), layout.names.shape[1])
+    payload = (np.frombuffer(raw, dtype=np.uint8)[first:last] ^ 0x01).tobytes()
+    altered = frame[:first].tobytes() + payload + frame[first:].tobytes()
+    value = _load(altered)
+    if value is None or tuple(value.shape) != layout.shape or value.dtype != layout.dtype:
+        return False
+    return _memory(value) == payload and bool(Recogniser(layout)(frame[None])[0])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# NumPy's .npy
+# ---------------------------------------------------------------------------------------------------------
+
+_NPY = re.compile(rb"\x93NUMPY([\x01-\x03])\x00")
+
+
+def learn_npy(raw: bytes) -> Layout | None:
+    """The layout of a file that np.save wrote; None where its payload cannot be taken as it lies there.
+
+    That is so in Fortran order, in another byte order, and for dtypes that torch has not. Source of the form: NumPy
+    Enhancement Proposal 1.
+    """
+    if len(raw) > MAX_BYTES or not (match := _NPY.match(raw)):
+        return None
+    wide = match[1] != b"\x01"
+    begin = 12 if wide else 10
+    first = begin + int.from_bytes(raw[8:begin], "little")
+    try:
+        fields = ast.literal_eval(raw[begin:first].decode("utf-8" if match[1] == b"\x03" else "latin-1"))
+        array = np.load(io.BytesIO(raw), allow_pickle=False)
+        value = torch.from_numpy(array)
+    except (ValueError, SyntaxError, TypeError, OSError, EOFError, MemoryError):
+        return None
+    dense = array.flags.c_contiguous and array.dtype.isnative and array.size > 0 and not fields["fortran_order"]
+    if not dense or raw[first:] != array.tobytes():
+        return None
+    head = np.frombuffer(raw[:first], dtype=np.uint8).copy()
+    return Layout(
+        tuple(value.shape), value.dtype, head, head[:0], np.full(first, 255, np.uint8), np.empty((0, 0), np.int64)
+    )

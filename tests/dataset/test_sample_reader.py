@@ -1,0 +1,379 @@
+"""`SampleReader` gives what torch.load gives, byte for byte, or an error that names the file; it is only faster."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from feedrate.dataset import ArrayFiles
+from feedrate.dataset.file_layout import learn_npy, learn_pt
+from feedrate.dataset.npy_file import load_array
+from feedrate.dataset.pt_file import load_tensor
+from feedrate.dataset.sample_reader import SampleReader, fresh
+from feedrate.errors import SampleError
+
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32),
+    *(torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+]
+NEWER = {torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2}  # than PyTorch 1.6
+NPY_DTYPES = [*("?", "u1", "i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"), *("<c8", ">i4", ">f8")]
+FORMS = ("plain", "transposed", "part", "expanded", "offset", "before 1.6", "saved under another name", "no crc")
+
+
+def reader(**options: Any) -> SampleReader:
+    return SampleReader(load_tensor, learn_pt, **options)
+
+
+def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = torch.randint(0, 2 if dtype == torch.bool else 256, (count,), dtype=torch.uint8, generator=generator)
+    return raw.view(dtype).view(shape) if count else torch.empty(shape, dtype=dtype)
+
+
+def save(X: Tensor, path: Path, form: str = "plain") -> None:
+    """Writes a tensor of X's shape in one of the ways in which such files come about."""
+    if form == "transposed" and X.dim() > 1:
+        X = X.transpose(0, 1).contiguous().transpose(0, 1)
+    elif form == "part":
+        X = torch.cat([X.reshape(-1), X.reshape(-1)])[: X.numel()].view(X.shape)
+    elif form == "offset":
+        X = torch.cat([X.reshape(-1), X.reshape(-1)])[X.numel() :].view(X.shape)
+    elif form == "expanded" and X.dim() and X.numel():
+        X = X[:1].expand(X.shape)
+    if form == "saved under another name":
+        path.with_name("unfinished").unlink(missing_ok=True)
+        torch.save(X, path.with_name("unfinished"))
+        path.with_name("unfinished").rename(path)
+        return
+    old = form == "before 1.6" and X.dtype not in NEWER
+    torch.serialization.set_crc32_options(form != "no crc")
+    try:
+        torch.save(X, path, _use_new_zipfile_serialization=not old)
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+def content(X: Tensor) -> tuple[Any, ...]:
+    """All that can be seen of a tensor, comparable."""
+    raw = X.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if X.numel() else b""
+    return X.dtype, tuple(X.shape), raw
+
+
+def by_torch(path: Path) -> Any:
+    """What torch.load gives, as `content`, or None where it gives no tensor."""
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        return content(value) if type(value) is Tensor and value.layout == torch.strided else None
+    except Exception:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the same as torch.load
+# ---------------------------------------------------------------------------------------------------------
+
+
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    shape=st.lists(st.integers(0, 5), max_size=4).map(tuple),
+    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=6),
+    lengths=st.lists(st.integers(1, 70), min_size=6, max_size=6),
+    verify=st.booleans(),
+)
+def test_a_batch_of_any_tensors_however_saved_is_what_torch_loads(
+    tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...], forms: list[str], lengths: list[int], verify: bool
+) -> None:
+    paths = [tmp_path / f"{i}{'x' * length}.pt" for i, length in zip(range(len(forms)), lengths, strict=False)]
+    for seed, (path, form) in enumerate(zip(paths, forms, strict=True)):
+        save(random_tensor(shape, dtype, seed), path, form)
+    read = reader(verify=verify)
+    names = [str(path) for path in paths]
+    expected = [content(torch.load(path, weights_only=True)) for path in paths]
+    for _ in range(2):  # files that are new to it, and files whose layout it knows
+        batch = read.read_batch(names, names, fresh)
+        assert [content(X) for X in batch] == expected
+        assert [content(read.read(name, name)) for name in names] == expected
+
+
+def test_samples_of_several_shapes_and_dtypes_come_as_a_list(tmp_path: Path) -> None:
+    X = [torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32), torch.ones(4, 5)]
+    names = [str(tmp_path / f"{i}.pt") for i in range(len(X))]
+    for name, x in zip(names, X, strict=True):
+        torch.save(x, name)
+    read = reader()
+    for _ in range(3):
+        batch = read.read_batch(names, names, fresh)
+        assert isinstance(batch, list)
+        assert [content(x) for x in batch] == [content(x) for x in X]
+        assert torch.equal(read.read_batch(names[:2], names[:2], fresh), torch.stack(X[:2]))  # type: ignore[arg-type]
+
+
+def test_files_of_hundreds_of_lengths_are_each_recognised_the_second_time(tmp_path: Path) -> None:
+    loads: list[str] = []
+
+    def load(path: str, ID: str) -> Tensor:
+        loads.append(ID)
+        return load_tensor(path, ID)
+
+    names = [str(tmp_path / f"{n:03}.pt") for n in range(1, 200)]
+    for n, name in enumerate(names, 1):
+        torch.save(torch.arange(n), name)
+    read = SampleReader(load, learn_pt)
+    assert [len(read.read(name, name)) for name in names] == list(range(1, 200))
+    loads.clear()
+    assert [len(read.read(name, name)) for name in names] == list(range(1, 200))
+    assert not loads
+
+
+def test_most_files_are_never_given_to_torch_load(tmp_path: Path) -> None:
+    loads: list[str] = []
+
+    def load(path: str, ID: str) -> Tensor:
+        loads.append(ID)
+        return load_tensor(path, ID)
+
+    names = [str(tmp_path / f"{'d' * (i % 7)}{i}.pt") for i in range(100)]
+    for i, name in enumerate(names):
+        torch.save(torch.full((5,), i), name)
+    batch = SampleReader(load, learn_pt).read_batch(names, names, fresh)
+    assert [int(x[0]) for x in batch] == list(range(100))
+    assert not loads
+
+
+def test_a_reader_in_another_process_or_several_threads_reads_the_same(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{i:02}.pt") for i in range(64)]
+    for i, name in enumerate(names):
+        torch.save(torch.full((100,), i), name)
+    read = pickle.loads(pickle.dumps(reader()))
+    wrong: list[object] = []
+
+    def work(part: list[str]) -> None:
+        for _ in range(20):
+            batch = read.read_batch(part, part, fresh)
+            if [int(x[0]) for x in batch] != [int(Path(p).stem) for p in part]:
+                wrong.append(batch)
+
+    threads = [threading.Thread(target=work, args=(names[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_file_of_the_other_byte_order_is_left_to_torch(tmp_path: Path) -> None:
+    X = torch.arange(6, dtype=torch.int32)
+    torch.save(X, tmp_path / "little.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "little.pt") as old,
+        zipfile.ZipFile(tmp_path / "bigger.pt", "w", zipfile.ZIP_STORED) as new,
+    ):
+        for record in old.infolist():
+            data = old.read(record)
+            if record.filename.endswith("byteorder"):
+                data = b"big"
+            if record.filename.endswith("data/0"):
+                data = struct.pack(">6i", *range(6))
+            new.writestr(record.filename, data)
+    names = [str(tmp_path / "little.pt"), str(tmp_path / "bigger.pt")]
+    for _ in range(2):
+        assert torch.equal(reader().read_batch(names, names, fresh), torch.stack([X, X]))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# damaged files
+# ---------------------------------------------------------------------------------------------------------
+
+
+LEFT: list[str] = []  # files that the reader gave to torch.load, whose answer may be anything: what it finds in memory
+
+
+def load_and_tell(path: str, ID: str) -> Tensor:
+    LEFT.append(path)
+    return load_tensor(path, ID)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[SampleReader, Path, bytes]:
+    """A reader that has learned a layout, the folder, and a file of that layout."""
+    folder = tmp_path_factory.mktemp("damaged")
+    for name in ("aaa", "bbb"):
+        torch.save(random_tensor((4, 5), torch.float32, 7), folder / f"{name}.pt")
+    read = SampleReader(load_and_tell, learn_pt)
+    read.read_batch([str(folder / "aaa.pt")] * 2, ["aaa"] * 2, fresh)
+    return read, folder, (folder / "bbb.pt").read_bytes()
+
+
+def agrees_with_torch(read: SampleReader, path: Path, raw: bytes) -> None:
+    path.write_bytes(raw)
+    expected = by_torch(path)
+    LEFT.clear()
+    said = None
+    try:
+        batch = read.read_batch([str(path.with_name("aaa.pt")), str(path)], ["aaa", path.stem], fresh)
+    except SampleError as error:
+        said = str(error)
+    if said is not None:
+        assert str(path) in said
+        assert expected is None
+    else:
+        assert LEFT or content(batch[1]) == expected
+        assert content(batch[0]) == by_torch(path.with_name("aaa.pt"))
+
+
+def test_a_file_cut_short_anywhere_gives_an_error_that_names_it(pristine: tuple[SampleReader, Path, bytes]) -> None:
+    read, folder, raw = pristine
+    for length in range(0, len(raw), 7):
+        agrees_with_torch(read, folder / "ccc.pt", raw[:length])
+    agrees_with_torch(read, folder / "ccc.pt", raw + b"x")
+    agrees_with_torch(read, folder / "ccc.pt", raw + raw)
+
+
+def test_every_byte_changed_gives_an_error_or_what_torch_gives(pristine: tuple[SampleReader, Path, bytes]) -> None:
+    read, folder, raw = pristine
+    random = np.random.default_rng(0)
+    for place in range(len(raw)):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << int(random.integers(8))
+        agrees_with_torch(read, folder / "ccc.pt", bytes(changed))
+
+
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_several_bytes_changed_give_an_error_or_what_torch_gives(
+    pristine: tuple[SampleReader, Path, bytes], data: st.DataObject
+) -> None:
+    read, folder, raw = pristine
+    changed = bytearray(raw)
+    for _ in range(data.draw(st.integers(1, 6))):
+        changed[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    agrees_with_torch(read, folder / "ccc.pt", bytes(changed))
+
+
+def test_verify_crc_names_a_file_whose_payload_was_changed_and_no_other(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{i}.pt") for i in range(4)]
+    for name in names:
+        torch.save(torch.zeros(50), name)
+    read = reader(verify=True)
+    assert torch.equal(read.read_batch(names, names, fresh), torch.zeros(4, 50))  # type: ignore[arg-type]
+    raw = bytearray(Path(names[2]).read_bytes())
+    with zipfile.ZipFile(names[2]) as archive:
+        start = next(r.header_offset for r in archive.infolist() if r.filename.endswith("data/0"))
+    raw[start + 200] ^= 4
+    Path(names[2]).write_bytes(raw)
+    assert not torch.equal(reader().read(names[2], "2"), torch.zeros(50))  # what torch.load does, too
+    with pytest.raises(SampleError, match=r"sample .*2\.pt.*CRC-32.*restore it"):
+        read.read_batch(names, names, fresh)
+    with pytest.raises(SampleError, match="CRC-32"):
+        reader(verify=True).read(names[2], "2")  # also where it is the first one that is seen
+
+
+def test_a_file_that_is_missing_or_no_file_gives_the_usual_error(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "a.pt")
+    (tmp_path / "c.pt").mkdir()
+    read = reader()
+    for name, reason in (("b", "no such file"), ("c", "cannot be read")):
+        paths = [str(tmp_path / "a.pt"), str(tmp_path / f"{name}.pt")]
+        with pytest.raises(SampleError, match=reason) as caught:
+            read.read_batch(paths, ["a", name], fresh)
+        assert name == caught.value.ID
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(b"")
+    read, before = reader(), len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with pytest.raises(SampleError):
+            read.read_batch([str(tmp_path / "a.pt"), str(tmp_path / "b.pt")], ["a", "b"], fresh)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# ---------------------------------------------------------------------------------------------------------
+# NumPy's files
+# ---------------------------------------------------------------------------------------------------------
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    dtype=st.sampled_from(NPY_DTYPES),
+    shape=st.lists(st.integers(0, 5), max_size=4).map(tuple),
+    fortran=st.lists(st.booleans(), min_size=1, max_size=4),
+)
+def test_npy_files_give_what_numpy_loads(
+    tmp_path: Path, dtype: str, shape: tuple[int, ...], fortran: list[bool]
+) -> None:
+    random = np.random.default_rng(0)
+    arrays, names = [], []
+    for number, order in enumerate(fortran):
+        array = np.asarray(random.random(shape) * 100).astype(dtype)
+        names.append(str(tmp_path / f"{number}.npy"))
+        np.save(names[-1], np.array(array, order="F" if order else "C"))
+        arrays.append(torch.from_numpy(array.astype(array.dtype.newbyteorder("="))))
+    read = SampleReader(load_array, learn_npy)
+    for _ in range(2):
+        batch = read.read_batch(names, names, fresh)
+        assert [content(X) for X in batch] == [content(X) for X in arrays]
+
+
+def test_damaged_npy_files_give_an_error_that_names_them_or_what_numpy_gives(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(20, dtype=np.float32))
+    raw = (tmp_path / "a.npy").read_bytes()
+    read = SampleReader(load_array, learn_npy)
+    read.read(str(tmp_path / "a.npy"), "a")
+    random = np.random.default_rng(0)
+    damaged = [raw[:length] for length in range(0, len(raw), 5)]
+    for place in range(len(raw)):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << int(random.integers(8))
+        damaged.append(bytes(changed))
+    for value in damaged:
+        (tmp_path / "b.npy").write_bytes(value)
+        try:
+            expected = content(torch.from_numpy(np.load(io.BytesIO(value), allow_pickle=False)))
+        except Exception:
+            expected = None
+        found = said = None
+        try:
+            found = content(read.read(str(tmp_path / "b.npy"), "b"))
+        except SampleError as error:
+            said = str(error)
+        assert found == expected
+        assert said is None or "b.npy" in said
+
+
+def test_array_files_is_tensor_files_for_npy(tmp_path: Path) -> None:
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", np.full((2, 2), number, dtype=np.uint8))
+    data = ArrayFiles(["2", "0"], {"0": 5, "2": 7}, tmp_path)
+    X, y = data[0]
+    assert torch.equal(X, torch.full((2, 2), 2, dtype=torch.uint8))
+    assert int(y) == 7
+    batch = data.load_batch(np.array([1, 0]), fresh)
+    assert batch is not None
+    assert batch[0].tolist() == [[[0, 0], [0, 0]], [[2, 2], [2, 2]]]
+    assert batch[1].tolist() == [5, 7]
+    with pytest.raises(SampleError, match=r"'3'.*3\.npy.*no such file"):
+        ArrayFiles(["3"], {"3": 0}, tmp_path)[0]
