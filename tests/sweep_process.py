@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = "# @package _global_\ntrainer: {max_epochs: 1}\n"
 
 
-def start(folder: Path, digits: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, digits: Path, *arguments: str, experiment: str = TINY) -> subprocess.Popen[str]:
     """A sweep of `deadly.Net`, with an experiment file of the user's own in `folder`."""
     own = folder / "conf/experiment/tiny.yaml"
     own.parent.mkdir(parents=True, exist_ok=True)
-    own.write_text(TINY)
+    own.write_text(experiment)
     (folder / "notes").mkdir(exist_ok=True)
     small = [
         f"hydra.searchpath=[file://{folder}/conf]", "experiment=tiny", f"dataset.root={digits}", "dataset.limit=64",
@@ -33,7 +33,8 @@ def start(folder: Path, digits: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def sweep(folder: Path, digits: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    process = start(folder, digits, *arguments)
+def sweep(folder: Path, digits: Path, *arguments: str, experiment: str = TINY) -> subprocess.CompletedProcess[str]:
+    """The same, when it has ended."""
+    process = start(folder, digits, *arguments, experiment=experiment)
     output, errors = process.communicate(timeout=200)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)

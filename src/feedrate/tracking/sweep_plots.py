@@ -45,7 +45,7 @@ def sweep_figure(groups: Sequence[Group], measure: str) -> Figure:
 def _heat_map(groups: Sequence[Group], keys: Sequence[str], measure: str) -> tuple[Figure, Any]:
     import numpy as np
 
-    down, across = (_ordered({group.settings[key] for group in groups}) for key in keys)
+    down, across = (ordered({group.settings[key] for group in groups}) for key in keys)
     grid = np.full((len(down), len(across)), np.nan)
     for group in groups:
         if (value := group.mean(measure)) is not None:
@@ -77,7 +77,7 @@ def _row(groups: Sequence[Group], keys: Sequence[str], measure: str) -> tuple[Fi
     one = len(keys) == 1
     shown = list(groups)
     if one:
-        order = _ordered({group.settings[keys[0]] for group in groups})
+        order = ordered({group.settings[keys[0]] for group in groups})
         shown.sort(key=lambda group: order.index(group.settings[keys[0]]))
     labels = [group.settings[keys[0]] if one else chosen_words({k: group.settings[k] for k in keys}) for group in shown]
     means = [group.mean(measure) for group in shown]
@@ -88,7 +88,7 @@ def _row(groups: Sequence[Group], keys: Sequence[str], measure: str) -> tuple[Fi
     if one:
         figure = _figure(max(4.8, 1.6 + 0.7 * len(shown)), 3.6)
         axes = figure.subplots()
-        if all(_is_number(label) for label in labels):
+        if all(is_number(label) for label in labels):
             axes.errorbar(places, heights, yerr=spreads, color=colour, marker="o", lw=1.8, capsize=3)
         else:
             axes.bar(places, heights, yerr=spreads, color=colour, width=0.6, capsize=3)
@@ -114,12 +114,13 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def _ordered(values: set[str]) -> list[str]:
+def ordered(values: set[str]) -> list[str]:
     """Numbers by size, then words."""
-    return sorted(values, key=lambda value: (0, float(value), "") if _is_number(value) else (1, 0.0, value))
+    return sorted(values, key=lambda value: (0, float(value), "") if is_number(value) else (1, 0.0, value))
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a setting, as it was typed, is one."""
     try:
         float(text)
     except ValueError:

@@ -5,12 +5,12 @@ Their contents are made in sweep_table.py and sweep_plots.py; a search has a rep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
-from feedrate.tracking.sweep_table import Result, as_csv, groups, markdown
+from feedrate.tracking.sweep_table import Result, as_csv, figures, groups, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +25,10 @@ class Report:
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = list(keys)
+
+    def measured(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """A finished run's figures, as `Result` names them."""
+        return figures(summary)
 
     def table(self, results: Sequence[Result], rows: int | None = None) -> str:
         """Markdown, the best setting first.

@@ -38,7 +38,8 @@ class Result:
         wait_pct: time waited for data in percent, likewise.
         epoch_s: mean seconds of an epoch's waiting, transfer and compute.
         best: best validation metric; `metric` is its name, such as validation/accuracy.
-        value: lowest validation loss, which a search minimises.
+        value: lowest validation loss.
+        objective: what a search makes large or small.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Result:
     best: float | None = None
     metric: str = ""
     value: float | None = None
+    objective: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,18 +91,25 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A finished run's figures, as `Result` names them."""
     history = summary.get("history") or []
-    steady = history[1:] or history
     best = summary.get("best") or {}
     metric = next((name for name, _ in _METRICS if name in best), "")
     spent = summary.get("phases_s") or {}
     return {
-        "samples_per_s": _median(epoch.get("loader/samples_per_s") for epoch in steady),
-        "wait_pct": _median(epoch.get("loader/wait_pct") for epoch in steady),
+        "samples_per_s": steady(summary, "loader/samples_per_s"),
+        "wait_pct": steady(summary, "loader/wait_pct"),
         "epoch_s": sum(spent.get(name, 0.0) for name in _SPENT) / len(history) if history and spent else None,
         "best": best.get(metric),
         "metric": metric,
         "value": best.get("validation/loss"),
     }
+
+
+def steady(summary: Mapping[str, Any], metric: str) -> float | None:
+    """Median of a metric over a run's epochs, without the first where there are more: it is cold."""
+    history = summary.get("history") or []
+    values = [epoch.get(metric) for epoch in history[1:] or history]
+    kept = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return statistics.median(kept) if kept else None
 
 
 def swept(overrides: Sequence[Sequence[str]]) -> list[str]:
@@ -165,7 +174,7 @@ def markdown(results: Sequence[Result], keys: Sequence[str], rows: int | None = 
     parts.append(_jobs(shown, keys))
     wrong = [result for result in shown if result.error]
     if wrong:
-        parts.append("\n".join(f"- job {r.number} {r.status}: {_one_line(r.error)}" for r in wrong))
+        parts.append("\n".join(f"- job {r.number} {r.status}: {one_line(r.error)}" for r in wrong))
     return "\n\n".join(parts) + "\n"
 
 
@@ -180,7 +189,7 @@ def as_csv(results: Sequence[Result], keys: Sequence[str]) -> str:
     for r in results:
         measured = ["" if (value := getattr(r, name)) is None else value for name in names]
         chosen = [r.settings.get(key, "") for key in shown]
-        writer.writerow([r.number, *chosen, *measured, r.status, _one_line(r.error), r.command])
+        writer.writerow([r.number, *chosen, *measured, r.status, one_line(r.error), r.command])
     return text.getvalue()
 
 
@@ -196,7 +205,7 @@ def _headline(found: Sequence[Group]) -> list[str]:
     lines = [
         f"**Fastest: {chosen_words(quick.settings)}** · {_mean(quick, 'samples_per_s')} samples/s"
         f" · waited {_mean(quick, 'wait_pct')} %",
-        _fenced(quick),
+        _command(quick),
     ]
     if exact is not None:
         name = words_of_metric(_metric(exact.results))
@@ -206,7 +215,7 @@ def _headline(found: Sequence[Group]) -> list[str]:
         else:
             lines.append(f"**Best {name}: {chosen_words(exact.settings)}** · {_mean(exact, 'best')}")
         if exact is not quick:
-            lines.append(_fenced(exact))
+            lines.append(_command(exact))
     return lines
 
 
@@ -215,9 +224,13 @@ def words_of_metric(metric: str) -> str:
     return metric.replace("/", " ").replace("_", " ") or "validation metric"
 
 
-def _fenced(group: Group) -> str:
-    command = next(result.command for result in group.results if result.status == "FINISHED")
+def fenced(command: str) -> str:
+    """A command in Markdown, to be copied."""
     return f"```sh\n{command}\n```"
+
+
+def _command(group: Group) -> str:
+    return fenced(next(result.command for result in group.results if result.status == "FINISHED"))
 
 
 def _jobs(results: Sequence[Result], keys: Sequence[str]) -> str:
@@ -225,10 +238,10 @@ def _jobs(results: Sequence[Result], keys: Sequence[str]) -> str:
     head = ["job", *map(words, shown), "samples/s", "wait %", "epoch s", words_of_metric(_metric(results)), "status"]
     names = ("samples_per_s", "wait_pct", "epoch_s", "best")
     rows = [
-        [str(r.number), *(r.settings.get(key, "") for key in shown), *(_cell(getattr(r, n)) for n in names), r.status]
+        [str(r.number), *(r.settings.get(key, "") for key in shown), *(cell(getattr(r, n)) for n in names), r.status]
         for r in results
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _seeds(found: Sequence[Group], results: Sequence[Result]) -> str:
@@ -242,10 +255,10 @@ def _seeds(found: Sequence[Group], results: Sequence[Result]) -> str:
         rows.append(
             [*group.settings.values(), f"{finished} of {len(group.results)}", *(_mean(group, name) for name in names)]
         )
-    return _table(head, rows)
+    return table(head, rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Padded, so that it also reads well in a terminal."""
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
     widths = [max(3, *(len(row[i]) for row in escaped)) for i in range(len(head))]
@@ -262,10 +275,11 @@ def _best(found: Sequence[Group], name: str, better: Callable[..., tuple[float, 
 
 def _mean(group: Group, name: str) -> str:
     spread = group.spread(name)
-    return _cell(group.mean(name)) + (f" ± {number(spread)}" if spread is not None else "")
+    return cell(group.mean(name)) + (f" ± {number(spread)}" if spread is not None else "")
 
 
-def _cell(value: float | None) -> str:
+def cell(value: float | None) -> str:
+    """A figure, empty where there is none."""
     return "" if value is None else number(value)
 
 
@@ -273,11 +287,7 @@ def _metric(results: Sequence[Result]) -> str:
     return next((result.metric for result in results if result.metric), "")
 
 
-def _median(values: Any) -> float | None:
-    kept = [float(value) for value in values if value is not None and math.isfinite(value)]
-    return statistics.median(kept) if kept else None
-
-
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """An error as a cell of a table holds it."""
     line = " ".join(text.split())
     return line if len(line) <= _ERROR_CHARACTERS else line[: _ERROR_CHARACTERS - 1] + "…"

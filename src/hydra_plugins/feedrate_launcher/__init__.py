@@ -81,8 +81,15 @@ class FeedrateLauncher(Launcher):
         sweep = self._sweep = self._claimed(fresh, jobs, keys, at_once)
         with sweep.stoppable(), sweep.open(jobs):
             print(f"sweep of {len(jobs)} jobs" + (f", {at_once} at once" if at_once > 1 else ""))
-            left = iter([job for job in jobs if not sweep.finished_before(job)])
-            sweep.run(jobs, lambda: next(left, None), lambda *_: None)
+            sweep.wait_for(jobs)
+            left = []
+            for job in jobs:
+                if sweep.finished_before(job):
+                    print(f"job {job.number} finished before: {_chosen(job, keys)}")
+                else:
+                    left.append(job)
+            following = iter(left)
+            sweep.run(lambda: next(following, None), lambda *_: None)
         return [_returned(sweep, job) for job in jobs]
 
     def _claimed(self, fresh: Path, jobs: Sequence[Job], keys: Sequence[str], at_once: int) -> Sweep:

@@ -6,6 +6,7 @@ A job composes its configuration from the copy, so that what is edited while the
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -136,7 +137,7 @@ class FrozenFiles:
             else:
                 search_path.append(f"file://{target}")
         if search_path:
-            self._hydra.append(f"hydra.searchpath=[{','.join(map(_quoted, search_path))}]")
+            self._hydra.append(f"hydra.searchpath=[{','.join(map(quoted, search_path))}]")
 
     def command(self, job: Job, folder: Path, *, resume: bool) -> list[str]:
         """Program and arguments: the entry point that started the sweep, with the job's own overrides.
@@ -146,16 +147,16 @@ class FrozenFiles:
             resume: go on from the checkpoint in it.
         """
         own = [
-            "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(folder))}",
+            "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}",
             f"hydra.job.num={job.number}", f"hydra.job.id='{job.number}'",
         ]  # fmt: skip
         if resume:
-            own.append(f"trainer.resume={_quoted(str(folder))}")
+            own.append(f"trainer.resume={quoted(str(folder))}")
         script = str(Path(sys.argv[0]).resolve())
         overrides: list[Any] = [*self._hydra, *job.overrides, *own]
         return [sys.executable, script, *self._flags, "--config-name", self._name, *map(str, overrides)]
 
 
-def _quoted(text: str) -> str:
-    """A text as Hydra's grammar of overrides takes it, whatever characters it has."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar of overrides takes it; a backslash counts only before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"

@@ -18,7 +18,7 @@ from feedrate.config import TrainConfig
 from feedrate.tracking import without_secrets
 from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun
 from feedrate.tracking.sweep_report import Report
-from feedrate.tracking.sweep_table import Result, figures, read_summary
+from feedrate.tracking.sweep_table import Result, read_summary
 from feedrate.trainer.provenance import command_line
 from feedrate.trainer.run_folder import RunFolder, living_owner
 from hydra_plugins.feedrate_launcher._claim import Attempt, Claim, attempt, mark_dead, wait_for
@@ -89,15 +89,15 @@ class Sweep:
         try:
             self._open_parent()
             yield
-            if not self._stop.signum:
+            if not self.stopped:
                 status, reason = self.outcome
         except Exception as error:
-            if not self._stop.signum:
+            if not self.stopped:
                 status, reason = "FAILED", str(error)
             raise
         finally:
             for job in jobs:
-                self.results.setdefault(job.number, result(job, "NOT RUN", ""))
+                self.results.setdefault(job.number, self.result(job, "NOT RUN", ""))
             self._close(status, reason)
 
     @contextmanager
@@ -105,6 +105,11 @@ class Sweep:
         """Ctrl-C and SIGTERM are answered in order within it; it encloses `open`."""
         with self._stop.listening():
             yield
+
+    @property
+    def stopped(self) -> bool:
+        """Ctrl-C or SIGTERM came."""
+        return self._stop.signum is not None
 
     @property
     def outcome(self) -> tuple[Literal["FINISHED", "FAILED"], str]:
@@ -118,28 +123,27 @@ class Sweep:
         if where.state != "finished":
             return {}
         summary = read_summary(where.folder)
-        self.results[job.number] = result(job, "FINISHED", "", summary)
-        print(f"job {job.number} finished before: {where.folder}")
+        self.results[job.number] = self.result(job, "FINISHED", "", summary)
         return summary
 
-    def run(
-        self, jobs: Sequence[Job], following: Next, ended: Callable[[Job, Result, Mapping[str, Any]], None]
-    ) -> None:
+    def wait_for(self, jobs: Sequence[Job]) -> None:
+        """Waits for the processes of an earlier start that was killed; before `finished_before` and `run`."""
+        wait_for(jobs, self.folder)
+
+    def run(self, following: Next, ended: Callable[[Job, Result, Mapping[str, Any]], None]) -> None:
         """Runs jobs within `open`.
 
         Args:
-            jobs: of an earlier start that was interrupted, whose processes may still be ending.
             following: gives the next job, None where there is no further one.
             ended: takes each job that has ended, its result, and its summary if it finished.
         """
-        wait_for(jobs, self.folder)
         files = FrozenFiles(self.master, self.folder)
         parent = self._parent.run_id if self._parent is not None else None
         running = Jobs(self.at_once, files, self.folder, parent, self._stop, self.about.words)
 
         def take(job: Job, where: Attempt, status: str, error: str) -> None:
             summary = read_summary(where.folder) if status == "FINISHED" else {}
-            found = self.results[job.number] = result(job, status, error, summary)
+            found = self.results[job.number] = self.result(job, status, error, summary)
             if status in ("FAILED", "KILLED"):
                 print(f"job {job.number} {status}: {error}", file=sys.stderr, flush=True)
                 mark_dead(where.folder, error)
@@ -150,6 +154,15 @@ class Sweep:
             self._note()
 
         running.run(following, take)
+
+    def result(self, job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> Result:
+        """A job's row of the table; its figures are those of its summary."""
+        if summary and summary.get("pruned"):
+            status = "PRUNED"
+        measured = self.about.report.measured(summary) if summary else {}
+        return Result(
+            number=job.number, settings=job.settings, command=job.command, status=status, error=error, **measured
+        )
 
     def _open_parent(self) -> None:
         """Before the first job, so that the jobs find a store that is there; needs no mlflow with tracking=none."""
@@ -200,14 +213,6 @@ class Sweep:
 
     def _ordered(self) -> list[Result]:
         return [self.results[number] for number in sorted(self.results)]
-
-
-def result(job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> Result:
-    """A job's row of the table; its figures are those of its summary."""
-    if summary and summary.get("pruned"):
-        status = "PRUNED"
-    measured = figures(summary) if summary else {}
-    return Result(number=job.number, settings=job.settings, command=job.command, status=status, error=error, **measured)
 
 
 def claimed_again(sweep: Sweep) -> Sweep:

@@ -1,0 +1,104 @@
+"""The settings of a search: what is taken, and what is answered in one sentence before any job starts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from feedrate.errors import UserError
+from hydra_plugins.feedrate_optuna._search import Searching
+from hydra_plugins.feedrate_optuna._settings import distribution, ends, in_words, override, search, spaces
+from hydra_plugins.feedrate_optuna._study import check
+
+LR = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
+BATCH = {"type": "int", "low": 16, "high": 128, "step": 16}
+MODEL = {"type": "categorical", "choices": ["mlp", "cnn"]}
+WHOLE = {"study": "s", "metric": "validation/loss", "direction": "minimize", "n_trials": 3, "space": {"lr": LR}}
+
+
+def test_the_three_kinds_of_ranges_become_optunas():
+    found = spaces({"optimizer.lr": LR, "loader.batch_size": BATCH, "model": MODEL})
+    assert [distribution(key, space) for key, space in found.items()] == [
+        FloatDistribution(1e-4, 0.1, log=True),
+        IntDistribution(16, 128, step=16),
+        CategoricalDistribution(["mlp", "cnn"]),
+    ]
+    assert [in_words(space) for space in found.values()] == ["0.0001 to 0.1, log", "16 to 128, step 16", "mlp, cnn"]
+    assert [ends(space) for space in found.values()] == [[1e-4, 0.1], [16, 128], ["mlp", "cnn"]]
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({}, "hydra.sweeper.space is empty: nothing to search"),
+        ({"lr": 0.1}, "space.lr=0.1: must be a mapping such as"),
+        (
+            {"lr": {**LR, "type": "flaot"}},
+            "space.lr.type=flaot: must be float, int or categorical; did you mean float?",
+        ),
+        ({"lr": {**LR, "hihg": 1.0}}, "space.lr.hihg is not a key of this group; did you mean high?"),
+        ({"lr": {"type": "float", "low": 1.0}}, "space.lr.high=null: must be given"),
+        ({"lr": {**LR, "low": 0.1, "high": 0.01}}, "space.lr: low=0.1 must be less than high=0.01"),
+        ({"lr": {**LR, "low": 0.0}}, "space.lr: low=0.0 must be more than 0 with log: true"),
+        ({"lr": {**LR, "step": 0.1}}, "space.lr: step=0.1 and log: true exclude each other"),
+        ({"lr": {**LR, "log": False, "step": -0.1}}, "space.lr: step=-0.1 must be more than 0"),
+        ({"lr": {**LR, "high": float("inf")}}, "space.lr: low=0.0001 must be less than high=inf"),
+        ({"b": {**BATCH, "low": 16.5}}, "space.b.low=16.5: must be a whole number"),
+        ({"b": {**BATCH, "step": 0}}, "space.b.step=0: must be at least 1"),
+        ({"m": {**MODEL, "choices": []}}, "space.m.choices"),
+    ],
+)
+def test_a_range_that_is_none_is_answered_in_one_sentence(space, said):
+    with pytest.raises(UserError) as raised:
+        spaces(space)
+    assert str(raised.value).startswith("hydra.sweeper.")
+    assert said in str(raised.value)
+    assert str(raised.value).count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"direction": "up"}, "hydra.sweeper.direction=up: must be 'minimize' or 'maximize'"),
+        ({"n_trials": 0}, "hydra.sweeper.n_trials=0: must be at least 1"),
+        ({"n_trails": 3}, "hydra.sweeper.n_trails is not a key of this group; did you mean n_trials?"),
+        ({"sampler": {"name": "TPESample"}}, "sampler.name=TPESample: no such class; did you mean TPESampler?"),
+        ({"pruner": {"name": "MedianPruner", "warmup": 1}}, "hydra.sweeper.pruner: optuna's MedianPruner refuses"),
+        ({"sampler": {"name": "os.system"}}, "hydra.sweeper.sampler.name=os.system: no such class"),
+    ],
+)
+def test_a_wrong_setting_is_answered_in_one_sentence(change, said):
+    with pytest.raises(UserError) as raised:
+        check(search({**WHOLE, **change}), spaces({"lr": LR}))
+    assert said in str(raised.value)
+
+
+@given(
+    st.one_of(
+        st.text(max_size=12),
+        st.sampled_from(["true", "null", "a\\", "a\\'", "it's", "a,b", "[1]", "${x}"]),
+        st.floats(allow_nan=False),
+        st.integers(),
+        st.booleans(),
+        st.none(),
+    )
+)
+def test_every_value_reaches_the_configuration_as_it_is(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(override("key", value))
+    assert parsed.value() == value
+    assert type(parsed.value()) is type(value)
+    assert not parsed.is_sweep_override()
+
+
+def test_the_searched_key_of_a_class_of_ones_own_is_compared_by_its_name():
+    searching = Searching.__new__(Searching)
+    searching._spaces = spaces({"+model.width": BATCH})
+    with pytest.raises(UserError, match=r"model.width is searched"):
+        searching._fixed(["model.width=3"])
+    with pytest.raises(UserError, match=r"seed=1,2: a search takes one value for each key"):
+        searching._fixed(["seed=1,2"])
+    assert searching._fixed(["seed=1", "+model.depth=3"]) == ["seed=1", "+model.depth=3"]

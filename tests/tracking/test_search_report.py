@@ -1,0 +1,89 @@
+"""The report of a search from plain results: best trial, what mattered, CSV, pictures."""
+
+from __future__ import annotations
+
+import csv
+from io import StringIO
+
+import pytest
+from PIL import Image
+
+from feedrate.tracking.search_report import SearchReport, objective
+from feedrate.tracking.sweep_table import Result
+
+KEYS = ["optimizer.lr", "loader.batch_size", "model"]
+
+
+def trial(number: int, value: float | None, status: str = "FINISHED", error: str = "") -> Result:
+    return Result(
+        number=number, settings=dict(zip(KEYS, [f"0.00{number + 1}234567", str(16 * number + 16), "mlp"], strict=True)),
+        command=f"python src/train.py trial={number}", status=status, error=error, objective=value,
+        samples_per_s=None if value is None else 1000.0 + number, wait_pct=5.0, epoch_s=1.0,
+    )  # fmt: skip
+
+
+RESULTS = [
+    trial(0, 0.8), trial(1, 0.95), trial(2, 0.99, "PRUNED"), trial(3, None, "FAILED", "it\nfailed"), trial(4, 0.7),
+]  # fmt: skip
+
+
+def report(metric: str = "validation/accuracy", direction: str = "maximize", keys: list[str] = KEYS) -> SearchReport:
+    return SearchReport(keys, metric, direction, ["optimizer.lr"], lambda: {key: 1 / len(keys) for key in keys})
+
+
+def test_the_best_trial_is_a_finished_one_and_stands_first_with_its_command():
+    text = report().table(RESULTS)
+    assert text.startswith(
+        "**Best trial: lr 0.002235, batch size 32, model mlp** · validation accuracy 0.95, the largest"
+    )
+    assert "of 5 trials (3 finished, 1 pruned, 1 failed)" in text
+    assert "python src/train.py trial=1\n" in text
+    assert "- trial 3 FAILED: it failed" in text
+    assert "lr 0.005235" in report(direction="minimize").table(RESULTS).splitlines()[0]
+
+
+def test_a_search_of_failures_says_so():
+    assert report().table([RESULTS[3]]).startswith("**No trial finished** (1 failed).")
+
+
+def test_a_short_table_has_the_best_trials():
+    text = report().table(RESULTS, rows=2)
+    assert "The 2 best of 5 trials; sweep.csv has all." in text
+    assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:] == ["1", "0"]
+
+
+def test_the_csv_has_every_digit_and_no_column_twice():
+    (first, *_) = csv.DictReader(StringIO(report().csv(RESULTS)))
+    assert (first["optimizer.lr"], first["validation/accuracy"], first["samples_per_s"]) == (
+        "0.001234567",
+        "0.8",
+        "1000.0",
+    )
+    header = report("loader/samples_per_s").csv(RESULTS).splitlines()[0]
+    assert "loader/samples_per_s" in header
+    assert "samples_per_s," not in header.replace("loader/samples_per_s", "")
+
+
+def test_files_and_pictures_are_written_with_what_mattered(tmp_path):
+    paths = report().write(RESULTS, tmp_path)
+    assert {path.name for path in paths} == {"sweep.md", "sweep.csv", "search.png", "parameters.png"}
+    assert "What mattered, as shares of the metric's variation: lr 33 %" in (tmp_path / "sweep.md").read_text()
+    with Image.open(tmp_path / "parameters.png") as picture:
+        assert min(picture.size) > 300
+    assert {path.name for path in report().write([RESULTS[3]], tmp_path)} == {"sweep.md", "sweep.csv"}
+
+
+@pytest.mark.parametrize("keys", [KEYS[:1], KEYS[2:], [*KEYS, "seed"]], ids=["one", "words", "four"])
+def test_any_number_of_keys_has_a_picture(keys):
+    figure = report(keys=keys).figures([trial(0, 0.5), trial(1, 0.6, "PRUNED")])["parameters"]
+    assert sum(axes.get_visible() for axes in figure.axes) == len(keys)
+
+
+def test_rates_are_medians_without_the_cold_epoch_and_the_rest_is_the_best_epochs():
+    summary = {
+        "history": [{"loader/samples_per_s": rate, "validation/loss": 1.0} for rate in (1.0, 30.0, 10.0, 20.0)],
+        "best": {"validation/loss": 0.5, "loader/samples_per_s": 1.0},
+    }
+    assert objective(summary, "loader/samples_per_s") == 20.0
+    assert objective(summary, "validation/loss") == 0.5
+    assert objective(summary, "validation/lost") is None
