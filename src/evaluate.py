@@ -39,8 +39,9 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from feedrate.loader import close_loaders
     from feedrate.trainer import restore
     from feedrate.trainer.device import choose_device, choose_precision
-    from feedrate.trainer.evaluate import TrainedModel, evaluate
+    from feedrate.trainer.evaluate import evaluate
     from feedrate.trainer.evaluation_files import write_evaluation
+    from feedrate.trainer.forward import Forward
     from feedrate.trainer.seeds import seed_everything
     from feedrate.trainer.task import Task
 
@@ -58,14 +59,14 @@ def main(cfg: DictConfig) -> dict[str, float]:
     loader = restore.open_loader(saved, data, partition, device)
     try:
         module = restore.load_model(saved, state, data, device)
-        model = TrainedModel(module, data, device, choose_precision(settings.precision, device))
+        forward = Forward(module, data, [loader], device, choose_precision(settings.precision, device))
         log.info("%s, epoch %d, on %s of %s", checkpoint, state["epoch"] + 1, partition, data.name)
 
         # -------------------------------------------------------------------------------------------------
         # Evaluate
         # -------------------------------------------------------------------------------------------------
         task = Task(data.targets, settings.label_smoothing, settings.top5)
-        found = evaluate(model, loader, task, device, config.worst)
+        found = evaluate(forward, loader, task, config.worst)
     finally:
         close_loaders({partition: loader})
 

@@ -47,8 +47,9 @@ def main(cfg: DictConfig) -> int:
     from feedrate.loader import close_loaders
     from feedrate.trainer import restore
     from feedrate.trainer.device import choose_device, choose_precision
-    from feedrate.trainer.evaluate import TrainedModel, rows_of
+    from feedrate.trainer.evaluate import answers, rows_of
     from feedrate.trainer.evaluation_files import write_table
+    from feedrate.trainer.forward import Forward
     from feedrate.trainer.seeds import seed_everything
 
     changes = {group: keys for group, keys in config.changes().items() if group != "dataset"}
@@ -69,15 +70,15 @@ def main(cfg: DictConfig) -> int:
     loader = restore.open_loader(saved, data, partition, device)
     try:
         module = restore.load_model(saved, state, data, device)
-        model = TrainedModel(module, data, device, choose_precision(settings.precision, device))
+        forward = Forward(module, data, [loader], device, choose_precision(settings.precision, device))
         log.info("%s, epoch %d, on %d samples of %s", checkpoint, state["epoch"] + 1, len(loader.dataset), data.source)
 
         # -------------------------------------------------------------------------------------------------
         # Predict: written as they come
         # -------------------------------------------------------------------------------------------------
         def rows() -> Iterator[dict[str, Any]]:
-            for answers in model.answers(loader):
-                for ID, row in zip(answers.IDs, rows_of(answers.outputs, data.targets), strict=True):
+            for found in answers(forward, loader):
+                for ID, row in zip(found.IDs, rows_of(found.outputs, data.targets), strict=True):
                     yield {"id": ID, **row}
 
         count = write_table(output, rows())

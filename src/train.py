@@ -15,6 +15,7 @@ import logging
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from omegaconf import DictConfig
 
@@ -39,7 +40,7 @@ def train(cfg: DictConfig) -> float:
 
     # torch is imported only now, since it takes seconds
     from feedrate.tracking import open_tracker, run_name, without_secrets
-    from feedrate.trainer import record, resume
+    from feedrate.trainer import record, resume, runs
     from feedrate.trainer.interrupt import Interruption
     from feedrate.trainer.provenance import command_line, result_id
     from feedrate.trainer.run_folder import RunFolder
@@ -48,7 +49,7 @@ def train(cfg: DictConfig) -> float:
     # Run folder: a new one, or that of the run to go on with
     # -----------------------------------------------------------------------------------------------------
     fresh = Path(hydra.runtime.output_dir)
-    dead = resume.mark_dead_runs(fresh.parent)
+    dead = runs.mark_dead_runs(fresh.parent)
     wanted = config.trainer.resume
     earlier = resume.find_run(wanted, result_id(resolved), fresh.parent) if wanted else None
     folder = RunFolder(earlier or fresh)
@@ -57,12 +58,15 @@ def train(cfg: DictConfig) -> float:
         resolved, dict(hydra.runtime.choices), folder.path, command, f"{datetime.now(timezone.utc):%FT%TZ}"
     )
     tracker, loaders, run_id, ended = None, {}, None, False
+    interruption = Interruption(lambda text: None if ended else record.record_failure(run, run_id, "KILLED", text))
+    interruption.listen()
     try:
+        interruption.allow()  # SIGTERM and Ctrl-C end the start at once
         state = {}
         if earlier is not None:
             resume.adopt(fresh, earlier)
             state = resume.load_state(str(wanted), earlier)
-            run_id = resume.run_id_of(earlier)
+            run_id = runs.read_summary(earlier).get("run_id")
             log.info("going on with %s after %d steps", earlier.name, state["step"])
         elif wanted:
             log.info("trainer.resume=auto: no unfinished run of this configuration, so a new one begins")
@@ -86,12 +90,13 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         from feedrate.loader import build_loaders, close_loaders
 
-        loaders = build_loaders(config.loader, data, config.seed, device)
-        if state.get("loader") and hasattr(loaders["train"], "load_state_dict"):
-            loaders["train"].load_state_dict(state["loader"])
-        for name in ("train", "validation"):
-            if hasattr(loaders[name], "start"):
-                loaders[name].start()
+        with interruption.held():
+            loaders = build_loaders(config.loader, data, config.seed, device)
+            if state.get("loader") and hasattr(loaders["train"], "load_state_dict"):
+                loaders["train"].load_state_dict(state["loader"])
+            for name in ("train", "validation"):
+                if hasattr(loaders[name], "start"):
+                    loaders[name].start()
 
         # -------------------------------------------------------------------------------------------------
         # Tracking
@@ -112,10 +117,10 @@ def train(cfg: DictConfig) -> float:
         precision = choose_precision(config.trainer.precision, device)
         model = build_model(config.model, data, device)
         optimizer = build_optimizer(config.optimizer, model, device)
-        steps = total_steps(config.trainer, loaders["train"])
+        steps = total_steps(config.trainer, loaders["train"], state)
         schedule = Schedule(config.scheduler, optimizer, steps, config.trainer.max_epochs)
         parameters = sum(p.numel() for p in model.parameters())
-        train_size, validation_size = (len(data.partition[p]) for p in ("train", "validation"))
+        train_size, validation_size = (len(data.partition[p]) for p in ("train", "validation"))  # type: ignore[arg-type]
         log.info("%s: %d training and %d validation samples %s, %s", data.name, train_size, validation_size,
                  tuple(data.sample_shape), data.targets.describe())  # fmt: skip
         log.info("%s with %s parameters on %s, precision %s (%s)", type(model).__name__, f"{parameters:,}", device,
@@ -126,7 +131,6 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         from feedrate.trainer.profile import profiled
 
-        interruption = Interruption()
         trainer = Trainer(config.trainer, data, loaders, model, optimizer, schedule, device, precision,
                           folder.path / "checkpoints", tracker.metrics, interruption)  # fmt: skip
         if state:
@@ -136,8 +140,9 @@ def train(cfg: DictConfig) -> float:
         else:
             record.record_start(tracker, run, data, parameters, str(device), precision.name)
         begin = time.perf_counter()
-        with interruption.listening(), profiled(config.trainer.profile, folder.path):
+        with profiled(config.trainer.profile, folder.path):
             result = trainer.fit()
+        interruption.allow()
 
         # -------------------------------------------------------------------------------------------------
         # Record
@@ -146,25 +151,28 @@ def train(cfg: DictConfig) -> float:
         summary = record.record_end(tracker, run, trainer, result, time.perf_counter() - begin, digests)
         if config.tracking.log_model:
             tracker.model(model, trainer.example())
+        ended = True  # a signal from now on means only that nobody waits until the record is sent
         tracker.end("FINISHED")
         log.info("%s", record.closing_line(result, summary["seconds"]))
         log.info("run folder  %s", folder.path)
         if tracker.url:
             log.info("this run    %s", tracker.url)
             log.info("all runs    %s   (start the pages with: make ui)", tracker.experiment_url)
-        ended = True
         return result.best["validation/loss"]
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        interruption.safe = False
+        status: Literal["KILLED", "FAILED"] = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         text = str(error) or "interrupted" if status == "KILLED" else describe(error)
-        record.record_failure(run, tracker.run_id if tracker else run_id, status, text)
-        if tracker is not None:
+        if not ended:
+            record.record_failure(run, tracker.run_id if tracker else run_id, status, text)
+        if tracker is not None and not ended:
             tracker.end(status, text)
         raise
     finally:
         if loaders:
             close_loaders(loaders, at_once=not ended)
         folder.release()
+        interruption.leave()
 
 
 if __name__ == "__main__":

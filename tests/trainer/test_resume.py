@@ -46,7 +46,7 @@ def stop_after(monkeypatch):
 
         def optimize(self):
             original(self)
-            if self.step == step:
+            if self.state.step == step:
                 self._stop._signum = signum
 
         monkeypatch.setattr(Trainer, "_optimize", optimize)

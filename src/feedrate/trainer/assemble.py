@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,21 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
     return optimizer
 
 
-def total_steps(config: TrainerConfig, loader: Any) -> int:
-    """Optimizer steps of the whole run, for schedules."""
-    steps = config.max_epochs * -(-len(loader) // config.accumulate)
+def total_steps(config: TrainerConfig, loader: Any, state: Mapping[str, Any] | None = None) -> int:
+    """Optimizer steps of the whole run, for schedules.
+
+    Args:
+        state: of the checkpoint that the run goes on from; what is left is counted in batches of the present size.
+    """
+    whole = -(-len(loader) // config.accumulate)
+    steps = config.max_epochs * whole
+    if state:
+        rest, place = 0, state["loader"]
+        if state["phase"] == "training":
+            batches = len(loader)
+            if place:
+                samples = max(0, loader.end - place["position"])
+                batches = math.ceil(samples / ((loader.batch_size or 1) * loader.world_size))
+            rest = -(-batches // config.accumulate)
+        steps = int(state["step"]) + rest + (config.max_epochs - int(state["epoch"]) - 1) * whole
     return max(1, min(steps, config.max_steps) if config.max_steps is not None else steps)

@@ -5,12 +5,12 @@ What is equal in all runs is left out; nothing is built and nothing of a configu
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from feedrate.trainer.provenance import size_of_diff
 from feedrate.trainer.restore import SavedRun
 
 ABSENT = "-"
@@ -95,11 +95,13 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"commit": tags.get("git.commit", "not recorded")[:12]}
-    if tags.get("git.dirty") == "true" and saved.recorded is not None:
-        diff = saved.recorded.text("uncommitted.diff") or ""
-        lines = sum(line.startswith(("+", "-")) and not line.startswith(("+++", "---")) for line in diff.splitlines())
-        found["uncommitted"] = f"{lines} lines ({hashlib.sha256(diff.encode()).hexdigest()[:8]})"
+    """From summary.json where the folder is at hand: it is what runs without a record in MLflow have too."""
+    commit = saved.summary.get("commit", tags.get("git.commit"))
+    found: dict[str, Any] = {"commit": str(commit)[:12] if commit else "not recorded"}
+    if "uncommitted" in saved.summary:
+        found["uncommitted"] = saved.summary["uncommitted"]
+    elif tags.get("git.dirty") == "true" and saved.recorded is not None:
+        found["uncommitted"] = size_of_diff(saved.recorded.text("uncommitted.diff") or "")
     elif tags:
         found["uncommitted"] = "nothing"
     return found

@@ -5,7 +5,6 @@ Nothing is trained, drawn or recorded here.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import math
 from collections.abc import Iterator, Mapping
@@ -13,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from feedrate.dataset import Data, list_IDs
+from feedrate.dataset import list_IDs
 from feedrate.dataset.labels import Targets
-from feedrate.errors import UserError
 from feedrate.loader import Batch, ToDevice
-from feedrate.trainer.device import Precision
-from feedrate.trainer.inputs import Inputs
+from feedrate.trainer.forward import Forward
 from feedrate.trainer.task import Task
 
 
@@ -39,51 +36,23 @@ class Answers:
     outputs: Tensor
 
 
-class TrainedModel:
-    """A model in evaluation mode, with all that stands between a loaded batch and it."""
+@torch.no_grad()
+def answers(forward: Forward, loader: Any) -> Iterator[Answers]:
+    """What a model in evaluation mode answers, batch by batch, in the loader's order, which must be its dataset's.
 
-    def __init__(self, module: nn.Module, data: Data, device: torch.device, precision: Precision) -> None:
-        self._module, self._device, self._precision = module.eval(), device, precision
-        self._inputs = Inputs(data, device)
-
-    @torch.no_grad()
-    def answers(self, loader: Any) -> Iterator[Answers]:
-        """Batch by batch, in the loader's order, which must be that of its dataset.
-
-        Raises:
-            UserError: the model fails on a batch.
-            SampleError: a sample cannot be used.
-        """
-        names, at = list_IDs(loader.dataset), 0
-
-        def IDs(count: int) -> list[str]:
-            here = range(at, at + count)
-            return [str(i) for i in here] if names is None else [names[i] for i in here]
-
-        def check(batch: Batch) -> None:  # on a GPU a batch is checked while the one before it is still used
-            self._inputs.check(batch.X, batch.y, lambda: _named(loader, batch))
-
-        for batch in ToDevice(loader, self._device, None, check):
-            found = loader.IDs(batch.receipt) if batch.receipt is not None else IDs(len(batch.X))
-            at += len(batch.X)
-            try:
-                with self._autocast():
-                    outputs = self._module(self._inputs(batch.X))
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"the device ran out of memory on {len(batch.X)} samples; lower loader.batch_size"
-                ) from error
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise UserError(
-                    f"model: {type(self._module).__name__} failed on X of shape {tuple(batch.X.shape)}: {text}"
-                ) from error
-            yield Answers(found, batch, outputs.float())
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._precision.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, dtype=self._precision.dtype)
+    Raises:
+        UserError: the model fails on a batch.
+        SampleError: a sample cannot be used.
+    """
+    known, at = list_IDs(loader.dataset), 0
+    for batch in ToDevice(loader, forward.device, None, forward.check(loader)):
+        if batch.receipt is not None:
+            IDs = loader.IDs(batch.receipt)
+        else:
+            here = range(at, at + len(batch.X))
+            IDs = [str(i) for i in here] if known is None else [known[i] for i in here]
+        at += len(batch.X)
+        yield Answers(IDs, batch, forward(batch.X).float())
 
 
 @dataclass(frozen=True)
@@ -121,32 +90,32 @@ class Evaluation:
     pairs: tuple[list[float], list[float]] | None
 
 
-def evaluate(model: TrainedModel, loader: Any, task: Task, device: torch.device, worst: int) -> Evaluation:
+def evaluate(forward: Forward, loader: Any, task: Task, worst: int) -> Evaluation:
     """One pass over the loader's partition.
 
     Args:
         worst: how many of the worst samples are kept.
     """
-    meter = task.meter(device)
+    meter = task.meter(forward.device)
     single = task.targets.task == "regression" and task.targets.num_outputs == 1
     true: list[float] = []
     predicted: list[float] = []
     kept: list[tuple[float, int, Sample]] = []  # a heap with the best of the worst on top
-    for answers in model.answers(loader):
-        outputs, y = answers.outputs, answers.batch.y
+    for found in answers(forward, loader):
+        outputs, y = found.outputs, found.batch.y
         meter.update(task.loss(outputs, y), outputs, y)
         if single:
             true += y.flatten().tolist()
             predicted += outputs.flatten().tolist()
         if worst:
-            _keep(kept, worst, answers, task, meter.samples - len(y))
+            _keep(kept, worst, found, task, meter.samples - len(y))
     ordered = [sample for _, _, sample in sorted(kept, key=lambda item: item[:2], reverse=True)]
     pairs = (true, predicted) if single else None
     return Evaluation(meter.samples, meter.metrics(), meter.confusion(), meter.per_class(), ordered, pairs)
 
 
-def _keep(kept: list[tuple[float, int, Sample]], count: int, answers: Answers, task: Task, start: int) -> None:
-    outputs, batch = answers.outputs, answers.batch
+def _keep(kept: list[tuple[float, int, Sample]], count: int, found: Answers, task: Task, start: int) -> None:
+    outputs, batch = found.outputs, found.batch
     losses = losses_of(task, outputs, batch.y).tolist()
     worst = heapq.nlargest(count, range(len(losses)), key=lambda index: _size(losses[index]))
     worst = [i for i in worst if len(kept) < count or _size(losses[i]) > kept[0][0]]
@@ -158,7 +127,7 @@ def _keep(kept: list[tuple[float, int, Sample]], count: int, answers: Answers, t
         if len(kept) == count and item[0] <= kept[0][0]:
             continue
         columns = {**label_of(batch.y[index], task.targets), **row}
-        sample = Sample(answers.IDs[index], losses[index], columns, batch.X[index].cpu())
+        sample = Sample(found.IDs[index], losses[index], columns, batch.X[index].cpu())
         (heapq.heappush if len(kept) < count else heapq.heapreplace)(kept, (*item, sample))
 
 
@@ -206,11 +175,3 @@ def _numbers(name: str, values: list[float]) -> dict[str, float]:
 
 def _size(loss: float) -> float:
     return math.inf if math.isnan(loss) else loss
-
-
-def _named(loader: Any, batch: Batch) -> str:
-    """The samples of a batch, for an error."""
-    if batch.receipt is None:
-        return "unknown samples (loader=feedrate names them)"
-    IDs = loader.IDs(batch.receipt)
-    return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")

@@ -1,17 +1,25 @@
 """SIGTERM and Ctrl-C: the step is finished, a checkpoint written, the run marked; a second Ctrl-C stops at once.
 
-When it is safe to stop is the loop's to say.
+When it is safe to stop is the loop's to say. A process that hangs, so that it cannot do any of that, is ended.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+
+PATIENCE_S = 8.0  # from a signal to the end of a process that hangs; containers wait for ten seconds
+AT_ONCE_S = 1.0  # the same after a second Ctrl-C
 
 
 class Interrupted(KeyboardInterrupt):
@@ -23,44 +31,111 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Remembers that a signal came, and stops the loop where it may be stopped.
+    """Remembers that a signal came, and stops the run where it may be stopped.
+
+    Args:
+        abandon: marks the run as killed, with a reason, without waiting for anything; called from a thread when the
+            process hangs and is ended. Its lock is left: the next command tells the tracker.
 
     Attributes:
-        safe: whether the state is that of a finished step, so that the handler may raise at once: while the loop waits
-            for a batch, which can take long, or evaluates. Otherwise `check` raises after the step.
+        safe: whether the handler may raise at once, wherever the process is: while the loop waits for a batch, which
+            can take long, or evaluates. Otherwise `check` raises after the step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, abandon: Callable[[str], None] = lambda text: None) -> None:
         self.safe = False
         self._signum: int | None = None
+        self._process = os.getpid()
+        self._former: dict[int, Any] = {}
+        self._abandon = abandon
+        self._saving, self._over = False, threading.Event()
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within it, signals are taken; the former handlers are put back afterwards."""
+    def listen(self) -> None:
+        """Takes SIGTERM and SIGINT from now on, until `leave`."""
         if threading.current_thread() is not threading.main_thread():  # only it may set handlers
-            yield
             return
-        former: dict[int, Any] = {}
-        try:
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(signum) is not signal.SIG_IGN:  # as a shell's background job has it
-                    former[signum] = signal.signal(signum, self._take)
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as a shell's background job has it
+                self._former[signum] = signal.signal(signum, self._take)
+
+    def leave(self) -> None:
+        """Puts the former handlers back."""
+        self._over.set()
+        if self._signum is not None and self._former:
+            signal.set_wakeup_fd(-1)
+        while self._former:
+            signal.signal(*self._former.popitem())
 
     def check(self) -> None:
         """Raises Interrupted if a signal has come."""
         if self._signum is not None:
             raise Interrupted(self._signum)
 
+    def allow(self) -> None:
+        """It is safe from now on; raises Interrupted if a signal has come."""
+        self.safe = True
+        if self._signum is not None:
+            self.safe = False
+            raise Interrupted(self._signum)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it a signal waits, as while workers are started: one that is half started could not be ended."""
+        safe, self.safe = self.safe, False
+        yield
+        if safe:
+            self.allow()
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Within it a checkpoint is written, which takes what it takes; only a second Ctrl-C breaks it off."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+
     def _take(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that has just been forked, and will ignore signals in a moment
+            return
         if self._signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt("stopped at once")
         if self._signum is None:
+            self._signum = signum
             sys.stderr.write(f"\n{signal.Signals(signum).name}: finishing the step, then writing a checkpoint\n")
-        self._signum = signum
+            self._watch()
         if self.safe:
             self.safe = False
-            raise Interrupted(signum)
+            raise Interrupted(self._signum)
+
+    # -----------------------------------------------------------------------------------------------------
+    # a process that hangs
+    # -----------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Begins only now, since with another thread at its side a process cannot fork workers in safety."""
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # told of each signal, also where Python hangs
+        threading.Thread(target=self._end_in_time, args=(read,), name="feedrate-interruption", daemon=True).start()
+
+    def _end_in_time(self, wakeup: int) -> None:
+        patience, hurry = time.monotonic() + PATIENCE_S, float("inf")
+        while not self._over.is_set():
+            now = time.monotonic()
+            if now > hurry or (now > patience and not self._saving):
+                self._end()
+            if select.select([wakeup], [], [], 0.1)[0] and signal.SIGINT in os.read(wakeup, 64):
+                hurry = min(hurry, now + AT_ONCE_S)
+
+    def _end(self) -> NoReturn:
+        assert self._signum is not None
+        text = f"stopped by {signal.Signals(self._signum).name} while it hung; the last checkpoint is what is kept"
+        with contextlib.suppress(Exception):
+            self._abandon(text)
+        with contextlib.suppress(Exception):
+            for child in multiprocessing.active_children():
+                child.kill()
+        with contextlib.suppress(Exception):
+            os.write(2, f"{text}\n".encode())
+        os._exit(128 + self._signum)

@@ -5,11 +5,9 @@ Metrics are collected in a list here and handed to the tracker between epochs, n
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +17,22 @@ from torch import nn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
-from feedrate.loader import Batch, Receipt, ToDevice
+from feedrate.loader import ToDevice
 from feedrate.timing import Clock, Point, points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.device import Precision
+from feedrate.trainer.forward import Forward, names
 from feedrate.trainer.guard import LossGuard
-from feedrate.trainer.inputs import Inputs
 from feedrate.trainer.interrupt import Interrupted, Interruption
 from feedrate.trainer.progress import Progress
 from feedrate.trainer.schedule import Schedule
+from feedrate.trainer.state import Result, RunState
 from feedrate.trainer.task import Meter, Task
-from feedrate.trainer.unlabelled import facts_of
 
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over
-
-
-@dataclass
-class Result:
-    """What came of a run.
-
-    Attributes:
-        metrics: by name, of the last epoch.
-        history: metrics of every epoch.
-        best_epoch: epoch (from 0) with the lowest validation loss.
-        best: its metrics.
-        confusion: rows are true classes; of the last epoch, None for regression.
-        per_class: samples and accuracy of each class in the validation partition.
-        stopped: why training ended before max_epochs, or an empty text.
-    """
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    confusion: list[list[int]] | None = None
-    per_class: list[dict[str, Any]] | None = None
-    stopped: str = ""
+STOPPED_EARLY, STOPPED_AT = "stopped early: validation/loss has not fallen", "stopped at trainer.max_steps="
+MORE_MEMORY = "lower loader.batch_size, and raise trainer.accumulate by the same factor to keep the result"
 
 
 class Trainer:
@@ -68,6 +45,7 @@ class Trainer:
         folder: checkpoints are written here as last.pt and best.pt.
         send: takes the points of an epoch.
         interruption: asked after every step whether to stop.
+        advise: takes epoch and metrics after each epoch, and gives the reason to end training there, or an empty text.
     """
 
     def __init__(
@@ -83,26 +61,30 @@ class Trainer:
         folder: Path,
         send: Callable[[list[Point]], None],
         interruption: Interruption,
+        advise: Callable[[int, Mapping[str, float]], str] = lambda epoch, metrics: "",
     ) -> None:
         self.config, self.data, self.loaders, self.device = config, data, loaders, device
-        self.model, self.optimizer, self.schedule, self.precision = model, optimizer, schedule, precision
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
-        self._inputs = Inputs(data, device)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
-        self._guard = LossGuard(optimizer, device, self._name)
-        self._folder, self._send, self._stop = folder, send, interruption
-        # torch.compile wraps the module; weights are saved and loaded by the names of the plain one
-        self._forward: Callable[..., torch.Tensor] = torch.compile(model) if config.compile else model
-        self.step = 0  # optimizer steps so far
-        self.result = Result()
-        self._last: Receipt | None = None
-        # where the run is: epoch, 'training', 'validation' or 'done', batches and sums of the epoch so far
-        self._epoch_number, self._phase, self._batches = 0, "training", 0
-        self._meter = self.task.meter(device)
-        self._position: dict[str, Any] | None = None  # of the loader, before the epoch's first batch
+        self.forward = Forward(model, data, list(loaders.values()), device, precision, config.compile, MORE_MEMORY)
+        self.state = RunState(
+            model,
+            optimizer,
+            schedule,
+            torch.amp.GradScaler(device.type, enabled=precision.scaled),
+            loaders["train"],
+            data,
+            lambda: self.task.meter(device),
+        )
+        self._guard = LossGuard(optimizer, device, lambda receipt: names(loaders["train"], receipt))
+        self._scaled = precision.scaled
+        self._inline = not getattr(loaders["train"], "num_workers", 0)
+        self._folder, self._send, self._stop, self._advise = folder, send, interruption, advise
         self._saved_at = time.perf_counter()
-        self._random: dict[str, Any] | None = None
+
+    @property
+    def result(self) -> Result:
+        return self.state.result
 
     def fit(self) -> Result:
         """Trains until max_epochs, max_steps or early stopping; goes on where `load_state_dict` left it.
@@ -111,31 +93,34 @@ class Trainer:
             UserError: the loss is not finite, a sample cannot be used, or the model does not fit the data.
             Interrupted: a signal came; the checkpoint of the last step is written.
         """
-        progress = Progress(self.config.max_epochs, self._steps_per_epoch())
-        if self._random is not None:
-            checkpoint.set_random_state(self._random)
+        state = self.state
+        self._stop.safe = False
+        self._stop.check()
+        progress = Progress(self.config.max_epochs, max(1, len(self.loaders["train"])))
+        if state.random is not None:
+            checkpoint.set_random_state(state.random)
         try:
-            while self._epoch_number < self.config.max_epochs and not self.result.stopped:
-                metrics, wait_ms = self._epoch(self._epoch_number, progress)
-                self._send(points(metrics, self._epoch_number))
-                progress.epoch(self._epoch_number, metrics, wait_ms)
+            while state.epoch < self.config.max_epochs and not state.result.stopped:
+                metrics, wait_ms = self._epoch(state.epoch, progress)
+                self._send(points(metrics, state.epoch))
+                progress.epoch(state.epoch, metrics, wait_ms)
                 self._stop.check()
-                self._next_epoch()
-            if self.result.stopped:
-                log.info(self.result.stopped)
+                state.next_epoch()
+            if state.result.stopped:
+                log.info(state.result.stopped)
         except Interrupted:
-            if self._phase != "done":  # the end of an epoch is saved already
+            if state.phase != "done":  # the end of an epoch is saved already
                 self._save()
             raise
         except RuntimeError as error:
-            lost = self._lost_worker(error)  # torch raises that wherever the main process is when a worker dies
+            lost = self.forward.lost_worker(error)  # torch raises that wherever the main process is when a worker dies
             if lost is None:
                 raise
             raise lost from error
         finally:
             self._stop.safe = False
             progress.close()
-        return self.result
+        return state.result
 
     def digests(self) -> dict[str, str]:
         """Digests of what the training loader delivered; none from a loader without a seed."""
@@ -148,48 +133,41 @@ class Trainer:
     def example(self) -> torch.Tensor:
         """(2, ...) prepared samples of the validation partition, on the device."""
         X = torch.stack([torch.as_tensor(self.data.partition["validation"][i % 2][0]) for i in range(2)])
-        return self._inputs(X.to(self.device))
+        return self.forward.inputs(X.to(self.device))
 
     # -----------------------------------------------------------------------------------------------------
     # one epoch
     # -----------------------------------------------------------------------------------------------------
 
-    def _next_epoch(self) -> None:
-        self._epoch_number, self._phase, self._batches = self._epoch_number + 1, "training", 0
-        self._meter = self.task.meter(self.device)
-        self._last = self._position = None
-
     def _epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], float]:
-        loader, clock, result = self.loaders["train"], self.clock, self.result
+        loader, clock, state, result = self.loaders["train"], self.clock, self.state, self.state.result
         clock.begin()
-        if self._phase == "training":
-            if hasattr(loader, "set_epoch"):
-                loader.set_epoch(epoch)
-            if hasattr(loader, "state_dict"):
-                self._position = loader.state_dict()
+        if state.phase == "training":
+            state.begin_training()
             self._train(epoch, loader, progress)
-            self._phase = "validation"
+            state.phase = "validation"
+        state.keep_random()  # of before the validation, which an interruption lets begin anew
         self._guard.read()
-        metrics = {f"train/{name}": value for name, value in self._meter.metrics().items()}
-        metrics["train/learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        metrics = {f"train/{name}": value for name, value in state.meter.metrics().items()}
+        metrics["train/learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
         clock.skip()  # reading the meter waited for the device; that was neither waiting for data nor evaluation
 
         self._stop.check()
-        self._stop.safe = True  # what is to be saved no longer changes
         checked = self.evaluate("validation")
-        self._stop.safe = False
         metrics.update({f"validation/{name}": value for name, value in checked.metrics().items()})
         result.confusion, result.per_class = checked.confusion(), checked.per_class()
         clock.lap("evaluation")
 
-        self.schedule.epoch(metrics["validation/loss"])
+        state.schedule.epoch(metrics["validation/loss"])
         times = clock.epoch()
         metrics.update(times.metrics(max(1, getattr(loader, "num_workers", 0))))
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
-        self._judge(epoch, metrics, result)
+        if not result.best or metrics["validation/loss"] < result.best["validation/loss"]:
+            result.best_epoch, result.best = epoch, metrics
+        result.stopped = self._reason_to_stop(epoch) or self._advise(epoch, metrics)
         result.history.append(metrics)
-        result.metrics, self._phase = metrics, "done"
+        result.metrics, state.phase, state.random = metrics, "done", None
         self._save()
         if result.best_epoch == epoch:
             checkpoint.copy(self._folder, "last", "best")
@@ -197,20 +175,25 @@ class Trainer:
         return metrics, times.mean_wait_ms()
 
     def _train(self, epoch: int, loader: Any, progress: Progress) -> None:
-        self.model.train()
-        meter, clock, accumulate = self._meter, self.clock, self.config.accumulate
-        pending, self._stop.safe = False, True
-        for batch in ToDevice(loader, self.device, clock, self._check("train")):
+        state, clock, accumulate = self.state, self.clock, self.config.accumulate
+        state.model.train()
+        pending = False
+        batches = iter(ToDevice(loader, self.device, clock, self.forward.check(loader)))  # starts workers
+        self._may_stop()
+        for batch in batches:
             self._stop.safe = False
-            number = self._batches
-            outputs, loss = self._outputs(batch)
-            self._guard.look(loss, self.step, batch.receipt)
-            self._scaler.scale(loss / accumulate).backward()
+            state.random = None
+            outputs = self.forward(batch.X)
+            with self.forward.autocast():
+                loss = self.task.loss(outputs, batch.y)
+            self._guard.look(loss, state.step, batch.receipt)
+            state.scaler.scale(loss / accumulate).backward()
+            number = state.batches
             pending = (number + 1) % accumulate != 0
             if not pending:
                 self._optimize()
-            meter.update(loss, outputs, batch.y)
-            self._last, self._batches = batch.receipt, number + 1
+            state.meter.update(loss, outputs, batch.y)
+            state.last, state.batches = batch.receipt, number + 1
             if (number + 1) % self.config.log_every == 0:
                 self._guard.read()
             if progress.due:  # reading the loss waits for the device, twice a second, and only in a terminal
@@ -222,107 +205,80 @@ class Trainer:
             if not pending:
                 self._stop.check()
                 self._save_if_due()
-                self._stop.safe = True
+                self._may_stop()
         self._stop.safe = False
-        if not meter.samples:
+        if not state.meter.samples:
             raise UserError("the training loader gave no batch; lower loader.batch_size or set loader.drop_last=false")
         if pending:  # the epoch's last batches do not fill an accumulation window
             self._optimize()
 
     def _optimize(self) -> None:
+        state = self.state
         if self.config.clip_norm is not None:
-            self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self._guard.before_step(self.precision.scaled)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.schedule.step()
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
+        self._guard.before_step(self._scaled)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.schedule.step()
 
     @torch.no_grad()
     def evaluate(self, partition: str) -> Meter:
         """One pass over a partition with the present weights."""
-        self.model.eval()
-        meter = self.task.meter(self.device)
-        if hasattr(self.loaders[partition], "set_epoch"):
-            self.loaders[partition].set_epoch(0)  # every validation sees the same samples with the same randomness
-        for batch in ToDevice(self.loaders[partition], self.device, None, self._check(partition)):
-            outputs, loss = self._outputs(batch)
-            meter.update(loss, outputs, batch.y)
+        self.state.model.eval()
+        meter, loader = self.task.meter(self.device), self.loaders[partition]
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(0)  # every validation sees the same samples with the same randomness
+        batches = iter(ToDevice(loader, self.device, None, self.forward.check(loader)))
+        self._stop.allow()  # what is to be saved does not change in here
+        for batch in batches:
+            outputs = self.forward(batch.X)
+            with self.forward.autocast():
+                meter.update(self.task.loss(outputs, batch.y), outputs, batch.y)
+        self._stop.safe = False
         return meter
 
-    # -----------------------------------------------------------------------------------------------------
-    # after an epoch
-    # -----------------------------------------------------------------------------------------------------
+    def _may_stop(self) -> None:
+        """The state is that of a finished step, and stays so while the next batch is waited for."""
+        if self._inline:  # a sample that is broken off may leave the generators as it has set them for itself
+            self.state.keep_random()
+        self._stop.allow()
 
-    def _judge(self, epoch: int, metrics: dict[str, float], result: Result) -> None:
-        if not result.best or metrics["validation/loss"] < result.best["validation/loss"]:
-            result.best_epoch, result.best = epoch, metrics
+    def _finished(self) -> bool:
+        return self.config.max_steps is not None and self.state.step >= self.config.max_steps
+
+    def _reason_to_stop(self, epoch: int) -> str:
         patience = self.config.early_stopping
-        if patience is not None and epoch - result.best_epoch >= patience:
-            result.stopped = f"stopped early: validation/loss has not fallen for {patience} epochs"
-        elif self._finished():
-            result.stopped = f"stopped at trainer.max_steps={self.config.max_steps}"
+        if patience is not None and epoch - self.state.result.best_epoch >= patience:
+            return f"{STOPPED_EARLY} for {patience} epochs"
+        return f"{STOPPED_AT}{self.config.max_steps}" if self._finished() else ""
 
     # -----------------------------------------------------------------------------------------------------
     # checkpoints
     # -----------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that decides how the run goes on, as tensors and plain values."""
-        loader = self.loaders["train"]
-        position = self._position
-        if self._last is not None:
-            position = loader.state_dict(self._last)
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self._scaler.state_dict(),
-            "random": checkpoint.random_state(),
-            "loader": position,
-            "epoch": self._epoch_number,
-            "phase": self._phase,
-            "batches": self._batches,
-            "meter": self._meter.state_dict(),
-            "step": self.step,
-            "result": asdict(self.result),
-            "data_digest": self.data.digest,
-            "data": facts_of(self.data),
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a state of `state_dict` before `fit`, which sets the random generators; the loader takes its own."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self._scaler.load_state_dict(state["scaler"])
-        self.step, self.result = int(state["step"]), Result(**state["result"])
-        self._epoch_number, self._phase = int(state["epoch"]), str(state["phase"])
-        self._batches = int(state["batches"])
-        self._meter.load_state_dict(state["meter"])
-        if self._phase == "done":
-            if self.result.best_epoch == self._epoch_number:  # a kill may have come between the two
-                checkpoint.copy(self._folder, "last", "best")
-            self._next_epoch()
-        if state["loader"] is None and self._phase == "training" and self._batches:
-            log.info("note: loader=torch has no position: the epoch that was interrupted begins anew")
-            self._batches, self._meter = 0, self.task.meter(self.device)
-        elif self._phase == "training" and state["loader"] and state["loader"]["position"] >= self.loaders["train"].end:
-            self._phase = "validation"  # it stopped between the epoch's last step and its validation
-        self._random = state["random"]
+        """Takes up the state of a checkpoint before `fit`, which sets the random generators; the loader takes its own.
+
+        What ends training is judged anew, by the present configuration.
+        """
+        ours = self.state
+        ours.load_state_dict(state)
+        if state["phase"] == "done":
+            epoch = int(state["epoch"])
+            if ours.result.stopped.startswith((STOPPED_EARLY, STOPPED_AT)):
+                ours.result.stopped = self._reason_to_stop(epoch)
+            if ours.result.best_epoch == epoch:  # a kill may have come between the two checkpoints of that epoch's end
+                checkpoint.save(self._folder, "best", state, ours.about())
 
     def _save(self) -> None:
         self._stop.safe = False
         self._guard.read()
-        state = self.state_dict()
-        about = {
-            **{name: state[name] for name in ("epoch", "phase", "batches", "step", "data_digest")},
-            "position": state["loader"]["position"] if state["loader"] else None,
-            "metrics": self.result.metrics,
-        }
-        checkpoint.save(self._folder, "last", state, about, self.config.keep_checkpoints)
+        with self._stop.saving():
+            about = self.state.about()
+            checkpoint.save(self._folder, "last", self.state.state_dict(), about, self.config.keep_checkpoints)
         self._saved_at = time.perf_counter()
 
     def _save_if_due(self) -> None:
@@ -330,52 +286,3 @@ class Trainer:
         if every is not None and time.perf_counter() - self._saved_at >= every:
             self._save()
             self.clock.lap("checkpoint")
-
-    # -----------------------------------------------------------------------------------------------------
-    # small parts
-    # -----------------------------------------------------------------------------------------------------
-
-    def _outputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        X = self._inputs(batch.X)
-        try:
-            with self._autocast():
-                outputs = self._forward(X)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"the device ran out of memory on a batch of {len(X)} samples; lower loader.batch_size, and raise "
-                "trainer.accumulate by the same factor to keep the result"
-            ) from error
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, UserError) or self._lost_worker(error):
-                raise
-            name, text = type(self.model).__name__, str(error).strip().splitlines()
-            raise UserError(
-                f"model: {name} failed on X of shape {tuple(X.shape)}: {text[0] if text else type(error).__name__}"
-            ) from error
-        with self._autocast():
-            return outputs, self.task.loss(outputs, batch.y)
-
-    def _lost_worker(self, error: Exception) -> UserError | None:
-        loaders = [loader for loader in self.loaders.values() if hasattr(loader, "lost_worker")]
-        return next((lost for loader in loaders if (lost := loader.lost_worker(error))), None)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision.dtype)
-
-    def _steps_per_epoch(self) -> int:
-        return max(1, len(self.loaders["train"]))
-
-    def _finished(self) -> bool:
-        return self.config.max_steps is not None and self.step >= self.config.max_steps
-
-    def _check(self, partition: str) -> Callable[[Batch], None]:
-        return lambda batch: self._inputs.check(batch.X, batch.y, lambda: self._name(batch.receipt, partition))
-
-    def _name(self, receipt: Receipt | None, partition: str = "train") -> str:
-        """The samples of a batch, for an error."""
-        if receipt is None:
-            return "unknown samples (loader=feedrate names them)"
-        IDs = self.loaders[partition].IDs(receipt)
-        return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")

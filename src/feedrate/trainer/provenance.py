@@ -45,6 +45,12 @@ def code_version() -> Code:
     return Code(_git("rev-parse", "HEAD").strip(), _git("diff", "HEAD"))
 
 
+def size_of_diff(diff: str) -> str:
+    """What tells two states of uncommitted changes apart: lines, and 8 hexadecimal digits of their hash."""
+    lines = sum(line.startswith(("+", "-")) and not line.startswith(("+++", "---")) for line in diff.splitlines())
+    return f"{lines} lines ({hashlib.sha256(diff.encode()).hexdigest()[:8]})" if diff else "nothing"
+
+
 def command_line(overrides: Sequence[str]) -> str:
     """The command that makes this run again, from the repository's root; of a sweep, this job's own."""
     return "python src/" + shlex.join([sys.argv[0].rsplit("/", 1)[-1], *overrides])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from feedrate.dataset import Data
 from feedrate.timing import points
 from feedrate.tracking import Tracker, without_secrets
 from feedrate.tracking.note import run_note
-from feedrate.trainer.loop import Result, Trainer
-from feedrate.trainer.provenance import code_version, job_id, result_id
+from feedrate.trainer.loop import Trainer
+from feedrate.trainer.provenance import Code, code_version, job_id, result_id, size_of_diff
+from feedrate.trainer.state import Result
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Run:
     folder: Path
     command: str
     started: str
+    code: Code = field(default_factory=code_version)
 
 
 def record_birth(run: Run, run_id: str | None) -> None:
@@ -53,6 +55,8 @@ def _birth(run: Run, run_id: str | None = None) -> dict[str, Any]:
         "result_id": result_id(run.config),
         "job_id": job_id(run.config),
         "run_id": run_id,
+        "commit": run.code.commit,
+        "uncommitted": size_of_diff(run.code.diff),
     }
 
 
@@ -69,7 +73,7 @@ def record_resumed(tracker: Tracker, run: Run, trainer: Trainer) -> None:
 def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, device: str, precision: str) -> None:
     """Parameters, tags, data set and configuration; before training, so that a killed run has them too."""
     write_summary(run.folder, _birth(run, tracker.run_id))
-    code = code_version()
+    code = run.code
     groups = {group: option for group, option in run.choices.items() if group in run.config}
     settings = {key: value for key, value in _flat(run.config).items() if not key.startswith(("tracking.", "sweep."))}
     tracker.params({**groups, **settings, "model.parameters": model_parameters})

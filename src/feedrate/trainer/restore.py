@@ -5,7 +5,6 @@ What is then done with them is the caller's affair; which run a training goes on
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Collection, Mapping
@@ -23,6 +22,7 @@ from feedrate.errors import UserError
 from feedrate.loader import build_loaders
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import build_model
+from feedrate.trainer.runs import folder_named, read_summary
 from feedrate.trainer.unlabelled import data_of, unlabelled
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
     Raises:
         UserError: there is no such run, or its configuration is gone.
     """
-    path = resolve_path(name)
-    if path.is_dir() or path.is_file():
-        folder = path if path.is_dir() else path.parent.parent
+    folder = folder_named(name)
+    if folder is not None:
+        path = resolve_path(name)
         summary = read_summary(folder)
         run_id = summary.get("run_id")
         recorded = _recorded(uri, str(run_id)) if run_id else None
@@ -215,15 +215,6 @@ def load_model(saved: SavedRun, state: Mapping[str, Any], data: Data, device: to
             f"model: the checkpoint's weights do not fit {type(model).__name__}: {(lines[1:] or lines)[0]}"
         ) from error
     return model.eval()
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a run folder, empty if there is none that can be read."""
-    try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _check_nodes(saved: SavedRun, allow: Collection[str]) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from feedrate.config import ROOT
+from feedrate.config import resolve_path
 from feedrate.errors import UserError
 from feedrate.trainer import checkpoint
-from feedrate.trainer.run_folder import living_owner
+from feedrate.trainer.runs import folder_named, folder_of_id, newest_unfinished, tidy
 
 log = logging.getLogger("feedrate")
 
@@ -26,27 +25,14 @@ def find_run(resume: str, result_id: str, runs: Path) -> Path | None:
         runs: folder of run folders to search, besides those under outputs/.
 
     Raises:
-        UserError: there is no such run, or it is still running.
+        UserError: there is no such run.
     """
     if resume == "auto":
-        found = [
-            (summary["started"], folder)
-            for folder, summary in _runs(runs)
-            if summary.get("result_id") == result_id
-            and summary.get("status") != "FINISHED"
-            and list((folder / "checkpoints").glob("last*.pt"))
-            and living_owner(folder) is None
-        ]
-        return max(found)[1] if found else None
-    path = (ROOT / Path(resume).expanduser()).resolve()
-    if path.is_file():
-        return path.parent.parent
-    if path.is_dir():
-        return path
-    for folder, summary in _runs(runs):
-        if summary.get("run_id") == resume:
-            return folder
-    raise UserError(f"trainer.resume={resume}: no run folder, no checkpoint and no id of a run under outputs/")
+        return newest_unfinished(result_id, runs)
+    folder = folder_named(resume) or folder_of_id(resume, runs)
+    if folder is None:
+        raise UserError(f"trainer.resume={resume}: no run folder, no checkpoint and no id of a run under outputs/")
+    return folder
 
 
 def load_state(resume: str, folder: Path) -> dict[str, Any]:
@@ -55,7 +41,7 @@ def load_state(resume: str, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: none is whole.
     """
-    path = (ROOT / Path(resume).expanduser()).resolve()
+    path = resolve_path(resume)
     if path.is_file():
         try:
             return checkpoint.load(path)
@@ -70,7 +56,11 @@ def load_state(resume: str, folder: Path) -> dict[str, Any]:
 
 
 def adopt(fresh: Path, folder: Path) -> None:
-    """Leaves the folder that Hydra has just made for this process, and writes the log on in the run's own."""
+    """Leaves the folder that Hydra has just made for this process, and writes the log on in the run's own.
+
+    What a process that was killed has left half written there is removed.
+    """
+    tidy(folder)
     handlers = [h for name in ("feedrate", "feedrate.file") for h in logging.getLogger(name).handlers]
     for handler in {h for h in [*handlers, *logging.getLogger().handlers] if isinstance(h, logging.FileHandler)}:
         handler.acquire()
@@ -81,11 +71,6 @@ def adopt(fresh: Path, folder: Path) -> None:
         handler.release()
     if fresh != folder and (fresh / ".hydra").is_dir() and not (fresh / "summary.json").exists():
         shutil.rmtree(fresh)
-
-
-def run_id_of(folder: Path) -> str | None:
-    """The MLflow run of a run folder, None if it was not recorded."""
-    return _summary(folder).get("run_id")
 
 
 def check_data(state: Mapping[str, Any], digest: str, allowed: bool) -> None:
@@ -110,40 +95,3 @@ def check_model(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(f"trainer.resume: the model has changed: {'; '.join(differences[:3])}{more}")
-
-
-def mark_dead_runs(runs: Path) -> list[tuple[str, Path]]:
-    """Marks runs whose process is gone without a word as KILLED in their summary; returns their run ids and folders.
-
-    A run that ends in order removes its lock, so only folders with a lock are looked at.
-    """
-    dead = []
-    for folder in _folders(runs, "lock"):
-        summary = _summary(folder)
-        if summary.get("status") == "RUNNING" and living_owner(folder) is None:
-            summary |= {"status": "KILLED", "error": "its process ended without a word (SIGKILL, or out of memory)"}
-            temporary = folder / ".summary.json"
-            temporary.write_text(json.dumps(summary, indent=2))
-            temporary.replace(folder / "summary.json")
-            (folder / "lock").unlink(missing_ok=True)
-            dead.append((str(summary.get("run_id") or ""), folder))
-    return dead
-
-
-def _folders(runs: Path, holding: str) -> set[Path]:
-    """Run folders that hold a file of that name."""
-    patterns = ((runs, "*"), (ROOT / "outputs/runs", "*"), (ROOT / "outputs/sweeps", "*/*"))
-    return {path.parent for root, pattern in patterns for path in root.glob(f"{pattern}/{holding}")}
-
-
-def _runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
-    found = [(folder, _summary(folder)) for folder in _folders(runs, "summary.json")]
-    return [(folder, summary) for folder, summary in found if "started" in summary]
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -6,6 +6,7 @@ What is written into the folder is decided by its owner.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -29,22 +30,41 @@ class RunFolder:
         self.path = path
         self._lock = path / "lock"
         path.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
-        for _ in range(2):
-            try:
-                descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            except FileExistsError:
-                owner = living_owner(path)
-                if owner is not None:
-                    raise UserError(
-                        f"{path}: process {owner} is using this run folder; wait for it, or leave hydra.run.dir alone"
-                    ) from None
-                self._lock.unlink(missing_ok=True)
-                continue
-            with os.fdopen(descriptor, "w") as file:
-                file.write(content)
-            return
+        owner = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+        for _ in range(3):
+            if self._take(json.dumps(owner)):
+                return
+            if (other := living_owner(path)) is not None:
+                raise UserError(
+                    f"{path}: process {other} is using this run folder; wait for it, or leave hydra.run.dir alone"
+                )
+            self._remove_dead()
         raise UserError(f"{path}: another process took this run folder at the same instant; start again")
+
+    def _take(self, content: str) -> bool:
+        """Makes the lock, whole from its first instant: an empty one would be taken for a dead owner's."""
+        written = self._lock.with_name(f".lock.{os.getpid()}")
+        written.write_text(content, encoding="utf-8")
+        try:
+            os.link(written, self._lock)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            try:
+                with self._lock.open("x", encoding="utf-8") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+        finally:
+            written.unlink(missing_ok=True)
+        return True
+
+    def _remove_dead(self) -> None:
+        """Removes a dead owner's lock, but not one that another process has made in its place by now."""
+        with contextlib.suppress(FileNotFoundError), self._lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_ino == self._lock.stat().st_ino and living_owner(self.path) is None:
+                self._lock.unlink()
 
     def release(self) -> None:
         """Gives the folder up."""

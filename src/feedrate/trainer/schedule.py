@@ -12,6 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from feedrate.config import SchedulerConfig, common_keys
 from feedrate.targets import build
 
+_LENGTH = ("total_steps", "_schedule_phases", "total_iters", "T_max")  # attributes of torch's schedulers
+
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LRScheduler:
     """Rises linearly over the first `warmup` share of the steps, then falls as half a cosine to `final` times the rate.
@@ -64,8 +66,10 @@ class Schedule:
             self._scheduler.step()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state; over how many steps the schedule stretches is as it was built now."""
         if self._scheduler is not None and state:
-            self._scheduler.load_state_dict(state)
+            length = {key: vars(self._scheduler)[key] for key in _LENGTH if key in vars(self._scheduler)}
+            self._scheduler.load_state_dict({**state, **length})
 
     def state_dict(self) -> dict[str, Any]:
         return self._scheduler.state_dict() if self._scheduler is not None else {}

@@ -1,0 +1,85 @@
+"""A model with all that stands between a loaded batch and its answer: inputs, precision, and errors that say whose
+fault it is. Training and evaluation share it; what is done with the answer is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from feedrate.dataset import Data
+from feedrate.errors import UserError
+from feedrate.loader import Batch, Receipt
+from feedrate.trainer.device import Precision
+from feedrate.trainer.inputs import Inputs
+
+
+class Forward:
+    """Calls `model` in the mode, training or evaluation, that it is in.
+
+    Args:
+        loaders: all that have workers now; torch reports a worker's death wherever the main process is, so also here.
+        compile: torch.compile wraps the model; its weights keep the names of the plain one.
+        remedy: what to do when the device's memory runs out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        loaders: Sequence[Any],
+        device: torch.device,
+        precision: Precision,
+        compile: bool = False,
+        remedy: str = "lower loader.batch_size",
+    ) -> None:
+        self.model, self.inputs, self.device = model, Inputs(data, device), device
+        self._loaders, self._precision, self._remedy = loaders, precision, remedy
+        self._call: Callable[..., Tensor] = torch.compile(model) if compile else model
+
+    def __call__(self, loaded: Tensor) -> Tensor:
+        """From (B, ...) as loaded, on the device, to the model's outputs.
+
+        Raises:
+            UserError: the model fails on it, or the device's memory is too small.
+        """
+        X = self.inputs(loaded)
+        try:
+            with self.autocast():
+                return self._call(X)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"the device ran out of memory on a batch of {len(X)} samples; {self._remedy}") from error
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, UserError) or self.lost_worker(error):
+                raise
+            name, text = type(self.model).__name__, str(error).strip().splitlines()
+            raise UserError(
+                f"model: {name} failed on X of shape {tuple(X.shape)}: {text[0] if text else type(error).__name__}"
+            ) from error
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision's, for the loss."""
+        if self._precision.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._precision.dtype)
+
+    def check(self, loader: Any) -> Callable[[Batch], None]:
+        """Looks at a batch of that loader on the host; raises SampleError naming its samples."""
+        return lambda batch: self.inputs.check(batch.X, batch.y, lambda: names(loader, batch.receipt))
+
+    def lost_worker(self, error: Exception) -> UserError | None:
+        """What torch's error about a worker that died means, None for any other error."""
+        able = [loader for loader in self._loaders if hasattr(loader, "lost_worker")]
+        return next((lost for loader in able if (lost := loader.lost_worker(error))), None)
+
+
+def names(loader: Any, receipt: Receipt | None) -> str:
+    """The samples of a batch, for an error."""
+    if receipt is None:
+        return "unknown samples (loader=feedrate names them)"
+    IDs = loader.IDs(receipt)
+    return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")

@@ -1,0 +1,109 @@
+"""Which runs there are: their folders, what their summary.json says, and which folder a name means.
+
+Who owns a folder is in run_folder.py; what a checkpoint holds is not looked at. Imports neither torch nor mlflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from feedrate.config import ROOT, resolve_path
+from feedrate.errors import UserError
+from feedrate.trainer.run_folder import RunFolder, living_owner
+
+SUMMARY = "summary.json"
+SILENT_END = "its process ended without a word (SIGKILL, or out of memory)"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a run folder, empty if there is none that can be read."""
+    try:
+        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Replaces summary.json, which is whole at every instant."""
+    temporary = folder / f".{SUMMARY}"
+    temporary.write_text(json.dumps(summary, indent=2, default=str), encoding="utf-8")
+    temporary.replace(folder / SUMMARY)
+
+
+def folder_named(path: str) -> Path | None:
+    """The run folder that the path of a folder, or of a checkpoint in one, means; None where there is no such path."""
+    named = resolve_path(path)
+    if named.is_file():
+        return named.parent.parent
+    return named if named.is_dir() else None
+
+
+def folder_of_id(run_id: str, runs: Path) -> Path | None:
+    """The folder of a run of MLflow's."""
+    return next((folder for folder, summary in all_runs(runs) if summary.get("run_id") == run_id), None)
+
+
+def newest_unfinished(result_id: str, runs: Path) -> Path | None:
+    """The folder of the run with this result that began last, was not finished, and can be gone on with."""
+    found = [
+        (summary["started"], folder)
+        for folder, summary in all_runs(runs)
+        if summary.get("result_id") == result_id
+        and summary.get("status") != "FINISHED"
+        and any((folder / "checkpoints").glob("last*.pt"))
+        and living_owner(folder) is None
+    ]
+    return max(found)[1] if found else None
+
+
+def all_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Folders of runs with their summaries: those in `runs`, and those under outputs/."""
+    found = [(folder, read_summary(folder)) for folder in _folders(runs, SUMMARY)]
+    return [(folder, summary) for folder, summary in found if "started" in summary]
+
+
+def mark_dead_runs(runs: Path) -> list[tuple[str, Path]]:
+    """Marks runs whose process is gone without a word as KILLED, and takes away what it left half written.
+
+    A run that ends in order removes its lock, so only folders with a lock are looked at.
+
+    Returns:
+        MLflow's ids and the folders of those whose end the tracker may not know.
+    """
+    dead = []
+    for folder in sorted(_folders(runs, "lock")):
+        try:
+            if living_owner(folder) is not None:
+                continue
+            owned = RunFolder(folder)
+        except (UserError, OSError):  # somebody goes on with it just now, or it is not ours to write
+            continue
+        try:
+            tidy(folder)
+            summary = read_summary(folder)
+            if summary.get("status") == "RUNNING":
+                summary |= {"status": "KILLED", "error": SILENT_END}
+                write_summary(folder, summary)
+            if summary:
+                dead.append((str(summary.get("run_id") or ""), folder))
+        finally:
+            owned.release()
+    return dead
+
+
+def tidy(folder: Path) -> None:
+    """Removes what a process that was killed has left half written; call as the folder's owner."""
+    for left in (folder / f".{SUMMARY}", *folder.glob("checkpoints/.*")):
+        with contextlib.suppress(OSError):
+            left.unlink(missing_ok=True)
+
+
+def _folders(runs: Path, holding: str) -> set[Path]:
+    """Run folders that hold a file of that name."""
+    patterns = ((runs, "*"), (ROOT / "outputs/runs", "*"), (ROOT / "outputs/sweeps", "*/*"))
+    return {path.parent for root, pattern in patterns for path in root.glob(f"{pattern}/{holding}")}

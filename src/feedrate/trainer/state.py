@@ -1,0 +1,150 @@
+"""What a run is at one instant: all that a checkpoint must hold for the run to go on bit for bit.
+
+How a state comes about is the loop's affair; how it gets to the disk is checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from feedrate.dataset import Data
+from feedrate.loader import Receipt
+from feedrate.trainer import checkpoint
+from feedrate.trainer.schedule import Schedule
+from feedrate.trainer.task import Meter
+from feedrate.trainer.unlabelled import facts_of
+
+log = logging.getLogger("feedrate")
+
+
+@dataclass
+class Result:
+    """What came of a run.
+
+    Attributes:
+        metrics: by name, of the last epoch.
+        history: metrics of every epoch.
+        best_epoch: epoch (from 0) with the lowest validation loss.
+        best: its metrics.
+        confusion: rows are true classes; of the last epoch, None for regression.
+        per_class: samples and accuracy of each class in the validation partition.
+        stopped: why training ended before max_epochs, or an empty text.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    confusion: list[list[int]] | None = None
+    per_class: list[dict[str, Any]] | None = None
+    stopped: str = ""
+
+
+class RunState:
+    """Where a run is, and what it has become by then.
+
+    Args:
+        loader: of the training partition; one without `state_dict` has no position within an epoch.
+        new_meter: makes an empty account of one epoch.
+
+    Attributes:
+        epoch: from 0.
+        phase: of the epoch: 'training', 'validation' or 'done'.
+        batches: that were trained on in this epoch.
+        step: optimizer steps so far.
+        meter: sums over the epoch's batches.
+        last: receipt of the last batch that was trained on in this epoch.
+        position: the loader's while there is no such batch, None from one that has no position.
+        random: states of the random generators that a checkpoint is to hold; None: those of the moment.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        scaler: torch.amp.GradScaler,
+        loader: Any,
+        data: Data,
+        new_meter: Callable[[], Meter],
+    ) -> None:
+        self.model, self.optimizer, self.schedule, self.scaler = model, optimizer, schedule, scaler
+        self._loader, self._data, self._new_meter = loader, data, new_meter
+        self.epoch, self.phase, self.batches, self.step = 0, "training", 0, 0
+        self.meter = new_meter()
+        self.last: Receipt | None = None
+        self.position: dict[str, Any] | None = None
+        self.random: dict[str, Any] | None = None
+        self.result = Result()
+
+    def next_epoch(self) -> None:
+        self.position, self.last = self._place_of_loader(), None
+        self.epoch, self.phase, self.batches = self.epoch + 1, "training", 0
+        self.meter = self._new_meter()
+
+    def keep_random(self) -> None:
+        """Whatever is drawn from now on, a checkpoint holds the generators as they are now."""
+        self.random = checkpoint.random_state()
+
+    def begin_training(self) -> None:
+        """To the loader's first batch of this epoch, or of the rest of it."""
+        if hasattr(self._loader, "set_epoch"):
+            self._loader.set_epoch(self.epoch)
+        if hasattr(self._loader, "state_dict"):
+            self.position = self._loader.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides how the run goes on, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": self.random or checkpoint.random_state(),
+            "loader": self._place_of_loader(),
+            "epoch": self.epoch,
+            "phase": self.phase,
+            "batches": self.batches,
+            "meter": self.meter.state_dict(),
+            "step": self.step,
+            "result": asdict(self.result),
+            "data_digest": self._data.digest,
+            "data": facts_of(self._data),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a state of `state_dict`, but for the random generators' and the loader's, which takes its own."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.result = int(state["step"]), Result(**state["result"])
+        self.epoch, self.phase, self.batches = int(state["epoch"]), str(state["phase"]), int(state["batches"])
+        self.meter.load_state_dict(state["meter"])
+        self.position, self.random = state["loader"], state["random"]
+        if self.phase == "done":
+            self.next_epoch()
+        elif self.phase == "training" and self.batches:
+            if state["loader"] is None:
+                log.info("note: loader=torch has no position: the epoch that was interrupted begins anew")
+                self.batches, self.meter = 0, self._new_meter()
+            elif state["loader"]["position"] >= self._loader.end:
+                self.phase = "validation"  # it stopped between the epoch's last step and its validation
+
+    def _place_of_loader(self) -> dict[str, Any] | None:
+        return self.position if self.last is None else self._loader.state_dict(self.last)
+
+    def about(self) -> dict[str, Any]:
+        """What a person wants to know of a checkpoint."""
+        return {
+            **{name: getattr(self, name) for name in ("epoch", "phase", "batches", "step")},
+            "data_digest": self._data.digest,
+            "position": (self._place_of_loader() or {}).get("position"),
+            "metrics": self.result.metrics,
+        }

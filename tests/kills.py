@@ -1,0 +1,285 @@
+"""Runs that are killed at random instants and gone on with, and what must be equal then.
+
+One run is left alone; others are killed again and again until there were enough kills, and each must end as that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from feedrate.trainer.runs import read_summary
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = "FEEDRATE_SOAK"  # in the environment of all processes that belong to one soak
+EXIT_S = 10.0  # promised for SIGTERM
+GONE_S = 15.0  # after which nothing of a killed run may be left; a worker looks for its parent each five seconds
+MEASURED = ("train/", "validation/")  # metrics that must be equal; the others are times
+KILLED = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (128 + signal.SIGTERM, -signal.SIGTERM)}  # exit codes
+
+
+def start_training(folder: Path, *overrides: str, mark: str = "") -> subprocess.Popen[bytes]:
+    """Starts src/train.py in a process group of its own; the run's folder is `folder`, its output `folder`.out."""
+    paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".out").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "src/train.py", f"hydra.run.dir={folder}", *overrides],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", MARK: mark},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+@dataclass
+class Soak:
+    """Kills runs in `work`.
+
+    Attributes:
+        data: folder of the digits.
+        workers: one of these numbers is taken for each start.
+        tracking: overrides of that group.
+        say: is given a line for each kill.
+        kills: how many there were.
+        faults: what was not as promised, in words.
+    """
+
+    work: Path
+    data: Path
+    seed: int = 0
+    workers: tuple[int, ...] = (0, 1, 2)
+    tracking: tuple[str, ...] = ("tracking=none",)
+    epochs: int = 3
+    say: Callable[[str], Any] = print
+    kills: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._draw = random.Random(self.seed)
+        self._starts = 0
+        self._shared = _shared_memory()
+
+    def run(self, kills: int) -> None:
+        """Kills until there were so many; what is not as it should be stands in `faults`."""
+        folder, process = self._start("undisturbed", "loader.num_workers=0")
+        if process.wait(timeout=300):
+            raise RuntimeError(f"the run that is not killed failed:\n{_output(folder)}")
+        undisturbed, number = _outcome(folder), 0
+        while self.kills < kills and not self.faults:
+            number += 1
+            ended = self._killed(f"run{number}", kills)
+            if ended is not None:
+                self._compare(ended, undisturbed)
+        self._check_nothing_is_left()
+
+    def _start(self, name: str, *overrides: str) -> tuple[Path, subprocess.Popen[bytes]]:
+        self._starts += 1
+        folder = self.work / name / f"start{self._starts:03d}"
+        common = [
+            *(f"hydra.searchpath=[file://{ROOT}/tests/conf]", "model=traced", f"model.trace={self.work / name}.trace"),
+            *(f"dataset.root={self.data}", "dataset.limit=640", "loader.batch_size=32", *self.tracking),
+            *(f"trainer.max_epochs={self.epochs}", "trainer.num_threads=1"),
+        ]
+        return folder, start_training(folder, *common, *overrides, mark=str(self.work))
+
+    def _killed(self, name: str, kills: int) -> Path | None:
+        """Starts one run again and again until it has ended; its folder, None where it could not be gone on with."""
+        folder: Path | None = None  # of the run, once there is a checkpoint in it
+        line = ""
+        while True:
+            resume = "auto" if folder is None or self._draw.random() < 0.7 else str(folder)
+            fresh, process = self._start(
+                name,
+                f"trainer.resume={resume}",
+                f"loader.num_workers={self._draw.choice(self.workers)}",
+                f"trainer.checkpoint_every_s={self._draw.choice((0, 0, 0.05, 0.3))}",
+                f"trainer.keep_checkpoints={self._draw.choice((0, 1, 2))}",
+            )
+            kill = self._kill(process, name, folder or fresh) if self.kills < kills else None
+            code = process.wait(timeout=300)
+            output = _output(fresh)
+            found = re.search(r"going on with (\S+) after (\d+) steps", output)
+            if line:
+                begun = "then begun anew" if "a new one begins" in output else "then killed before it had begun"
+                self.say(f"{line}, {f'then gone on from step {found[2]}' if found else begun}")
+                line = ""
+            if code == 0:
+                return folder or fresh
+            if kill is None or code not in KILLED[kill.signum]:
+                self.faults.append(f"{fresh}: exit code {code}\n{output}")
+                return None
+            status = read_summary(folder or fresh).get("status")
+            if code == 128 + signal.SIGTERM and status not in ("KILLED", "FINISHED"):
+                self.faults.append(f"{fresh}: exit code {code}, but its status is {status}")
+            if status == "FINISHED":
+                self.say(f"kill {self.kills:3d}: {kill.text}, exit {code}, when the run had finished")
+                return folder or fresh
+            if any((fresh / "checkpoints").glob("last*.pt")):
+                folder = folder or fresh
+            line = f"kill {self.kills:3d}: {kill.text}, exit {code}"
+
+    def _kill(self, process: subprocess.Popen[bytes], name: str, folder: Path) -> _Kill | None:
+        """Kills at an instant of its own choice; None if the process had ended before."""
+        begin, trace, target = time.monotonic(), _Trace(self.work / f"{name}.trace"), folder / "checkpoints"
+        aim = self._draw.choices(("start", "training", "checkpoint"), (1, 3, 4))[0]
+        if aim == "start":
+            _wait(lambda: process.poll() is not None, self._draw.uniform(0.3, 5.0))
+        else:
+            _wait(lambda: trace.grows() or process.poll() is not None, 120)
+        if aim == "training":
+            _wait(lambda: process.poll() is not None, self._draw.uniform(0, 1.0))
+        elif aim == "checkpoint":
+            for _ in range(self._draw.randint(1, 12)):
+                _wait(lambda: not _being_written(target), 1, pause=0.0002)
+                _wait(lambda: _being_written(target) or process.poll() is not None, 1, pause=0.0002)
+            time.sleep(self._draw.uniform(0, 0.004))
+        signum = self._draw.choice((signal.SIGKILL, signal.SIGTERM))
+        to_group = self._draw.random() < 0.5
+        phase = "a checkpoint being written" if _being_written(target) else trace.phase()
+        if process.poll() is not None:
+            return None
+        (os.killpg if to_group else os.kill)(process.pid, signum)
+        self.kills += 1
+        sent = time.monotonic()
+        if not _wait(lambda: process.poll() is not None, EXIT_S):
+            self.faults.append(f"{folder}: {signum.name} did not end it within {EXIT_S:.0f} s ({phase})")
+            process.kill()
+        whom = "the group" if to_group else "the process"
+        text = f"{sent - begin:5.2f} s after its start {signum.name} to {whom} in {phase}, ended in"
+        return _Kill(signum, f"{text} {time.monotonic() - sent:.2f} s")
+
+    # -----------------------------------------------------------------------------------------------------
+    # what must be
+    # -----------------------------------------------------------------------------------------------------
+
+    def _compare(self, folder: Path, undisturbed: dict[str, Any]) -> None:
+        outcome = _outcome(folder)
+        different = [key for key, value in undisturbed.items() if outcome[key] != value]
+        if different:
+            self.faults.append(f"{folder}: {', '.join(different)} differ from the run that was not killed")
+        for start in folder.parent.iterdir():
+            status = read_summary(start).get("status") if start.is_dir() else None
+            if status == "RUNNING":
+                self.faults.append(f"{start}: is said to be running")
+            left = [*start.glob("lock"), *start.glob(".[!h]*"), *start.glob("checkpoints/.*")]
+            self.faults += [f"{path}: left behind" for path in left]
+        self.say(f"{folder.parent.name}: {'different' if different else 'equal bit for bit'}")
+
+    def _check_nothing_is_left(self) -> None:
+        own = os.getpid()
+
+        def left() -> list[str]:
+            return [f"process {p.pid}: left behind: {' '.join(p.cmdline())}" for p in _marked(str(self.work), own)]
+
+        if not _wait(lambda: not left(), GONE_S, pause=0.5):
+            self.faults += left()
+        self.faults += [f"/dev/shm/{name}: left behind" for name in _shared_memory() - self._shared if _orphan(name)]
+
+
+@dataclass(frozen=True)
+class _Kill:
+    signum: signal.Signals
+    text: str
+
+
+class _Trace:
+    """The file that traced.Net writes, since a process was started."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._begin = path, path.stat().st_size if path.exists() else 0
+
+    def grows(self) -> bool:
+        return self._path.exists() and self._path.stat().st_size > self._begin
+
+    def phase(self) -> str:
+        if not self.grows():
+            return "its start"
+        kind, step = self._path.read_text().splitlines()[-1].split()[:2]
+        return f"{'training' if kind == 'train' else kind} after step {step}"
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """What must be equal bit for bit, by what it is called."""
+    summary = read_summary(folder)
+    state = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+    best = torch.load(folder / "checkpoints/best.pt", weights_only=True)
+    history = [
+        {name: value for name, value in epoch.items() if name.startswith(MEASURED)} for epoch in summary["history"]
+    ]
+    return {
+        "status": summary["status"],
+        "weights": _plain(state["model"]),
+        "optimizer": _plain(state["optimizer"]),
+        "random states": _plain(state["random"]),
+        "best weights": _plain(best["model"]),
+        "best epoch": (summary["best_epoch"], best["epoch"]),
+        "metrics of the epochs": history,
+        "order digest": summary["order_digest"],
+        "loss of a step": set((folder.parent.with_suffix(".trace")).read_text().splitlines()),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The same with the bytes of tensors in their place, so that == compares bit for bit."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _output(folder: Path) -> str:
+    return folder.with_suffix(".out").read_text(errors="replace")
+
+
+def _wait(there: Callable[[], bool], seconds: float, pause: float = 0.002) -> bool:
+    """Waits until `there`, for so long at most; whether it is."""
+    end = time.monotonic() + seconds
+    while not there():
+        if time.monotonic() > end:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def _being_written(checkpoints: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(name.startswith(".") for name in os.listdir(checkpoints))  # noqa: PTH208 faster, for the aim's sake
+    return False
+
+
+def _marked(mark: str, but: int) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            running = process.pid != but and process.status() != psutil.STATUS_ZOMBIE
+            if running and process.environ().get(MARK) == mark:
+                yield process
+
+
+def _shared_memory() -> set[str]:
+    folder = Path("/dev/shm")
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _orphan(name: str) -> bool:
+    """Whether no process has it mapped: one of another program that runs now has."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if f"/dev/shm/{name}" in maps.read_text():
+                return False
+    return Path("/dev/shm", name).exists()
