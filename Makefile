@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow ui sweep lint test-gpu bench docs clean
+.PHONY: help train test test-slow ui sweep lint test-gpu bench soak docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ docs: ## write the table of keys in README.md anew from the comments in conf/
 
 test-slow: $(VENV)/.requirements-dev ## the tests that kill processes and wait for servers, some minutes more
 	$(PY) -m pytest -m slow $(ARGS)
+
+soak: $(VENV)/.requirements-dev ## kill runs at random instants, and start many at once, for some ten minutes; ARGS="--kills 200"
+	$(PY) tests/soak.py $(ARGS)
 
 test-gpu: $(VENV)/.requirements-dev ## the tests that need an accelerator
 	$(PY) -m pytest -m gpu $(ARGS)

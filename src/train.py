@@ -83,7 +83,7 @@ def train(cfg: DictConfig) -> float:
         device = choose_device(config.trainer.device)
         data = build_data(config.dataset, config.seed)
         if state:
-            resume.check_data(state, data.digest, config.trainer.resume_changed)
+            resume.check_data(state, data, config.trainer.resume_changed)
 
         # -------------------------------------------------------------------------------------------------
         # Loaders: their workers start now, since forking is safe only before CUDA, MLflow and other threads
@@ -135,6 +135,7 @@ def train(cfg: DictConfig) -> float:
                           folder.path / "checkpoints", tracker.metrics, interruption)  # fmt: skip
         if state:
             resume.check_model(state["model"], model.state_dict())
+            resume.check_optimizer(state["optimizer"], optimizer.state_dict())
             trainer.load_state_dict(state)
             record.record_resumed(tracker, run, trainer)
         else:

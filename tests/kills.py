@@ -184,7 +184,7 @@ class Soak:
         own = os.getpid()
 
         def left() -> list[str]:
-            return [f"process {p.pid}: left behind: {' '.join(p.cmdline())}" for p in _marked(str(self.work), own)]
+            return [f"process {p.pid}: left behind: {' '.join(p.cmdline())}" for p in processes_of(str(self.work), own)]
 
         if not _wait(lambda: not left(), GONE_S, pause=0.5):
             self.faults += left()
@@ -263,7 +263,8 @@ def _being_written(checkpoints: Path) -> bool:
     return False
 
 
-def _marked(mark: str, but: int) -> Iterator[psutil.Process]:
+def processes_of(mark: str, but: int = 0) -> Iterator[psutil.Process]:
+    """Those that live and were started with this mark, or by such a one; not process number `but`."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             running = process.pid != but and process.status() != psutil.STATUS_ZOMBIE

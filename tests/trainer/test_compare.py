@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -40,3 +41,14 @@ def test_fewer_than_two_runs_are_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compare.py", "outputs"])
     with pytest.raises(UserError, match="two or more runs are compared"):
         compare.main()
+
+
+def test_the_commit_is_compared_without_tracking_too(run_train, capsys, monkeypatch):
+    first, second = (with_config(run_train("trainer.max_epochs=1")) for _ in range(2))
+    summary = json.loads((second / "summary.json").read_text())
+    (second / "summary.json").write_text(json.dumps({**summary, "commit": "f" * 40, "uncommitted": "nothing"}))
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(first), str(second)])
+    compare.main()
+    rows = {line.split("  ")[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["commit"] == [summary["commit"][:12] or "not", *([] if summary["commit"] else ["recorded"]), "f" * 12]

@@ -132,12 +132,105 @@ def test_other_data_and_another_model_are_refused_with_the_difference(run_train,
     stop_after(3)
     folder = interrupted(run_train, tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"the data has changed since the checkpoint .*\n.*resume_changed=true"):
+    changed = r"the data has changed since the checkpoint \(training samples 256 then, 200 now.*\n.*resume_changed=true"
+    with pytest.raises(UserError, match=changed):
         run_train(*SETTINGS, f"trainer.resume={folder}", "dataset.limit=200")
     with pytest.raises(UserError, match=r"the model has changed: .*weight was \(512, 64\), is \(9, 64\)"):
         run_train(*SETTINGS, f"trainer.resume={folder}", "model.hidden=[9]")
+    with pytest.raises(UserError, match="the optimizer or the scheduler has changed"):
+        run_train(*SETTINGS, f"trainer.resume={folder}", "optimizer=sgd")
     with pytest.raises(UserError, match="no run folder, no checkpoint and no id of a run"):
         run_train(*SETTINGS, "trainer.resume=nowhere")
+
+
+def test_other_data_is_taken_where_that_is_allowed(run_train, tmp_path, stop_after, monkeypatch):
+    stop_after(11)
+    folder = interrupted(run_train, tmp_path, 1)
+    monkeypatch.undo()
+    resumed = run_train(*SETTINGS, f"trainer.resume={folder}", "dataset.limit=200", "trainer.resume_changed=true")
+    assert resumed["status"] == "FINISHED"
+    assert last(folder)["step"] == 11 + 7  # the epoch that was interrupted begins anew, over the 200 samples
+    assert last(folder)["meter"]["samples"] == 200
+
+
+@pytest.fixture
+def stop_in(monkeypatch):
+    """Stops the next run as a signal would, at a call of one of the trainer's methods."""
+
+    def stop(method: str, when) -> None:
+        original = getattr(Trainer, method)
+
+        def called(self, *arguments):
+            if when(self.state):
+                self._stop._signum = signal.SIGTERM
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Trainer, method, called)
+
+    return stop
+
+
+def test_it_goes_on_from_the_very_end_of_an_epoch(run_train, tmp_path, undisturbed, stop_in, monkeypatch):
+    stop_in("_save", lambda state: state.phase == "done" and state.epoch == 0)
+    folder = interrupted(run_train, tmp_path, 2)
+    assert last(folder)["phase"] == "done"
+    monkeypatch.undo()
+    same_run(run_train(*SETTINGS, f"trainer.resume={folder}"), undisturbed)
+
+
+def test_a_validation_that_is_interrupted_twice_is_repeated_as_it_was(
+    run_train, tmp_path, undisturbed, stop_in, monkeypatch
+):
+    stop_in("evaluate", lambda state: state.epoch == 0)
+    folder = interrupted(run_train, tmp_path, 2)
+    with pytest.raises(Interrupted):
+        run_train(*SETTINGS, f"trainer.resume={folder}")
+    assert last(folder)["phase"] == "validation"
+    monkeypatch.undo()
+    same_run(run_train(*SETTINGS, f"trainer.resume={folder}"), undisturbed)
+
+
+def test_a_kill_between_the_two_checkpoints_of_an_epoch_s_end_loses_neither(
+    run_train, tmp_path, undisturbed, monkeypatch
+):
+    def killed(folder, name, other):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "copy", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(*SETTINGS)
+    monkeypatch.undo()
+    folder = tmp_path / "run2"
+    assert not (folder / "checkpoints/best.pt").exists()
+    resumed = run_train(*SETTINGS, f"trainer.resume={folder}")
+    same_run(resumed, undisturbed)
+    best, expected = (checkpoint.load(run["folder"] / "checkpoints/best.pt") for run in (resumed, undisturbed))
+    assert best["epoch"] == expected["epoch"]
+    assert all(torch.equal(best["model"][name], value) for name, value in expected["model"].items())
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(48, 3 + 4 + 6), (20, 3 + 8 + 13)])
+def test_with_another_batch_size_it_goes_on_at_the_sample_where_it_was(
+    run_train, tmp_path, undisturbed, stop_after, monkeypatch, batch_size, steps
+):
+    schedule = ("scheduler=one_cycle", "scheduler.interval=step")  # it refuses a step more than it was made for
+    stop_after(3)
+    folder = interrupted(run_train, tmp_path, 2, *schedule)
+    assert last(folder)["loader"]["position"] == 96
+    monkeypatch.undo()
+    resumed = run_train(*SETTINGS, *schedule, f"trainer.resume={folder}", f"loader.batch_size={batch_size}")
+    assert last(folder)["step"] == steps
+    assert last(folder)["meter"]["samples"] == 256
+    # over the IDs of all samples in their order: none left out, none twice
+    assert resumed["order_digest"] == undisturbed["order_digest"]
+
+
+def test_a_run_that_was_stopped_early_goes_on_with_more_steps_allowed(run_train, undisturbed):
+    first = run_train(*SETTINGS, "trainer.max_steps=8")
+    assert first["stopped"] == "stopped at trainer.max_steps=8"
+    resumed = run_train(*SETTINGS, f"trainer.resume={first['folder']}")
+    assert (resumed["stopped"], resumed["epochs"]) == ("", 2)
+    assert resumed["order_digest"] == undisturbed["order_digest"]
 
 
 def start(folder: Path, data: Path, *extra: str) -> subprocess.Popen[str]:

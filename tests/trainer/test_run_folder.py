@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,18 @@ def test_a_number_that_another_process_has_got_since_is_no_owner(tmp_path):
     folder = RunFolder(tmp_path)
     assert json.loads((tmp_path / "lock").read_text())["started"] != 1.0
     folder.release()
+
+
+def test_of_many_processes_that_find_a_dead_owner_s_folder_one_gets_it(tmp_path):
+    source = str(Path(__file__).parents[2] / "src")
+    code = f"import sys, time; sys.path.insert(0, {source!r})\nfrom pathlib import Path\n" \
+           "from feedrate.errors import UserError\nfrom feedrate.trainer.run_folder import RunFolder\n" \
+           "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n" \
+           "try:\n    RunFolder(Path(sys.argv[1]))\nexcept UserError:\n    sys.exit(3)\ntime.sleep(1)"  # fmt: skip
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "lock").write_text(json.dumps({"pid": 2**22 + 1, "started": 1.0}))
+        together = str(time.time() + 1.0)
+        started = [subprocess.Popen([sys.executable, "-c", code, str(folder), together]) for _ in range(6)]
+        assert sorted(process.wait() for process in started) == [0, 3, 3, 3, 3, 3]

@@ -102,7 +102,7 @@ class Interruption:
             raise KeyboardInterrupt("stopped at once")
         if self._signum is None:
             self._signum = signum
-            sys.stderr.write(f"\n{signal.Signals(signum).name}: finishing the step, then writing a checkpoint\n")
+            sys.stderr.write(f"\n{signal.Signals(signum).name}: stopping in order; a second Ctrl-C stops at once\n")
             self._watch()
         if self.safe:
             self.safe = False

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.config import resolve_path
+from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.trainer import checkpoint
 from feedrate.trainer.runs import folder_named, folder_of_id, newest_unfinished, tidy
+from feedrate.trainer.unlabelled import facts_of
 
 log = logging.getLogger("feedrate")
 
@@ -73,14 +75,30 @@ def adopt(fresh: Path, folder: Path) -> None:
         shutil.rmtree(fresh)
 
 
-def check_data(state: Mapping[str, Any], digest: str, allowed: bool) -> None:
-    """Refuses to go on with other data: positions and order would be those of another data set."""
-    if state["data_digest"] == digest:
+def check_data(state: dict[str, Any], data: Data, allowed: bool) -> None:
+    """Refuses to go on with other data: positions and order would be those of another data set.
+
+    Args:
+        allowed: then it is said, and where the number of samples is another one the state loses its position.
+
+    Raises:
+        UserError: with what is different.
+    """
+    if state["data_digest"] == data.digest:
         return
-    text = f"the data has changed since the checkpoint (digest {state['data_digest'][:12]} then, {digest[:12]} now)"
+    size = len(data.partition["train"])  # type: ignore[arg-type]
+    then = {**state.get("data", {}), **({"training samples": state["loader"]["samples"]} if state["loader"] else {})}
+    now = {**facts_of(data), "training samples": size}
+    different = [f"{key} {_brief(then[key])} then, {_brief(now[key])} now" for key in then if then[key] != now.get(key)]
+    said = "; ".join(different[:3]) or f"other IDs, labels or files; digest {state['data_digest'][:12]} then"
+    text = (
+        f"the data has changed since the checkpoint ({said}{', ' if different else '; '}digest {data.digest[:12]} now)"
+    )
     if not allowed:
         raise UserError(f"trainer.resume: {text}\nStart anew, or go on all the same with trainer.resume_changed=true")
     log.warning("note: %s", text)
+    if state["loader"] and state["loader"]["samples"] != size:
+        state["loader"] = None
 
 
 def check_model(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
@@ -95,3 +113,21 @@ def check_model(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(f"trainer.resume: the model has changed: {'; '.join(differences[:3])}{more}")
+
+
+def check_optimizer(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuses the state of another kind of optimizer; says so where the state's own settings are kept."""
+    ours, theirs = present["param_groups"], saved["param_groups"]
+    if len(ours) != len(theirs) or any(set(a) != set(b) for a, b in zip(ours, theirs, strict=True)):
+        raise UserError(
+            "trainer.resume: the optimizer or the scheduler has changed; start anew, or set the former ones"
+        )
+    for key in ("initial_lr" if "initial_lr" in ours[0] else "lr", "weight_decay"):
+        then, now = theirs[0].get(key), ours[0].get(key)
+        if then != now:
+            log.warning("note: optimizer: %s=%s of the checkpoint is kept, not %s", key, then, now)
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"

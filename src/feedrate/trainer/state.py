@@ -132,7 +132,7 @@ class RunState:
             self.next_epoch()
         elif self.phase == "training" and self.batches:
             if state["loader"] is None:
-                log.info("note: loader=torch has no position: the epoch that was interrupted begins anew")
+                log.info("note: there is no position in the order of the epoch that was interrupted: it begins anew")
                 self.batches, self.meter = 0, self._new_meter()
             elif state["loader"]["position"] >= self._loader.end:
                 self.phase = "validation"  # it stopped between the epoch's last step and its validation

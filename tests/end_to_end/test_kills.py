@@ -1,0 +1,122 @@
+"""Signals end a run in order wherever it is, and a run that was killed anywhere ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from feedrate.trainer import checkpoint
+from kills import MARK, ROOT, Soak, processes_of, start_training
+from rounds import rounds_at_once
+
+pytestmark = pytest.mark.slow
+TERM, INT = signal.SIGTERM, signal.SIGINT
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run that hangs, the signals it gets, its exit code, and the phase of the checkpoint it leaves, if any.
+
+    Attributes:
+        where: it hangs, see hanging.py.
+        within_s: in which it must have ended.
+    """
+
+    where: str
+    workers: int
+    signals: tuple[signal.Signals, ...]
+    code: int
+    within_s: float
+    phase: str | None
+
+
+CASES = {
+    "SIGTERM while the data set is opened": Case("start", 0, (TERM,), 143, 10, None),
+    "SIGTERM while a worker hangs": Case("sample", 1, (TERM,), 143, 10, "training"),
+    "Ctrl-C while a sample hangs": Case("sample", 0, (INT,), 130, 10, "training"),
+    "SIGTERM in a validation": Case("validation", 2, (TERM,), 143, 10, "validation"),
+    "SIGTERM while a step hangs": Case("step", 0, (TERM,), 143, 10, None),
+    "Ctrl-C twice while a step hangs": Case("step", 1, (INT, INT), 130, 4, None),
+    "SIGTERM, then Ctrl-C, while a step hangs": Case("step", 0, (TERM, INT), 130, 4, None),
+}
+
+
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory):
+    """All cases' runs, started together, each where it hangs."""
+    work = tmp_path_factory.mktemp("hanging")
+    common = [f"hydra.searchpath=[file://{ROOT}/tests/conf]", "dataset=hanging", "tracking=none"]
+    common += ["trainer.max_epochs=1", "loader.batch_size=8", "loader.prefetch_factor=1"]
+    started = {}
+    for number, (name, case) in enumerate(CASES.items()):
+        note = work / f"note{number}"
+        own = ["model=hanging", f"model.note={note}"] if case.where == "step" else ["model=mlp"]
+        own += [f"dataset.where={case.where}", f"dataset.note={note}", f"loader.num_workers={case.workers}"]
+        folder = work / f"run{number}"
+        started[name] = start_training(folder, *common, *own, mark=str(folder)), folder, note
+    deadline = time.monotonic() + 120
+    while not all(note.exists() for *_, note in started.values()):
+        assert time.monotonic() < deadline, [f.with_suffix(".out").read_text() for _, f, n in started.values()]
+        time.sleep(0.1)
+    time.sleep(0.5)  # what comes before the place that hangs is over in the other process, too
+    yield started
+    for process, *_ in started.values():
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_signal_ends_a_run_in_order_wherever_it_hangs(hanging, name):
+    case, (process, folder, _) = CASES[name], hanging[name]
+    begin = time.monotonic()
+    for number, signum in enumerate(case.signals):
+        time.sleep(0.3 * bool(number))
+        os.killpg(process.pid, signum)
+    code, seconds = process.wait(timeout=60), time.monotonic() - begin
+    output = folder.with_suffix(".out").read_text()
+    assert code == case.code, output
+    assert seconds < case.within_s, output
+    assert "Traceback" not in output
+    assert json.loads((folder / "summary.json").read_text())["status"] == "KILLED"
+    assert not list(processes_of(str(folder)))
+    assert not list(folder.glob("checkpoints/.*"))
+    if case.phase is None:
+        assert not (folder / "checkpoints/last.pt").exists()
+    else:
+        assert checkpoint.load(folder / "checkpoints/last.pt")["phase"] == case.phase
+        assert not (folder / "lock").exists()
+
+
+def test_SIGTERM_while_a_checkpoint_is_written_lets_it_be_written(tmp_path, digits):
+    folder = tmp_path / "run"
+    large = ["model=mlp", "model.hidden=[2500,2500]", "trainer.checkpoint_every_s=0", "dataset.limit=256"]
+    process = start_training(folder, *large, f"dataset.root={digits}", "tracking=none", "loader.num_workers=1")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/.last.*")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, folder.with_suffix(".out").read_text()
+        time.sleep(0.001)
+    os.killpg(process.pid, TERM)
+    assert process.wait(timeout=60) == 143
+    state = checkpoint.load(folder / "checkpoints/last.pt")
+    assert state["step"] >= 1
+    assert json.loads((folder / "summary.json").read_text())["status"] == "KILLED"
+    assert sorted(path.name for path in folder.glob(".[!h]*")) == []
+    assert not list(folder.glob("checkpoints/.*"))
+
+
+def test_runs_that_are_killed_at_random_instants_end_bit_for_bit_as_one_that_was_not(tmp_path, digits):
+    soak = Soak(tmp_path, digits, seed=20, epochs=2)
+    soak.run(5)
+    assert soak.kills >= 5
+    assert not soak.faults, "\n".join(soak.faults)
+
+
+def test_runs_that_start_in_the_same_instant_on_a_fresh_database_all_finish(tmp_path, digits):
+    assert MARK not in os.environ
+    assert rounds_at_once(tmp_path / "rounds", digits, rounds=1, at_once=4) == []

@@ -1,0 +1,57 @@
+"""Samples and a model that hang for a minute at a chosen place, and leave a note when they begin to."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+HANGS_S = 60.0
+
+
+class Samples(torch.utils.data.Dataset):
+    """64 samples of noise in each partition.
+
+    Args:
+        where: start (when the dataset is made), sample or validation (at one sample of a partition), or nowhere.
+        note: file that is made when it begins to hang.
+    """
+
+    num_outputs = 2
+
+    def __init__(self, partition: str, where: str, note: str) -> None:
+        self._note = Path(note)
+        self._slow = {"sample": "train", "validation": "validation"}.get(where) == partition
+        self.list_IDs = [f"sample-{i}" for i in range(64)]
+        if where == "start":
+            self._hang()
+
+    def _hang(self) -> None:
+        self._note.touch()
+        time.sleep(HANGS_S)
+
+    def __len__(self) -> int:
+        return len(self.list_IDs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if self._slow and index == 41:
+            self._hang()
+        return torch.full((4,), float(index)), index % 2
+
+
+class Net(nn.Module):
+    """One layer; the forward pass of the third step hangs."""
+
+    def __init__(self, sample_shape: tuple[int, ...], num_outputs: int, note: str) -> None:
+        super().__init__()
+        self.layer, self._note, self._steps = nn.Linear(*sample_shape, num_outputs), Path(note), 0
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        self._steps += 1
+        if self._steps == 3:
+            self._note.touch()
+            time.sleep(HANGS_S)
+        outputs: torch.Tensor = self.layer(X)
+        return outputs

@@ -1,0 +1,55 @@
+"""Which runs there are, and what the next command makes of one that was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import psutil
+
+from feedrate.trainer.runs import folder_of_id, mark_dead_runs, newest_unfinished, read_summary
+
+DEAD = json.dumps({"pid": 2**22 + 1, "started": 1.0})
+
+
+def run(folder: Path, lock: str | None = None, **summary: object) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/last.pt").touch()
+    if lock is not None:
+        (folder / "lock").write_text(lock)
+    (folder / "summary.json").write_text(json.dumps({"result_id": "r", **summary}))
+    return folder
+
+
+def test_a_run_whose_process_is_gone_is_marked_and_what_it_left_half_written_is_removed(tmp_path):
+    dead = run(tmp_path / "dead", DEAD, status="RUNNING", started="1", run_id="a" * 32)
+    (dead / "checkpoints/.last.pt.99").touch()
+    (dead / ".summary.json").touch()
+    given_up = run(tmp_path / "given_up", DEAD, status="KILLED", started="1", error="while it hung")
+    mine = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
+    alive = run(tmp_path / "alive", mine, status="RUNNING", started="1")
+    newborn = tmp_path / "newborn"  # killed before it could say anything
+    newborn.mkdir()
+    (newborn / "lock").write_text(DEAD)
+
+    assert mark_dead_runs(tmp_path) == [("a" * 32, dead), ("", given_up)]
+    assert read_summary(dead)["status"] == "KILLED"
+    assert read_summary(given_up)["error"] == "while it hung"
+    assert read_summary(alive)["status"] == "RUNNING"
+    assert sorted(path.name for path in dead.rglob("*")) == ["checkpoints", "last.pt", "summary.json"]
+    assert not list(newborn.iterdir())
+    assert mark_dead_runs(tmp_path) == []
+
+
+def test_the_run_to_go_on_with_is_the_newest_that_can_be(tmp_path):
+    run(tmp_path / "finished", status="FINISHED", started="5")
+    older = run(tmp_path / "older", status="KILLED", started="1", run_id="older")
+    newer = run(tmp_path / "newer", status="FAILED", started="2")
+    (run(tmp_path / "unsaved", status="KILLED", started="3") / "checkpoints/last.pt").unlink()
+    run(tmp_path / "other", status="KILLED", started="4", result_id="other")
+    mine = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
+    run(tmp_path / "alive", mine, status="RUNNING", started="6")
+    assert newest_unfinished("r", tmp_path) == newer
+    assert newest_unfinished("nothing", tmp_path) is None
+    assert folder_of_id("older", tmp_path) == older
