@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
+from feedrate.dataset.sample_reader import Empty
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import SampleError, UserError
 
@@ -55,6 +57,15 @@ class InMemory(Dataset[tuple[Tensor, Any]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.X[index], self.labels[index]
+
+    def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any]:
+        """What collating the samples at `indices` gives, copied once."""
+        picked = torch.from_numpy(indices)
+        X = empty((len(indices), *self.X.shape[1:]), self.X.dtype)
+        torch.index_select(self.X, 0, picked, out=X)
+        if isinstance(self.labels, Tensor):
+            return X, self.labels[picked]
+        return X, default_collate([self.labels[i] for i in indices.tolist()])
 
 
 def _check_memory(needed: int) -> None:

@@ -17,21 +17,24 @@ import torch
 _current = threading.local()
 
 
-def sample_rng() -> np.random.Generator:
+def sample_rng(number: int = 0) -> np.random.Generator:
     """The random numbers of the sample being loaded: a function of (seed, epoch, ID, occurrence).
 
     Two calls within one `__getitem__` return the same generator, so that two transforms do not draw the same
     numbers. Outside a loader with a seed it is seeded from torch's global generator.
 
+    Args:
+        number: within `__getitems__`, which of the samples asked for is meant, from 0 on.
+
     Source of the generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox).
     """
-    key: bytes | None = getattr(_current, "key", None)
-    if key is None:
+    keys: list[bytes] | None = getattr(_current, "keys", None)
+    if keys is None:
         return np.random.Generator(np.random.Philox(key=int(torch.randint(2**62, ()).item())))
-    if _current.generator is None:
-        _current.generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
-    generator: np.random.Generator = _current.generator
-    return generator
+    generators: dict[int, np.random.Generator] = _current.generators
+    if number not in generators:
+        generators[number] = np.random.Generator(np.random.Philox(key=int.from_bytes(keys[number], "little")))
+    return generators[number]
 
 
 def sample_key(seed: int, epoch: int, ID: str, occurrence: int = 0) -> bytes:
@@ -47,7 +50,7 @@ def sample_seeds() -> Iterator[None]:
     try:
         yield
     finally:
-        _current.key = _current.generator = None
+        _current.keys = None
         torch.set_rng_state(state[0])
         random.setstate(state[1])
         np.random.set_state(state[2])
@@ -55,9 +58,13 @@ def sample_seeds() -> Iterator[None]:
 
 def name_sample(seed: int, epoch: int, ID: str, occurrence: int = 0) -> None:
     """Names the sample that is loaded next, and seeds torch's, Python's and NumPy's global generators from it."""
-    key = sample_key(seed, epoch, ID, occurrence)
-    _current.key, _current.generator = key, None
-    number = int.from_bytes(key[:8], "little")
+    name_samples([sample_key(seed, epoch, ID, occurrence)])
+
+
+def name_samples(keys: list[bytes]) -> None:
+    """As `name_sample`, for samples that are loaded together; the global generators are seeded from the first."""
+    _current.keys, _current.generators = keys, {}
+    number = int.from_bytes(keys[0][:8], "little")
     torch.default_generator.manual_seed(number >> 1)  # torch.manual_seed would also visit every device: 100 us
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)

@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -21,9 +22,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
 
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.rng import name_sample, sample_seeds
+from feedrate.dataset.rng import name_samples, sample_key, sample_seeds
+from feedrate.dataset.sample_reader import Empty
 from feedrate.errors import SampleError, UserError
+from feedrate.loader.at_once import getitems_of, load_batch_of, stacked
 from feedrate.loader.digest import leaves
+from feedrate.loader.slots import Pool, Ring, Writer
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Receipt:
 class Samples(Dataset[Any]):
     """The user's dataset, asked for a whole ticket through PyTorch's batched protocol `__getitems__`.
 
+    The dataset itself is asked by what it has: `load_batch` (see at_once.py), `__getitems__`, or `__getitem__`.
+
     Args:
         dataset: map-style.
         seed: of the loader.
@@ -82,35 +88,57 @@ class Samples(Dataset[Any]):
     ) -> None:
         self.dataset, self.seed, self.list_IDs, self.occurrence = dataset, seed, list_IDs, _occurrence(list_IDs)
         self.collate, self.batched = collate, batched
+        self._at_once = load_batch_of(dataset) if batched and collate is default_collate else None
+        self._getitems = getitems_of(dataset) if batched else None
+        self._ring: Ring | None = None
+        self._writer: Writer | None = None  # of a worker's own
+        self._pool = Pool()
+
+    def over(self, ring: Ring) -> Samples:
+        """The same, whose batches leave a worker through the slots of a ring."""
+        other = copy(self)
+        other._ring = ring
+        return other
 
     def __getitems__(self, ticket: Ticket) -> tuple[Any, Receipt]:
         """The batch and its receipt; never raises for what a sample does."""
         info = get_worker_info()
         begin = time.perf_counter_ns()
         batch, error = None, None
-        # the main process's own random numbers are for training: loading must leave them as they were
-        with nullcontext() if info else sample_seeds():
-            try:
-                batch = self._make(ticket)
-                if info:
-                    self._demand_sendable(batch, ticket)
-            except _Failed as failed:
-                batch, error = None, failed.error
+        if info and self._ring is not None and self._writer is None:
+            self._writer = Writer(self._ring, info.id)
+        writer = self._writer if info else None
+        if writer is not None:
+            writer.begin()
+        try:
+            batch = self._make(ticket, self._pool.empty if writer is None else writer.empty, bool(info))
+            if writer is not None:
+                batch = writer.finish(batch)
+            if info:
+                self._demand_sendable(batch, ticket)
+        except _Failed as failed:
+            batch, error = None, failed.error
+            if writer is not None:
+                writer.drop()
         worker = info.id if info else None
         if error is not None:
             error.worker = worker
         return batch, Receipt(ticket, time.perf_counter_ns() - begin, worker, error)
 
-    def _make(self, ticket: Ticket) -> Any:
-        samples = []
-        for index in ticket.indices.tolist():
-            ID = str(index) if self.list_IDs is None else self.list_IDs[index]
+    def _make(self, ticket: Ticket, empty: Empty, in_worker: bool) -> Any:
+        if self._at_once is not None:
             try:
-                name_sample(self.seed, ticket.epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
-                samples.append(self.dataset[index])
-            # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
+                batch = self._at_once(ticket.indices, empty)
             except (Exception, SystemExit) as error:
-                raise _Failed(self._describe(ID, error)) from None
+                raise _Failed(self._describe_batch(ticket, error)) from None
+            if batch is not None:
+                return batch
+        # the main process's own random numbers are for training: loading must leave them as they were
+        with nullcontext() if in_worker else sample_seeds():
+            return self._make_of_samples(ticket, empty)
+
+    def _make_of_samples(self, ticket: Ticket, empty: Empty) -> Any:
+        samples = self._one_by_one(ticket) if self._getitems is None else self._together(ticket, self._getitems)
         try:
             if not self.batched:
                 return self.collate(samples[0])
@@ -119,7 +147,7 @@ class Samples(Dataset[Any]):
             if odd := _odd_one_out(samples):
                 raise self._mixed(ticket, *odd)
             with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
-                return self.collate(samples)
+                return stacked(samples, empty)
         except SampleError as error:
             error.__cause__ = error.__context__ = None
             raise _Failed(error) from None
@@ -127,6 +155,47 @@ class Samples(Dataset[Any]):
             IDs = self._named(ticket)
             text = f"batch of {IDs}: collating failed with {_one_line(error)}; {_remedy(self.collate)}"
             raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
+
+    def _one_by_one(self, ticket: Ticket) -> list[Any]:
+        samples = []
+        for index in ticket.indices.tolist():
+            ID = self._ID(index)
+            try:
+                name_samples([self._key(ticket.epoch, index, ID)])
+                samples.append(self.dataset[index])
+            # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
+            except (Exception, SystemExit) as error:
+                raise _Failed(self._describe(ID, error)) from None
+        return samples
+
+    def _together(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> list[Any]:
+        indices: list[int] = ticket.indices.tolist()
+        try:
+            name_samples([self._key(ticket.epoch, index, self._ID(index)) for index in indices])
+            samples = list(getitems(indices))
+        except (Exception, SystemExit) as error:
+            raise _Failed(self._culprit(ticket, getitems) or self._describe_batch(ticket, error)) from None
+        if len(samples) != len(indices):
+            name = f"{type(_innermost(self.dataset)).__name__}.__getitems__"
+            text = f"batch of {self._named(ticket)}: {name} returned {len(samples)} samples for {len(indices)} indices"
+            raise _Failed(SampleError(f"{text}; return one for each, in their order"))
+        return samples
+
+    def _culprit(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> SampleError | None:
+        """The error of the first sample that fails alone, too."""
+        for index in ticket.indices.tolist():
+            try:
+                name_samples([self._key(ticket.epoch, index, self._ID(index))])
+                getitems([index])
+            except (Exception, SystemExit) as error:
+                return self._describe(self._ID(index), error, "__getitems__")
+        return None
+
+    def _ID(self, index: int) -> str:
+        return str(index) if self.list_IDs is None else self.list_IDs[index]
+
+    def _key(self, epoch: int, index: int, ID: str) -> bytes:
+        return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
 
     def _demand_sendable(self, batch: Any, ticket: Ticket) -> None:
         """Fails where a batch cannot leave the worker; torch would print a traceback and wait for it for ever."""
@@ -137,7 +206,14 @@ class Samples(Dataset[Any]):
             text += f"; {_remedy(self.collate)}, or set loader.num_workers=0"
             raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
 
-    def _describe(self, ID: str, error: BaseException) -> SampleError:
+    def _describe_batch(self, ticket: Ticket, error: BaseException) -> SampleError:
+        if isinstance(error, SampleError) and error.ID is not None:
+            return self._describe(error.ID, error)
+        name = f"{type(_innermost(self.dataset)).__name__}.{'load_batch' if self._at_once else '__getitems__'}"
+        text = f"batch of {self._named(ticket)}: {name} failed with {_one_line(error)}"
+        return SampleError(text, cause=traceback.format_exc())
+
+    def _describe(self, ID: str, error: BaseException, method: str = "__getitem__") -> SampleError:
         cause = traceback.format_exc()
         if isinstance(error, SampleError) and error.ID is not None:
             error.cause = error.cause or cause
@@ -148,18 +224,18 @@ class Samples(Dataset[Any]):
         if isinstance(error, UserError):
             return SampleError(f"{where}: {error}", ID=ID, path=path, cause=cause)
         name = type(_innermost(self.dataset)).__name__
-        text = f"{where}: {name}.__getitem__ failed with {_one_line(error)}"
+        text = f"{where}: {name}.{method} failed with {_one_line(error)}"
         return SampleError(text, ID=ID, path=path, cause=cause)
 
     def _mixed(self, ticket: Ticket, odd: int, other: int, difference: str) -> SampleError:
-        IDs = [str(i) if self.list_IDs is None else self.list_IDs[i] for i in ticket.indices.tolist()]
+        IDs = [self._ID(index) for index in ticket.indices.tolist()]
         path = _path(self.dataset, IDs[odd])
         where = f"sample {IDs[odd]!r}" + (f" ({path})" if path else "")
         text = f"{where}: {difference} sample {IDs[other]!r}; make them alike, or take it out of the partition"
         return SampleError(text, ID=IDs[odd], path=path)
 
     def _named(self, ticket: Ticket) -> str:
-        IDs = [str(i) if self.list_IDs is None else self.list_IDs[i] for i in ticket.indices[:5].tolist()]
+        IDs = [self._ID(index) for index in ticket.indices[:5].tolist()]
         return ", ".join(map(repr, IDs)) + (", ..." if len(ticket.indices) > 5 else "")
 
 

@@ -21,6 +21,7 @@ from feedrate.loader.digest import OrderDigest, content_hash, nbytes
 from feedrate.loader.fetch import Receipt, Samples, with_cause
 from feedrate.loader.order import Order, Plan
 from feedrate.loader.report import Report
+from feedrate.loader.slots import opened
 from feedrate.loader.workers import Workers
 
 _SIGNATURE = inspect.signature(DataLoader.__init__)
@@ -38,7 +39,8 @@ class Loader(DataLoader[Any]):
 
     With a seed, `iter()` goes on to the next epoch each time, and ends the pass before it; `set_epoch` names another
     one. `state_dict()` is the exact position, and `load_state_dict()` goes on with the batch after it, with any number
-    of workers and batch size. The dataset is asked sample by sample, also where it has `__getitems__`.
+    of workers and batch size. The dataset is asked for whole batches where it has `load_batch` (as TensorFiles has) or
+    PyTorch's `__getitems__`, and otherwise sample by sample.
 
     Raises:
         UserError: an argument that a seed leaves no room for.
@@ -303,6 +305,7 @@ class _Pass(Iterator[Any]):
             self._stop(receipt.error)
             raise with_cause(receipt.error)
         self._at = receipt.ticket.stop
+        batch = opened(batch)
         loader._delivered(batch, receipt, time.perf_counter_ns() - begin)
         return batch
 

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples, Ticket
 from feedrate.loader.order import Plan
+from feedrate.loader.slots import Ring
 
 T = TypeVar("T")
 _ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
@@ -40,6 +41,7 @@ class Workers:
         self._inner: DataLoader[Any] | None = None
         self._processes: list[BaseProcess] = []
         self._iterating: weakref.ref[Any] | None = None
+        self._ring: Ring | None = None
         _ALL.add(self)
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
@@ -120,8 +122,10 @@ class Workers:
     def _opened(self, settings: DataLoader[Any]) -> DataLoader[Any]:
         """The private DataLoader, kept while its workers live on between epochs."""
         if self._inner is None or not settings.persistent_workers:
+            waiting = (settings.prefetch_factor or 2) if settings.num_workers else 0
+            self._ring = Ring(settings.num_workers, waiting) if settings.num_workers else None
             self._inner = DataLoader(
-                self._samples,
+                self._samples if self._ring is None else self._samples.over(self._ring),
                 batch_sampler=self._tickets,
                 num_workers=settings.num_workers,
                 collate_fn=_passed_on,

@@ -1,0 +1,70 @@
+"""Whole batches at once: which datasets can give them, and how samples become one without a detour.
+
+What is done with a dataset that gives samples one by one is fetch.py's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, default_collate
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
+
+from feedrate.dataset.sample_reader import Empty
+
+LoadBatch = Callable[[np.ndarray, Empty], Any]
+_TORCHS = default_collate_fn_map[Tensor]
+
+
+def load_batch_of(dataset: Any) -> LoadBatch | None:
+    """The dataset's method `load_batch(indices, empty)`, also through Subsets; None where it has none that counts.
+
+    It gives what collating the samples at `indices`, (n,) int64, gives, with tensors in memory that
+    `empty(shape, dtype)` returns; or None where that cannot be had at once. A subclass that brings a `__getitem__` of
+    its own does not mean an inherited one.
+    """
+    if isinstance(dataset, Subset):
+        inner = load_batch_of(dataset.dataset)
+        if inner is None or type(dataset).__getitem__ is not Subset.__getitem__:
+            return None
+        picked = dataset.indices
+        return lambda indices, empty: inner(np.array([picked[i] for i in indices.tolist()], dtype=np.int64), empty)
+    for kind in type(dataset).__mro__:
+        if "load_batch" in kind.__dict__:
+            found: LoadBatch = dataset.load_batch
+            return found
+        if "__getitem__" in kind.__dict__:
+            return None
+    return None
+
+
+def getitems_of(dataset: Any) -> Callable[[list[int]], Any] | None:
+    """The dataset's `__getitems__`, PyTorch's protocol for many samples at once, also through Subsets; None without."""
+    if isinstance(dataset, Subset) and type(dataset).__getitems__ is Subset.__getitems__:
+        inner, picked = getitems_of(dataset.dataset), dataset.indices
+        if inner is None or type(dataset).__getitem__ is not Subset.__getitem__:
+            return None
+        return lambda indices: inner([picked[i] for i in indices])
+    found: Callable[[list[int]], Any] | None = getattr(dataset, "__getitems__", None)
+    return found if callable(found) else None
+
+
+def stacked(samples: list[Any], empty: Empty) -> Any:
+    """As torch's default_collate, with tensors in memory that `empty(shape, dtype)` returns."""
+
+    if default_collate_fn_map[Tensor] is not _TORCHS:  # the user's own
+        return default_collate(samples)
+
+    def stack(tensors: Any, *, collate_fn_map: Any = None) -> Tensor:
+        first = tensors[0]
+        if type(first) is not Tensor or first.layout != torch.strided or first.is_nested or first.device.type != "cpu":
+            found: Tensor = default_collate_fn_map[Tensor](tensors, collate_fn_map=collate_fn_map)
+            return found
+        out = empty((len(tensors), *first.shape), first.dtype)
+        return torch.stack(tensors, 0, out=out)
+
+    return collate(samples, collate_fn_map={**default_collate_fn_map, Tensor: stack})

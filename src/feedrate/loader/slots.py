@@ -1,0 +1,257 @@
+"""How a batch crosses from a worker: through shared memory that is used again, while only its place is sent.
+
+Memory that is new for each batch costs a file descriptor and a page fault for each 4 KB. What a batch is made of, and
+when, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64  # bytes; as torch's own allocator
+_PAGE = 4096
+_POOLED = 1 << 16  # bytes; smaller pieces come from the allocator without page faults
+SPARE = 6  # slots of a worker beyond those that wait to be taken: batches that the user still holds
+_NUMBERS = itertools.count()
+
+
+class Ring:
+    """The slots of the workers of one start, as the main process sees them.
+
+    A worker makes its slots itself, as it learns how large batches are, and sends each once. A slot is lent to whoever
+    holds a tensor in it: it is free again when the last tensor on its memory is gone, and a worker that finds none
+    free sends fresh memory. On the way it is busy: set by the worker that fills it, cleared here.
+
+    Args:
+        workers: number of workers.
+        waiting: batches that a worker makes ahead.
+    """
+
+    def __init__(self, workers: int, waiting: int) -> None:
+        self.number = next(_NUMBERS)
+        self.busy = torch.zeros((workers, waiting + SPARE), dtype=torch.uint8).share_memory_()
+        self._flags = self.busy.numpy()
+        self.memory: dict[tuple[int, int], np.ndarray] = {}
+        _RINGS[self.number] = self
+
+    def free(self, worker: int, slot: int) -> None:
+        """The slot may be filled again."""
+        self._flags[worker, slot] = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Sent, (self.number, self.busy)
+
+
+class _Sent:
+    """A ring as a worker that was spawned sees it."""
+
+    def __init__(self, number: int, busy: Tensor) -> None:
+        self.number, self.busy = number, busy
+
+
+_RINGS: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
+
+
+class _Place(NamedTuple):
+    """Stands for a tensor in what is sent: where it lies in the slot, in bytes."""
+
+    offset: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# in a worker
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Puts batches into the slots of one worker.
+
+    Use: `begin`, then `empty` as often as wanted, then `finish` or `drop`.
+    """
+
+    def __init__(self, ring: Ring | _Sent, worker: int) -> None:
+        self._number, self._worker = ring.number, worker
+        self._busy = ring.busy[worker].numpy()
+        self._slots = [torch.empty(0, dtype=torch.uint8)] * len(self._busy)
+        self._sent: set[int] = set()
+        self._slot: int | None = None
+        self._used = 0
+        self._wanted = 0
+
+    def begin(self) -> None:
+        """Takes a slot, if one is free."""
+        self._slot, self._used = None, 0
+        free = np.flatnonzero(self._busy == 0)
+        if len(free):
+            self._slot = int(free[0])
+            self._busy[self._slot] = 1
+            if len(self._slots[self._slot]) < self._wanted:
+                self._enlarge()
+
+    def _enlarge(self) -> None:
+        assert self._slot is not None
+        self._sent.discard(self._slot)
+        self._slots[self._slot] = torch.empty(self._wanted, dtype=torch.uint8).share_memory_()
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory for a tensor: in the slot as far as that has room."""
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        start, self._used = self._used, self._used + -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        if self._slot is None or not nbytes or self._used > len(memory := self._slots[self._slot]):
+            return torch.empty(shape, dtype=dtype)
+        return memory[start : start + nbytes].view(dtype).view(shape)
+
+    def finish(self, batch: Any) -> Any:
+        """What is to be sent instead of the batch: places in the slot for its tensors, and all else as it is."""
+        if self._slot is None:
+            return batch
+        places = _replaced(batch, self._place)
+        if self._used > len(self._slots[self._slot]):  # larger than any before: all goes into a new, larger slot
+            self._wanted = -(-self._used // _PAGE) * _PAGE
+            self._enlarge()
+            self._used = 0
+            places = _replaced(batch, self._place)
+        if not self._used:
+            self.drop()
+            return batch
+        known = self._slot in self._sent
+        self._sent.add(self._slot)
+        return _Outgoing(self._number, self._worker, self._slot, None if known else self._slots[self._slot], places)
+
+    def drop(self) -> None:
+        """Gives the slot back: no batch came of it."""
+        if self._slot is not None:
+            self._busy[self._slot] = 0
+
+    def _place(self, tensor: Tensor) -> Any:
+        assert self._slot is not None
+        memory = self._slots[self._slot]
+        plain = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or not tensor.numel() or tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+            return tensor
+        if tensor.is_quantized or not tensor.is_contiguous():
+            return tensor  # torch's own way keeps strides
+        offset = tensor.data_ptr() - memory.data_ptr()
+        if not 0 <= offset < len(memory):
+            home = self.empty(tuple(tensor.shape), tensor.dtype)
+            offset = home.data_ptr() - memory.data_ptr()
+            if not 0 <= offset < len(memory):
+                return tensor
+            home.copy_(tensor)
+        return _Place(offset, tensor.nbytes, tensor.dtype, tuple(tensor.shape))
+
+
+class _Outgoing:
+    """A batch on its way; pickled in a thread of the worker, some time later."""
+
+    def __init__(self, number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> None:
+        self._all = number, worker, slot, memory, places
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, self._all
+
+
+# ---------------------------------------------------------------------------------------------------------
+# in the main process
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _arrived(number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> Lent | None:
+    ring = _RINGS.get(number)
+    if ring is None:  # the loader is gone
+        return None
+    if memory is not None:
+        ring.memory[worker, slot] = memory.numpy()
+    return Lent(ring, worker, slot, places)
+
+
+class Lent:
+    """A batch that has arrived in a slot. One that nobody opens gives its slot back."""
+
+    def __init__(self, ring: Ring, worker: int, slot: int, places: Any) -> None:
+        self._ring, self._worker, self._slot, self._places = ring, worker, slot, places
+
+    def open(self) -> Any:
+        """The batch, whose tensors lie in the slot until the last of them is gone."""
+        memory = self._ring.memory[self._worker, self._slot]
+        return _replaced(self._places, lambda place: self._lend(memory, place), _Place)
+
+    def _lend(self, memory: np.ndarray, place: _Place) -> Tensor:
+        view = memory[place.offset : place.offset + place.nbytes]
+        # a tensor keeps its array, and this keeps `self` until the array is gone: the last one frees the slot
+        weakref.finalize(view, _gone, self).atexit = False
+        return torch.from_numpy(view).view(place.dtype).view(place.shape)
+
+    def pin_memory(self) -> Any:
+        """For torch's thread that copies batches to page-locked memory."""
+        from torch.utils.data._utils.pin_memory import pin_memory
+
+        return pin_memory(self.open())
+
+    def __del__(self) -> None:
+        self._ring.free(self._worker, self._slot)
+
+
+def _gone(lent: Lent) -> None:
+    """Called when one of the tensors of a batch is gone."""
+
+
+class Pool:
+    """Memory of this process that is used again, lent as slots are, for batches that do not cross."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[np.ndarray]] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory for a tensor; it is used again when the last tensor on it is gone."""
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if nbytes < _POOLED:
+            return torch.empty(shape, dtype=dtype)
+        free = self._free.get(nbytes)
+        if free is None:
+            if len(self._free) >= SPARE:  # batches of ever new sizes: keep what the latest need
+                self._free.pop(next(iter(self._free)))
+            free = self._free[nbytes] = []
+        memory = free.pop() if free else np.empty(nbytes, dtype=np.uint8)
+        view = memory[:]
+        weakref.finalize(view, _keep, free, memory).atexit = False
+        return torch.from_numpy(view).view(dtype).view(shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pool, ()
+
+
+def _keep(free: list[np.ndarray], memory: np.ndarray) -> None:
+    if len(free) < SPARE:
+        free.append(memory)
+
+
+def opened(batch: Any) -> Any:
+    """A batch as its user gets it."""
+    return batch.open() if isinstance(batch, Lent) else batch
+
+
+def _replaced(value: Any, swap: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """`value` with each object of a kind in its tuples, lists and dictionaries swapped."""
+    if isinstance(value, kind):
+        return swap(value)
+    if isinstance(value, tuple):
+        parts = [_replaced(item, swap, kind) for item in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts) if type(value) is tuple else value
+    if type(value) is list:
+        return [_replaced(item, swap, kind) for item in value]
+    if type(value) is dict:
+        return {key: _replaced(item, swap, kind) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return value
+    return value

@@ -1,0 +1,252 @@
+"""Batches from workers come through memory that is used again, and nobody who holds one ever sees it change."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset
+
+from feedrate.dataset import InMemory, TensorFiles, sample_rng
+from feedrate.errors import SampleError
+from feedrate.loader import Loader
+from feedrate.loader.slots import SPARE, Lent, Pool
+
+SIZE = 96
+
+
+class Numbered(Dataset[Any]):
+    """Sample i is a tensor full of i; X is large enough for the slots to matter."""
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((3, 40, 40), index, dtype=torch.int32), index
+
+
+class Point(NamedTuple):
+    x: torch.Tensor
+    rest: dict[str, Any]
+
+
+class Nested(Numbered):
+    def __getitem__(self, index: int) -> Any:
+        return Point(torch.full((5,), index), {"name": f"n{index}", "parts": [torch.ones(index % 3 * 0 + 2), index]})
+
+
+class Growing(Numbered):
+    """Later samples are larger, so that slots must grow; one batch of each size."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((1 + index // 8, 50), index), index
+
+
+def expected(start: int, stop: int) -> torch.Tensor:
+    return torch.stack([Numbered()[i][0] for i in range(start, stop)])
+
+
+@pytest.mark.usefixtures("no_workers_left")
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_batches_that_are_kept_stay_as_they_were(context: str) -> None:
+    loader = Loader(Numbered(), batch_size=4, num_workers=2, seed=0, multiprocessing_context=context)
+    kept = [batch for _ in range(2 if context == "fork" else 1) for batch in loader]  # far more than there are slots
+    assert len(kept) > 2 * SPARE
+    for number, (X, y) in enumerate(kept):
+        start = number * 4 % SIZE
+        assert torch.equal(X, expected(start, start + 4))
+        assert y.tolist() == list(range(start, start + 4))
+    loader.close()
+    del loader
+    gc.collect()
+    assert torch.equal(kept[-1][0], expected(SIZE - 4, SIZE))  # also when the workers are gone
+
+
+@pytest.mark.usefixtures("no_workers_left")
+def test_a_part_of_a_batch_keeps_its_memory() -> None:
+    loader = Loader(Numbered(), batch_size=4, num_workers=1, seed=0)
+    rows = [X[2] for X, _ in loader]
+    assert [int(row[0, 0, 0]) for row in rows] == list(range(2, SIZE, 4))
+    assert all((row == row[0, 0, 0]).all() for row in rows)
+
+
+@pytest.mark.usefixtures("no_workers_left")
+def test_memory_is_used_again_when_batches_are_let_go() -> None:
+    loader = Loader(Numbered(), batch_size=4, num_workers=2, seed=0, persistent_workers=True)
+    places = set()
+    for _ in range(6):
+        for X, _y in loader:
+            places.add(X.data_ptr())
+        del X
+    assert len(places) <= 2 * (2 + SPARE)
+    loader.close()
+
+
+@pytest.mark.usefixtures("no_workers_left")
+def test_no_descriptor_and_no_shared_memory_stays_behind() -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    for X, _ in Loader(Numbered(), batch_size=4, num_workers=2, seed=0):  # what torch opens once
+        del X
+    gc.collect()
+    files, shared = descriptors(), set(os.listdir("/dev/shm"))  # noqa: PTH208
+    for _ in range(3):
+        loader = Loader(Numbered(), batch_size=4, num_workers=2, seed=0)
+        iterator: Iterator[Any] = iter(loader)
+        next(iterator)
+        del iterator  # in the middle of an epoch
+        loader.close()
+        del loader
+        gc.collect()
+    assert descriptors() <= files
+    assert set(os.listdir("/dev/shm")) <= shared  # noqa: PTH208
+
+
+@pytest.mark.usefixtures("no_workers_left")
+def test_batches_thrown_away_with_their_pass_give_their_slots_back() -> None:
+    loader = Loader(Numbered(), batch_size=4, num_workers=1, seed=0, persistent_workers=True)
+    places = set()
+    for _ in range(30):
+        X, _y = next(iter(loader))  # the batches made ahead are never asked for
+        places.add(X.data_ptr())
+        assert torch.equal(X, expected(0, 4))
+    assert len(places) <= 2 + SPARE
+    loader.close()
+
+
+@pytest.mark.usefixtures("no_workers_left")
+def test_slots_grow_with_the_batches() -> None:
+    loader = Loader(Growing(), batch_size=8, num_workers=1, seed=0)
+    kept = list(loader)
+    for number, (X, _) in enumerate(kept):
+        assert X.shape == (8, 1 + number, 50)
+        assert [int(x[0, 0]) for x in X] == list(range(number * 8, number * 8 + 8))
+
+
+@pytest.mark.usefixtures("no_workers_left")
+def test_batches_of_any_make_arrive_as_without_workers() -> None:
+    for dataset in (Nested(), Numbered()):
+        plain = list(Loader(dataset, batch_size=8, num_workers=0, seed=3, shuffle=True))
+        crossed = list(Loader(dataset, batch_size=8, num_workers=2, seed=3, shuffle=True))
+        assert len(plain) == len(crossed) == SIZE / 8
+        for one, other in zip(plain, crossed, strict=True):
+            assert type(one) is type(other)
+            assert str(one) == str(other)
+
+
+def test_the_pool_lends_memory_again_only_when_nobody_holds_it() -> None:
+    pool = Pool()
+    first = pool.empty((1 << 17,), torch.uint8)
+    part, place = first[5:6], first.data_ptr()
+    del first
+    second = pool.empty((1 << 17,), torch.uint8)
+    assert second.data_ptr() != place
+    del part
+    assert pool.empty((1 << 15,), torch.int32).data_ptr() == place
+
+
+def test_what_arrives_after_its_loader_is_gone_is_dropped() -> None:
+    from feedrate.loader.slots import _arrived
+
+    assert _arrived(-1, 0, 0, None, ()) is None
+    assert not isinstance(_arrived(-1, 0, 0, None, ()), Lent)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# whole batches at once
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Items(Numbered):
+    """Has PyTorch's batched protocol, and notes how it was asked."""
+
+    def __init__(self, bad: int | None = None, short: bool = False) -> None:
+        self.bad, self.short, self.asked = bad, short, []
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        self.asked.append(list(indices))
+        if self.bad in indices:
+            raise ValueError("broken")
+        noise = [float(sample_rng(number).random()) for number in range(len(indices))]
+        samples = [(torch.tensor([index, value]), index) for index, value in zip(indices, noise, strict=True)]
+        return samples[:-1] if self.short else samples
+
+    asked: list[list[int]]
+
+
+class OneByOne(Numbered):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.tensor([index, float(sample_rng().random())]), index
+
+
+def test_getitems_is_used_where_a_dataset_has_it_also_through_a_subset() -> None:
+    data = Items()
+    list(Loader(data, batch_size=32, seed=0))
+    assert data.asked == [list(range(32)), list(range(32, 64)), list(range(64, 96))]
+    data.asked.clear()
+    list(Loader(Subset(data, [9, 4, 7]), batch_size=2, seed=0))
+    assert data.asked == [[9, 4], [7]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_numbers_are_a_samples_own_however_it_is_asked_for(workers: int) -> None:
+    together = Loader(Items(), batch_size=7, seed=1, shuffle=True, num_workers=workers)
+    alone = Loader(OneByOne(), batch_size=16, seed=1, shuffle=True)
+    for _ in range(2):
+        assert torch.equal(torch.cat([X for X, _ in together]), torch.cat([X for X, _ in alone]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_getitems_names_the_sample(workers: int) -> None:
+    with pytest.raises(SampleError, match=r"sample '5': Items.__getitems__ failed with ValueError: broken"):
+        list(Loader(Items(bad=5), batch_size=4, seed=0, num_workers=workers))
+
+
+def test_getitems_must_return_a_sample_for_each_index() -> None:
+    with pytest.raises(SampleError, match=r"batch of '0', '1': Items.__getitems__ returned 1 samples for 2 indices"):
+        list(Loader(Items(short=True), batch_size=2, seed=0))
+
+
+def test_a_subclass_with_a_getitem_of_its_own_is_asked_by_it(tmp_path: Path) -> None:
+    class Doubled(TensorFiles):
+        def __getitem__(self, index: int) -> tuple[Any, Any]:
+            X, y = super().__getitem__(index)
+            return 2 * X, y
+
+    names = [str(i) for i in range(6)]
+    for i, name in enumerate(names):
+        torch.save(torch.full((3,), i), tmp_path / f"{name}.pt")
+    labels = dict.fromkeys(names, 0)
+    assert [int(X[0, 0]) for X, _ in Loader(Doubled(names, labels, tmp_path), seed=0)] == [0, 2, 4, 6, 8, 10]
+    assert [int(X[0, 0]) for X, _ in Loader(TensorFiles(names, labels, tmp_path), seed=0)] == list(range(6))
+    part = Subset(TensorFiles(names, labels, tmp_path), [4, 1])
+    assert [int(X[0, 0]) for X, _ in Loader(part, seed=0)] == [4, 1]
+
+
+def one_by_one(samples: list[Any]) -> Any:
+    return torch.utils.data.default_collate(samples)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [TensorFiles, InMemory])
+def test_a_batch_at_once_is_what_collating_its_samples_gives(tmp_path: Path, kind: Any, workers: int) -> None:
+    names = [f"{'n' * (i % 3)}{i}" for i in range(20)]
+    for i, name in enumerate(names):
+        torch.save(torch.full((2, 300), i, dtype=torch.int16), tmp_path / f"{name}.pt")
+    labels = {name: i % 4 for i, name in enumerate(names)}
+    data = kind(names, labels, tmp_path)
+    at_once = list(Loader(data, batch_size=6, shuffle=True, seed=2, num_workers=workers))
+    samples = list(Loader(data, batch_size=6, shuffle=True, seed=2, collate_fn=one_by_one))
+    for (X, y), (X_samples, y_samples) in zip(at_once, samples, strict=True):
+        assert torch.equal(X, X_samples)
+        assert X.dtype == X_samples.dtype
+        assert torch.equal(y, y_samples)
+        assert y.dtype == y_samples.dtype
+    assert np.prod(at_once[0][0].shape) == 6 * 600
