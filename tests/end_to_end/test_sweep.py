@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
+from statistics import mean, median, stdev
 from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from feedrate.tracking.note import number
 from sweep_process import sweep
 
 pytestmark = pytest.mark.slow
@@ -105,24 +108,43 @@ def test_the_parent_shows_table_pictures_and_the_command_of_the_best_job(swept):
     (parent,) = swept.after_second.parents
     names = {artifact.path for artifact in swept.client.list_artifacts(parent.info.run_id)}
     assert names == {"sweep.md", "sweep.csv", "samples_per_s.png", "wait_pct.png"}
-    note = parent.data.tags["mlflow.note.content"]
+    note = parent.data.tags["mlflow.note.content"].replace("\u00a0\u00a0", " ")
     assert note.startswith("**Fastest: death ")
     assert "| FINISHED |" in note
     assert "python src/train.py experiment=tiny" in note
-    assert note.strip() == (swept.folder / "first/sweep.md").read_text().strip()
-    assert note.strip() in swept.second.stdout
+    pictures = [line for line in note.splitlines() if line.startswith("![")]
+    assert pictures == [
+        f"![samples_per_s.png](get-artifact?path=samples_per_s.png&run_uuid={parent.info.run_id}) "
+        f"![wait_pct.png](get-artifact?path=wait_pct.png&run_uuid={parent.info.run_id})"
+    ]
+    table = (swept.folder / "first/sweep.md").read_text().strip()
+    assert note.replace(f"{pictures[0]}\n\n", "").strip() == table
+    assert table in swept.second.stdout
+    rows = list(csv.DictReader((swept.folder / "first/sweep.csv").open()))
+    assert parent.data.metrics["loader/samples_per_s"] == pytest.approx(
+        max(float(row["samples_per_s"]) for row in rows), rel=1e-5
+    )
+    assert parent.data.tags["feedrate.best"].startswith("death ")
     with Image.open(swept.folder / "first/samples_per_s.png") as picture:
         assert min(picture.size) > 200
 
 
-def test_jobs_at_once_have_their_lines_marked_and_seeds_give_mean_and_spread(tmp_path, digits):
-    done = sweep(tmp_path, digits, "tracking=none", "+model.death=no", "seed=0,1", "hydra.launcher.jobs=2",
-                 f"hydra.sweep.dir={tmp_path}/out")  # fmt: skip
+def test_jobs_at_once_have_their_lines_marked_and_seeds_give_true_mean_and_spread(tmp_path, digits):
+    done = sweep(tmp_path, digits, "tracking=none", "+model.death=no", "seed=1,2,3", "trainer.max_epochs=3",
+                 "hydra.launcher.jobs=2", f"hydra.sweep.dir={tmp_path}/out")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for job in range(2):
-        assert f"[{job}] epoch 1/1" in done.stdout
-    assert "± standard deviation" in (tmp_path / "out/sweep.md").read_text()
+    for job in range(3):
+        assert f"[{job}] epoch 1/3" in done.stdout
     assert "this sweep" not in done.stdout  # nothing is recorded
+    summaries = [json.loads((tmp_path / f"out/{job}/summary.json").read_text()) for job in range(3)]
+    best = [summary["best"]["validation/accuracy"] for summary in summaries]
+    rates = [median(epoch["loader/samples_per_s"] for epoch in summary["history"][1:]) for summary in summaries]
+    assert len(set(best)) > 1  # the seeds make a difference
+    text = (tmp_path / "out/sweep.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert [rows[2][i] for i in (1, 2, 5)] == [
+        "3 of 3", f"{number(mean(rates))} ± {number(stdev(rates))}", f"{number(mean(best))} ± {number(stdev(best))}",
+    ]  # fmt: skip
 
 
 def test_fail_fast_starts_no_job_after_one_that_failed(tmp_path, digits):

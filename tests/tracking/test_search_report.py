@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from feedrate.tracking.search_report import SearchReport, objective
-from feedrate.tracking.sweep_table import Result
+from feedrate.tracking.sweep_results import Result
 
 KEYS = ["optimizer.lr", "loader.batch_size", "model"]
 

@@ -12,7 +12,9 @@ import pytest
 from feedrate.errors import UserError
 from feedrate.tracking.sweep import Plan, SweepRun
 from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
-from feedrate.tracking.sweep_table import Result, as_csv, figures, groups, markdown, swept
+from feedrate.tracking.sweep_report import Report
+from feedrate.tracking.sweep_results import Result, figures, groups, swept
+from feedrate.tracking.sweep_table import as_csv, markdown
 from tracking.conftest import Settings
 
 KEYS = ["loader.num_workers", "loader.batch_size"]
@@ -44,14 +46,21 @@ def test_swept_keys_are_those_whose_values_differ():
 
 def test_the_table_names_the_fastest_and_the_most_exact_setting_with_their_commands():
     text = markdown(RESULTS, KEYS)
-    fastest, exact = text.index("**Fastest: workers 10, batch size 32**"), text.index("**Best validation accuracy:")
-    assert "python src/train.py job=2\n" in text[fastest:exact]
-    assert "workers 0, batch size 128** · 0.95" in text[exact:]
-    assert "python src/train.py job=1\n" in text[exact:]
+    fastest, exact, commands = text.split("\n\n")[:3]
+    assert fastest.startswith("**Fastest: workers 10, batch size 32**")
+    assert exact == "**Best validation accuracy: workers 0, batch size 128** · 0.95"
+    assert commands == "```sh\npython src/train.py job=2\npython src/train.py job=1\n```"
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(RESULTS)
     assert len({line.count("|") for line in rows}) == 1
     assert "- job 3 FAILED: it | failed badly" in text
+
+
+def test_the_best_jobs_figures_have_the_names_of_a_runs_metrics():
+    settings, metrics = Report(KEYS).best(RESULTS)
+    assert settings == "workers 10, batch size 32"
+    assert metrics == {"loader/samples_per_s": 4000.0, "loader/wait_pct": 2.5, "validation/accuracy": 0.9}
+    assert Report(KEYS).best([RESULTS[3]]) == ("", {})
 
 
 def test_equal_results_are_said_to_be_equal():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from feedrate.tracking.note import number
 from feedrate.tracking.plots import BLUE, DPI, GREY, ORANGE
 from feedrate.tracking.sweep_plots import is_number, ordered
-from feedrate.tracking.sweep_table import Result, words
+from feedrate.tracking.sweep_results import Result
+from feedrate.tracking.sweep_table import words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,18 +15,8 @@ from typing import TYPE_CHECKING, Any
 from feedrate.tracking.note import number
 from feedrate.tracking.search_plots import history, slices
 from feedrate.tracking.sweep_report import Report
-from feedrate.tracking.sweep_table import (
-    Result,
-    cell,
-    chosen_words,
-    fenced,
-    figures,
-    one_line,
-    steady,
-    table,
-    words,
-    words_of_metric,
-)
+from feedrate.tracking.sweep_results import Result, figures, steady
+from feedrate.tracking.sweep_table import best_job, cell, chosen_words, fenced, one_line, table, words, words_of_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +50,14 @@ class SearchReport(Report):
     def measured(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         return {**figures(summary), "objective": objective(summary, self.metric)}
 
-    def table(self, results: Sequence[Result], rows: int | None = None) -> str:
+    def best(self, results: Sequence[Result]) -> tuple[str, dict[str, float]]:
+        best = self._best(results)
+        if best is None:
+            return "", {}
+        _, metrics = best_job([best], [])
+        return chosen_words(self._settings(best)), {**metrics, self.metric: float(best.objective or 0.0)}
+
+    def table(self, results: Sequence[Result], rows: int | None = None, pictures: str = "") -> str:
         best, parts = self._best(results), []
         ended = [
             f"{sum(r.status == s for r in results)} {s.lower()}" for s in ("FINISHED", "PRUNED", "FAILED", "KILLED")
@@ -78,6 +75,8 @@ class SearchReport(Report):
         if self._importance:
             shares = ", ".join(f"{words(key)} {100 * share:.0f} %" for key, share in self._importance.items())
             parts.append(f"What mattered, as shares of the metric's variation: {shares}.")
+        if pictures:
+            parts.append(pictures)
         shown = list(results)
         if rows is not None and rows < len(results):
             shown = sorted(results, key=self._rank)[:rows]

@@ -103,8 +103,27 @@ class SweepRun:
 
     def note(self, markdown: str) -> None:
         """Sets the description that the parent's page begins with."""
+        lines = without_secrets(markdown).splitlines()
+        # MLflow's pages leave no space between a table's columns
+        spaced = "\n".join(line.replace(" |", "\u00a0\u00a0|") if line.startswith("| ") else line for line in lines)
         with self._warned("the sweep's table"):
-            self._client.set_tag(self.run_id, "mlflow.note.content", without_secrets(markdown)[:NOTE_CHARACTERS])
+            self._client.set_tag(self.run_id, "mlflow.note.content", spaced[:NOTE_CHARACTERS])
+
+    def picture(self, name: str) -> str:
+        """Markdown that shows an artifact in the note; MLflow's pages serve it beside themselves."""
+        return f"![{name}](get-artifact?path={name}&run_uuid={self.run_id})"
+
+    def best(self, settings: str, metrics: Mapping[str, float]) -> None:
+        """Makes the parent's row in the table of runs that of its best job.
+
+        Args:
+            settings: of that job, in words.
+            metrics: its figures, under the names that single runs use.
+        """
+        with self._warned("the best job"):
+            self._client.set_tag(self.run_id, "feedrate.best", settings)
+            for name, value in metrics.items():
+                self._client.log_metric(self.run_id, name, float(f"{value:.6g}"))
 
     def artifact(self, path: Path) -> None:
         """Keeps a copy of a file on the parent."""

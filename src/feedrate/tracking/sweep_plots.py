@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.tracking.note import number
 from feedrate.tracking.plots import BLUE, DPI, GREY, ORANGE
-from feedrate.tracking.sweep_table import Group, chosen_words, words
+from feedrate.tracking.sweep_results import Group
+from feedrate.tracking.sweep_table import chosen_words, words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
-from feedrate.tracking.sweep_table import Result, as_csv, figures, groups, markdown
+from feedrate.tracking.sweep_results import Result, figures, groups
+from feedrate.tracking.sweep_table import as_csv, best_job, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,13 +31,18 @@ class Report:
         """A finished run's figures, as `Result` names them."""
         return figures(summary)
 
-    def table(self, results: Sequence[Result], rows: int | None = None) -> str:
+    def table(self, results: Sequence[Result], rows: int | None = None, pictures: str = "") -> str:
         """Markdown, the best setting first.
 
         Args:
             rows: how many jobs the table shows, the best first; None: all, in their order.
+            pictures: Markdown that stands before the table.
         """
-        return markdown(results, self.keys, rows)
+        return markdown(results, self.keys, rows, pictures)
+
+    def best(self, results: Sequence[Result]) -> tuple[str, dict[str, float]]:
+        """The best job's settings in words, and its metrics; nothing where none finished."""
+        return best_job(results, self.keys)
 
     def csv(self, results: Sequence[Result]) -> str:
         """A row for each job."""

@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from feedrate.tracking.sweep_table import Result
+    from feedrate.tracking.sweep_results import Result
     from hydra_plugins.feedrate_launcher._freeze import Job
     from hydra_plugins.feedrate_launcher._sweep import Sweep
 
@@ -64,7 +64,7 @@ class FeedrateLauncher(Launcher):
                 used; nothing has begun then.
             KeyboardInterrupt: Ctrl-C or SIGTERM, when the running jobs have ended.
         """
-        from feedrate.tracking.sweep_table import swept
+        from feedrate.tracking.sweep_results import swept
         from hydra_plugins.feedrate_launcher._claim import discard
         from hydra_plugins.feedrate_launcher._freeze import compose
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from feedrate.config import ROOT
 from feedrate.errors import UserError
 from feedrate.tracking.sweep import KILLED_SILENTLY
-from feedrate.tracking.sweep_table import read_summary
+from feedrate.tracking.sweep_results import read_summary
 from feedrate.trainer.run_folder import RunFolder, living_owner
 from hydra_plugins.feedrate_launcher._freeze import Job
 

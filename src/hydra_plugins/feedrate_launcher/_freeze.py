@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from feedrate.config import TrainConfig, check
 from feedrate.launch import plain
 from feedrate.tracking import without_secrets
-from feedrate.tracking.sweep_table import columns, settings
+from feedrate.tracking.sweep_results import settings
+from feedrate.tracking.sweep_table import columns
 from feedrate.trainer.provenance import command_line, job_id
 
 # what concerns the sweep and not a job of it

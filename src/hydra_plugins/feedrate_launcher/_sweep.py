@@ -18,7 +18,7 @@ from feedrate.config import TrainConfig
 from feedrate.tracking import without_secrets
 from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun
 from feedrate.tracking.sweep_report import Report
-from feedrate.tracking.sweep_table import Result, read_summary
+from feedrate.tracking.sweep_results import Result, read_summary
 from feedrate.trainer.provenance import command_line
 from feedrate.trainer.run_folder import RunFolder, living_owner
 from hydra_plugins.feedrate_launcher._claim import Attempt, Claim, attempt, mark_dead, wait_for
@@ -26,6 +26,7 @@ from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._running import Jobs, Next
 from hydra_plugins.feedrate_launcher._stop import Stop
 
+_NOTE_CHARACTERS = 0.8 * NOTE_CHARACTERS  # the rest is for what the note adds to a table
 _TABLE_ROWS = 30  # in MLflow's note, whose length is limited
 
 
@@ -185,13 +186,14 @@ class Sweep:
             tags = {"feedrate.command": job.command, "feedrate.job_id": job.job_id, JOB_TAG: str(job.number)}
             self._parent.mark(folder, "KILLED" if status == "KILLED" else "FAILED", error, tags)
 
-    def _note(self) -> None:
+    def _note(self, pictures: str = "") -> None:
         """The table so far, so that an interrupted sweep has one too."""
         if self._parent is None:
             return
-        text = self.about.report.table(self._ordered())
+        report, results = self.about.report, self._ordered()
+        text = report.table(results, pictures=pictures)
         self._parent.note(
-            text if len(text) < NOTE_CHARACTERS else self.about.report.table(self._ordered(), rows=_TABLE_ROWS)
+            text if len(text) < _NOTE_CHARACTERS else report.table(results, rows=_TABLE_ROWS, pictures=pictures)
         )
 
     def _close(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str) -> None:
@@ -201,9 +203,12 @@ class Sweep:
                 paths = self.about.report.write(self._ordered(), self.folder)
                 print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {self.folder}", flush=True)
                 if self._parent is not None:
-                    self._note()
+                    self._note(" ".join(self._parent.picture(p.name) for p in paths if p.suffix == ".png"))
                     for path in paths:
                         self._parent.artifact(path)
+                    settings, metrics = self.about.report.best(self._ordered())
+                    if metrics:
+                        self._parent.best(settings, metrics)
                     print(f"this sweep    {self._parent.url}\nall runs      {self._parent.experiment_url}", flush=True)
         finally:
             if self._parent is not None:

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from feedrate.errors import UserError
 from feedrate.tracking.search_report import SearchReport, objective
-from feedrate.tracking.sweep_table import Result
+from feedrate.tracking.sweep_results import Result
 from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
 from hydra_plugins.feedrate_launcher._claim import claim

@@ -1,0 +1,93 @@
+"""The MLflow page of a real sweep in a real headless Chromium: which setting is best shows without its children."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import test_browser
+from test_browser import TIMEOUT_S, Browser
+
+from sweep_process import ROOT, sweep
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+folder, browser = test_browser.folder, test_browser.browser  # fixtures
+
+
+@pytest.fixture(scope="module")
+def swept(folder: Path, browser: Browser, digits: Path) -> SimpleNamespace:
+    """A sweep over workers and batch size, and its parent run; after `browser`, so that it is not made in vain."""
+    done = sweep(folder, digits, f"tracking.uri={folder}/mlflow.db", "tracking.system_metrics=false", "+model.death=no",
+                 "loader.num_workers=0,1", "loader.batch_size=8,16", f"hydra.sweep.dir={folder}/sweep")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("feedrate").experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    return SimpleNamespace(parent=parent, links=dict(re.findall(r"(this sweep|all runs) +(http\S+)", done.stdout)))
+
+
+@pytest.fixture(scope="module")
+def links(folder: Path, browser: Browser, swept: SimpleNamespace) -> Iterator[dict[str, str]]:
+    """The links that the sweep has printed, on pages that are served by src/ui.py."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "src/ui.py"), "5150", "--uri", str(folder / "mlflow.db")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said = ""
+        for line in process.stdout or ():
+            said += line
+            if "Ctrl-C" in line:
+                break
+        page = re.findall(r"http://127\.0\.0\.1:\d+", said)[0]
+        # MLflow opens a chat panel on a browser's first visit, once
+        browser.driver.get(f"{page}/health")
+        browser.driver.execute_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
+        yield {name: re.sub(r"http://127\.0\.0\.1:\d+", page, link) for name, link in swept.links.items()}
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def shown_pictures(driver: Any) -> list[str]:
+    """Names of the artifacts whose pictures are on the page and have arrived."""
+    script = "return [...document.images].filter(i => i.naturalWidth > 300).map(i => i.src + ' ' + i.alt)"
+    return [found for source in driver.execute_script(script) for found in re.findall(r"\w+\.png", source)[:1]]
+
+
+def test_the_table_of_runs_has_the_parent_with_its_best_figures_and_its_children_folded(browser, swept, links):
+    text = browser.open(links["all runs"], "sweep num_workers x batch_size", "5 matching runs")
+    assert len(re.findall(r"^net-|digits-w", text, re.MULTILINE)) == 0  # no child
+    assert "0, 1" in text
+    assert "8, 16" in text
+    assert f"{swept.parent.data.metrics['validation/accuracy']:g}"[:5] in text
+    assert str(swept.parent.data.metrics["loader/samples_per_s"]).split(".", maxsplit=1)[0] in text
+
+
+def test_the_parents_page_names_the_best_setting_first_and_shows_table_and_heat_maps_in_place(browser, swept, links):
+    workers, batch = re.findall(r"\d+", swept.parent.data.tags["feedrate.best"])
+    text = browser.open(links["this sweep"], f"Fastest: workers {workers}, batch size {batch}", "Finished")
+    assert text.index("Fastest: ") < text.index("Show more")
+    assert "Metrics (4)" in text
+    browser.driver.find_element("xpath", "//*[text()='Show more']").click()
+    text = browser.wait_for("Show less", "samples/s", "wait %", "epoch s", "validation accuracy")
+    assert re.search(r"^python src/train.py .*loader.num_workers", text, re.MULTILINE)
+    deadline = time.monotonic() + TIMEOUT_S
+    while shown_pictures(browser.driver) != ["samples_per_s.png", "wait_pct.png"]:
+        assert time.monotonic() < deadline, shown_pictures(browser.driver)
+        time.sleep(0.3)
+    browser.keep("sweep")
