@@ -10,24 +10,21 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
+from aftermath import MARK, is_orphan, outcome, processes_of, shared_memory
 from feedrate.trainer.runs import read_summary
 
 ROOT = Path(__file__).resolve().parents[1]
-MARK = "FEEDRATE_SOAK"  # in the environment of all processes that belong to one soak
 EXIT_S = 10.0  # promised for SIGTERM
 GONE_S = 15.0  # after which nothing of a killed run may be left; a worker looks for its parent each five seconds
-MEASURED = ("train/", "validation/")  # metrics that must be equal; the others are times
 KILLED = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (128 + signal.SIGTERM, -signal.SIGTERM)}  # exit codes
 
 
@@ -53,7 +50,7 @@ class Soak:
     Attributes:
         data: folder of the digits.
         workers: one of these numbers is taken for each start.
-        tracking: overrides of that group.
+        record: whether MLflow is used; its database is then looked at, too.
         say: is given a line for each kill.
         kills: how many there were.
         faults: what was not as promised, in words.
@@ -63,7 +60,7 @@ class Soak:
     data: Path
     seed: int = 0
     workers: tuple[int, ...] = (0, 1, 2)
-    tracking: tuple[str, ...] = ("tracking=none",)
+    record: bool = False
     epochs: int = 3
     say: Callable[[str], Any] = print
     kills: int = 0
@@ -72,30 +69,37 @@ class Soak:
     def __post_init__(self) -> None:
         self._draw = random.Random(self.seed)
         self._starts = 0
-        self._shared = _shared_memory()
+        self._shared = shared_memory()
 
     def run(self, kills: int) -> None:
         """Kills until there were so many; what is not as it should be stands in `faults`."""
         folder, process = self._start("undisturbed", "loader.num_workers=0")
         if process.wait(timeout=300):
             raise RuntimeError(f"the run that is not killed failed:\n{_output(folder)}")
-        undisturbed, number = _outcome(folder), 0
+        undisturbed, number = outcome(folder), 0
         while self.kills < kills and not self.faults:
             number += 1
             ended = self._killed(f"run{number}", kills)
             if ended is not None:
                 self._compare(ended, undisturbed)
         self._check_nothing_is_left()
+        if self.record:
+            self._check_record()
 
     def _start(self, name: str, *overrides: str) -> tuple[Path, subprocess.Popen[bytes]]:
         self._starts += 1
         folder = self.work / name / f"start{self._starts:03d}"
         common = [
             *(f"hydra.searchpath=[file://{ROOT}/tests/conf]", "model=traced", f"model.trace={self.work / name}.trace"),
-            *(f"dataset.root={self.data}", "dataset.limit=640", "loader.batch_size=32", *self.tracking),
+            *(f"dataset.root={self.data}", "dataset.limit=640", "loader.batch_size=32", *self._tracking()),
             *(f"trainer.max_epochs={self.epochs}", "trainer.num_threads=1"),
         ]
         return folder, start_training(folder, *common, *overrides, mark=str(self.work))
+
+    def _tracking(self) -> list[str]:
+        if not self.record:
+            return ["tracking=none"]
+        return [f"tracking.uri={self.work}/mlflow.db", f"tracking.artifacts={self.work}/artifacts"]
 
     def _killed(self, name: str, kills: int) -> Path | None:
         """Starts one run again and again until it has ended; its folder, None where it could not be gone on with."""
@@ -168,8 +172,8 @@ class Soak:
     # -----------------------------------------------------------------------------------------------------
 
     def _compare(self, folder: Path, undisturbed: dict[str, Any]) -> None:
-        outcome = _outcome(folder)
-        different = [key for key, value in undisturbed.items() if outcome[key] != value]
+        ours = outcome(folder)
+        different = [key for key, value in undisturbed.items() if ours[key] != value]
         if different:
             self.faults.append(f"{folder}: {', '.join(different)} differ from the run that was not killed")
         for start in folder.parent.iterdir():
@@ -180,6 +184,26 @@ class Soak:
             self.faults += [f"{path}: left behind" for path in left]
         self.say(f"{folder.parent.name}: {'different' if different else 'equal bit for bit'}")
 
+    def _check_record(self) -> None:
+        """In MLflow each run is true to its summary.json, and one that finished has each epoch's metrics once."""
+        with sqlite3.connect(self.work / "mlflow.db") as database:
+            recorded = dict(database.execute("SELECT run_uuid, status FROM runs"))
+            for start in sorted(self.work.glob("*/*/summary.json")):
+                summary = read_summary(start.parent)
+                run_id = summary.get("run_id")
+                if run_id is None:  # killed before it had one
+                    continue
+                status = recorded.pop(run_id, "not there")
+                query = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'train/loss' ORDER BY step"
+                steps = [step for (step,) in database.execute(query, [run_id])]
+                wanted = list(range(self.epochs)) if status == "FINISHED" else steps
+                if status != summary["status"] or steps != wanted:
+                    said = f"{summary['status']} in summary.json, {status} in MLflow, epochs {steps}"
+                    self.faults.append(f"{start.parent}: {said}")
+        for run_id, status in recorded.items():
+            if status == "RUNNING":
+                self.faults.append(f"run {run_id} in MLflow, of a process that was killed at its start: {status}")
+
     def _check_nothing_is_left(self) -> None:
         own = os.getpid()
 
@@ -188,7 +212,7 @@ class Soak:
 
         if not _wait(lambda: not left(), GONE_S, pause=0.5):
             self.faults += left()
-        self.faults += [f"/dev/shm/{name}: left behind" for name in _shared_memory() - self._shared if _orphan(name)]
+        self.faults += [f"/dev/shm/{name}: left behind" for name in shared_memory() - self._shared if is_orphan(name)]
 
 
 @dataclass(frozen=True)
@@ -213,36 +237,6 @@ class _Trace:
         return f"{'training' if kind == 'train' else kind} after step {step}"
 
 
-def _outcome(folder: Path) -> dict[str, Any]:
-    """What must be equal bit for bit, by what it is called."""
-    summary = read_summary(folder)
-    state = torch.load(folder / "checkpoints/last.pt", weights_only=True)
-    best = torch.load(folder / "checkpoints/best.pt", weights_only=True)
-    history = [
-        {name: value for name, value in epoch.items() if name.startswith(MEASURED)} for epoch in summary["history"]
-    ]
-    return {
-        "status": summary["status"],
-        "weights": _plain(state["model"]),
-        "optimizer": _plain(state["optimizer"]),
-        "random states": _plain(state["random"]),
-        "best weights": _plain(best["model"]),
-        "best epoch": (summary["best_epoch"], best["epoch"]),
-        "metrics of the epochs": history,
-        "order digest": summary["order_digest"],
-        "loss of a step": set((folder.parent.with_suffix(".trace")).read_text().splitlines()),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """The same with the bytes of tensors in their place, so that == compares bit for bit."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def _output(folder: Path) -> str:
     return folder.with_suffix(".out").read_text(errors="replace")
 
@@ -261,26 +255,3 @@ def _being_written(checkpoints: Path) -> bool:
     with contextlib.suppress(OSError):
         return any(name.startswith(".") for name in os.listdir(checkpoints))  # noqa: PTH208 faster, for the aim's sake
     return False
-
-
-def processes_of(mark: str, but: int = 0) -> Iterator[psutil.Process]:
-    """Those that live and were started with this mark, or by such a one; not process number `but`."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            running = process.pid != but and process.status() != psutil.STATUS_ZOMBIE
-            if running and process.environ().get(MARK) == mark:
-                yield process
-
-
-def _shared_memory() -> set[str]:
-    folder = Path("/dev/shm")
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-
-
-def _orphan(name: str) -> bool:
-    """Whether no process has it mapped: one of another program that runs now has."""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):
-            if f"/dev/shm/{name}" in maps.read_text():
-                return False
-    return Path("/dev/shm", name).exists()

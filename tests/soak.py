@@ -2,7 +2,7 @@
 
     make soak
     make soak ARGS="--kills 200 --seed 7"
-    python tests/soak.py --kills 30 --workers 0,2 --tracking local
+    python tests/soak.py --kills 30 --workers 0,2 --record
 
 Exit code 1 on any difference from a run that was not killed, and on anything that was left behind.
 """
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30, help="how many; 0: none (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the instants, signals and settings")
     parser.add_argument("--workers", default="0,1,2", help="one of these for each start (default: %(default)s)")
-    parser.add_argument("--tracking", choices=("none", "local"), default="none", help="of the runs that are killed")
+    parser.add_argument("--record", action="store_true", help="in MLflow, and compare what is recorded, too")
     parser.add_argument("--rounds", type=int, default=10, help="of runs at once; 0: none (default: %(default)s)")
     parser.add_argument("--at-once", type=int, default=8, help="runs in a round (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="leave the folder with all runs where it is")
@@ -53,13 +53,10 @@ def soak(arguments: argparse.Namespace, work: Path) -> list[str]:
     from rounds import rounds_at_once
 
     Digits.prepare(work / "digits")
-    tracking = ["tracking=none"]
-    if arguments.tracking == "local":
-        tracking = ["tracking=local", f"tracking.uri={work}/mlflow.db", f"tracking.artifacts={work}/artifacts"]
     workers = tuple(map(int, arguments.workers.split(",")))
     faults = []
     if arguments.kills:
-        kills = Soak(work / "kills", work / "digits", arguments.seed, workers, tuple(tracking))
+        kills = Soak(work / "kills", work / "digits", arguments.seed, workers, arguments.record)
         kills.run(arguments.kills)
         faults += kills.faults
     return faults + rounds_at_once(work / "rounds", work / "digits", arguments.rounds, arguments.at_once)

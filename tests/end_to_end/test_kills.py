@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from aftermath import processes_of
 from feedrate.trainer import checkpoint
-from kills import MARK, ROOT, Soak, processes_of, start_training
+from kills import ROOT, Soak, start_training
 from rounds import rounds_at_once
 
 pytestmark = pytest.mark.slow
@@ -118,5 +119,4 @@ def test_runs_that_are_killed_at_random_instants_end_bit_for_bit_as_one_that_was
 
 
 def test_runs_that_start_in_the_same_instant_on_a_fresh_database_all_finish(tmp_path, digits):
-    assert MARK not in os.environ
     assert rounds_at_once(tmp_path / "rounds", digits, rounds=1, at_once=4) == []
