@@ -69,6 +69,15 @@ def test_batches_that_are_kept_stay_as_they_were(context: str) -> None:
 
 
 @pytest.mark.usefixtures("no_workers_left")
+def test_a_part_of_a_dataset_crosses_to_spawned_workers_too() -> None:
+    X, y = next(
+        iter(Loader(Subset(Items(), [5, 9]), num_workers=1, batch_size=2, seed=0, multiprocessing_context="spawn"))
+    )
+    assert y.tolist() == [5, 9]
+    assert X[:, 0].tolist() == [5, 9]
+
+
+@pytest.mark.usefixtures("no_workers_left")
 def test_a_part_of_a_batch_keeps_its_memory() -> None:
     loader = Loader(Numbered(), batch_size=4, num_workers=1, seed=0)
     rows = [X[2] for X, _ in loader]

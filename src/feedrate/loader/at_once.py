@@ -5,7 +5,8 @@ What is done with a dataset that gives samples one by one is fetch.py's affair.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,7 @@ def load_batch_of(dataset: Any) -> LoadBatch | None:
         inner = load_batch_of(dataset.dataset)
         if inner is None or type(dataset).__getitem__ is not Subset.__getitem__:
             return None
-        picked = dataset.indices
-        return lambda indices, empty: inner(np.array([picked[i] for i in indices.tolist()], dtype=np.int64), empty)
+        return partial(_picked_batch, inner, dataset.indices)  # a function in here could not be sent to a worker
     for kind in type(dataset).__mro__:
         if "load_batch" in kind.__dict__:
             found: LoadBatch = dataset.load_batch
@@ -48,9 +48,17 @@ def getitems_of(dataset: Any) -> Callable[[list[int]], Any] | None:
         inner, picked = getitems_of(dataset.dataset), dataset.indices
         if inner is None or type(dataset).__getitem__ is not Subset.__getitem__:
             return None
-        return lambda indices: inner([picked[i] for i in indices])
+        return partial(_picked_items, inner, picked)
     found: Callable[[list[int]], Any] | None = getattr(dataset, "__getitems__", None)
     return found if callable(found) else None
+
+
+def _picked_batch(inner: LoadBatch, picked: Sequence[int], indices: np.ndarray, empty: Empty) -> Any:
+    return inner(np.array([picked[i] for i in indices.tolist()], dtype=np.int64), empty)
+
+
+def _picked_items(inner: Callable[[list[int]], Any], picked: Sequence[int], indices: list[int]) -> Any:
+    return inner([picked[i] for i in indices])
 
 
 def stacked(samples: list[Any], empty: Empty) -> Any:
