@@ -38,8 +38,13 @@ def train(cfg: DictConfig) -> float:
     config = check(resolved)
     hydra = HydraConfig.get()
 
+    # the courier opens the store meanwhile, in a process of its own: training waits for no server
+    from feedrate.tracking import learn, open_tracker, run_name, start_courier, without_secrets
+
+    learn(resolved)
+    courier = start_courier(config.tracking)
+
     # torch is imported only now, since it takes seconds
-    from feedrate.tracking import open_tracker, run_name, without_secrets
     from feedrate.trainer import record, resume, runs
     from feedrate.trainer.interrupt import Interruption
     from feedrate.trainer.provenance import command_line, result_id
@@ -102,10 +107,10 @@ def train(cfg: DictConfig) -> float:
         # Tracking
         # -------------------------------------------------------------------------------------------------
         name = run_name({**resolved, "dataset": data.name, "model": run.choices["model"]}, hydra.overrides.task)
-        tracker = open_tracker(config.tracking, run_name=name, run_folder=folder.path, run_id=run_id)
-        for dead_run_id, dead_folder in dead:
+        tracker = open_tracker(config.tracking, run_name=name, run_folder=folder.path, run_id=run_id, courier=courier)
+        for _, dead_folder in dead:
             log.info("note: %s was killed; it is marked so now", dead_folder.name)
-            tracker.mark(dead_run_id, "KILLED", "its process ended without a word")
+            tracker.close_dead(dead_folder)
 
         # -------------------------------------------------------------------------------------------------
         # Model, optimizer, schedule
@@ -130,9 +135,11 @@ def train(cfg: DictConfig) -> float:
         # Train
         # -------------------------------------------------------------------------------------------------
         from feedrate.trainer.profile import profiled
+        from feedrate.trainer.trial import Trial
 
+        trial = Trial(config.trainer.max_epochs)
         trainer = Trainer(config.trainer, data, loaders, model, optimizer, schedule, device, precision,
-                          folder.path / "checkpoints", tracker.metrics, interruption)  # fmt: skip
+                          folder.path / "checkpoints", tracker.metrics, interruption, trial)  # fmt: skip
         if state:
             resume.check_model(state["model"], model.state_dict())
             resume.check_optimizer(state["optimizer"], optimizer.state_dict())
@@ -148,12 +155,13 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Record
         # -------------------------------------------------------------------------------------------------
-        digests = trainer.digests()
+        digests = {**trainer.digests(), **trial.facts(result.stopped)}
         summary = record.record_end(tracker, run, trainer, result, time.perf_counter() - begin, digests)
         if config.tracking.log_model:
             tracker.model(model, trainer.example())
         ended = True  # a signal from now on means only that nobody waits until the record is sent
         tracker.end("FINISHED")
+        record.record_run_id(run, tracker.run_id)
         log.info("%s", record.closing_line(result, summary["seconds"]))
         log.info("run folder  %s", folder.path)
         if tracker.url:
@@ -168,8 +176,11 @@ def train(cfg: DictConfig) -> float:
             record.record_failure(run, tracker.run_id if tracker else run_id, status, text)
         if tracker is not None and not ended:
             tracker.end(status, text)
+            record.record_run_id(run, tracker.run_id)
         raise
     finally:
+        if courier is not None:
+            courier.stop()
         if loaders:
             close_loaders(loaders, at_once=not ended)
         folder.release()

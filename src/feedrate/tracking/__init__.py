@@ -3,15 +3,18 @@
 Importing this package imports neither mlflow nor matplotlib nor torch.
 """
 
-from feedrate.tracking.address import without_secrets
 from feedrate.tracking.naming import run_name
-from feedrate.tracking.tracker import NullTracker, Status, Tracker, open_tracker
+from feedrate.tracking.secrets import learn, masked, without_secrets
+from feedrate.tracking.tracker import NullTracker, Status, Tracker, open_tracker, start_courier
 
 __all__ = [
     "NullTracker",
     "Status",
     "Tracker",
+    "learn",
+    "masked",
     "open_tracker",
     "run_name",
+    "start_courier",
     "without_secrets",
 ]

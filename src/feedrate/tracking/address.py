@@ -12,11 +12,11 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from feedrate.config import resolve_path
 from feedrate.errors import UserError
+from feedrate.tracking.secrets import without_secrets
 
 UI_HOST = "127.0.0.1"
 UI_PORT = 5000
 
-_SECRET = re.compile(r"(?<=://)[^/\s'\"]+@")
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
@@ -90,11 +90,6 @@ def read_address(uri: str, artifacts: str | None = None) -> Address:
             f" for example tracking.uri={path.rstrip('/')}/mlflow.db"
         )
     return Address(f"sqlite:///{database}", database, _folder_uri(artifacts or f"{database.parent}/artifacts"))
-
-
-def without_secrets(text: str) -> str:
-    """`text` with user and password of every `scheme://user:password@host` in it replaced by `***`."""
-    return _SECRET.sub("***@", text)
 
 
 def experiment_link(page: str, experiment_id: str, view: str | None = None) -> str:

@@ -1,19 +1,23 @@
 """Opening MLflow's store: one SQLite file that many processes may open at the same instant, or a server.
 
-What a run records is in mlflow_tracker.py.
+What is recorded there is in delivery.py.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from feedrate.errors import UserError
-from feedrate.tracking.address import Address, without_secrets
+from feedrate.tracking.address import Address
+from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.view import write_view
 
 if TYPE_CHECKING:
@@ -47,6 +51,26 @@ _ENVIRONMENT = {
 }
 
 
+_LOCK_WAIT_S = 4.0  # to read an SQLite file that another process has locked; MLflow's own wait is 20 s
+
+# what a store refuses for good: trying the same again would change nothing
+_REFUSALS = {
+    "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS", "NOT_FOUND",
+    "RESOURCE_DOES_NOT_EXIST", "RESOURCE_CONFLICT",
+}  # fmt: skip
+_REFUSED = re.compile(r"failed with error code 4(?!01|03|04|07|08|25|29)\d\d")
+_MISTAKES = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND"}
+_OWN_FAULTS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class StoreFault(UserError):
+    """The store cannot be used now, through no mistake of the user: it is away, busy or broken. Worth trying again."""
+
+
+class StoreRefusal(UserError):
+    """The store takes everything but this: trying the same again would change nothing."""
+
+
 def set_environment() -> None:
     """Settings that MLflow reads from the environment when it is imported; those that the user made stay."""
     for name, value in _ENVIRONMENT.items():
@@ -57,11 +81,29 @@ def open_store(address: Address, experiment: str) -> tuple[MlflowClient, str]:
     """A client of the store, which is created if need be, and the ID of the experiment, likewise.
 
     Raises:
-        UserError: the server does not answer, the file is no store of MLflow, the experiment was deleted.
+        StoreFault: the server does not answer or answers with its own failure, the file is locked.
+        UserError: the file is no store of MLflow, the experiment was deleted, the password is wrong.
+    """
+    require_answer(address)
+    return open_answering(address, experiment)
+
+
+def require_answer(address: Address) -> None:
+    """Sees whether anything answers there, within 5 s and before mlflow is imported.
+
+    Raises:
+        StoreFault: nothing does, or the file is locked.
+        UserError: the file is no database.
     """
     set_environment()
     if address.is_server:
-        _require_answer(address)
+        _require_server(address)
+    elif address.database is not None and address.database.is_file():
+        _require_database(address, address.database)
+
+
+def open_answering(address: Address, experiment: str) -> tuple[MlflowClient, str]:
+    """`open_store` without the first look."""
     with translated_errors(address), _one_at_a_time(address.database):
         from mlflow import MlflowClient
 
@@ -73,7 +115,13 @@ def open_store(address: Address, experiment: str) -> tuple[MlflowClient, str]:
 
 @contextmanager
 def translated_errors(address: Address) -> Iterator[None]:
-    """MLflow's errors as a UserError that names the setting and the remedy, without passwords."""
+    """MLflow's errors as a UserError that names the setting and the remedy, without passwords.
+
+    Raises:
+        StoreFault: it may go well another time.
+        StoreRefusal: it never will.
+        UserError: a mistake in the settings.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -91,11 +139,45 @@ def translated_errors(address: Address) -> Iterator[None]:
             if address.database
             else "See that the server is up, record into a file (tracking=local), or nowhere (tracking=none)."
         )
-        raise UserError(f"tracking.uri={address.shown} cannot be used: {text}\n{remedy}") from error
+        kind = _kind(error)
+        raise kind(f"tracking.uri={address.shown} cannot be used: {text}\n{remedy}") from error
 
 
-def _require_answer(address: Address) -> None:
-    """One request, before mlflow is imported: any answer will do, also one that asks for a password."""
+def _kind(error: Exception) -> type[UserError]:
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        if error.error_code in _MISTAKES:
+            return UserError
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OWN_FAULTS:
+            return UserError
+        refused = error.error_code in _REFUSALS or _REFUSED.search(str(error))
+        return StoreRefusal if refused else StoreFault
+    if isinstance(error, OSError):
+        return UserError if error.errno in _OWN_FAULTS else StoreFault
+    return StoreFault if "locked" in str(error) or "connect" in str(error).lower() else UserError  # of SQLAlchemy
+
+
+def _require_database(address: Address, database: Path) -> None:
+    """Reads the file's first page: MLflow itself repeats for a minute what cannot be read."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=_LOCK_WAIT_S)) as file:
+            file.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise StoreFault(
+                f"tracking.uri={address.shown} is locked by another process.\n"
+                "End that process, or give another file (tracking.uri=PATH)."
+            ) from None
+    except sqlite3.DatabaseError as error:
+        raise UserError(
+            f"tracking.uri={address.shown} cannot be used: {error}\n"
+            "Mend what it says, or give another file (tracking.uri=PATH), or do not record (tracking=none)."
+        ) from None
+
+
+def _require_server(address: Address) -> None:
+    """One request: any answer will do, also one that asks for a password."""
     import requests
 
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
@@ -105,7 +187,7 @@ def _require_answer(address: Address) -> None:
     except requests.exceptions.SSLError:
         pass  # it answers; MLflow knows more settings for certificates and will say what is wrong
     except (requests.exceptions.RequestException, ValueError) as error:
-        raise UserError(
+        raise StoreFault(
             f"tracking.uri={address.shown} does not answer ({type(error).__name__}).\n"
             "Start the server (make ui), record into a file (tracking=local), or nowhere (tracking=none)."
         ) from None
@@ -124,7 +206,7 @@ def _one_at_a_time(database: Path | None) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOCK_TIMEOUT_S)
     except Timeout:
-        raise UserError(
+        raise StoreFault(
             f"{database}.lock has been held by another process for {LOCK_TIMEOUT_S:.0f} s; only one at a"
             " time opens the store.\nEnd that process, or delete the lock file if there is none."
         ) from None

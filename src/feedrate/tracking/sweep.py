@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from feedrate.config import ROOT
-from feedrate.tracking.address import experiment_link, read_address, run_link, without_secrets
+from feedrate.tracking.address import experiment_link, read_address, run_link
+from feedrate.tracking.journal import JOURNAL, Claim
+from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.store import open_store, translated_errors
 from feedrate.tracking.view import VIEW_KEY
 
@@ -29,6 +32,7 @@ PARENT_TAG, JOB_TAG = "mlflow.parentRunId", "feedrate.job"
 NOTE_CHARACTERS = 8000  # MLflow's limit of a tag
 KILLED_SILENTLY = "its process ended without a word, as SIGKILL or a power cut does"
 _MAX_RESULTS = 10_000
+_COURIER_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -88,16 +92,17 @@ class SweepRun:
 
         Args:
             folder: the job's run folder.
-            status: what became of it, for a run that is still open; a run that the job itself has closed is left alone.
+            status: what became of it; a run that was closed with another one is left alone.
             error: why.
             plain: tags of the run that is made where the job ended before it had one.
         """
         with self._warned("the job's end"):
+            _wait_for_courier(folder)
             run = next((run for run in self._children() if _folder(run) == folder), None)
             if run is None:
                 tags = {PARENT_TAG: self.run_id, "feedrate.run_folder": _relative(folder), **plain}
                 run = self._client.create_run(self._experiment_id, tags=tags, run_name=f"job {plain[JOB_TAG]}")
-            elif run.info.status != "RUNNING":
+            elif run.info.status not in ("RUNNING", status):
                 return
             self._end(str(run.info.run_id), status, error)
 
@@ -192,6 +197,18 @@ def sweep_tags() -> dict[str, str]:
     """Tags of a run that a sweep has started as one of its jobs; empty for any other run."""
     parent = os.environ.get(PARENT_VARIABLE)
     return {PARENT_TAG: parent, JOB_TAG: os.environ.get(JOB_VARIABLE, "")} if parent else {}
+
+
+def _wait_for_courier(folder: Path) -> None:
+    """Until the courier of a job that has ended lets go of its journal: it may yet make the run, or close it."""
+    deadline = time.monotonic() + _COURIER_S
+    while (folder / JOURNAL).exists() and time.monotonic() < deadline:
+        try:
+            Claim(folder).release()
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _folder(run: Run) -> Path:

@@ -1,6 +1,6 @@
 """What a run can record: the interface that training sees, and the tracker that records nothing.
 
-How it is recorded with MLflow is in mlflow_tracker.py, which is imported only where there is an address.
+How it comes to MLflow is in journal_tracker.py, which is imported only where there is an address.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from feedrate.config import TrackingConfig
     from feedrate.timing.point import Point
+    from feedrate.tracking.courier_process import CourierProcess
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -22,22 +23,27 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker:
     """Interface of all trackers. No method may be called inside the timed loop.
 
-    Every method raises UserError when the store cannot be reached, but for `end`, which only warns.
+    No method raises because of a store, and none but `end` waits for one.
     """
 
     @property
+    def active(self) -> bool:
+        """Whether anything is recorded."""
+        return False
+
+    @property
     def run_id(self) -> str | None:
-        """MLflow's identifier of the run, None where nothing is recorded."""
+        """MLflow's identifier of the run, None where nothing is recorded, or while the store has not answered."""
         return None
 
     @property
     def url(self) -> str | None:
-        """Link to this run's page, None where nothing is recorded."""
+        """Link to this run's page, None where it has none (yet)."""
         return None
 
     @property
     def experiment_url(self) -> str | None:
-        """Link to the table of runs, with the columns that matter; None where nothing is recorded."""
+        """Link to the table of runs, with the columns that matter; None as `url`."""
         return None
 
     def params(self, values: Mapping[str, object]) -> None:
@@ -50,8 +56,8 @@ class Tracker:
         """The highest step that is recorded of a metric, -1 if there is none: where a run goes on."""
         return -1
 
-    def mark(self, run_id: str, status: Status, error: str) -> None:
-        """Give another run its status, whose own process can no longer do it. Never raises."""
+    def close_dead(self, folder: Path) -> None:
+        """Bring the record of another run to its end, whose own process is gone without a word: KILLED."""
 
     def metrics(self, points: Sequence[Point]) -> None:
         """Record measured values, rounded to 6 significant digits.
@@ -71,10 +77,13 @@ class Tracker:
         """
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file, or of all that a folder holds, under `folder`. Passwords are not masked."""
+        """Keep a copy of a file, or of all that a folder holds, under `folder`, as it is when it is sent.
+
+        Secrets in it are not masked.
+        """
 
     def text(self, text: str, name: str) -> None:
-        """Keep `text` as the file `name`; passwords in addresses are masked."""
+        """Keep `text` as the file `name`; secrets are masked."""
 
     def figure(self, figure: Figure, name: str) -> None:
         """Keep a picture as the file `name` (ending in .png)."""
@@ -93,27 +102,49 @@ class Tracker:
         """
 
     def end(self, status: Status, error: str = "") -> None:
-        """Close the run. Later calls do nothing, so that an exit handler may call it again."""
+        """Close the run, and wait until its record is in the store: as long as there is progress, else 10 s (3 s of a
+        run that was KILLED). Later calls do nothing, so that an exit handler may call it again.
+        """
 
 
 class NullTracker(Tracker):
     """Records nothing (`tracking=none`)."""
 
 
-def open_tracker(config: TrackingConfig, *, run_name: str, run_folder: Path, run_id: str | None = None) -> Tracker:
+def start_courier(config: TrackingConfig) -> CourierProcess | None:
+    """Begins to open the store in a process of its own, while training gets ready; None where nothing is recorded."""
+    if config.uri is None:
+        return None
+    from feedrate.tracking.courier_process import CourierProcess
+
+    return CourierProcess(config)
+
+
+def open_tracker(
+    config: TrackingConfig,
+    *,
+    run_name: str,
+    run_folder: Path,
+    run_id: str | None = None,
+    courier: CourierProcess | None = None,
+) -> Tracker:
     """Begin to record a run where `config` says.
 
     Args:
         config: the group `tracking`. Its `uri` None: nothing is recorded and mlflow is not imported.
         run_name: used unless `config.run_name` is set.
-        run_folder: the run's own folder, noted so that one is found from the other.
-        run_id: a run to go on with, None for a new one.
+        run_folder: the run's own folder, noted so that one is found from the other. One with a journal goes on.
+        run_id: a run without a journal to go on with, None for a new one.
+        courier: from `start_courier`; None: one is started now.
 
     Raises:
-        UserError: the address is wrong, or the store does not answer or cannot be used.
+        UserError: the settings are wrong, so that the run could never be recorded.
     """
     if config.uri is None:
         return NullTracker()
-    from feedrate.tracking.mlflow_tracker import MLflowTracker
+    from feedrate.tracking.journal_tracker import JournalTracker
 
-    return MLflowTracker(config, run_name=config.run_name or run_name, run_folder=run_folder, run_id=run_id)
+    courier = courier or start_courier(config)
+    assert courier is not None
+    name = config.run_name or run_name
+    return JournalTracker(config, courier, run_name=name, run_folder=run_folder, run_id=run_id)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from feedrate.dataset import Data
 from feedrate.timing import points
-from feedrate.tracking import Tracker, without_secrets
+from feedrate.tracking import Tracker, masked
 from feedrate.tracking.note import run_note
 from feedrate.trainer.loop import Trainer
 from feedrate.trainer.provenance import Code, code_version, job_id, result_id, size_of_diff
@@ -91,9 +91,9 @@ def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, 
     )
     for name, dataset in data.partition.items():
         tracker.dataset(data.name, data.digest, name, len(dataset), data.source)  # type: ignore[arg-type]
-    tracker.text(without_secrets(OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))), "config.yaml")
+    tracker.text(OmegaConf.to_yaml(OmegaConf.create(masked(run.config))), "config.yaml")
     if code.diff:
-        tracker.text(without_secrets(code.diff), "uncommitted.diff")
+        tracker.text(code.diff, "uncommitted.diff")
     if data.targets.classes is not None:
         tracker.text(json.dumps(dict(enumerate(data.targets.classes)), indent=2), "classes.json")
 
@@ -118,10 +118,10 @@ def record_end(
         **digests,
         "per_class": result.per_class,
     }
-    write_summary(run.folder, summary)
     tracker.tags({f"feedrate.{name}": value for name, value in digests.items()})
     tracker.note(run_note(result.metrics, command=run.command, epochs=len(result.history), seconds=seconds))
-    if tracker.run_id is None:
+    if not tracker.active:
+        write_summary(run.folder, summary)
         return summary
     from feedrate.tracking.plots import confusion_matrix, loss_curves, throughput
 
@@ -134,6 +134,7 @@ def record_end(
     if result.confusion is not None:
         names = [str(row["class"]) for row in result.per_class or []]
         tracker.figure(confusion_matrix(result.confusion, names), "plots/confusion.png")
+    write_summary(run.folder, summary)  # only now: a run that is killed before has not finished, and is gone on with
     tracker.artifact(run.folder / "summary.json")
     for name in ("best.pt", "best.json"):
         tracker.artifact(run.folder / "checkpoints" / name, "checkpoints")
@@ -158,9 +159,17 @@ def record_failure(run: Run, run_id: str | None, status: str, error: str) -> Non
     write_summary(run.folder, {**_birth(run, run_id), "status": status, "error": error})
 
 
+def record_run_id(run: Run, run_id: str | None) -> None:
+    """Adds MLflow's identifier to summary.json, which may come to be known only when the record was delivered."""
+    path = run.folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    if run_id is not None and summary.get("run_id") != run_id:
+        write_summary(run.folder, {**summary, "run_id": run_id})
+
+
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     temporary = folder / ".summary.json"
-    temporary.write_text(json.dumps(summary, indent=2, default=str), encoding="utf-8")
+    temporary.write_text(json.dumps(masked(summary), indent=2, default=str), encoding="utf-8")
     temporary.replace(folder / "summary.json")
 
 

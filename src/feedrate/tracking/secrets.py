@@ -1,0 +1,122 @@
+"""Keeps passwords, tokens and keys out of all that is recorded: `without_secrets` for text, `masked` for settings.
+
+Secrets are known by their names (of settings, environment variables and parts of addresses), not by their looks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, unquote
+
+MASK = "***"
+MIN_CHARACTERS = 6  # of a value that is masked wherever it stands; a shorter one would be found in ordinary words
+
+# last words of a name: `api_key`, `apiKey`, `MY_API_KEY`, `aws.secretAccessKey`
+_SECRET_END = re.compile(
+    r"(?:password|passwd|passphrase|pwd|secret|token|credentials?|creds|apikey"
+    r"|(?:^|_)(?:o?auth|authorization)|(?:api|access|private|secret|account|auth|encryption|signing)_?key)$"
+)
+# of a vocabulary or a model, and counts of them
+_NO_SECRET = re.compile(r"(?:^|_)(?:bos|eos|pad|unk|mask|cls|sep|class|special|stop|start|end|num|max|min|per)_?token$")
+_KEY = r"[A-Za-z_][\w.@/-]*"
+_USER_INFO = re.compile(r"(?<=://)[^/\s'\"]+@")
+_QUERY = re.compile(rf"(?<=[?&;])(?P<key>{_KEY})=(?P<value>[^&;#\s'\"]+)")
+# `key=value`, `key: value`, `"key": "value"`
+_PAIR = re.compile(
+    rf"(?P<key>{_KEY})(?P<between>['\"]?\s?[=:]\s?)(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&'\"()\[\]{{}}]+)"
+)
+_OVERRIDE = re.compile(rf"^(?P<key>[+~]*{_KEY})=(?P<value>.*)$", re.DOTALL)
+_INTERPOLATION = re.compile(r"^\$\{[^{}]*\}$")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+_learned: set[str] = set()  # values of this process's own settings; see `learn`
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a setting or variable of that (dotted) name holds a secret."""
+    last = re.split(r"[./@]", name.strip("+~"))[-1]
+    words = _CAMEL.sub("_", last).replace("-", "_").lower()
+    return bool(_SECRET_END.search(words)) and not _NO_SECRET.search(words)
+
+
+def learn(settings: Any) -> None:
+    """Remembers the values of secret settings, so that they are masked also where their name does not stand beside.
+
+    Error messages of other libraries quote them so. They hold for this process.
+    """
+    _learned.update(value for value in _values(settings) if len(value) >= MIN_CHARACTERS)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with `***` in place of secrets.
+
+    These are: user and password of `scheme://user:password@host`; values beside a secret name (`api_key=…`,
+    `"token": "…"`, `?sig_token=…`); values that were learned, and those of environment variables with secret names,
+    wherever they stand.
+    """
+    override = _OVERRIDE.match(text)
+    if override and looks_secret(override["key"]) and not _INTERPOLATION.match(override["value"]):
+        return f"{override['key']}={MASK}"
+    for value in sorted(_learned | _of_environment(), key=len, reverse=True):
+        text = text.replace(value, MASK)
+        if (encoded := quote(value, safe="")) != value:
+            text = text.replace(encoded, MASK)
+    text = _USER_INFO.sub(f"{MASK}@", text)
+    text = _QUERY.sub(lambda m: f"{m['key']}={MASK}" if looks_secret(m["key"]) else m[0], text)
+    return _PAIR.sub(_mask_pair, text)
+
+
+def masked(settings: Any, name: str = "") -> Any:
+    """Nested settings (mappings, lists, plain values) with the values of secret keys as `***`, texts without secrets.
+
+    Interpolations such as `${oc.env:NAME}` stay: they hold no value.
+    """
+    if isinstance(settings, Mapping):
+        return {key: masked(value, str(key)) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [masked(value, name) for value in settings]
+    if settings is None or isinstance(settings, bool):
+        return settings
+    if isinstance(settings, str) and _INTERPOLATION.match(settings):
+        return settings
+    if settings != "" and looks_secret(name):
+        return MASK
+    return without_secrets(settings) if isinstance(settings, str) else settings
+
+
+def _mask_pair(match: re.Match[str]) -> str:
+    value = match["value"]
+    bare = value.strip("'\"")
+    if not looks_secret(match["key"]) or bare in ("", MASK) or bare.lower() in ("null", "none", "true", "false"):
+        return match[0]
+    if value.startswith("$") or not bare.strip("*"):
+        return match[0]
+    quotes = value[0] if value[0] in "'\"" else ""
+    return f"{match['key']}{match['between']}{quotes}{MASK}{quotes}"
+
+
+def _of_environment() -> set[str]:
+    return {value for name, value in os.environ.items() if len(value) >= MIN_CHARACTERS and looks_secret(name)}
+
+
+def _values(settings: Any, name: str = "") -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from _values(value, str(key))
+    elif isinstance(settings, (list, tuple)):
+        for value in settings:
+            yield from _values(value, name)
+    elif isinstance(settings, str):
+        if looks_secret(name):
+            yield settings
+        for found in re.finditer(r"://[^/\s:@]*:([^/\s@]+)@", settings):
+            yield found[1]
+            yield unquote(found[1])
+        for found in _QUERY.finditer(settings):
+            if looks_secret(found["key"]):
+                yield unquote(found["value"])
+    elif isinstance(settings, (int, float)) and not isinstance(settings, bool) and looks_secret(name):
+        yield str(settings)
