@@ -39,9 +39,12 @@ def train(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
 
     # the courier opens the store meanwhile, in a process of its own: training waits for no server
-    from feedrate.tracking import learn, open_tracker, run_name, start_courier, without_secrets
+    from feedrate.tracking import open_tracker, run_name, start_courier, without_secrets
+    from feedrate.tracking.secrets import learn, mask_files, mask_logs
 
     learn(resolved)
+    mask_files(Path(hydra.runtime.output_dir) / ".hydra")
+    mask_logs()
     courier = start_courier(config.tracking)
 
     # torch is imported only now, since it takes seconds

@@ -99,10 +99,13 @@ def describe(error: BaseException) -> str:
 
 
 def _fail(error: Exception) -> None:
+    from feedrate.tracking import without_secrets
+
+    text = without_secrets(describe(error))
     file = logging.getLogger("feedrate.file")
     if file.handlers:  # none before the job has begun; logging would then print the text a second time
-        file.error(describe(error))
-    print(f"error: {describe(error)}", file=sys.stderr)
+        file.error(text)
+    print(f"error: {text}", file=sys.stderr)
     sys.exit(1)
 
 

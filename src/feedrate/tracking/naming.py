@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from feedrate.tracking.secrets import looks_secret
+
 MAX_CHARACTERS = 60
 
 # Said by the name's own parts, or without influence on the run.
@@ -45,7 +47,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> str:
 
 def _is_said(override: str) -> bool:
     key = override.lstrip("+~").partition("=")[0]
-    return key in _SAID or key.startswith(_SILENT)
+    return key in _SAID or key.startswith(_SILENT) or looks_secret(key)
 
 
 def _short(override: str) -> str:

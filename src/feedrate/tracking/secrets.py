@@ -5,9 +5,11 @@ Secrets are known by their names (of settings, environment variables and parts o
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -64,7 +66,7 @@ def without_secrets(text: str) -> str:
         text = text.replace(value, MASK)
         if (encoded := quote(value, safe="")) != value:
             text = text.replace(encoded, MASK)
-    text = _USER_INFO.sub(f"{MASK}@", text)
+    text = _USER_INFO.sub(lambda m: m[0] if m[0].endswith("}@") and "${" in m[0] else f"{MASK}@", text)
     text = _QUERY.sub(lambda m: f"{m['key']}={MASK}" if looks_secret(m["key"]) else m[0], text)
     return _PAIR.sub(_mask_pair, text)
 
@@ -85,6 +87,32 @@ def masked(settings: Any, name: str = "") -> Any:
     if settings != "" and looks_secret(name):
         return MASK
     return without_secrets(settings) if isinstance(settings, str) else settings
+
+
+def mask_files(folder: Path) -> None:
+    """Masks the YAML files that Hydra has written into a folder from the command line; interpolations stay."""
+    from omegaconf import OmegaConf
+
+    for path in folder.glob("*.yaml"):
+        config = OmegaConf.load(path)
+        before = OmegaConf.to_container(config, resolve=False)
+        after = masked(before)
+        if after != before:
+            path.write_text(OmegaConf.to_yaml(OmegaConf.create(after)), encoding="utf-8")
+
+
+def mask_logs() -> None:
+    """Masks what is logged from now on, on the terminal and in files."""
+    for logger in (logging.getLogger(name) for name in (None, "feedrate", "feedrate.file")):
+        for handler in logger.handlers:
+            if not any(isinstance(f, _Filter) for f in handler.filters):
+                handler.addFilter(_Filter())
+
+
+class _Filter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_secrets(record.getMessage()), None
+        return True
 
 
 def _mask_pair(match: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feedrate.config import ROOT
+from feedrate.tracking import without_secrets
 
 # what cannot change a result: how batches are fetched, where things lie, what is printed
 _FETCHING = {
@@ -53,7 +54,7 @@ def size_of_diff(diff: str) -> str:
 
 def command_line(overrides: Sequence[str]) -> str:
     """The command that makes this run again, from the repository's root; of a sweep, this job's own."""
-    return "python src/" + shlex.join([sys.argv[0].rsplit("/", 1)[-1], *overrides])
+    return "python src/" + shlex.join([sys.argv[0].rsplit("/", 1)[-1], *map(without_secrets, overrides)])
 
 
 def job_id(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,81 @@
+"""Sends to MLflow what runs have recorded while their tracking store was away.
+
+Examples:
+    python src/sync.py                                        every run and sweep under outputs/
+    python src/sync.py outputs/runs/FOLDER outputs/sweeps/FOLDER
+    python src/sync.py FOLDER tracking.uri=http://127.0.0.1:5000     to another store than the run's own
+A run that still goes on is left alone: its own courier sends its record. Exit code 1 if something could not be sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from feedrate.errors import UserError
+
+URI = "tracking.uri="
+
+
+def main() -> int:
+    # -- Which folders -------------------------------------------------------------------------------------
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", metavar="FOLDER", help="run or sweep folder (default: all under outputs/)")
+    arguments = parser.parse_args().paths
+
+    from feedrate.config import ROOT, resolve_path
+    from feedrate.tracking.backlog import Sender, destination, journals, waiting
+    from feedrate.tracking.secrets import without_secrets
+    from feedrate.trainer.run_folder import RunFolder, living_owner
+    from feedrate.trainer.runs import read_summary, write_summary
+
+    uri = next((text.removeprefix(URI) for text in arguments if text.startswith(URI)), None)
+    named = [
+        Path(text) if Path(text).exists() else resolve_path(text) for text in arguments if not text.startswith(URI)
+    ]
+    for path in named:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; name a run folder, a sweep folder, or leave it out for all")
+    folders = journals(named or [ROOT / "outputs/runs", ROOT / "outputs/sweeps"])
+    if named and not folders:
+        raise UserError(f"{named[0]}: nothing was recorded there: there is no journal.jsonl")
+
+    # -- Send ----------------------------------------------------------------------------------------------
+    sender, failed, sent = Sender(), 0, 0
+    for folder in folders:
+        if not (count := waiting(folder)):
+            continue
+        if (owner := living_owner(folder)) is not None:
+            print(f"{folder}: goes on as process {owner}, which sees to its own record")
+            continue
+        print(f"{folder}: {count} records ...", flush=True)
+        own = None
+        try:
+            own = RunFolder(folder)
+            state = sender.send(folder, destination(folder, uri))
+            summary = read_summary(folder)
+            if summary and summary.get("run_id") != state.run_id:
+                write_summary(folder, {**summary, "run_id": state.run_id})
+        except UserError as error:
+            failed += 1
+            print(f"  not sent: {without_secrets(str(error))}", file=sys.stderr)
+        else:
+            sent += 1
+            for line in state.rejected:
+                failed += 1
+                print(f"  refused: {line}", file=sys.stderr)
+        finally:
+            if own is not None:
+                own.release()
+    print(f"{sent} sent" if sent or failed else "nothing is left to send")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

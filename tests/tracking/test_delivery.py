@@ -1,0 +1,108 @@
+"""A journal is carried in order, again without harm, and around what the store refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from feedrate.config import ROOT
+from feedrate.timing.point import Point, points
+from feedrate.tracking.journal import JOURNAL, STATE, Claim, Delivered, events
+
+
+def epochs(tracker: Any, count: int) -> None:
+    for epoch in range(count):
+        tracker.metrics([Point("train/loss", 1 / (epoch + 1), epoch, 1_700_000_000_000 + epoch)])
+
+
+def test_what_is_carried_twice_is_there_once(track: Any, read: Any, tmp_path: Path) -> None:
+    tracker = track()
+    tracker.params({"seed": 1})
+    epochs(tracker, 30)
+    tracker.end("FINISHED")
+    run_id = tracker.run_id
+    (tmp_path / "run" / STATE).unlink()  # as when the courier died before it could note anything
+    again = track(folder=tmp_path / "run")
+    again.end("FINISHED")
+    assert again.run_id == run_id
+    assert len(read.search_runs([read.get_run(run_id).info.experiment_id])) == 1
+    assert [m.step for m in read.get_metric_history(run_id, "train/loss")] == list(range(30))
+
+
+def test_a_record_that_the_store_refuses_does_not_keep_the_others_back(track: Any, read: Any, tmp_path: Path) -> None:
+    tracker = track()
+    tracker.params({f"p{i}": i for i in range(40)})
+    tracker.params({"p7": "another value", "q": 1})  # MLflow keeps a parameter's first value
+    tracker.artifact(tmp_path / "gone.txt")
+    tracker.metrics(points({"train/loss": 1.0}, 0))
+    tracker.end("FINISHED")
+    run = read.get_run(tracker.run_id)
+    assert (run.data.params["p7"], run.data.params["q"], run.data.metrics) == ("7", "1", {"train/loss": 1.0})
+    assert run.info.status == "FINISHED"
+    refused = Delivered.read(tmp_path / "run").rejected
+    assert [line.partition(":")[0] for line in refused] == ["parameter p7", "file " + str(tmp_path / "gone.txt")]
+
+
+def test_a_run_that_goes_on_is_running_again_without_its_error(track: Any, read: Any, tmp_path: Path) -> None:
+    first = track()
+    first.end("KILLED", "stopped by SIGTERM")
+    second = track(folder=tmp_path / "run")
+    run = read.get_run(second.run_id)
+    assert (run.info.status, run.data.tags.get("feedrate.error")) == ("RUNNING", None)
+    assert second.run_id == first.run_id
+
+
+def test_a_run_that_is_deleted_or_in_another_store_is_recorded_anew_from_its_journal(
+    track: Any, read: Any, tmp_path: Path
+) -> None:
+    first = track()
+    epochs(first, 5)
+    first.end("KILLED")
+    deleted = first.run_id
+    read.delete_run(deleted)
+    second = track(folder=tmp_path / "run")
+    assert second.last_step("train/loss") == 4
+    second.end("FINISHED")
+    assert second.run_id != deleted
+    assert len(read.get_metric_history(second.run_id, "train/loss")) == 5
+
+
+def test_half_a_line_of_a_process_that_was_killed_is_passed_over(track: Any, read: Any, tmp_path: Path) -> None:
+    tracker = track()
+    epochs(tracker, 2)
+    with (tmp_path / "run" / JOURNAL).open("ab") as journal:
+        journal.write(b'{"event": "metrics", "poi')
+    tracker.end("KILLED")
+    again = track(folder=tmp_path / "run")
+    again.metrics(points({"train/loss": 0.1}, 2))
+    again.end("FINISHED")
+    assert [m.step for m in read.get_metric_history(again.run_id, "train/loss")] == [0, 1, 2]
+
+
+def test_every_line_of_a_journal_is_json_also_with_values_that_are_not_finite(track: Any, tmp_path: Path) -> None:
+    tracker = track()
+    tracker.metrics([Point("train/loss", float("nan"), 0, 1), Point("train/loss", float("-inf"), 1, 2)])
+    tracker.end("FINISHED")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for line in (tmp_path / "run" / JOURNAL).read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    (written,) = [event for event, _ in events(tmp_path / "run" / JOURNAL) if event["event"] == "metrics"]
+    assert [row[1] for row in written["points"]] == ["nan", "-inf"]
+
+
+def test_one_process_at_a_time_carries_a_journal(tmp_path: Path) -> None:
+    held = Claim(tmp_path)
+    code = f"from pathlib import Path; from feedrate.tracking.journal import Claim; Claim(Path({str(tmp_path)!r}))"
+
+    def other() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True)
+
+    assert "another process is carrying this record" in other().stderr
+    held.release()
+    assert other().returncode == 0
