@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from aftermath import MARK, is_orphan, outcome, processes_of, shared_memory
-from feedrate.trainer.runs import read_summary
+from feedrate.trainer.runs import mark_dead_runs, read_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 EXIT_S = 10.0  # promised for SIGTERM
@@ -132,6 +132,7 @@ class Soak:
                 self.faults.append(f"{fresh}: exit code {code}, but its status is {status}")
             if status == "FINISHED":
                 self.say(f"kill {self.kills:3d}: {kill.text}, exit {code}, when the run had finished")
+                mark_dead_runs(self.work / name)  # as the next command does
                 return folder or fresh
             if any((fresh / "checkpoints").glob("last*.pt")):
                 folder = folder or fresh
@@ -208,11 +209,11 @@ class Soak:
         own = os.getpid()
 
         def left() -> list[str]:
-            return [f"process {p.pid}: left behind: {' '.join(p.cmdline())}" for p in processes_of(str(self.work), own)]
+            processes = [f"process {p.pid}: {' '.join(p.cmdline())}" for p in processes_of(str(self.work), own)]
+            return processes + [f"/dev/shm/{name}" for name in shared_memory() - self._shared if is_orphan(name)]
 
-        if not _wait(lambda: not left(), GONE_S, pause=0.5):
-            self.faults += left()
-        self.faults += [f"/dev/shm/{name}: left behind" for name in shared_memory() - self._shared if is_orphan(name)]
+        if not _wait(lambda: not left(), GONE_S, pause=0.5):  # other programs use shared memory, too, for a moment
+            self.faults += [f"{name}: left behind" for name in left()]
 
 
 @dataclass(frozen=True)
