@@ -73,3 +73,10 @@ def test_files_of_hydra_are_masked_and_interpolations_stay(tmp_path) -> None:
 
 def test_a_run_is_not_named_after_a_secret() -> None:
     assert "hunter2" not in run_name({"model": "mlp"}, ["+dataset.api_key=hunter2", "seed=3"])
+
+
+def test_the_shells_own_folder_is_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/somebody/project")
+    monkeypatch.setenv("OLDPWD", "/home/somebody/elsewhere")
+    text = "run folder  /home/somebody/project/outputs/runs/1, before /home/somebody/elsewhere"
+    assert without_secrets(text) == text

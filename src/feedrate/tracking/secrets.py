@@ -23,6 +23,7 @@ _SECRET_END = re.compile(
 )
 # of a vocabulary or a model, and counts of them
 _NO_SECRET = re.compile(r"(?:^|_)(?:bos|eos|pad|unk|mask|cls|sep|class|special|stop|start|end|num|max|min|per)_?token$")
+_FOLDERS = {"PWD", "OLDPWD"}  # of the shell: where it stands, no password
 _KEY = r"[A-Za-z_][\w.@/-]*"
 _USER_INFO = re.compile(r"(?<=://)[^/\s'\"]+@")
 _QUERY = re.compile(rf"(?<=[?&;])(?P<key>{_KEY})=(?P<value>[^&;#\s'\"]+)")
@@ -127,7 +128,11 @@ def _mask_pair(match: re.Match[str]) -> str:
 
 
 def _of_environment() -> set[str]:
-    return {value for name, value in os.environ.items() if len(value) >= MIN_CHARACTERS and looks_secret(name)}
+    return {
+        value
+        for name, value in os.environ.items()
+        if len(value) >= MIN_CHARACTERS and looks_secret(name) and name not in _FOLDERS
+    }
 
 
 def _values(settings: Any, name: str = "") -> Iterator[str]:
