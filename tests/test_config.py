@@ -74,12 +74,36 @@ def test_an_unknown_key_is_answered_with_the_nearest_and_all_valid_ones():
         ("device", "gpu", "auto, cpu, cuda, mps or xpu"),
         ("compile", "yes", "true or false"),
         ("precision", 16, "'auto', 'bf16', 'fp16' or 32"),
+        ("clip_norm", float("inf"), "a finite number"),
+        ("num_threads", 100_000, "at most 1024"),
+        ("resume", "", "auto, a run folder, a checkpoint or a run id; null begins a new run"),
     ],
 )
 def test_a_value_outside_its_range_is_answered_with_the_rule(key, value, rule):
     node = {**keys(CONF / "trainer/default.yaml"), key: value}
     with pytest.raises(UserError, match=f"trainer.{key}={value}: .*{rule}"):
         validate(TrainerConfig, node, "trainer")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("num_workers", 1_000_000, "at most 1024"),
+        ("prefetch_factor", 10**9, "at most 1024"),
+        ("timeout", float("inf"), "a finite number"),
+    ],
+)
+def test_a_number_that_no_system_bears_is_refused_before_work(key, value, rule):
+    node = {**keys(CONF / "loader/torch.yaml"), key: value}
+    target = node.pop("_target_")
+    with pytest.raises(UserError, match=f"loader.{key}={value}: must be {rule}"):
+        validate(SHIPPED[target], node, "loader")
+
+
+@pytest.mark.parametrize(("value", "rule"), [([], "a list of at least 1"), (32, "a list")])
+def test_a_rule_for_a_list_is_told_in_plain_words(value, rule):
+    with pytest.raises(UserError, match=f"must be {rule}$"):
+        validate(SHIPPED["feedrate.model.CNN"], {"channels": value, "dropout": 0.0}, "model")
 
 
 def test_a_node_without_target_is_refused():
@@ -91,7 +115,9 @@ def test_a_node_without_target_is_refused():
         "trainer": keys(CONF / "trainer/default.yaml"),
         "tracking": keys(CONF / "tracking/none.yaml"),
     }
-    with pytest.raises(UserError, match="dataset._target_ is None: the import path of a class is needed"):
+    with pytest.raises(
+        UserError, match="dataset=null: must be given, with the import path of a class as dataset._target_"
+    ):
         check(whole)
 
 

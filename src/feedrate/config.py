@@ -21,14 +21,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _KNOWN = ConfigDict(extra="forbid")
 
-# Strict: the text "8" or a truth value is no number, 1.5 no count; a whole number is a float.
+# Strict: the text "8" or a truth value is no number, 1.5 no count; a whole number is a float. inf and nan are none.
 Count = Annotated[int, Field(ge=0, strict=True)]
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
-NonNegative = Annotated[float, Field(ge=0, strict=True)]
-Above0 = Annotated[float, Field(gt=0, strict=True)]
+NonNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+# bounds beyond any use, since the system answers far larger numbers by crashing or by forking without end
+Workers = Annotated[int, Field(ge=0, le=1024, strict=True)]
+AtMost1024 = Annotated[int, Field(ge=1, le=1024, strict=True)]
 PerChannel = list[Number] | Number | None
 
 
@@ -85,10 +88,10 @@ class LoaderConfig:
 
     batch_size: Positive
     shuffle: Flag
-    num_workers: Count | Literal["auto"]
+    num_workers: Workers | Literal["auto"]
     drop_last: Flag
     pin_memory: Flag | Literal["auto"]
-    prefetch_factor: Positive | None
+    prefetch_factor: AtMost1024 | None
     persistent_workers: Flag
     timeout: NonNegative
     multiprocessing_context: Literal["auto", "fork", "spawn", "forkserver"]
@@ -183,13 +186,13 @@ class TrainerConfig:
     label_smoothing: Share
     top5: Flag
     early_stopping: Positive | None
-    resume: str | None
+    resume: Annotated[str, Field(min_length=1)] | None
     resume_changed: Flag
     checkpoint_every_s: NonNegative | None
     keep_checkpoints: Count
     log_every: Positive
     warmup_steps: Count
-    num_threads: Positive | None
+    num_threads: AtMost1024 | None
     profile: Flag
 
 
@@ -235,7 +238,7 @@ class PrepareConfig:
     validation_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
     test_fraction: Share = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    num_workers: Count | Literal["auto"] = "auto"
+    num_workers: Workers | Literal["auto"] = "auto"
 
 
 SHIPPED: Mapping[str, type] = {
@@ -274,6 +277,8 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
         if node is None:
             continue
         target = node.get("_target_")
+        if target is None:
+            raise UserError(f"{group}=null: must be given, with the import path of a class as {group}._target_")
         if not isinstance(target, str) or not target:
             raise UserError(
                 f"{group}._target_ is {target!r}: the import path of a class is needed, such as my_package.MyClass"

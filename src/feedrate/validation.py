@@ -40,6 +40,12 @@ _RULES = {
     "string_type": "a text",
     "list_type": "a list",
     "missing": "given",
+    "finite_number": "a finite number",
+    "dict_type": "a group of keys",
+    "dataclass_type": "a group of keys",
+    "string_too_short": "a text that is not empty",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
     "string_pattern_mismatch": "auto, cpu, cuda, mps or xpu, or one of several devices, such as cuda:1",
 }
 
@@ -57,7 +63,10 @@ def _describe(error: ValidationError, schema: type, prefix: str) -> str:
                 f"{key} is not a key of this group{nearest(path[-1], valid)}\nValid keys: {', '.join(valid)}"
             )
         else:
-            rule = _RULES.get(item["type"]) or item["msg"].removeprefix("Input should be ")
+            rule = _RULES.get(item["type"], "").format(**item.get("ctx", {}))
+            rule = rule or item["msg"].removeprefix("Input should be ")
+            if key == "trainer.resume":
+                rule = "auto, a run folder, a checkpoint or a run id; null begins a new run"
             rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
             value = None if item["type"] == "missing" else item["input"]
             wrong.setdefault(key, (value, []))[1].append(rule)
