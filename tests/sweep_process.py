@@ -11,8 +11,10 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = "# @package _global_\ntrainer: {max_epochs: 1}\n"
 
 
-def start(folder: Path, digits: Path, *arguments: str, experiment: str = TINY) -> subprocess.Popen[str]:
-    """A sweep of `deadly.Net`, with an experiment file of the user's own in `folder`."""
+def start(
+    folder: Path, digits: Path, *arguments: str, experiment: str = TINY, many: bool = True
+) -> subprocess.Popen[str]:
+    """A sweep of `deadly.Net`, or a single run, with an experiment file of the user's own in `folder`."""
     own = folder / "conf/experiment/tiny.yaml"
     own.parent.mkdir(parents=True, exist_ok=True)
     own.write_text(experiment)
@@ -23,7 +25,7 @@ def start(folder: Path, digits: Path, *arguments: str, experiment: str = TINY) -
         "model._target_=deadly.Net", f"+model.notes={folder}/notes",
     ]  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "src/train.py"), "-m", *small, *arguments],
+        [sys.executable, str(ROOT / "src/train.py"), *(["-m"] if many else []), *small, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,6 +5,7 @@ HYDRA_FULL_ERROR=1 shows the whole traceback instead. Heavy packages are importe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -60,7 +61,7 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
         _check_arguments()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+        _say(str(error) or "interrupted")
         sys.exit(getattr(error, "exit_code", 130))
     except Exception as error:
         if full:
@@ -98,6 +99,11 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{place}\n{_FULL}=1 shows the whole traceback"
 
 
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # who read it may be gone; the exit code tells all the same
+        print(text, file=sys.stderr, flush=True)
+
+
 def _fail(error: Exception) -> None:
     from feedrate.tracking import without_secrets
 
@@ -105,7 +111,7 @@ def _fail(error: Exception) -> None:
     file = logging.getLogger("feedrate.file")
     if file.handlers:  # none before the job has begun; logging would then print the text a second time
         file.error(text)
-    print(f"error: {text}", file=sys.stderr)
+    _say(f"error: {text}")
     sys.exit(1)
 
 

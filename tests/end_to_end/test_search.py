@@ -17,7 +17,7 @@ from sweep_process import start, sweep
 
 pytestmark = pytest.mark.slow
 
-TRIALS = 6
+TRIALS = 5
 SEARCH = """# @package _global_
 defaults:
   - override /hydra/sweeper: optuna
@@ -26,7 +26,7 @@ hydra:
   sweeper:
     study: mine
     metric: validation/loss
-    n_trials: 6
+    n_trials: 5
     space:
       optimizer.lr: {type: categorical, choices: [0.05, 1.0e-7]}
       loader.batch_size: {type: int, low: 4, high: 8, step: 4}
@@ -38,7 +38,7 @@ hydra:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory, digits):
-    """A search of six trials, killed altogether in the middle of the third one; then the same command again, twice."""
+    """A search of five trials, killed altogether in the middle of the third one; then the same command again, twice."""
     folder = tmp_path_factory.mktemp("searched")
     arguments = [f"tracking.uri={folder}/mlflow.db", "tracking.system_metrics=false"]
 
@@ -75,8 +75,8 @@ def searched(tmp_path_factory, digits):
 
 def test_a_killed_search_goes_on_with_its_study_and_repeats_no_trial_that_ended(searched):
     assert searched.second.returncode == 0, searched.second.stderr
-    assert "study mine: 2 of 6 trials are done" in searched.second.stdout
-    assert "trial 2 of 6: " in searched.second.stdout
+    assert "study mine: 2 of 5 trials are done" in searched.second.stdout
+    assert "trial 2 of 5: " in searched.second.stdout
     assert "(goes on where it was interrupted)" in searched.second.stdout
     assert sorted(path.name for path in searched.first.glob("[0-9]*")) == [str(i) for i in range(TRIALS)]
     for name, changed in searched.before.items():
@@ -86,7 +86,7 @@ def test_a_killed_search_goes_on_with_its_study_and_repeats_no_trial_that_ended(
 
 def test_a_search_that_has_its_trials_says_so_and_how_to_have_more(searched):
     assert searched.third.returncode == 0, searched.third.stderr
-    assert "study mine: 6 of 6 trials are done; more with hydra.sweeper.n_trials=N" in searched.third.stdout
+    assert "study mine: 5 of 5 trials are done; more with hydra.sweeper.n_trials=N" in searched.third.stdout
     assert "**Best trial: " in searched.third.stdout
 
 

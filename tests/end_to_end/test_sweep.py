@@ -68,6 +68,7 @@ def test_mlflow_has_one_parent_and_a_child_per_job_with_its_true_status(swept):
     assert parent.info.status == "FAILED"
     assert parent.data.tags["feedrate.error"] == "2 of 3 jobs did not finish"
     children = swept.after_first.children
+    assert len(children) == 3
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert {run.data.tags["feedrate.job"]: run.info.status for run in children} == {
         "0": "FINISHED", "1": "FAILED", "2": "KILLED",

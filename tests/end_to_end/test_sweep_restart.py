@@ -66,7 +66,9 @@ def gone(process: psutil.Process, seconds: float = 20) -> bool:
 def killed(tmp_path_factory, digits):
     """A sweep, killed twice in the middle of its second job, then started twice at once; and an undisturbed one."""
     folder = tmp_path_factory.mktemp("killed")
-    calm = sweep(folder, digits, *SLOW, "tracking=none", f"hydra.sweep.dir={folder}/calm/first")
+    calm = sweep(
+        folder, digits, *SLOW, "tracking=none", "hydra.launcher.jobs=2", f"hydra.sweep.dir={folder}/calm/first"
+    )
     assert calm.returncode == 0, calm.stderr
     arguments = [*SLOW, f"tracking.uri={folder}/mlflow.db"]
     job = folder / "sweeps/first/1"
@@ -135,6 +137,19 @@ def test_weights_and_metrics_are_those_of_an_undisturbed_sweep_bit_for_bit(kille
     rows = [list(csv.DictReader((path.parent / "sweep.csv").open()))[job] for path in (calm, disturbed)]
     assert rows[0]["validation/accuracy"] == rows[1]["validation/accuracy"]
     assert {row["status"] for row in rows} == {"FINISHED"}
+
+
+def test_a_job_whose_launcher_is_gone_still_ends_in_order(tmp_path, digits):
+    settings = [override for override in SLOW if not override.startswith("seed")]
+    process = start(tmp_path, digits, *settings, "tracking=none", f"hydra.run.dir={tmp_path}/run", many=False)
+    wait_until_in_the_middle(process, tmp_path / "run", 0)
+    for pipe in (process.stdout, process.stderr):
+        pipe.close()  # nobody reads what it says any more
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["error"]) == ("KILLED", "stopped by SIGTERM")
+    assert not (tmp_path / "run/lock").exists()
 
 
 @pytest.mark.parametrize(

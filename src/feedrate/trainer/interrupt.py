@@ -102,7 +102,8 @@ class Interruption:
             raise KeyboardInterrupt("stopped at once")
         if self._signum is None:
             self._signum = signum
-            sys.stderr.write(f"\n{signal.Signals(signum).name}: stopping in order; a second Ctrl-C stops at once\n")
+            with contextlib.suppress(OSError):  # who read it may be gone, as a sweep that was killed
+                sys.stderr.write(f"\n{signal.Signals(signum).name}: stopping in order; a second Ctrl-C stops at once\n")
             self._watch()
         if self.safe:
             self.safe = False
