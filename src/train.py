@@ -33,18 +33,18 @@ def train(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     from feedrate.config import check
+    from feedrate.tracking.secrets import learn, mask_files, mask_logs
 
-    resolved = plain(cfg)
-    config = check(resolved)
     hydra = HydraConfig.get()
+    mask_files(Path(hydra.runtime.output_dir) / ".hydra")
+    mask_logs()
+    resolved = plain(cfg)
+    learn(resolved)
+    config = check(resolved)
 
     # the courier opens the store meanwhile, in a process of its own: training waits for no server
     from feedrate.tracking import open_tracker, run_name, start_courier, without_secrets
-    from feedrate.tracking.secrets import learn, mask_files, mask_logs
 
-    learn(resolved)
-    mask_files(Path(hydra.runtime.output_dir) / ".hydra")
-    mask_logs()
     courier = start_courier(config.tracking)
 
     # torch is imported only now, since it takes seconds

@@ -58,6 +58,7 @@ _REFUSALS = {
     "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS", "NOT_FOUND",
     "RESOURCE_DOES_NOT_EXIST", "RESOURCE_CONFLICT",
 }  # fmt: skip
+_PASSING = {401, 403, 404, 407, 408, 425, 429}  # HTTP's: of the whole store, or for the moment
 _REFUSED = re.compile(r"failed with error code 4(?!01|03|04|07|08|25|29)\d\d")
 _MISTAKES = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND"}
 _OWN_FAULTS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -154,6 +155,9 @@ def _kind(error: Exception) -> type[UserError]:
         refused = error.error_code in _REFUSALS or _REFUSED.search(str(error))
         return StoreRefusal if refused else StoreFault
     if isinstance(error, OSError):
+        status = getattr(getattr(error, "response", None), "status_code", 0)  # of requests, which uploads files
+        if 400 <= status < 500 and status not in _PASSING:
+            return StoreRefusal
         return UserError if error.errno in _OWN_FAULTS else StoreFault
     return StoreFault if "locked" in str(error) or "connect" in str(error).lower() else UserError  # of SQLAlchemy
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from feedrate.config import ROOT, resolve_path
 from feedrate.errors import UserError
+from feedrate.tracking.journal import run_id_of
 from feedrate.trainer.run_folder import RunFolder, living_owner
 
 SUMMARY = "summary.json"
@@ -45,7 +46,8 @@ def folder_named(path: str) -> Path | None:
 
 def folder_of_id(run_id: str, runs: Path) -> Path | None:
     """The folder of a run of MLflow's."""
-    return next((folder for folder, summary in all_runs(runs) if summary.get("run_id") == run_id), None)
+    found = all_runs(runs)
+    return next((folder for folder, one in found if run_id in (one.get("run_id"), run_id_of(folder))), None)
 
 
 def newest_unfinished(result_id: str, runs: Path) -> Path | None:
