@@ -5,7 +5,6 @@ How a study draws from them is in _study.py.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import field
@@ -159,7 +158,7 @@ def _space(key: str, node: Any) -> Space:
     found: Space = validate(_TYPES[kind], node, where)
     if isinstance(found, CategoricalSpace):
         return found
-    if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low < found.high):
+    if not found.low < found.high:
         raise UserError(f"{where}: low={found.low} must be less than high={found.high}")
     if found.log and found.low <= 0:
         raise UserError(f"{where}: low={found.low} must be more than 0 with log: true")
