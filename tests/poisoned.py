@@ -6,17 +6,17 @@ import torch
 
 
 class PoisonedDigits(torch.utils.data.Dataset):
-    """Noise with two classes; one training sample is infinite."""
+    """Two classes; one sample, of the partition `where`, is multiplied by `value`: 3e38 is finite, its loss is not."""
 
     num_outputs = 2
 
-    def __init__(self, partition, bad="sample-7"):
+    def __init__(self, partition, bad="sample-7", where="train", value=float("nan")):
         self.list_IDs = [f"sample-{i}" for i in range(40)]
-        self._bad = bad if partition == "train" else None
+        self._bad, self._value = bad if partition == where else None, value
 
     def __len__(self):
         return len(self.list_IDs)
 
     def __getitem__(self, index):
         X = torch.full((4,), float(index % 2))
-        return (X * float("nan") if self.list_IDs[index] == self._bad else X), index % 2
+        return (X * self._value if self.list_IDs[index] == self._bad else X), index % 2

@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from feedrate.errors import UserError
+from feedrate.errors import SampleError, UserError
 from feedrate.trainer.guard import LossGuard
+from feedrate.trainer.loop import _lower
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_nan_loss_stops_the_run_naming_step_and_samples(run_train, workers):
-    overrides = ("loader.shuffle=false", "loader.batch_size=4")
-    with pytest.raises(UserError, match=r"the loss is nan at step 1, batch of 'sample-4', .*'sample-7'"):
+    overrides = ("loader.shuffle=false", "loader.batch_size=4", "+dataset.value=3e38")
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step 1, batch of 'sample-4', .*'sample-7'"):
         run_train("dataset=poisoned", "model=mlp",
                   f"loader.num_workers={workers}", *overrides)  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["train", "validation"])
+def test_a_sample_that_is_not_finite_is_named_itself(run_train, where):
+    with pytest.raises(SampleError, match=r"sample 'sample-7': X holds a value that is not finite") as caught:
+        run_train("dataset=poisoned", "model=mlp", f"+dataset.where={where}")
+    assert caught.value.ID == "sample-7"
+
+
+def test_a_validation_loss_that_is_not_finite_is_told_once_and_is_never_the_best(run_train, caplog):
+    overrides = ("+dataset.where=validation", "+dataset.value=3e38", "trainer.early_stopping=1")
+    summary = run_train("dataset=poisoned", "model=mlp", "loader.batch_size=4", "trainer.max_epochs=3", *overrides)
+    notes = [text for text in caplog.messages if "validation/loss is not finite" in text]
+    assert len(notes) == 1
+    assert "batch of 'sample-4', 'sample-5', 'sample-6', 'sample-7'" in notes[0]
+    assert summary["epochs"] == 3
+    assert not summary["stopped"]
+    assert summary["best"]["validation/loss"] is None
+    assert "best.validation/loss" in summary["not_finite"]
+    text = (summary["folder"] / "summary.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "best", "lower"),
+    [(1.0, 2.0, True), (2.0, 1.0, False), (math.nan, 1.0, False), (math.inf, math.nan, False), (5.0, math.nan, True)],
+)
+def test_the_best_epoch_is_one_with_a_finite_loss_where_there_is_one(loss, best, lower):
+    assert _lower(loss, best) is lower
 
 
 def test_weights_are_those_before_the_bad_batch(run_train, monkeypatch):
@@ -26,7 +59,7 @@ def test_weights_are_those_before_the_bad_batch(run_train, monkeypatch):
         original(self, *args)
 
     monkeypatch.setattr(LossGuard, "_stop", stop)
-    with pytest.raises(UserError, match="the loss is nan"):
+    with pytest.raises(UserError, match="'sample-7': X holds"):
         run_train("dataset=poisoned", "model=mlp",
 "loader.batch_size=4")  # fmt: skip
     assert seen["weights"]

@@ -97,6 +97,13 @@ def look(dataset: Dataset[Any], index: int, path: str, seed: int) -> tuple[Any, 
     return sample[0], sample[1]
 
 
+def look_again(dataset: Dataset[Any], index: int, seed: int, epoch: int, ID: str) -> Any:
+    """The sample that the loader gave in that epoch; the run's random numbers are as they were afterwards."""
+    with sample_seeds():
+        name_sample(seed, epoch, ID)
+        return dataset[index]
+
+
 def _name(dataset: Dataset[Any], index: int) -> str:
     ids = list_IDs(dataset)
     return str(index) if ids is None else str(ids[index])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from feedrate.dataset import Data
-from feedrate.errors import UserError
+from feedrate.dataset.look import look_again, sample_error
+from feedrate.errors import SampleError, UserError
 from feedrate.loader import Batch, Receipt
 from feedrate.trainer.device import Precision
 from feedrate.trainer.inputs import Inputs
@@ -75,6 +76,28 @@ class Forward:
         """What torch's error about a worker that died means, None for any other error."""
         able = [loader for loader in self._loaders if hasattr(loader, "lost_worker")]
         return next((lost for loader in able if (lost := loader.lost_worker(error))), None)
+
+
+def not_finite(loader: Any, receipt: Receipt | None) -> SampleError | None:
+    """Of a batch whose loss is not finite: the error of its first sample that is not finite itself, read once more.
+
+    None where there is none, or where the loader does not tell what was in the batch.
+    """
+    if receipt is None:
+        return None
+    IDs, ticket = loader.IDs(receipt), receipt.ticket
+    for index, ID in zip(ticket.indices.tolist(), IDs, strict=True):
+        try:
+            sample = look_again(loader.dataset, index, loader.seed, ticket.epoch, ID)
+            found = [
+                name for name, value in zip("Xy", sample, strict=True) if not torch.as_tensor(value).isfinite().all()
+            ]
+        except Exception:  # the loss is what is to be told
+            continue
+        if found:
+            said = UserError(f"{found[0]} holds a value that is not finite (NaN or inf); mend it, or take the ID out")
+            return sample_error(loader.dataset, ID, said)
+    return None
 
 
 def names(loader: Any, receipt: Receipt | None) -> str:

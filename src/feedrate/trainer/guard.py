@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from feedrate.errors import UserError
+from feedrate.errors import SampleError, UserError
 from feedrate.loader import Receipt
 
 
@@ -24,10 +24,17 @@ class LossGuard:
         optimizer: a fused one skips a step itself when told so by `found_inf`; for others on a device the flag is read
             at every step.
         name: names the samples of a receipt.
+        culprit: the error of a sample of the batch whose X is not finite, None where there is none.
     """
 
-    def __init__(self, optimizer: Optimizer, device: torch.device, name: Callable[[Receipt | None], str]) -> None:
-        self._optimizer, self._name = optimizer, name
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        device: torch.device,
+        name: Callable[[Receipt | None], str],
+        culprit: Callable[[Receipt | None], SampleError | None] = lambda receipt: None,
+    ) -> None:
+        self._optimizer, self._name, self._culprit = optimizer, name, culprit
         self._deferred = device.type != "cpu" and all(group.get("fused") for group in optimizer.param_groups)
         self._pending: deque[tuple[int, Receipt | None, Tensor]] = deque()
         self._window: Tensor | None = None
@@ -71,6 +78,8 @@ class LossGuard:
         self._pending.clear()
 
     def _stop(self, step: int, receipt: Receipt | None, value: float) -> None:
+        if (culprit := self._culprit(receipt)) is not None:
+            raise culprit
         raise UserError(
             f"the loss is {value} at step {step}, batch of {self._name(receipt)}; the weights are those before it\n"
             "Look at these samples for values that are not finite, lower optimizer.lr, or set trainer.clip_norm=1"

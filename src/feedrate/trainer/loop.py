@@ -6,6 +6,7 @@ Metrics are collected in a list here and handed to the tracker between epochs, n
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from feedrate.loader import ToDevice
 from feedrate.timing import Clock, Point, points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.device import Precision
-from feedrate.trainer.forward import Forward, names
+from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.interrupt import Interrupted, Interruption
 from feedrate.trainer.progress import Progress
@@ -76,7 +77,13 @@ class Trainer:
             data,
             lambda: self.task.meter(device),
         )
-        self._guard = LossGuard(optimizer, device, lambda receipt: names(loaders["train"], receipt))
+        self._guard = LossGuard(
+            optimizer,
+            device,
+            lambda receipt: names(loaders["train"], receipt),
+            lambda receipt: not_finite(loaders["train"], receipt),
+        )
+        self._told = False  # of a validation loss that is not finite
         self._scaled = precision.scaled
         self._inline = not getattr(loaders["train"], "num_workers", 0)
         self._folder, self._send, self._stop, self._advise = folder, send, interruption, advise
@@ -90,7 +97,7 @@ class Trainer:
         """Trains until max_epochs, max_steps or early stopping; goes on where `load_state_dict` left it.
 
         Raises:
-            UserError: the loss is not finite, a sample cannot be used, or the model does not fit the data.
+            UserError: a training loss is not finite, a sample cannot be used, or the model does not fit the data.
             Interrupted: a signal came; the checkpoint of the last step is written.
         """
         state = self.state
@@ -163,7 +170,7 @@ class Trainer:
         metrics.update(times.metrics(max(1, getattr(loader, "num_workers", 0))))
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
-        if not result.best or metrics["validation/loss"] < result.best["validation/loss"]:
+        if not result.best or _lower(metrics["validation/loss"], result.best["validation/loss"]):
             result.best_epoch, result.best = epoch, metrics
         result.stopped = self._reason_to_stop(epoch) or self._advise(epoch, metrics)
         result.history.append(metrics)
@@ -226,19 +233,39 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, partition: str) -> Meter:
-        """One pass over a partition with the present weights."""
+        """One pass over a partition with the present weights; a loss that is not finite is told once.
+
+        Raises:
+            SampleError: it is not finite because a sample is not.
+        """
         self.state.model.eval()
         meter, loader = self.task.meter(self.device), self.loaders[partition]
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(0)  # every validation sees the same samples with the same randomness
         batches = iter(ToDevice(loader, self.device, None, self.forward.check(loader)))
         self._stop.allow()  # what is to be saved does not change in here
+        losses: list[tuple[torch.Tensor, Any]] = []
         for batch in batches:
             outputs = self.forward(batch.X)
             with self.forward.autocast():
-                meter.update(self.task.loss(outputs, batch.y), outputs, batch.y)
+                loss = self.task.loss(outputs, batch.y)
+            meter.update(loss, outputs, batch.y)
+            losses.append((loss, batch.receipt))  # looked at afterwards, since a look waits for the device
         self._stop.safe = False
+        if losses and not self._told:
+            self._tell_not_finite(partition, losses)
         return meter
+
+    def _tell_not_finite(self, partition: str, losses: list[tuple[torch.Tensor, Any]]) -> None:
+        finite = torch.stack([loss for loss, _ in losses]).isfinite()
+        if bool(finite.all()):
+            return
+        receipt = losses[finite.tolist().index(False)][1]
+        if (culprit := not_finite(self.loaders[partition], receipt)) is not None:
+            raise culprit
+        self._told = True
+        log.warning("note: %s/loss is not finite, first in the batch of %s; such an epoch is never the best one",
+                    partition, names(self.loaders[partition], receipt))  # fmt: skip
 
     def _may_stop(self) -> None:
         """The state is that of a finished step, and stays so while the next batch is waited for."""
@@ -250,8 +277,13 @@ class Trainer:
         return self.config.max_steps is not None and self.state.step >= self.config.max_steps
 
     def _reason_to_stop(self, epoch: int) -> str:
-        patience = self.config.early_stopping
-        if patience is not None and epoch - self.state.result.best_epoch >= patience:
+        patience, best = self.config.early_stopping, self.state.result.best
+        # where no epoch's loss was finite, nothing is known of whether it fell
+        if (
+            patience is not None
+            and math.isfinite(best["validation/loss"])
+            and epoch - self.state.result.best_epoch >= patience
+        ):
             return f"{STOPPED_EARLY} for {patience} epochs"
         return f"{STOPPED_AT}{self.config.max_steps}" if self._finished() else ""
 
@@ -286,3 +318,8 @@ class Trainer:
         if every is not None and time.perf_counter() - self._saved_at >= every:
             self._save()
             self.clock.lap("checkpoint")
+
+
+def _lower(loss: float, best: float) -> bool:
+    """Whether a loss is the better one; one that is not finite never is."""
+    return math.isfinite(loss) and not best <= loss

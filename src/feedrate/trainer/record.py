@@ -6,6 +6,7 @@ How it is stored is the tracker's affair; the same figures stand in summary.json
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,7 +146,8 @@ def closing_line(result: Result, seconds: float) -> str:
     """The result in one line for the terminal."""
     name = next((n for n in ("validation/accuracy", "validation/mae") if n in result.best), "validation/loss")
     rates = [epoch for epoch in result.history if "loader/samples_per_s" in epoch]
-    text = f"{name} {result.best[name]:.4f} in the best epoch ({result.best_epoch + 1})  {seconds:.1f} s"
+    which = f"the best epoch ({result.best_epoch + 1}, that of the lowest validation loss)"
+    text = f"{name} {result.best[name]:.4f} in {which}  {seconds:.1f} s"
     if rates:
         last = rates[-1]
         text += (
@@ -168,9 +170,25 @@ def record_run_id(run: Run, run_id: str | None) -> None:
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    not_finite: list[str] = []
+    content = _json(masked(summary), "", not_finite)
+    if not_finite:  # JSON has no word for them
+        content["not_finite"] = sorted({*content.get("not_finite", ()), *not_finite})
     temporary = folder / ".summary.json"
-    temporary.write_text(json.dumps(masked(summary), indent=2, default=str), encoding="utf-8")
+    temporary.write_text(json.dumps(content, indent=2, default=str, allow_nan=False), encoding="utf-8")
     temporary.replace(folder / "summary.json")
+
+
+def _json(value: Any, path: str, not_finite: list[str]) -> Any:
+    """`value` with null for each number that is not finite, whose path, such as 'best.validation/loss', is added."""
+    if isinstance(value, Mapping):
+        return {key: _json(inner, f"{path}.{key}".lstrip("."), not_finite) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(inner, f"{path}.{number}", not_finite) for number, inner in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        not_finite.append(path)
+        return None
+    return value
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
