@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -288,7 +289,7 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str, parts: li
 def test_a_Parquet_table_must_hold_texts_as_IDs_and_be_whole(tmp_path: Path) -> None:
     partition = ["train", "train", "validation"]
     root = parquet(tmp_path / "1", id=[7, 8, 9], label=[0, 1, 0], partition=partition)
-    assert "no text: 7, 8 (2 in all)" in refused(root)
+    assert "no text: 7, 8 (2 in all); write the column id as texts" in refused(root)
     root = parquet(tmp_path / "2", id=["a", "b", None], label=[0, 1, 0], partition=partition)
     assert "no text: None (1 in all)" in refused(root)
     root = parquet(tmp_path / "3", id=["a", "b", "c"], label=[0, None, 0], partition=partition)
@@ -309,6 +310,47 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     assert "is no folder" in refused(tmp_path / "file")
     (tmp_path / "dangling").symlink_to("nowhere")
     assert "no such folder" in refused(tmp_path / "dangling")
+
+
+def test_what_is_no_regular_file_is_found_without_opening_it(tmp_path: Path) -> None:
+    root = write(tmp_path, files=["c"])
+    (root / "scans").mkdir()
+    (root / "scans/007.pt").symlink_to(root / "c.pt")  # a link to a file is one
+    (root / "a.pt").mkdir()
+    os.mkfifo(root / "b.pt")
+    assert "IDs of 'train' whose ID.pt is no regular file" in refused(root)
+    assert "'a', 'b' (2 in all)" in refused(root)
+    (root / "scans/007.pt").unlink()
+    (root / "scans/007.pt").symlink_to("nowhere")
+    assert "'a', 'b', 'scans/007' (3 in all)" in refused(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (ROWS.replace(",", ";"), "semicolons separate them, write commas"),
+        (ROWS.replace("label", "Label"), "rename 'Label'"),
+        (ROWS.replace("label", " label"), "rename ' label'"),
+        (ROWS.replace("label", "lable"), "is it called lable"),
+    ],
+)
+def test_a_table_without_a_column_shows_those_it_has_and_what_is_probably_meant(
+    tmp_path: Path, text: str, part: str
+) -> None:
+    message = refused(table(tmp_path, text))
+    assert part in message
+    assert f"Its columns: {text.splitlines()[0].replace(',', ', ')}" in message
+
+
+def test_a_list_of_numbers_in_a_CSV_is_a_vector_as_in_JSON(tmp_path: Path) -> None:
+    rows = ROWS.replace(",0,", ',"[0, 1.5]",').replace(",1,", ',"[1, 2]",')
+    found = Catalog.read(table(tmp_path, rows))
+    assert (found.targets.task, found.targets.num_outputs) == ("regression", 2)
+
+
+def test_an_ID_in_test_and_elsewhere_is_told_as_a_fault_of_the_test(tmp_path: Path) -> None:
+    root = write(tmp_path, {**PARTITION, "test": ["a"]})
+    assert "or the test measures what training has seen" in refused(root)
 
 
 def test_files_with_another_ending_are_pointed_out(tmp_path: Path) -> None:
@@ -342,12 +384,12 @@ def test_a_folder_named_by_an_ID_may_be_missing_or_a_file(tmp_path: Path) -> Non
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_files_are_found_by_listing_their_folders_once_and_are_not_touched(tmp_path: Path) -> None:
+def test_files_are_found_by_listing_their_folders_once_and_are_not_opened(tmp_path: Path) -> None:
     names = [f"x{i}" for i in range(300)] + [f"scans/deep/{i}" for i in range(300)]
     root = write(tmp_path, {"train": names, "validation": ["c"]}, dict.fromkeys([*names, "c"], 0), [])
     (root / "scans/deep").mkdir(parents=True)
     for ID in [*names, "c"]:
-        (root / f"{ID}.pt").symlink_to("nowhere")  # whoever asks for the file itself will not find it
+        (root / f"{ID}.pt").touch()
     other = root / "other"
     other.mkdir()
     (other / "loop").symlink_to(other)  # whoever descends into folders without samples will not return

@@ -134,6 +134,12 @@ def test_a_class_without_a_training_sample_is_noted() -> None:
     assert "10, 11, 12, 13, 14, ..." in many
 
 
+def test_a_text_among_numbers_is_noted_with_its_ID() -> None:
+    targets, _ = read([0, 1, 0, "cat", 1], [0, 1])
+    assert "1 of 7 are texts, the others are not: the first is that of ID 'train-3'" in targets.notes[0]
+    assert '"cat"' in targets.notes[0]
+
+
 def test_a_single_class_is_noted() -> None:
     assert "every sample has the class 5" in read([5, 5, 5])[0].notes[0]
 

@@ -22,6 +22,7 @@ from feedrate.validation import nearest
 
 PARTITIONS = ("train", "validation", "test")
 _TABLES = ("samples.csv", "samples.parquet")
+_COLUMNS = ("id", "partition", "label")
 _FORM = "partition.json with labels.json, samples.csv, or samples.parquet (columns id, label, partition)"
 # an empty component, '.' or '..' between slashes, or a leading slash, in IDs joined by NUL
 _UNSAFE = re.compile(r"(?:^|[\0/])\.{0,2}(?=[\0/]|\Z)")
@@ -155,8 +156,11 @@ def _read_table(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
     for column in ("id", "label", "partition"):
         if table.column_names.count(column) != 1:
             fault = "has no column" if column not in table.column_names else "has more than one column"
-            raise UserError(f"{path}: {fault} '{column}'; needed are id, label and partition")
-    ids, names, values = (table[column].to_pylist() for column in ("id", "partition", "label"))
+            remedy = f"needed are id, label and partition{_meant(column, table.column_names)}"
+            raise UserError(f"{path}: {fault} '{column}'; {remedy}\nIts columns: {', '.join(table.column_names)[:200]}")
+    ids, names, values = (table[column].to_pylist() for column in _COLUMNS)
+    if path.suffix == ".csv":
+        values = [_vector(value) for value in values]
     repeated = [str(ID) for ID, n in Counter(ids).items() if n > 1]
     if repeated:
         raise UserError(_offence(f"{path.name}: IDs on more than one row", repeated, "keep one row for each"))
@@ -167,6 +171,28 @@ def _read_table(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
     for ID, name in zip(ids, names, strict=True):
         partition.setdefault(name, []).append(ID)
     return partition, dict(zip(ids, values, strict=True))
+
+
+def _meant(column: str, found: Sequence[str]) -> str:
+    """What a table without that column probably is."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "'|'")):
+        if len(found) == 1 and separator in found[0]:
+            return f"; {name} separate them, write commas"
+    if alike := [name for name in found if name not in _COLUMNS and name.strip().lower() == column]:
+        return f"; rename {alike[0]!r}, without spaces and in small letters"
+    near = nearest(column, [name for name in found if name not in _COLUMNS])
+    return near.replace("did you mean", "is it called").rstrip("?") + "? Rename it" if near else ""
+
+
+def _vector(value: Any) -> Any:
+    """The list of numbers that a cell holds as JSON, anything else as it is."""
+    if not (isinstance(value, str) and value.lstrip().startswith("[")):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    return found if isinstance(found, list) and all(type(x) in (int, float) for x in found) else value
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -189,9 +215,10 @@ def _check_partition(partition: Mapping[str, Sequence[str]], source: str) -> Non
             raise UserError(f"{source}: partition '{name}' is empty; {remedy}")
         if not all(issubclass(kind, str) for kind in set(map(type, ids))):
             wrong = [ID for ID in ids if not isinstance(ID, str)]
-            raise UserError(
-                _offence(f"{source}: IDs of '{name}' that are no text", wrong, 'write IDs in quotes, such as "007"')
-            )
+            remedy = 'write IDs in quotes, such as "007"'
+            if source == "samples.parquet":
+                remedy = "write the column id as texts, such as df['id'].astype(str), or .str.decode('utf-8') for bytes"
+            raise UserError(_offence(f"{source}: IDs of '{name}' that are no text", wrong, remedy))
         joined = "\0".join(ids)
         if _UNSAFE.search(joined) or joined.count("\0") != len(ids) - 1:
             wrong = [ID for ID in ids if "\0" in ID or _UNSAFE.search(ID)]
@@ -209,7 +236,9 @@ def _check_partition(partition: Mapping[str, Sequence[str]], source: str) -> Non
             raise UserError(_offence(f"{source}: IDs that stand twice in '{name}'", repeated, remedy))
         for other, others in seen.items():
             if both := sorted(unique & others):
-                remedy = "an ID belongs to one partition, or validation measures what training has seen"
+                seen_twice = "test" if "test" in (name, other) else "validation"
+                what = "validation" if "train" not in (name, other) else "training"
+                remedy = f"an ID belongs to one partition, or the {seen_twice} measures what {what} has seen"
                 raise UserError(_offence(f"{source}: IDs both in '{other}' and in '{name}'", both, remedy))
         seen[name] = unique
 
@@ -232,7 +261,8 @@ def _check_labels(partition: Mapping[str, Sequence[str]], labels: Mapping[str, A
 def _check_files(root: Path, partition: Mapping[str, Sequence[str]], suffix: str) -> None:
     """One listing of each folder that holds samples: a stat for each file costs far more."""
     folders = {"", *(ID.rpartition("/")[0] for ids in partition.values() for ID in ids if "/" in ID)}
-    present = {name for folder in sorted(folders) for name in _listing(root, folder, suffix)}
+    strange: set[str] = set()
+    present = {name for folder in sorted(folders) for name in _listing(root, folder, suffix, strange)}
     for name, ids in partition.items():
         if missing := [ID for ID in ids if ID not in present]:
             remedy = "add the files, or take the IDs out of the partition"
@@ -241,6 +271,9 @@ def _check_files(root: Path, partition: Mapping[str, Sequence[str]], suffix: str
                     f"\nThere is {missing[0]}{others[0]}: a dataset class that reads it has suffix = {others[0]!r}"
                 )
             raise UserError(_offence(f"{root}: IDs of '{name}' without a file ID{suffix}", missing, remedy))
+        if strange and (wrong := [ID for ID in ids if ID in strange]):
+            fault = f"{root}: IDs of '{name}' whose ID{suffix} is no regular file (a folder, a pipe, a broken link)"
+            raise UserError(_offence(fault, wrong, "replace it, or take the IDs out of the partition"))
 
 
 def _endings(sample: Path) -> list[str]:
@@ -252,14 +285,20 @@ def _endings(sample: Path) -> list[str]:
     return sorted(name.removeprefix(sample.name) for name in names if name.startswith(f"{sample.name}."))
 
 
-def _listing(root: Path, folder: str, suffix: str) -> Iterator[str]:
-    """IDs of the sample files in one folder, none if there is no such folder."""
+def _listing(root: Path, folder: str, suffix: str, strange: set[str]) -> Iterator[str]:
+    """IDs of the sample files in one folder, none if there is no such folder.
+
+    Those that are no regular files are added to `strange`. The listing itself tells that; only links are followed.
+    """
     prefix = f"{folder}/" if folder else ""
     try:
         with os.scandir(root / folder) as entries:
             for entry in entries:
                 if entry.name.endswith(suffix):
-                    yield prefix + entry.name.removesuffix(suffix)
+                    ID = prefix + entry.name.removesuffix(suffix)
+                    if not entry.is_file():
+                        strange.add(ID)
+                    yield ID
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:

@@ -6,6 +6,7 @@ Which ID has which label is the catalog's affair.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,7 @@ def read_labels(
                 f"labels: ID {ID!r} has the label {_shown(value)}, while others are numbers with a fraction; "
                 "give numbers only, or set dataset.task=classification"
             )
-    return _classes(labels, kinds, task)
+    return _classes(labels, partition, kinds, task)
 
 
 def _vectors(
@@ -121,15 +122,17 @@ def _vectors(
     }
 
 
-def _classes(labels: Mapping[str, Sequence[Any]], kinds: set[type], task: str) -> tuple[Targets, dict[str, Tensor]]:
+def _classes(
+    labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], kinds: set[type], task: str
+) -> tuple[Targets, dict[str, Tensor]]:
     numeric = kinds <= {int, float}
+    notes = [] if numeric or len(kinds) == 1 else _odd_kinds(labels, partition)
     if not numeric and len(kinds) > 1:  # true is not 1 and "1" is not 1; each kind in its own order
         labels = {name: [(_kind(value), value) for value in values] for name, values in labels.items()}
     found = {name: set(values) for name, values in labels.items()}
     ordered = sorted(set().union(*found.values()))
     position = {value: index for index, value in enumerate(ordered)}
     names = tuple(_whole(value[1] if isinstance(value, tuple) else value) for value in ordered)
-    notes = []
     if unseen := [_shown(name) for name, value in zip(names, ordered, strict=True) if value not in found["train"]]:
         listed = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         count = "1 class" if len(unseen) == 1 else f"{len(unseen):,} classes"
@@ -144,6 +147,20 @@ def _classes(labels: Mapping[str, Sequence[Any]], kinds: set[type], task: str) -
         name: torch.from_numpy(np.fromiter(map(position.__getitem__, values), dtype=np.int64, count=len(values)))
         for name, values in labels.items()
     }
+
+
+def _odd_kinds(labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]]) -> list[str]:
+    """A note that names the first label of the rarest kind where texts, numbers, true and false are mixed."""
+    counts = Counter(_kind(value) for values in labels.values() for value in values)
+    if len(counts) == 1:
+        return []
+    rarest, count = counts.most_common()[-1]
+    ID, value = _first(labels, partition, lambda v: _kind(v) == rarest)
+    words = {"number": "numbers", "str": "texts", "bool": "true or false"}
+    return [
+        f"labels: {count:,} of {counts.total():,} are {words[rarest]}, the others are not: the first is that of ID "
+        f"{ID!r}, {_shown(value)}; each is a class of its own"
+    ]
 
 
 def _numbers(values: Sequence[Any], list_IDs: Sequence[str]) -> np.ndarray:
