@@ -144,6 +144,31 @@ def test_a_server_that_is_down_hangs_or_fails_costs_a_note_and_sync_sends_everyt
         one.close()
 
 
+def test_a_sweep_without_its_server_goes_on_and_sync_puts_parent_and_jobs_together(server, digits, tmp_path):
+    from mlflow import MlflowClient
+
+    arguments = [*SMALL, f"dataset.root={digits}", f"hydra.sweep.dir={tmp_path}/sweep", "trainer.max_epochs=1"]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"tracking.uri=http://127.0.0.1:{unused.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "src/train.py"), "-m", uri, *arguments, "seed=0,1", "hydra.launcher.jobs=2"],
+            capture_output=True, text=True, timeout=150,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "the sweep goes on" in done.stdout
+    sent = sync(str(tmp_path / "sweep"), f"tracking.uri={server.url}")
+    assert sent.returncode == 0, sent.stderr
+    client = MlflowClient(server.url)
+    (parent,) = [
+        run for run in client.search_runs([client.get_experiment_by_name("feedrate").experiment_id])
+        if run.data.tags["feedrate.run_folder"] == f"{tmp_path}/sweep"
+    ]  # fmt: skip
+    jobs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert [parent.info.status, *(run.info.status for run in jobs)] == ["FINISHED"] * 3
+    assert "sweep.csv" in {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+
+
 def test_a_server_that_stops_and_goes_on_while_training_runs_has_everything_at_the_end(server, digits, tmp_path):
     run = start(tmp_path / "run", digits, server.url, "trainer.max_epochs=40")
     while not (tmp_path / "run/journal.state.json").exists():

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
 from feedrate.tracking.address import read_address
-from feedrate.tracking.journal import JOURNAL, Delivered
+from feedrate.tracking.journal import JOURNAL, Claim, Delivered
 from feedrate.tracking.secrets import learn, without_secrets
 from feedrate.tracking.store import StoreFault, open_answering, require_answer
 
@@ -154,10 +154,12 @@ class Courier:
         self._failures += 1
         self._next_attempt = time.monotonic() + min(LONGEST_WAIT_S, 2.0 ** (self._failures - 1))
         if self._folder is not None and self._delivery is None:
-            with suppress(OSError):
+            with suppress(OSError):  # not while another process carries this journal: the state is its own
+                claim = Claim(self._folder)
                 state = Delivered.read(self._folder)
                 state.error = without_secrets(error)[:500]
                 state.write(self._folder)
+                claim.release()
 
     # -----------------------------------------------------------------------------------------------------
     # Training

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from feedrate.tracking.address import Address
 from feedrate.tracking.journal import JOURNAL, SYSTEM, Claim, Delivered, Event, events
@@ -27,6 +27,7 @@ PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
 DIGEST_CHARACTERS = 8
 JOURNAL_TAG = "feedrate.journal"
+PARENT_TAG, PARENT_JOURNAL = "mlflow.parentRunId", "journal:"  # the latter before the folder of a parent without a run
 SILENT_END = "its process ended without a word"
 
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
@@ -85,7 +86,7 @@ class Delivery:
             self.state.error = ""
             self._note()
 
-    def close_silent_run(self, error: str = SILENT_END) -> None:
+    def close_silent_run(self, error: str = SILENT_END, status: Literal["FAILED", "KILLED"] = "KILLED") -> None:
         """Gives a run its status whose process can no longer do it; a run that said its end is left alone.
 
         Raises:
@@ -94,8 +95,8 @@ class Delivery:
         if self.state.run_id and self.state.status == "RUNNING":
             with translated_errors(self._address):
                 self._client.set_tag(self.state.run_id, "feedrate.error", error)
-                self._client.set_terminated(self.state.run_id, "KILLED")
-            self.state.status = "KILLED"
+                self._client.set_terminated(self.state.run_id, status)
+            self.state.status = status
             self._note()
 
     @property
@@ -151,6 +152,9 @@ class Delivery:
             run_id = earlier
         else:
             tags = {key: _cut(str(value), TAG_CHARACTERS) for key, value in event["tags"].items()}
+            if tags.get(PARENT_TAG, "").startswith(PARENT_JOURNAL):
+                parent = self._parent(Path(tags.pop(PARENT_TAG).removeprefix(PARENT_JOURNAL)))
+                tags |= {PARENT_TAG: parent} if parent else {}
             run = self._client.create_run(
                 self._experiment_id,
                 start_time=event["time_ms"],
@@ -160,6 +164,19 @@ class Delivery:
             run_id = run.info.run_id
         self.state.run_id, self.state.experiment_id = str(run_id), self._experiment_id
         self.state.status = "RUNNING"
+
+    def _parent(self, folder: Path) -> str:
+        """MLflow's id of a sweep that has a journal; it is sent first if need be."""
+        if Delivered.read(folder).run_id == "" and (folder / JOURNAL).exists():
+            try:
+                parent = Delivery(folder, self._address, self._client, self._experiment_id)
+            except BlockingIOError as error:  # another job's courier does it
+                raise ConnectionError(str(error)) from None  # a fault, so that it is tried again
+            try:
+                parent.deliver()
+            finally:
+                parent.close()
+        return Delivered.read(folder).run_id
 
     def _resume(self, event: Event) -> None:
         self._client.update_run(self.state.run_id, status="RUNNING")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from feedrate.config import ROOT
 from feedrate.tracking.address import experiment_link, read_address, run_link
+from feedrate.tracking.delivery import Delivery
 from feedrate.tracking.journal import JOURNAL, Claim
 from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.store import open_store, translated_errors
@@ -97,7 +98,7 @@ class SweepRun:
             plain: tags of the run that is made where the job ended before it had one.
         """
         with self._warned("the job's end"):
-            _wait_for_courier(folder)
+            self._send(folder, status, without_secrets(error))
             run = next((run for run in self._children() if _folder(run) == folder), None)
             if run is None:
                 tags = {PARENT_TAG: self.run_id, "feedrate.run_folder": _relative(folder), **plain}
@@ -140,16 +141,19 @@ class SweepRun:
         with self._warned("the sweep's end"):
             self._end(self.run_id, status, error)
 
+    def _send(self, folder: Path, status: Literal["FAILED", "KILLED"], error: str) -> None:
+        """What a job's journal holds, before its courier or after it: either finds then that all is done."""
+        _wait_for_courier(folder)
+        if (folder / JOURNAL).exists():
+            delivery = Delivery(folder, self._address, self._client, self._experiment_id)
+            try:
+                delivery.deliver()
+                delivery.close_silent_run(error[:NOTE_CHARACTERS], status)
+            finally:
+                delivery.close()
+
     def _begin(self, plan: Plan) -> str:
-        tags = {
-            "mlflow.user": _user(),
-            "mlflow.source.name": "src/train.py",
-            "mlflow.source.type": "LOCAL",
-            "feedrate.sweep_id": plan.sweep_id,
-            "feedrate.run_folder": _relative(plan.folder),
-            "feedrate.command": plan.command,
-        }
-        run = self._client.create_run(self._experiment_id, tags=tags, run_name=plan.name)
+        run = self._client.create_run(self._experiment_id, tags=plan_tags(plan), run_name=plan.name)
         for key, values in plan.settings.items():
             self._client.log_param(run.info.run_id, key, without_secrets(values)[:500])
         return str(run.info.run_id)
@@ -191,6 +195,18 @@ class SweepRun:
                 yield
         except Exception as error:
             _log.warning("%s could not be recorded: %s", what, error)
+
+
+def plan_tags(plan: Plan) -> dict[str, str]:
+    """Tags of a sweep's parent run."""
+    return {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "src/train.py",
+        "mlflow.source.type": "LOCAL",
+        "feedrate.sweep_id": plan.sweep_id,
+        "feedrate.run_folder": _relative(plan.folder),
+        "feedrate.command": plan.command,
+    }
 
 
 def sweep_tags() -> dict[str, str]:

@@ -16,7 +16,9 @@ from omegaconf import DictConfig
 
 from feedrate.config import TrainConfig
 from feedrate.tracking import without_secrets
+from feedrate.tracking.secrets import mask_files
 from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun
+from feedrate.tracking.sweep_kept import KeptSweep, open_sweep
 from feedrate.tracking.sweep_report import Report
 from feedrate.tracking.sweep_results import Result, read_summary
 from feedrate.trainer.provenance import command_line
@@ -67,7 +69,7 @@ class Sweep:
     claimed: Claim
     at_once: int
     results: dict[int, Result] = field(default_factory=dict)
-    _parent: SweepRun | None = None
+    _parent: SweepRun | KeptSweep | None = None
     _stop: Stop = field(default_factory=Stop)
 
     @property
@@ -167,6 +169,7 @@ class Sweep:
 
     def _open_parent(self) -> None:
         """Before the first job, so that the jobs find a store that is there; needs no mlflow with tracking=none."""
+        mask_files(self.folder)  # multirun.yaml holds what was typed
         if self.about.config.tracking.uri is None:
             return
         typed = [str(override) for override in self.master.hydra.overrides.task]
@@ -178,7 +181,7 @@ class Sweep:
             settings=self.about.settings,
             run_id=str(self.claimed.facts.get("run_id") or ""),
         )
-        self._parent = SweepRun(self.about.config.tracking, plan, owned=lambda path: living_owner(path) is not None)
+        self._parent = open_sweep(self.about.config.tracking, plan, owned=lambda path: living_owner(path) is not None)
         self.claimed.write(run_id=self._parent.run_id)
 
     def _mark(self, job: Job, folder: Path, status: str, error: str) -> None:
@@ -209,7 +212,10 @@ class Sweep:
                     settings, metrics = self.about.report.best(self._ordered())
                     if metrics:
                         self._parent.best(settings, metrics)
-                    print(f"this sweep    {self._parent.url}\nall runs      {self._parent.experiment_url}", flush=True)
+                    if self._parent.url is not None:
+                        print(
+                            f"this sweep    {self._parent.url}\nall runs      {self._parent.experiment_url}", flush=True
+                        )
         finally:
             if self._parent is not None:
                 self._parent.end(status, reason)
