@@ -197,6 +197,8 @@ class Returning(Dataset):
         X = torch.zeros(2, 3)
         values = {
             "X alone": X,
+            "complex": (torch.zeros(2, dtype=torch.complex64), 1),
+            "half": (X.half(), 1),
             "three": (X, 1, 2),
             "dict": {"X": X, "y": 1},
             "dict as X": ({"image": X}, 1),
@@ -214,6 +216,13 @@ class Returning(Dataset):
 class Empty(Squares):
     def __len__(self):
         return 0
+
+
+class Miscounting(Returning):
+    """Its `__len__` returns a negative number."""
+
+    def __len__(self):
+        return -3  # noqa: PLE0303
 
 
 class Lengthless(Dataset):

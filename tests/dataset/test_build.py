@@ -349,8 +349,8 @@ def test_mean_and_std_are_one_number_or_one_for_each_channel() -> None:
     message = refused("Divided", mean=[0.1, 0.2])
     assert "dataset.mean has 2 values, a sample has shape (3, 4, 4): give one, or one per channel" in message
     assert "dataset.std=[1.0, 0.0, 1.0]: must be above 0" in refused("Divided", std=[1, 0, 1])
-    assert "dataset.std=nan: must be finite" in refused("Divided", std=float("nan"))
-    assert "dataset.mean=inf: must be finite" in refused("Divided", mean=float("inf"))
+    assert "dataset.std=nan: must be a list or a finite number" in refused("Divided", std=float("nan"))
+    assert "dataset.mean=inf: must be a list or a finite number" in refused("Divided", mean=float("inf"))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -368,6 +368,8 @@ def test_mean_and_std_are_one_number_or_one_for_each_channel() -> None:
         ("Failing", {"size": 4}, ["own_datasets.Failing(...) failed with RuntimeError: no licence for 4"]),
         ("TutorialDataset", {}, ["dataset.root is missing", "takes list_IDs"]),
         ("Empty", {}, ["has no samples"]),
+        ("Miscounting", {"what": "list"}, ["__len__ failed with ValueError", "must return the number of samples"]),
+        ("Returning", {"what": "complex"}, ["complex numbers (torch.complex64)", "torch.view_as_real(X)"]),
         ("Lengthless", {}, ["has no __len__", "map-style"]),
         ("Streaming", {}, ["has no __len__", "map-style"]),
         ("Plain", {"size": 4}, ["has 4 samples", "at least 5"]),

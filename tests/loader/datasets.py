@@ -139,6 +139,8 @@ class Faulty(Dataset[Any]):
                 return X, y, y
             case "object":
                 return X, object()
+            case "none":
+                return None
             case "hang":
                 time.sleep(1.0)
             case "killed" if get_worker_info() and not self._marked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,7 @@ def fail(data: Dataset[Any], **settings: Any) -> SampleError:
         ("nested", "is built differently from sample 's/8'"),
         ("structure", "is built differently from sample 's/8'"),
         ("object", "is built differently from sample 's/8'"),
+        ("none", "Faulty returned None; return the pair (X, y)"),
     ],
 )
 def test_an_error_names_the_sample_and_is_the_same_for_0_and_2_workers(fault: str, told: str) -> None:
@@ -251,6 +253,23 @@ def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Got pickle error when attempting to start a worker")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_that_the_system_cannot_start_are_one_error_that_names_the_key(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/proc/self/fd").iterdir()]) + 20, hard))
+    try:
+        with pytest.raises(UserError, match=r"loader.num_workers=32: the system starts only \d+ of them") as raised:
+            next(iter(loader(Numbers(), 32)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Lower loader.num_workers" in str(raised.value)
+    del raised
+    gc.collect()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_what_cannot_be_sent_to_a_spawned_worker_says_so() -> None:
     class Local(Numbers):
         pass

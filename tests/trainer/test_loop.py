@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -55,3 +57,16 @@ def test_a_scheduler_of_torch_that_is_not_shipped_can_be_named(run_train):
 def test_a_class_beyond_the_outputs_is_refused_naming_the_samples(run_train):
     with pytest.raises(UserError, match=r"dataset.num_outputs=4: the labels need at least 10"):
         run_train("dataset.num_outputs=4")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_samples_of_any_float_type_can_be_trained_on(run_train, tmp_path, dtype):
+    root = tmp_path / "data"
+    root.mkdir()
+    IDs = [f"s{i}" for i in range(8)]
+    for ID in IDs:
+        torch.save(torch.zeros(1, 8, 8, dtype=dtype), root / f"{ID}.pt")
+    (root / "partition.json").write_text(json.dumps({"train": IDs[:6], "validation": IDs[6:]}))
+    (root / "labels.json").write_text(json.dumps({ID: i % 2 for i, ID in enumerate(IDs)}))
+    summary = run_train("dataset=tensor_files", f"dataset.root={root}", "trainer.max_epochs=1")
+    assert summary["status"] == "FINISHED"

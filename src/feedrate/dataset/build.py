@@ -197,6 +197,11 @@ def _data(
         X = torch.as_tensor(first)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"dataset: {path} returns an X of which no tensor can be made ({one_line(error)})") from error
+    if X.is_complex():
+        raise UserError(
+            f"dataset: {path} returns an X of complex numbers ({X.dtype}); real ones are needed: save or return "
+            "torch.view_as_real(X), which has real and imaginary part as its last dimension"
+        )
     if keys.num_outputs is not None:
         check_outputs("dataset.num_outputs", keys.num_outputs, targets)
         targets = replace(targets, num_outputs=keys.num_outputs)
@@ -226,11 +231,16 @@ def _checked(dataset: Any, node: Mapping[str, Any]) -> Any:
         raise UserError(
             f"dataset: {node['_target_']} has no {' and no '.join(missing)}; a map-style dataset needs both"
         )
-    if len(dataset) == 0:
+    try:
+        size = len(dataset)
+    except Exception as error:
+        rule = "it must return the number of samples"
+        raise UserError(f"dataset: {node['_target_']}.__len__ failed with {one_line(error)}; {rule}") from error
+    if size == 0:
         raise UserError(f"dataset: {node['_target_']} has no samples; its __len__ returned 0")
     ids = list_IDs(dataset)
-    if ids is not None and len(ids) != len(dataset):
-        counts = f"{len(dataset):,} samples and {len(ids):,} list_IDs"
+    if ids is not None and len(ids) != size:
+        counts = f"{size:,} samples and {len(ids):,} list_IDs"
         raise UserError(f"dataset: {node['_target_']} has {counts}; one for each sample is needed")
     return dataset
 

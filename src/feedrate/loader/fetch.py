@@ -144,6 +144,8 @@ class Samples(Dataset[Any]):
                 return self.collate(samples[0])
             if self.collate is not default_collate:
                 return self.collate(samples)
+            if any(sample is None for sample in samples):
+                raise self._nothing(ticket, samples)
             if odd := _odd_one_out(samples):
                 raise self._mixed(ticket, *odd)
             with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
@@ -233,6 +235,14 @@ class Samples(Dataset[Any]):
         where = f"sample {IDs[odd]!r}" + (f" ({path})" if path else "")
         text = f"{where}: {difference} sample {IDs[other]!r}; make them alike, or take it out of the partition"
         return SampleError(text, ID=IDs[odd], path=path)
+
+    def _nothing(self, ticket: Ticket, samples: list[Any]) -> SampleError:
+        at = next(place for place, sample in enumerate(samples) if sample is None)
+        ID = self._ID(int(ticket.indices[at]))
+        path = _path(self.dataset, ID)
+        where = f"sample {ID!r}" + (f" ({path})" if path else "")
+        text = f"{where}: {type(_innermost(self.dataset)).__name__} returned None; return the pair (X, y)"
+        return SampleError(text, ID=ID, path=path)
 
     def _named(self, ticket: Ticket) -> str:
         IDs = [self._ID(index) for index in ticket.indices[:5].tolist()]

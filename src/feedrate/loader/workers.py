@@ -6,6 +6,7 @@ torch's DataLoader runs them; what they do with a ticket is fetch.py, and in whi
 from __future__ import annotations
 
 import atexit
+import errno
 import multiprocessing
 import multiprocessing.util
 import signal
@@ -114,6 +115,16 @@ class Workers:
                 "Define dataset, transforms and collate_fn at the top of a module and keep open files out of them, "
                 "or set loader.multiprocessing_context=fork"
             ) from error
+        except OSError as error:  # no process, no memory or no file descriptor is left
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                raise
+            _disarm(error)
+            self._processes = [p for p in multiprocessing.active_children() if p not in before]
+            raise UserError(
+                f"loader.num_workers={settings.num_workers}: the system starts only {len(self._processes)} of them "
+                f"({error.strerror or error})\nLower loader.num_workers, or raise the limits of processes and open "
+                "files (ulimit -u, ulimit -n)"
+            ) from error
         # none are started where those of the epoch before live on
         self._processes = [p for p in multiprocessing.active_children() if p not in before] or self._processes
         self._iterating = weakref.ref(iterator)
@@ -139,6 +150,16 @@ class Workers:
                 persistent_workers=settings.persistent_workers,
             )
         return self._inner
+
+
+def _disarm(error: BaseException) -> None:
+    """Keeps torch's iterator, which was only half built, from printing a traceback when it is collected."""
+    step = error.__traceback__
+    while step is not None:
+        half = step.tb_frame.f_locals.get("self")
+        if type(half).__name__ == "_MultiProcessingDataLoaderIter":
+            half._shutdown = True  # type: ignore[union-attr]
+        step = step.tb_next
 
 
 class _Tickets(Sampler[Any]):

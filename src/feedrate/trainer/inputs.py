@@ -14,7 +14,8 @@ from feedrate.errors import SampleError
 class Inputs:
     """Prepares the batches of one data set.
 
-    uint8 becomes float32 in [0, 1]; other integers and float64 become float32; then (X - mean) / std, for each channel.
+    uint8 becomes float32 in [0, 1]; all other types become float32; then (X - mean) / std, for each channel. What the
+    model computes in is autocast's affair: float16 against its float32 weights would fail.
     """
 
     def __init__(self, data: Data, device: torch.device) -> None:
@@ -32,7 +33,7 @@ class Inputs:
         """(B, ...) as loaded to (B, ...) float32, on X's device."""
         if X.dtype == torch.uint8:
             X = X.float().div_(255)
-        elif X.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        elif X.dtype != torch.float32:
             X = X.float()
         if self._mean is not None:
             X = X - self._mean
