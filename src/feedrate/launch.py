@@ -19,7 +19,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -148,11 +148,17 @@ def _describe_composition(error: BaseException) -> str:
     text = str(error)
     if match := re.search(r"Could not override '([\w.@/]+)'", text):
         return _unknown_key(match[1])
-    if match := re.search(r"Could not find '([\w/-]+)/([^/']+)'", text):
+    if match := re.search(r"Could not find '([\w/-]+)/([^/']*)'", text):
         group, option = match[1], match[2]
         return _unknown_option(group, option)
     if match := re.search(r"Could not (?:override|append|delete|find match)[^\n]*'([\w/]+)'", text):
         return _unknown_key(match[1])
+    if isinstance(error, OverrideParseException):
+        key = error.override.partition("=")[0]
+        return (
+            f"{error.override}: its value cannot be read; lists are written {key}=[VALUE,VALUE], and a text with "
+            f"brackets, commas, braces or spaces in quotes: '{key}=\"TEXT\"'"
+        )
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values make a sweep, which needs -m; one list is written KEY=[VALUE,VALUE]"
     lines = [line.strip() for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
@@ -179,6 +185,8 @@ def _unknown_key(key: str) -> str:
         valid = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, DictConfig) else []
     except Exception:  # this is help on the way out: the message below is true without it
         valid = []
+    if name in valid and f"~{parent}" in sys.argv:
+        return f"{parent}=null: must be given; leave ~{parent} out"
     where = f"{key} is not a key of the group {parent}" if parent else f"{key}: there is no {name}"
     lines = f"{where}{nearest(name, valid)}"
     if valid:

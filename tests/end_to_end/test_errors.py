@@ -51,6 +51,10 @@ def command(*arguments: str, environment: dict[str, str] | None = None) -> subpr
         (["loader.num_workers=1,2"], ["several values make a sweep, which needs -m"]),
         (["--num_workers", "8"], ["--num_workers is no option", "GROUP.KEY=VALUE"]),
         (["loader.num_workers", "8"], ["loader.num_workers: a setting needs a value"]),
+        (["model="], ["model=: no such option", "Options of model: cnn, mlp, resnet18, simulated"]),
+        (["model.channels=[32"], ["model.channels=[32: its value cannot be read; lists are written"]),
+        (["~trainer", "trainer.max_epochs=1"], ["trainer=null: must be given"]),
+        (["~dataset"], ["dataset=null: must be given"]),
         (["experiment=nope"], ["experiment=nope: no such option", "digits_mlp"]),
     ],
 )
