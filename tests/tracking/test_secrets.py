@@ -76,7 +76,7 @@ def test_a_run_is_not_named_after_a_secret() -> None:
 
 
 def test_the_shells_own_folder_is_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PWD", "/home/somebody/project")
-    monkeypatch.setenv("OLDPWD", "/home/somebody/elsewhere")
-    text = "run folder  /home/somebody/project/outputs/runs/1, before /home/somebody/elsewhere"
+    monkeypatch.setenv("PWD", "/projects/project")
+    monkeypatch.setenv("OLDPWD", "/projects/elsewhere")
+    text = "run folder  /projects/project/outputs/runs/1, before /projects/elsewhere"
     assert without_secrets(text) == text

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
 
 from feedrate.dataset.ids import IDs
+from feedrate.dataset.look import one_line
 from feedrate.dataset.rng import name_samples, sample_key, sample_seeds
 from feedrate.dataset.sample_reader import Empty
 from feedrate.errors import SampleError, UserError
@@ -155,7 +156,7 @@ class Samples(Dataset[Any]):
             raise _Failed(error) from None
         except (Exception, SystemExit) as error:
             IDs = self._named(ticket)
-            text = f"batch of {IDs}: collating failed with {_one_line(error)}; {_remedy(self.collate)}"
+            text = f"batch of {IDs}: collating failed with {one_line(error)}; {_remedy(self.collate)}"
             raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
 
     def _one_by_one(self, ticket: Ticket) -> list[Any]:
@@ -204,7 +205,7 @@ class Samples(Dataset[Any]):
         try:
             _Probe(io.BytesIO()).dump(batch)
         except Exception as error:
-            text = f"batch of {self._named(ticket)}: cannot leave its worker ({_one_line(error)})"
+            text = f"batch of {self._named(ticket)}: cannot leave its worker ({one_line(error)})"
             text += f"; {_remedy(self.collate)}, or set loader.num_workers=0"
             raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
 
@@ -212,7 +213,7 @@ class Samples(Dataset[Any]):
         if isinstance(error, SampleError) and error.ID is not None:
             return self._describe(error.ID, error)
         name = f"{type(_innermost(self.dataset)).__name__}.{'load_batch' if self._at_once else '__getitems__'}"
-        text = f"batch of {self._named(ticket)}: {name} failed with {_one_line(error)}"
+        text = f"batch of {self._named(ticket)}: {name} failed with {one_line(error)}"
         return SampleError(text, cause=traceback.format_exc())
 
     def _describe(self, ID: str, error: BaseException, method: str = "__getitem__") -> SampleError:
@@ -226,7 +227,7 @@ class Samples(Dataset[Any]):
         if isinstance(error, UserError):
             return SampleError(f"{where}: {error}", ID=ID, path=path, cause=cause)
         name = type(_innermost(self.dataset)).__name__
-        text = f"{where}: {name}.{method} failed with {_one_line(error)}"
+        text = f"{where}: {name}.{method} failed with {one_line(error)}"
         return SampleError(text, ID=ID, path=path, cause=cause)
 
     def _mixed(self, ticket: Ticket, odd: int, other: int, difference: str) -> SampleError:
@@ -343,14 +344,6 @@ def _innermost(dataset: Any) -> Any:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return dataset
-
-
-def _one_line(error: BaseException) -> str:
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:  # an exception that cannot be printed
-        lines = []
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _remedy(collate: Callable[..., Any]) -> str:
