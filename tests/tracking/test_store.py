@@ -31,7 +31,7 @@ folder = Path(sys.argv[1])
 sys.stdin.readline()  # the starting shot
 settings = SimpleNamespace(uri=f"{folder}/mlflow.db", experiment="race", artifacts=None, log_model=False,
                            system_metrics=False, run_name=None)
-tracker = open_tracker(settings, run_name=sys.argv[2], run_folder=folder)
+tracker = open_tracker(settings, run_name=sys.argv[2], run_folder=folder / sys.argv[2])
 tracker.params({"process": sys.argv[2]})
 for epoch in range(5):
     tracker.metrics(points({"train/loss": 1.0 / (epoch + 1)}, epoch))
