@@ -40,6 +40,12 @@ def resolve_path(path: str | Path) -> Path:
     return (ROOT / Path(path).expanduser()).resolve()
 
 
+def shown_path(path: Path) -> str:
+    """The path within the repository, as a record keeps it; an absolute one where it lies elsewhere."""
+    path = path.absolute()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # dataset
 # ---------------------------------------------------------------------------------------------------------

@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from feedrate.config import TrackingConfig
 from feedrate.errors import UserError
-from feedrate.tracking.sweep import Plan, SweepRun
+from feedrate.tracking.journal import SILENT_END, Journal
+from feedrate.tracking.sweep import Plan, open_sweep
 from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
 from feedrate.tracking.sweep_report import Report
 from feedrate.tracking.sweep_results import Result, figures, groups, swept
 from feedrate.tracking.sweep_table import as_csv, markdown
-from tracking.conftest import Settings
 
 KEYS = ["loader.num_workers", "loader.batch_size"]
 
@@ -113,57 +115,86 @@ def test_other_sweeps_have_a_picture_too(keys):
     assert "most: 102 with" in figure.axes[0].get_title(loc="left")
 
 
-def plan(folder: Path, run_id: str = "") -> Plan:
+def settings_of(uri: Path | str) -> TrackingConfig:
+    return TrackingConfig(
+        uri=str(uri), experiment="feedrate", artifacts=None, log_model=False, system_metrics=True, run_name=None
+    )
+
+
+def plan(folder: Path) -> Plan:
     return Plan(name="sweep seed", sweep_id="a", command="python src/train.py -m seed=0,1", folder=folder,
-                settings={"seed": "0, 1"}, run_id=run_id)  # fmt: skip
+                settings={"seed": "0, 1"})  # fmt: skip
 
 
-def test_a_parent_run_is_gone_on_with_and_its_dead_children_are_marked(database, tmp_path, read):
-    settings = Settings(str(database))
+@pytest.fixture
+def opened(database, tmp_path):
+    """Opens the same sweep in a real store, through a real courier."""
+    settings = settings_of(database)
+    (tmp_path / "sweep").mkdir()
+    return lambda: open_sweep(settings, plan(tmp_path / "sweep"), owned=lambda path: path.name == "alive")
 
-    def opened(run_id: str = "") -> SweepRun:
-        return SweepRun(settings, plan(tmp_path, run_id), owned=lambda path: path.name == "alive")
 
+def job(folder: Path, parent: str, end: str = "") -> None:
+    """The journal of a job whose process is gone."""
+    folder.mkdir()
+    journal = Journal(folder)
+    journal.begin(folder.name, {"mlflow.parentRunId": parent}, settings_of("unused"))
+    if end:
+        journal.write("end", status=end, error="its own words")
+
+
+def children(read, parent_id: str) -> dict[str, Any]:
+    experiment = read.get_experiment_by_name("feedrate").experiment_id
+    found = read.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent_id}'")
+    return {run.info.run_name: (run.info.status, run.data.tags.get("feedrate.error", "")) for run in found}
+
+
+@pytest.mark.slow
+def test_a_parent_run_is_gone_on_with_and_its_dead_children_are_marked(opened, tmp_path, read):
     first = opened()
-    children = {
-        name: read.create_run(
-            read.get_run(first.run_id).info.experiment_id,
-            tags={"mlflow.parentRunId": first.run_id, "feedrate.run_folder": str(tmp_path / name)},
-        ).info.run_id
-        for name in ("alive", "dead")
-    }
+    for name, end in (("alive", ""), ("dead", ""), ("done", "FINISHED")):
+        job(tmp_path / "sweep" / name, first.reference, end)
     first.end("KILLED", "the sweep was interrupted")
     assert read.get_run(first.run_id).data.tags["feedrate.error"] == "the sweep was interrupted"
-    again = opened(first.run_id)
+    again = opened()
+    again.end("FINISHED")
     assert again.run_id == first.run_id
-    assert read.get_run(again.run_id).info.status == "RUNNING"
+    assert read.get_run(again.run_id).info.status == "FINISHED"
     assert "feedrate.error" not in read.get_run(again.run_id).data.tags
-    assert {name: read.get_run(run_id).info.status for name, run_id in children.items()} == {
-        "alive": "RUNNING", "dead": "KILLED",
+    found = children(read, again.run_id)
+    assert found == {"dead": ("KILLED", SILENT_END), "done": ("FINISHED", "its own words")}
+
+
+@pytest.mark.slow
+def test_a_parent_run_that_was_deleted_begins_anew(opened, read):
+    first = opened()
+    first.end("KILLED")
+    deleted = first.run_id
+    read.delete_run(deleted)
+    again = opened()
+    again.end("FINISHED")
+    assert again.run_id not in (None, deleted)
+    assert read.get_run(again.run_id).data.params == {"seed": "0, 1"}
+
+
+@pytest.mark.slow
+def test_a_job_that_did_not_end_well_has_a_run_with_its_error(opened, tmp_path, read):
+    sweep = opened()
+    tags = {"feedrate.job": "3", "feedrate.command": "python src/train.py"}
+    job(tmp_path / "sweep/0", sweep.reference)
+    job(tmp_path / "sweep/1", sweep.reference, end="KILLED")
+    for name in ("0", "1", "3"):  # the last never came to its own run
+        sweep.mark(tmp_path / "sweep" / name, "FAILED", "no such folder at http://me:secret@host", tags)
+    sweep.note("best: ![a.png]" + sweep.picture("a.png"))
+    sweep.end("FAILED", "3 of 3 jobs did not finish")
+    said = "no such folder at http://***@host"
+    assert children(read, sweep.run_id) == {
+        "0": ("FAILED", said), "1": ("KILLED", "its own words"), "job 3": ("FAILED", said),
     }  # fmt: skip
-    assert "without a word" in read.get_run(children["dead"]).data.tags["feedrate.error"]
-
-
-def test_a_parent_run_that_was_deleted_or_lies_in_another_store_begins_anew(database, tmp_path, read):
-    settings = Settings(str(database))
-    first = SweepRun(settings, plan(tmp_path), owned=lambda _: False)
-    read.delete_run(first.run_id)
-    for run_id in (first.run_id, "0" * 32):
-        other = SweepRun(settings, plan(tmp_path, run_id), owned=lambda _: False)
-        assert read.get_run(other.run_id).info.status == "RUNNING"
-        assert other.run_id not in (first.run_id, run_id)
-
-
-def test_a_job_that_never_came_to_its_own_run_gets_one_with_its_error(database, tmp_path, read):
-    sweep = SweepRun(Settings(str(database)), plan(tmp_path), owned=lambda _: False)
-    sweep.mark(tmp_path / "3", "FAILED", "no such folder at http://me:secret@host", {"feedrate.job": "3"})
-    experiment = read.get_experiment_by_name("feedrate").experiment_id
-    (child,) = read.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{sweep.run_id}'")
-    assert (child.info.status, child.info.run_name) == ("FAILED", "job 3")
-    assert child.data.tags["feedrate.error"] == "no such folder at http://***@host"
+    assert f"run_uuid={sweep.run_id}" in read.get_run(sweep.run_id).data.tags["mlflow.note.content"]
 
 
 def test_a_store_that_is_no_store_is_answered_before_any_job(tmp_path):
     (tmp_path / "no.db").write_text("this is no database, and longer than its header of one hundred bytes " * 3)
     with pytest.raises(UserError, match="cannot be used"):
-        SweepRun(Settings(str(tmp_path / "no.db")), plan(tmp_path), owned=lambda _: False)
+        open_sweep(settings_of(tmp_path / "no.db"), plan(tmp_path), owned=lambda _: False)

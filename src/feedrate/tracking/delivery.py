@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from feedrate.tracking.address import Address
-from feedrate.tracking.journal import JOURNAL, SYSTEM, Claim, Delivered, Event, events
+from feedrate.tracking.journal import JOURNAL, SILENT_END, SYSTEM, Claim, Delivered, Event, events
 from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.store import StoreRefusal, translated_errors
+from feedrate.tracking.sweep import PARENT_JOURNAL, PARENT_TAG, RUN_ID
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,8 +28,6 @@ PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
 DIGEST_CHARACTERS = 8
 JOURNAL_TAG = "feedrate.journal"
-PARENT_TAG, PARENT_JOURNAL = "mlflow.parentRunId", "journal:"  # the latter before the folder of a parent without a run
-SILENT_END = "its process ended without a word"
 
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _T = TypeVar("_T")
@@ -244,7 +243,10 @@ class Delivery:
         from mlflow.entities import RunTag
 
         self._batches(
-            [RunTag(_name(name), _cut(text, TAG_CHARACTERS)) for name, text in values.items()],
+            [
+                RunTag(_name(name), _cut(text.replace(RUN_ID, self.state.run_id), TAG_CHARACTERS))
+                for name, text in values.items()
+            ],
             PARAMS_PER_BATCH,
             lambda part: self._client.log_batch(self.state.run_id, tags=part),
             lambda tag: f"tag {tag.key}",

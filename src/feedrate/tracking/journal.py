@@ -11,15 +11,22 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from feedrate.tracking.secrets import without_secrets
+
+if TYPE_CHECKING:
+    from feedrate.config import TrackingConfig
 
 JOURNAL = "journal.jsonl"
 SYSTEM = "journal.system.jsonl"  # readings of the machine, which the courier takes
 STATE = "journal.state.json"
+SILENT_END = "its process ended without a word (SIGKILL, or out of memory)"
 FILES = "record"  # texts and pictures that were recorded, as files of the run folder
 
 Event = dict[str, Any]
@@ -44,6 +51,26 @@ class Journal:
         except OSError as error:
             self.existed = False
             self._fail(error)
+
+    def begin(self, name: str, tags: Mapping[str, str], config: TrackingConfig, run_id: str | None = None) -> None:
+        """The first event: a run begins.
+
+        Args:
+            name: of the run.
+            tags: without secrets.
+            config: the group `tracking`, with a `uri`; says where the journal goes.
+            run_id: of a run that was recorded without a journal and is gone on with.
+        """
+        self.write(
+            "begin",
+            journal=uuid.uuid4().hex,
+            name=without_secrets(name),
+            tags=dict(tags),
+            uri=without_secrets(config.uri or ""),
+            artifacts=config.artifacts and without_secrets(config.artifacts),
+            experiment=config.experiment,
+            run_id=run_id,
+        )
 
     def write(self, event: str, **content: Any) -> None:
         """Appends one event, stamped with the present time."""

@@ -9,15 +9,13 @@ import getpass
 import json
 import logging
 import math
-import os
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from feedrate.config import ROOT
+from feedrate.config import shown_path
 from feedrate.tracking.address import experiment_link, read_address, run_link
 from feedrate.tracking.journal import FILES, JOURNAL, Delivered, Journal, as_json, events
 from feedrate.tracking.secrets import learn, masked, without_secrets
@@ -72,8 +70,8 @@ class JournalTracker(Tracker):
         self._cut_params: list[str] = []
         self._non_finite: Counter[str] = Counter()
         if trouble := carrier.opened():
-            _log.info("note: %s: training goes on; its record is kept in the run folder and sent when that is possible",
-                      _first_line(trouble))  # fmt: skip
+            _log.info("note: %s: the record is kept in %s, and sent when that is possible",
+                      _first_line(trouble), shown_path(run_folder))  # fmt: skip
         run_folder.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(run_folder)
         self._last_steps = self._read_back() if self._journal.existed else {}
@@ -82,21 +80,12 @@ class JournalTracker(Tracker):
         else:
             tags = {
                 "mlflow.user": _user(),
-                "mlflow.source.name": _relative(Path(sys.argv[0] or "python")),
+                "mlflow.source.name": shown_path(Path(sys.argv[0] or "python")),
                 "mlflow.source.type": "LOCAL",
-                "feedrate.run_folder": _relative(run_folder),
+                "feedrate.run_folder": shown_path(run_folder),
                 **sweep_tags(),
             }
-            self._journal.write(
-                "begin",
-                journal=uuid.uuid4().hex,
-                name=without_secrets(run_name),
-                tags=tags,
-                uri=without_secrets(config.uri),
-                artifacts=config.artifacts and without_secrets(config.artifacts),
-                experiment=config.experiment,
-                run_id=run_id,
-            )
+            self._journal.begin(run_name, tags, config, run_id)
         carrier.take(run_folder, config.system_metrics)
 
     @property
@@ -198,7 +187,7 @@ class JournalTracker(Tracker):
                 "%d records could not be sent to tracking.uri=%s (%s); they are kept. Send them later with\n"
                 "  python src/sync.py %s",
                 state.left(self._folder), self._address.shown, _first_line(state.error) or "no answer yet",
-                _relative(self._folder),
+                shown_path(self._folder),
             )  # fmt: skip
         for line in Delivered.read(self._folder).rejected:
             _log.warning("tracking.uri=%s refused %s", self._address.shown, line)
@@ -253,9 +242,3 @@ def _words(value: object) -> str:
     if value is None or isinstance(value, (bool, list, tuple, dict)):
         return json.dumps(value, default=str)
     return str(value)
-
-
-def _relative(path: Path) -> str:
-    """The path within the repository, or as it is where it lies elsewhere."""
-    path = path.absolute()
-    return os.fspath(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else os.fspath(path)

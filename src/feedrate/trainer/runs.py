@@ -13,11 +13,10 @@ from typing import Any
 
 from feedrate.config import ROOT, resolve_path
 from feedrate.errors import UserError
-from feedrate.tracking.journal import run_id_of
+from feedrate.tracking.journal import SILENT_END, run_id_of
 from feedrate.trainer.run_folder import RunFolder, living_owner
 
 SUMMARY = "summary.json"
-SILENT_END = "its process ended without a word (SIGKILL, or out of memory)"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

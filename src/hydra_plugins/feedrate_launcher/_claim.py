@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
-from feedrate.tracking.sweep import KILLED_SILENTLY
+from feedrate.tracking.journal import SILENT_END
 from feedrate.tracking.sweep_results import read_summary
 from feedrate.trainer.run_folder import RunFolder, living_owner
 from hydra_plugins.feedrate_launcher._freeze import Job
@@ -157,7 +157,7 @@ def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
             said = True
             time.sleep(0.1)
     for folder in folders:
-        mark_dead(folder, KILLED_SILENTLY)
+        mark_dead(folder, SILENT_END)
 
 
 def mark_dead(folder: Path, error: str) -> None:

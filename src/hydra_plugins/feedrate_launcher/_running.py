@@ -33,7 +33,7 @@ class Jobs:
         at_once: how many may run at the same time.
         files: make a job's command.
         sweep: the sweep's folder.
-        parent: MLflow's id of the parent run, None where nothing is recorded.
+        parent: what jobs name the parent run by, None where nothing is recorded.
         stop: tells of Ctrl-C and SIGTERM.
         words: what the line that announces a job says of it.
     """

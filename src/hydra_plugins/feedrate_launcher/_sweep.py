@@ -17,8 +17,7 @@ from omegaconf import DictConfig
 from feedrate.config import TrainConfig
 from feedrate.tracking import without_secrets
 from feedrate.tracking.secrets import mask_files
-from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun
-from feedrate.tracking.sweep_kept import KeptSweep, open_sweep
+from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun, open_sweep
 from feedrate.tracking.sweep_report import Report
 from feedrate.tracking.sweep_results import Result, read_summary
 from feedrate.trainer.provenance import command_line
@@ -69,7 +68,7 @@ class Sweep:
     claimed: Claim
     at_once: int
     results: dict[int, Result] = field(default_factory=dict)
-    _parent: SweepRun | KeptSweep | None = None
+    _parent: SweepRun | None = None
     _stop: Stop = field(default_factory=Stop)
 
     @property
@@ -141,7 +140,7 @@ class Sweep:
             ended: takes each job that has ended, its result, and its summary if it finished.
         """
         files = FrozenFiles(self.master, self.folder)
-        parent = self._parent.run_id if self._parent is not None else None
+        parent = self._parent.reference if self._parent is not None else None
         running = Jobs(self.at_once, files, self.folder, parent, self._stop, self.about.words)
 
         def take(job: Job, where: Attempt, status: str, error: str) -> None:
@@ -179,10 +178,8 @@ class Sweep:
             command=without_secrets(command_line(["-m", *typed])),
             folder=self.folder,
             settings=self.about.settings,
-            run_id=str(self.claimed.facts.get("run_id") or ""),
         )
         self._parent = open_sweep(self.about.config.tracking, plan, owned=lambda path: living_owner(path) is not None)
-        self.claimed.write(run_id=self._parent.run_id)
 
     def _mark(self, job: Job, folder: Path, status: str, error: str) -> None:
         if self._parent is not None:
@@ -212,13 +209,12 @@ class Sweep:
                     settings, metrics = self.about.report.best(self._ordered())
                     if metrics:
                         self._parent.best(settings, metrics)
-                    if self._parent.url is not None:
-                        print(
-                            f"this sweep    {self._parent.url}\nall runs      {self._parent.experiment_url}", flush=True
-                        )
         finally:
             if self._parent is not None:
                 self._parent.end(status, reason)
+                if self._parent.url is not None:
+                    print(f"this sweep    {self._parent.url}\nall runs      {self._parent.experiment_url}", flush=True)
+                self.claimed.write(run_id=self._parent.run_id)
             self.claimed.write(status=status, error=reason)
             self.claimed.folder.release()
 
