@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from feedrate.errors import UserError
 from feedrate.tracking.journal import Delivered
 
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).resolve().parents[2]
 IMPORT_S = 60.0  # for MLflow's import, on a machine that is busy with other things
+FIRST_S = 120.0  # at the end of a run, for a store that is still being made, by this courier or that of another run
 OPENING_S = 5.0  # for the store's answer
-STALL_S = 10.0  # without progress at the end
+STALL_S = 10.0  # without progress at the end; who waits for less is in a hurry
+WORK_S = 0.05  # of processor time count as progress: a busy machine, not a store that is away
 BYTES_PER_S = 1_000_000  # at which a file is thought to be on its way, when nothing else is seen
 
 
@@ -40,6 +44,7 @@ class CourierProcess:
         self._folder: Path | None = None
         self._system_metrics = False
         self._rest = b""
+        self._told = False
         self._start()
 
     def _start(self) -> None:
@@ -80,28 +85,44 @@ class CourierProcess:
     def finish(self, patience_s: float) -> bool:
         """Waits until everything is delivered: as long as there is progress, but no longer than that without any.
 
+        A store that is only being made is waited for longer, unless there is a hurry.
         Returns whether it is. Nothing of the courier is left then.
         """
         assert self._folder is not None
         if self._process.poll() is not None:  # killed by somebody; the journal knows where to go on
             self._start()
+            self._told = True  # its word is not waited for a second time
             self._send(folder=str(self._folder), system_metrics=False)
         self._send(end=True)
-        seen, since = None, time.monotonic()
+        seen, since, worked_s = None, time.monotonic(), self._worked_s()
         try:
             while self._process.poll() is None:
                 state = Delivered.read(self._folder)
                 now = (state.parts, state.offset, state.system_offset, state.sending)
                 if now != seen:
-                    seen, since = now, time.monotonic()
-                transfer_s = state.sending / BYTES_PER_S if patience_s >= STALL_S else 0.0
-                if time.monotonic() - since > patience_s + transfer_s:
-                    break
-                time.sleep(0.02)
+                    seen, since, worked_s = now, time.monotonic(), self._worked_s()
+                allowed_s = patience_s
+                if patience_s >= STALL_S:
+                    allowed_s = patience_s + state.sending / BYTES_PER_S if self._told else FIRST_S
+                if time.monotonic() - since > allowed_s:
+                    if patience_s < STALL_S or self._worked_s() - worked_s < WORK_S:
+                        break
+                    since, worked_s = time.monotonic(), self._worked_s()
+                if self._told:
+                    time.sleep(0.02)
+                elif self._hear(0.02) is not None and self._told:
+                    since = time.monotonic()
         finally:
             done = self._process.poll() == 0
             self.stop()
         return done
+
+    def _worked_s(self) -> float:
+        """Processor time of the courier's main thread, s; 0.0 where the system does not tell."""
+        with suppress(psutil.Error, OSError):
+            threads = psutil.Process(self._process.pid).threads()
+            return float(sum(t.user_time + t.system_time for t in threads if t.id == self._process.pid))
+        return 0.0
 
     def stop(self) -> None:
         """Ends it at once; what it has not delivered stays in the journal."""
@@ -129,7 +150,10 @@ class CourierProcess:
                 return None
             more = os.read(self._process.stdout.fileno(), 65536)
             if not more:
+                self._told = True  # it has ended
                 return None
             self._rest += more
         line, _, self._rest = self._rest.partition(b"\n")
-        return dict(json.loads(line))
+        verdict = dict(json.loads(line))
+        self._told = self._told or "ready" not in verdict
+        return verdict

@@ -1,36 +1,26 @@
-"""Carries a run's journal to MLflow: each event becomes MLflow's calls, in order, within MLflow's limits.
+"""Carries a run's journal to MLflow in order: begins the run there, ends it, and notes how far it has come.
 
 What was carried may be carried again without harm, since a process may die between the store's answer and its own note
-of it. When it is done, and by which process, is in courier.py.
+of it. What an event becomes is in calls.py; when it is carried, and by which process, in courier.py.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from feedrate.tracking.address import Address
+from feedrate.tracking.calls import METRICS_PER_BATCH, TAG_CHARACTERS, Calls, cut
 from feedrate.tracking.journal import JOURNAL, SILENT_END, SYSTEM, Claim, Delivered, Event, events
 from feedrate.tracking.secrets import without_secrets
-from feedrate.tracking.store import StoreRefusal, translated_errors
-from feedrate.tracking.sweep import PARENT_JOURNAL, PARENT_TAG, RUN_ID
+from feedrate.tracking.store import translated_errors
+from feedrate.tracking.sweep import PARENT_JOURNAL, PARENT_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# MLflow's limits: https://mlflow.org/docs/latest/ml/tracking and mlflow/utils/validation.py
-PARAMS_PER_BATCH = 100
-METRICS_PER_BATCH = 1000
-PARAM_CHARACTERS = 6000
-TAG_CHARACTERS = 8000
-DIGEST_CHARACTERS = 8
 JOURNAL_TAG = "feedrate.journal"
-
-_NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
-_T = TypeVar("_T")
 
 
 class Delivery:
@@ -51,7 +41,7 @@ class Delivery:
         self._experiment_id = experiment_id
         self.state = Delivered.read(folder)
         self._journal_id = ""
-        self._checked = False
+        self._calls: Calls | None = None  # once the journal has been looked at
 
     def close(self) -> None:
         """Gives the journal up."""
@@ -116,7 +106,7 @@ class Delivery:
 
     def _check(self) -> None:
         """Once for each process: a run that the store does not have (any more) is made anew from the whole journal."""
-        if self._checked:
+        if self._calls is not None:
             return
         first = next(events(self._folder / JOURNAL), None)
         if first is None:
@@ -127,7 +117,7 @@ class Delivery:
         if not known:
             self.state = Delivered()
         self.state.store = shown
-        self._checked = True
+        self._calls = Calls(self._folder, self._address, self._client, self.state, self._note, self._journal_id)
 
     def _known(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -150,7 +140,7 @@ class Delivery:
         elif earlier and self._known(earlier):
             run_id = earlier
         else:
-            tags = {key: _cut(str(value), TAG_CHARACTERS) for key, value in event["tags"].items()}
+            tags = {key: cut(str(value), TAG_CHARACTERS) for key, value in event["tags"].items()}
             if tags.get(PARENT_TAG, "").startswith(PARENT_JOURNAL):
                 parent = self._parent(Path(tags.pop(PARENT_TAG).removeprefix(PARENT_JOURNAL)))
                 tags |= {PARENT_TAG: parent} if parent else {}
@@ -186,168 +176,22 @@ class Delivery:
 
     def _end(self, event: Event) -> None:
         if event["error"]:
-            self._client.set_tag(self.state.run_id, "feedrate.error", _cut(event["error"], TAG_CHARACTERS))
+            self._client.set_tag(self.state.run_id, "feedrate.error", cut(event["error"], TAG_CHARACTERS))
         self._client.set_terminated(self.state.run_id, event["status"], end_time=event["time_ms"])
         self.state.status = event["status"]
 
-    # -----------------------------------------------------------------------------------------------------
-    # Events
-    # -----------------------------------------------------------------------------------------------------
-
     def _carry(self, group: Sequence[tuple[Event, int]]) -> None:
         event = group[0][0]
-        kind = event["event"]
-        if kind == "metrics":
-            self._metrics([point for one, _ in group for point in one["points"]])
-        elif kind == "params":
-            self._params(event["values"])
-        elif kind == "tags":
-            self._tags(event["values"])
+        own = {"begin": self._begin, "resume": self._resume, "end": self._end}.get(event["event"])
+        if own is not None:
+            own(event)
         else:
-            one = {
-                "begin": self._begin, "resume": self._resume, "end": self._end,
-                "dataset": self._dataset, "artifact": self._artifact, "model": self._model,
-            }.get(kind)  # fmt: skip
-            if one is None:
-                self._reject(kind, "this version does not know it")
-                return
-            if kind in ("begin", "resume", "end"):  # without the run there is nothing to record in
-                one(event)
-            else:
-                self._one(lambda: one(event), f"{kind} {event.get('path') or event.get('name') or ''}")
+            assert self._calls is not None
+            self._calls.carry(group)
         self.state.parts += 1
-
-    def _metrics(self, points: Sequence[Sequence[Any]]) -> None:
-        from mlflow.entities import Metric
-
-        finite = [p for p in points if not isinstance(p[1], str)]  # the others have a tag of their own
-        metrics = [Metric(_name(name), value, time_ms, step) for name, value, step, time_ms in finite]
-        self._batches(
-            metrics,
-            METRICS_PER_BATCH,
-            lambda part: self._client.log_batch(self.state.run_id, metrics=part),
-            lambda metric: f"metric {metric.key} of step {metric.step}",
-        )
-
-    def _params(self, values: dict[str, str]) -> None:
-        from mlflow.entities import Param
-
-        self._batches(
-            [Param(_name(name), _cut(text, PARAM_CHARACTERS)) for name, text in values.items()],
-            PARAMS_PER_BATCH,
-            lambda part: self._client.log_batch(self.state.run_id, params=part),
-            lambda param: f"parameter {param.key}",
-        )
-
-    def _tags(self, values: dict[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self._batches(
-            [
-                RunTag(_name(name), _cut(text.replace(RUN_ID, self.state.run_id), TAG_CHARACTERS))
-                for name, text in values.items()
-            ],
-            PARAMS_PER_BATCH,
-            lambda part: self._client.log_batch(self.state.run_id, tags=part),
-            lambda tag: f"tag {tag.key}",
-        )
-
-    def _dataset(self, event: Event) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        digest, partition = event["digest"], event["partition"]
-        # MLflow keeps one record per name and digest: without the partition the second one would be lost.
-        record = Dataset(
-            name=event["name"],
-            digest=f"{digest[:DIGEST_CHARACTERS]}-{partition}",
-            source_type="local",
-            source=json.dumps({"uri": event["source"]}),
-            profile=json.dumps({"samples": event["samples"], "partition": partition, "digest": digest}),
-        )
-        tags = [InputTag("mlflow.data.context", partition)]
-        self._client.log_inputs(self.state.run_id, datasets=[DatasetInput(dataset=record, tags=tags)])
-
-    def _artifact(self, event: Event) -> None:
-        path = self._folder / event["path"]
-        if path.is_dir():
-            with self._sending(path):
-                self._client.log_artifacts(self.state.run_id, str(path), event["folder"] or None)
-        elif path.is_file():
-            with self._sending(path):
-                self._client.log_artifact(self.state.run_id, str(path), event["folder"] or None)
-        else:
-            self._reject(f"file {event['path']}", "it is not there any more")
-
-    def _model(self, event: Event) -> None:
-        from feedrate.tracking.model import deliver_model
-
-        path = self._folder / event["path"]
-        with self._sending(path):
-            deliver_model(self._client, self.state.run_id, path, f"{self._journal_id}-{event['time_ms']}")
-
-    # -----------------------------------------------------------------------------------------------------
-    # What the store refuses
-    # -----------------------------------------------------------------------------------------------------
-
-    def _batches(
-        self,
-        items: Sequence[_T],
-        size: int,
-        send: Callable[[Sequence[_T]], object],
-        words: Callable[[_T], str],
-    ) -> None:
-        """Sends in parts; of a part that is refused, everything but the items that are refused alone too."""
-        for start in range(0, len(items), size):
-            self._halves(items[start : start + size], send, words)
-            self.state.parts += 1
-            if start + size < len(items):
-                self._note()
-
-    def _halves(self, part: Sequence[_T], send: Callable[[Sequence[_T]], object], words: Callable[[_T], str]) -> None:
-        if len(part) == 1:
-            self._one(lambda: send(part), words(part[0]))
-            return
-        try:
-            with translated_errors(self._address):
-                send(part)
-        except StoreRefusal:
-            middle = len(part) // 2
-            self._halves(part[:middle], send, words)
-            self._halves(part[middle:], send, words)
-
-    def _one(self, send: Callable[[], object], words: str) -> None:
-        try:
-            with translated_errors(self._address):
-                send()
-        except StoreRefusal as refusal:
-            self._reject(words, str(refusal).splitlines()[0])
-
-    def _reject(self, words: str, reason: str) -> None:
-        self.state.rejected.append(without_secrets(f"{words}: {reason}")[:400])
-
-    def _sending(self, path: Path) -> _Sending:
-        return _Sending(self, sum(f.stat().st_size for f in _files(path)))
 
     def _note(self) -> None:
         self.state.write(self._folder)
-
-
-class _Sending:
-    """While it lasts, the state says how many bytes are on their way: the end of a run waits longer for large files."""
-
-    def __init__(self, delivery: Delivery, size: int) -> None:
-        self._delivery, self._size = delivery, size
-
-    def __enter__(self) -> None:
-        self._delivery.state.sending = self._size
-        self._delivery._note()
-
-    def __exit__(self, *error: object) -> None:
-        self._delivery.state.sending = 0
-
-
-def _files(path: Path) -> Iterator[Path]:
-    return (f for f in path.rglob("*") if f.is_file()) if path.is_dir() else iter([path] if path.is_file() else [])
 
 
 def _groups(found: Iterator[tuple[Event, int]]) -> Iterator[list[tuple[Event, int]]]:
@@ -364,12 +208,3 @@ def _groups(found: Iterator[tuple[Event, int]]) -> Iterator[list[tuple[Event, in
         points += more
     if group:
         yield group
-
-
-def _name(name: str) -> str:
-    """A name with only the characters and the length that MLflow takes."""
-    return _NOT_IN_NAMES.sub("_", name)[:250]
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PARAM_CHARACTERS = 6000  # as MLflow keeps them
 PATIENCE_S = 10.0  # without progress at the end
+FILE_PATIENCE_S = 30.0  # the same of an SQLite file, whose writers wait for each other for up to 20 s
 SHORT_PATIENCE_S = 3.0  # when somebody wants the process to end
 
 _log = logging.getLogger("feedrate.tracking")
@@ -181,7 +182,8 @@ class JournalTracker(Tracker):
             return
         self._ended = True
         self._journal.write("end", status=status, error=without_secrets(error))
-        if not self._carrier.finish(SHORT_PATIENCE_S if status == "KILLED" else PATIENCE_S):
+        patience_s = FILE_PATIENCE_S if self._address.database is not None else PATIENCE_S
+        if not self._carrier.finish(SHORT_PATIENCE_S if status == "KILLED" else patience_s):
             state = Delivered.read(self._folder)
             _log.warning(
                 "%d records could not be sent to tracking.uri=%s (%s); they are kept. Send them later with\n"

@@ -105,13 +105,21 @@ def require_answer(address: Address) -> None:
 
 def open_answering(address: Address, experiment: str) -> tuple[MlflowClient, str]:
     """`open_store` without the first look."""
-    with translated_errors(address), _one_at_a_time(address.database):
+    with translated_errors(address):
         from mlflow import MlflowClient
 
-        if address.database is not None and not address.database.exists():
-            _create_database(address.database, address.artifacts)
+        if address.database is not None and not _is_made(address.database):
+            with _one_at_a_time(address.database):
+                if not address.database.exists():
+                    _create_database(address.database, address.artifacts)
+                MlflowClient(address.uri).search_experiments(max_results=1)  # an empty file gets its tables here
         client = MlflowClient(address.uri)
         return client, _open_experiment(client, experiment, address.artifacts)
+
+
+def _is_made(database: Path) -> bool:
+    """Whether there is a store that processes may open side by side; `_create_database` gives none its name before."""
+    return database.exists() and database.stat().st_size > 0
 
 
 @contextmanager
@@ -198,11 +206,8 @@ def _require_server(address: Address) -> None:
 
 
 @contextmanager
-def _one_at_a_time(database: Path | None) -> Iterator[None]:
+def _one_at_a_time(database: Path) -> Iterator[None]:
     """A lock beside the SQLite file, since MLflow's migrations fail when two processes begin them at once."""
-    if database is None:
-        yield
-        return
     from filelock import FileLock, Timeout
 
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +217,7 @@ def _one_at_a_time(database: Path | None) -> Iterator[None]:
     except Timeout:
         raise StoreFault(
             f"{database}.lock has been held by another process for {LOCK_TIMEOUT_S:.0f} s; only one at a"
-            " time opens the store.\nEnd that process, or delete the lock file if there is none."
+            " time makes the store.\nEnd that process, or delete the lock file if there is none."
         ) from None
     try:
         yield

@@ -102,8 +102,8 @@ class Tracker:
         """
 
     def end(self, status: Status, error: str = "") -> None:
-        """Close the run, and wait until its record is in the store: as long as there is progress, else 10 s (3 s of a
-        run that was KILLED). Later calls do nothing, so that an exit handler may call it again.
+        """Close the run, and wait until its record is in the store: as long as there is progress, else 10 s (30 s for
+        an SQLite file, 3 s of a run that was KILLED). Later calls do nothing, so an exit handler may call it again.
         """
 
 
