@@ -58,13 +58,19 @@ def sample_seeds() -> Iterator[None]:
 
 def name_sample(seed: int, epoch: int, ID: str, occurrence: int = 0) -> None:
     """Names the sample that is loaded next, and seeds torch's, Python's and NumPy's global generators from it."""
-    name_samples([sample_key(seed, epoch, ID, occurrence)])
+    key = sample_key(seed, epoch, ID, occurrence)
+    name_samples([key])
+    seed_globals(key)
 
 
 def name_samples(keys: list[bytes]) -> None:
-    """As `name_sample`, for samples that are loaded together; the global generators are seeded from the first."""
+    """Whose random numbers `sample_rng` gives from now on, in this thread: those of samples loaded together."""
     _current.keys, _current.generators = keys, {}
-    number = int.from_bytes(keys[0][:8], "little")
+
+
+def seed_globals(key: bytes) -> None:
+    """Seeds torch's, Python's and NumPy's global generators, which all threads share, from a sample's key."""
+    number = int.from_bytes(key[:8], "little")
     torch.default_generator.manual_seed(number >> 1)  # torch.manual_seed would also visit every device: 100 us
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)

@@ -10,9 +10,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -23,47 +22,13 @@ from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
 
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.look import one_line
-from feedrate.dataset.rng import name_samples, sample_key, sample_seeds
+from feedrate.dataset.rng import name_samples, sample_key, sample_seeds, seed_globals
 from feedrate.dataset.sample_reader import Empty
 from feedrate.errors import SampleError, UserError
 from feedrate.loader.at_once import getitems_of, load_batch_of, stacked
 from feedrate.loader.digest import leaves
 from feedrate.loader.slots import Pool, Ring, Writer
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """An order for one batch.
-
-    Attributes:
-        epoch: travels with the batch, since persistent workers hold a stale copy of everything else.
-        start, stop: positions of the global batch in the epoch's order.
-        indices: (n,) int64, the samples of this rank's part.
-    """
-
-    epoch: int
-    start: int
-    stop: int
-    indices: np.ndarray
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What came of a ticket; travels back with the batch as plain values, since each tensor costs a descriptor.
-
-    Attributes:
-        ticket: the order, as the worker read it.
-        load_ns: nanoseconds that making the batch took.
-        worker: number of the worker, None for the main process.
-        error: what went wrong; the batch is None then.
-        content: the loader's content digest after this batch, b"" unless asked for; added on arrival.
-    """
-
-    ticket: Ticket
-    load_ns: int
-    worker: int | None
-    error: SampleError | None = None
-    content: bytes = b""
+from feedrate.loader.tickets import Receipt, Ticket
 
 
 class Samples(Dataset[Any]):
@@ -94,6 +59,7 @@ class Samples(Dataset[Any]):
         self._ring: Ring | None = None
         self._writer: Writer | None = None  # of a worker's own
         self._pool = Pool()
+        self._in_threads = False
 
     def over(self, ring: Ring) -> Samples:
         """The same, whose batches leave a worker through the slots of a ring."""
@@ -101,32 +67,66 @@ class Samples(Dataset[Any]):
         other._ring = ring
         return other
 
+    def in_threads(self) -> Samples:
+        """The same for several threads at once: each sample has its `sample_rng`, the global generators are left alone.
+
+        They are one for all threads, the training's included, so they cannot be seeded for a sample.
+        """
+        other = copy(self)
+        other._in_threads = True
+        return other
+
     def __getitems__(self, ticket: Ticket) -> tuple[Any, Receipt]:
-        """The batch and its receipt; never raises for what a sample does."""
+        """The batch and its receipt, where torch's DataLoader asks: in a worker process or without workers."""
         info = get_worker_info()
+        return self.make(ticket) if info is None else self._in_worker(ticket, info.id)
+
+    def make(
+        self, ticket: Ticket, worker: int | None = None, given_up: Callable[[], bool] = lambda: False
+    ) -> tuple[Any, Receipt]:
+        """The batch and its receipt, in this process; never raises for what a sample does.
+
+        Args:
+            worker: number of the thread, None for the main one.
+            given_up: asked between samples, whether nobody waits for the batch any more.
+        """
         begin = time.perf_counter_ns()
         batch, error = None, None
-        if info and self._ring is not None and self._writer is None:
-            self._writer = Writer(self._ring, info.id)
-        writer = self._writer if info else None
-        if writer is not None:
-            writer.begin()
         try:
-            batch = self._make(ticket, self._pool.empty if writer is None else writer.empty, bool(info))
-            if writer is not None:
-                batch = writer.finish(batch)
-            if info:
-                self._demand_sendable(batch, ticket)
+            batch = self._make(ticket, self._pool.empty, nullcontext() if self._in_threads else sample_seeds(), given_up)
         except _Failed as failed:
-            batch, error = None, failed.error
-            if writer is not None:
-                writer.drop()
-        worker = info.id if info else None
-        if error is not None:
+            error = failed.error
             error.worker = worker
         return batch, Receipt(ticket, time.perf_counter_ns() - begin, worker, error)
 
-    def _make(self, ticket: Ticket, empty: Empty, in_worker: bool) -> Any:
+    def _in_worker(self, ticket: Ticket, worker: int) -> tuple[Any, Receipt]:
+        """The same, as it is sent to the main process."""
+        begin = time.perf_counter_ns()
+        batch, error = None, None
+        if self._ring is not None and self._writer is None:
+            self._writer = Writer(self._ring, worker)
+        writer = self._writer
+        if writer is not None:
+            writer.begin()
+        try:
+            batch = self._make(ticket, self._pool.empty if writer is None else writer.empty)
+            if writer is not None:
+                batch = writer.finish(batch)
+            self._demand_sendable(batch, ticket)
+        except _Failed as failed:
+            batch, error = None, failed.error
+            error.worker = worker
+            if writer is not None:
+                writer.drop()
+        return batch, Receipt(ticket, time.perf_counter_ns() - begin, worker, error)
+
+    def _make(
+        self,
+        ticket: Ticket,
+        empty: Empty,
+        seeds: AbstractContextManager[None] | None = None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> Any:
         if self._at_once is not None:
             try:
                 batch = self._at_once(ticket.indices, empty)
@@ -135,11 +135,14 @@ class Samples(Dataset[Any]):
             if batch is not None:
                 return batch
         # the main process's own random numbers are for training: loading must leave them as they were
-        with nullcontext() if in_worker else sample_seeds():
-            return self._make_of_samples(ticket, empty)
+        with seeds or nullcontext():
+            return self._make_of_samples(ticket, empty, given_up)
 
-    def _make_of_samples(self, ticket: Ticket, empty: Empty) -> Any:
-        samples = self._one_by_one(ticket) if self._getitems is None else self._together(ticket, self._getitems)
+    def _make_of_samples(self, ticket: Ticket, empty: Empty, given_up: Callable[[], bool]) -> Any:
+        if self._getitems is None:
+            samples = self._one_by_one(ticket, given_up)
+        else:
+            samples = self._together(ticket, self._getitems)
         try:
             if not self.batched:
                 return self.collate(samples[0])
@@ -159,12 +162,14 @@ class Samples(Dataset[Any]):
             text = f"batch of {IDs}: collating failed with {one_line(error)}; {_remedy(self.collate)}"
             raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
 
-    def _one_by_one(self, ticket: Ticket) -> list[Any]:
+    def _one_by_one(self, ticket: Ticket, given_up: Callable[[], bool]) -> list[Any]:
         samples = []
         for index in ticket.indices.tolist():
+            if given_up():
+                raise _Failed(SampleError(f"batch of {self._named(ticket)}: given up, since the loader was closed"))
             ID = self._ID(index)
             try:
-                name_samples([self._key(ticket.epoch, index, ID)])
+                self._name([self._key(ticket.epoch, index, ID)])
                 samples.append(self.dataset[index])
             # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
             except (Exception, SystemExit) as error:
@@ -174,7 +179,7 @@ class Samples(Dataset[Any]):
     def _together(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> list[Any]:
         indices: list[int] = ticket.indices.tolist()
         try:
-            name_samples([self._key(ticket.epoch, index, self._ID(index)) for index in indices])
+            self._name([self._key(ticket.epoch, index, self._ID(index)) for index in indices])
             samples = list(getitems(indices))
         except (Exception, SystemExit) as error:
             raise _Failed(self._culprit(ticket, getitems) or self._describe_batch(ticket, error)) from None
@@ -188,11 +193,16 @@ class Samples(Dataset[Any]):
         """The error of the first sample that fails alone, too."""
         for index in ticket.indices.tolist():
             try:
-                name_samples([self._key(ticket.epoch, index, self._ID(index))])
+                self._name([self._key(ticket.epoch, index, self._ID(index))])
                 getitems([index])
             except (Exception, SystemExit) as error:
                 return self._describe(self._ID(index), error, "__getitems__")
         return None
+
+    def _name(self, keys: list[bytes]) -> None:
+        name_samples(keys)
+        if not self._in_threads:
+            seed_globals(keys[0])
 
     def _ID(self, index: int) -> str:
         return str(index) if self.list_IDs is None else self.list_IDs[index]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from feedrate.errors import UserError
 from feedrate.loader.digest import nbytes
-from feedrate.loader.fetch import Receipt
+from feedrate.loader.tickets import Receipt
 from feedrate.timing import Clock
 
 
