@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Iterator
 
@@ -33,6 +34,17 @@ def workers() -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+@pytest.fixture
+def no_threads_left() -> Iterator[None]:
+    """Fails the test if, ten seconds after its end, one of its loaders' threads still runs."""
+    yield
+    deadline = time.monotonic() + 10
+    while left := [thread for thread in threading.enumerate() if thread.name.startswith("feedrate-loader")]:
+        gc.collect()
+        assert time.monotonic() < deadline, f"threads left behind: {left}"
+        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -56,6 +56,21 @@ def sample_seeds() -> Iterator[None]:
         np.random.set_state(state[2])
 
 
+@contextmanager
+def draws_from_globals() -> Iterator[list[str]]:
+    """As `sample_seeds`; afterwards the list names those global generators that were drawn from, such as "torch's"."""
+    drew: list[str] = []
+    with sample_seeds():
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        yield drew
+        if not torch.equal(torch.get_rng_state(), before[0]):
+            drew.append("torch's")
+        if random.getstate() != before[1]:
+            drew.append("Python's")
+        if any(not np.array_equal(*pair) for pair in zip(np.random.get_state(), before[2], strict=True)):
+            drew.append("NumPy's")
+
+
 def name_sample(seed: int, epoch: int, ID: str, occurrence: int = 0) -> None:
     """Names the sample that is loaded next, and seeds torch's, Python's and NumPy's global generators from it."""
     key = sample_key(seed, epoch, ID, occurrence)

@@ -7,4 +7,14 @@ from feedrate.loader.report import Report
 from feedrate.loader.tickets import Receipt
 from feedrate.loader.transfer import Batch, ToDevice
 
-__all__ = ["Batch", "Loader", "Order", "Receipt", "Report", "ToDevice", "build_loaders", "close_loaders", "start_loaders"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "Order",
+    "Receipt",
+    "Report",
+    "ToDevice",
+    "build_loaders",
+    "close_loaders",
+    "start_loaders",
+]

@@ -86,8 +86,9 @@ def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     if settings.get("multiprocessing_context") == "auto":
         settings["multiprocessing_context"] = None
     if workers == 0:
-        aside = {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0}
-        said = [f"loader.{key}={settings[key]}" for key, off in aside.items() if settings.get(key) not in (off, None)]
+        aside = {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0, "engine": "auto"}
+        quiet = (None, "inline")
+        said = [f"loader.{key}={settings[key]}" for key, off in aside.items() if settings.get(key) not in (off, *quiet)]
         if said:
             log.info("note: not used without workers: %s", ", ".join(said))
         settings.update({key: off for key, off in aside.items() if key in settings})

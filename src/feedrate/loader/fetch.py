@@ -42,6 +42,9 @@ class Samples(Dataset[Any]):
         list_IDs: IDs by index, or None: then the index is the ID.
         collate: makes a batch of a list of samples, or of one sample where `batched` is False.
         batched: whether a ticket is a batch, or one sample.
+
+    Attributes:
+        came_one_by_one: whether the dataset was asked for samples, as it gave no batch as a whole.
     """
 
     def __init__(
@@ -60,6 +63,23 @@ class Samples(Dataset[Any]):
         self._writer: Writer | None = None  # of a worker's own
         self._pool = Pool()
         self._in_threads = False
+        self.came_one_by_one = False
+
+    @property
+    def name(self) -> str:
+        """Of the user's class."""
+        return type(_innermost(self.dataset)).__name__
+
+    @property
+    def whole(self) -> bool:
+        """Whether the dataset is asked for whole batches first."""
+        return self._at_once is not None
+
+    def warm(self, batch: Any, count: int) -> None:
+        """Memory for so many batches like this one, used once, so that their time is not that of page faults."""
+        tensors = [value for _, value in leaves(batch) if isinstance(value, Tensor)]
+        for used in [self._pool.empty(tuple(t.shape), t.dtype) for t in tensors for _ in range(count)]:
+            used.zero_()
 
     def over(self, ring: Ring) -> Samples:
         """The same, whose batches leave a worker through the slots of a ring."""
@@ -93,7 +113,9 @@ class Samples(Dataset[Any]):
         begin = time.perf_counter_ns()
         batch, error = None, None
         try:
-            batch = self._make(ticket, self._pool.empty, nullcontext() if self._in_threads else sample_seeds(), given_up)
+            batch = self._make(
+                ticket, self._pool.empty, nullcontext() if self._in_threads else sample_seeds(), given_up
+            )
         except _Failed as failed:
             error = failed.error
             error.worker = worker
@@ -139,6 +161,7 @@ class Samples(Dataset[Any]):
             return self._make_of_samples(ticket, empty, given_up)
 
     def _make_of_samples(self, ticket: Ticket, empty: Empty, given_up: Callable[[], bool]) -> Any:
+        self.came_one_by_one = True
         if self._getitems is None:
             samples = self._one_by_one(ticket, given_up)
         else:
@@ -184,7 +207,7 @@ class Samples(Dataset[Any]):
         except (Exception, SystemExit) as error:
             raise _Failed(self._culprit(ticket, getitems) or self._describe_batch(ticket, error)) from None
         if len(samples) != len(indices):
-            name = f"{type(_innermost(self.dataset)).__name__}.__getitems__"
+            name = f"{self.name}.__getitems__"
             text = f"batch of {self._named(ticket)}: {name} returned {len(samples)} samples for {len(indices)} indices"
             raise _Failed(SampleError(f"{text}; return one for each, in their order"))
         return samples
@@ -222,7 +245,7 @@ class Samples(Dataset[Any]):
     def _describe_batch(self, ticket: Ticket, error: BaseException) -> SampleError:
         if isinstance(error, SampleError) and error.ID is not None:
             return self._describe(error.ID, error)
-        name = f"{type(_innermost(self.dataset)).__name__}.{'load_batch' if self._at_once else '__getitems__'}"
+        name = f"{self.name}.{'load_batch' if self._at_once else '__getitems__'}"
         text = f"batch of {self._named(ticket)}: {name} failed with {one_line(error)}"
         return SampleError(text, cause=traceback.format_exc())
 
@@ -236,7 +259,7 @@ class Samples(Dataset[Any]):
         where = f"sample {ID!r}" + (f" ({path})" if path else "")
         if isinstance(error, UserError):
             return SampleError(f"{where}: {error}", ID=ID, path=path, cause=cause)
-        name = type(_innermost(self.dataset)).__name__
+        name = self.name
         text = f"{where}: {name}.{method} failed with {one_line(error)}"
         return SampleError(text, ID=ID, path=path, cause=cause)
 
@@ -252,7 +275,7 @@ class Samples(Dataset[Any]):
         ID = self._ID(int(ticket.indices[at]))
         path = _path(self.dataset, ID)
         where = f"sample {ID!r}" + (f" ({path})" if path else "")
-        text = f"{where}: {type(_innermost(self.dataset)).__name__} returned None; return the pair (X, y)"
+        text = f"{where}: {self.name} returned None; return the pair (X, y)"
         return SampleError(text, ID=ID, path=path)
 
     def _named(self, ticket: Ticket) -> str:

@@ -36,7 +36,7 @@ class Loader(DataLoader[Any]):
     Args:
         seed: None for exactly torch's DataLoader, results and errors alike. A number for an order of our own on a
             map-style dataset: batches are then a function of (seed, epoch, position), whatever the workers.
-        engine: with a seed, how `num_workers` load: 'thread', 'process', or 'auto' for the better of the two, by a short
+        engine: with a seed, what the workers are: 'thread', 'process', or 'auto' for the better of the two by a short
             measurement. Without workers it is 'inline'. What is delivered is the same.
         content_digest: with a seed, also hash what the batches hold, batch by batch; costs a pass over each.
         rank, world_size: with a seed, take the rank-th contiguous part of each global batch of
@@ -86,6 +86,7 @@ class Loader(DataLoader[Any]):
         collate = self.collate_fn or default_convert
         self._samples = Samples(dataset, self.seed, names, collate, batched=self.batch_size is not None)
         self._tickets = Tickets(dataset)
+        self._expect(1)
         self._engine: Workers | Threads | None = None
         self._report = Report(max(1, self.num_workers))
         # the position: `_at` in the epoch of `_order`, and whether a pass through that epoch has begun
@@ -191,20 +192,16 @@ class Loader(DataLoader[Any]):
             self._expect(step)
         self._end_pass()
         plan = self._plan(self._at)
-        batches = self._batches(plan)
+        made: list[Any] = []
+        if self._engine is None:
+            choice = choose(self._samples, plan, self)
+            self.engine, made = choice.engine, choice.made
+            self._engine = (Threads if self.engine == "thread" else Workers)(self._samples, self._tickets)
+        rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
+        batches = self._engine.begin(rest, self)
         self._begun = True
         self._report.begin(self._order.epoch)
-        return Pass(self, batches, plan, self._passes)
-
-    def _batches(self, plan: Plan) -> Iterator[Any]:
-        """Batches with their receipts, of an engine that is chosen now if that has not been done."""
-        if self._engine is not None:
-            return self._engine.begin(plan, self)
-        choice = choose(self._samples, plan, self)
-        self.engine = choice.engine
-        self._engine = (Threads if self.engine == "thread" else Workers)(self._samples, self._tickets)
-        rest = replace(plan, start=choice.made[-1][1].ticket.stop) if choice.made else plan
-        return _joined(choice.made, self._engine.begin(rest, self))
+        return Pass(self, self._engine, _joined(made, batches) if made else batches, plan, self._passes)
 
     def _plan(self, start: int) -> Plan:
         batch = (self.batch_size or 1) * self.world_size

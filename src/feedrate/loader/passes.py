@@ -16,18 +16,24 @@ from feedrate.loader.slots import opened
 
 if TYPE_CHECKING:
     from feedrate.loader.loader import Loader
+    from feedrate.loader.threads import Threads
+    from feedrate.loader.workers import Workers
 
 
 class Pass(Iterator[Any]):
     """From a position of an epoch to its end; the engine's batches go on after that.
 
     Args:
+        engine: that the batches come from.
         batches: with their receipts, from the plan's first on.
         number: of the pass; the loader counts them, and another one that still runs is over.
     """
 
-    def __init__(self, loader: Loader, batches: Iterator[Any], plan: Plan, number: int) -> None:
-        self._loader, self._batches, self._plan, self._number = loader, batches, plan, number
+    def __init__(
+        self, loader: Loader, engine: Workers | Threads, batches: Iterator[Any], plan: Plan, number: int
+    ) -> None:
+        self._loader, self._engine, self._batches = loader, engine, batches
+        self._plan, self._number = plan, number
         self._at, self._left = plan.start, len(plan)
         self._error: Exception | None = None
 
@@ -47,7 +53,7 @@ class Pass(Iterator[Any]):
             self._end()
             raise StopIteration
         try:
-            batch, receipt = loader._engine.watched(lambda: next(self._batches))
+            batch, receipt = self._engine.watched(lambda: next(self._batches))
         except StopIteration:
             raise AssertionError(f"no batch at {self._at}, of {self._plan}") from None
         except Exception as error:

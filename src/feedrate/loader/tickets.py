@@ -52,6 +52,11 @@ class Receipt:
     content: bytes = b""
 
 
+def tickets_of(plan: Plan) -> Iterator[Ticket]:
+    for start, stop, indices in plan:
+        yield Ticket(plan.order.epoch, start, stop, indices)
+
+
 class Tickets(Sampler[Any]):
     """Iterating gives the tickets of `plan`, and then of the epochs after it, as far as they are known.
 
@@ -81,8 +86,7 @@ class Tickets(Sampler[Any]):
 
     def _given(self, plan: Plan, ahead: deque[Plan]) -> Iterator[Ticket]:
         while True:
-            for start, stop, indices in plan:
-                yield Ticket(plan.order.epoch, start, stop, indices)
+            yield from tickets_of(plan)
             if self.step is None:
                 return
             old = plan.order
