@@ -156,8 +156,9 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Record
         # -------------------------------------------------------------------------------------------------
-        digests = {**trainer.digests(), **trial.facts(result.stopped)}
-        summary = record.record_end(tracker, run, trainer, result, time.perf_counter() - begin, digests)
+        engine = getattr(loaders["train"], "engine", "torch")
+        facts = {**trainer.digests(), "engine": engine, **trial.facts(result.stopped)}
+        summary = record.record_end(tracker, run, trainer, result, time.perf_counter() - begin, facts)
         if config.tracking.log_model:
             tracker.model(model, trainer.example())
         ended = True  # a signal from now on means only that nobody waits until the record is sent

@@ -46,6 +46,7 @@ def run(engine: str, way: str, work: Path) -> tuple[subprocess.Popen[bytes], Pat
     return process, note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_nothing_is_left_however_the_program_ends(engine: str, tmp_path: Path) -> None:
     shared = shared_memory()
@@ -70,6 +71,7 @@ def test_nothing_is_left_however_the_program_ends(engine: str, tmp_path: Path) -
     wait_for(lambda: not any(is_orphan(name) for name in shared_memory() - shared))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["thread", "process"])
 def test_a_sample_that_hangs_keeps_no_program_from_ending(engine: str, tmp_path: Path) -> None:
     process, _ = run(engine, "a sample that hangs", tmp_path)

@@ -85,6 +85,9 @@ def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         settings["pin_memory"] = device.type in ("cuda", "xpu")  # page-locked memory serves only their copies
     if settings.get("multiprocessing_context") == "auto":
         settings["multiprocessing_context"] = None
+    if workers and settings.get("engine") == "thread" and settings.get("multiprocessing_context") is not None:
+        log.info("note: not used by threads: loader.multiprocessing_context=%s", settings["multiprocessing_context"])
+        settings["multiprocessing_context"] = None
     if workers == 0:
         aside = {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0, "engine": "auto"}
         quiet = (None, "inline")
