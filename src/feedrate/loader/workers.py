@@ -74,7 +74,10 @@ class Workers:
         except StopIteration:
             raise
         except BaseException as error:
-            lost = self.lost(error)  # before the others are ended too
+            try:
+                lost = self.lost(error)  # before the others are ended too
+            except RuntimeError as late:  # torch's handler of SIGCHLD, which raises once, wherever that may be
+                lost = self.lost(late)
             self.kill()
             # torch's frames hold the workers and the error in a circle: they would outlive it, and end slowly
             clear_frames(error.__traceback__)
