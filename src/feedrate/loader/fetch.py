@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
 
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.look import one_line
-from feedrate.dataset.rng import name_samples, sample_key, sample_seeds, seed_globals
+from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_seeds, seed_globals
 from feedrate.dataset.sample_reader import Empty
 from feedrate.errors import SampleError, UserError
 from feedrate.loader.at_once import getitems_of, load_batch_of, stacked
@@ -62,6 +62,7 @@ class Samples(Dataset[Any]):
         self._ring: Ring | None = None
         self._writer: Writer | None = None  # of a worker's own
         self._pool = Pool()
+        self._seeds = GlobalSeeds()
         self._in_threads = False
         self.came_one_by_one = False
 
@@ -186,18 +187,40 @@ class Samples(Dataset[Any]):
             raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
 
     def _one_by_one(self, ticket: Ticket, given_up: Callable[[], bool]) -> list[Any]:
-        samples = []
+        samples, key = [], b""
+        seeds = None if self._in_threads else self._seeds
+        if seeds is not None:
+            seeds.begin()
         for index in ticket.indices.tolist():
             if given_up():
                 raise _Failed(SampleError(f"batch of {self._named(ticket)}: given up, since the loader was closed"))
             ID = self._ID(index)
+            key = self._key(ticket.epoch, index, ID)
             try:
-                self._name([self._key(ticket.epoch, index, ID)])
-                samples.append(self.dataset[index])
+                samples.append(self._one(index, key, seeds))
             # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
             except (Exception, SystemExit) as error:
                 raise _Failed(self._describe(ID, error)) from None
+        if seeds is not None and key:
+            seeds.finish(key)
         return samples
+
+    def _one(self, index: int, key: bytes, seeds: GlobalSeeds | None) -> Any:
+        name_samples([key])
+        if seeds is None:
+            return self.dataset[index]
+        seeds.seed(key)
+        try:
+            sample = self.dataset[index]
+        except (Exception, SystemExit):
+            if not seeds.missed():
+                raise
+        else:
+            if not seeds.missed():
+                return sample
+        name_samples([key])
+        seeds.seed(key)
+        return self.dataset[index]
 
     def _together(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> list[Any]:
         indices: list[int] = ticket.indices.tolist()
