@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -25,6 +24,7 @@ from feedrate.dataset.look import one_line
 from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_seeds, seed_globals
 from feedrate.dataset.sample_reader import Empty
 from feedrate.errors import SampleError, UserError
+from feedrate.loader.alike import odd_one_out
 from feedrate.loader.at_once import getitems_of, load_batch_of, stacked
 from feedrate.loader.digest import leaves
 from feedrate.loader.slots import Pool, Ring, Writer
@@ -174,7 +174,7 @@ class Samples(Dataset[Any]):
                 return self.collate(samples)
             if any(sample is None for sample in samples):
                 raise self._nothing(ticket, samples)
-            if odd := _odd_one_out(samples):
+            if odd := odd_one_out(samples):
                 raise self._mixed(ticket, *odd)
             with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
                 return stacked(samples, empty)
@@ -352,39 +352,6 @@ def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
     for index, name in enumerate(names):
         result[index] = counts[name] = counts.get(name, -1) + 1
     return result
-
-
-def _odd_one_out(samples: list[Any]) -> tuple[int, int, str] | None:
-    """Index of the first sample unlike the majority, index of one of the majority, and the difference in words."""
-    forms = [_form(sample) for sample in samples]
-    if all(form == forms[0] for form in forms):
-        return None
-    usual = Counter(forms).most_common(1)[0][0]  # of equals the first, so the answer depends on the batch alone
-    odd = next(i for i, form in enumerate(forms) if form != usual)
-    difference = "is built differently from"
-    for mine, theirs in zip(forms[odd], usual, strict=False):
-        if mine[0] != theirs[0] or (mine[1] is None) != (theirs[1] is None):
-            break
-        if mine != theirs:
-            name = f"{mine[0]} " if mine[0] else ""
-            if mine[1] != theirs[1]:
-                difference = f"{name}has shape {tuple(mine[1])}, not {tuple(theirs[1])} as in"
-            else:
-                difference = f"{name}has dtype {mine[2]}, not {theirs[2]} as in"
-            break
-    return odd, forms.index(usual), difference
-
-
-def _form(sample: Any) -> tuple[tuple[Any, ...], ...]:
-    """Name, shape and dtype of each tensor or array of a sample, and the names of its other parts."""
-    if isinstance(sample, (tuple, list)) and len(sample) == 2:
-        named = [*leaves(sample[0], "X"), *leaves(sample[1], "y")]
-    else:
-        named = [(name.lstrip("."), value) for name, value in leaves(sample)]
-    return tuple(
-        (name, value.shape, value.dtype) if isinstance(value, (Tensor, np.ndarray)) else (name, None, None)
-        for name, value in named
-    )
 
 
 def _path(dataset: Any, ID: str) -> str | None:
