@@ -31,6 +31,7 @@ NAMES = ("auto", "inline", "thread", "process")
 HELD_MS = 2.0  # of the interpreter's lock for a batch; to take one over from a process costs the training 0.3 to 0.5
 ROUNDS = 3  # of the measurement, each of one batch and then two at once
 BUDGET_MS = 200.0  # after which no other round begins
+PATIENCE_MS = 1000.0  # of a batch that takes longer no more are made for the sake of measuring
 
 Made = tuple[Any, Receipt]
 
@@ -122,6 +123,10 @@ def _pick(samples: Samples, plan: Plan, loader: Loader) -> Choice:
     if free is not None and needed > free:
         lack = f"{needed / 1e6:,.0f} MB of shared memory, and {free / 1e6:,.0f} MB are free"
         return Choice("thread", f"since processes would need {lack}", made)
+    if made[0][1].load_ns > PATIENCE_MS * 1e6:
+        return Choice(
+            "process", f"since a batch takes {made[0][1].load_ns / 1e9:.1f} s, too long to measure more", made
+        )
     with draws_from_globals() as drew:
         choice = _measured(samples, plan, made[0])
     return (
