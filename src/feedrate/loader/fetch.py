@@ -191,10 +191,9 @@ class Samples(Dataset[Any]):
         seeds = None if self._in_threads else self._seeds
         if seeds is not None:
             seeds.begin()
-        for index in ticket.indices.tolist():
+        for index, ID in zip(ticket.indices.tolist(), self._IDs(ticket), strict=True):
             if given_up():
                 raise _Failed(SampleError(f"batch of {self._named(ticket)}: given up, since the loader was closed"))
-            ID = self._ID(index)
             key = self._key(ticket.epoch, index, ID)
             try:
                 samples.append(self._one(index, key, seeds))
@@ -252,6 +251,11 @@ class Samples(Dataset[Any]):
 
     def _ID(self, index: int) -> str:
         return str(index) if self.list_IDs is None else self.list_IDs[index]
+
+    def _IDs(self, ticket: Ticket) -> list[str]:
+        if isinstance(self.list_IDs, IDs):
+            return self.list_IDs.at(ticket.indices)
+        return [self._ID(index) for index in ticket.indices.tolist()]
 
     def _key(self, epoch: int, index: int, ID: str) -> bytes:
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
