@@ -147,15 +147,18 @@ class _Thread(threading.Thread):
     def run(self) -> None:
         crew = self._crew
         while (task := crew.asked.get()) is not None and not crew.stopped:
-            try:
-                batch, receipt = crew.samples.make(task.ticket, self._number, lambda: crew.stopped)
-                task.made = pin_memory(batch) if crew.pinned and receipt.error is None else batch, receipt
-                del batch
-            except BaseException as failure:  # whatever it is, the main thread waits for an answer
-                task.failure = failure
-            task.done.release()
-            del task  # or the batch would be held until the next one is asked for
+            self._do(task)
+            del task  # or this frame would hold its batch, or its error and all that hangs on that, until the next one
         crew.asked.put(None)
+
+    def _do(self, task: _Task) -> None:
+        crew = self._crew
+        try:
+            batch, receipt = crew.samples.make(task.ticket, self._number, lambda: crew.stopped)
+            task.made = pin_memory(batch) if crew.pinned and receipt.error is None else batch, receipt
+        except BaseException as failure:  # whatever it is, the main thread waits for an answer
+            task.failure = failure
+        task.done.release()
 
     def stop(self) -> None:
         self._crew.stop()
