@@ -207,8 +207,10 @@ def test_threads_end_with_their_loader_or_their_pass(persistent: bool) -> None:
     list(made)
     with pytest.raises(SampleError):
         list(loader(Faulty("value"), engine="thread", persistent_workers=persistent))
+    made = loader(Faulty("value", size=12), 1, engine="thread", shuffle=False, persistent_workers=persistent)
+    made.set_epoch(0, then=None)
     with pytest.raises(SampleError):  # in the very last batch that its thread makes
-        list(loader(Faulty("value", size=12), 1, engine="thread", shuffle=False, persistent_workers=False))
+        list(made)
     del made  # the fixture waits until all are gone
 
 
