@@ -6,6 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from figures import markdown, spread
 
@@ -18,6 +19,18 @@ def run() -> str:
     from feedrate.dataset import Catalog, Digits, InMemory, TensorFiles
     from feedrate.loader import Loader
 
+    class OneByOne(torch.utils.data.Dataset[Any]):
+        """Gives no whole batches."""
+
+        def __init__(self, data: InMemory) -> None:
+            self.data, self.list_IDs = data, data.list_IDs
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, index: int) -> Any:
+            return self.data[index]
+
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -25,7 +38,13 @@ def run() -> str:
         Digits.prepare(root)
         catalog = Catalog.read(root)
         parts = catalog.partition["train"], catalog.labels["train"], root
-        for name, data in (("files of 1.2 KB", TensorFiles(*parts)), ("the same in memory", InMemory(*parts))):
+        memory = InMemory(*parts)
+        data_sets = {
+            "files of 1.2 KB": TensorFiles(*parts),
+            "the same in memory": memory,
+            "in memory, one by one": OneByOne(memory),
+        }
+        for name, data in data_sets.items():
             for workers in (0, 2):
                 common = {"batch_size": 64, "shuffle": True, "num_workers": workers, "persistent_workers": workers > 0}
                 plain = torch.utils.data.DataLoader(data, **common)

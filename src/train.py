@@ -96,15 +96,13 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Loaders: their workers start now, since forking is safe only before CUDA, MLflow and other threads
         # -------------------------------------------------------------------------------------------------
-        from feedrate.loader import build_loaders, close_loaders
+        from feedrate.loader import build_loaders, close_loaders, start_loaders
 
         with interruption.held():
             loaders = build_loaders(config.loader, data, config.seed, device)
             if state.get("loader") and hasattr(loaders["train"], "load_state_dict"):
                 loaders["train"].load_state_dict(state["loader"])
-            for name in ("train", "validation"):
-                if hasattr(loaders[name], "start"):
-                    loaders[name].start()
+            start_loaders(loaders, ("train", "validation"))
 
         # -------------------------------------------------------------------------------------------------
         # Tracking
@@ -158,8 +156,9 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Record
         # -------------------------------------------------------------------------------------------------
-        digests = {**trainer.digests(), **trial.facts(result.stopped)}
-        summary = record.record_end(tracker, run, trainer, result, time.perf_counter() - begin, digests)
+        engine = getattr(loaders["train"], "engine", "torch")
+        facts = {**trainer.digests(), "engine": engine, **trial.facts(result.stopped)}
+        summary = record.record_end(tracker, run, trainer, result, time.perf_counter() - begin, facts)
         if config.tracking.log_model:
             tracker.model(model, trainer.example())
         ended = True  # a signal from now on means only that nobody waits until the record is sent

@@ -49,7 +49,7 @@ class Soak:
 
     Attributes:
         data: folder of the digits.
-        workers: one of these numbers is taken for each start.
+        workers: one of these numbers is taken for each start, and threads or processes.
         record: whether MLflow is used; its database is then looked at, too.
         say: is given a line for each kill.
         kills: how many there were.
@@ -111,6 +111,7 @@ class Soak:
                 name,
                 f"trainer.resume={resume}",
                 f"loader.num_workers={self._draw.choice(self.workers)}",
+                f"loader.engine={self._draw.choice(('thread', 'process'))}",
                 f"trainer.checkpoint_every_s={self._draw.choice((0, 0, 0.05, 0.3))}",
                 f"trainer.keep_checkpoints={self._draw.choice((0, 1, 2))}",
             )

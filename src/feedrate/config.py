@@ -106,6 +106,7 @@ class LoaderConfig:
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class FeedrateLoaderConfig(LoaderConfig):
     content_digest: Flag
+    engine: Literal["auto", "inline", "thread", "process"] = "auto"  # older configurations have none
 
 
 # ---------------------------------------------------------------------------------------------------------

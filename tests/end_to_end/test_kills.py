@@ -26,6 +26,7 @@ class Case:
     Attributes:
         where: it hangs, see hanging.py.
         within_s: in which it must have ended.
+        engine: what its workers are; of themselves they are processes, since the dataset does not say thread_safe.
     """
 
     where: str
@@ -34,11 +35,14 @@ class Case:
     code: int
     within_s: float
     phase: str | None
+    engine: str = "auto"
 
 
 CASES = {
     "SIGTERM while the data set is opened": Case("start", 0, (TERM,), 143, 10, None),
     "SIGTERM while a worker hangs": Case("sample", 1, (TERM,), 143, 10, "training"),
+    "SIGTERM while a thread hangs": Case("sample", 1, (TERM,), 143, 10, "training", "thread"),
+    "Ctrl-C while a thread hangs in a validation": Case("validation", 2, (INT,), 130, 10, "validation", "thread"),
     "Ctrl-C while a sample hangs": Case("sample", 0, (INT,), 130, 10, "training"),
     "SIGTERM in a validation": Case("validation", 2, (TERM,), 143, 10, "validation"),
     "SIGTERM while a step hangs": Case("step", 0, (TERM,), 143, 10, None),
@@ -58,6 +62,7 @@ def hanging(tmp_path_factory):
         note = work / f"note{number}"
         own = ["model=hanging", f"model.note={note}"] if case.where == "step" else ["model=mlp"]
         own += [f"dataset.where={case.where}", f"dataset.note={note}", f"loader.num_workers={case.workers}"]
+        own += [f"loader.engine={case.engine}"]
         folder = work / f"run{number}"
         started[name] = start_training(folder, *common, *own, mark=str(folder)), folder, note
     deadline = time.monotonic() + 120

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Iterator
 
@@ -33,6 +34,18 @@ def workers() -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+@pytest.fixture
+def no_threads_left() -> Iterator[None]:
+    """Fails the test if, ten seconds after its end, one of its loaders' threads still runs."""
+    before = set(threading.enumerate())  # a test that failed may keep its loader
+    yield
+    deadline = time.monotonic() + 10
+    while left := [t for t in set(threading.enumerate()) - before if t.name.startswith("feedrate-loader")]:
+        gc.collect()
+        assert time.monotonic() < deadline, f"threads left behind: {left}"
+        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -49,6 +49,48 @@ class Augmented(Dataset[Any]):
         return torch.tensor([index, *draws], dtype=torch.float64), index
 
 
+class Drawn(Augmented):
+    """Sample i holds i and draws from `sample_rng()` alone, as threads need it."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        draws = [sample_rng().random(), sample_rng().normal(), sample_rng().random()]
+        return torch.tensor([index, *draws], dtype=torch.float64), index
+
+
+class Whole(Numbers):
+    """Sample i holds multiples of i, and a batch comes at once."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return index * torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64), index
+
+    def load_batch(self, indices: np.ndarray, empty: Any) -> tuple[Tensor, Tensor]:
+        X = empty((len(indices), 3), torch.float64)
+        X[:] = torch.from_numpy(indices)[:, None] * torch.tensor([1.0, 0.5, 0.25])
+        return X, torch.from_numpy(indices.copy())
+
+
+class Recorded(Dataset[Any]):
+    """Sample i is i, and each time it is asked for is written down in a file; BAD fails while `fails` exists."""
+
+    def __init__(self, size: int, record: Path) -> None:
+        self.size, self.record, self.fails = size, record, record.with_suffix(".fails")
+        record.touch()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> int:
+        with self.record.open("a") as file:
+            file.write(f"{index}\n")
+        if index == BAD and self.fails.exists():
+            raise ValueError("not any more")
+        return index
+
+    def asked(self) -> list[int]:
+        """Indices in the order of asking; of several workers that of their writing."""
+        return [int(line) for line in self.record.read_text().splitlines()]
+
+
 class Point(NamedTuple):
     place: Tensor
     name: str

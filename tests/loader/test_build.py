@@ -16,8 +16,8 @@ from feedrate.dataset import Data
 from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.labels import Targets
 from feedrate.errors import UserError
-from feedrate.loader import Loader, build_loaders, close_loaders
-from loader.datasets import Numbers
+from feedrate.loader import Loader, build_loaders, close_loaders, start_loaders
+from loader.datasets import Numbers, Whole
 
 CPU = torch.device("cpu")
 KINDS = {"feedrate": Loader, "torch": DataLoader}
@@ -132,3 +132,43 @@ def test_dropping_the_only_batch_is_an_error_with_the_remedy(option: str) -> Non
 def test_pin_memory_auto_is_for_devices_that_copy_from_it(device: str, pinned: bool) -> None:
     assert build("torch", device=torch.device(device))["train"].pin_memory is pinned
     assert build("feedrate", device=torch.device(device), pin_memory=False)["train"].pin_memory is False
+
+
+# ---------------------------------------------------------------------------------------------------------
+# engines
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_is_set_aside_without_workers_in_the_same_note(caplog: pytest.LogCaptureFixture) -> None:
+    for engine in ("thread", "process"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "feedrate"):
+            loaders = build("feedrate", engine=engine, timeout=5)
+        assert caplog.messages == [f"note: not used without workers: loader.timeout=5, loader.engine={engine}"]
+        assert loaders["train"].engine == "inline"
+
+
+def test_a_start_method_is_set_aside_for_threads_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "feedrate"):
+        loaders = build("feedrate", engine="thread", num_workers=1, multiprocessing_context="spawn")
+    assert caplog.messages == ["note: not used by threads: loader.multiprocessing_context=spawn"]
+    assert loaders["train"].multiprocessing_context is None
+
+
+def test_inline_with_workers_is_refused_with_the_remedy() -> None:
+    with pytest.raises(UserError, match="loader.engine=inline has no workers, .*set loader.num_workers=0"):
+        build("feedrate", engine="inline", num_workers=2)
+
+
+def test_validation_uses_the_engine_of_training_which_is_measured_once(caplog: pytest.LogCaptureFixture) -> None:
+    made = data()
+    for name in ("train", "validation"):
+        made.partition[name] = Whole(20)
+    loaders = build("feedrate", made, num_workers=1)
+    with caplog.at_level(logging.INFO, "feedrate"):
+        start_loaders(loaders, ("train", "validation"))
+    assert len(caplog.messages) == 1
+    assert loaders["train"].engine == loaders["validation"].engine in ("thread", "process")
+    for loader in loaders.values():
+        assert len(list(loader)) == 1
+    close_loaders(loaders)

@@ -19,7 +19,7 @@ from loader.conftest import workers
 from loader.datasets import BAD, Faulty, Numbers
 from loader.test_loader import same
 
-pytestmark = pytest.mark.usefixtures("no_workers_left")
+pytestmark = pytest.mark.usefixtures("no_workers_left", "no_threads_left")
 WHERE = f"sample 's/{BAD}' (/data/s/{BAD}.pt): "
 
 
@@ -29,21 +29,22 @@ def loader(data: Dataset[Any], num_workers: int, **settings: Any) -> Loader:
 
 
 def fail(data: Dataset[Any], **settings: Any) -> SampleError:
-    """The error that the loader raises, after as many batches as came before it, without workers and with two."""
+    """The error that the loader raises, after as many batches as came before it, from every engine."""
     errors = []
-    for num_workers in (0, 2):
-        made = loader(data, num_workers, **settings)
+    for engine in ("inline", "process", "thread"):
+        made = loader(data, 0 if engine == "inline" else 2, engine=engine, **settings)
         batches: list[Any] = []
         with pytest.raises(SampleError) as raised:
             batches.extend(made)
         before = len(batches)
         assert made.state_dict()["position"] == before * (made.batch_size or 1)
-        errors.append((raised.value, before))
-    (alone, first), (sent, second) = errors
-    assert str(alone) == str(sent)
-    assert (alone.ID, alone.path, first) == (sent.ID, sent.path, second)
-    assert alone.worker is None
-    assert sent.worker in (0, 1)
+        errors.append((raised.value, before, raised.value.worker))
+    (alone, first, nobody), *others = errors
+    for other, second, _ in others:
+        assert str(alone) == str(other)
+        assert (alone.ID, alone.path, first) == (other.ID, other.path, second)
+    assert nobody is None
+    assert others[0][2] in (0, 1)
     return alone
 
 
@@ -70,7 +71,7 @@ def fail(data: Dataset[Any], **settings: Any) -> SampleError:
         ("none", "Faulty returned None; return the pair (X, y)"),
     ],
 )
-def test_an_error_names_the_sample_and_is_the_same_for_0_and_2_workers(fault: str, told: str) -> None:
+def test_an_error_names_the_sample_and_is_the_same_from_every_engine(fault: str, told: str) -> None:
     error = fail(Faulty(fault))
     assert str(error).startswith(WHERE + told)
     assert "\n" not in str(error)

@@ -23,7 +23,8 @@ import torch
 from torch.utils.data import Subset
 
 from feedrate.dataset import IDs, TensorFiles, sample_rng
-from feedrate.errors import UserError
+from feedrate.dataset.rng import name_sample, sample_seeds
+from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader, Order
 from feedrate.loader.fetch import Samples
 from loader import datasets
@@ -207,6 +208,53 @@ def test_outside_a_loader_random_numbers_follow_torchs_seed() -> None:
     second = sample_rng().random()
     torch.manual_seed(3)
     assert sample_rng().random() == first != second
+
+
+class Rarely(Numbers):
+    """Some samples draw from one of the global generators, the others from none; each says how often it was loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads = [0] * self.size
+
+    def __getitem__(self, index: int) -> Any:
+        self.loads[index] += 1
+        draw = {9: random.random, 20: np.random.rand, 21: lambda: torch.rand(()), 30: lambda: random.gauss(0, 1)}
+        if index == 25 and random.random() < 2:
+            raise ValueError("after a draw")
+        return float(draw[index]()) if index in draw else 0.0
+
+
+@pytest.mark.parametrize("order", [[9, 20, 21, 30], [0, 20, 1, 9, 2], [0, 1, 30, 2, 21, 9], [21, 3, 20]])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_samples_that_draw_now_and_then_have_the_same_numbers_as_if_all_did(order: list[int], num_workers: int) -> None:
+    expected = []
+    for index in order:
+        with sample_seeds():
+            name_sample(7, 0, str(order.index(index)))
+            expected.append(Rarely()[index])
+    data = Rarely()
+    made = Loader(Subset(data, order), 2, seed=7, num_workers=num_workers)
+    assert [value for batch in made for value in batch.tolist()] == expected
+    assert sum(data.loads) <= len(order) + 1  # one more only for the first that drew
+
+
+def test_an_error_after_a_draw_is_told_as_ever() -> None:
+    for num_workers in (0, 1):
+        with pytest.raises(SampleError, match="sample '1': Rarely.__getitem__ failed with ValueError: after a draw"):
+            list(Loader(Subset(Rarely(), [0, 25]), 2, seed=7, num_workers=num_workers))
+
+
+def test_collating_finds_the_generators_as_the_last_sample_left_them() -> None:
+    def drawn(samples: list[Any]) -> Any:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    for last in (0, 21, 9):
+        with sample_seeds():
+            name_sample(7, 0, "1")
+            Rarely()[last]
+            expected = drawn([])
+        assert list(Loader(Subset(Rarely(), [1, last]), 2, seed=7, collate_fn=drawn)) == [expected]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -1,10 +1,20 @@
 """How batches arrive: order, fetching, digest, transfer to the device."""
 
-from feedrate.loader.build import build_loaders, close_loaders
-from feedrate.loader.fetch import Receipt
+from feedrate.loader.build import build_loaders, close_loaders, start_loaders
 from feedrate.loader.loader import Loader
 from feedrate.loader.order import Order
 from feedrate.loader.report import Report
+from feedrate.loader.tickets import Receipt
 from feedrate.loader.transfer import Batch, ToDevice
 
-__all__ = ["Batch", "Loader", "Order", "Receipt", "Report", "ToDevice", "build_loaders", "close_loaders"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "Order",
+    "Receipt",
+    "Report",
+    "ToDevice",
+    "build_loaders",
+    "close_loaders",
+    "start_loaders",
+]

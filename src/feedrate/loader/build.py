@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from feedrate.dataset.build import Data
 from feedrate.dataset.cores import usable_cores
 from feedrate.errors import UserError
+from feedrate.loader.loader import Loader
 from feedrate.targets import build
 
 log = logging.getLogger("feedrate")
@@ -43,7 +44,22 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")  # said below
             loaders[name] = build(chosen, "loader", injected)
+        if name != "train" and isinstance(loaders[name], Loader):
+            loaders[name].set_epoch(0, then=0)  # the same samples with the same random numbers each time
     return loaders
+
+
+def start_loaders(loaders: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Starts their workers, all on the engine of the first: it is measured once, and threads would keep the others from
+    forking.
+    """
+    first = loaders[names[0]]
+    for name in names:
+        loader = loaders[name]
+        if isinstance(loader, Loader) and isinstance(first, Loader) and loader is not first:
+            loader.engine = first.engine
+        if hasattr(loader, "start"):
+            loader.start()
 
 
 def close_loaders(loaders: Mapping[str, Any], at_once: bool = False) -> None:
@@ -69,9 +85,13 @@ def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         settings["pin_memory"] = device.type in ("cuda", "xpu")  # page-locked memory serves only their copies
     if settings.get("multiprocessing_context") == "auto":
         settings["multiprocessing_context"] = None
+    if workers and settings.get("engine") == "thread" and settings.get("multiprocessing_context") is not None:
+        log.info("note: not used by threads: loader.multiprocessing_context=%s", settings["multiprocessing_context"])
+        settings["multiprocessing_context"] = None
     if workers == 0:
-        aside = {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0}
-        said = [f"loader.{key}={settings[key]}" for key, off in aside.items() if settings.get(key) not in (off, None)]
+        aside = {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0, "engine": "auto"}
+        quiet = (None, "inline")
+        said = [f"loader.{key}={settings[key]}" for key, off in aside.items() if settings.get(key) not in (off, *quiet)]
         if said:
             log.info("note: not used without workers: %s", ", ".join(said))
         settings.update({key: off for key, off in aside.items() if key in settings})

@@ -8,11 +8,9 @@ from __future__ import annotations
 import io
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -23,47 +21,14 @@ from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
 
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.look import one_line
-from feedrate.dataset.rng import name_samples, sample_key, sample_seeds
+from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_seeds, seed_globals
 from feedrate.dataset.sample_reader import Empty
 from feedrate.errors import SampleError, UserError
+from feedrate.loader.alike import odd_one_out
 from feedrate.loader.at_once import getitems_of, load_batch_of, stacked
 from feedrate.loader.digest import leaves
 from feedrate.loader.slots import Pool, Ring, Writer
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """An order for one batch.
-
-    Attributes:
-        epoch: travels with the batch, since persistent workers hold a stale copy of everything else.
-        start, stop: positions of the global batch in the epoch's order.
-        indices: (n,) int64, the samples of this rank's part.
-    """
-
-    epoch: int
-    start: int
-    stop: int
-    indices: np.ndarray
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What came of a ticket; travels back with the batch as plain values, since each tensor costs a descriptor.
-
-    Attributes:
-        ticket: the order, as the worker read it.
-        load_ns: nanoseconds that making the batch took.
-        worker: number of the worker, None for the main process.
-        error: what went wrong; the batch is None then.
-        content: the loader's content digest after this batch, b"" unless asked for; added on arrival.
-    """
-
-    ticket: Ticket
-    load_ns: int
-    worker: int | None
-    error: SampleError | None = None
-    content: bytes = b""
+from feedrate.loader.tickets import Receipt, Ticket
 
 
 class Samples(Dataset[Any]):
@@ -77,6 +42,9 @@ class Samples(Dataset[Any]):
         list_IDs: IDs by index, or None: then the index is the ID.
         collate: makes a batch of a list of samples, or of one sample where `batched` is False.
         batched: whether a ticket is a batch, or one sample.
+
+    Attributes:
+        came_one_by_one: whether the dataset was asked for samples, as it gave no batch as a whole.
     """
 
     def __init__(
@@ -94,6 +62,25 @@ class Samples(Dataset[Any]):
         self._ring: Ring | None = None
         self._writer: Writer | None = None  # of a worker's own
         self._pool = Pool()
+        self._seeds = GlobalSeeds()
+        self._in_threads = False
+        self.came_one_by_one = False
+
+    @property
+    def name(self) -> str:
+        """Of the user's class."""
+        return type(_innermost(self.dataset)).__name__
+
+    @property
+    def whole(self) -> bool:
+        """Whether the dataset is asked for whole batches first."""
+        return self._at_once is not None
+
+    def warm(self, batch: Any, count: int) -> None:
+        """Memory for so many batches like this one, used once, so that their time is not that of page faults."""
+        tensors = [value for _, value in leaves(batch) if isinstance(value, Tensor)]
+        for used in [self._pool.empty(tuple(t.shape), t.dtype) for t in tensors for _ in range(count)]:
+            used.zero_()
 
     def over(self, ring: Ring) -> Samples:
         """The same, whose batches leave a worker through the slots of a ring."""
@@ -101,32 +88,68 @@ class Samples(Dataset[Any]):
         other._ring = ring
         return other
 
+    def in_threads(self) -> Samples:
+        """The same for several threads at once: each sample has its `sample_rng`, the global generators are left alone.
+
+        They are one for all threads, the training's included, so they cannot be seeded for a sample.
+        """
+        other = copy(self)
+        other._in_threads = True
+        return other
+
     def __getitems__(self, ticket: Ticket) -> tuple[Any, Receipt]:
-        """The batch and its receipt; never raises for what a sample does."""
+        """The batch and its receipt, where torch's DataLoader asks: in a worker process or without workers."""
         info = get_worker_info()
+        return self.make(ticket) if info is None else self._in_worker(ticket, info.id)
+
+    def make(
+        self, ticket: Ticket, worker: int | None = None, given_up: Callable[[], bool] = lambda: False
+    ) -> tuple[Any, Receipt]:
+        """The batch and its receipt, in this process; never raises for what a sample does.
+
+        Args:
+            worker: number of the thread, None for the main one.
+            given_up: asked between samples, whether nobody waits for the batch any more.
+        """
         begin = time.perf_counter_ns()
         batch, error = None, None
-        if info and self._ring is not None and self._writer is None:
-            self._writer = Writer(self._ring, info.id)
-        writer = self._writer if info else None
-        if writer is not None:
-            writer.begin()
         try:
-            batch = self._make(ticket, self._pool.empty if writer is None else writer.empty, bool(info))
-            if writer is not None:
-                batch = writer.finish(batch)
-            if info:
-                self._demand_sendable(batch, ticket)
+            batch = self._make(
+                ticket, self._pool.empty, nullcontext() if self._in_threads else sample_seeds(), given_up
+            )
         except _Failed as failed:
-            batch, error = None, failed.error
-            if writer is not None:
-                writer.drop()
-        worker = info.id if info else None
-        if error is not None:
+            error = failed.error
             error.worker = worker
         return batch, Receipt(ticket, time.perf_counter_ns() - begin, worker, error)
 
-    def _make(self, ticket: Ticket, empty: Empty, in_worker: bool) -> Any:
+    def _in_worker(self, ticket: Ticket, worker: int) -> tuple[Any, Receipt]:
+        """The same, as it is sent to the main process."""
+        begin = time.perf_counter_ns()
+        batch, error = None, None
+        if self._ring is not None and self._writer is None:
+            self._writer = Writer(self._ring, worker)
+        writer = self._writer
+        if writer is not None:
+            writer.begin()
+        try:
+            batch = self._make(ticket, self._pool.empty if writer is None else writer.empty)
+            if writer is not None:
+                batch = writer.finish(batch)
+            self._demand_sendable(batch, ticket)
+        except _Failed as failed:
+            batch, error = None, failed.error
+            error.worker = worker
+            if writer is not None:
+                writer.drop()
+        return batch, Receipt(ticket, time.perf_counter_ns() - begin, worker, error)
+
+    def _make(
+        self,
+        ticket: Ticket,
+        empty: Empty,
+        seeds: AbstractContextManager[None] | None = None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> Any:
         if self._at_once is not None:
             try:
                 batch = self._at_once(ticket.indices, empty)
@@ -135,11 +158,15 @@ class Samples(Dataset[Any]):
             if batch is not None:
                 return batch
         # the main process's own random numbers are for training: loading must leave them as they were
-        with nullcontext() if in_worker else sample_seeds():
-            return self._make_of_samples(ticket, empty)
+        with seeds or nullcontext():
+            return self._make_of_samples(ticket, empty, given_up)
 
-    def _make_of_samples(self, ticket: Ticket, empty: Empty) -> Any:
-        samples = self._one_by_one(ticket) if self._getitems is None else self._together(ticket, self._getitems)
+    def _make_of_samples(self, ticket: Ticket, empty: Empty, given_up: Callable[[], bool]) -> Any:
+        self.came_one_by_one = True
+        if self._getitems is None:
+            samples = self._one_by_one(ticket, given_up)
+        else:
+            samples = self._together(ticket, self._getitems)
         try:
             if not self.batched:
                 return self.collate(samples[0])
@@ -147,7 +174,7 @@ class Samples(Dataset[Any]):
                 return self.collate(samples)
             if any(sample is None for sample in samples):
                 raise self._nothing(ticket, samples)
-            if odd := _odd_one_out(samples):
+            if odd := odd_one_out(samples):
                 raise self._mixed(ticket, *odd)
             with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
                 return stacked(samples, empty)
@@ -159,27 +186,50 @@ class Samples(Dataset[Any]):
             text = f"batch of {IDs}: collating failed with {one_line(error)}; {_remedy(self.collate)}"
             raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
 
-    def _one_by_one(self, ticket: Ticket) -> list[Any]:
-        samples = []
-        for index in ticket.indices.tolist():
-            ID = self._ID(index)
+    def _one_by_one(self, ticket: Ticket, given_up: Callable[[], bool]) -> list[Any]:
+        samples, key = [], b""
+        seeds = None if self._in_threads else self._seeds
+        if seeds is not None:
+            seeds.begin()
+        for index, ID in zip(ticket.indices.tolist(), self._IDs(ticket), strict=True):
+            if given_up():
+                raise _Failed(SampleError(f"batch of {self._named(ticket)}: given up, since the loader was closed"))
+            key = self._key(ticket.epoch, index, ID)
             try:
-                name_samples([self._key(ticket.epoch, index, ID)])
-                samples.append(self.dataset[index])
+                samples.append(self._one(index, key, seeds))
             # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
             except (Exception, SystemExit) as error:
                 raise _Failed(self._describe(ID, error)) from None
+        if seeds is not None and key:
+            seeds.finish(key)
         return samples
+
+    def _one(self, index: int, key: bytes, seeds: GlobalSeeds | None) -> Any:
+        name_samples([key])
+        if seeds is None:
+            return self.dataset[index]
+        seeds.seed(key)
+        try:
+            sample = self.dataset[index]
+        except (Exception, SystemExit):
+            if not seeds.missed():
+                raise
+        else:
+            if not seeds.missed():
+                return sample
+        name_samples([key])
+        seeds.seed(key)
+        return self.dataset[index]
 
     def _together(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> list[Any]:
         indices: list[int] = ticket.indices.tolist()
         try:
-            name_samples([self._key(ticket.epoch, index, self._ID(index)) for index in indices])
+            self._name([self._key(ticket.epoch, index, self._ID(index)) for index in indices])
             samples = list(getitems(indices))
         except (Exception, SystemExit) as error:
             raise _Failed(self._culprit(ticket, getitems) or self._describe_batch(ticket, error)) from None
         if len(samples) != len(indices):
-            name = f"{type(_innermost(self.dataset)).__name__}.__getitems__"
+            name = f"{self.name}.__getitems__"
             text = f"batch of {self._named(ticket)}: {name} returned {len(samples)} samples for {len(indices)} indices"
             raise _Failed(SampleError(f"{text}; return one for each, in their order"))
         return samples
@@ -188,14 +238,24 @@ class Samples(Dataset[Any]):
         """The error of the first sample that fails alone, too."""
         for index in ticket.indices.tolist():
             try:
-                name_samples([self._key(ticket.epoch, index, self._ID(index))])
+                self._name([self._key(ticket.epoch, index, self._ID(index))])
                 getitems([index])
             except (Exception, SystemExit) as error:
                 return self._describe(self._ID(index), error, "__getitems__")
         return None
 
+    def _name(self, keys: list[bytes]) -> None:
+        name_samples(keys)
+        if not self._in_threads:
+            seed_globals(keys[0])
+
     def _ID(self, index: int) -> str:
         return str(index) if self.list_IDs is None else self.list_IDs[index]
+
+    def _IDs(self, ticket: Ticket) -> list[str]:
+        if isinstance(self.list_IDs, IDs):
+            return self.list_IDs.at(ticket.indices)
+        return [self._ID(index) for index in ticket.indices.tolist()]
 
     def _key(self, epoch: int, index: int, ID: str) -> bytes:
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
@@ -212,7 +272,7 @@ class Samples(Dataset[Any]):
     def _describe_batch(self, ticket: Ticket, error: BaseException) -> SampleError:
         if isinstance(error, SampleError) and error.ID is not None:
             return self._describe(error.ID, error)
-        name = f"{type(_innermost(self.dataset)).__name__}.{'load_batch' if self._at_once else '__getitems__'}"
+        name = f"{self.name}.{'load_batch' if self._at_once else '__getitems__'}"
         text = f"batch of {self._named(ticket)}: {name} failed with {one_line(error)}"
         return SampleError(text, cause=traceback.format_exc())
 
@@ -226,7 +286,7 @@ class Samples(Dataset[Any]):
         where = f"sample {ID!r}" + (f" ({path})" if path else "")
         if isinstance(error, UserError):
             return SampleError(f"{where}: {error}", ID=ID, path=path, cause=cause)
-        name = type(_innermost(self.dataset)).__name__
+        name = self.name
         text = f"{where}: {name}.{method} failed with {one_line(error)}"
         return SampleError(text, ID=ID, path=path, cause=cause)
 
@@ -242,7 +302,7 @@ class Samples(Dataset[Any]):
         ID = self._ID(int(ticket.indices[at]))
         path = _path(self.dataset, ID)
         where = f"sample {ID!r}" + (f" ({path})" if path else "")
-        text = f"{where}: {type(_innermost(self.dataset)).__name__} returned None; return the pair (X, y)"
+        text = f"{where}: {self.name} returned None; return the pair (X, y)"
         return SampleError(text, ID=ID, path=path)
 
     def _named(self, ticket: Ticket) -> str:
@@ -296,39 +356,6 @@ def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
     for index, name in enumerate(names):
         result[index] = counts[name] = counts.get(name, -1) + 1
     return result
-
-
-def _odd_one_out(samples: list[Any]) -> tuple[int, int, str] | None:
-    """Index of the first sample unlike the majority, index of one of the majority, and the difference in words."""
-    forms = [_form(sample) for sample in samples]
-    if all(form == forms[0] for form in forms):
-        return None
-    usual = Counter(forms).most_common(1)[0][0]  # of equals the first, so the answer depends on the batch alone
-    odd = next(i for i, form in enumerate(forms) if form != usual)
-    difference = "is built differently from"
-    for mine, theirs in zip(forms[odd], usual, strict=False):
-        if mine[0] != theirs[0] or (mine[1] is None) != (theirs[1] is None):
-            break
-        if mine != theirs:
-            name = f"{mine[0]} " if mine[0] else ""
-            if mine[1] != theirs[1]:
-                difference = f"{name}has shape {tuple(mine[1])}, not {tuple(theirs[1])} as in"
-            else:
-                difference = f"{name}has dtype {mine[2]}, not {theirs[2]} as in"
-            break
-    return odd, forms.index(usual), difference
-
-
-def _form(sample: Any) -> tuple[tuple[Any, ...], ...]:
-    """Name, shape and dtype of each tensor or array of a sample, and the names of its other parts."""
-    if isinstance(sample, (tuple, list)) and len(sample) == 2:
-        named = [*leaves(sample[0], "X"), *leaves(sample[1], "y")]
-    else:
-        named = [(name.lstrip("."), value) for name, value in leaves(sample)]
-    return tuple(
-        (name, value.shape, value.dtype) if isinstance(value, (Tensor, np.ndarray)) else (name, None, None)
-        for name, value in named
-    )
 
 
 def _path(dataset: Any, ID: str) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,12 +17,16 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from feedrate.dataset.build import list_IDs
 from feedrate.errors import UserError
 from feedrate.loader.digest import OrderDigest, content_hash, nbytes
-from feedrate.loader.fetch import Receipt, Samples, with_cause
+from feedrate.loader.engine import checked, choose
+from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Order, Plan
+from feedrate.loader.passes import Pass
 from feedrate.loader.report import Report
-from feedrate.loader.slots import opened
+from feedrate.loader.threads import Threads
+from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.loader.workers import Workers
 
+FOLLOWING = -1  # the next epoch number
 _SIGNATURE = inspect.signature(DataLoader.__init__)
 
 
@@ -33,6 +36,8 @@ class Loader(DataLoader[Any]):
     Args:
         seed: None for exactly torch's DataLoader, results and errors alike. A number for an order of our own on a
             map-style dataset: batches are then a function of (seed, epoch, position), whatever the workers.
+        engine: with a seed, what the workers are: 'thread', 'process', or 'auto' for the better of the two by a short
+            measurement. Without workers it is 'inline'. What is delivered is the same.
         content_digest: with a seed, also hash what the batches hold, batch by batch; costs a pass over each.
         rank, world_size: with a seed, take the rank-th contiguous part of each global batch of
             `batch_size * world_size` samples.
@@ -42,8 +47,11 @@ class Loader(DataLoader[Any]):
     of workers and batch size. The dataset is asked for whole batches where it has `load_batch` (as TensorFiles has) or
     PyTorch's `__getitems__`, and otherwise sample by sample.
 
+    Attributes:
+        engine: the engine; 'auto' until the first batches are loaded.
+
     Raises:
-        UserError: an argument that a seed leaves no room for.
+        UserError: an argument that a seed leaves no room for, or that the engine cannot use.
         SampleError: while iterating, naming the sample.
     """
 
@@ -52,6 +60,7 @@ class Loader(DataLoader[Any]):
         dataset: Dataset[Any],
         *args: Any,
         seed: int | None = None,
+        engine: str = "auto",
         content_digest: bool = False,
         rank: int = 0,
         world_size: int = 1,
@@ -59,13 +68,15 @@ class Loader(DataLoader[Any]):
     ) -> None:
         self.seed = None if seed is None else operator.index(seed)
         if self.seed is None:
-            if content_digest or (rank, world_size) != (0, 1):
-                raise UserError("Loader: content_digest, rank and world_size need a seed; pass seed=0")
+            if content_digest or engine != "auto" or (rank, world_size) != (0, 1):
+                raise UserError("Loader: engine, content_digest, rank and world_size need a seed; pass seed=0")
             super().__init__(dataset, *args, **kwargs)
+            self.engine = "process" if self.num_workers else "inline"
             return
         given = _SIGNATURE.bind(self, dataset, *args, **kwargs).arguments
         _refuse(dataset, given, rank, world_size)
         super().__init__(dataset, *args, **kwargs)
+        self.engine = checked(engine, self)
         self.rank, self.world_size = rank, world_size
         self._shuffled = bool(given.get("shuffle"))
         self._content = b"" if content_digest else None
@@ -74,14 +85,16 @@ class Loader(DataLoader[Any]):
             names = None  # not one ID for each index: the indices are the IDs
         collate = self.collate_fn or default_convert
         self._samples = Samples(dataset, self.seed, names, collate, batched=self.batch_size is not None)
-        self._workers = Workers(self._samples)
+        self._tickets = Tickets(dataset)
+        self._expect(1)
+        self._engine: Workers | Threads | None = None
         self._report = Report(max(1, self.num_workers))
         # the position: `_at` in the epoch of `_order`, and whether a pass through that epoch has begun
         self._order, self._at, self._begun = Order(self._size(), self.seed, 0, self._shuffled), 0, False
         self._digest = OrderDigest(names)
         self._digest.begin(self._order, 0)
         self._last: Receipt | None = None
-        self._early: _Pass | None = None
+        self._early: Pass | None = None
         self._passes = 0  # number of the present pass; another one that still runs is over
 
     # -----------------------------------------------------------------------------------------------------
@@ -120,9 +133,11 @@ class Loader(DataLoader[Any]):
             self._begun = False  # that pass was never asked for a batch
         self._early = None
         self._passes += 1
+        if self._engine is None:
+            return
         if at_once:
-            self._workers.kill()
-        self._workers.end()
+            self._engine.kill()
+        self._engine.end()
 
     @property
     def end(self) -> int:
@@ -136,15 +151,24 @@ class Loader(DataLoader[Any]):
         Here `next()` asks this itself. But torch also raises that error in whatever the main process does when a worker
         dies, such as a step of training.
         """
-        return self._workers.lost(error) if self.seed is not None else None
+        return self._engine.lost(error) if self.seed is not None and self._engine is not None else None
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next `iter()` is epoch `epoch`; a position that was loaded for that epoch stays."""
+    def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
+        """The next `iter()` is epoch `epoch`; a position that was loaded for that epoch stays.
+
+        Args:
+            then: the epoch after it, of which persistent workers make the first batches while the last ones of this one
+                are used; None for none. Another one may be asked for all the same.
+        """
         if self.seed is None:
             return
         awaited = self._early is not None or not self._begun
         if epoch != self._order.epoch or not awaited:
             self._move(epoch)
+        self._expect(None if then is None else 1 if then == FOLLOWING else then - epoch)
+
+    def _expect(self, step: int | None) -> None:
+        self._tickets.step = step if self.persistent_workers else None
 
     def _move(self, epoch: int) -> None:
         """To the start of an epoch."""
@@ -152,23 +176,32 @@ class Loader(DataLoader[Any]):
         order = Order(self._size(), self.seed, epoch, self._shuffled)
         self._digest.begin(order, self._at)
         self._order, self._at, self._begun = order, 0, False
+        self._expect(1)
         self._end_pass()
 
     def _end_pass(self) -> None:
         self._last, self._early = None, None
         self._passes += 1
 
-    def _begin(self) -> _Pass:
+    def _begin(self) -> Pass:
         if self._begun:
             self._move(self._order.epoch + 1)
-        elif self._at == 0:
-            self._move(self._order.epoch)  # the dataset may have grown since
+        elif self._at == 0:  # the dataset may have grown since
+            step = self._tickets.step
+            self._move(self._order.epoch)
+            self._expect(step)
         self._end_pass()
         plan = self._plan(self._at)
-        inner = self._workers.begin(plan, self)
+        made: list[Any] = []
+        if self._engine is None:
+            choice = choose(self._samples, plan, self)
+            self.engine, made = choice.engine, choice.made
+            self._engine = (Threads if self.engine == "thread" else Workers)(self._samples, self._tickets)
+        rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
+        batches = self._engine.begin(rest, self)
         self._begun = True
         self._report.begin(self._order.epoch)
-        return _Pass(self, inner, plan, self._passes)
+        return Pass(self, self._engine, _joined(made, batches) if made else batches, plan, self._passes)
 
     def _plan(self, start: int) -> Plan:
         batch = (self.batch_size or 1) * self.world_size
@@ -251,6 +284,7 @@ class Loader(DataLoader[Any]):
         self._at = int(state["position"])
         if self._content is not None:
             self._content = bytes.fromhex(state.get("content") or "")
+        self._expect(1)
         self._begun = self._at >= self._plan(self._at).end  # nothing is left of that epoch
 
     def _position(self, after: Receipt | None) -> int:
@@ -271,50 +305,12 @@ class Loader(DataLoader[Any]):
             raise UserError(f"Loader.{name}() needs a seed: without one this is torch's DataLoader; pass seed=0")
 
 
-class _Pass(Iterator[Any]):
-    """One pass through an epoch, from a position on."""
-
-    def __init__(self, loader: Loader, inner: Iterator[Any], plan: Plan, number: int) -> None:
-        self._loader, self._inner, self._plan, self._number = loader, inner, plan, number
-        self._at = plan.start
-        self._error: Exception | None = None
-
-    def __next__(self) -> Any:
-        begin = time.perf_counter_ns()
-        loader = self._loader
-        if self._error is not None:
-            raise self._error
-        if loader._passes != self._number:
-            if self._at == self._plan.end:
-                raise StopIteration
-            raise UserError(
-                "this pass over the loader has ended, as iter(), set_epoch(), load_state_dict() or close() was called; "
-                "make a second Loader for a pass within a pass"
-            )
-        try:
-            batch, receipt = loader._workers.watched(lambda: next(self._inner))
-        except StopIteration:
-            assert self._at == self._plan.end or not len(self._plan), (self._at, self._plan)
-            self._at = loader._at = self._plan.end  # also where there was nothing for this rank
-            raise
-        except Exception as error:
-            self._stop(error)
-            raise
-        assert (receipt.ticket.epoch, receipt.ticket.start) == (self._plan.order.epoch, self._at), receipt.ticket
-        if receipt.error is not None:
-            self._stop(receipt.error)
-            raise with_cause(receipt.error)
-        self._at = receipt.ticket.stop
-        batch = opened(batch)
-        loader._delivered(batch, receipt, time.perf_counter_ns() - begin)
-        return batch
-
-    def _stop(self, error: Exception) -> None:
-        """After an error the pass is over: asked again it fails again. Workers that serve it alone end now."""
-        self._error, self._inner = error, iter(())
-
-    def __len__(self) -> int:
-        return len(self._plan)
+def _joined(made: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    """First what is made already, then the rest."""
+    made.reverse()
+    while made:
+        yield made.pop()
+    yield from rest
 
 
 def _refuse(dataset: Dataset[Any], given: dict[str, Any], rank: int, world_size: int) -> None:

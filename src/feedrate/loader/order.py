@@ -43,6 +43,13 @@ class Order:
         self._block = -1
         self._indices = np.empty(0, dtype=np.int64)
 
+    def __eq__(self, other: object) -> bool:
+        key = self.size, self.seed, self.epoch, self.shuffle
+        return isinstance(other, Order) and key == (other.size, other.seed, other.epoch, other.shuffle)
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.seed, self.epoch, self.shuffle))
+
     def indices(self, start: int, stop: int) -> np.ndarray:
         """Sample indices at the positions [start, stop): (stop - start,) int64."""
         assert 0 <= start <= stop <= self.size, (start, stop, self.size)

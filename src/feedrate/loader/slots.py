@@ -7,6 +7,7 @@ when, is decided elsewhere.
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -207,22 +208,29 @@ def _gone(lent: Lent) -> None:
 
 
 class Pool:
-    """Memory of this process that is used again, lent as slots are, for batches that do not cross."""
+    """Memory of this process that is used again, lent as slots are, for batches that do not cross.
+
+    Safe to use from several threads.
+    """
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
+        self._lock = threading.Lock()  # not for `_keep`, which may be called anywhere, also while it is held
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory for a tensor; it is used again when the last tensor on it is gone."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if nbytes < _POOLED:
             return torch.empty(shape, dtype=dtype)
-        free = self._free.get(nbytes)
-        if free is None:
-            if len(self._free) >= SPARE:  # batches of ever new sizes: keep what the latest need
-                self._free.pop(next(iter(self._free)))
-            free = self._free[nbytes] = []
-        memory = free.pop() if free else np.empty(nbytes, dtype=np.uint8)
+        with self._lock:
+            free = self._free.get(nbytes)
+            if free is None:
+                if len(self._free) >= SPARE:  # batches of ever new sizes: keep what the latest need
+                    self._free.pop(next(iter(self._free)))
+                free = self._free[nbytes] = []
+            memory = free.pop() if free else None
+        if memory is None:
+            memory = np.empty(nbytes, dtype=np.uint8)
         view = memory[:]
         weakref.finalize(view, _keep, free, memory).atexit = False
         return torch.from_numpy(view).view(dtype).view(shape)

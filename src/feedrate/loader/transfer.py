@@ -14,7 +14,7 @@ from torch import Tensor
 
 from feedrate.errors import UserError
 from feedrate.loader.digest import nbytes
-from feedrate.loader.fetch import Receipt
+from feedrate.loader.tickets import Receipt
 from feedrate.timing import Clock
 
 
@@ -57,7 +57,9 @@ class ToDevice:
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = iter(self._loader)
-        return self._ahead(iterator) if self._device.type in ("cuda", "xpu") else self._in_line(iterator)
+        if self._device.type in ("cuda", "xpu"):
+            return self._ahead(iterator, CopyStream(self._device))
+        return self._in_line(iterator)
 
     def _in_line(self, iterator: Iterator[Any]) -> Iterator[Batch]:
         while (host := self._next(iterator)) is not None:
@@ -65,21 +67,21 @@ class ToDevice:
             self._lap("transfer")
             yield replace(host, X=X, y=y)
 
-    def _ahead(self, iterator: Iterator[Any]) -> Iterator[Batch]:
-        stream = torch.Stream(self._device)
-        ahead = self._copy(self._next(iterator), stream)
+    def _ahead(self, iterator: Iterator[Any], copies: CopyStream) -> Iterator[Batch]:
+        host = self._next(iterator)
+        ahead = copies.issue(host) if host is not None else None
         while ahead is not None:
-            batch, done, _source = ahead
-            current = torch.accelerator.current_stream(self._device)
-            current.wait_event(done)  # the step waits on the device; the host goes on
-            for tensor in (batch.X, batch.y):
-                tensor.record_stream(current)  # or the allocator would hand its memory out while the step reads it
-            self._lap("transfer")
-            yield batch
-            # the step of `batch` is issued by now, and runs while the next batch is waited for and copied
-            following = self._copy(self._next(iterator), stream)
-            done.synchronize()  # `_source` may go after this; the copy lies before that step, so it costs nothing
-            ahead = following
+            source, (batch, done) = host, ahead
+            try:
+                copies.hand_over(batch, done)
+                self._lap("transfer")
+                yield batch
+                # the step of `batch` is issued by now, and runs while the next batch is waited for and copied
+                host = self._next(iterator)
+                ahead = copies.issue(host) if host is not None else None
+            finally:
+                done.synchronize()  # the copy lies before that step, so it costs nothing
+                del source  # only now: its memory is filled again
 
     def _next(self, iterator: Iterator[Any]) -> Batch | None:
         try:
@@ -101,16 +103,29 @@ class ToDevice:
             self._check(batch)
         return batch
 
-    def _copy(self, host: Batch | None, stream: torch.Stream) -> tuple[Batch, torch.Event, Batch] | None:
-        if host is None:
-            return None
-        with stream:
-            X = host.X.to(self._device, non_blocking=True)
-            y = host.y.to(self._device, non_blocking=True)
-            done = torch.Event(self._device)
-            done.record(stream)
-        return replace(host, X=X, y=y), done, host
-
     def _lap(self, phase: str) -> None:
         if self._clock is not None:
             self._clock.lap(phase)
+
+
+class CopyStream:
+    """Copies to an accelerator on a stream of their own, at the side of the steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.Stream(device)
+
+    def issue(self, host: Batch) -> tuple[Batch, torch.Event]:
+        """The batch on the device, and what tells when its content is there; `host` must be kept until then."""
+        with self._stream:
+            X = host.X.to(self._device, non_blocking=True)
+            y = host.y.to(self._device, non_blocking=True)
+            done = torch.Event(self._device)
+            done.record(self._stream)
+        return replace(host, X=X, y=y), done
+
+    def hand_over(self, batch: Batch, done: torch.Event) -> None:
+        """From now on a step may use the batch: it waits on the device, while the host goes on."""
+        current = torch.accelerator.current_stream(self._device)
+        current.wait_event(done)
+        for tensor in (batch.X, batch.y):
+            tensor.record_stream(current)  # or the allocator would hand its memory out while the step reads it

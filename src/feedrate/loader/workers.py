@@ -22,12 +22,13 @@ from traceback import clear_frames
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from feedrate.errors import UserError
-from feedrate.loader.fetch import Samples, Ticket
+from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
 from feedrate.loader.slots import Ring
+from feedrate.loader.tickets import Tickets
 
 T = TypeVar("T")
 _ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
@@ -36,10 +37,10 @@ _ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
 class Workers:
     """A private DataLoader that turns the tickets of a plan into the batches that `samples` makes of them."""
 
-    def __init__(self, samples: Samples) -> None:
-        self._samples = samples
-        self._tickets = _Tickets()
+    def __init__(self, samples: Samples, tickets: Tickets) -> None:
+        self._samples, self._tickets = samples, tickets
         self._inner: DataLoader[Any] | None = None
+        self._kept: Iterator[Any] | None = None  # of workers that live on: the batches after those of a pass
         self._processes: list[BaseProcess] = []
         self._iterating: weakref.ref[Any] | None = None
         self._ring: Ring | None = None
@@ -55,8 +56,12 @@ class Workers:
         Raises:
             UserError: the dataset cannot be sent to them, or one of them is gone.
         """
-        self._tickets.plan = plan
-        return self.watched(lambda: self._iterator(settings))
+        goes_on = self._tickets.begin(plan)
+        if self._kept is not None and goes_on:
+            return self._kept
+        batches = self.watched(lambda: self._iterator(settings))
+        self._kept = batches if settings.persistent_workers else None
+        return batches
 
     def watched(self, step: Callable[[], T]) -> T:
         """What `step` returns, which asks the workers for something.
@@ -69,7 +74,10 @@ class Workers:
         except StopIteration:
             raise
         except BaseException as error:
-            lost = self.lost(error)  # before the others are ended too
+            try:
+                lost = self.lost(error)  # before the others are ended too
+            except RuntimeError as late:  # torch's handler of SIGCHLD, which raises once, wherever that may be
+                lost = self.lost(late)
             self.kill()
             # torch's frames hold the workers and the error in a circle: they would outlive it, and end slowly
             clear_frames(error.__traceback__)
@@ -83,7 +91,7 @@ class Workers:
 
     def end(self) -> None:
         """Ends those that wait for the next epoch."""
-        self._inner = None
+        self._inner = self._kept = None
 
     def kill(self) -> None:
         """Ends them at once, whatever they do; they ignore the signals that ask politely."""
@@ -96,7 +104,7 @@ class Workers:
             process.kill()
         for process in self._processes:
             process.join()
-        self._processes, self._inner = [], None
+        self._processes, self._inner, self._kept = [], None, None
 
     def _iterator(self, settings: DataLoader[Any]) -> Iterator[Any]:
         before = set(multiprocessing.active_children())
@@ -160,22 +168,6 @@ def _disarm(error: BaseException) -> None:
         if type(half).__name__ == "_MultiProcessingDataLoaderIter":
             half._shutdown = True  # type: ignore[union-attr]
         step = step.tb_next
-
-
-class _Tickets(Sampler[Any]):
-    """The private DataLoader's batch sampler."""
-
-    def __init__(self) -> None:
-        self.plan: Plan | None = None
-
-    def __iter__(self) -> Iterator[Ticket]:
-        assert self.plan is not None
-        return self._cut(self.plan)  # the plan of now: the generator runs on while the next epoch is planned
-
-    @staticmethod
-    def _cut(plan: Plan) -> Iterator[Ticket]:
-        for start, stop, indices in plan:
-            yield Ticket(plan.order.epoch, start, stop, indices)
 
 
 class _Start:

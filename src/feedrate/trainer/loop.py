@@ -18,7 +18,7 @@ from torch import nn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
-from feedrate.loader import ToDevice
+from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, Point, points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.device import Precision
@@ -150,7 +150,7 @@ class Trainer:
         loader, clock, state, result = self.loaders["train"], self.clock, self.state, self.state.result
         clock.begin()
         if state.phase == "training":
-            state.begin_training()
+            state.begin_training(last=self._is_last(epoch))
             self._train(epoch, loader, progress)
             state.phase = "validation"
         state.keep_random()  # of before the validation, which an interruption lets begin anew
@@ -240,8 +240,10 @@ class Trainer:
         """
         self.state.model.eval()
         meter, loader = self.task.meter(self.device), self.loaders[partition]
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(0)  # every validation sees the same samples with the same randomness
+        if isinstance(loader, Loader):  # every validation sees the same samples with the same randomness
+            loader.set_epoch(0, then=None if self._is_last(self.state.epoch) else 0)
+        elif hasattr(loader, "set_epoch"):
+            loader.set_epoch(0)
         batches = iter(ToDevice(loader, self.device, None, self.forward.check(loader)))
         self._stop.allow()  # what is to be saved does not change in here
         losses: list[tuple[torch.Tensor, Any]] = []
@@ -272,6 +274,12 @@ class Trainer:
         if self._inline:  # a sample that is broken off may leave the generators as it has set them for itself
             self.state.keep_random()
         self._stop.allow()
+
+    def _is_last(self, epoch: int) -> bool:
+        """Whether an epoch is the run's last one, as far as that is known before it."""
+        rest = -(-len(self.loaders["train"]) // self.config.accumulate)
+        max_steps = self.config.max_steps
+        return epoch + 1 >= self.config.max_epochs or (max_steps is not None and self.state.step + rest >= max_steps)
 
     def _finished(self) -> bool:
         return self.config.max_steps is not None and self.state.step >= self.config.max_steps

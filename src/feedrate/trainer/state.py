@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from feedrate.dataset import Data
-from feedrate.loader import Receipt
+from feedrate.loader import Loader, Receipt
 from feedrate.trainer import checkpoint
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.task import Meter
@@ -92,9 +92,11 @@ class RunState:
         """Whatever is drawn from now on, a checkpoint holds the generators as they are now."""
         self.random = checkpoint.random_state()
 
-    def begin_training(self) -> None:
-        """To the loader's first batch of this epoch, or of the rest of it."""
-        if hasattr(self._loader, "set_epoch"):
+    def begin_training(self, last: bool) -> None:
+        """To the loader's first batch of this epoch, or of the rest of it; after the last one none is made ahead."""
+        if isinstance(self._loader, Loader):
+            self._loader.set_epoch(self.epoch, then=None if last else self.epoch + 1)
+        elif hasattr(self._loader, "set_epoch"):
             self._loader.set_epoch(self.epoch)
         if hasattr(self._loader, "state_dict"):
             self.position = self._loader.state_dict()

@@ -1,0 +1,211 @@
+"""Which engine loads: inline, thread or process; how `auto` picks one by loading the first batches of an epoch.
+
+What an engine does is workers.py and threads.py. What the two cost a training step: benchmarks/engines.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader, Subset
+
+from feedrate.dataset.rng import draws_from_globals
+from feedrate.errors import UserError
+from feedrate.loader.digest import nbytes
+from feedrate.loader.fetch import Samples
+from feedrate.loader.order import Plan
+from feedrate.loader.tickets import Receipt, Ticket, tickets_of
+
+if TYPE_CHECKING:
+    from feedrate.loader.loader import Loader
+
+log = logging.getLogger("feedrate")
+NAMES = ("auto", "inline", "thread", "process")
+HELD_MS = 2.0  # of the interpreter's lock for a batch; to take one over from a process costs the training 0.3 to 0.5
+ROUNDS = 3  # of the measurement, each of one batch and then two at once
+BUDGET_MS = 200.0  # after which no other round begins
+PATIENCE_MS = 1000.0  # of a batch that takes longer no more are made for the sake of measuring
+
+Made = tuple[Any, Receipt]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine, why, and the first batches of the plan, which were made to find out and are handed out first."""
+
+    engine: str
+    reason: str = ""
+    made: list[Made] = field(default_factory=list)
+
+
+def checked(engine: str, settings: DataLoader[Any]) -> str:
+    """The engine as far as it is known before a sample is loaded.
+
+    Raises:
+        UserError: it does not exist, or does not go with the other settings.
+    """
+    if engine not in NAMES:
+        raise UserError(f"loader.engine={engine}: must be one of {', '.join(NAMES)}")
+    if settings.num_workers == 0:
+        return "inline"
+    if engine == "inline":
+        raise UserError(
+            f"loader.engine=inline has no workers, and loader.num_workers={settings.num_workers} asks for some; "
+            "set loader.num_workers=0, or loader.engine=auto"
+        )
+    if engine == "thread" and settings.worker_init_fn is not None:
+        raise UserError(
+            "loader.engine=thread: worker_init_fn sets up a process of its own, which a thread is not; "
+            "set loader.engine=process"
+        )
+    return engine
+
+
+def choose(samples: Samples, plan: Plan, loader: Loader) -> Choice:
+    """Settles `loader.engine`, with some of the plan's batches made where that is needed; says so on one line.
+
+    No thread is left when it returns, so that processes can still be forked.
+
+    Raises:
+        UserError: engine=thread is asked for, and the dataset draws from a global random generator.
+    """
+    if loader.engine == "thread":
+        return _thread(samples.in_threads(), plan)
+    if loader.engine != "auto":
+        return Choice(loader.engine)
+    choice = _given(samples, loader) or _pick(samples.in_threads(), plan, loader)
+    log.info("loader.engine=auto: %s, %s", choice.engine, choice.reason)
+    return choice
+
+
+def _thread(samples: Samples, plan: Plan) -> Choice:
+    made, drew = _look(samples, plan)
+    if drew:
+        raise UserError(
+            f"loader.engine=thread: {samples.name} draws from {drew} global random generator, which threads share with "
+            "the training\nUse feedrate.dataset.sample_rng(), whose numbers are each sample's own, or set "
+            "loader.engine=process"
+        )
+    return Choice("thread", made=made)
+
+
+def _given(samples: Samples, loader: Loader) -> Choice | None:
+    """What other settings decide, and what threads cannot be trusted with."""
+    if loader.worker_init_fn is not None:
+        return Choice("process", "which worker_init_fn is for")
+    if loader.multiprocessing_context is not None:
+        method = loader.multiprocessing_context.get_start_method()
+        return Choice("process", f"which multiprocessing_context={method} is for")
+    if not samples.whole and not _says_thread_safe(samples.dataset):
+        return Choice("process", f"since {samples.name} gives samples one by one and does not say thread_safe = True")
+    return None
+
+
+def _pick(samples: Samples, plan: Plan, loader: Loader) -> Choice:
+    made, drawn_from = _look(samples, plan)
+    if drawn_from:
+        return Choice("process", f"since {samples.name} draws from {drawn_from} global random generator")
+    if not made or made[0][1].error is not None:
+        return Choice("process", "since there is no batch that could be measured", made)
+    if samples.came_one_by_one and not _says_thread_safe(samples.dataset):
+        return Choice(
+            "process", f"since {samples.name} gives samples one by one and does not say thread_safe = True", made
+        )
+    size, free = nbytes(made[0][0]), _free_shared_memory()
+    needed = size * (loader.num_workers * (loader.prefetch_factor or 2) + 1)
+    if free is not None and needed > free:
+        lack = f"{needed / 1e6:,.0f} MB of shared memory, and {free / 1e6:,.0f} MB are free"
+        return Choice("thread", f"since processes would need {lack}", made)
+    if made[0][1].load_ns > PATIENCE_MS * 1e6:
+        return Choice(
+            "process", f"since a batch takes {made[0][1].load_ns / 1e9:.1f} s, too long to measure more", made
+        )
+    with draws_from_globals() as drew:
+        choice = _measured(samples, plan, made[0])
+    return (
+        Choice("process", f"since {samples.name} draws from {drew[0]} global random generator", made)
+        if drew
+        else choice
+    )
+
+
+def _look(samples: Samples, plan: Plan) -> tuple[list[Made], str]:
+    """The first batch, and whose global random generator it drew from; then there is no batch, as it would be wrong."""
+    ticket = next(tickets_of(plan), None)
+    if ticket is None:
+        return [], ""
+    with draws_from_globals() as drew:
+        made = samples.make(ticket)
+    return ([], drew[0]) if drew else ([made], "")
+
+
+def _measured(samples: Samples, plan: Plan, first: Made) -> Choice:
+    """By what a batch costs, and by how far two threads get in each other's way; of each the best time counts."""
+    made, ones, twos = [first], [], []
+    tickets = islice(tickets_of(plan), 1, None)  # with the first batch it was also learned how the files are built
+    for _ in range(ROUNDS):
+        ones.append(_timed(samples, tickets, 1, made))
+        twos.append(_timed(samples, tickets, 2, made))
+        if any(receipt.error is not None for _, receipt in made):
+            return Choice("process", "since a sample failed while it was measured", _until_error(made))
+        if sum(ones) + sum(twos) > BUDGET_MS * 1e6:
+            break
+    one = min([ns for ns in ones if ns] or [first[1].load_ns])
+    two = min([ns for ns in twos if ns] or [2 * one])
+    # of two batches at once, the shares that hold the interpreter's lock come one after the other
+    share = min(1.0, max(0.0, two / one - 1))
+    batch_ms, held_ms, count = one / 1e6, share * one / 1e6, len(first[1].ticket.indices)
+    text = f"as a batch of {nbytes(first[0]) / 1e6:.1f} MB takes {batch_ms:.2g} ms"
+    text += f" ({1e3 * batch_ms / count:.0f} us a sample)"
+    text += f" and holds the interpreter for {'at most ' * (share == 1)}{held_ms:.2g} ms of it"
+    return Choice("thread" if held_ms <= HELD_MS else "process", text, made)
+
+
+def _timed(samples: Samples, tickets: Iterator[Ticket], threads: int, made: list[Made]) -> int:
+    """Nanoseconds for the next batches, each on a thread of its own, all at once; 0 where there are not enough left."""
+    wanted = list(islice(tickets, threads))
+    samples.warm(made[0][0], len(wanted))
+    found: list[Made | None] = [None] * len(wanted)
+
+    def load(at: int) -> None:
+        found[at] = samples.make(wanted[at])
+
+    others = [threading.Thread(target=load, args=(at,)) for at in range(1, len(wanted))]
+    begin = time.perf_counter_ns()
+    for thread in others:
+        thread.start()
+    if wanted:
+        load(0)
+    for thread in others:
+        thread.join()
+    spent = time.perf_counter_ns() - begin
+    made += [one for one in found if one is not None]
+    return spent if len(wanted) == threads else 0
+
+
+def _until_error(made: list[Made]) -> list[Made]:
+    """Up to the first that failed."""
+    failed = next(at for at, (_, receipt) in enumerate(made) if receipt.error is not None)
+    return made[: failed + 1]
+
+
+def _says_thread_safe(dataset: Any) -> bool:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return bool(getattr(dataset, "thread_safe", False))
+
+
+def _free_shared_memory() -> int | None:
+    """Bytes, None where it is not a file system."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize

@@ -1,0 +1,82 @@
+"""One pass through an epoch, as the user of a loader iterates over it: where it is, when it ends, what broke it off.
+
+Batches come from an engine; positions, digests and the account of what was delivered are the loader's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from feedrate.errors import UserError
+from feedrate.loader.fetch import with_cause
+from feedrate.loader.order import Plan
+from feedrate.loader.slots import opened
+
+if TYPE_CHECKING:
+    from feedrate.loader.loader import Loader
+    from feedrate.loader.threads import Threads
+    from feedrate.loader.workers import Workers
+
+
+class Pass(Iterator[Any]):
+    """From a position of an epoch to its end; the engine's batches go on after that.
+
+    Args:
+        engine: that the batches come from.
+        batches: with their receipts, from the plan's first on.
+        number: of the pass; the loader counts them, and another one that still runs is over.
+    """
+
+    def __init__(
+        self, loader: Loader, engine: Workers | Threads, batches: Iterator[Any], plan: Plan, number: int
+    ) -> None:
+        self._loader, self._engine, self._batches = loader, engine, batches
+        self._plan, self._number = plan, number
+        self._at, self._left = plan.start, len(plan)
+        self._error: Exception | None = None
+
+    def __next__(self) -> Any:
+        begin = time.perf_counter_ns()
+        loader = self._loader
+        if self._error is not None:
+            raise self._error
+        if loader._passes != self._number:
+            if self._at == self._plan.end:
+                raise StopIteration
+            raise UserError(
+                "this pass over the loader has ended, as iter(), set_epoch(), load_state_dict() or close() was called; "
+                "make a second Loader for a pass within a pass"
+            )
+        if not self._left:
+            self._end()
+            raise StopIteration
+        try:
+            batch, receipt = self._engine.watched(lambda: next(self._batches))
+        except StopIteration:
+            raise AssertionError(f"no batch at {self._at}, of {self._plan}") from None
+        except Exception as error:
+            self._stop(error)
+            raise
+        assert (receipt.ticket.epoch, receipt.ticket.start) == (self._plan.order.epoch, self._at), receipt.ticket
+        if receipt.error is not None:
+            self._stop(receipt.error)
+            raise with_cause(receipt.error)
+        self._at, self._left = receipt.ticket.stop, self._left - 1
+        batch = opened(batch)
+        loader._delivered(batch, receipt, time.perf_counter_ns() - begin)
+        return batch
+
+    def _end(self) -> None:
+        """All is delivered. Workers that serve this pass alone end with the last reference to its batches."""
+        self._at = self._loader._at = self._plan.end  # also where there was nothing for this rank
+        self._batches = iter(())
+        self._loader._tickets.end()
+
+    def _stop(self, error: Exception) -> None:
+        """After an error the pass is over: asked again it fails again. Workers that serve it alone end now."""
+        self._error, self._batches = error, iter(())
+
+    def __len__(self) -> int:
+        return len(self._plan)

@@ -1,0 +1,109 @@
+"""Which batch is wanted next: the tickets of an epoch, and beyond its end those of the epoch that most likely follows.
+
+A ticket says what a batch holds; who makes it, and where, is an engine's affair.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from feedrate.errors import SampleError
+from feedrate.loader.order import Order, Plan
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """An order for one batch.
+
+    Attributes:
+        epoch: travels with the batch, since persistent workers hold a stale copy of everything else.
+        start, stop: positions of the global batch in the epoch's order.
+        indices: (n,) int64, the samples of this rank's part.
+    """
+
+    epoch: int
+    start: int
+    stop: int
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What came of a ticket; travels back with the batch as plain values, since each tensor costs a descriptor.
+
+    Attributes:
+        ticket: the order, as the worker read it.
+        load_ns: nanoseconds that making the batch took.
+        worker: number of the worker, None for the main thread of the main process.
+        error: what went wrong; the batch is None then.
+        content: the loader's content digest after this batch, b"" unless asked for; added on arrival.
+    """
+
+    ticket: Ticket
+    load_ns: int
+    worker: int | None
+    error: SampleError | None = None
+    content: bytes = b""
+
+
+def tickets_of(plan: Plan) -> Iterator[Ticket]:
+    for start, stop, indices in plan:
+        yield Ticket(plan.order.epoch, start, stop, indices)
+
+
+class Tickets(Sampler[Any]):
+    """Iterating gives the tickets of `plan`, and then of the epochs after it, as far as they are known.
+
+    Tickets are given out some batches before they are due, so the first ones of the next epoch while the last batches
+    of this one are still on their way: a small data set would otherwise stand still at the start of each epoch.
+
+    Args:
+        dataset: of which only the length is asked, anew for each epoch.
+
+    Attributes:
+        plan: of the pass that begins.
+        step: from an epoch to the one that follows it, in numbers: 1, or 0 where the same one is repeated; None: what
+            follows is not known, or nothing does, and the tickets end with the epoch.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self.plan: Plan | None = None
+        self.step: int | None = None
+        self._ahead: deque[Plan] = deque()  # whose tickets are being given out, and whose pass has not begun
+        self._due = False  # whether batches of a pass that has begun are still to come
+
+    def __iter__(self) -> Iterator[Ticket]:
+        assert self.plan is not None
+        self._ahead = deque()
+        return self._given(self.plan, self._ahead)
+
+    def _given(self, plan: Plan, ahead: deque[Plan]) -> Iterator[Ticket]:
+        while True:
+            yield from tickets_of(plan)
+            if self.step is None:
+                return
+            old = plan.order
+            order = Order(len(self._dataset), old.seed, old.epoch + self.step, old.shuffle)
+            plan = replace(plan, order=order, start=0)
+            if not len(plan):
+                return
+            ahead.append(plan)
+
+    def begin(self, plan: Plan) -> bool:
+        """A pass through `plan` begins: whether the batch that is due next is its first, so that all goes on."""
+        goes_on = not self._due and bool(self._ahead) and self._ahead[0] == plan
+        if goes_on:
+            self._ahead.popleft()
+        self.plan, self._due = plan, True
+        return goes_on
+
+    def end(self) -> None:
+        """The last batch of the pass was handed out."""
+        self._due = False

@@ -1,0 +1,347 @@
+"""Threads, processes and neither deliver the same; `auto` picks one and says why."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset
+
+from feedrate.dataset import TensorFiles, sample_rng
+from feedrate.errors import SampleError, UserError
+from feedrate.loader import Loader
+from feedrate.loader.threads import _RUNNING
+from loader.datasets import Augmented, Drawn, Faulty, Numbers, Recorded, Whole, tell, total
+from loader.test_loader import same
+
+pytestmark = pytest.mark.usefixtures("no_workers_left", "no_threads_left")
+ENGINES = ("thread", "process")
+NAMES = [f"scan/{i:03d}" for i in range(37)]
+BATCHES = 8  # of 37 samples
+
+
+def loader(data: Dataset[Any], num_workers: int = 2, **settings: Any) -> Loader:
+    settings = {"batch_size": 5, "shuffle": True, "seed": 7, "content_digest": True, **settings}
+    if num_workers and settings.get("engine") == "process":
+        settings.setdefault("multiprocessing_context", "fork")
+    return Loader(data, num_workers=num_workers, **settings)
+
+
+def delivered(made: Loader, epochs: int = 2) -> tuple[list[Any], str, str | None]:
+    batches = [list(made) for _ in range(epochs)]
+    found = batches, made.order_digest(), made.content_digest()
+    made.close()
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the same from each
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize(("num_workers", "prefetch"), [(1, None), (2, 1), (4, 3)])
+def test_threads_deliver_what_the_training_process_alone_would(
+    num_workers: int, prefetch: int | None, persistent: bool
+) -> None:
+    settings = {"engine": "thread", "prefetch_factor": prefetch, "persistent_workers": persistent}
+    threads = delivered(loader(Drawn(NAMES), num_workers, **settings), epochs=3)
+    assert same(threads, delivered(loader(Drawn(NAMES), 0), epochs=3))
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "auto"])
+def test_whole_batches_are_the_same_from_every_engine(tmp_path: Path, engine: str) -> None:
+    for number, name in enumerate(NAMES):
+        path = tmp_path / f"{name}.pt"
+        path.parent.mkdir(exist_ok=True)
+        torch.save(torch.full((3, 80, 80), number, dtype=torch.uint8), path)
+    data = TensorFiles(NAMES, dict.fromkeys(NAMES, 1), tmp_path)
+    settings = {"engine": engine, "persistent_workers": True}
+    assert same(delivered(loader(data, **settings)), delivered(loader(data, 0)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_random_numbers_of_a_sample_are_its_own_whoever_loads_it(engine: str) -> None:
+    found = {int(row[0]): row for X, _ in loader(Drawn(NAMES), engine=engine) for row in X}
+    alone = {int(row[0]): row for X, _ in loader(Drawn(NAMES), 0, batch_size=3, shuffle=False) for row in X}
+    assert same([found[i] for i in range(37)], [alone[i] for i in range(37)])
+
+
+@pytest.mark.parametrize(("before", "then"), [("thread", "process"), ("process", "thread"), ("thread", "thread")])
+@pytest.mark.parametrize("batches", [3, 8, 11])
+def test_a_restart_may_change_the_engine(before: str, then: str, batches: int) -> None:
+    first = loader(Drawn(NAMES), engine=before, persistent_workers=True)
+    for _ in range(batches // BATCHES):
+        list(first)
+    iterator = iter(first) if batches % BATCHES else iter(())
+    for _ in range(batches % BATCHES):
+        next(iterator)
+    state = first.state_dict()  # a batch that is made ahead counts for nothing
+    first.close()
+    second = loader(Drawn(NAMES), engine=then, persistent_workers=True)
+    second.load_state_dict(state)
+    rest = [batch for _ in range(2 - batches // BATCHES) for batch in second]
+    whole, *digests = delivered(loader(Drawn(NAMES), 0))
+    assert same(rest, [batch for epoch in whole for batch in epoch][batches:])
+    assert [second.order_digest(), second.content_digest()] == digests
+    second.close()
+
+
+def test_threads_leave_the_global_random_numbers_to_the_training() -> None:
+    def states() -> tuple[bytes, Any, str]:
+        return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())
+
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    before = states()
+    made = loader(Drawn(NAMES), engine="thread")
+    made.start()
+    for _ in made:
+        assert states() == before
+    assert sample_rng().random() != sample_rng().random()  # outside a loader as ever
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: torch.rand(()), random.random, np.random.rand], ids=["torch", "python", "numpy"]
+)
+def test_a_dataset_that_draws_from_a_global_generator_is_refused_by_threads(
+    draw: Any, request: pytest.FixtureRequest
+) -> None:
+    class Drawing(Numbers):
+        def __getitem__(self, index: int) -> Any:
+            return float(draw())
+
+    whose = {"torch": "torch's", "python": "Python's", "numpy": "NumPy's"}[request.node.callspec.id]
+    state = torch.get_rng_state()
+    with pytest.raises(UserError) as raised:
+        next(iter(loader(Drawing(), engine="thread")))
+    assert str(raised.value) == (
+        f"loader.engine=thread: Drawing draws from {whose} global random generator, "
+        "which threads share with the training\n"
+        "Use feedrate.dataset.sample_rng(), whose numbers are each sample's own, or set loader.engine=process"
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(UserError, match="Numbers draws from torch's"):
+        next(iter(loader(Numbers(), engine="thread", collate_fn=total)))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# threads: bounded, ordered, ended
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_threads_load_no_more_batches_ahead_than_asked(tmp_path: Path) -> None:
+    data = Recorded(60, tmp_path / "record")
+    made = loader(data, engine="thread", batch_size=3, prefetch_factor=2)
+    for number, _ in enumerate(made, start=1):
+        assert len(data.asked()) <= 3 * (number + 4)
+    assert sorted(data.asked()) == list(range(60))
+
+
+class Slow(Numbers):
+    """Even batches take longer than odd ones, and their threads are overtaken."""
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.002 * (index % 10 < 5))
+        return super().__getitem__(index)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_batches_of_threads_come_in_their_order() -> None:
+    made = loader(Slow(), 4, engine="thread", shuffle=False)
+    assert [i for _, y in made for i in y.tolist()] == list(range(37))
+    assert {receipt.worker for receipt in _receipts(loader(Slow(), 2, engine="thread"))} <= {None, 0, 1}
+
+
+def _receipts(made: Loader) -> list[Any]:
+    return [made.delivered for _ in made]
+
+
+class Hanging(Numbers):
+    """The sample after the first batch is loaded until somebody says `go`."""
+
+    def __init__(self) -> None:
+        super().__init__(20)
+        self.go = threading.Event()
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 5:
+            self.go.wait()
+        return super().__getitem__(index)
+
+
+def test_closing_at_once_does_not_wait_for_a_thread_that_hangs() -> None:
+    data = Hanging()
+    made = loader(data, engine="thread", shuffle=False)
+    next(iter(made))
+    made.close(at_once=True)
+    assert any(thread.is_alive() for thread in _RUNNING)
+    data.go.set()  # and then it ends, as the fixture sees
+
+
+def test_a_sample_that_hangs_in_a_thread_ends_in_the_timeout_with_the_remedy() -> None:
+    data = Hanging()
+    made = loader(data, engine="thread", shuffle=False, timeout=0.2)
+    with pytest.raises(UserError) as raised:
+        list(made)
+    assert str(raised.value) == (
+        "loader.timeout: no batch came in time (none after 0.2 seconds)\n"
+        "A sample hangs, or loader.timeout is too short (0 waits for ever)"
+    )
+    data.go.set()
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_threads_end_with_their_loader_or_their_pass(persistent: bool) -> None:
+    made = loader(Numbers(), engine="thread", persistent_workers=persistent)
+    for _ in range(3):
+        next(iter(made))  # left in the middle
+    assert sum(thread.is_alive() for thread in _RUNNING) <= 2 * 3
+    list(made)
+    with pytest.raises(SampleError):
+        list(loader(Faulty("value"), engine="thread", persistent_workers=persistent))
+    made = loader(Faulty("value", size=12), 1, engine="thread", shuffle=False, persistent_workers=persistent)
+    made.set_epoch(0, then=None)
+    with pytest.raises(SampleError):  # in the very last batch that its thread makes
+        list(made)
+    del made  # the fixture waits until all are gone
+
+
+def test_what_a_thread_alone_cannot_foresee_reaches_the_main_one() -> None:
+    class Odd(Numbers):
+        def __getitem__(self, index: int) -> Any:
+            if index == 20:
+                raise GeneratorExit("odd")
+            return index
+
+    with pytest.raises(GeneratorExit, match="odd"):
+        list(loader(Odd(), engine="thread", shuffle=False))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# which engine
+# ---------------------------------------------------------------------------------------------------------
+
+
+def picked(data: Dataset[Any], caplog: pytest.LogCaptureFixture, **settings: Any) -> tuple[str, str]:
+    """The engine that auto picks, and what it says; the batches are what they should be."""
+    made = loader(data, shuffle=False, **settings)
+    assert made.engine == "auto"
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "feedrate"):
+        made.start()
+        batches = list(made)
+    assert same(batches, list(loader(data, 0, shuffle=False)))
+    made.close()
+    (said,) = caplog.messages
+    return made.engine, said
+
+
+def test_auto_measures_a_dataset_that_gives_whole_batches_and_says_what_it_found(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for data in (Whole(), Subset(Whole(), range(30))):
+        engine, said = picked(data, caplog)
+        assert engine in ENGINES
+        assert said.startswith(f"loader.engine=auto: {engine}, as a batch of 0.0 MB takes ")
+        assert "holds the interpreter for" in said
+
+
+def test_auto_leaves_to_processes_what_threads_cannot_be_trusted_with(caplog: pytest.LogCaptureFixture) -> None:
+    why = "loader.engine=auto: process, since {} gives samples one by one and does not say thread_safe = True"
+    assert picked(Drawn(), caplog) == ("process", why.format("Drawn"))
+    assert picked(Subset(Numbers(), range(9)), caplog) == ("process", why.format("Numbers"))
+    settings = {"multiprocessing_context": "fork"}
+    assert picked(Whole(), caplog, **settings)[1].endswith("process, which multiprocessing_context=fork is for")
+    assert picked(Whole(), caplog, worker_init_fn=tell_nothing)[1].endswith("process, which worker_init_fn is for")
+
+
+def tell_nothing(worker_id: int) -> None:
+    pass
+
+
+def test_auto_measures_samples_of_a_dataset_that_says_it_is_thread_safe(caplog: pytest.LogCaptureFixture) -> None:
+    class Safe(Drawn):
+        thread_safe = True
+
+    assert "holds the interpreter for" in picked(Safe(), caplog)[1]
+
+    class Wrong(Augmented):
+        thread_safe = True
+
+    engine, said = picked(Wrong(), caplog)
+    assert (engine, said) == (
+        "process",
+        "loader.engine=auto: process, since Wrong draws from torch's global random generator",
+    )
+
+
+class Counted(Whole):
+    """Notes the batches that it was asked for in this process."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.asked: list[list[int]] = []
+
+    def load_batch(self, indices: np.ndarray, empty: Any) -> Any:
+        self.asked.append(indices.tolist())
+        return super().load_batch(indices, empty)
+
+
+@pytest.mark.parametrize("size", [3, 5, 12, 100])
+def test_what_was_measured_is_used_and_nothing_is_loaded_twice(size: int) -> None:
+    data = Counted(size)
+    made = loader(data)
+    made.start()
+    batches = list(made)
+    measured = [index for batch in data.asked for index in batch]
+    assert len(set(measured)) == len(measured)
+    if made.engine == "thread":
+        assert sorted(measured) == list(range(size))
+    assert same(batches, list(loader(Whole(size), 0)))
+    assert made.state_dict()["position"] == size
+
+
+class Broken(Whole):
+    def load_batch(self, indices: np.ndarray, empty: Any) -> Any:
+        if 11 in indices:
+            raise ValueError("broken")
+        return super().load_batch(indices, empty)
+
+
+@pytest.mark.parametrize("engine", ["auto", "thread", "process"])
+def test_an_error_in_what_is_measured_comes_when_its_batch_is_asked_for(engine: str) -> None:
+    made = loader(Broken(), shuffle=False, engine=engine)
+    made.start()
+    batches: list[Any] = []
+    with pytest.raises(SampleError) as raised:
+        batches.extend(made)
+    assert str(raised.value) == (
+        "batch of '10', '11', '12', '13', '14': Broken.load_batch failed with ValueError: broken"
+    )
+    assert len(batches) == 2
+
+
+def test_settings_that_contradict_the_engine_are_refused_with_the_remedy() -> None:
+    for settings, told in [
+        ({"engine": "inline"}, "loader.engine=inline has no workers, and loader.num_workers=2 asks for some; set"),
+        ({"engine": "fast"}, "loader.engine=fast: must be one of auto, inline, thread, process"),
+        ({"engine": "thread", "worker_init_fn": tell}, "worker_init_fn sets up a process of its own"),
+        ({"engine": "thread", "seed": None, "content_digest": False}, "engine, .* need a seed"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            loader(Numbers(), **settings)
+
+
+@pytest.mark.parametrize("engine", ["auto", "inline", "thread", "process"])
+def test_without_workers_the_engine_is_inline(engine: str) -> None:
+    made = loader(Numbers(), 0, engine=engine)
+    assert made.engine == "inline"
+    assert len(list(made)) == BATCHES
