@@ -74,6 +74,12 @@ class FolderConfig(DatasetConfig):
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class TensorFilesConfig(FolderConfig):
     verify: Literal["none", "crc"] = "none"
+    cache: Literal["none", "shards"] = "none"
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class ArrayFilesConfig(FolderConfig):
+    cache: Literal["none", "shards"] = "none"
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -273,7 +279,7 @@ class PackConfig:
 SHIPPED: Mapping[str, type] = {
     "feedrate.dataset.Digits": FolderConfig,
     "feedrate.dataset.TensorFiles": TensorFilesConfig,
-    "feedrate.dataset.ArrayFiles": FolderConfig,
+    "feedrate.dataset.ArrayFiles": ArrayFilesConfig,
     "feedrate.dataset.InMemory": FolderConfig,
     "feedrate.dataset.Packed": PackedConfig,
     "feedrate.dataset.Generated": GeneratedConfig,

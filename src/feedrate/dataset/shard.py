@@ -85,8 +85,9 @@ class Shard:
         access: 'mmap' to copy from the mapped file, 'pread' to read each row.
 
     The tensors of a shard of n samples: `X` (n, *shape), or where shapes differ `X.values` end to end, `X.ends` (n,)
-    and `X.shapes` (n, dimensions); `y` (n, *shape); `ID.text` UTF-8, `ID.ends` (n,); `crc32` (n,) of X's bytes; and of each
-    sample's source file `source.size` (n,), -1 where there is none, `source.mtime_ns` (n,), `source.sha256` (n, 32).
+    and `X.shapes` (n, dimensions); `y` (n, *shape); `ID.text` UTF-8, `ID.ends` (n,); `crc32` (n,) of X's bytes; and of
+    each sample's source file `source.size` (n,), -1 where there is none, `source.mtime_ns` (n,), `source.sha256`
+    (n, 32).
     """
 
     def __init__(self, path: str, form: Form, access: str = "mmap") -> None:
