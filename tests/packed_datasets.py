@@ -33,12 +33,12 @@ class Odd:
         X, y = torch.full((2,), float(index)), index % 2
         if self.what == "other":
             return X + 1000, y
-        if index != 7:
+        if index != 9:
             return X, y
         if self.what == "error":
             raise ValueError("no such sample")
         odd = {
-            "text": ("seven", y),
+            "text": ("nine", y),
             "shape": (X.view(2, 1), y),
             "dtype": (X.long(), y),
             "y": (X, 1.0),

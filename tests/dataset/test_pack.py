@@ -47,12 +47,12 @@ def test_a_random_transform_is_refused_since_packing_would_freeze_one_draw(tmp_p
 
 
 @pytest.mark.parametrize(("what", "text"), [
-    ("text", "sample '7' cannot be packed: X is a str; return a dense tensor"),
-    ("shape", r"sample '7' cannot be packed: X has shape \(2, 1\), not \(2,\) as in the first sample"),
-    ("dtype", "sample '7' cannot be packed: X has dtype int64, not float32 as in the first sample"),
-    ("y", r"sample '7' cannot be packed: y is of the type float, not int as in the first sample"),
-    ("complex", "sample '7' cannot be packed: X has the dtype complex64"),
-    ("error", "sample '7': Odd.__getitem__ failed with ValueError: no such sample"),
+    ("text", "sample '9' cannot be packed: X is a str; return a dense tensor"),
+    ("shape", r"sample '9' cannot be packed: X has shape \(2, 1\), not \(2,\) as in the first sample"),
+    ("dtype", "sample '9' cannot be packed: X has dtype int64, not float32 as in the first sample"),
+    ("y", r"sample '9' cannot be packed: y is of the type float, not int as in the first sample"),
+    ("complex", "sample '9' cannot be packed: X has the dtype complex64"),
+    ("error", "sample '9': Odd.__getitem__ failed with ValueError: no such sample"),
 ])  # fmt: skip
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_cannot_be_packed_is_named(tmp_path: Path, what: str, text: str, workers: int) -> None:
@@ -60,7 +60,7 @@ def test_a_sample_that_cannot_be_packed_is_named(tmp_path: Path, what: str, text
     config = PackConfig(dataset=node, root=str(tmp_path / "packed"), pack=PackingConfig(num_workers=workers))
     with pytest.raises(SampleError, match=text) as caught:
         pack(config)
-    assert caught.value.ID == "7"
+    assert caught.value.ID == "9"
     assert not list((tmp_path / "packed").glob(".pack-*"))
     with pytest.raises(UserError, match="packing has not come to its end; give the same command"):
         pack_read(tmp_path / "packed")
