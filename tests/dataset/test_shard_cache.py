@@ -1,0 +1,305 @@
+"""`dataset.cache=shards`: every epoch gives what the files give, whatever was killed, changed or damaged before."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from feedrate.dataset import ArrayFiles, TensorFiles
+from feedrate.dataset.sample_reader import fresh
+from feedrate.dataset.shard import read_places
+from feedrate.errors import SampleError, UserError
+from feedrate.loader import Loader
+from packing import age, picture, write_folder
+
+COUNT = 24
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "mine")
+
+
+def IDs_of(root: Path) -> list[str]:
+    return [ID for ids in json.loads((root / "partition.json").read_text()).values() for ID in ids]
+
+
+def open_files(root: Path, cache: str = "shards", **keys: Any) -> TensorFiles:
+    return TensorFiles(IDs_of(root), json.loads((root / "labels.json").read_text()), root, cache=cache, **keys)
+
+
+def shards(root: Path) -> list[Path]:
+    return sorted(root.glob(".feedrate/*/*.safetensors"))
+
+
+def is_complete(root: Path) -> bool:
+    return len(list(root.glob(".feedrate/*/complete"))) == 1
+
+
+def epochs(data: TensorFiles, count: int = 2, **settings: Any) -> tuple[list[Any], str, str | None]:
+    """Batches, order digest and content digest of some epochs."""
+    loader = Loader(data, batch_size=5, shuffle=True, seed=0, content_digest=True, **settings)
+    batches = [[X.tolist(), y.tolist()] for _ in range(count) for X, y in loader]
+    loader.close()
+    return batches, loader.order_digest(), loader.content_digest()
+
+
+def kept(root: Path) -> int:
+    """How many rows count."""
+    total = 0
+    for path in shards(root):
+        place = read_places(str(path))["crc32"]
+        total += int(np.count_nonzero(np.frombuffer(path.read_bytes()[place.begin : place.end], dtype=np.int64)))
+    return total
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_epoch_of_every_run_equals_that_of_the_files(root: Path, workers: int) -> None:
+    settings: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    expected = epochs(open_files(root, "none"))
+    assert not (root / ".feedrate").exists()
+    data = open_files(root)
+    assert epochs(data, **settings) == expected
+    assert kept(root) == COUNT
+    del data  # the end of the run
+    assert is_complete(root)
+    assert epochs(open_files(root), **settings) == expected
+    assert epochs(open_files(root, verify="crc"), **settings) == expected
+
+
+def test_once_it_is_complete_no_file_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = epochs(open_files(root))
+    data = open_files(root)
+    monkeypatch.setattr(os, "preadv", None)
+    monkeypatch.setattr(torch, "load", None)
+    assert epochs(data) == expected
+    X, y = data[3]
+    assert torch.equal(X, picture(3))
+    assert int(y) == 0
+
+
+@pytest.mark.slow
+def test_spawned_workers_fill_and_read_it_too(root: Path) -> None:
+    expected = epochs(open_files(root, "none"))
+    settings: dict[str, Any] = {
+        "num_workers": 2,
+        "persistent_workers": True,
+        "multiprocessing_context": "spawn",
+    }
+    data = open_files(root)
+    assert epochs(data, **settings) == expected
+    del data
+    assert is_complete(root)
+
+
+def test_samples_one_by_one_with_a_transform_are_kept_before_it(root: Path) -> None:
+    for _ in range(2):
+        data = open_files(root, transform=lambda X: X.float() / 2)
+        for number in range(COUNT):
+            assert torch.equal(data[number][0], picture(number).float() / 2)
+        del data
+    assert is_complete(root)
+    assert torch.equal(open_files(root)[5][0], picture(5))
+
+
+def test_arrays_in_npy_files_are_kept_too(tmp_path: Path) -> None:
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", picture(number).numpy())
+        age(tmp_path / f"{number}.npy")
+    IDs, labels = [str(n) for n in range(4)], {str(n): n for n in range(4)}
+    for _ in range(2):
+        X, y = ArrayFiles(IDs, labels, tmp_path, cache="shards").load_batch(np.arange(4), fresh) or (None, None)
+        assert torch.equal(X, torch.stack([picture(n) for n in range(4)]))
+        assert y.tolist() == [0, 1, 2, 3]
+    assert kept(tmp_path) == 4
+
+
+def test_a_file_that_changes_between_runs_is_read_again_and_kept_anew(root: Path) -> None:
+    epochs(open_files(root))
+    changed = root / "scan-1/ü07.pt"
+    torch.save(picture(99), changed)
+    age(changed)
+    os.utime(changed, ns=(1, changed.stat().st_mtime_ns + 5))
+    expected = epochs(open_files(root, "none"))
+    assert is_complete(root)
+    for complete in (False, True, True):  # the first run notices, the second fills, the third only reads
+        data = open_files(root)
+        assert epochs(data) == expected
+        del data
+        assert is_complete(root) == complete
+
+
+def test_samples_unlike_the_first_stay_in_their_files(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "mine", sample=lambda n: picture(n) if n % 3 else picture(n)[:, : 1 + n % 2])
+    for _ in range(2):
+        data, files = open_files(root), open_files(root, "none")
+        for number in range(COUNT):
+            assert torch.equal(data[number][0], files[number][0])
+        with pytest.raises(SampleError, match="has shape"):
+            list(Loader(data, batch_size=6, seed=0))
+        alike = [n for n in range(COUNT) if data[n][0].shape == data[0][0].shape]
+        X, _ = data.load_batch(np.array(alike), fresh) or (None, None)
+        assert torch.equal(X, torch.stack([files[n][0] for n in alike]))
+        assert kept(root) == len(alike)
+        del data
+        assert not is_complete(root)
+
+
+def test_a_missing_file_is_named_as_without_a_cache(root: Path) -> None:
+    data = open_files(root)
+    (root / "scan-1/ü07.pt").unlink()
+    for read in (lambda: data[7], lambda: data.load_batch(np.arange(10), fresh)):
+        with pytest.raises(SampleError, match=r"sample 'scan-1/ü07' .*: no such file"):
+            read()
+
+
+def test_another_list_of_IDs_takes_the_place_of_the_one_before(root: Path) -> None:
+    labels = json.loads((root / "labels.json").read_text())
+    IDs = IDs_of(root)
+    for chosen in (IDs, IDs[:10], IDs[::-1]):
+        data = TensorFiles(chosen, labels, root, cache="shards", partition="train")
+        epochs(data)
+        del data
+        assert len(list((root / ".feedrate").iterdir())) == 1
+    other = TensorFiles(IDs[:3], labels, root, cache="shards", partition="validation")
+    epochs(other)
+    assert len(list((root / ".feedrate").iterdir())) == 2
+
+
+@pytest.mark.parametrize("fault", ["torn", "lost record", "cut off", "foreign", "gone"])
+def test_what_a_crash_leaves_is_never_taken_for_a_sample(root: Path, fault: str) -> None:
+    expected = epochs(open_files(root))
+    (path,) = shards(root)
+    (path.parent / "complete").unlink()
+    places, content = read_places(str(path)), bytearray(path.read_bytes())
+    n = picture(0).nbytes
+    if fault == "torn":
+        for row in (3, 11):
+            content[places["X"].begin + row * n + 10 : places["X"].begin + row * n + n] = bytes(n - 10)
+    if fault == "lost record":
+        content[places["crc32"].begin : places["crc32"].begin + 40] = bytes(40)
+    if fault == "cut off":
+        del content[-100:]
+    if fault == "foreign":
+        content[:] = b"nothing of the kind"
+    path.write_bytes(content)
+    if fault == "gone":
+        path.unlink()
+    data = open_files(root)
+    assert epochs(data) == expected
+    del data
+    assert is_complete(root)
+    assert epochs(open_files(root)) == expected
+
+
+def test_a_flipped_bit_in_a_complete_shard_is_mended_with_verify(root: Path) -> None:
+    expected = epochs(open_files(root))
+    (path,) = shards(root)
+    content = bytearray(path.read_bytes())
+    content[read_places(str(path))["X"].begin + 5 * picture(0).nbytes] ^= 1
+    path.write_bytes(content)
+    assert epochs(open_files(root)) != expected
+    for complete in (False, True):
+        data = open_files(root, verify="crc")
+        assert epochs(data) == expected
+        del data
+        assert is_complete(root) == complete
+
+
+def test_a_run_beside_the_one_that_fills_reads_the_files(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = epochs(open_files(root, "none"))
+    filling = open_files(root)
+    filling.load_batch(np.arange(5), fresh)
+    with caplog.at_level("INFO", "feedrate"):
+        beside = open_files(root)
+    assert "another run fills the cache" in caplog.text
+    assert epochs(beside) == expected
+    assert kept(root) == 5
+    assert epochs(filling) == expected
+    del filling
+    assert is_complete(root)
+    first, second = open_files(root), open_files(root)  # complete, it serves any number of runs
+    assert epochs(first) == epochs(second) == expected
+
+
+def test_a_file_that_was_written_this_instant_is_not_kept_yet(root: Path) -> None:
+    path = root / "scan-0/ü00.pt"
+    data = open_files(root)
+    torch.save(picture(50), path)
+    assert torch.equal(data[0][0], picture(50))
+    torch.save(picture(51), path)  # within the same tick of the clock, perhaps
+    assert torch.equal(open_files(root, "none")[0][0], picture(51))
+    del data
+    assert torch.equal(open_files(root)[0][0], picture(51))
+
+
+def test_no_room_is_an_error_before_the_first_batch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(UserError, match=r"needs 0 MB and 0 MB are free; make room, or set dataset\.cache=none"):
+        open_files(root)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(root: Path) -> None:
+    (root / ".feedrate").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written \(.*\); mend that, or set dataset\.cache=none"):
+        open_files(root)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{src!r}, {tests!r}]
+from dataset.test_shard_cache import Loader, open_files
+data = open_files(Path({root!r}))
+for number, _ in enumerate(Loader(data, batch_size=5, shuffle=True, seed=3, num_workers={workers})):
+    print(number, flush=True)
+    time.sleep(0.05)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_in_the_middle_the_next_run_goes_on_from_there(
+    root: Path, workers: int, run_killed: Callable[[str], None]
+) -> None:
+    expected = epochs(open_files(root, "none"))
+    tests = Path(__file__).resolve().parents[1]
+    run_killed(KILLED.format(src=str(tests.parent / "src"), tests=str(tests), root=str(root), workers=workers))
+    before = kept(root)
+    assert 0 < before <= COUNT
+    assert not is_complete(root)
+    data = open_files(root)  # waits for the lock until the workers of the killed run have noticed
+    assert epochs(data) == expected
+    del data
+    assert kept(root) == COUNT
+    assert is_complete(root)
+
+
+@pytest.fixture
+def run_killed() -> Callable[[str], None]:
+    """Runs a program until it has printed a line, and kills it."""
+
+    def run(program: str) -> None:
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+    return run
