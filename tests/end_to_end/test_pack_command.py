@@ -262,33 +262,21 @@ def test_training_on_shards_gives_the_digests_and_metrics_of_the_files(
     shutil.rmtree(digits / ".feedrate")
 
 
-def test_a_run_on_shards_goes_on_where_it_stopped_and_also_on_the_files(
-    run_train: Run, digits: Path, packed_digits: Path
-) -> None:
-    same = ("trainer.num_threads=1", "loader.content_digest=true")
-    whole = run_train(*same, "dataset=packed", f"dataset.root={packed_digits}")
-    stopped = run_train(*same, "dataset=packed", f"dataset.root={packed_digits}", "trainer.max_steps=30")
-    for data in (("dataset=packed", f"dataset.root={packed_digits}"), ("dataset=digits", f"dataset.root={digits}")):
-        copy = stopped["folder"].with_name(f"run-{data[0].partition('=')[2]}")
-        shutil.copytree(stopped["folder"], copy)
-        again = run_train(*same, *data, f"trainer.resume={copy}/checkpoints/last.pt")
-        assert facts(again) == facts(whole)
-
-
 def test_a_run_on_shards_is_evaluated_and_predicts_shards_and_files(
     run_train: Run, digits: Path, packed_digits: Path, tmp_path: Path
 ) -> None:
     import evaluate
     import predict
-    from saved_run import call
+    from saved_run import call, with_config
 
     summary = run_train("dataset=packed", f"dataset.root={packed_digits}")
-    metrics = call(evaluate.main, "evaluate", f"run={summary['folder']}", "tracking=none")
+    folder = with_config(summary)
+    metrics = call(evaluate.main, "evaluate", f"run={folder}", "tracking=none")
     assert metrics["validation/accuracy"] == pytest.approx(summary["metrics"]["validation/accuracy"], abs=1e-6)
 
     def predicted(root: Path) -> dict[str, str]:
         output = tmp_path / f"{root.name}.csv"
-        call(predict.main, "predict", f"run={summary['folder']}", "tracking=none", f"dataset.root={root}",
+        call(predict.main, "predict", f"run={folder}", "tracking=none", f"dataset.root={root}",
              f"output={output}")  # fmt: skip
         with output.open(newline="") as file:
             return {row["id"]: row["prediction"] for row in csv.DictReader(file)}
