@@ -2,17 +2,17 @@
 
 Shards that are made before training are pack.py's affair; where the samples' files are is that of the dataset.
 
-Each sample has its row, a sample's content is written before the record that makes it count, and no row that counts is
-ever overwritten while another run may read it. So a kill leaves nothing wrong, and needs no mending.
+Each process that keeps samples appends them to a shard of its own, batch by batch, and never changes what it has
+written. A table says where each sample is, one number for each; a number is set only when the shard is on disk. So
+nothing needs a lock: a kill or a power cut loses the latest seconds at most, and runs at the same time do not disturb
+each other.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -32,56 +32,53 @@ from torch import Tensor
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.sample_reader import Empty, fresh
 from feedrate.dataset.shard import Damaged, read_places
+from feedrate.dataset.shard_writer import sync_folder
 from feedrate.errors import UserError
 
-log = logging.getLogger("feedrate")
 FOLDER = ".feedrate"  # below the dataset's root
-COMPLETE = "complete"  # a file that is there once all rows are on disk
-SHARD_BYTES = 256_000_000
-UNKNOWN, GOOD, LEFT = 0, 1, 2  # a sample in this run: not looked at, taken from its shard, taken from its file
-_HELD = 1 << 40  # added to a CRC-32, so that the record of a sample is never 0
-_ORPHANS_S = 8.0  # workers of a killed run hold its lock until they notice, which torch's do after five seconds
+SHARD_BYTES = 256_000_000  # once it is full; room is taken as it fills
+PUBLISH_S = 5.0  # how often what was kept is put on disk and into the table
+LEFT = -1  # in this run the sample is taken from its file; 0: not looked at; else 1 + its place
+_SHIFT = 32  # a place is the number of a shard, and below so many bits the row in it
+_HELD = 1 << 40  # added to a CRC-32 that was taken, which is then never 0
+_ARRAYS = ("crc32", "row", "source.mtime_ns", "source.size")
 _OFF = "set dataset.cache=none"
 
 ReadBatch = Callable[[Sequence[str], Sequence[str], Empty], "Tensor | list[Tensor]"]
 
 
 class ShardCache:
-    """The rows of one list of IDs. `open` makes it; copies in workers share what is known of each sample.
+    """The samples of one list of IDs. `open_cache` makes it; copies in workers share what is known of each sample.
 
     Args:
-        folder: of the shards.
+        folder: of shards and table.
         count: number of samples.
         shape, dtype: of a sample; those that are not like it stay in their files.
-        lock: descriptor that holds the folder's lock as long as this run lives.
-        writable: this run alone uses the folder, and may fill it.
-        verify: compare what is read from shards with its CRC-32, each time.
+        verify: take the CRC-32 of what is kept, and compare what is read from shards with it.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        count: int,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        lock: int,
-        writable: bool,
-        verify: bool = False,
-    ) -> None:
-        self.folder, self.shape, self.dtype, self.writable, self.verify = folder, shape, dtype, writable, verify
+    def __init__(self, folder: Path, count: int, shape: tuple[int, ...], dtype: torch.dtype, verify: bool) -> None:
+        self.folder, self.shape, self.dtype, self.verify = folder, shape, dtype, verify
         self._bytes = math.prod(shape) * dtype.itemsize
         self._rows = max(1, SHARD_BYTES // self._bytes)
         self._count = count
-        self._state = torch.zeros(count, dtype=torch.uint8).share_memory_()
+        self._places = torch.zeros(count, dtype=torch.int64).share_memory_()
         self._forget()
-        self._end = weakref.finalize(self, _ended, folder, self._state, lock, writable, os.getpid())
+        # the loader's workers may be gone before they have published what they kept
+        self._end = weakref.finalize(self, _ended, folder, self._places, _in_use(folder), os.getpid())
 
     def _forget(self) -> None:
-        self._shards: dict[int, _Rows] = {}
-        self._looked = time.monotonic()
+        self._shards: dict[int, _Shard] = {}
+        self._own: _Shard | None = None
+        self._table: np.ndarray | None = None
+        self._published, self._publishing = time.monotonic(), False
+        self._off = False
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_shards", "_end", "_looked")}
+        kept = ("folder", "shape", "dtype", "verify", "_bytes", "_rows", "_count", "_places")
+        return {key: self.__dict__[key] for key in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -93,11 +90,14 @@ class ShardCache:
 
     def read(self, index: int, path: str, read: Callable[[], Tensor]) -> Tensor:
         """One sample, from its shard or else from `read()`, which is then kept."""
-        if self._known(index, path) == GOOD:
+        if self._look(index, path) > 0:
             return self.gather(np.array([index]), fresh)[0]
         before = _stat(path)
         X = read()
-        self._keep([index], [path], [before], X.contiguous()[None] if self._fits(X) else None)
+        if self._fits(X):
+            self._keep(np.array([index]), [before], X.contiguous()[None])
+        else:
+            self._places[index] = LEFT
         return X
 
     def read_batch(
@@ -107,198 +107,234 @@ class ShardCache:
 
         None where the samples are not alike.
         """
-        known = self._state.numpy()[indices]
-        if self.verify or (known != GOOD).any():
-            known = np.array([self._known(i, path) for i, path in zip(indices.tolist(), paths, strict=True)])
-        good = known == GOOD
-        rest = np.flatnonzero(~good).tolist()
-        if len(rest) == len(indices):
+        known = np.array([self._look(index, path) > 0 for index, path in zip(indices.tolist(), paths, strict=True)])
+        if not known.any():
             before = [_stat(path) for path in paths]
             X = read(paths, list_IDs, empty)
-            self._keep(indices.tolist(), paths, before, X if isinstance(X, Tensor) and self._fits(X[0]) else None)
+            if isinstance(X, Tensor) and self._fits(X[0]):
+                self._keep(indices, before, X)
             return X
         out = empty((len(indices), *self.shape), self.dtype)
-        if rest:
-            names = [paths[at] for at in rest]
+        rest = np.flatnonzero(~known)
+        if len(rest):
+            names = [paths[at] for at in rest.tolist()]
             before = [_stat(path) for path in names]
-            found = read(names, [list_IDs[at] for at in rest], fresh)
+            found = read(names, [list_IDs[at] for at in rest.tolist()], fresh)
             if not isinstance(found, Tensor) or not self._fits(found[0]):
                 return None
-            self._keep(indices[rest].tolist(), names, before, found)
-            out[torch.tensor(rest)] = found
-        self._gather(indices, good, out)
+            self._keep(indices[rest], before, found)
+            out[torch.from_numpy(rest)] = found
+        self._gather(indices, np.flatnonzero(known), out)
         return out
 
-    def complete_batch(self, indices: np.ndarray) -> bool:
-        """Whether all these samples are known to be in shards."""
-        return not self.verify and bool((self._state.numpy()[indices] == GOOD).all())
+    def has(self, indices: np.ndarray) -> bool:
+        """Whether it is known that all these samples are in shards."""
+        return not self.verify and bool((self._places.numpy()[indices] > 0).all())
 
     def gather(self, indices: np.ndarray, empty: Empty) -> Tensor:
-        """A batch of samples that are all in shards."""
+        """A batch of samples that are all known to be in shards."""
         out = empty((len(indices), *self.shape), self.dtype)
         self._gather(indices, None, out)
         return out
 
-    def _gather(self, indices: np.ndarray, good: np.ndarray | None, out: Tensor) -> None:
-        numbers, rows = np.divmod(indices, self._rows)
-        if good is None and (numbers == numbers[0]).all():
-            matrix = self._open(int(indices[0])).matrix
-            flat = out.view(-1).view(torch.uint8).view(len(indices), -1)
-            torch.index_select(matrix, 0, torch.from_numpy(rows), out=flat)
+    def _gather(self, indices: np.ndarray, chosen: np.ndarray | None, out: Tensor) -> None:
+        """Copies samples into their rows of a batch; `chosen` ones, or all."""
+        places = self._places.numpy()[indices] - 1
+        numbers, rows = places >> _SHIFT, places & ((1 << _SHIFT) - 1)
+        flat, n = out.view(-1).view(torch.uint8), self._bytes
+        if chosen is None and (numbers == numbers[0]).all():
+            matrix = self._open(int(numbers[0])).matrix
+            torch.index_select(matrix, 0, torch.from_numpy(rows), out=flat.view(len(indices), -1))
             return
-        into, n = memoryview(out.view(-1).view(torch.uint8).numpy().data), self._bytes
-        wanted = range(len(indices)) if good is None else np.flatnonzero(good).tolist()
-        places = rows.tolist()
-        for at in wanted:
-            self._open(int(indices[at])).copy(places[at], into[at * n : at * n + n])
+        into = memoryview(flat.numpy().data)
+        shards, starts = numbers.tolist(), (rows * n).tolist()
+        for at in range(len(indices)) if chosen is None else chosen.tolist():
+            begin = starts[at]
+            into[at * n : at * n + n] = self._open(shards[at]).content[begin : begin + n]
 
     def _fits(self, X: Tensor) -> bool:
         return tuple(X.shape) == self.shape and X.dtype == self.dtype
 
-    def _known(self, index: int, path: str) -> int:
-        """What is known of a sample in this run; looks once whether its row is there, whole, and up to date."""
-        state = self._state.numpy()
-        known, row = int(state[index]), index % self._rows
-        if known == LEFT or (known == GOOD and not self.verify):
-            return known
-        shard = self._shard(index, make=False)
-        if shard is None or not shard.crc32[row]:
-            return UNKNOWN
-        now = _stat(path)
-        same = known == GOOD or now == (int(shard.size[row]), int(shard.mtime_ns[row]))
-        # a run that only reads relies on what was complete; after a kill, or a power cut, each row has to prove itself
-        if same and (self.writable or self.verify):
-            same = zlib.crc32(shard.content(row)) + _HELD == int(shard.crc32[row])
-        if same:
-            state[index] = GOOD
-        elif self.writable:
-            state[index] = UNKNOWN
-        else:
-            with suppress(OSError):  # the next run is to fill the row anew
-                (self.folder / COMPLETE).unlink()
-            state[index] = LEFT
-        return int(state[index])
+    def _look(self, index: int, path: str) -> int:
+        """Where a sample is in this run; once in a run it is seen whether its row is there and up to date."""
+        places = self._places.numpy()
+        place = int(places[index])
+        if place == LEFT or (place > 0 and not self.verify):
+            return place
+        if self._table is None:
+            self._table = np.memmap(self.folder / "table", np.int64, "r+")
+        if not place:
+            place = int(self._table[index])
+            if not place or not self._is_current(index, place, path):
+                return 0
+        if self.verify and not self._is_whole(place):
+            place = 0
+        places[index] = place
+        return place
 
-    # -----------------------------------------------------------------------------------------------------
-    # writing
-    # -----------------------------------------------------------------------------------------------------
-
-    def _keep(
-        self,
-        indices: Sequence[int],
-        paths: Sequence[str],
-        before: Sequence[tuple[int, int] | None],
-        X: Tensor | None,
-    ) -> None:
-        """Keeps samples as they were read, but for those whose file was written to meanwhile."""
-        if not self.writable:
-            return
-        state = self._state.numpy()
-        if X is None:
-            if len(indices) == 1:
-                state[indices[0]] = LEFT
-            return
-        content, n = memoryview(X.view(-1).view(torch.uint8).numpy().data), self._bytes
+    def _is_current(self, index: int, place: int, path: str) -> bool:
+        number, row = divmod(place - 1, 1 << _SHIFT)
         try:
-            for at, (index, path, then) in enumerate(zip(indices, paths, before, strict=True)):
-                if then is not None and state[index] == UNKNOWN and _settled(then[1]) and _stat(path) == then:
-                    self._open(index).put(index % self._rows, content[at * n : at * n + n], then)
-                    state[index] = GOOD
-        except OSError as error:  # the disk is full, or gone: training goes on from the files
-            self.writable = False
-            log.warning("note: dataset.cache=shards: %s; the rest stays in its files", error.strerror or error)
-        if time.monotonic() - self._looked > 10:
-            self._looked = time.monotonic()
-            _complete(self.folder, self._state)
+            shard = self._open(number)
+        except (Damaged, OSError):  # cut off, or gone
+            return False
+        same = row < len(shard.row) and shard.row[row] == index + 1
+        return bool(same and _stat(path) == (int(shard.size[row]), int(shard.mtime_ns[row])))
 
-    def _open(self, index: int) -> _Rows:
-        found = self._shard(index)
-        if found is None:
-            raise OSError(errno.ENOENT, "a shard is gone", str(self.folder))
-        return found
+    def _is_whole(self, place: int) -> bool:
+        number, row = divmod(place - 1, 1 << _SHIFT)
+        shard, n = self._open(number), self._bytes
+        return bool(shard.crc32[row] == zlib.crc32(shard.content[row * n : row * n + n]) + _HELD)
 
-    def _shard(self, index: int, make: bool = True) -> _Rows | None:
-        number = index // self._rows
+    def _open(self, number: int) -> _Shard:
         found = self._shards.get(number)
         if found is None:
-            path = self.folder / f"{number:05d}.safetensors"
-            if not path.is_file():
-                if not make or not self.writable:
-                    return None
-                rows = min(self._rows, self._count - number * self._rows)
-                _make(path, rows, self.shape, self.dtype)
-            try:
-                found = self._shards[number] = _Rows(path, self._bytes)
-            except Damaged:  # cut off, or not ours: its samples are read from their files
-                with suppress(OSError):
-                    (path if self.writable else self.folder / COMPLETE).unlink()
-                return None
+            found = self._shards[number] = _Shard(self.folder / _name(number), number, self._bytes)
         return found
 
+    # -----------------------------------------------------------------------------------------------------
+    # keeping
+    # -----------------------------------------------------------------------------------------------------
 
-class _Rows:
-    """A shard of the cache: content and records, mapped."""
+    def _keep(self, indices: np.ndarray, before: Sequence[tuple[int, int] | None], X: Tensor) -> None:
+        """Keeps samples as they were read.
 
-    def __init__(self, path: Path, nbytes: int) -> None:
+        Args:
+            before: size and time of their files, taken before they were read: one that is written to after that
+                has another time, and will be read anew.
+            X: (n, *shape).
+        """
+        if self._off:
+            return
+        good = [(at, then) for at, then in enumerate(before) if then is not None and _settled(then[1])]
+        if not good:
+            return
+        if len(good) < len(before):
+            chosen = [at for at, _ in good]
+            X, indices = X[chosen], indices[chosen]
+        stats = [then for _, then in good]
+        with self._lock:
+            try:
+                if self._pid != os.getpid():  # forked: another shard, and no lock of a thread that is not there
+                    self._forget()
+                self._append(indices, np.array(stats, dtype=np.int64), memory_of(X))
+            except OSError:  # the disk is full, or gone: training goes on from the files
+                self._off = True
+            if time.monotonic() - self._published > PUBLISH_S and not self._publishing:
+                self._publishing = True
+                threading.Thread(target=self._publish, daemon=True).start()
+
+    def _append(self, indices: np.ndarray, stats: np.ndarray, content: memoryview) -> None:
+        n, done = self._bytes, 0
+        while done < len(indices):
+            if self._own is None or self._own.used == len(self._own.row):
+                self._own = self._new_shard()
+            shard = self._own
+            count = min(len(indices) - done, len(shard.row) - shard.used)
+            rows = slice(shard.used, shard.used + count)
+            piece = content[done * n : (done + count) * n]
+            shard.put(rows, piece)
+            taken = slice(done, done + count)
+            shard.size[rows], shard.mtime_ns[rows] = stats[taken, 0], stats[taken, 1]
+            if self.verify:
+                shard.crc32[rows] = [zlib.crc32(piece[at * n : at * n + n]) + _HELD for at in range(count)]
+            shard.row[rows] = indices[taken] + 1
+            first = (shard.number << _SHIFT) + rows.start + 1
+            self._places.numpy()[indices[taken]] = np.arange(first, first + count)
+            shard.used += count
+            done += count
+
+    def _new_shard(self) -> _Shard:
+        number = max((int(path.stem) for path in self.folder.glob("[0-9]*.safetensors")), default=-1) + 1
+        while not _make(self.folder / _name(number), min(self._rows, self._count), self.shape, self.dtype):
+            number += 1
+        shard = self._shards[number] = _Shard(self.folder / _name(number), number, self._bytes)
+        return shard
+
+    def _publish(self) -> None:
+        begin = time.monotonic()
+        with suppress(OSError):
+            publish(self.folder, self._places)
+        # seldom, where it takes long
+        self._published = time.monotonic() + 20 * (time.monotonic() - begin)
+        self._publishing = False
+
+
+class _Shard:
+    """A shard of the cache, mapped; one process appends to it.
+
+    Attributes:
+        matrix, content: all X, as (rows, bytes of a sample) uint8 and end to end.
+        row: of each X, 1 + the index of the sample; 0 where nothing was written yet.
+        size, mtime_ns: of its file when it was read.
+        crc32: of it, 0 where none was taken.
+        used: rows that this process has written.
+    """
+
+    def __init__(self, path: Path, number: int, nbytes: int) -> None:
         places = read_places(str(path))
-        count = places["crc32"].shape[0]
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._begin, self._bytes = places["X"].begin, nbytes
-        memory = np.memmap(path, np.uint8, "r+", offset=0)
-        content = memory[self._begin : self._begin + count * nbytes]
-        self.matrix = torch.from_numpy(content).view(count, nbytes)
-        self._content = memoryview(content.data)
-        self.crc32, self.size, self.mtime_ns = (
-            memory[places[name].begin : places[name].end].view(np.int64)
-            for name in ("crc32", "source.size", "source.mtime_ns")
+        self.number, self.used, self._bytes = number, 0, nbytes
+        self._begin = places["X"].begin
+        memory = np.memmap(path, np.uint8, "r+")
+        X = memory[self._begin : places["X"].end]
+        self.matrix = torch.from_numpy(X).view(-1, nbytes)
+        self.content = memoryview(X.data)
+        self.crc32, self.row, self.mtime_ns, self.size = (
+            memory[places[name].begin : places[name].end].view(np.int64) for name in _ARRAYS
         )
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
-    def content(self, row: int) -> memoryview:
-        return self._content[row * self._bytes : (row + 1) * self._bytes]
-
-    def copy(self, row: int, into: memoryview) -> None:
-        into[:] = self._content[row * self._bytes : (row + 1) * self._bytes]
-
-    def put(self, row: int, content: memoryview, stat: tuple[int, int]) -> None:
-        """Writes a row. It counts from the last step on."""
-        self.crc32[row] = 0
-        at, crc = self._begin + row * self._bytes, zlib.crc32(content)
-        while len(content):  # written, not mapped: a full disk is then an error, and not the end of the process
+    def put(self, rows: slice, content: memoryview) -> None:
+        """Writes X of some rows: not through the mapping, where a full disk would end the process."""
+        at = self._begin + rows.start * self._bytes
+        while len(content):
             done = os.pwrite(self._file, content, at)
             content, at = content[done:], at + done
-        self.size[row], self.mtime_ns[row] = stat
-        self.crc32[row] = crc + _HELD
 
     def __del__(self) -> None:
         with suppress(OSError, AttributeError):
             os.close(self._file)
 
 
-def _make(path: Path, rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """An empty shard, in its place whole or not at all; of several at once one wins."""
-    name_of, itemsize, begin = _dtype_name(dtype), dtype.itemsize, 0
+def publish(folder: Path, places: Tensor) -> None:
+    """Puts what was kept on disk, and then into the table, where later runs find it."""
+    table = np.memmap(folder / "table", np.int64, "r+")
+    now = places.numpy().copy()
+    news = np.flatnonzero((now > 0) & (now != table))
+    for number in np.unique((now[news] - 1) >> _SHIFT).tolist():
+        with (folder / _name(number)).open("rb+") as file:
+            os.fsync(file.fileno())
+    table[news] = now[news]
+
+
+def _make(path: Path, rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """An empty shard, in its place whole or not at all; False where there is one already."""
+    begin = 0
     entries: dict[str, Any] = {}
     for name, kind, form, size in (
-        ("crc32", "I64", (rows,), 8), ("source.mtime_ns", "I64", (rows,), 8), ("source.size", "I64", (rows,), 8),
-        ("X", name_of, (rows, *shape), itemsize),
-    ):  # fmt: skip
+        *((name, "I64", (rows,), 8) for name in _ARRAYS),
+        ("X", _dtype_name(dtype), (rows, *shape), dtype.itemsize),
+    ):
         end = begin + math.prod(form) * size
         entries[name] = {"dtype": kind, "shape": list(form), "data_offsets": [begin, end]}
         begin = end
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
+    return _placed(path, len(header).to_bytes(8, "little") + header, 8 + len(header) + begin)
+
+
+def _placed(path: Path, head: bytes, size: int) -> bool:
+    """A file of zeros after its head, which takes no room for them; False where there is one of that name."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
     try:
         with temporary.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            file.flush()
-            size = 8 + len(header) + begin
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # now, or the disk could be full in the middle of an epoch
-            else:
-                file.truncate(size)
-        with suppress(FileExistsError):
-            os.link(temporary, path)
+            file.write(head)
+            file.truncate(size)
+        os.link(temporary, path)
+        sync_folder(path.parent)
+        return True
+    except FileExistsError:
+        return False
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -318,7 +354,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify: bool = False) -> ShardCache | None:
-    """The cache of these samples, made if need be; None where another run fills it just now.
+    """The cache of these samples, made if need be; None for samples that hold nothing.
 
     Args:
         partition: its name; another list of IDs under that name has taken its place, and its shards go.
@@ -327,64 +363,32 @@ def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify:
     Raises:
         UserError: the folder cannot be written, or there is no room.
     """
-    digest = hashlib.sha256(f"{tuple(first.shape)},{first.dtype};".encode())
-    for part in (list_IDs.ends, list_IDs.text):
-        digest.update(memoryview(part.view(torch.uint8).numpy().data))
-    folder = root / FOLDER / f"{partition}-{digest.hexdigest()[:16]}"
     if not first.nbytes:
         return None
+    digest = hashlib.sha256(f"{tuple(first.shape)},{first.dtype};".encode())
+    for part in (list_IDs.ends, list_IDs.text):
+        digest.update(memory_of(part))
+    folder = root / FOLDER / f"{partition}-{digest.hexdigest()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        writable = _lock(lock, folder)
-        if writable is None:
-            os.close(lock)
-            log.info("note: another run fills the cache of %s; this one reads the files", folder.parent.parent)
-            return None
-        if writable:
-            for stray in folder.glob(".*.safetensors-*"):  # of a process that was killed
-                stray.unlink()
-            _remove_others(folder, partition)
-            _check_room(folder, len(list_IDs) * first.nbytes)
+        if (folder / "table").is_file() and (folder / "table").stat().st_size != 8 * len(list_IDs):
+            (folder / "table").unlink()
+        _placed(folder / "table", b"", 8 * len(list_IDs))
+        cache = ShardCache(folder, len(list_IDs), tuple(first.shape), first.dtype, verify)
+        _remove_others(folder, partition)
+        _check_room(folder, first.nbytes)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"dataset.cache=shards: {folder} cannot be written ({reason}); mend that, or {_OFF}") from error
-    return ShardCache(folder, len(list_IDs), tuple(first.shape), first.dtype, lock, writable, verify)
+    return cache
 
 
-def _lock(lock: int, folder: Path) -> bool | None:
-    """True: this run alone, which may write. False: with others that read what is complete. None: not now."""
-    deadline = time.monotonic() + _ORPHANS_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return False if (folder / COMPLETE).is_file() else None
-            if _alive(lock) or time.monotonic() > deadline:
-                return None
-            time.sleep(0.1)
-    if (folder / COMPLETE).is_file():
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-        return None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
-    return True
-
-
-def _alive(lock: int) -> bool:
-    """Whether the process that took the lock for writing still runs; its workers may outlive it for a moment."""
-    try:
-        os.kill(int(os.pread(lock, 20, 0)), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+def _in_use(folder: Path) -> int:
+    """A descriptor that shows others, as long as this process and its workers hold it, that the folder is in use."""
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with suppress(OSError):  # where a file system has no locks, nothing is removed
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return lock
 
 
 def _remove_others(folder: Path, partition: str) -> None:
@@ -392,39 +396,37 @@ def _remove_others(folder: Path, partition: str) -> None:
         if other == folder or not (other / ".lock").is_file():
             continue
         lock = os.open(other / ".lock", os.O_RDWR | os.O_CLOEXEC)
-        with suppress(BlockingIOError):
+        with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(other, ignore_errors=True)
         os.close(lock)
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    there = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    free = shutil.disk_usage(folder).free
-    if needed - there > free:
+def _check_room(folder: Path, nbytes: int) -> None:
+    table = np.fromfile(folder / "table", dtype=np.int64)
+    needed, free = int((table == 0).sum()) * nbytes, shutil.disk_usage(folder).free
+    if needed > free:
         raise UserError(
-            f"dataset.cache=shards: {folder} needs {(needed - there) / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
+            f"dataset.cache=shards: {folder} needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; "
             f"make room, or {_OFF}"
         )
 
 
-def _ended(folder: Path, state: Tensor, lock: int, writable: bool, owner: int) -> None:
+def _ended(folder: Path, places: Tensor, lock: int, owner: int) -> None:
     """At the end of the run that opened the cache."""
     if os.getpid() == owner:
-        if writable:
-            with suppress(OSError):
-                _complete(folder, state)
+        with suppress(OSError):
+            publish(folder, places)
         os.close(lock)
 
 
-def _complete(folder: Path, state: Tensor) -> None:
-    """Marks the cache, once every sample has its row and all of them are on disk."""
-    if not bool((state == GOOD).all()) or (folder / COMPLETE).is_file():
-        return
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    (folder / COMPLETE).touch()
+def memory_of(X: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(X.view(-1).view(torch.uint8).numpy().data)
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}.safetensors"
 
 
 def _stat(path: str) -> tuple[int, int] | None:

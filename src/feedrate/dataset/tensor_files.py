@@ -98,7 +98,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         return X, default_collate([self.labels[i] for i in indices.tolist()])
 
     def _load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | list[Tensor] | None:
-        if self._cache is not None and self._cache.complete_batch(indices):
+        if self._cache is not None and self._cache.has(indices):
             return self._cache.gather(indices, empty)
         IDs = self.list_IDs.at(indices)
         paths = [self.path(ID) for ID in IDs]
