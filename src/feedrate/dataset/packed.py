@@ -108,29 +108,50 @@ class Packed(Dataset[tuple[Any, Any]]):
         """
         if self.transform is not None or not len(indices):
             return None
-        numbers, rows = np.divmod(indices, self._rows)
+        if len(self._shards) == 1:
+            X = self._from_one(self._shards[0], indices, indices, empty)
+        else:
+            numbers, rows = np.divmod(indices, self._rows)
+            if (numbers == numbers[0]).all():
+                X = self._from_one(self._shards[int(numbers[0])], rows, indices, empty)
+            else:
+                X = self._from_many([self._shards[n] for n in numbers.tolist()], rows.tolist(), indices, empty)
+        return None if X is None else (X, self._labels(indices))
+
+    def _from_one(self, shard: Shard, rows: np.ndarray, indices: np.ndarray, empty: Empty) -> Tensor | None:
+        """X of samples that lie in one shard."""
+        try:
+            opened = shard.opened
+        except Damaged as error:
+            raise sample_error(shard, self.list_IDs, int(indices[0]), error) from None
+        if opened.matrix is None or self.verify:
+            return self._from_many([shard] * len(rows), rows.tolist(), indices, empty)
+        X = empty((len(rows), *opened.shape), self._X.torch_dtype)
+        torch.index_select(opened.matrix, 0, torch.from_numpy(rows), out=bytes_of(X).view(len(rows), -1))
+        return X
+
+    def _from_many(
+        self, shards: Sequence[Shard], rows: Sequence[int], indices: np.ndarray, empty: Empty
+    ) -> Tensor | None:
+        """X of samples, each of its own shard and row; None where their shapes differ."""
         at = 0
         try:
-            one = self._shards[int(numbers[0])] if (numbers == numbers[0]).all() else None
-            matrix = one.opened.matrix if one is not None and not self.verify else None
-            if one is not None and matrix is not None:
-                X = empty((len(rows), *one.opened.shape), self._X.torch_dtype)
-                torch.index_select(matrix, 0, torch.from_numpy(rows), out=bytes_of(X).view(len(rows), -1))
-                return X, self._labels(indices)
-            places = list(zip([self._shards[n] for n in numbers.tolist()], rows.tolist(), strict=True))
-            shape = places[0][0].shape(places[0][1])
-            for at, (shard, row) in enumerate(places):  # noqa: B007
-                if shard.shape(row) != shape:
-                    return None
+            shape = shards[0].shape(rows[0])
+            every = [shard.opened for shard in shards]
+            alike = all(opened.shapes is None and opened.shape == shape for opened in every)
+            if not alike and any(shard.shape(row) != shape for shard, row in zip(shards, rows, strict=True)):
+                return None
             X = empty((len(rows), *shape), self._X.torch_dtype)
-            into = memory_of(X)
-            n = len(into) // len(rows)
-            for at, (shard, row) in enumerate(places):
+            into, n = memory_of(X), every[0].bytes_of(rows[0])
+            if alike and not self.verify and every[0].memory is not None:
+                for at, (opened, row) in enumerate(zip(every, rows, strict=True)):
+                    into[at * n : at * n + n] = opened.memory[row * n : row * n + n]  # type: ignore[index]
+                return X
+            for at, (shard, row) in enumerate(zip(shards, rows, strict=True)):
                 self._copy(shard, row, into[at * n : at * n + n])
+            return X
         except Damaged as error:
-            index = int(indices[at])
-            raise sample_error(self._shards[index // self._rows], self.list_IDs, index, error) from None
-        return X, self._labels(indices)
+            raise sample_error(shards[at], self.list_IDs, int(indices[at]), error) from None
 
     def _copy(self, shard: Shard, row: int, into: memoryview) -> None:
         shard.copy(row, into)

@@ -188,6 +188,11 @@ class _Opened:
         begin = int(self._ends[row - 1]) if row else 0
         return begin * self.itemsize, int(self._ends[row]) * self.itemsize
 
+    def bytes_of(self, row: int) -> int:
+        """How many a sample has."""
+        begin, end = self.bounds(row)
+        return end - begin
+
     def __del__(self) -> None:
         if getattr(self, "file", -1) >= 0:
             os.close(self.file)
