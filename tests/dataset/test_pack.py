@@ -82,6 +82,18 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         pack(PackConfig(dataset={"_target_": "feedrate.dataset.TensorFiles", "root": str(root)}, root=str(root)))
 
 
+def test_shards_of_another_data_set_are_not_replaced(tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        write_folder(tmp_path / name, count=6)
+    packed = pack_folder(tmp_path / "mine")
+    before = content(packed)
+    node = {"_target_": "feedrate.dataset.TensorFiles", "root": str(tmp_path / "other")}
+    with pytest.raises(UserError) as caught:
+        pack(PackConfig(dataset=node, root=str(packed)))
+    assert f"holds shards of feedrate.dataset.TensorFiles of {tmp_path}/mine; choose another root" in str(caught.value)
+    assert content(packed) == before
+
+
 def test_without_a_folder_to_lie_beside_root_must_be_given() -> None:
     with pytest.raises(UserError, match="root is missing"):
         pack(PackConfig(dataset={"_target_": "packed_datasets.Noisy"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -273,6 +274,22 @@ def test_no_room_is_an_error_before_the_first_batch(root: Path, monkeypatch: pyt
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     with pytest.raises(UserError, match=r"needs 0.0 MB and 0.0 MB are free; make room, or set dataset\.cache=none"):
         open_files(root)
+
+
+def test_a_disk_that_fills_up_leaves_the_rest_in_the_files(root: Path) -> None:
+    expected = epochs(open_files(root, "none"))
+    data = open_files(root)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # no file grows beyond so many bytes
+    try:
+        found = epochs(data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found == expected
+    del data
+    assert kept(root) == 0
+    assert not list(root.glob(".feedrate/*/.0*"))
+    assert epochs(open_files(root)) == expected
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(root: Path) -> None:

@@ -90,6 +90,7 @@ def pack(config: PackConfig) -> Index:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root):
             _check_root(root)
+            _check_source(job)
             index, state = _fill(job, config.pack.num_workers)
     except OSError as error:
         raise UserError(
@@ -197,6 +198,15 @@ def _ID(dataset: Dataset[Any], index: int) -> str:
 # ---------------------------------------------------------------------------------------------------------
 # what is there
 # ---------------------------------------------------------------------------------------------------------
+
+
+def _check_source(job: Job) -> None:
+    """That shards which are there from before were made of the same dataset."""
+    if (job.root / NAME).is_file():
+        before, now = Index.read(job.root).source, job.index.source
+        if (before.target, before.root) != (now.target, now.root):
+            held = f"{before.target} of {before.root}" if before.root else before.target
+            raise UserError(f"root={job.root}: holds shards of {held}; choose another root, or remove this folder")
 
 
 def _current(job: Job) -> dict[Plan, ShardEntry | None]:

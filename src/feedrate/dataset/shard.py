@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -108,11 +109,11 @@ class Shard:
             self._opened = _Opened(self.path, self.form, self.access)
         return self._opened
 
-    def tensor(self, name: str) -> Tensor:
-        """A copy of one of the tensors."""
+    def tensor(self, name: str, rows: np.ndarray | None = None) -> Tensor:
+        """A copy of one of the tensors, or of some of its rows."""
         with _translated(self.path), safe_open(self.path, "pt") as file:
-            found: Tensor = file.get_tensor(name).clone()
-        return found
+            found: Tensor = file.get_tensor(name)
+            return found.clone() if rows is None else found[torch.from_numpy(rows)]
 
     def shape(self, row: int) -> tuple[int, ...]:
         """Of X in one sample."""

@@ -298,8 +298,10 @@ class _Shard:
 
 def publish(folder: Path, places: Tensor) -> None:
     """Puts what was kept on disk, and then into the table, where later runs find it."""
-    table = np.memmap(folder / "table", np.int64, "r+")
     now = places.numpy().copy()
+    if not (now > 0).any():
+        return
+    table = np.memmap(folder / "table", np.int64, "r+")
     news = np.flatnonzero((now > 0) & (now != table))
     for number in np.unique((now[news] - 1) >> _SHIFT).tolist():
         with (folder / _name(number)).open("rb+") as file:
@@ -320,15 +322,21 @@ def _make(path: Path, rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> 
         begin = end
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
-    return _placed(path, len(header).to_bytes(8, "little") + header, 8 + len(header) + begin)
+    head = len(header).to_bytes(8, "little") + header
+    return _placed(path, head, len(head) + begin, len(head) + entries["X"]["data_offsets"][0])
 
 
-def _placed(path: Path, head: bytes, size: int) -> bool:
-    """A file of zeros after its head, which takes no room for them; False where there is one of that name."""
+def _placed(path: Path, head: bytes, size: int, taken: int) -> bool:
+    """A file of zeros after its head; False where there is one of that name.
+
+    Args:
+        taken: bytes for which room is taken now: on a full disk, writing through a mapping would end the process.
+    """
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
     try:
         with temporary.open("wb") as file:
             file.write(head)
+            file.write(bytes(taken - len(head)))
             file.truncate(size)
         os.link(temporary, path)
         sync_folder(path.parent)
@@ -373,7 +381,7 @@ def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "table").is_file() and (folder / "table").stat().st_size != 8 * len(list_IDs):
             (folder / "table").unlink()
-        _placed(folder / "table", b"", 8 * len(list_IDs))
+        _placed(folder / "table", b"", 8 * len(list_IDs), 8 * len(list_IDs))
         cache = ShardCache(folder, len(list_IDs), tuple(first.shape), first.dtype, verify)
         _remove_others(folder, partition)
         _check_room(folder, first.nbytes)

@@ -124,7 +124,7 @@ class Index:
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise UserError(f"{path}: is damaged; give the command that made the shards again") from None
+            raise UserError(f"{path}: is damaged; remove the folder, and pack anew") from None
 
     @classmethod
     def complete(cls, root: Path) -> Index:

@@ -60,14 +60,14 @@ def catalog_files(root: Path) -> dict[str, tuple[int, int, str]]:
 
 
 class Fingerprints:
-    """Those that a shard holds of the source files of its samples, read when first asked for."""
+    """Those that a shard holds of the source files of its samples, or of some rows of it."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, rows: np.ndarray | None = None) -> None:
         names = ("source.size", "source.mtime_ns", "source.sha256")
-        self.size, self.mtime_ns, self.sha256 = (shard.tensor(name).numpy() for name in names)
+        self.size, self.mtime_ns, self.sha256 = (shard.tensor(name, rows).numpy() for name in names)
 
     def changed(self, row: int, path: str) -> bool | None:
-        """Whether a sample's file is another one now; None where there was none, or it is gone."""
+        """Whether, of the rows read, a sample's file is another one now; None where there was none, or it is gone."""
         size = int(self.size[row])
         if size < 0:
             return None
@@ -109,13 +109,14 @@ def check_sources(
     count = part.samples if every else min(part.samples, SOME)
     picked = np.unique(np.linspace(0, part.samples - 1, count).astype(np.int64))
     for number in np.unique(picked // part.rows).tolist():
+        chosen = picked[picked // part.rows == number]
         try:
-            then = Fingerprints(shards[number])
+            then = Fingerprints(shards[number], chosen % part.rows)
         except Damaged as error:
             raise UserError(f"shard {shards[number].path}: {error}\n{again}") from None
-        for at in picked[picked // part.rows == number].tolist():
+        for place, at in enumerate(chosen.tolist()):
             file = f"{source.root}/{list_IDs[at]}{source.suffix}"
-            if then.changed(at % part.rows, file):
+            if then.changed(place, file):
                 raise UserError(
                     f"shard {shards[number].path}: the file of sample {list_IDs[at]!r} ({file}) has changed since it "
                     f"was packed\n{again}"

@@ -68,6 +68,8 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
     Raises:
         UserError: there is no such folder or no sample in it, or the class does not read files by ID.
     """
+    if "cache" in node:  # prediction leaves nothing beside the files
+        node = {**node, "cache": "none"}
     if str(node["_target_"]) == "feedrate.dataset.Packed":
         if (root / INDEX).is_file():
             return replace(data, partition={"train": _all_packed(node, root)}, source=str(root))
