@@ -103,7 +103,7 @@ def test_every_dtype_and_shape_comes_back_bit_for_bit(
 def test_every_batch_and_both_digests_are_those_of_the_files(
     root: Path, context: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedrate.dataset.pack._rows", lambda *_: 5)  # several shards
+    monkeypatch.setattr("feedrate.dataset.pack_job._rows", lambda *_: 5)  # several shards
     packed = pack_folder(root)
     assert len(shards_of(packed)) == 4 + 1 + 1
 
@@ -249,7 +249,7 @@ def test_a_damaged_sample_is_named_with_its_shard(root: Path) -> None:
 def test_a_changed_source_is_refused_with_shard_and_sample_and_packed_again_alone(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedrate.dataset.pack._rows", lambda *_: 5)
+    monkeypatch.setattr("feedrate.dataset.pack_job._rows", lambda *_: 5)
     packed = pack_folder(root)
     changed = root / "scan-1/ü07.pt"
     torch.save(picture(99), changed)
@@ -278,7 +278,7 @@ def test_another_time_with_the_same_content_is_no_change(root: Path) -> None:
 def test_changed_labels_are_refused_and_only_their_shards_packed_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedrate.dataset.pack._rows", lambda *_: 5)
+    monkeypatch.setattr("feedrate.dataset.pack_job._rows", lambda *_: 5)
     packed = pack_folder(root)
     labels = json.loads((root / "labels.json").read_text())
     labels["scan-1/ü07"] = 0
@@ -293,7 +293,7 @@ def test_changed_labels_are_refused_and_only_their_shards_packed_again(
 
 
 def test_a_sample_taken_out_leaves_no_shard_of_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feedrate.dataset.pack._rows", lambda *_: 5)
+    monkeypatch.setattr("feedrate.dataset.pack_job._rows", lambda *_: 5)
     packed = pack_folder(root)
     partition = json.loads((root / "partition.json").read_text())
     partition["train"] = partition["train"][:9]

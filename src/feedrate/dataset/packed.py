@@ -18,7 +18,7 @@ from feedrate.config import resolve_path
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.sample_reader import Empty
-from feedrate.dataset.shard import ACCESS, Damaged, Shard
+from feedrate.dataset.shard import ACCESS, Damaged, Shard, bytes_of, memory_of
 from feedrate.dataset.shard_index import Index, sample_error
 from feedrate.dataset.stale import CHECKS, check_sources
 from feedrate.errors import UserError
@@ -163,13 +163,3 @@ class Packed(Dataset[tuple[Any, Any]]):
         if self._y.kind == "numpy":  # collating takes their numbers, not their type
             return default_collate([self._y.restored(y) for y in picked])
         return picked
-
-
-def bytes_of(X: Tensor) -> Tensor:
-    """The memory of a contiguous tensor, (bytes,) uint8."""
-    return X.view(-1).view(torch.uint8)
-
-
-def memory_of(X: Tensor) -> memoryview:
-    """The memory of a contiguous tensor, to be written to."""
-    return memoryview(bytes_of(X).numpy().data)

@@ -258,3 +258,13 @@ class _translated:
             raise Damaged(f"cannot be read ({error.strerror or error})") from None
         if isinstance(error, (SafetensorError, LookupError, ValueError, TypeError)):
             raise Damaged("is damaged: its header does not fit it") from None
+
+
+def bytes_of(X: Tensor) -> Tensor:
+    """The memory of a contiguous tensor, (bytes,) uint8."""
+    return X.view(-1).view(torch.uint8)
+
+
+def memory_of(X: Tensor) -> memoryview:
+    """The memory of a contiguous tensor, to be written to."""
+    return memoryview(bytes_of(X).numpy().data)

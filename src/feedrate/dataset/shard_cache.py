@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -29,19 +28,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feedrate.dataset.cache_files import SHIFT, OwnedShard, make_shard, placed, publish, shard_name
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.sample_reader import Empty, fresh
-from feedrate.dataset.shard import Damaged, read_places
-from feedrate.dataset.shard_writer import sync_folder
+from feedrate.dataset.shard import Damaged, memory_of
 from feedrate.errors import UserError
 
 FOLDER = ".feedrate"  # below the dataset's root
 SHARD_BYTES = 256_000_000  # once it is full; room is taken as it fills
 PUBLISH_S = 5.0  # how often what was kept is put on disk and into the table
 LEFT = -1  # in this run the sample is taken from its file; 0: not looked at; else 1 + its place
-_SHIFT = 32  # a place is the number of a shard, and below so many bits the row in it
-_HELD = 1 << 40  # added to a CRC-32 that was taken, which is then never 0
-_ARRAYS = ("crc32", "row", "source.mtime_ns", "source.size")
+HELD = 1 << 40  # added to a CRC-32 that was taken, which is then never 0
 _OFF = "set dataset.cache=none"
 
 ReadBatch = Callable[[Sequence[str], Sequence[str], Empty], "Tensor | list[Tensor]"]
@@ -68,8 +65,8 @@ class ShardCache:
         self._end = weakref.finalize(self, _ended, folder, self._places, _in_use(folder), os.getpid())
 
     def _forget(self) -> None:
-        self._shards: dict[int, _Shard] = {}
-        self._own: _Shard | None = None
+        self._shards: dict[int, OwnedShard] = {}
+        self._own: OwnedShard | None = None
         self._table: np.ndarray | None = None
         self._published, self._publishing = time.monotonic(), False
         self._off = False
@@ -140,7 +137,7 @@ class ShardCache:
     def _gather(self, indices: np.ndarray, chosen: np.ndarray | None, out: Tensor) -> None:
         """Copies samples into their rows of a batch; `chosen` ones, or all."""
         places = self._places.numpy()[indices] - 1
-        numbers, rows = places >> _SHIFT, places & ((1 << _SHIFT) - 1)
+        numbers, rows = places >> SHIFT, places & ((1 << SHIFT) - 1)
         flat, n = out.view(-1).view(torch.uint8), self._bytes
         if chosen is None and (numbers == numbers[0]).all():
             matrix = self._open(int(numbers[0])).matrix
@@ -173,7 +170,7 @@ class ShardCache:
         return place
 
     def _is_current(self, index: int, place: int, path: str) -> bool:
-        number, row = divmod(place - 1, 1 << _SHIFT)
+        number, row = divmod(place - 1, 1 << SHIFT)
         try:
             shard = self._open(number)
         except (Damaged, OSError):  # cut off, or gone
@@ -182,14 +179,14 @@ class ShardCache:
         return bool(same and _stat(path) == (int(shard.size[row]), int(shard.mtime_ns[row])))
 
     def _is_whole(self, place: int) -> bool:
-        number, row = divmod(place - 1, 1 << _SHIFT)
+        number, row = divmod(place - 1, 1 << SHIFT)
         shard, n = self._open(number), self._bytes
-        return bool(shard.crc32[row] == zlib.crc32(shard.content[row * n : row * n + n]) + _HELD)
+        return bool(shard.crc32[row] == zlib.crc32(shard.content[row * n : row * n + n]) + HELD)
 
-    def _open(self, number: int) -> _Shard:
+    def _open(self, number: int) -> OwnedShard:
         found = self._shards.get(number)
         if found is None:
-            found = self._shards[number] = _Shard(self.folder / _name(number), number, self._bytes)
+            found = self._shards[number] = OwnedShard(self.folder / shard_name(number), number, self._bytes)
         return found
 
     # -----------------------------------------------------------------------------------------------------
@@ -237,18 +234,18 @@ class ShardCache:
             taken = slice(done, done + count)
             shard.size[rows], shard.mtime_ns[rows] = stats[taken, 0], stats[taken, 1]
             if self.verify:
-                shard.crc32[rows] = [zlib.crc32(piece[at * n : at * n + n]) + _HELD for at in range(count)]
+                shard.crc32[rows] = [zlib.crc32(piece[at * n : at * n + n]) + HELD for at in range(count)]
             shard.row[rows] = indices[taken] + 1
-            first = (shard.number << _SHIFT) + rows.start + 1
+            first = (shard.number << SHIFT) + rows.start + 1
             self._places.numpy()[indices[taken]] = np.arange(first, first + count)
             shard.used += count
             done += count
 
-    def _new_shard(self) -> _Shard:
+    def _new_shard(self) -> OwnedShard:
         number = max((int(path.stem) for path in self.folder.glob("[0-9]*.safetensors")), default=-1) + 1
-        while not _make(self.folder / _name(number), min(self._rows, self._count), self.shape, self.dtype):
+        while not make_shard(self.folder / shard_name(number), min(self._rows, self._count), self.shape, self.dtype):
             number += 1
-        shard = self._shards[number] = _Shard(self.folder / _name(number), number, self._bytes)
+        shard = self._shards[number] = OwnedShard(self.folder / shard_name(number), number, self._bytes)
         return shard
 
     def _publish(self) -> None:
@@ -258,102 +255,6 @@ class ShardCache:
         # seldom, where it takes long
         self._published = time.monotonic() + 20 * (time.monotonic() - begin)
         self._publishing = False
-
-
-class _Shard:
-    """A shard of the cache, mapped; one process appends to it.
-
-    Attributes:
-        matrix, content: all X, as (rows, bytes of a sample) uint8 and end to end.
-        row: of each X, 1 + the index of the sample; 0 where nothing was written yet.
-        size, mtime_ns: of its file when it was read.
-        crc32: of it, 0 where none was taken.
-        used: rows that this process has written.
-    """
-
-    def __init__(self, path: Path, number: int, nbytes: int) -> None:
-        places = read_places(str(path))
-        self.number, self.used, self._bytes = number, 0, nbytes
-        self._begin = places["X"].begin
-        memory = np.memmap(path, np.uint8, "r+")
-        X = memory[self._begin : places["X"].end]
-        self.matrix = torch.from_numpy(X).view(-1, nbytes)
-        self.content = memoryview(X.data)
-        self.crc32, self.row, self.mtime_ns, self.size = (
-            memory[places[name].begin : places[name].end].view(np.int64) for name in _ARRAYS
-        )
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-
-    def put(self, rows: slice, content: memoryview) -> None:
-        """Writes X of some rows: not through the mapping, where a full disk would end the process."""
-        at = self._begin + rows.start * self._bytes
-        while len(content):
-            done = os.pwrite(self._file, content, at)
-            content, at = content[done:], at + done
-
-    def __del__(self) -> None:
-        with suppress(OSError, AttributeError):
-            os.close(self._file)
-
-
-def publish(folder: Path, places: Tensor) -> None:
-    """Puts what was kept on disk, and then into the table, where later runs find it."""
-    now = places.numpy().copy()
-    if not (now > 0).any():
-        return
-    table = np.memmap(folder / "table", np.int64, "r+")
-    news = np.flatnonzero((now > 0) & (now != table))
-    for number in np.unique((now[news] - 1) >> _SHIFT).tolist():
-        with (folder / _name(number)).open("rb+") as file:
-            os.fsync(file.fileno())
-    table[news] = now[news]
-
-
-def _make(path: Path, rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """An empty shard, in its place whole or not at all; False where there is one already."""
-    begin = 0
-    entries: dict[str, Any] = {}
-    for name, kind, form, size in (
-        *((name, "I64", (rows,), 8) for name in _ARRAYS),
-        ("X", _dtype_name(dtype), (rows, *shape), dtype.itemsize),
-    ):
-        end = begin + math.prod(form) * size
-        entries[name] = {"dtype": kind, "shape": list(form), "data_offsets": [begin, end]}
-        begin = end
-    header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)
-    head = len(header).to_bytes(8, "little") + header
-    return _placed(path, head, len(head) + begin, len(head) + entries["X"]["data_offsets"][0])
-
-
-def _placed(path: Path, head: bytes, size: int, taken: int) -> bool:
-    """A file of zeros after its head; False where there is one of that name.
-
-    Args:
-        taken: bytes for which room is taken now: on a full disk, writing through a mapping would end the process.
-    """
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(head)
-            file.write(bytes(taken - len(head)))
-            file.truncate(size)
-        os.link(temporary, path)
-        sync_folder(path.parent)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    """safetensors' name of a dtype, as the library writes it."""
-    from safetensors.torch import save
-
-    header = save({"X": torch.empty(0, dtype=dtype)})
-    found = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["X"]["dtype"]
-    return str(found)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -381,7 +282,7 @@ def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "table").is_file() and (folder / "table").stat().st_size != 8 * len(list_IDs):
             (folder / "table").unlink()
-        _placed(folder / "table", b"", 8 * len(list_IDs), 8 * len(list_IDs))
+        placed(folder / "table", b"", 8 * len(list_IDs), 8 * len(list_IDs))
         cache = ShardCache(folder, len(list_IDs), tuple(first.shape), first.dtype, verify)
         _remove_others(folder, partition)
         _check_room(folder, first.nbytes)
@@ -426,15 +327,6 @@ def _ended(folder: Path, places: Tensor, lock: int, owner: int) -> None:
         with suppress(OSError):
             publish(folder, places)
         os.close(lock)
-
-
-def memory_of(X: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    return memoryview(X.view(-1).view(torch.uint8).numpy().data)
-
-
-def _name(number: int) -> str:
-    return f"{number:05d}.safetensors"
 
 
 def _stat(path: str) -> tuple[int, int] | None:
