@@ -9,7 +9,6 @@ import json
 import math
 import os
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +45,19 @@ class OwnedShard:
         self.crc32, self.row, self.mtime_ns, self.size = (
             memory[places[name].begin : places[name].end].view(np.int64) for name in _ARRAYS
         )
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._path, self._file = path, -1
 
     def put(self, rows: slice, content: memoryview) -> None:
         """Writes X of some rows: not through the mapping, where a full disk would end the process."""
+        if self._file < 0:  # one descriptor for a process, however many shards it reads
+            self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         at = self._begin + rows.start * self._bytes
         while len(content):
             done = os.pwrite(self._file, content, at)
             content, at = content[done:], at + done
 
     def __del__(self) -> None:
-        with suppress(OSError, AttributeError):
+        if getattr(self, "_file", -1) >= 0:
             os.close(self._file)
 
 

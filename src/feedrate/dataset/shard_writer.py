@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -25,7 +25,7 @@ from torch.utils.data import Dataset, default_collate
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.look import look
 from feedrate.dataset.part import list_IDs
-from feedrate.dataset.shard import KEY, Form
+from feedrate.dataset.shard import KEY, Damaged, Form, memory_of, read_places
 from feedrate.dataset.shard_index import ShardEntry, names_crc
 from feedrate.dataset.stale import Fingerprint, fingerprint
 from feedrate.errors import SampleError
@@ -242,21 +242,31 @@ class _Rows:
 
 
 def _read_back(path: Path, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of a file that holds just these tensors.
+    """SHA-256 of a file that holds just these tensors; read piece by piece, so that memory holds no shard twice.
 
     Raises:
         OSError: it holds something else.
     """
     digest = hashlib.sha256()
+    fault = OSError(f"{path.name} is not what was written when it is read back; the disk may be at fault")
+    try:
+        places = sorted(read_places(str(path)).items(), key=lambda item: (item[1].begin, item[1].end))
+    except Damaged:
+        raise fault from None
     with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    with safe_open(path, "pt") as written:
-        for name, expected in tensors.items():
-            found = written.get_tensor(name)
-            same = found.shape == expected.shape and found.dtype == expected.dtype
-            if not same or not torch.equal(*(value.reshape(-1).view(torch.uint8) for value in (found, expected))):
-                raise OSError(f"{path.name} is not what was written when it is read back; the disk may be at fault")
+        digest.update(file.read(places[0][1].begin))
+        for name, place in places:
+            expected = memory_of(tensors[name])
+            if place.shape != tuple(tensors[name].shape) or place.end - place.begin != len(expected):
+                raise fault
+            while len(expected):
+                part = file.read(min(len(expected), 1 << 20))
+                digest.update(part)
+                if not part or part != bytes(expected[: len(part)]):  # of a memoryview itself, element by element
+                    raise fault
+                expected = expected[len(part) :]
+        if len(places) != len(tensors) or file.read(1):
+            raise fault
     return digest.hexdigest()
 
 
