@@ -46,3 +46,10 @@ class Odd:
             "none": (X, y),
         }
         return odd[self.what]
+
+
+class Halved:
+    """A transform, as a configuration names it."""
+
+    def __call__(self, X: torch.Tensor) -> torch.Tensor:
+        return X.float() / 2

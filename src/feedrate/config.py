@@ -87,6 +87,7 @@ class PackedConfig(FolderConfig):
     access: Literal["mmap", "pread"] = "mmap"
     verify: Literal["none", "crc"] = "none"
     stale: Literal["some", "all", "ignore"] = "some"
+    transform: dict[str, Any] | None = None
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)

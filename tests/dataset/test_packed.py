@@ -172,6 +172,14 @@ def test_a_transform_is_applied_to_what_the_shards_hold(root: Path) -> None:
     assert packed.load_batch(np.arange(4), fresh) is None
 
 
+def test_a_transform_is_named_in_the_configuration(root: Path) -> None:
+    from feedrate.config import check_dataset
+
+    node = {"_target_": SHARDS, "root": str(pack_folder(root)), "transform": {"_target_": "packed_datasets.Halved"}}
+    check_dataset(node)
+    assert torch.equal(build_data(node, 0).partition["train"][3][0], picture(3).float() / 2)
+
+
 def test_what_a_sample_gives_can_be_changed_without_changing_the_next(root: Path) -> None:
     packed = Packed(pack_folder(root))
     packed[0][0].zero_()
