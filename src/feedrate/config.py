@@ -74,6 +74,20 @@ class FolderConfig(DatasetConfig):
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class TensorFilesConfig(FolderConfig):
     verify: Literal["none", "crc"] = "none"
+    cache: Literal["none", "shards"] = "none"
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class ArrayFilesConfig(FolderConfig):
+    cache: Literal["none", "shards"] = "none"
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class PackedConfig(FolderConfig):
+    access: Literal["mmap", "pread"] = "mmap"
+    verify: Literal["none", "crc"] = "none"
+    stale: Literal["some", "all", "ignore"] = "some"
+    transform: dict[str, Any] | None = None
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -248,11 +262,28 @@ class PrepareConfig:
     num_workers: Workers | Literal["auto"] = "auto"
 
 
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class PackingConfig:
+    num_workers: Workers | Literal["auto"] = "auto"
+    shard_mb: Positive = 256
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class PackConfig:
+    """The keys of conf/pack.yaml."""
+
+    dataset: dict[str, Any]
+    root: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    pack: PackingConfig = PackingConfig()
+
+
 SHIPPED: Mapping[str, type] = {
     "feedrate.dataset.Digits": FolderConfig,
     "feedrate.dataset.TensorFiles": TensorFilesConfig,
-    "feedrate.dataset.ArrayFiles": FolderConfig,
+    "feedrate.dataset.ArrayFiles": ArrayFilesConfig,
     "feedrate.dataset.InMemory": FolderConfig,
+    "feedrate.dataset.Packed": PackedConfig,
     "feedrate.dataset.Generated": GeneratedConfig,
     "feedrate.loader.Loader": FeedrateLoaderConfig,
     "torch.utils.data.DataLoader": LoaderConfig,
@@ -281,18 +312,26 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
     checked: TrainConfig = validate(TrainConfig, config, "")
     for group in ("dataset", "loader", "model", "optimizer", "scheduler"):
         node = getattr(checked, group)
-        if node is None:
-            continue
-        target = node.get("_target_")
-        if target is None:
-            raise UserError(f"{group}=null: must be given, with the import path of a class as {group}._target_")
-        if not isinstance(target, str) or not target:
-            raise UserError(
-                f"{group}._target_ is {target!r}: the import path of a class is needed, such as my_package.MyClass"
-            )
-        if schema := SHIPPED.get(target):
-            validate(schema, {key: value for key, value in node.items() if key != "_target_"}, group)
+        if node is not None:
+            _check_node(node, group)
     return checked
+
+
+def check_dataset(node: Mapping[str, Any]) -> None:
+    """As `check`, for a dataset alone."""
+    _check_node(node, "dataset")
+
+
+def _check_node(node: Mapping[str, Any], group: str) -> None:
+    target = node.get("_target_")
+    if target is None:
+        raise UserError(f"{group}=null: must be given, with the import path of a class as {group}._target_")
+    if not isinstance(target, str) or not target:
+        raise UserError(
+            f"{group}._target_ is {target!r}: the import path of a class is needed, such as my_package.MyClass"
+        )
+    if schema := SHIPPED.get(target):
+        validate(schema, {key: value for key, value in node.items() if key != "_target_"}, group)
 
 
 def common_keys(schema: type) -> frozenset[str]:

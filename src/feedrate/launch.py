@@ -175,12 +175,12 @@ def _unknown_key(key: str) -> str:
     group = (parent or name).split(".")[0]
     if not parent and (CONF / name).is_dir():
         return _unknown_option(name, "")
-    if parent and not (CONF / group).is_dir() and group != "hydra":
-        parent, name = "", group
     try:
         chosen = [a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose(_config_name(), overrides=chosen)
+        if parent and group not in config and group != "hydra":
+            parent, name = "", group
         node = OmegaConf.select(config, parent) if parent else config
         valid = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, DictConfig) else []
     except Exception:  # this is help on the way out: the message below is true without it

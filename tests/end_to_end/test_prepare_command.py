@@ -9,21 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from feedrate.config import ROOT
 from feedrate.dataset.catalog import Catalog
+from started import PATIENCE_S, Started, until
 
 pytestmark = pytest.mark.slow
 
 COUNT = 6_000
-PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -53,55 +51,17 @@ def command(*arguments: str, folder: Path | None = None) -> subprocess.Completed
     )
 
 
-class Started:
-    """The command in a session of its own, so that a signal to its group reaches it as a terminal's Ctrl-C would."""
-
-    def __init__(self, *arguments: str, python: tuple[str, ...] = ()) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *python, str(ROOT / "src/prepare.py"), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def group(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if os.getpgid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
-        return found
-
-    def all_ended(self) -> bool:
-        return not self.group()
-
-    def close(self) -> None:
-        for process in self.group():
-            process.kill()
-        self.process.communicate()
-
-
 @pytest.fixture
 def start() -> Iterator[Callable[..., Started]]:
     begun: list[Started] = []
 
     def run(*arguments: str, python: tuple[str, ...] = ()) -> Started:
-        begun.append(Started(*arguments, python=python))
+        begun.append(Started("prepare.py", *arguments, python=python))
         return begun[-1]
 
     yield run
     for started in begun:
         started.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 def names(folder: Path) -> list[str]:

@@ -78,6 +78,24 @@ def test_it_goes_on_bit_for_bit_from_any_step(run_train, tmp_path, undisturbed, 
     same_run(resumed, undisturbed)
 
 
+def test_it_goes_on_with_shards_in_the_place_of_files_and_back(
+    run_train, tmp_path, undisturbed, stop_after, monkeypatch, digits
+):
+    from feedrate.config import PackConfig
+    from feedrate.dataset.pack import pack
+
+    pack(PackConfig(dataset={"_target_": "feedrate.dataset.Digits", "root": str(digits)}, root=f"{tmp_path}/packed"))
+    shards = ("dataset=packed", f"dataset.root={tmp_path}/packed", "dataset.limit=256")
+    stop_after(3)
+    folder = interrupted(run_train, tmp_path, 2, *shards)
+    monkeypatch.undo()
+    stop_after(11)
+    with pytest.raises(Interrupted):
+        run_train(*SETTINGS, f"trainer.resume={folder}")  # the files
+    monkeypatch.undo()
+    same_run(run_train(*SETTINGS, *shards, f"trainer.resume={folder}"), undisturbed)
+
+
 def test_it_goes_on_a_second_time_in_the_same_epoch_with_other_workers(
     run_train, tmp_path, undisturbed, stop_after, monkeypatch
 ):

@@ -7,6 +7,7 @@ from feedrate.dataset.digits import Digits
 from feedrate.dataset.generated import Generated
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.in_memory import InMemory
+from feedrate.dataset.packed import Packed
 from feedrate.dataset.rng import sample_rng
 from feedrate.dataset.tensor_files import TensorFiles
 
@@ -19,6 +20,7 @@ __all__ = [
     "IDs",
     "InMemory",
     "Labels",
+    "Packed",
     "TensorFiles",
     "build_data",
     "list_IDs",

@@ -19,7 +19,7 @@ class ArrayFiles(TensorFiles):
     """Samples in files of their own, as np.save wrote them; X comes as a tensor in this machine's byte order.
 
     Args:
-        list_IDs, labels, root, transform: as for TensorFiles.
+        list_IDs, labels, root, transform, cache, partition: as for TensorFiles.
 
     Raises:
         UserError: an ID has no label, or is no text.
@@ -34,6 +34,10 @@ class ArrayFiles(TensorFiles):
         labels: Mapping[str, Any],
         root: str | Path = "data",
         transform: Callable[[Any], Any] | None = None,
+        cache: str = "none",
+        partition: str = "samples",
     ) -> None:
-        super().__init__(list_IDs, labels, root, transform)
-        self._reader = SampleReader(load_array, learn_npy)
+        super().__init__(list_IDs, labels, root, transform, cache=cache, partition=partition)
+
+    def _make_reader(self, verify: bool) -> SampleReader:
+        return SampleReader(load_array, learn_npy)

@@ -65,7 +65,8 @@ def build_data(node: Mapping[str, Any], seed: int) -> Data:
     """The datasets that a configuration node describes.
 
     A class may have a classmethod `prepare(root)`, which is called once before anything is read, and `suffix`, the
-    ending of its files ('.pt' otherwise; None where samples are no files). Its constructor gets what it names of:
+    ending of its files ('.pt' otherwise; None where samples are no files), or a classmethod `catalog(root, task)` that
+    returns partition and labels. Its constructor gets what it names of:
     `list_IDs` and `labels` (from the folder `dataset.root`), `root`, `partition`, `seed`.
 
     Raises:
@@ -81,7 +82,8 @@ def build_data(node: Mapping[str, Any], seed: int) -> Data:
     if "list_IDs" in wanted:
         if root is None:
             raise UserError(f"dataset.root is missing: {path} takes list_IDs, which are read from that folder")
-        catalog = Catalog.read(root, keys.task, getattr(target, "suffix", ".pt"))
+        own = getattr(target, "catalog", None)  # of a class that knows partition and labels itself, as Packed does
+        catalog = own(root, keys.task) if own else Catalog.read(root, keys.task, getattr(target, "suffix", ".pt"))
         for note in catalog.notes:
             log.warning("note: %s", note)
         data = _from_catalog(node, keys, catalog, seed)

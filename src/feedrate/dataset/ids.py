@@ -39,6 +39,13 @@ class IDs(Sequence[str]):
         self.ends: Tensor = torch.from_numpy(np.cumsum(lengths))
         self._open()
 
+    @classmethod
+    def of(cls, text: np.ndarray, ends: np.ndarray) -> IDs:
+        """From the form in which they are held: UTF-8 bytes end to end (uint8), and where each one ends (int64)."""
+        found = cls(())
+        found.__setstate__({"text": np.array(text), "ends": np.array(ends)})
+        return found
+
     def _open(self) -> None:
         self._text, self._ends = self.text.numpy(), self.ends.numpy()
         self._view = memoryview(self._text.data)

@@ -10,8 +10,7 @@ import json
 import math
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from feedrate.config import PrepareConfig, resolve_path
 from feedrate.dataset.big_file import BigFile
 from feedrate.dataset.cores import usable_cores
-from feedrate.dataset.sample_writer import TEMPORARY, deaf, numbered, serialized, write_file, write_samples
+from feedrate.dataset.counted import counted
+from feedrate.dataset.processes import deaf
+from feedrate.dataset.sample_writer import TEMPORARY, numbered, serialized, write_file, write_samples
 from feedrate.dataset.split import Indices, Parts, split
 from feedrate.errors import UserError
 
@@ -183,7 +182,10 @@ def _write_samples(source: BigFile, missing: Indices, root: Path, num_workers: i
     if len(missing):
         source.unpack(root, TEMPORARY)
     kept = len(source) - len(missing)
-    with _shown(len(source), kept) as show, closing(write_samples(source, missing, root, workers)) as progress:
+    with (
+        counted("samples", len(source), kept) as show,
+        closing(write_samples(source, missing, root, workers)) as progress,
+    ):
         for written in progress:
             show(kept + written)
 
@@ -215,26 +217,3 @@ def _check_room(source: BigFile, count: int, root: Path) -> None:
 
 def _as_json(value: Any) -> bytes:
     return json.dumps(value).encode()
-
-
-@contextmanager
-def _shown(total: int, kept: int) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal, and a line for each tenth anywhere else; gives the function that is told the count."""
-    if kept:
-        print(f"{kept:,} of {total:,} samples are there from before")
-    if sys.stdout.isatty():
-        columns = (TextColumn("writing samples"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # no thread of its own, which would make forking unsafe
-        with Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False) as bar:
-            task = bar.add_task("", total=total, completed=kept)
-            yield lambda count: bar.update(task, completed=count, refresh=True)
-        return
-    tenth = 10 * kept // total
-
-    def show(count: int) -> None:
-        nonlocal tenth
-        if 10 * count // total > tenth:
-            tenth = 10 * count // total
-            print(f"{10 * tenth} %: {count:,} of {total:,} samples are written", flush=True)
-
-    yield show

@@ -19,6 +19,7 @@ from feedrate.dataset.file_layout import learn_pt
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.pt_file import load_tensor
 from feedrate.dataset.sample_reader import Empty, SampleReader
+from feedrate.dataset.shard_cache import open_cache
 from feedrate.errors import UserError
 
 
@@ -31,6 +32,8 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         root: folder of the files `ID.pt`; a relative one counts from the repository root.
         transform: called with X (and with `feedrate.dataset.sample_rng()` at hand), returns what the model gets.
         verify: 'crc' to compare each sample with the CRC-32 that its file carries, which torch.load never does.
+        cache: 'shards' to keep samples in shards below `root` as they are read, and to read these from then on.
+        partition: its name, for the cache.
 
     A sample is `(X, y)`: the file's tensor, and the label as a tensor (0-d for classes and numbers, (K,) for vectors).
     Labels that are no numbers are returned as they are.
@@ -49,21 +52,35 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         root: str | Path = "data",
         transform: Callable[[Any], Any] | None = None,
         verify: str = "none",
+        cache: str = "none",
+        partition: str = "samples",
     ) -> None:
-        if verify not in ("none", "crc"):
-            raise UserError(f"dataset.verify={verify}: must be none or crc")
+        for key, value, other in (("verify", verify, "crc"), ("cache", cache, "shards")):
+            if value not in ("none", other):
+                raise UserError(f"dataset.{key}={value}: must be none or {other}")
         self.list_IDs = list_IDs if isinstance(list_IDs, IDs) else IDs(list_IDs)
         self.labels = _aligned(self.list_IDs, labels)
         self.root = str(resolve_path(root))
         self.transform = transform
-        self._reader = SampleReader(load_tensor, learn_pt, verify == "crc")
+        self._reader = self._make_reader(verify == "crc")
+        self._cache = None
+        if cache == "shards" and len(self.list_IDs):
+            first = self._reader.read(self.path(self.list_IDs[0]), self.list_IDs[0])
+            self._cache = open_cache(Path(self.root), partition, self.list_IDs, first, verify == "crc")
+
+    def _make_reader(self, verify: bool) -> SampleReader:
+        return SampleReader(load_tensor, learn_pt, verify)
 
     def __len__(self) -> int:
         return len(self.list_IDs)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         ID = self.list_IDs[index]
-        X = self._reader.read(self.path(ID), ID)
+        path = self.path(ID)
+        if self._cache is None:
+            X = self._reader.read(path, ID)
+        else:
+            X = self._cache.read(range(len(self))[index], path, lambda: self._reader.read(path, ID))
         return X if self.transform is None else self.transform(X), self.labels[index]
 
     def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any] | None:
@@ -73,13 +90,21 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         """
         if self.transform is not None:
             return None
-        IDs = self.list_IDs.at(indices)
-        X = self._reader.read_batch([self.path(ID) for ID in IDs], IDs, empty)
+        X = self._load_X(indices, empty)
         if not isinstance(X, Tensor):
             return None
         if isinstance(self.labels, Tensor):
             return X, self.labels[torch.from_numpy(indices)]
         return X, default_collate([self.labels[i] for i in indices.tolist()])
+
+    def _load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | list[Tensor] | None:
+        if self._cache is not None and self._cache.has(indices):
+            return self._cache.gather(indices, empty)
+        IDs = self.list_IDs.at(indices)
+        paths = [self.path(ID) for ID in IDs]
+        if self._cache is not None:
+            return self._cache.read_batch(indices, paths, IDs, self._reader.read_batch, empty)
+        return self._reader.read_batch(paths, IDs, empty)
 
     def path(self, ID: str) -> str:
         """The sample's file."""

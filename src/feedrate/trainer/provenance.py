@@ -22,6 +22,7 @@ _FETCHING = {
     "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "timeout", "multiprocessing_context",
     "content_digest", "engine",
 }  # fmt: skip
+_READING = {"cache", "access", "verify", "stale"}
 _SHOWING = {
     "log_every",
     "warmup_steps",
@@ -65,6 +66,7 @@ def job_id(config: Mapping[str, Any]) -> str:
 def result_id(config: Mapping[str, Any]) -> str:
     """16 hexadecimal digits of all that can change the result: resuming looks for it."""
     kept = _without_places(config)
+    kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k not in _READING}
     kept["loader"] = {k: v for k, v in kept["loader"].items() if k not in _FETCHING}
     kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in _SHOWING}
     return _hash(kept)

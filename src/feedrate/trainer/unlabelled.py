@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from feedrate.config import DatasetConfig, common_keys
-from feedrate.dataset import Data, IDs, Labels, list_IDs
+from feedrate.dataset import Data, IDs, Labels, Packed, list_IDs
 from feedrate.dataset.labels import Targets
 from feedrate.dataset.part import Part
+from feedrate.dataset.shard_index import NAME as INDEX
 from feedrate.errors import UserError
 from feedrate.targets import build, locate, takes
 
@@ -60,11 +62,20 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
 
     Args:
         node: of the dataset, whose targets are allowed.
-        root: every file below it that ends as the class's samples do is a sample; IDs are sorted.
+        root: every file below it that ends as the class's samples do is a sample; IDs are sorted. For a run on shards
+            a folder of shards, all of whose samples are meant, or one of .pt or .npy files.
 
     Raises:
         UserError: there is no such folder or no sample in it, or the class does not read files by ID.
     """
+    if "cache" in node:  # prediction leaves nothing beside the files
+        node = {**node, "cache": "none"}
+    if str(node["_target_"]) == "feedrate.dataset.Packed":
+        if (root / INDEX).is_file():
+            return replace(data, partition={"train": _all_packed(node, root)}, source=str(root))
+        suffix = ".pt" if not root.is_dir() or _listing(root, ".pt") else ".npy"
+        kept = {key: value for key, value in node.items() if key in ("transform", *common_keys(DatasetConfig))}
+        node = {"_target_": f"feedrate.dataset.{'TensorFiles' if suffix == '.pt' else 'ArrayFiles'}", **kept}
     path = str(node["_target_"])
     target = locate(path, "dataset")
     suffix = getattr(target, "suffix", ".pt")
@@ -80,6 +91,17 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
     if list_IDs(dataset) is None:
         dataset = Part(dataset, range(len(names)), names)
     return replace(data, partition={"train": dataset}, source=str(root))
+
+
+def _all_packed(node: Mapping[str, Any], root: Path) -> Part:
+    """The samples of every partition of a folder of shards, one after the other."""
+    catalog = Packed.catalog(root)
+    parts = [
+        build({**node, "root": str(root)}, "dataset", {"partition": name}, common_keys(DatasetConfig))
+        for name in catalog.partition
+    ]
+    whole: ConcatDataset[Any] = ConcatDataset(parts)
+    return Part(whole, range(len(whole)), IDs(ID for ids in catalog.partition.values() for ID in ids))
 
 
 def _blank(targets: Targets, count: int) -> Tensor:

@@ -1,0 +1,125 @@
+"""The files of a cache: shards that grow, and the table that says where each sample is.
+
+What is kept, and when it counts, is shard_cache.py's affair.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feedrate.dataset.shard import read_places
+from feedrate.dataset.shard_writer import sync_folder
+
+SHIFT = 32  # a place is the number of a shard, and below so many bits the row in it
+_ARRAYS = ("crc32", "row", "source.mtime_ns", "source.size")
+
+
+class OwnedShard:
+    """A shard of the cache, mapped; one process appends to it.
+
+    Attributes:
+        matrix, content: all X, as (rows, bytes of a sample) uint8 and end to end.
+        row: of each X, 1 + the index of the sample; 0 where nothing was written yet.
+        size, mtime_ns: of its file when it was read.
+        crc32: of it, 0 where none was taken.
+        used: rows that this process has written.
+    """
+
+    def __init__(self, path: Path, number: int, nbytes: int) -> None:
+        places = read_places(str(path))
+        self.number, self.used, self._bytes = number, 0, nbytes
+        self._begin = places["X"].begin
+        memory = np.memmap(path, np.uint8, "r+")
+        X = memory[self._begin : places["X"].end]
+        self.matrix = torch.from_numpy(X).view(-1, nbytes)
+        self.content = memoryview(X.data)
+        self.crc32, self.row, self.mtime_ns, self.size = (
+            memory[places[name].begin : places[name].end].view(np.int64) for name in _ARRAYS
+        )
+        self._path, self._file = path, -1
+
+    def put(self, rows: slice, content: memoryview) -> None:
+        """Writes X of some rows: not through the mapping, where a full disk would end the process."""
+        if self._file < 0:  # one descriptor for a process, however many shards it reads
+            self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        at = self._begin + rows.start * self._bytes
+        while len(content):
+            done = os.pwrite(self._file, content, at)
+            content, at = content[done:], at + done
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:
+            os.close(self._file)
+
+
+def publish(folder: Path, places: Tensor) -> None:
+    """Puts what was kept on disk, and then into the table, where later runs find it."""
+    now = places.numpy().copy()
+    if not (now > 0).any():
+        return
+    table = np.memmap(folder / "table", np.int64, "r+")
+    news = np.flatnonzero((now > 0) & (now != table))
+    for number in np.unique((now[news] - 1) >> SHIFT).tolist():
+        with (folder / shard_name(number)).open("rb+") as file:
+            os.fsync(file.fileno())
+    table[news] = now[news]
+
+
+def make_shard(path: Path, rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """An empty shard, in its place whole or not at all; False where there is one already."""
+    begin = 0
+    entries: dict[str, Any] = {}
+    for name, kind, form, size in (
+        *((name, "I64", (rows,), 8) for name in _ARRAYS),
+        ("X", _dtype_name(dtype), (rows, *shape), dtype.itemsize),
+    ):
+        end = begin + math.prod(form) * size
+        entries[name] = {"dtype": kind, "shape": list(form), "data_offsets": [begin, end]}
+        begin = end
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    head = len(header).to_bytes(8, "little") + header
+    return placed(path, head, len(head) + begin, len(head) + entries["X"]["data_offsets"][0])
+
+
+def placed(path: Path, head: bytes, size: int, taken: int) -> bool:
+    """A file of zeros after its head; False where there is one of that name.
+
+    Args:
+        taken: bytes for which room is taken now: on a full disk, writing through a mapping would end the process.
+    """
+    temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(head)
+            file.write(bytes(taken - len(head)))
+            file.truncate(size)
+        os.link(temporary, path)
+        sync_folder(path.parent)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    """safetensors' name of a dtype, as the library writes it."""
+    from safetensors.torch import save
+
+    header = save({"X": torch.empty(0, dtype=dtype)})
+    found = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["X"]["dtype"]
+    return str(found)
+
+
+def shard_name(number: int) -> str:
+    return f"{number:05d}.safetensors"

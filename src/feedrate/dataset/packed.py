@@ -1,0 +1,165 @@
+"""Samples in shards, as `python src/pack.py` writes them: the same samples, labels and IDs as the dataset packed had.
+
+How one shard is read is shard.py's affair, whether the shards are up to date that of stale.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from feedrate.config import resolve_path
+from feedrate.dataset.catalog import Catalog
+from feedrate.dataset.ids import IDs, Labels
+from feedrate.dataset.sample_reader import Empty
+from feedrate.dataset.shard import ACCESS, Damaged, Shard, bytes_of, memory_of
+from feedrate.dataset.shard_index import Index, sample_error
+from feedrate.dataset.stale import CHECKS, check_sources
+from feedrate.errors import UserError
+
+
+class Packed(Dataset[tuple[Any, Any]]):
+    """One partition of a folder of shards.
+
+    Args:
+        root: the folder; a relative one counts from the repository root.
+        partition: 'train', 'validation' or 'test'.
+        transform: called with X (and with `feedrate.dataset.sample_rng()` at hand), returns what the model gets.
+        access: 'mmap' to copy samples from the mapped shards; 'pread' to read each one, for network file systems.
+        verify: 'crc' to compare each sample with the CRC-32 that was taken when it was packed.
+        stale: whether the files that were packed have changed since, as far as they are still there: 'some' looks at
+            some thousand of them, 'all' at each, 'ignore' at none.
+        list_IDs, labels: those of the partition where they are at hand; otherwise they are read from the shards.
+
+    A sample is `(X, y)` as the dataset that was packed gave it, equal in bytes, shape and type.
+
+    Raises:
+        UserError: there are no shards, one of them is missing or not whole, or what they were made of has changed.
+        SampleError: from `dataset[index]`, naming the sample and the shard.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        partition: str = "train",
+        transform: Callable[[Any], Any] | None = None,
+        access: str = "mmap",
+        verify: str = "none",
+        stale: str = "some",
+        list_IDs: Sequence[str] | None = None,
+        labels: Mapping[str, Any] | None = None,
+    ) -> None:
+        for key, value, known in (
+            ("access", access, ACCESS),
+            ("verify", verify, ("none", "crc")),
+            ("stale", stale, CHECKS),
+        ):
+            if value not in known:
+                raise UserError(f"dataset.{key}={value}: must be {', '.join(known[:-1])} or {known[-1]}")
+        self.root = str(resolve_path(root))
+        index = Index.complete(Path(self.root))
+        if partition not in index.partition:
+            raise UserError(
+                f"{self.root}: no partition {partition!r} is packed there; {', '.join(index.partition)} are"
+            )
+        if not isinstance(list_IDs, IDs) or not isinstance(labels, Labels):
+            catalog = index.catalog(Path(self.root))
+            list_IDs, labels = catalog.partition[partition], catalog.labels[partition]
+        self.list_IDs, self.labels = list_IDs, labels.tensor
+        self.transform, self.verify = transform, verify == "crc"
+        self._X, self._y, self._rows = index.X, index.y, index.partition[partition].rows
+        self._shards = index.shards(Path(self.root), partition, access)
+        if stale != "ignore":
+            check_sources(index, Path(self.root), partition, self.list_IDs, self._shards, every=stale == "all")
+
+    @classmethod
+    def catalog(cls, root: Path, task: str = "auto") -> Catalog:
+        """Partition and labels of a folder of shards, from within these; see Index.catalog."""
+        if not root.is_dir():
+            fault = "is no folder" if root.exists() else "no such folder"
+            raise UserError(f"dataset.root={root}: {fault}; name the one that python src/pack.py has written")
+        return Index.complete(root).catalog(root, task)
+
+    def __len__(self) -> int:
+        return len(self.list_IDs)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        index = range(len(self))[index]
+        shard, row = self._shards[index // self._rows], index % self._rows
+        try:
+            X = torch.empty(shard.shape(row), dtype=self._X.torch_dtype)
+            self._copy(shard, row, memory_of(X))
+        except Damaged as error:
+            raise sample_error(shard, self.list_IDs, index, error) from None
+        value = self._X.restored(X)
+        y = self.labels[index]
+        return value if self.transform is None else self.transform(value), self._y.restored(y)
+
+    def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any] | None:
+        """What collating the samples at `indices` gives, each copied once, into memory from `empty(shape, dtype)`.
+
+        None where it cannot be had at once: with a transform, or where the samples are not alike.
+        """
+        if self.transform is not None or not len(indices):
+            return None
+        if len(self._shards) == 1:
+            X = self._from_one(self._shards[0], indices, indices, empty)
+        else:
+            numbers, rows = np.divmod(indices, self._rows)
+            if (numbers == numbers[0]).all():
+                X = self._from_one(self._shards[int(numbers[0])], rows, indices, empty)
+            else:
+                X = self._from_many([self._shards[n] for n in numbers.tolist()], rows.tolist(), indices, empty)
+        return None if X is None else (X, self._labels(indices))
+
+    def _from_one(self, shard: Shard, rows: np.ndarray, indices: np.ndarray, empty: Empty) -> Tensor | None:
+        """X of samples that lie in one shard."""
+        try:
+            opened = shard.opened
+        except Damaged as error:
+            raise sample_error(shard, self.list_IDs, int(indices[0]), error) from None
+        if opened.matrix is None or self.verify:
+            return self._from_many([shard] * len(rows), rows.tolist(), indices, empty)
+        X = empty((len(rows), *opened.shape), self._X.torch_dtype)
+        torch.index_select(opened.matrix, 0, torch.from_numpy(rows), out=bytes_of(X).view(len(rows), -1))
+        return X
+
+    def _from_many(
+        self, shards: Sequence[Shard], rows: Sequence[int], indices: np.ndarray, empty: Empty
+    ) -> Tensor | None:
+        """X of samples, each of its own shard and row; None where their shapes differ."""
+        at = 0
+        try:
+            shape = shards[0].shape(rows[0])
+            every = [shard.opened for shard in shards]
+            alike = all(opened.shapes is None and opened.shape == shape for opened in every)
+            if not alike and any(shard.shape(row) != shape for shard, row in zip(shards, rows, strict=True)):
+                return None
+            X = empty((len(rows), *shape), self._X.torch_dtype)
+            into, n = memory_of(X), every[0].bytes_of(rows[0])
+            if alike and not self.verify and every[0].memory is not None:
+                for at, (opened, row) in enumerate(zip(every, rows, strict=True)):
+                    into[at * n : at * n + n] = opened.memory[row * n : row * n + n]  # type: ignore[index]
+                return X
+            for at, (shard, row) in enumerate(zip(shards, rows, strict=True)):
+                self._copy(shard, row, into[at * n : at * n + n])
+            return X
+        except Damaged as error:
+            raise sample_error(shards[at], self.list_IDs, int(indices[at]), error) from None
+
+    def _copy(self, shard: Shard, row: int, into: memoryview) -> None:
+        shard.copy(row, into)
+        if self.verify:
+            shard.check(row, into)
+
+    def _labels(self, indices: np.ndarray) -> Any:
+        picked = self.labels[torch.from_numpy(indices)]
+        if self._y.kind == "numpy":  # collating takes their numbers, not their type
+            return default_collate([self._y.restored(y) for y in picked])
+        return picked
