@@ -20,7 +20,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as src/train.py does
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
-NAMES = ("startup", "generated", "overhead", "tracking", "catalog")
+NAMES = ("startup", "generated", "overhead", "tracking", "catalog", "scale", "burn", "fed", "flat", "peers")
 
 
 def main(chosen: list[str]) -> None:
