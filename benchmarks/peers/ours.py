@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from peers.sets import Set, make, pad
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Absent(Exception):
@@ -77,4 +81,12 @@ def make_npy(home: Path, of: Set) -> Path:
 
 def _packed(home: Path, of: Set) -> Any:
     """The samples as shards, packed by the product's own command."""
-    raise Absent("benchmarks/peers/ours.py does not open dataset=packed yet")
+    from feedrate import dataset
+
+    def write(folder: Path) -> None:
+        command = [sys.executable, str(ROOT / "src/pack.py"), "dataset=tensor_files", f"dataset.root={home / 'pt'}"]
+        done = subprocess.run([*command, f"root={folder}"], capture_output=True, text=True)
+        if done.returncode:
+            raise Absent(f"src/pack.py: {(done.stderr or done.stdout).strip()}")
+
+    return dataset.Packed(make(home / "packed", write))  # type: ignore[attr-defined]

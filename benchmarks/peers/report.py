@@ -27,8 +27,7 @@ def report(found: Mapping[Any, Sequence[Found]]) -> str:
         parts.append(f"### {of.name}: {of.size:,} samples of {shape} {dtype}\n\n{_table(of, results)}")
     lines = [line for of, results in found.items() for line in _promises(of, results)]
     parts.append("### What was promised\n\n" + markdown(["promise", "measured", ""], lines))
-    pinned = [line for line in PEERS.read_text().splitlines() if "==" in line]
-    parts.append(f"Peers: {', '.join(line.replace('==', ' ') for line in pinned)}; {_processor()}.")
+    parts.append(f"Peers: {_versions()}; {_processor()}.")
     return "\n\n".join(parts)
 
 
@@ -158,6 +157,12 @@ def _waits(of: Any, results: Sequence[Found]) -> list[tuple[str, str, str]]:
 
 def _verdict(good: bool) -> str:
     return "pass" if good else "**falls short**"
+
+
+def _versions() -> str:
+    """The peers' versions as they are pinned."""
+    lines = [line.partition(";")[0].split("==") for line in PEERS.read_text().splitlines() if "==" in line]
+    return ", ".join(f"{name} {version}" for name, version in lines if name not in ("torch", "numpy", "psutil"))
 
 
 def _processor() -> str:

@@ -123,13 +123,14 @@ def make(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def make_set(of: Set, root: Path) -> Path:
-    """The folder of a set: `pt/ID.pt`, `pt/partition.json` and `pt/labels.json`."""
+    """The folder of a set: `pt/ID.pt`, `pt/partition.json` and `pt/labels.json`; one more sample to validate with."""
 
     def write(folder: Path) -> None:
         for ID, X, _ in of.samples():
             torch.save(X, folder / f"{ID}.pt")
-        (folder / "partition.json").write_text(json.dumps({"train": of.list_IDs, "validation": []}))
-        (folder / "labels.json").write_text(json.dumps(of.labels))
+        torch.save(of.X(of.size), folder / "held-out.pt")
+        (folder / "partition.json").write_text(json.dumps({"train": of.list_IDs, "validation": ["held-out"]}))
+        (folder / "labels.json").write_text(json.dumps({**of.labels, "held-out": of.y(of.size)}))
 
     home = root / f"{of.name.replace(' ', '_')}-{of.size}"
     make(home / "pt", write)
