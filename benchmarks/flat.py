@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from figures import markdown
+from memory import tree, tree_mb
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS, SETTLED, MOST_PCT = 20, 2, 5.0
@@ -41,12 +41,12 @@ def run() -> str:
             for _batch in loader:
                 pass
             del _batch
-            memory.append(sum(_memory_mb()))
+            memory.append(tree_mb(os.getpid()))
             descriptors.append(_descriptors())
         loader.close()
         del loader
         gc.collect()
-        left = _descriptors() - before[0], len(_segments() - before[1]), len(list(_tree())) - 1
+        left = _descriptors() - before[0], len(_segments() - before[1]), len(list(tree(os.getpid()))) - 1
         growth = 100 * (max(memory[SETTLED:]) / memory[SETTLED - 1] - 1)
         good = growth <= MOST_PCT and not any(left) and descriptors[-1] <= descriptors[SETTLED - 1]
         rows.append(
@@ -59,20 +59,6 @@ def run() -> str:
         "open files after them", "files / segments / processes left", "at most 5 %, nothing left",
     ]  # fmt: skip
     return markdown(head, rows)
-
-
-def _tree() -> Iterator[Any]:
-    import psutil
-
-    me = psutil.Process()
-    yield me
-    yield from (child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE)
-
-
-def _memory_mb() -> Iterator[float]:
-    """Of each process of this tree, pages that are shared divided among those that share them (PSS)."""
-    for process in _tree():
-        yield process.memory_full_info().pss / 1e6
 
 
 def _descriptors() -> int:

@@ -17,6 +17,9 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
+import psutil
+from memory import tree, tree_mb
+
 from peers.contenders import BATCH, CONTENDERS, Contender
 from peers.report import report
 
@@ -218,36 +221,19 @@ class Process:
     def watched_memory(self, command: str, *arguments: Any) -> float:
         """Highest memory of the process tree while it answers, MB."""
         seen = [0.0]
-        self.ask(command, *arguments, meanwhile=lambda: seen.append(_memory_mb(self.pid)))
+        self.ask(command, *arguments, meanwhile=lambda: seen.append(tree_mb(self.pid)))
         return max(seen)
 
     def end(self) -> None:
-        import psutil
-
+        """Ends the contender with all that it started; returns when they are gone, and their mappings of files too."""
         with suppress(Failed):
             self.ask("close")
-        tree: list[psutil.Process] = []
-        with suppress(psutil.Error):
-            tree = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-        for process in tree:
+        all_of_it = list(tree(self.pid))
+        for process in all_of_it:
             with suppress(psutil.Error):
                 process.kill()
-        for process in tree:  # until it is gone its mappings keep files in the page cache
+        for process in all_of_it:
             with suppress(psutil.Error):
                 while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     time.sleep(0.01)
         self.connection.close()
-
-
-def _memory_mb(pid: int) -> float:
-    """Anonymous and shared memory of a process tree, each page once (PSS), MB; pages of files are the system's."""
-    import psutil
-
-    total = 0
-    with suppress(psutil.Error):
-        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-            with suppress(OSError):
-                for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-                    if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                        total += int(line.split()[1])
-    return total / 1e3
