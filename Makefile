@@ -43,7 +43,7 @@ test-gpu: $(VENV)/.requirements-dev ## the tests that need an accelerator
 bench: $(VENV)/.requirements-dev ## regenerate the tables of benchmarks/README.md
 	$(PY) benchmarks/run.py
 
-bench-peers: $(VENV)/.requirements-dev $(PEERS)/.requirements ## one file per sample against the other loaders, about 15 minutes
+bench-peers: $(VENV)/.requirements-dev $(PEERS)/.requirements ## one file per sample against the other loaders, about 20 minutes
 	$(PY) benchmarks/run.py peers
 
 clean: ## remove the environment and caches; data and outputs are yours and stay

@@ -85,11 +85,9 @@ def _with_step(result: Found, step: str) -> tuple[str, str]:
 
 
 def _cold(result: Found) -> str:
-    if not result.cold:
-        return "-"
-    if result.warm_share > 0.1:
-        return f"not to be had ({100 * result.warm_share:.0f} % stayed cached)"
-    return spread(result.cold, 0)
+    if result.cold:
+        return spread(result.cold, 0)
+    return f"not to be had ({100 * result.warm_share:.0f} % stayed cached)" if result.warm_share else "-"
 
 
 # ---------------------------------------------------------------------------------------------------------
