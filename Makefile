@@ -3,12 +3,13 @@ PYTHON ?= python3
 PORT ?= 5000
 VENV := .venv
 PY := $(VENV)/bin/python
+PEERS := benchmarks/.venv
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow ui sweep lint test-gpu bench soak docs clean
+.PHONY: help train test test-slow ui sweep lint test-gpu bench bench-peers soak docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(VENV)/.requirements ## train on the handwritten digits: data, training, MLflow record; ARGS="model=mlp" to override
 	$(PY) src/train.py $(ARGS)
@@ -42,8 +43,11 @@ test-gpu: $(VENV)/.requirements-dev ## the tests that need an accelerator
 bench: $(VENV)/.requirements-dev ## regenerate the tables of benchmarks/README.md
 	$(PY) benchmarks/run.py
 
+bench-peers: $(VENV)/.requirements-dev $(PEERS)/.requirements ## one file per sample against the other loaders, about 20 minutes
+	$(PY) benchmarks/run.py peers
+
 clean: ## remove the environment and caches; data and outputs are yours and stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written only after everything is installed, so an interrupted installation goes on where it was.
@@ -53,6 +57,12 @@ $(VENV)/.%: %.txt | $(VENV)/bin/pip
 	@touch $@
 
 $(VENV)/.requirements-dev: requirements.txt
+
+# The peers' own, so that what they need never meets what the product needs.
+$(PEERS)/.requirements: benchmarks/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --disable-pip-version-check -r $<
+	@touch $@
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else "Python %d.%d: Feedrate needs 3.10 to 3.13; name one with make PYTHON=python3.11 ..." % v[:2])'

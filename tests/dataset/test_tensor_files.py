@@ -56,6 +56,24 @@ def saved_before_1_6(X: Any) -> bytes:
 # ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", [lambda X, y: (X, y), lambda X, y: [X, y], lambda X, y: {"X": X, "y": y}])
+def test_of_a_file_that_holds_the_whole_sample_x_is_taken_singly_and_in_batches(
+    tmp_path: Path, form: Callable[[Tensor, Any], Any]
+) -> None:
+    list_IDs, X = [f"s{i}" for i in range(8)], torch.arange(48, dtype=torch.float32).view(8, 6)
+    for i, ID in enumerate(list_IDs):  # among files of the tensor alone; their y is none of the labels
+        torch.save(X[i].clone() if i % 3 == 0 else form(X[i].clone(), torch.tensor(i)), tmp_path / f"{ID}.pt")
+    data = TensorFiles(list_IDs, {ID: 10 + i for i, ID in enumerate(list_IDs)}, tmp_path)
+    for _ in range(2):
+        for i in range(8):
+            assert torch.equal(data[i][0], X[i])
+            assert int(data[i][1]) == 10 + i
+        batch = data.load_batch(np.arange(8)[::-1].copy(), lambda shape, dtype: torch.empty(shape, dtype=dtype))
+        assert batch is not None
+        assert torch.equal(batch[0], X.flip(0))
+        assert batch[1].tolist() == [17, 16, 15, 14, 13, 12, 11, 10]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (2, 3, 4)], ids=str)
 def test_every_dtype_and_shape_comes_back(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -250,7 +268,7 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "protocol 4": (saved(X, pickle_protocol=4), ["pickle_protocol=4", "protocol 2"]),
     "module": (saved(nn.Linear(2, 2)), ["needs code to load (torch.nn.modules.linear.Linear)", "save the tensor X"]),
     "NumPy array": (saved(np.zeros(3)), ["needs code to load (numpy", "save the tensor X"]),
-    "tuple": ((X, 1), ["a value of type tuple", "save the tensor X alone"]),
+    "tuple": ((X, 1, 2), ["a value of type tuple", "save the tensor X alone"]),
     "dict": ({"X": X}, ["a value of type dict", "save the tensor X alone"]),
     "weights": (OrderedDict(a=X), ["a value of type OrderedDict", "save the tensor X alone"]),
     "number": (3, ["a value of type int", "save the tensor X alone"]),

@@ -32,7 +32,7 @@ for _text in ("Detected pickle protocol", "'torch.load' received a zip file that
 
 
 def load_tensor(path: str, ID: str) -> Tensor:
-    """The tensor in a file that torch.save wrote.
+    """The tensor in a file that torch.save wrote; of a pair `(X, y)` or `{"X": X, "y": y}` it is X.
 
     Never runs code from the file, and never retries in a way that would.
 
@@ -40,13 +40,20 @@ def load_tensor(path: str, ID: str) -> Tensor:
         SampleError: the file is missing, empty, damaged, needs code to load, or holds no single dense tensor.
     """
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        value = _X(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         # from None: the texts of torch advise to load with weights_only=False, which would run a file's code
         raise SampleError(f"sample {ID!r} ({path}): {_reason(path, error)}", ID=ID, path=path) from None
     if fault := _unfit(value, path):
         raise SampleError(f"sample {ID!r} ({path}): {fault}", ID=ID, path=path)
     return value.detach()  # type: ignore[no-any-return]
+
+
+def _X(value: Any) -> Any:
+    """X where a file holds the whole sample; what y is, the labels say, which may number classes in their own way."""
+    if isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], Tensor):
+        return value[0]
+    return value["X"] if isinstance(value, dict) and value.keys() == {"X", "y"} else value
 
 
 def wasted_bytes(X: Tensor) -> int:
