@@ -12,7 +12,6 @@ conf/train.yaml is the table of contents of everything that can be set.
 from __future__ import annotations
 
 import logging
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -148,7 +147,6 @@ def train(cfg: DictConfig) -> float:
             record.record_resumed(tracker, run, trainer)
         else:
             record.record_start(tracker, run, data, parameters, str(device), precision.name)
-        begin = time.perf_counter()
         with profiled(config.trainer.profile, folder.path):
             result = trainer.fit()
         interruption.allow()
@@ -158,7 +156,7 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         engine = getattr(loaders["train"], "engine", "torch")
         facts = {**trainer.digests(), "engine": engine, **trial.facts(result.stopped)}
-        summary = record.record_end(tracker, run, trainer, result, time.perf_counter() - begin, facts)
+        summary = record.record_end(tracker, run, trainer, result, facts)
         if config.tracking.log_model:
             tracker.model(model, trainer.example())
         ended = True  # a signal from now on means only that nobody waits until the record is sent

@@ -19,10 +19,17 @@ class Net(nn.Module):
             slow (it does not die, and a step takes 50 ms).
         notes: folder in which each start leaves a file `DEATH-PROCESS`.
         edits: a configuration file that is overwritten, as by a person who goes on working while the sweep runs.
+        password: not used.
     """
 
     def __init__(
-        self, sample_shape: tuple[int, ...], num_outputs: int, death: str, notes: str, edits: str = ""
+        self,
+        sample_shape: tuple[int, ...],
+        num_outputs: int,
+        death: str,
+        notes: str,
+        edits: str = "",
+        password: str = "",
     ) -> None:
         super().__init__()
         first = not list(Path(notes).glob(f"{death}-*"))

@@ -157,6 +157,16 @@ def test_fail_fast_starts_no_job_after_one_that_failed(tmp_path, digits):
     assert not (tmp_path / "out/1").exists()
 
 
+def test_a_secret_that_is_swept_is_written_nowhere(tmp_path, digits):
+    done = sweep(tmp_path, digits, "+model.death=raise", "+model.password=sw3pt-one,sw3pt-two", "hydra.launcher.jobs=2",
+                 f"tracking.uri={tmp_path}/mlflow.db", f"hydra.sweep.dir={tmp_path}/out")  # fmt: skip
+    assert len(list(csv.DictReader((tmp_path / "out/sweep.csv").open()))) == 2
+    assert "***" in done.stdout
+    assert "sw3pt" not in done.stdout + done.stderr
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"sw3pt" not in path.read_bytes(), path
+
+
 def test_a_mistake_in_any_job_is_answered_before_the_first_one_starts(tmp_path, digits):
     done = sweep(tmp_path, digits, "tracking=none", "+model.death=no", "loader.batch_size=32,0",
                  f"hydra.sweep.dir={tmp_path}/out")  # fmt: skip

@@ -184,5 +184,6 @@ def test_an_interrupted_sweep_ends_its_job_marks_itself_and_leaves_nothing_behin
     # the parent and its first job; the second never began
     assert [run.info.status for run in runs(killed.folder, tmp_path.name)] == ["KILLED", "KILLED"]
     rows = list(csv.DictReader((tmp_path / "out/sweep.csv").open()))
-    assert [row["status"] for row in rows] == ["KILLED", "NOT RUN"]
+    assert (rows[0]["status"], rows[0]["error"]) == ("KILLED", f"stopped by {signals[0].name}")
+    assert rows[1]["status"] == "NOT RUN"
     assert json.loads((tmp_path / "out/summary.json").read_text())["status"] == "KILLED"

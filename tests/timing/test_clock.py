@@ -42,6 +42,16 @@ def test_phases_add_up_to_the_time_that_passed():
     assert np.array_equal(times.elapsed, times.wait + times.transfer + times.compute)
 
 
+def test_a_run_that_goes_on_counts_what_was_spent_before():
+    clock = Clock(CPU, warmup_steps=0)
+    clock.go_on({"wait": 1.5, "compute": 20.0})
+    step(clock, 0.0, 0.001)
+    totals = clock.totals_s()
+    assert 1.5 <= totals["wait"] < 2.5
+    assert totals["compute"] >= 20.001
+    assert clock.epoch().elapsed.sum() < 1e9  # the epoch's own time has nothing of it
+
+
 def test_warm_up_and_the_first_batch_are_left_out_of_the_rates():
     clock = Clock(CPU, warmup_steps=2)
     step(clock, 0.2, 0.2)

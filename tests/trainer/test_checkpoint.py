@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from feedrate.errors import UserError
 from feedrate.trainer import checkpoint
 
 WRITER = """
@@ -58,3 +61,18 @@ def test_random_states_survive_a_checkpoint_without_running_code(tmp_path):
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     assert torch.equal(torch.rand(3), expected[0])
     assert (random.random(), np.random.rand()) == expected[1:]
+
+
+def test_a_checkpoint_that_the_disk_cannot_hold_is_an_error_with_its_path_and_leaves_nothing(tmp_path):
+    checkpoint.save(tmp_path, "last", {"tensor": torch.ones(10)}, {"number": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"last\.pt: cannot be written \(.*\); make room"):
+            checkpoint.save(tmp_path, "last", {"tensor": torch.ones(1_000_000)}, {"number": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.json", "last.pt"]
+    assert torch.equal(checkpoint.load(tmp_path / "last.pt")["tensor"], torch.ones(10))

@@ -107,6 +107,9 @@ class Workers:
         self._processes, self._inner, self._kept = [], None, None
 
     def _iterator(self, settings: DataLoader[Any]) -> Iterator[Any]:
+        # workers inherit the main process's temporary folder, which it removes at its end: their own, for the sockets
+        # that tensors are sent by, would stay when they are killed
+        multiprocessing.util.get_temp_dir()
         before = set(multiprocessing.active_children())
         try:
             with warnings.catch_warnings():

@@ -177,6 +177,11 @@ class Clock:
         """Seconds of the whole run by phase, warm-up included."""
         return {phase: ns / 1e9 for phase, ns in self._totals.items()}
 
+    def go_on(self, totals_s: dict[str, float]) -> None:
+        """Adds what a run that is gone on with has spent before, as `totals_s` gave it."""
+        for phase, seconds in totals_s.items():
+            self._totals[phase] += round(seconds * 1e9)
+
 
 class _DeviceEvents:
     """Start and end of each step on the device's own clock; pairs are read when the device has passed them."""

@@ -17,6 +17,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from feedrate.errors import UserError
+
 
 def save(folder: Path, name: str, state: dict[str, Any], about: dict[str, Any], keep: int = 0) -> Path:
     """Writes `name`.pt, and what a person wants to know of it as `name`.json beside it.
@@ -120,10 +122,17 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
+        temporary.unlink(missing_ok=True)  # room for the record of the failure
+        reason = error.strerror if isinstance(error, OSError) else "the disk is full, or a limit of size is reached"
+        raise UserError(
+            f"{path}: cannot be written ({reason}); make room, or name another folder with hydra.run.dir="
+        ) from error
     return temporary
 
 

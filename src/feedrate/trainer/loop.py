@@ -88,10 +88,16 @@ class Trainer:
         self._inline = not getattr(loaders["train"], "num_workers", 0)
         self._folder, self._send, self._stop, self._advise = folder, send, interruption, advise
         self._saved_at = time.perf_counter()
+        self._earlier_s, self._begun = 0.0, None  # type: float, float | None
 
     @property
     def result(self) -> Result:
         return self.state.result
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run: what counts of its interrupted parts, and the time since `fit` began."""
+        return self._earlier_s + (time.perf_counter() - self._begun if self._begun is not None else 0.0)
 
     def fit(self) -> Result:
         """Trains until max_epochs, max_steps or early stopping; goes on where `load_state_dict` left it.
@@ -101,6 +107,7 @@ class Trainer:
             Interrupted: a signal came; the checkpoint of the last step is written.
         """
         state = self.state
+        self._begun = time.perf_counter()
         self._stop.safe = False
         self._stop.check()
         progress = Progress(self.config.max_epochs, max(1, len(self.loaders["train"])))
@@ -306,6 +313,9 @@ class Trainer:
         """
         ours = self.state
         ours.load_state_dict(state)
+        times = state.get("times_s", {})
+        self.clock.go_on(times.get("phases", {}))
+        self._earlier_s = float(times.get("all", 0.0))
         if state["phase"] == "done":
             epoch = int(state["epoch"])
             if ours.result.stopped.startswith((STOPPED_EARLY, STOPPED_AT)):
@@ -318,7 +328,9 @@ class Trainer:
         self._guard.read()
         with self._stop.saving():
             about = self.state.about()
-            checkpoint.save(self._folder, "last", self.state.state_dict(), about, self.config.keep_checkpoints)
+            times = {"phases": self.clock.totals_s(), "all": self.seconds}
+            state = {**self.state.state_dict(), "times_s": times}
+            checkpoint.save(self._folder, "last", state, about, self.config.keep_checkpoints)
         self._saved_at = time.perf_counter()
 
     def _save_if_due(self) -> None:

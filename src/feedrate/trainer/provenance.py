@@ -5,6 +5,7 @@ Nothing is recorded here.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import shlex
@@ -43,8 +44,21 @@ class Code:
 
 
 def code_version() -> Code:
-    """The repository's commit, and its difference from it."""
-    return Code(_git("rev-parse", "HEAD").strip(), _git("diff", "HEAD"))
+    """The repository's commit, and its difference from it; files of code and configuration that are new count too."""
+    new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", "src", "conf").split("\0")
+    return Code(_git("rev-parse", "HEAD").strip(), _git("diff", "HEAD") + "".join(map(_as_new, filter(None, new))))
+
+
+def _as_new(name: str) -> str:
+    """An untracked file as a difference shows it."""
+    try:
+        content = (ROOT / name).read_bytes()
+        lines = content.decode().splitlines(keepends=True)
+    except OSError:
+        return ""
+    except UnicodeDecodeError:
+        return f"Binary files /dev/null and b/{name} differ ({hashlib.sha256(content).hexdigest()[:16]})\n"
+    return "".join(f"{line.rstrip()}\n" for line in difflib.unified_diff([], lines, "/dev/null", f"b/{name}"))
 
 
 def size_of_diff(diff: str) -> str:

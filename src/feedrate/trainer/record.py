@@ -100,9 +100,10 @@ def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, 
 
 
 def record_end(
-    tracker: Tracker, run: Run, trainer: Trainer, result: Result, seconds: float, digests: Mapping[str, str]
+    tracker: Tracker, run: Run, trainer: Trainer, result: Result, digests: Mapping[str, str]
 ) -> dict[str, Any]:
     """Pictures, weights, note and summary of a run that ended well; returns the summary."""
+    seconds = trainer.seconds
     summary = {
         **_birth(run, tracker.run_id),
         "status": "FINISHED",

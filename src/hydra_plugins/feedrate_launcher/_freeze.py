@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from feedrate.config import TrainConfig, check
 from feedrate.launch import plain
-from feedrate.tracking import without_secrets
+from feedrate.tracking import learn, masked, without_secrets
 from feedrate.tracking.sweep_results import settings
 from feedrate.tracking.sweep_table import columns
 from feedrate.trainer.provenance import command_line, job_id
@@ -90,13 +90,14 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
     with open_dict(task):
         del task["hydra"]
     resolved = plain(task)
+    learn(resolved)
     typed = settings(overrides)
     return Job(
         number=number,
         overrides=tuple(overrides),
         config=check(resolved),
         job_id=job_id(resolved),
-        settings={key: typed.get(key, _selected(task, key)) for key in columns(keys)},
+        settings=masked({key: typed.get(key, _selected(task, key)) for key in columns(keys)}),
         command=without_secrets(command_line(list(filter_overrides(overrides)))),
         subfolder=str(composed.hydra.sweep.subdir),
     )

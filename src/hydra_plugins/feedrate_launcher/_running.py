@@ -98,7 +98,10 @@ class Jobs:
             return
         job, where, code = event
         process = self._running.pop(job.number)
-        ended(job, where, *outcome(code, where.folder, process.error))
+        status, error = outcome(code, where.folder, process.error)
+        if self._stop.signum is not None and code == -signal.SIGKILL:  # sent by `_kill`
+            error = f"stopped by {signal.Signals(self._stop.signum).name}"
+        ended(job, where, status, error)
 
     def _interrupt(self, signum: int) -> None:
         print(
