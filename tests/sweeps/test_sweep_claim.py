@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,7 @@ def test_only_what_hydra_itself_has_made_is_removed(tmp_path):
         ("RUNNING", "j", True, "resume", "1"),
         ("RUNNING", "j", False, "new", "1_2"),
         ("FAILED", "j", True, "new", "1_2"),
+        ("KILLED", "j", "cut short", "new", "1_2"),
     ],
 )
 def test_a_finished_job_is_kept_an_interrupted_one_goes_on_and_a_failed_one_runs_anew(
@@ -125,7 +127,11 @@ def test_a_finished_job_is_kept_an_interrupted_one_goes_on_and_a_failed_one_runs
     summary(tmp_path / "1", status=status, job_id=job_id)
     if checkpoint:
         (tmp_path / "1/checkpoints").mkdir()
-        (tmp_path / "1/checkpoints/last-1.pt").touch()  # the newest may have been on its way
+        place = tmp_path / "1/checkpoints/last-1.pt"  # the newest may have been on its way
+        with zipfile.ZipFile(place, "w") as archive:
+            archive.writestr("last/data.pkl", b"state" * 100)
+        if checkpoint == "cut short":
+            place.write_bytes(place.read_bytes()[:-30])
     found = attempt(JOB, tmp_path)
     assert (found.state, found.folder) == (state, tmp_path / name)
 

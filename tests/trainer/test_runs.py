@@ -42,6 +42,14 @@ def test_a_run_whose_process_is_gone_is_marked_and_what_it_left_half_written_is_
     assert mark_dead_runs(tmp_path) == []
 
 
+def test_a_sweep_whose_process_is_gone_is_marked_too_and_is_no_run_to_go_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("feedrate.trainer.runs.ROOT", tmp_path)
+    sweep = run(tmp_path / "outputs/sweeps/one", DEAD, status="RUNNING", started="1")
+    assert mark_dead_runs(tmp_path / "outputs/runs") == [("", sweep)]
+    assert read_summary(sweep)["status"] == "KILLED"
+    assert newest_unfinished("r", tmp_path / "outputs/runs") is None
+
+
 def test_the_run_to_go_on_with_is_the_newest_that_can_be(tmp_path):
     run(tmp_path / "finished", status="FINISHED", started="5")
     older = run(tmp_path / "older", status="KILLED", started="1", run_id="older")

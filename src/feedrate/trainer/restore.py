@@ -118,6 +118,8 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
     else:
         config = _config_of_folder(folder)
     if config is None:
+        if "feedrate.sweep_id" in recorded.tags:
+            raise UserError(f"run {name} is a whole sweep ({recorded.name}); name one of its jobs, its child runs")
         raise UserError(f"run {name} has no config.yaml among its artifacts; it was not made by Feedrate's train.py")
     return SavedRun(config, folder, None, name, recorded, read_summary(folder))
 

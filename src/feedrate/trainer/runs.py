@@ -69,7 +69,7 @@ def all_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def mark_dead_runs(runs: Path) -> list[tuple[str, Path]]:
-    """Marks runs whose process is gone without a word as KILLED, and takes away what it left half written.
+    """Marks runs and sweeps whose process is gone without a word as KILLED, and takes away what it left half written.
 
     A run that ends in order removes its lock, so only folders with a lock are looked at.
 
@@ -77,7 +77,8 @@ def mark_dead_runs(runs: Path) -> list[tuple[str, Path]]:
         MLflow's ids and the folders of those whose end the tracker may not know.
     """
     dead = []
-    for folder in sorted(_folders(runs, "lock")):
+    sweeps = {path.parent for path in (ROOT / "outputs/sweeps").glob("*/lock")}
+    for folder in sorted(_folders(runs, "lock") | sweeps):
         try:
             if living_owner(folder) is not None:
                 continue

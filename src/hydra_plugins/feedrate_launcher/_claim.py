@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -132,7 +133,9 @@ def attempt(job: Job, sweep: Path) -> Attempt:
     if summary.get("job_id") == job.job_id:
         if summary.get("status") == "FINISHED":
             return Attempt(newest, "finished")
-        if summary.get("status") in ("RUNNING", "KILLED") and list((newest / "checkpoints").glob("last*.pt")):
+        saved = (newest / "checkpoints").glob("last*.pt")
+        # one that was cut short is not whole; the job itself looks closer, and takes the one before a damaged one
+        if summary.get("status") in ("RUNNING", "KILLED") and any(zipfile.is_zipfile(path) for path in saved):
             return Attempt(newest, "resume")
     return Attempt(sweep / f"{job.subfolder}_{len(tried) + 1}", "new")
 
