@@ -162,7 +162,9 @@ def _measured(samples: Samples, plan: Plan, first: Made) -> Choice:
     # of two batches at once, the shares that hold the interpreter's lock come one after the other
     share = min(1.0, max(0.0, two / one - 1))
     batch_ms, held_ms, count = one / 1e6, share * one / 1e6, len(first[1].ticket.indices)
-    text = f"as a batch of {nbytes(first[0]) / 1e6:.1f} MB takes {batch_ms:.2g} ms"
+    size = nbytes(first[0])
+    shown = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} KB"
+    text = f"as a batch of {shown} takes {batch_ms:.2g} ms"
     text += f" ({1e3 * batch_ms / count:.0f} us a sample)"
     text += f" and holds the interpreter for {'at most ' * (share == 1)}{held_ms:.2g} ms of it"
     return Choice("thread" if held_ms <= HELD_MS else "process", text, made)
