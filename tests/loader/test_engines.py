@@ -268,15 +268,16 @@ def tell_nothing(worker_id: int) -> None:
     pass
 
 
+class Safe(Drawn):
+    thread_safe = True
+
+
+class Wrong(Augmented):
+    thread_safe = True
+
+
 def test_auto_measures_samples_of_a_dataset_that_says_it_is_thread_safe(caplog: pytest.LogCaptureFixture) -> None:
-    class Safe(Drawn):
-        thread_safe = True
-
     assert "holds the interpreter for" in picked(Safe(), caplog)[1]
-
-    class Wrong(Augmented):
-        thread_safe = True
-
     engine, said = picked(Wrong(), caplog)
     assert (engine, said) == (
         "process",
