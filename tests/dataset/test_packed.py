@@ -280,7 +280,7 @@ def test_another_time_with_the_same_content_is_no_change(root: Path) -> None:
     packed = pack_folder(root)
     age(root / "scan-1/ü07.pt")
     age(root / "labels.json")
-    data_of(packed, SHARDS, stale="all")
+    assert torch.equal(data_of(packed, SHARDS, stale="all").partition["train"][0][0], picture(0))  # and no error
 
 
 def test_changed_labels_are_refused_and_only_their_shards_packed_again(
