@@ -106,7 +106,7 @@ def _train_and_keep_steps(path: str, overrides: list[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import numpy as np
 
-    from feedrate.timing.clock import Clock, EpochTimes
+    from feedrate.timing import Clock, EpochTimes
 
     original = Clock.epoch
     file = Path(path).open("ab", buffering=0)  # noqa: SIM115

@@ -11,6 +11,7 @@ conf/train.yaml is the table of contents of everything that can be set.
 
 from __future__ import annotations
 
+import functools
 import logging
 from datetime import datetime, timezone
 from pathlib import Path
@@ -134,12 +135,14 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Train
         # -------------------------------------------------------------------------------------------------
+        from feedrate.trainer.account import packable
         from feedrate.trainer.profile import profiled
         from feedrate.trainer.trial import Trial
 
         trial = Trial(config.trainer.max_epochs)
         trainer = Trainer(config.trainer, data, loaders, model, optimizer, schedule, device, precision,
-                          folder.path / "checkpoints", tracker.metrics, interruption, trial)  # fmt: skip
+                          folder.path / "checkpoints", tracker.metrics, interruption, trial,
+                          packable(config.dataset), functools.partial(record.record_verdict, tracker))  # fmt: skip
         if state:
             resume.check_model(state["model"], model.state_dict())
             resume.check_optimizer(state["optimizer"], optimizer.state_dict())
@@ -163,6 +166,8 @@ def train(cfg: DictConfig) -> float:
         tracker.end("FINISHED")
         record.record_run_id(run, tracker.run_id)
         log.info("%s", record.closing_line(result, summary["seconds"]))
+        if verdict := trainer.account.verdict():
+            log.info("%s", verdict)
         log.info("run folder  %s", folder.path)
         if tracker.url:
             log.info("this run    %s", tracker.url)

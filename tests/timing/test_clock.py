@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from feedrate.timing import Clock
+from feedrate.timing import Clock, Load
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,9 @@ def step(clock: Clock, wait: float, compute: float, samples: int = 8) -> None:
     clock.lap("transfer")
     time.sleep(compute)
     clock.lap("compute")
-    clock.step(samples, nbytes=1000 * samples, load_ns=2_000_000)
+    now = time.perf_counter_ns()
+    load = Load(now - 2_000_000, now, 1_000_000, (2_000_000, 0, 0, 0, 0), 0)
+    clock.step(samples, nbytes=1000 * samples, load=load)
 
 
 def test_phases_add_up_to_the_time_that_passed():

@@ -10,6 +10,7 @@ from feedrate.dataset.in_memory import InMemory
 from feedrate.dataset.packed import Packed
 from feedrate.dataset.rng import sample_rng
 from feedrate.dataset.tensor_files import TensorFiles
+from feedrate.timing.stages import stage
 
 __all__ = [
     "ArrayFiles",
@@ -25,4 +26,5 @@ __all__ = [
     "build_data",
     "list_IDs",
     "sample_rng",
+    "stage",
 ]

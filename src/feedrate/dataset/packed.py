@@ -22,6 +22,7 @@ from feedrate.dataset.shard import ACCESS, Damaged, Shard, bytes_of, memory_of
 from feedrate.dataset.shard_index import Index, sample_error
 from feedrate.dataset.stale import CHECKS, check_sources
 from feedrate.errors import UserError
+from feedrate.timing.stages import stage
 
 
 class Packed(Dataset[tuple[Any, Any]]):
@@ -99,7 +100,10 @@ class Packed(Dataset[tuple[Any, Any]]):
             raise sample_error(shard, self.list_IDs, index, error) from None
         value = self._X.restored(X)
         y = self.labels[index]
-        return value if self.transform is None else self.transform(value), self._y.restored(y)
+        if self.transform is not None:
+            with stage("transform"):
+                value = self.transform(value)
+        return value, self._y.restored(y)
 
     def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any] | None:
         """What collating the samples at `indices` gives, each copied once, into memory from `empty(shape, dtype)`.

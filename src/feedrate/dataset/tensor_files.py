@@ -21,6 +21,7 @@ from feedrate.dataset.pt_file import load_tensor
 from feedrate.dataset.sample_reader import Empty, SampleReader
 from feedrate.dataset.shard_cache import open_cache
 from feedrate.errors import UserError
+from feedrate.timing.stages import stage
 
 
 class TensorFiles(Dataset[tuple[Any, Any]]):
@@ -81,7 +82,10 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
             X = self._reader.read(path, ID)
         else:
             X = self._cache.read(range(len(self))[index], path, lambda: self._reader.read(path, ID))
-        return X if self.transform is None else self.transform(X), self.labels[index]
+        if self.transform is not None:
+            with stage("transform"):
+                X = self.transform(X)
+        return X, self.labels[index]
 
     def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any] | None:
         """What collating the samples at `indices` gives, read straight into memory from `empty(shape, dtype)`.

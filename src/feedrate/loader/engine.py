@@ -123,10 +123,9 @@ def _pick(samples: Samples, plan: Plan, loader: Loader) -> Choice:
     if free is not None and needed > free:
         lack = f"{needed / 1e6:,.0f} MB of shared memory, and {free / 1e6:,.0f} MB are free"
         return Choice("thread", f"since processes would need {lack}", made)
-    if made[0][1].load_ns > PATIENCE_MS * 1e6:
-        return Choice(
-            "process", f"since a batch takes {made[0][1].load_ns / 1e9:.1f} s, too long to measure more", made
-        )
+    first_ns = made[0][1].load.ns
+    if first_ns > PATIENCE_MS * 1e6:
+        return Choice("process", f"since a batch takes {first_ns / 1e9:.1f} s, too long to measure more", made)
     with draws_from_globals() as drew:
         choice = _measured(samples, plan, made[0])
     return (
@@ -157,7 +156,7 @@ def _measured(samples: Samples, plan: Plan, first: Made) -> Choice:
             return Choice("process", "since a sample failed while it was measured", _until_error(made))
         if sum(ones) + sum(twos) > BUDGET_MS * 1e6:
             break
-    one = min([ns for ns in ones if ns] or [first[1].load_ns])
+    one = min([ns for ns in ones if ns] or [first[1].load.ns])
     two = min([ns for ns in twos if ns] or [2 * one])
     # of two batches at once, the shares that hold the interpreter's lock come one after the other
     share = min(1.0, max(0.0, two / one - 1))

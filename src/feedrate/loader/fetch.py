@@ -6,7 +6,6 @@ Names each sample before it is loaded, so that its random numbers are its own, a
 from __future__ import annotations
 
 import io
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +28,7 @@ from feedrate.loader.at_once import getitems_of, load_batch_of, stacked
 from feedrate.loader.digest import leaves
 from feedrate.loader.slots import Pool, Ring, Writer
 from feedrate.loader.tickets import Receipt, Ticket
+from feedrate.timing.stages import Load, Slowest, Watch, clock_ns, samples_took, stage
 
 
 class Samples(Dataset[Any]):
@@ -63,6 +63,7 @@ class Samples(Dataset[Any]):
         self._writer: Writer | None = None  # of a worker's own
         self._pool = Pool()
         self._seeds = GlobalSeeds()
+        self._slowest = Slowest()
         self._in_threads = False
         self.came_one_by_one = False
 
@@ -111,7 +112,7 @@ class Samples(Dataset[Any]):
             worker: number of the thread, None for the main one.
             given_up: asked between samples, whether nobody waits for the batch any more.
         """
-        begin = time.perf_counter_ns()
+        watch = Watch()
         batch, error = None, None
         try:
             batch = self._make(
@@ -120,11 +121,11 @@ class Samples(Dataset[Any]):
         except _Failed as failed:
             error = failed.error
             error.worker = worker
-        return batch, Receipt(ticket, time.perf_counter_ns() - begin, worker, error)
+        return batch, Receipt(ticket, self._load(watch, ticket, worker), error)
 
     def _in_worker(self, ticket: Ticket, worker: int) -> tuple[Any, Receipt]:
         """The same, as it is sent to the main process."""
-        begin = time.perf_counter_ns()
+        watch = Watch()
         batch, error = None, None
         if self._ring is not None and self._writer is None:
             self._writer = Writer(self._ring, worker)
@@ -133,15 +134,21 @@ class Samples(Dataset[Any]):
             writer.begin()
         try:
             batch = self._make(ticket, self._pool.empty if writer is None else writer.empty)
-            if writer is not None:
-                batch = writer.finish(batch)
-            self._demand_sendable(batch, ticket)
+            with stage("handover"):
+                if writer is not None:
+                    batch = writer.finish(batch)
+                self._demand_sendable(batch, ticket)
         except _Failed as failed:
             batch, error = None, failed.error
             error.worker = worker
             if writer is not None:
                 writer.drop()
-        return batch, Receipt(ticket, time.perf_counter_ns() - begin, worker, error)
+        return batch, Receipt(ticket, self._load(watch, ticket, worker), error)
+
+    def _load(self, watch: Watch, ticket: Ticket, worker: int | None) -> Load:
+        times = watch.samples_ns
+        slow = self._slowest.add(ticket.indices.tolist(), times) if len(times) == len(ticket.indices) else ()
+        return watch.stop(worker, slow)
 
     def _make(
         self,
@@ -168,16 +175,8 @@ class Samples(Dataset[Any]):
         else:
             samples = self._together(ticket, self._getitems)
         try:
-            if not self.batched:
-                return self.collate(samples[0])
-            if self.collate is not default_collate:
-                return self.collate(samples)
-            if any(sample is None for sample in samples):
-                raise self._nothing(ticket, samples)
-            if odd := odd_one_out(samples):
-                raise self._mixed(ticket, *odd)
-            with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
-                return stacked(samples, empty)
+            with stage("collate"):
+                return self._collated(samples, ticket, empty)
         except SampleError as error:
             error.__cause__ = error.__context__ = None
             raise _Failed(error) from None
@@ -186,8 +185,20 @@ class Samples(Dataset[Any]):
             text = f"batch of {IDs}: collating failed with {one_line(error)}; {_remedy(self.collate)}"
             raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
 
+    def _collated(self, samples: list[Any], ticket: Ticket, empty: Empty) -> Any:
+        if not self.batched:
+            return self.collate(samples[0])
+        if self.collate is not default_collate:
+            return self.collate(samples)
+        if any(sample is None for sample in samples):
+            raise self._nothing(ticket, samples)
+        if odd := odd_one_out(samples):
+            raise self._mixed(ticket, *odd)
+        with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
+            return stacked(samples, empty)
+
     def _one_by_one(self, ticket: Ticket, given_up: Callable[[], bool]) -> list[Any]:
-        samples, key = [], b""
+        samples, key, times, mark = [], b"", [], clock_ns()
         seeds = None if self._in_threads else self._seeds
         if seeds is not None:
             seeds.begin()
@@ -200,6 +211,10 @@ class Samples(Dataset[Any]):
             # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
             except (Exception, SystemExit) as error:
                 raise _Failed(self._describe(ID, error)) from None
+            now = clock_ns()
+            times.append(now - mark)
+            mark = now
+        samples_took(times)
         if seeds is not None and key:
             seeds.finish(key)
         return samples

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from feedrate.loader.report import Report
 from feedrate.loader.threads import Threads
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.loader.workers import Workers
+from feedrate.timing.stages import clock_ns
 
 FOLLOWING = -1  # the next epoch number
 _SIGNATURE = inspect.signature(DataLoader.__init__)
@@ -210,12 +211,13 @@ class Loader(DataLoader[Any]):
     def _size(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def _delivered(self, batch: Any, receipt: Receipt, wait_ns: int) -> None:
+    def _delivered(self, batch: Any, receipt: Receipt, asked_ns: int) -> None:
+        handed_ns = clock_ns()
         if self._content is not None:
             self._content = content_hash(self._content, batch)
             receipt = replace(receipt, content=self._content)
         self._last, self._at = receipt, receipt.ticket.stop
-        self._report.add(wait_ns, receipt.load_ns, len(receipt.ticket.indices), nbytes(batch))
+        self._report.add(asked_ns, handed_ns, receipt.load, len(receipt.ticket.indices), nbytes(batch))
 
     # -----------------------------------------------------------------------------------------------------
     # what was delivered
@@ -225,6 +227,15 @@ class Loader(DataLoader[Any]):
     def delivered(self) -> Receipt | None:
         """The receipt of the batch that was handed out last, None before the first."""
         return self._last if self.seed is not None else None
+
+    @property
+    def list_IDs(self) -> Sequence[str] | None:
+        """IDs by index; None where the index is the ID."""
+        return self._samples.list_IDs if self.seed is not None else None
+
+    def tasks(self) -> list[tuple[int, int]]:
+        """Process and thread of each worker that lives now, as the system numbers them."""
+        return self._engine.tasks() if self.seed is not None and self._engine is not None else []
 
     def IDs(self, receipt: Receipt) -> list[str]:
         """IDs of the samples in a receipt's batch."""

@@ -5,7 +5,6 @@ Batches come from an engine; positions, digests and the account of what was deli
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from feedrate.errors import UserError
 from feedrate.loader.fetch import with_cause
 from feedrate.loader.order import Plan
 from feedrate.loader.slots import opened
+from feedrate.timing.stages import clock_ns
 
 if TYPE_CHECKING:
     from feedrate.loader.loader import Loader
@@ -38,7 +38,7 @@ class Pass(Iterator[Any]):
         self._error: Exception | None = None
 
     def __next__(self) -> Any:
-        begin = time.perf_counter_ns()
+        asked_ns = clock_ns()
         loader = self._loader
         if self._error is not None:
             raise self._error
@@ -65,7 +65,7 @@ class Pass(Iterator[Any]):
             raise with_cause(receipt.error)
         self._at, self._left = receipt.ticket.stop, self._left - 1
         batch = opened(batch)
-        loader._delivered(batch, receipt, time.perf_counter_ns() - begin)
+        loader._delivered(batch, receipt, asked_ns)
         return batch
 
     def _end(self) -> None:

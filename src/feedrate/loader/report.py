@@ -1,14 +1,15 @@
 """What a loader did in the present epoch: rates, and how long its user waited.
 
-The training loop's own account, with transfer and compute, is timing/clock.py.
+The training loop's own account, with transfer and validation, is timing/clock.py.
 """
 
 from __future__ import annotations
 
-import time
-from array import array
-
 import numpy as np
+
+from feedrate.timing import EpochTimes
+from feedrate.timing.epoch_times import Steps
+from feedrate.timing.stages import Load
 
 
 class Report:
@@ -23,57 +24,67 @@ class Report:
 
     def begin(self, epoch: int) -> None:
         self.epoch = epoch
-        self._wait_ns, self._load_ns, self._samples = array("q"), array("q"), array("q")
-        self.bytes = 0
-        self._first_ns = self._last_ns = 0
+        self._steps = Steps()
+        self._handed_ns = 0
 
-    def add(self, wait_ns: int, load_ns: int, samples: int, nbytes: int) -> None:
-        """A batch was handed out."""
-        self._last_ns = time.perf_counter_ns()
-        if not self._wait_ns:
-            self._first_ns = self._last_ns
-        self._wait_ns.append(wait_ns)
-        self._load_ns.append(load_ns)
-        self._samples.append(samples)
-        self.bytes += nbytes
+    def add(self, asked_ns: int, handed_ns: int, load: Load, samples: int, nbytes: int) -> None:
+        """A batch was asked for, and handed out."""
+        self._steps.took(asked_ns - self._handed_ns)
+        self._steps.add(asked_ns, handed_ns - asked_ns, 0, 0, 0, samples, nbytes, len(self._steps) > 0, load)
+        self._handed_ns = handed_ns
+
+    @property
+    def times(self) -> EpochTimes:
+        """The account, in which all that the user did with a batch before he asked for the next is its compute."""
+        return self._steps.times()
 
     @property
     def batches(self) -> int:
-        return len(self._wait_ns)
+        return len(self._steps)
 
     @property
     def samples(self) -> int:
-        return sum(self._samples)
+        return int(self.times.samples.sum())
+
+    @property
+    def bytes(self) -> int:
+        """Of all batches."""
+        return int(self.times.bytes.sum())
 
     @property
     def first_batch_s(self) -> float:
         """Seconds that the first batch was waited for."""
-        return self._wait_ns[0] / 1e9 if self._wait_ns else 0.0
+        return float(self.times.wait[0]) / 1e9 if self.batches else 0.0
 
     @property
     def samples_per_s(self) -> float:
         """Samples after the first batch, over the time in which they came."""
-        elapsed = self._last_ns - self._first_ns
-        return sum(self._samples[1:]) / elapsed * 1e9 if elapsed else 0.0
+        elapsed = self._elapsed_ns()
+        return float(self.times.samples[1:].sum()) / elapsed * 1e9 if elapsed else 0.0
 
     @property
     def wait_pct(self) -> float:
         """Share of that time for which the loop stood still for the next batch."""
-        elapsed = self._last_ns - self._first_ns
-        return 100 * sum(self._wait_ns[1:]) / elapsed if elapsed else 0.0
+        elapsed = self._elapsed_ns()
+        return 100 * float(self.times.wait[1:].sum()) / elapsed if elapsed else 0.0
 
     @property
     def worker_busy_pct(self) -> float:
         """Share of that time for which the workers made batches, on average."""
-        elapsed = self._last_ns - self._first_ns
-        return min(100.0, 100 * sum(self._load_ns[1:]) / elapsed / self._workers) if elapsed else 0.0
+        elapsed = self._elapsed_ns()
+        return min(100.0, 100 * float(self.times.load[1:].sum()) / elapsed / self._workers) if elapsed else 0.0
 
     def load_ms(self, *percentiles: float) -> list[float]:
         """Percentiles of the time that a worker spent to make a batch."""
-        if not self._load_ns:
+        if not self.batches:
             return [0.0] * len(percentiles)
-        found: list[float] = np.percentile(np.frombuffer(self._load_ns, dtype=np.int64) / 1e6, percentiles).tolist()
+        found: list[float] = np.percentile(self.times.load / 1e6, percentiles).tolist()
         return found
+
+    def _elapsed_ns(self) -> int:
+        """From the first batch to the last one."""
+        times = self.times
+        return int(times.compute[:-1].sum() + times.wait[1:].sum())
 
     def __str__(self) -> str:
         p50, p95 = self.load_ms(50, 95)

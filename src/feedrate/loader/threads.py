@@ -7,6 +7,7 @@ processes is workers.py.
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -55,6 +56,12 @@ class Threads:
     def watched(self, step: Callable[[], T]) -> T:
         """What `step` returns; there is no process that could be lost."""
         return step()
+
+    def tasks(self) -> list[tuple[int, int]]:
+        """This process and each thread that lives."""
+        batches = self._running() if self._running is not None else None
+        threads = batches.threads if batches is not None else ()
+        return [(os.getpid(), t.native_id) for t in threads if t.native_id is not None and t.is_alive()]
 
     def lost(self, error: BaseException) -> UserError | None:
         return None

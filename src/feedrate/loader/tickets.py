@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 
 from feedrate.errors import SampleError
 from feedrate.loader.order import Order, Plan
+from feedrate.timing.stages import Load
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,13 @@ class Receipt:
 
     Attributes:
         ticket: the order, as the worker read it.
-        load_ns: nanoseconds that making the batch took.
-        worker: number of the worker, None for the main thread of the main process.
+        load: who made the batch, when, and what it was spent on.
         error: what went wrong; the batch is None then.
         content: the loader's content digest after this batch, b"" unless asked for; added on arrival.
     """
 
     ticket: Ticket
-    load_ns: int
-    worker: int | None
+    load: Load
     error: SampleError | None = None
     content: bytes = b""
 

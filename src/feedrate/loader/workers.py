@@ -85,6 +85,10 @@ class Workers:
                 raise
             raise lost from error
 
+    def tasks(self) -> list[tuple[int, int]]:
+        """Process and main thread of each worker that lives."""
+        return [(p.pid, p.pid) for p in self._processes if p.pid is not None and p.exitcode is None]
+
     def lost(self, error: BaseException) -> UserError | None:
         """What an error of torch's says of a worker that died or hung; None for any other error."""
         return _lost(error, self._processes)

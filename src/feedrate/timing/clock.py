@@ -7,76 +7,17 @@ nanosecond is counted once. What the figures mean for the user is said elsewhere
 from __future__ import annotations
 
 import time
-from array import array
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import psutil
 import torch
 
+from feedrate.timing.epoch_times import EpochTimes, Steps
+from feedrate.timing.stages import Load
+
 PHASES = ("wait", "transfer", "compute", "evaluation", "checkpoint")
-
-
-@dataclass(frozen=True)
-class EpochTimes:
-    """Times of one epoch's steps; each (steps,) int64, nanoseconds unless said.
-
-    Attributes:
-        wait: the loop stood still for the next batch; on an accelerator the smaller of that and the device's gap.
-        transfer: moving the batch to the device, as far as the host took part.
-        compute: the step; on an accelerator by the device's own events.
-        elapsed: the whole step by the host's clock.
-        load: what making the batch took in its worker, 0 where unknown.
-        samples: samples of the step.
-        bytes: bytes of its batch.
-        steady: whether the step counts: warm-up steps and the run's first batch do not.
-        evaluation_s, checkpoint_s: seconds, outside of every rate.
-    """
-
-    wait: np.ndarray
-    transfer: np.ndarray
-    compute: np.ndarray
-    elapsed: np.ndarray
-    load: np.ndarray
-    samples: np.ndarray
-    bytes: np.ndarray
-    steady: np.ndarray
-    evaluation_s: float
-    checkpoint_s: float
-
-    def mean_wait_ms(self) -> float:
-        """What a steady step waited for its batch on average; goes with `loader/wait_pct`."""
-        steady = self.steady if self.steady.any() else np.ones_like(self.steady)
-        return float(self.wait[steady].mean() / 1e6) if steady.size else 0.0
-
-    def metrics(self, workers: int) -> dict[str, float]:
-        """Loader and compute metrics of the steady steps, by the names of the README's table.
-
-        Args:
-            workers: processes that load, at least 1, for `loader/worker_busy_pct`.
-        """
-        steady = self.steady if self.steady.any() else np.ones_like(self.steady)
-        if not steady.size:
-            return {}
-        elapsed_s = self.elapsed[steady].sum() / 1e9
-        wait_ms = self.wait[steady] / 1e6
-        p50, p95, p99 = np.percentile(wait_ms, [50, 95, 99])
-        found = {
-            "loader/samples_per_s": self.samples[steady].sum() / elapsed_s,
-            "loader/mb_per_s": self.bytes[steady].sum() / 1e6 / elapsed_s,
-            "loader/wait_pct": 100 * wait_ms.sum() / 1e3 / elapsed_s,
-            "loader/wait_ms_p50": p50,
-            "loader/wait_ms_p95": p95,
-            "loader/wait_ms_p99": p99,
-            "loader/transfer_ms_p50": np.median(self.transfer[steady]) / 1e6,
-            "compute/step_ms_p50": np.median(self.compute[steady]) / 1e6,
-        }
-        if self.load[steady].any():
-            load_ms = self.load[steady] / 1e6
-            found["loader/load_ms_p50"], found["loader/load_ms_p95"] = np.percentile(load_ms, [50, 95])
-            found["loader/worker_busy_pct"] = min(100.0, 100 * load_ms.sum() / 1e3 / elapsed_s / workers)
-        return {name: float(value) for name, value in found.items()}
 
 
 class Clock:
@@ -97,33 +38,35 @@ class Clock:
     def __init__(self, device: torch.device, warmup_steps: int) -> None:
         self._events = _DeviceEvents(device) if device.type != "cpu" else None
         self._warmup = warmup_steps
-        self._steps = 0
+        self._count = 0
         self._sizes: set[int] = set()
         self.first_batch_s: float | None = None
         self.first_batch_after_start_s: float | None = None
         self._totals = dict.fromkeys(PHASES, 0)
         self._now = dict.fromkeys(PHASES, 0)
-        self._rows: dict[str, array[int]] = {}
         self.begin()
 
     def begin(self) -> None:
         """An epoch starts now."""
-        names = ("wait", "transfer", "compute", "elapsed", "load", "samples", "bytes", "steady")
-        self._rows = {name: array("q") for name in names}
+        self._steps = Steps()
         self._aside = {"evaluation": 0, "checkpoint": 0}
         self._now = dict.fromkeys(PHASES, 0)
-        self._mark = time.perf_counter_ns()
+        self._cpu = time.process_time_ns()
+        self._asked = self._mark = time.perf_counter_ns()
         if self._events:
             self._events.begin()
 
     def lap(self, phase: str) -> None:
         """The time since the last mark was `phase`."""
         now = time.perf_counter_ns()
+        if phase == "wait":
+            self._asked = self._mark
         spent, self._mark = now - self._mark, now
         self._now[phase] += spent
         self._totals[phase] += spent
         if phase in self._aside:
             self._aside[phase] += spent
+            self._cpu = time.process_time_ns()
         elif self._events and phase == "transfer":
             self._events.step_begins()
         elif self._events and phase == "compute":
@@ -133,45 +76,44 @@ class Clock:
         """The time since the last mark belongs to no phase."""
         self._mark = time.perf_counter_ns()
 
-    def step(self, samples: int, nbytes: int, load_ns: int = 0) -> None:
-        """Closes the present step's row."""
-        now, rows = self._now, self._rows
+    def step(self, samples: int, nbytes: int, load: Load | None = None) -> None:
+        """Closes the present step's row.
+
+        Args:
+            load: how its batch was made, where the loader says.
+        """
+        now, cpu = self._now, time.process_time_ns()
+        wait, transfer, compute = now["wait"], now["transfer"], now["compute"]
         if self.first_batch_s is None:
-            self.first_batch_s = now["wait"] / 1e9
-            compute_s = (time.perf_counter_ns() - self._mark + now["transfer"] + now["compute"]) / 1e9
+            self.first_batch_s = wait / 1e9
+            compute_s = (time.perf_counter_ns() - self._mark + transfer + compute) / 1e9
             self.first_batch_after_start_s = time.time() - psutil.Process().create_time() - compute_s
-        rows["wait"].append(now["wait"])
-        rows["transfer"].append(now["transfer"])
-        rows["compute"].append(now["compute"])
-        rows["elapsed"].append(now["wait"] + now["transfer"] + now["compute"])
-        rows["load"].append(load_ns)
-        rows["samples"].append(samples)
-        rows["bytes"].append(nbytes)
         # a batch of a new size is warm-up as well: memory is allocated for it, and torch.compile compiles anew
-        rows["steady"].append(self._steps >= max(1, self._warmup) and samples in self._sizes)
+        steady = self._count >= max(1, self._warmup) and samples in self._sizes
+        self._steps.add(self._asked, wait, transfer, compute, cpu - self._cpu, samples, nbytes, steady, load)
+        self._cpu = cpu
         self._sizes.add(samples)
-        self._steps += 1
+        self._count += 1
         self._now = dict.fromkeys(PHASES, 0)
 
     def epoch(self) -> EpochTimes:
         """The account of the present epoch so far; on an accelerator the host has seen its last step complete."""
-        rows = {name: np.array(values, dtype=np.int64) for name, values in self._rows.items()}
-        if self._events:
-            gaps, steps = self._events.read(len(rows["wait"]))
-            # where the device was not idle, the host's waiting cost nothing
-            rows["wait"] = np.where(gaps >= 0, np.minimum(rows["wait"], gaps), rows["wait"])
-            rows["compute"] = np.where(steps >= 0, steps, rows["compute"])
-        steady = rows.pop("steady").astype(bool)
         aside = {f"{name}_s": value / 1e9 for name, value in self._aside.items()}
-        return EpochTimes(**rows, steady=steady, evaluation_s=aside["evaluation_s"], checkpoint_s=aside["checkpoint_s"])
+        times = self._steps.times(**aside)
+        if self._events is None:
+            return times
+        gaps, steps = self._events.read(len(times.wait))
+        # where the device was not idle, the host's waiting cost nothing
+        wait = np.where(gaps >= 0, np.minimum(times.wait, gaps), times.wait)
+        return replace(times, wait=wait, compute=np.where(steps >= 0, steps, times.compute))
 
     def recent(self, steps: int) -> tuple[float, float, float]:
         """Samples per second, wait in ms per step and wait in percent, over the last steps by the host's clock."""
-        elapsed, wait = sum(self._rows["elapsed"][-steps:]), sum(self._rows["wait"][-steps:])
-        count = max(1, len(self._rows["wait"][-steps:]))
+        wait, samples = self._steps.column("wait", steps), sum(self._steps.column("samples", steps))
+        elapsed = sum(wait) + sum(self._steps.column("transfer", steps)) + sum(self._steps.column("compute", steps))
         if not elapsed:
             return 0.0, 0.0, 0.0
-        return sum(self._rows["samples"][-steps:]) / elapsed * 1e9, wait / count / 1e6, 100 * wait / elapsed
+        return samples / elapsed * 1e9, sum(wait) / len(wait) / 1e6, 100 * sum(wait) / elapsed
 
     def totals_s(self) -> dict[str, float]:
         """Seconds of the whole run by phase, warm-up included."""

@@ -6,7 +6,8 @@ Text from numbers only; the tracker's `note` records it. MLflow folds it after a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # What counts as the result, best known first: metric, words, whether it is a share of one.
 _RESULTS = (
@@ -17,6 +18,7 @@ _RESULTS = (
     ("train/loss", "training loss"),
 )
 
+SLOW = 5  # samples that are named; summary.json has more
 _ROWS = (
     ("validation/loss", "validation loss", ""),
     ("validation/top5_accuracy", "validation accuracy, top 5", ""),
@@ -39,6 +41,7 @@ def run_note(
     epochs: int,
     seconds: float | None = None,
     verdict: str = "",
+    slow: Sequence[Mapping[str, Any]] = (),
     error: str = "",
 ) -> str:
     """The note.
@@ -49,6 +52,7 @@ def run_note(
         epochs: epochs that were finished.
         seconds: duration of the training.
         verdict: the loader's verdict in words.
+        slow: ID and load_ms of the samples that took longest to load.
         error: why the run stopped early, empty where it did not.
     """
     lines = [headline(metrics, epochs=epochs, seconds=seconds)]
@@ -59,6 +63,9 @@ def run_note(
     rows = [(words, number(metrics[name]) + unit) for name, words, unit in _ROWS if name in metrics]
     if rows:
         lines += ["", "| | |", "|:--|--:|", *(f"| {words} | {value} |" for words, value in rows)]
+    if slow:
+        named = ", ".join(f"{one['ID']} ({number(one['load_ms'])} ms)" for one in slow[:SLOW])
+        lines += ["", f"Slowest samples: {named}"]
     fence = "```" if "```" not in command else "~~~~"
     return "\n".join([*lines, "", f"{fence}sh", command, fence, ""])
 

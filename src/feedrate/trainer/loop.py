@@ -20,7 +20,9 @@ from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, Point, points
+from feedrate.timing.verdict import Verdict
 from feedrate.trainer import checkpoint
+from feedrate.trainer.account import Account
 from feedrate.trainer.device import Precision
 from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
@@ -47,6 +49,8 @@ class Trainer:
         send: takes the points of an epoch.
         interruption: asked after every step whether to stop.
         advise: takes epoch and metrics after each epoch, and gives the reason to end training there, or an empty text.
+        packable: see timing.verdict.Setup.
+        told: takes the verdict on the first epoch, while it can still help.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class Trainer:
         send: Callable[[list[Point]], None],
         interruption: Interruption,
         advise: Callable[[int, Mapping[str, float]], str] = lambda epoch, metrics: "",
+        packable: str = "",
+        told: Callable[[Verdict], None] = lambda verdict: None,
     ) -> None:
         self.config, self.data, self.loaders, self.device = config, data, loaders, device
         self.task = Task(data.targets, config.label_smoothing, config.top5)
@@ -87,6 +93,8 @@ class Trainer:
         self._scaled = precision.scaled
         self._inline = not getattr(loaders["train"], "num_workers", 0)
         self._folder, self._send, self._stop, self._advise = folder, send, interruption, advise
+        self._tell: Callable[[Verdict], None] | None = told
+        self.account = Account(loaders["train"], packable)
         self._saved_at = time.perf_counter()
         self._earlier_s, self._begun = 0.0, None  # type: float, float | None
 
@@ -118,6 +126,7 @@ class Trainer:
                 metrics, wait_ms = self._epoch(state.epoch, progress)
                 self._send(points(metrics, state.epoch))
                 progress.epoch(state.epoch, metrics, wait_ms)
+                self._tell_verdict()
                 self._stop.check()
                 state.next_epoch()
             if state.result.stopped:
@@ -156,9 +165,11 @@ class Trainer:
     def _epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], float]:
         loader, clock, state, result = self.loaders["train"], self.clock, self.state, self.state.result
         clock.begin()
+        self.account.begin()
         if state.phase == "training":
             state.begin_training(last=self._is_last(epoch))
             self._train(epoch, loader, progress)
+            self.account.trained()
             state.phase = "validation"
         state.keep_random()  # of before the validation, which an interruption lets begin anew
         self._guard.read()
@@ -174,6 +185,7 @@ class Trainer:
 
         state.schedule.epoch(metrics["validation/loss"])
         times = clock.epoch()
+        self.account.end(times)
         metrics.update(times.metrics(max(1, getattr(loader, "num_workers", 0))))
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
@@ -213,7 +225,9 @@ class Trainer:
             if progress.due:  # reading the loss waits for the device, twice a second, and only in a terminal
                 progress.step(epoch, number, float(loss.detach()), *clock.recent(RECENT))
             clock.lap("compute")
-            clock.step(len(batch.X), batch.nbytes, batch.receipt.load_ns if batch.receipt else 0)
+            load = batch.receipt.load if batch.receipt else None
+            clock.step(len(batch.X), batch.nbytes, load)
+            self.account.took(load)
             if self._finished():
                 break
             if not pending:
@@ -225,6 +239,16 @@ class Trainer:
             raise UserError("the training loader gave no batch; lower loader.batch_size or set loader.drop_last=false")
         if pending:  # the epoch's last batches do not fill an accumulation window
             self._optimize()
+
+    def _tell_verdict(self) -> None:
+        """Once, after the first epoch of this process, where others follow."""
+        tell, self._tell = self._tell, None
+        if tell is None or self.state.result.stopped or self.state.epoch + 1 >= self.config.max_epochs:
+            return
+        verdict = self.account.verdict()
+        if verdict is not None:
+            log.info("after the first epoch: %s", verdict)
+            tell(verdict)
 
     def _optimize(self) -> None:
         state = self.state

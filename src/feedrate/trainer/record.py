@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from feedrate.dataset import Data
 from feedrate.timing import points
+from feedrate.timing.verdict import Verdict
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.note import run_note
 from feedrate.trainer.loop import Trainer
@@ -104,6 +105,7 @@ def record_end(
 ) -> dict[str, Any]:
     """Pictures, weights, note and summary of a run that ended well; returns the summary."""
     seconds = trainer.seconds
+    verdict = trainer.account.verdict()
     summary = {
         **_birth(run, tracker.run_id),
         "status": "FINISHED",
@@ -116,12 +118,25 @@ def record_end(
         "history": result.history,
         "best_epoch": result.best_epoch,
         "best": result.best,
+        "verdict": asdict(verdict) if verdict else None,
+        "slow_samples": trainer.account.slow_samples(),
         "data_digest": trainer.data.digest,
         **digests,
         "per_class": result.per_class,
     }
     tracker.tags({f"feedrate.{name}": value for name, value in digests.items()})
-    tracker.note(run_note(result.metrics, command=run.command, epochs=len(result.history), seconds=seconds))
+    if verdict is not None:
+        record_verdict(tracker, verdict)
+        tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
+    note = run_note(
+        result.metrics,
+        command=run.command,
+        epochs=len(result.history),
+        seconds=seconds,
+        verdict=str(verdict or ""),
+        slow=trainer.account.slow_samples(),
+    )
+    tracker.note(note)
     if not tracker.active:
         write_summary(run.folder, summary)
         return summary
@@ -141,6 +156,12 @@ def record_end(
     for name in ("best.pt", "best.json"):
         tracker.artifact(run.folder / "checkpoints" / name, "checkpoints")
     return summary
+
+
+def record_verdict(tracker: Tracker, verdict: Verdict) -> None:
+    """As tags, which MLflow's table of runs can show and search."""
+    remedy = verdict.remedies[0].override if verdict.remedies else "none"
+    tracker.tags({"feedrate.verdict": verdict.kind, "feedrate.verdict_text": str(verdict), "feedrate.remedy": remedy})
 
 
 def closing_line(result: Result, seconds: float) -> str:

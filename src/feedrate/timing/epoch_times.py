@@ -1,0 +1,221 @@
+"""The account of one epoch's steps: what each took, and the rates that follow.
+
+Who measures it is clock.py; what it means for the user is verdict.py's affair.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from feedrate.timing.stages import STAGES, Load
+
+MOST_AHEAD = 64  # batches that are looked at to count those that were ready
+_COLUMNS = (
+    "asked", "wait", "transfer", "compute", "cpu", "samples", "bytes", "steady", "begin", "end", "load_cpu", "worker",
+)  # fmt: skip
+_COMPUTE = _COLUMNS.index("compute")
+_WIDTH = len(_COLUMNS) + len(STAGES)
+_UNKNOWN = (0, 0, 0, -1, *(0 for _ in STAGES))
+
+
+class Steps:
+    """Rows of an account that is being written; a microsecond for each step, as it lies in the timed loop."""
+
+    def __init__(self) -> None:
+        self._rows = array("q")
+
+    def __len__(self) -> int:
+        return len(self._rows) // _WIDTH
+
+    def add(
+        self,
+        asked: int,
+        wait: int,
+        transfer: int,
+        compute: int,
+        cpu: int,
+        samples: int,
+        nbytes: int,
+        steady: bool,
+        load: Load | None,
+    ) -> None:
+        """A step, by the names of EpochTimes."""
+        made = _UNKNOWN
+        if load is not None:
+            worker = -1 if load.worker is None else load.worker
+            made = (load.begin_ns, load.end_ns, load.cpu_ns, worker, *load.stages_ns)
+        self._rows.extend((asked, wait, transfer, compute, cpu, samples, nbytes, steady, *made))
+
+    def took(self, compute: int) -> None:
+        """The last step's compute, where it is known only now."""
+        if self._rows:
+            self._rows[_COMPUTE - _WIDTH] = compute
+
+    def column(self, name: str, last: int) -> array[int]:
+        """The values of the last steps, at most so many."""
+        start = max(0, len(self) - last) * _WIDTH + _COLUMNS.index(name)
+        return self._rows[start::_WIDTH]
+
+    def times(self, evaluation_s: float = 0.0, checkpoint_s: float = 0.0) -> EpochTimes:
+        """The account so far."""
+        table = np.array(self._rows, dtype=np.int64).reshape(-1, _WIDTH)
+        columns = {name: table[:, at].copy() for at, name in enumerate(_COLUMNS)}
+        steady = columns.pop("steady").astype(bool)
+        stages = table[:, len(_COLUMNS) :].copy()
+        elapsed = columns["wait"] + columns["transfer"] + columns["compute"]
+        return EpochTimes(
+            **columns,
+            elapsed=elapsed,
+            stages=stages,
+            steady=steady,
+            evaluation_s=evaluation_s,
+            checkpoint_s=checkpoint_s,
+        )
+
+
+@dataclass(frozen=True)
+class EpochTimes:
+    """Times of one epoch's steps; each (steps,) int64, nanoseconds unless said.
+
+    Attributes:
+        asked: instant at which the loop asked for the batch.
+        wait: the loop stood still for the next batch; on an accelerator the smaller of that and the device's gap.
+        transfer: moving the batch to the device, as far as the host took part.
+        compute: the step; on an accelerator by the device's own events.
+        elapsed: the whole step by the host's clock.
+        cpu: what this process computed meanwhile, in all its threads.
+        begin, end: instants between which the batch was made, in its worker; both 0 where unknown.
+        load_cpu: what the worker computed for it.
+        worker: its number, -1 for the main thread.
+        stages: (steps, stages), what of its making belongs to each of STAGES.
+        samples: samples of the step.
+        bytes: bytes of its batch.
+        steady: (steps,) bool, whether the step counts: warm-up steps and the run's first batch do not.
+        evaluation_s, checkpoint_s: seconds, outside of every rate.
+    """
+
+    asked: np.ndarray
+    wait: np.ndarray
+    transfer: np.ndarray
+    compute: np.ndarray
+    elapsed: np.ndarray
+    cpu: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    load_cpu: np.ndarray
+    worker: np.ndarray
+    stages: np.ndarray
+    samples: np.ndarray
+    bytes: np.ndarray
+    steady: np.ndarray
+    evaluation_s: float
+    checkpoint_s: float
+
+    @property
+    def counted(self) -> np.ndarray:
+        """(steps,) bool: the steady steps, all where none is."""
+        return self.steady if self.steady.any() else np.ones_like(self.steady)
+
+    @property
+    def load(self) -> np.ndarray:
+        """What making the batch took in its worker, 0 where unknown."""
+        load: np.ndarray = self.end - self.begin
+        return load
+
+    @property
+    def known(self) -> bool:
+        """Whether the loader says who made a batch, and when."""
+        return bool(self.end.any())
+
+    @cached_property
+    def starved(self) -> np.ndarray:
+        """The part of the wait in which the batch was not made yet; the rest is its hand-over."""
+        starved: np.ndarray = np.clip(self.end - self.asked, 0, self.wait)
+        return starved
+
+    @cached_property
+    def ready(self) -> np.ndarray:
+        """Batches that were made when the loop asked for the next one, that one included, at most MOST_AHEAD."""
+        ready, steps = np.zeros_like(self.asked), len(self.asked)
+        for ahead in range(min(MOST_AHEAD, steps)):
+            made = (self.end[ahead:] <= self.asked[: steps - ahead]) & (self.end[ahead:] > 0)
+            if not made.any():
+                break
+            ready[: steps - ahead] += made
+        return ready
+
+    def mean_wait_ms(self) -> float:
+        """What a steady step waited for its batch on average; goes with `loader/wait_pct`."""
+        return float(self.wait[self.counted].mean() / 1e6) if self.counted.size else 0.0
+
+    def metrics(self, workers: int) -> dict[str, float]:
+        """Loader and compute metrics of the steady steps, by the names of docs/metrics.md.
+
+        Args:
+            workers: processes or threads that load, at least 1.
+        """
+        steady = self.counted
+        if not steady.size:
+            return {}
+        elapsed_s, samples = self.elapsed[steady].sum() / 1e9, self.samples[steady].sum()
+        wait_ms = self.wait[steady] / 1e6
+        p50, p95, p99 = np.percentile(wait_ms, [50, 95, 99])
+        rate = samples / elapsed_s
+        found = {
+            "loader/samples_per_s": rate,
+            "loader/mb_per_s": self.bytes[steady].sum() / 1e6 / elapsed_s,
+            "loader/wait_pct": 100 * wait_ms.sum() / 1e3 / elapsed_s,
+            "loader/wait_ms_p50": p50,
+            "loader/wait_ms_p95": p95,
+            "loader/wait_ms_p99": p99,
+            "loader/transfer_ms_p50": np.median(self.transfer[steady]) / 1e6,
+            "compute/step_ms_p50": np.median(self.compute[steady]) / 1e6,
+            "compute/ceiling_samples_per_s": samples / max(1e-9, (self.elapsed - self.wait)[steady].sum() / 1e9),
+        }
+        if self.known:
+            load_ms, spent = self.load[steady] / 1e6, self.stages[steady].sum(axis=0)
+            found["loader/load_ms_p50"], found["loader/load_ms_p95"] = np.percentile(load_ms, [50, 95])
+            found["loader/worker_busy_pct"] = min(100.0, 100 * load_ms.sum() / 1e3 / elapsed_s / workers)
+            found["loader/ready_batches"] = self.ready[steady].mean()
+            found["loader/ceiling_samples_per_s"] = samples / self.loader_s(workers)
+            lower = min(found["loader/ceiling_samples_per_s"], found["compute/ceiling_samples_per_s"])
+            found["loader/efficiency_pct"] = 100 * rate / lower
+            for name, share in zip(STAGES, spent / max(1, spent.sum()), strict=True):
+                found[f"loader/{name}_pct"] = 100 * share
+        return {name: float(value) for name, value in found.items()}
+
+    def loader_s(self, workers: int) -> float:
+        """Seconds that the loader alone would take for the steady steps: its workers without a pause, or the hand-over
+        in the main process, whichever is longer.
+        """
+        steady = self.counted
+        return float(max(1.0, self.load[steady].sum() / workers, self.receive_ns() * steady.sum()) / 1e9)
+
+    def receive_ns(self) -> float:
+        """What it takes the main process to take over a batch that is made; the middle one of the steady steps.
+
+        Where none was ready in time, the shortest way from its worker that was seen.
+        """
+        handed = (self.wait - self.starved)[self.counted]
+        ready = self.ready[self.counted] > 0
+        if ready.any():
+            return float(np.median(handed[ready]))
+        return float(handed.min()) if handed.size else 0.0
+
+
+def joined(parts: Iterable[EpochTimes]) -> EpochTimes:
+    """The account of several epochs, of which there must be one, as if they were one."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
+    columns: dict[str, Any] = {}
+    for each in fields(EpochTimes):
+        values = [getattr(part, each.name) for part in parts]
+        columns[each.name] = sum(values) if each.name.endswith("_s") else np.concatenate(values)
+    return EpochTimes(**columns)
