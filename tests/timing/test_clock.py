@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from feedrate.timing import Clock, Load
+from feedrate.timing.epoch_times import Setup
 
 CPU = torch.device("cpu")
+SETUP = Setup(engine="process", workers=2, prefetch=2, batch_size=8, cores=2.0)
 
 
 def step(clock: Clock, wait: float, compute: float, samples: int = 8) -> None:
@@ -62,7 +64,7 @@ def test_warm_up_and_the_first_batch_are_left_out_of_the_rates():
         step(clock, 0.0, 0.005)
     times = clock.epoch()
     assert times.steady.tolist() == [False, False] + [True] * 5
-    metrics = times.metrics(workers=2)
+    metrics = times.metrics(SETUP)
     assert metrics["compute/step_ms_p50"] < 100
     assert metrics["loader/wait_pct"] < 50
     assert clock.first_batch_s >= 0.2
@@ -73,11 +75,11 @@ def test_evaluation_and_checkpoint_stop_the_clock():
     clock = Clock(CPU, warmup_steps=0)
     for _ in range(3):
         step(clock, 0.0, 0.002)
-    before = clock.epoch().metrics(1)["loader/samples_per_s"]
+    before = clock.epoch().metrics(SETUP)["loader/samples_per_s"]
     time.sleep(0.1)
     clock.lap("evaluation")
     clock.lap("checkpoint")
-    assert clock.epoch().metrics(1)["loader/samples_per_s"] == before
+    assert clock.epoch().metrics(SETUP)["loader/samples_per_s"] == before
 
 
 def test_a_later_epoch_has_no_warm_up_and_its_own_account():

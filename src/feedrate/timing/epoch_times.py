@@ -16,12 +16,44 @@ import numpy as np
 from feedrate.timing.stages import STAGES, Load
 
 MOST_AHEAD = 64  # batches that are looked at to count those that were ready
+MIN_QUIET, MIN_QUIET_SHARE = 10, 0.05  # steps without loading at their side that tell how long a step is
+CONTENDED = 1.5  # times its quickest tenth, above which a step is held up
 _COLUMNS = (
     "asked", "wait", "transfer", "compute", "cpu", "samples", "bytes", "steady", "begin", "end", "load_cpu", "worker",
 )  # fmt: skip
 _COMPUTE = _COLUMNS.index("compute")
 _WIDTH = len(_COLUMNS) + len(STAGES)
 _UNKNOWN = (0, 0, 0, -1, *(0 for _ in STAGES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What was measured with, and what could be had instead.
+
+    Attributes:
+        engine: inline, thread, process, or torch.
+        workers, prefetch, batch_size: as configured.
+        cores: that the run could use: those that it computed on, and those that were idle meanwhile.
+        worker_mb: memory that each worker has for itself, 0 where unknown.
+        worker_delay_s, main_delay_s: seconds for which workers, all together, and the main thread stood in the queue
+            for a core in the measured time.
+        packable: the override that lets later epochs read shards, empty where there is none.
+    """
+
+    engine: str
+    workers: int
+    prefetch: int
+    batch_size: int
+    cores: float
+    worker_mb: float = 0.0
+    worker_delay_s: float = 0.0
+    main_delay_s: float = 0.0
+    packable: str = ""
+
+    @property
+    def threads(self) -> bool:
+        """Whether the workers share the interpreter with the training."""
+        return self.engine == "thread"
 
 
 class Steps:
@@ -154,12 +186,54 @@ class EpochTimes:
         """What a steady step waited for its batch on average; goes with `loader/wait_pct`."""
         return float(self.wait[self.counted].mean() / 1e6) if self.counted.size else 0.0
 
-    def metrics(self, workers: int) -> dict[str, float]:
-        """Loader and compute metrics of the steady steps, by the names of docs/metrics.md.
+    @cached_property
+    def work(self) -> np.ndarray:
+        """The step without its wait, by the host's clock."""
+        work: np.ndarray = self.elapsed - self.wait
+        return work
 
-        Args:
-            workers: processes or threads that load, at least 1.
+    @cached_property
+    def quiet(self) -> np.ndarray:
+        """(steps,) bool: no batch was being made while the step ran."""
+        start = self.asked + self.wait
+        made = self.end > 0
+        begun = np.searchsorted(np.sort(self.begin[made]), start + self.work)
+        ended = np.searchsorted(np.sort(self.end[made]), start, side="right")
+        quiet: np.ndarray = begun <= ended
+        return quiet
+
+    def work_alone_ns(self, threads: bool) -> float:
+        """What a steady step takes, without its wait, where the loader does not get in its way.
+
+        Known from steps during which no batch was made. Where there are too few and the loader's threads share the
+        interpreter with the step, from those that they happened to leave alone.
         """
+        work, quiet = self.work[self.counted], self.quiet[self.counted] & self.known
+        if quiet.sum() >= max(MIN_QUIET, MIN_QUIET_SHARE * len(work)):
+            return float(min(work[quiet].mean(), work.mean()))
+        if threads and len(work) >= MIN_QUIET:
+            low = float(np.percentile(work, 10))
+            return low if work.mean() > CONTENDED * low else float(work.mean())
+        return float(work.mean())
+
+    def load_together_ns(self, threads: bool, workers: int) -> float:
+        """What making a steady batch takes where all workers are busy."""
+        load = self.load[self.counted]
+        alone = float(load.mean()) if load.size else 0.0
+        if not threads or workers < 2:
+            return alone
+        # threads that hold the interpreter's lock get in each other's way when they load at the same time
+        made = self.end > 0
+        begin, end = self.begin[made], self.end[made]
+        others = np.searchsorted(np.sort(begin), end) - np.searchsorted(np.sort(end), begin, side="right") - 1
+        took = (end - begin).astype(float)
+        lone, crowded = took[others == 0], took[others >= 1]
+        if len(lone) < MIN_QUIET or len(crowded) < workers:
+            return alone
+        return alone * max(1.0, float(np.median(crowded) / np.median(lone)))
+
+    def metrics(self, setup: Setup) -> dict[str, float]:
+        """Loader and compute metrics of the steady steps, by the names of docs/metrics.md."""
         steady = self.counted
         if not steady.size:
             return {}
@@ -167,6 +241,7 @@ class EpochTimes:
         wait_ms = self.wait[steady] / 1e6
         p50, p95, p99 = np.percentile(wait_ms, [50, 95, 99])
         rate = samples / elapsed_s
+        each = samples / steady.sum() * 1e9
         found = {
             "loader/samples_per_s": rate,
             "loader/mb_per_s": self.bytes[steady].sum() / 1e6 / elapsed_s,
@@ -176,26 +251,30 @@ class EpochTimes:
             "loader/wait_ms_p99": p99,
             "loader/transfer_ms_p50": np.median(self.transfer[steady]) / 1e6,
             "compute/step_ms_p50": np.median(self.compute[steady]) / 1e6,
-            "compute/ceiling_samples_per_s": samples / max(1e-9, (self.elapsed - self.wait)[steady].sum() / 1e9),
+            "compute/ceiling_samples_per_s": each / max(1.0, self.work_alone_ns(setup.threads)),
         }
         if self.known:
             load_ms, spent = self.load[steady] / 1e6, self.stages[steady].sum(axis=0)
+            makers = max(1, setup.workers)
             found["loader/load_ms_p50"], found["loader/load_ms_p95"] = np.percentile(load_ms, [50, 95])
-            found["loader/worker_busy_pct"] = min(100.0, 100 * load_ms.sum() / 1e3 / elapsed_s / workers)
+            found["loader/worker_busy_pct"] = min(100.0, 100 * load_ms.sum() / 1e3 / elapsed_s / makers)
             found["loader/ready_batches"] = self.ready[steady].mean()
-            found["loader/ceiling_samples_per_s"] = samples / self.loader_s(workers)
+            found["loader/ceiling_samples_per_s"] = each / max(1.0, self.loader_ns(setup))
             lower = min(found["loader/ceiling_samples_per_s"], found["compute/ceiling_samples_per_s"])
             found["loader/efficiency_pct"] = 100 * rate / lower
             for name, share in zip(STAGES, spent / max(1, spent.sum()), strict=True):
                 found[f"loader/{name}_pct"] = 100 * share
         return {name: float(value) for name, value in found.items()}
 
-    def loader_s(self, workers: int) -> float:
-        """Seconds that the loader alone would take for the steady steps: its workers without a pause, or the hand-over
-        in the main process, whichever is longer.
+    def loader_ns(self, setup: Setup) -> float:
+        """What the loader alone would take for a batch: its workers without a pause, or the hand-over in the main
+        process, or the computing of all on the cores there are, whichever is longest.
         """
-        steady = self.counted
-        return float(max(1.0, self.load[steady].sum() / workers, self.receive_ns() * steady.sum()) / 1e9)
+        load, receive = self.load_together_ns(setup.threads, setup.workers), self.receive_ns()
+        if not setup.workers:
+            return load + receive
+        computing = (float(self.load_cpu[self.counted].mean()) + receive) / setup.cores
+        return max(load / setup.workers, receive, computing)
 
     def receive_ns(self) -> float:
         """What it takes the main process to take over a batch that is made; the middle one of the steady steps.

@@ -6,11 +6,11 @@ From figures to words and overrides; nothing is measured or changed here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from feedrate.timing.epoch_times import EpochTimes
+from feedrate.timing.epoch_times import EpochTimes, Setup
 from feedrate.timing.pipeline import Costs, Plan, seconds_per_batch
 from feedrate.timing.stages import STAGES
 
@@ -18,14 +18,15 @@ INPUT_BOUND_PCT = 10.0  # of the steady time waited: above it a run is input-bou
 COMPUTE_BOUND_PCT = 2.0  # below it, and with a loader that could do more by MARGIN, compute-bound
 MARGIN = 1.25
 WORTH = 1.05  # a remedy must promise this much more
+NEARLY = 1.05  # so much slower than the best is good enough for fewer workers
 AS_GOOD = 1.02  # two rates that differ by less are the same
 FEW_STEPS = 20  # with fewer steady steps nothing is advised
-MOST_WORKERS = 32
+MOST_WORKERS = 16
 PREFETCHES = (2, 4, 8, 16)
 MODELLED = 2000  # batches at most that the model goes through
-RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, where it was not seen
+RECEIVE_S = 6e-4  # what it takes to take over a batch from a process, where it was not seen
 COPY_BYTES_PER_S = 4e9  # at which a packed batch is gathered, where it was not measured
-CROWDED_PCT = 5.0  # of a step's time in the queue for a core, above which somebody takes its cores
+HELD_UP_PCT = 3.0  # of the time by which the loader makes steps longer, above which it counts as waiting
 _FIGURES = {
     "samples_per_s": "loader/samples_per_s",
     "wait_pct": "loader/wait_pct",
@@ -34,31 +35,6 @@ _FIGURES = {
     "efficiency_pct": "loader/efficiency_pct",
 }
 _WORDS = {"handover": "hand-over"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What was measured with, and what could be had instead.
-
-    Attributes:
-        engine: inline, thread, process, or torch.
-        workers, prefetch, batch_size: as configured.
-        cores: usable ones.
-        worker_mb: memory that each worker has for itself, 0 where unknown.
-        worker_delay_s, main_delay_s: seconds for which workers, all together, and the main thread stood in the queue
-            for a core in the measured time.
-        packable: the override that lets later epochs read shards, empty where there is none.
-    """
-
-    engine: str
-    workers: int
-    prefetch: int
-    batch_size: int
-    cores: int
-    worker_mb: float = 0.0
-    worker_delay_s: float = 0.0
-    main_delay_s: float = 0.0
-    packable: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,14 +87,15 @@ class Verdict:
 def judge(times: EpochTimes, setup: Setup) -> Verdict:
     """The verdict on the steady steps of an account, which must have at least one step."""
     steady = times.counted
-    figures = times.metrics(max(1, setup.workers))
+    figures = times.metrics(setup)
     elapsed_s = float(times.elapsed[steady].sum() / 1e9)
     wait_pct, achieved = figures["loader/wait_pct"], figures["loader/samples_per_s"]
-    compute = figures["compute/ceiling_samples_per_s"]
-    loader = figures.get("loader/ceiling_samples_per_s")
-    if wait_pct > INPUT_BOUND_PCT:
+    compute, loader = figures["compute/ceiling_samples_per_s"], figures.get("loader/ceiling_samples_per_s")
+    held_pct = _held_pct(times, setup)
+    lost_pct = wait_pct + (held_pct if held_pct > HELD_UP_PCT else 0.0)
+    if lost_pct > INPUT_BOUND_PCT:
         kind = "input-bound"
-    elif wait_pct < COMPUTE_BOUND_PCT and (loader is None or loader > MARGIN * compute):
+    elif lost_pct < COMPUTE_BOUND_PCT and (loader is None or loader > MARGIN * compute):
         kind = "compute-bound"
     else:
         kind = "balanced"
@@ -135,9 +112,10 @@ def judge(times: EpochTimes, setup: Setup) -> Verdict:
         return Verdict(kind=kind, reason=" ".join(said), figures=kept)
     if wait_pct >= COMPUTE_BOUND_PCT:
         said.append(_where(times))
-    crowd = _crowded(times, setup)
-    if crowd:
-        said.append(crowd)
+    if held_pct > HELD_UP_PCT:
+        said.append(_held_up(times, setup))
+    if setup.workers and _busy_cores(times, setup) > 0.95 * setup.cores:
+        said.append(f"All {setup.cores:.1f} cores that were free for this run are computing.")
     remedies = _remedies(times, setup, kind)
     if kind == "input-bound" and not remedies:
         said.append("No setting of the loader would change that here.")
@@ -160,12 +138,31 @@ def _where(times: EpochTimes) -> str:
     return f"{_percent(100 * spent[largest] / max(1, spent.sum()))} of the load is {_word(STAGES[largest])}."
 
 
-def _crowded(times: EpochTimes, setup: Setup) -> str:
-    own_s = float((times.elapsed - times.wait)[times.counted].sum() / 1e9)
-    share = 100 * setup.main_delay_s / max(own_s, 1e-9)
-    if share < CROWDED_PCT or not setup.workers:
-        return ""
-    return f"The step stood in the queue for a core for {_percent(share)} of its time: the loader takes its cores."
+def _held_pct(times: EpochTimes, setup: Setup) -> float:
+    """Share of the steady time by which the loader, at work beside the steps, made them longer."""
+    steady = times.counted
+    extra = times.work[steady].sum() - times.work_alone_ns(setup.threads) * steady.sum()
+    return float(100 * max(0.0, extra) / max(1, times.elapsed[steady].sum()))
+
+
+def _held_up(times: EpochTimes, setup: Setup) -> str:
+    taken = "hold the interpreter" if setup.threads else "take its cores"
+    makers = "threads" if setup.threads else "workers"
+    alone, now = times.work_alone_ns(setup.threads) / 1e6, times.work[times.counted].mean() / 1e6
+    return f"The loader's {makers} {taken}: a step takes {now:.3g} ms where it takes {alone:.3g} ms alone."
+
+
+def _busy_cores(times: EpochTimes, setup: Setup) -> float:
+    """Cores on which the run computed, on average."""
+    steady = times.counted
+    return float(_computing_ns(times, setup) / max(1, times.elapsed[steady].sum()))
+
+
+def _computing_ns(times: EpochTimes, setup: Setup) -> float:
+    """What main process and workers computed in the steady time."""
+    steady = times.counted
+    apart = times.load_cpu[steady].sum() if setup.engine == "process" else 0
+    return float(times.cpu[steady].sum() + apart)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -174,60 +171,65 @@ def _crowded(times: EpochTimes, setup: Setup) -> str:
 
 
 def costs_of(times: EpochTimes, setup: Setup) -> Costs:
-    """What the steady batches cost, with the time in the queue for a core taken out."""
+    """What the steady batches cost, with the time in the queue for a core, or for the interpreter, taken out."""
     rows = np.flatnonzero(times.counted)[-MODELLED:]
-    work = (times.elapsed - times.wait).astype(float) / 1e9
+    work = times.work.astype(float) / 1e9
     load = times.load.astype(float) / 1e9
-    all_work, all_load = work[times.counted].sum(), load[times.counted].sum()
-    work *= 1 - min(0.9, setup.main_delay_s / max(all_work, 1e-9))
-    load *= 1 - min(0.9, setup.worker_delay_s / max(all_load, 1e-9))
+    work *= min(1.0, times.work_alone_ns(setup.threads) / max(1e-9, 1e9 * float(work[times.counted].mean())))
+    load *= 1 - min(0.9, setup.worker_delay_s / max(load[times.counted].sum(), 1e-9))
     load_cpu = float(times.load_cpu[rows].mean() / 1e9)
     cpu = float(times.cpu[rows].mean() / 1e9)
     if setup.engine in ("thread", "inline"):  # the loader's computing is counted in this process, too
         cpu = max(0.0, cpu - load_cpu)
-    receive = times.receive_ns() / 1e9 if setup.engine == "process" else min(times.receive_ns() / 1e9, RECEIVE_S)
+    if setup.threads and _one_at_a_time(times, setup):
+        load = np.minimum(load, times.load_cpu / 1e9)  # the rest was spent waiting for the interpreter
+    receive = times.receive_ns() / 1e9 if setup.workers else RECEIVE_S
     return Costs(load=load[rows].tolist(), step=work[rows].tolist(), load_cpu=load_cpu, step_cpu=cpu, receive=receive)
+
+
+def _one_at_a_time(times: EpochTimes, setup: Setup) -> bool:
+    """Whether the loader's threads hold the interpreter while they load, so that two are no faster than one."""
+    steady = times.counted
+    computing = times.load_cpu[steady].sum() / max(1, times.load[steady].sum())
+    return _held_pct(times, setup) > HELD_UP_PCT or (
+        setup.workers > 1
+        and 0.8 < _busy_cores(times, setup) < 1.15
+        and computing < 0.75
+        and times.load[steady].sum() > 0.8 * setup.workers * times.elapsed[steady].sum()
+    )
 
 
 def _remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
     costs = costs_of(times, setup)
-    steady = times.counted
-    measured = float(times.elapsed[steady].mean() / 1e9)
-    threads = setup.engine == "thread"
-    now = seconds_per_batch(costs, Plan(setup.workers, setup.prefetch, threads), setup.cores)
+    measured = float(times.elapsed[times.counted].mean() / 1e9)
+    locked = setup.threads and _one_at_a_time(times, setup)
 
-    def gain(seconds: float) -> float:
-        """What a plan promises, by the model and by the measurement: the lower of the two."""
-        return min(now, measured) / seconds
+    def seconds(costs: Costs = costs, workers: int = setup.workers, prefetch: int = setup.prefetch,
+                threads: bool = setup.threads) -> float:  # fmt: skip
+        return seconds_per_batch(costs, Plan(workers, prefetch, threads), 1.0 if locked and threads else setup.cores)
 
-    plans = {k: seconds_per_batch(costs, Plan(k, setup.prefetch, threads), setup.cores) for k in _counts(costs, setup)}
+    now = measured if locked else min(seconds(), measured)  # by model or measurement: what promises less
+    plans = {k: seconds(workers=k) for k in _counts(costs, setup)}
+    if kind == "compute-bound":
+        enough = [k for k, s in plans.items() if k < setup.workers and s <= now * AS_GOOD and _ample(costs, k)]
+        saved = (setup.workers - min(enough)) * setup.worker_mb if enough else 0
+        return (Remedy(f"loader.num_workers={min(enough)}", saved_mb=saved),) if enough else ()
     found: list[Remedy] = []
-    if kind != "compute-bound":
-        best = min(plans.values())
-        fewest = min(k for k, seconds in plans.items() if seconds <= best * 1.03)
-        if fewest != setup.workers and gain(plans[fewest]) >= WORTH:
-            found.append(Remedy(f"loader.num_workers={fewest}", gain(plans[fewest])))
-        if setup.workers:
-            for prefetch in PREFETCHES:
-                if prefetch <= setup.prefetch:
-                    continue
-                seconds = seconds_per_batch(costs, Plan(setup.workers, prefetch, threads), setup.cores)
-                if gain(seconds) >= WORTH:
-                    found.append(Remedy(f"loader.prefetch_factor={prefetch}", gain(seconds)))
-                    break
-        if setup.packable:
-            seconds = seconds_per_batch(
-                _packed(costs, times), Plan(setup.workers, setup.prefetch, threads), setup.cores
-            )
-            if gain(seconds) >= WORTH:
-                found.append(Remedy(setup.packable, gain(seconds), condition=" from the second epoch on"))
-        found.sort(key=lambda remedy: -remedy.gain)
-        return tuple(found[:2])
-    enough = [k for k, seconds in plans.items() if k < setup.workers and seconds <= now * AS_GOOD and _ample(costs, k)]
-    if enough:
-        saved = (setup.workers - min(enough)) * setup.worker_mb
-        found.append(Remedy(f"loader.num_workers={min(enough)}", saved_mb=saved))
-    return tuple(found)
+    best = min(plans.values())
+    fewest = min(k for k, s in plans.items() if s <= best * NEARLY)
+    if fewest != setup.workers:
+        found.append(Remedy(f"loader.num_workers={fewest}", now / plans[fewest]))
+    if locked:
+        found.append(Remedy("loader.engine=process", now / seconds(replace(costs, receive=RECEIVE_S), threads=False)))
+    if setup.workers:
+        ahead = [p for p in PREFETCHES if p > setup.prefetch]
+        worth = next((p for p in ahead if now / seconds(prefetch=p) >= WORTH), None)
+        if worth is not None:
+            found.append(Remedy(f"loader.prefetch_factor={worth}", now / seconds(prefetch=worth)))
+    if setup.packable:
+        gain = now / seconds(_packed(costs, times))
+        found.append(Remedy(setup.packable, gain, condition=" from the second epoch on"))
+    return tuple(sorted((r for r in found if r.gain >= WORTH), key=lambda remedy: -remedy.gain)[:2])
 
 
 def _ample(costs: Costs, workers: int) -> bool:
@@ -239,7 +241,7 @@ def _ample(costs: Costs, workers: int) -> bool:
 def _counts(costs: Costs, setup: Setup) -> list[int]:
     """Numbers of workers that come into question: up to the cores where loading is computing, more where it waits."""
     load = sum(costs.load) / len(costs.load)
-    most = setup.cores if costs.load_cpu > 0.5 * load else MOST_WORKERS
+    most = int(setup.cores + 0.5) if costs.load_cpu > 0.5 * load else MOST_WORKERS
     return list(range(max(most, setup.workers) + 1))
 
 

@@ -15,10 +15,10 @@ import psutil
 from feedrate.dataset.cores import usable_cores
 from feedrate.loader import Loader
 from feedrate.timing import EpochTimes, Load
-from feedrate.timing.epoch_times import joined
-from feedrate.timing.run_queue import delay_ns, main_task
+from feedrate.timing.epoch_times import Setup, joined
+from feedrate.timing.machine import Machine, Task
 from feedrate.timing.stages import Slowest
-from feedrate.timing.verdict import Setup, Verdict, judge
+from feedrate.timing.verdict import Verdict, judge
 
 MOST_STEPS = 50_000  # of the last epochs that are kept: some 7 MB
 
@@ -38,18 +38,17 @@ class Account:
         self._epochs: deque[EpochTimes] = deque()
         self._cold = True  # whether what is kept is the first epoch
         self._slowest = Slowest()
-        self._delays: deque[tuple[int, int]] = deque()  # of workers and main thread in each epoch kept, ns
-        self._at = self._spent = (0, 0)
+        self._meanwhile: deque[Machine] = deque()  # what the machine did in each epoch kept
+        self._before = self._during = Machine()
         self._worker_mb: float | None = None
 
     def begin(self) -> None:
         """The training of an epoch begins."""
-        self._at = self._queued()
+        self._before = Machine.now(self._tasks())
 
     def trained(self) -> None:
         """It has ended; validation follows."""
-        workers, main = self._queued()
-        self._spent = max(0, workers - self._at[0]), max(0, main - self._at[1])
+        self._during = Machine.now(self._tasks()) - self._before
 
     def end(self, times: EpochTimes) -> None:
         """The epoch has ended, with this account of its training."""
@@ -60,12 +59,12 @@ class Account:
         if self._cold and self._epochs:
             self._cold = False
             self._epochs.clear()
-            self._delays.clear()
+            self._meanwhile.clear()
         self._epochs.append(times)
-        self._delays.append(self._spent)
+        self._meanwhile.append(self._during)
         while len(self._epochs) > 1 and sum(len(kept.wait) for kept in self._epochs) > MOST_STEPS:
             self._epochs.popleft()
-            self._delays.popleft()
+            self._meanwhile.popleft()
 
     def took(self, load: Load | None) -> None:
         """A batch of training was made."""
@@ -83,20 +82,27 @@ class Account:
         times = self.times
         if times is None:
             return None
-        loader = self._loader
-        workers = int(getattr(loader, "num_workers", 0))
-        setup = Setup(
-            engine=getattr(loader, "engine", "torch"),
-            workers=workers,
+        return judge(times, self.setup(times))
+
+    def setup(self, times: EpochTimes | None = None) -> Setup:
+        """With what the epochs kept, or those of `times`, were measured."""
+        loader, machine = self._loader, sum(self._meanwhile, Machine())
+        engine = getattr(loader, "engine", "torch")
+        cores = float(usable_cores())
+        if times is not None and machine.seconds:
+            own_ns = times.cpu.sum() + (times.load_cpu.sum() if engine == "process" else 0)
+            cores = max(1.0, min(cores, own_ns / max(1, times.elapsed.sum()) + machine.idle_s / machine.seconds))
+        return Setup(
+            engine=engine,
+            workers=int(getattr(loader, "num_workers", 0)),
             prefetch=getattr(loader, "prefetch_factor", None) or 2,
             batch_size=getattr(loader, "batch_size", None) or 1,
-            cores=usable_cores(),
+            cores=cores,
             worker_mb=self._worker_mb or 0.0,
-            worker_delay_s=sum(delay for delay, _ in self._delays) / 1e9,
-            main_delay_s=sum(delay for _, delay in self._delays) / 1e9,
+            worker_delay_s=machine.workers_queued_s,
+            main_delay_s=machine.main_queued_s,
             packable=self._packable,
         )
-        return judge(times, setup)
 
     def slow_samples(self) -> list[dict[str, Any]]:
         """ID and load_ms of the samples that took longest to load, where samples are timed one by one."""
@@ -106,9 +112,8 @@ class Account:
             for index, ns in self._slowest.longest()
         ]
 
-    def _queued(self) -> tuple[int, int]:
-        tasks = self._loader.tasks() if isinstance(self._loader, Loader) else []
-        return delay_ns(tasks), delay_ns([main_task()])
+    def _tasks(self) -> list[Task]:
+        return self._loader.tasks() if isinstance(self._loader, Loader) else []
 
 
 def packable(dataset: Mapping[str, Any]) -> str:

@@ -186,7 +186,7 @@ class Trainer:
         state.schedule.epoch(metrics["validation/loss"])
         times = clock.epoch()
         self.account.end(times)
-        metrics.update(times.metrics(max(1, getattr(loader, "num_workers", 0))))
+        metrics.update(times.metrics(self.account.setup(times)))
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
         if not result.best or _lower(metrics["validation/loss"], result.best["validation/loss"]):

@@ -1,0 +1,75 @@
+"""What the machine did while a run trained: cores that were idle, threads that stood in the queue for one.
+
+As Linux counts it; elsewhere nothing is known of the queue, and it counts as none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+Task = tuple[int, int]  # process and thread, as the system numbers them
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Seconds since some instant.
+
+    Attributes:
+        seconds: that passed.
+        idle_s: of all cores that this process may use, together.
+        workers_queued_s, main_queued_s: that the loader's workers, all together, and the main thread could have run but
+            had no core.
+    """
+
+    seconds: float = 0.0
+    idle_s: float = 0.0
+    workers_queued_s: float = 0.0
+    main_queued_s: float = 0.0
+
+    @staticmethod
+    def now(workers: Iterable[Task]) -> Machine:
+        """Since the machine started; differences count."""
+        main = os.getpid(), threading.main_thread().native_id or os.getpid()
+        return Machine(time.perf_counter(), _idle_s(), _queued_s(workers), _queued_s([main]))
+
+    def __sub__(self, other: Machine) -> Machine:
+        return Machine(
+            self.seconds - other.seconds,
+            max(0.0, self.idle_s - other.idle_s),
+            max(0.0, self.workers_queued_s - other.workers_queued_s),
+            max(0.0, self.main_queued_s - other.main_queued_s),
+        )
+
+    def __add__(self, other: Machine) -> Machine:
+        return Machine(
+            self.seconds + other.seconds,
+            self.idle_s + other.idle_s,
+            self.workers_queued_s + other.workers_queued_s,
+            self.main_queued_s + other.main_queued_s,
+        )
+
+
+def _idle_s() -> float:
+    cores = psutil.cpu_times(percpu=True)
+    usable = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else range(len(cores))
+    return float(sum(cores[core].idle + getattr(cores[core], "iowait", 0.0) for core in usable if core < len(cores)))
+
+
+def _queued_s(tasks: Iterable[Task]) -> float:
+    """Of all tasks together; those that are gone count as none.
+
+    Source: the second number of /proc/PID/task/TID/schedstat, Linux's Documentation/scheduler/sched-stats.
+    """
+    found = 0
+    for process, thread in tasks:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            found += int(Path(f"/proc/{process}/task/{thread}/schedstat").read_text().split()[1])
+    return found / 1e9
