@@ -298,3 +298,11 @@ def joined(parts: Iterable[EpochTimes]) -> EpochTimes:
         values = [getattr(part, each.name) for part in parts]
         columns[each.name] = sum(values) if each.name.endswith("_s") else np.concatenate(values)
     return EpochTimes(**columns)
+
+
+def cut(times: EpochTimes, steps: slice) -> EpochTimes:
+    """The account of some of the steps."""
+    columns = {each.name: getattr(times, each.name) for each in fields(EpochTimes)}
+    return EpochTimes(
+        **{name: value[steps] if isinstance(value, np.ndarray) else value for name, value in columns.items()}
+    )

@@ -97,6 +97,49 @@ def throughput(values: History) -> Figure:
     return figure
 
 
+def timeline(rows: Mapping[str, Sequence[tuple[int, int, int]]], title: str = "") -> Figure:
+    """Who did what when: a line for each row of `timing.trace.rows_of`; batches take turns in two shades."""
+    figure = _figure(10.0, 1.2 + 0.42 * len(rows))
+    axes = figure.subplots()
+    for place, (name, spans) in enumerate(rows.items()):
+        colour = {"step": GREEN, "transfer": GREY, "wait": ORANGE}.get(name, BLUE)
+        for shade in (0, 1):
+            bars = [(begin / 1e6, (end - begin) / 1e6) for begin, end, step in spans if step % 2 == shade]
+            axes.broken_barh(bars, (place - 0.38, 0.76), color=colour, alpha=0.95 - 0.4 * shade, lw=0)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("ms")
+    axes.set_title(title or "a few steps in the middle of the last epoch", loc="left", fontsize=10.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def waits(wait_ms: Sequence[float] | np.ndarray, load_ms: Sequence[float] | np.ndarray) -> Figure:
+    """What each step waited, and what making its batch took in its worker, over the steps; up to 4,000 dots, evenly taken."""
+    import numpy as np
+
+    figure = _figure(7.6, 5.0)
+    panels = figure.subplots(2, 1, sharex=True)
+    for axes, values, label, colour in zip(
+        panels, (wait_ms, load_ms), ("wait of a step, ms", "load of its batch, ms"), (ORANGE, BLUE), strict=True
+    ):
+        values = np.asarray(values, dtype=float)
+        every = max(1, -(-len(values) // 4000))
+        axes.plot(np.arange(len(values))[::every], values[::every], ".", color=colour, ms=3.5, alpha=0.6, mew=0)
+        if len(values):
+            p50, p95 = np.percentile(values, [50, 95])
+            axes.set_title(f"{label}: median {p50:.3g}, 95th percentile {p95:.3g}", loc="left", fontsize=10.5)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color="#dddddd", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[1].set_xlabel("step")
+    return figure
+
+
 def confusion_matrix(
     matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str], title: str = "validation"
 ) -> Figure:

@@ -15,9 +15,10 @@ import psutil
 from feedrate.dataset.cores import usable_cores
 from feedrate.loader import Loader
 from feedrate.timing import EpochTimes, Load
-from feedrate.timing.epoch_times import Setup, joined
+from feedrate.timing.epoch_times import Setup, cut, joined
 from feedrate.timing.machine import Machine, Task
 from feedrate.timing.stages import Slowest
+from feedrate.timing.trace import WINDOW
 from feedrate.timing.verdict import Verdict, judge
 
 MOST_STEPS = 50_000  # of the last epochs that are kept: some 7 MB
@@ -103,6 +104,14 @@ class Account:
             main_delay_s=machine.main_queued_s,
             packable=self._packable,
         )
+
+    def window(self) -> EpochTimes | None:
+        """Some consecutive steps, from the middle of the last epoch."""
+        if not self._epochs:
+            return None
+        last = self._epochs[-1]
+        begin = max(0, (len(last.wait) - WINDOW) // 2)
+        return cut(last, slice(begin, begin + WINDOW))
 
     def slow_samples(self) -> list[dict[str, Any]]:
         """ID and load_ms of the samples that took longest to load, where samples are timed one by one."""

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from feedrate.dataset import Data
 from feedrate.timing import points
+from feedrate.timing.trace import rows_of, trace
 from feedrate.timing.verdict import Verdict
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.note import run_note
@@ -137,10 +138,13 @@ def record_end(
         slow=trainer.account.slow_samples(),
     )
     tracker.note(note)
+    window = trainer.account.window()
+    if window is not None:
+        (run.folder / "timeline.json").write_text(json.dumps(trace(window)), encoding="utf-8")
     if not tracker.active:
         write_summary(run.folder, summary)
         return summary
-    from feedrate.tracking.plots import confusion_matrix, loss_curves, throughput
+    from feedrate.tracking.plots import confusion_matrix, loss_curves, throughput, timeline, waits
 
     curves: dict[str, dict[int, float]] = {}
     for epoch, metrics in enumerate(result.history):
@@ -148,6 +152,10 @@ def record_end(
             curves.setdefault(name, {})[epoch] = value
     tracker.figure(loss_curves(curves), "plots/loss.png")
     tracker.figure(throughput(curves), "plots/throughput.png")
+    if window is not None and (times := trainer.account.times) is not None:
+        tracker.figure(timeline(rows_of(window)), "plots/timeline.png")
+        tracker.figure(waits(times.wait / 1e6, times.load / 1e6), "plots/waits.png")
+        tracker.artifact(run.folder / "timeline.json")
     if result.confusion is not None:
         names = [str(row["class"]) for row in result.per_class or []]
         tracker.figure(confusion_matrix(result.confusion, names), "plots/confusion.png")
