@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, default_convert
 
 from feedrate.dataset.build import list_IDs
+from feedrate.dataset.cores import usable_cores
 from feedrate.errors import UserError
 from feedrate.loader.digest import OrderDigest, content_hash, nbytes
 from feedrate.loader.engine import checked, choose
@@ -25,6 +26,7 @@ from feedrate.loader.report import Report
 from feedrate.loader.threads import Threads
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.loader.workers import Workers
+from feedrate.timing.epoch_times import Setup
 from feedrate.timing.stages import clock_ns
 
 FOLLOWING = -1  # the next epoch number
@@ -89,7 +91,7 @@ class Loader(DataLoader[Any]):
         self._tickets = Tickets(dataset)
         self._expect(1)
         self._engine: Workers | Threads | None = None
-        self._report = Report(max(1, self.num_workers))
+        self._report = Report(self._setup())
         # the position: `_at` in the epoch of `_order`, and whether a pass through that epoch has begun
         self._order, self._at, self._begun = Order(self._size(), self.seed, 0, self._shuffled), 0, False
         self._digest = OrderDigest(names)
@@ -201,12 +203,21 @@ class Loader(DataLoader[Any]):
         rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
         batches = self._engine.begin(rest, self)
         self._begun = True
-        self._report.begin(self._order.epoch)
+        self._report.begin(self._order.epoch, self._setup())
         return Pass(self, self._engine, _joined(made, batches) if made else batches, plan, self._passes)
 
     def _plan(self, start: int) -> Plan:
         batch = (self.batch_size or 1) * self.world_size
         return Plan(self._order, start, batch, bool(self.drop_last), self.rank, self.world_size)
+
+    def _setup(self) -> Setup:
+        return Setup(
+            engine=self.engine,
+            workers=self.num_workers,
+            prefetch=self.prefetch_factor or 2,
+            batch_size=self.batch_size or 1,
+            cores=float(usable_cores()),
+        )
 
     def _size(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]

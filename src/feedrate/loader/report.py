@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from feedrate.timing import EpochTimes
-from feedrate.timing.epoch_times import Steps
+from feedrate.timing.epoch_times import Setup, Steps
 from feedrate.timing.stages import Load
+from feedrate.timing.verdict import Verdict, judge
 
 
 class Report:
@@ -18,12 +19,12 @@ class Report:
     The first batch counts as start-up: it is reported as `first_batch_s` and left out of rates and waiting.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self.begin(0)
+    def __init__(self, setup: Setup) -> None:
+        self.begin(0, setup)
 
-    def begin(self, epoch: int) -> None:
-        self.epoch = epoch
+    def begin(self, epoch: int, setup: Setup) -> None:
+        """A pass through an epoch begins, with these workers."""
+        self.epoch, self._setup = epoch, setup
         self._steps = Steps()
         self._handed_ns = 0
 
@@ -72,7 +73,8 @@ class Report:
     def worker_busy_pct(self) -> float:
         """Share of that time for which the workers made batches, on average."""
         elapsed = self._elapsed_ns()
-        return min(100.0, 100 * float(self.times.load[1:].sum()) / elapsed / self._workers) if elapsed else 0.0
+        workers = max(1, self._setup.workers)
+        return min(100.0, 100 * float(self.times.load[1:].sum()) / elapsed / workers) if elapsed else 0.0
 
     def load_ms(self, *percentiles: float) -> list[float]:
         """Percentiles of the time that a worker spent to make a batch."""
@@ -80,6 +82,11 @@ class Report:
             return [0.0] * len(percentiles)
         found: list[float] = np.percentile(self.times.load / 1e6, percentiles).tolist()
         return found
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether and why its user waited, and what would end it; None before the first batch."""
+        return judge(self.times, self._setup) if self.batches else None
 
     def _elapsed_ns(self) -> int:
         """From the first batch to the last one."""
@@ -93,4 +100,5 @@ class Report:
             f"{self.samples_per_s:,.0f} samples/s; "
             f"waited {self.wait_pct:.1f} % of the time, first batch after {self.first_batch_s:.2f} s; "
             f"load {p50:.1f} ms a batch (p95 {p95:.1f}), workers busy {self.worker_busy_pct:.0f} %"
+            + (f"\n{self.verdict}" if self.batches else "")
         )

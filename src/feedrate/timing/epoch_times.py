@@ -302,7 +302,6 @@ def joined(parts: Iterable[EpochTimes]) -> EpochTimes:
 
 def cut(times: EpochTimes, steps: slice) -> EpochTimes:
     """The account of some of the steps."""
-    columns = {each.name: getattr(times, each.name) for each in fields(EpochTimes)}
-    return EpochTimes(
-        **{name: value[steps] if isinstance(value, np.ndarray) else value for name, value in columns.items()}
-    )
+    columns: dict[str, Any] = {each.name: getattr(times, each.name) for each in fields(EpochTimes)}
+    arrays = {name: value[steps] for name, value in columns.items() if isinstance(value, np.ndarray)}
+    return EpochTimes(**{**columns, **arrays})

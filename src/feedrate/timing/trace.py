@@ -51,7 +51,6 @@ def trace(times: EpochTimes) -> dict[str, Any]:
                 more |= {f"{stage}_ms": round(ns / 1e6, 4) for stage, ns in spent if ns}
                 more["cpu_ms"] = round(int(times.load_cpu[step]) / 1e6, 4)
             name = row if row in _LOOP else "load"
-            events.append(
-                {"name": name, "ph": "X", "ts": begin / 1e3, "dur": (end - begin) / 1e3, "args": more, **about}
-            )
+            when = {"ts": begin / 1e3, "dur": (end - begin) / 1e3}  # microseconds
+            events.append({"name": name, "ph": "X", **when, "args": more, **about})
     return {"traceEvents": events, "displayTimeUnit": "ms"}

@@ -118,20 +118,22 @@ def timeline(rows: Mapping[str, Sequence[tuple[int, int, int]]], title: str = ""
 
 
 def waits(wait_ms: Sequence[float] | np.ndarray, load_ms: Sequence[float] | np.ndarray) -> Figure:
-    """What each step waited, and what making its batch took in its worker, over the steps; up to 4,000 dots, evenly taken."""
+    """What each step waited, and what making its batch took in its worker; up to 4,000 dots, evenly taken."""
     import numpy as np
+
+    from feedrate.tracking.note import number
 
     figure = _figure(7.6, 5.0)
     panels = figure.subplots(2, 1, sharex=True)
     for axes, values, label, colour in zip(
         panels, (wait_ms, load_ms), ("wait of a step, ms", "load of its batch, ms"), (ORANGE, BLUE), strict=True
     ):
-        values = np.asarray(values, dtype=float)
         every = max(1, -(-len(values) // 4000))
-        axes.plot(np.arange(len(values))[::every], values[::every], ".", color=colour, ms=3.5, alpha=0.6, mew=0)
+        axes.plot(range(0, len(values), every), values[::every], ".", color=colour, ms=4, alpha=0.7, mew=0)
         if len(values):
             p50, p95 = np.percentile(values, [50, 95])
-            axes.set_title(f"{label}: median {p50:.3g}, 95th percentile {p95:.3g}", loc="left", fontsize=10.5)
+            text = f"{label}: median {number(p50)}, 95th percentile {number(p95)}"
+            axes.set_title(text, loc="left", fontsize=10.5)
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color="#dddddd", lw=0.6)
         axes.set_axisbelow(True)
