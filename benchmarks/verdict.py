@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock
-from feedrate.timing.verdict import COMPUTE_BOUND_PCT, INPUT_BOUND_PCT, MARGIN, Verdict
+from feedrate.timing.remedies import MARGIN
+from feedrate.timing.verdict import COMPUTE_BOUND_PCT, INPUT_BOUND_PCT, Verdict
 from feedrate.trainer.account import Account
 
 BATCH = 8

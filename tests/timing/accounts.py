@@ -1,0 +1,47 @@
+"""Accounts of training that never ran: steps and loads of given lengths, put together as workers would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from feedrate.timing import EpochTimes
+from feedrate.timing.epoch_times import Setup, Steps
+from feedrate.timing.stages import STAGES, Load
+
+MS = 1_000_000
+
+
+def setup(engine: str = "process", workers: int = 2, cores: float = 2.0, **more: object) -> Setup:
+    return Setup(engine=engine, workers=workers, prefetch=2, batch_size=8, cores=cores, **more)  # type: ignore[arg-type]
+
+
+def account(
+    load_ms: float | Sequence[float],
+    step_ms: float,
+    workers: int,
+    *,
+    steps: int = 100,
+    receive_ms: float = 0.0,
+    cpu_share: float = 1.0,
+    step_cpu_share: float = 0.0,
+    stage: str = "fetch",
+    nbytes: int = 1000,
+) -> EpochTimes:
+    """Batches of 8 samples by that many processes, each two batches ahead, or by the main thread."""
+    loads = [load_ms] * steps if isinstance(load_ms, (int, float)) else list(load_ms)
+    rows, now, free = Steps(), 1_000 * MS, [1_000 * MS] * max(1, workers)
+    issued = [now] * (2 * workers)
+    for number, one in enumerate(loads):
+        ns, worker = int(one * MS), number % max(1, workers)
+        begin = max(free[worker], issued[number % len(issued)]) if workers else now
+        end = free[worker] = begin + ns
+        got = max(now, end) + int(receive_ms * MS)
+        spent = tuple(ns if name == stage else 0 for name in STAGES)
+        load = Load(begin, end, int(cpu_share * ns), spent, worker if workers else None)
+        step = int(step_ms * MS)
+        cpu = int(step_cpu_share * step) + (int(cpu_share * ns) if not workers else 0)
+        rows.add(now, got - now, 0, step, cpu, 8, nbytes, number >= 2 * workers + 2, load)
+        if workers:
+            issued[number % len(issued)] = got
+        now = got + step
+    return rows.times()

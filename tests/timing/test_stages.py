@@ -1,0 +1,103 @@
+"""A worker's account of a batch: each moment belongs to one stage, and the slowest samples are found."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+
+from feedrate.dataset import stage
+from feedrate.timing.stages import STAGES, Slowest, Watch, samples_took
+
+
+def spent(load) -> dict[str, int]:
+    return dict(zip(STAGES, load.stages_ns, strict=True))
+
+
+def test_what_is_not_marked_is_fetch_and_every_moment_is_counted_once() -> None:
+    watch = Watch()
+    time.sleep(0.02)
+    with stage("decode"):
+        time.sleep(0.02)
+    with stage("transform"):
+        time.sleep(0.02)
+    load = watch.stop(worker=3)
+    assert sum(load.stages_ns) == load.ns
+    assert min(spent(load)[name] for name in ("fetch", "decode", "transform")) >= 20_000_000
+    assert spent(load)["collate"] == spent(load)["handover"] == 0
+    assert load.worker == 3
+
+
+def test_of_parts_within_one_another_the_inner_one_counts() -> None:
+    watch = Watch()
+    with stage("transform"):
+        with stage("decode"):
+            time.sleep(0.03)
+        with stage("transform"):
+            pass
+    load = watch.stop(None)
+    assert spent(load)["decode"] >= 30_000_000 > spent(load)["transform"]
+
+
+def test_an_error_inside_a_part_leaves_it() -> None:
+    watch = Watch()
+    with pytest.raises(KeyError), stage("decode"):
+        raise KeyError("sample")
+    time.sleep(0.02)
+    assert spent(watch.stop(None))["fetch"] >= 20_000_000
+
+
+def test_a_mark_outside_of_a_loader_does_nothing() -> None:
+    with stage("decode"):
+        samples_took([1, 2])
+    assert Watch().stop(None).stages_ns[STAGES.index("decode")] == 0
+
+
+def test_each_thread_has_an_account_of_its_own() -> None:
+    loads = []
+
+    def load(name: str) -> None:
+        watch = Watch()
+        with stage(name):
+            time.sleep(0.05)
+        loads.append((name, watch.stop(None)))
+
+    threads = [threading.Thread(target=load, args=(name,)) for name in ("decode", "transform")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, load_of in loads:
+        assert spent(load_of)[name] >= 50_000_000 > spent(load_of)["fetch"]
+        assert sum(v > 0 for k, v in spent(load_of).items() if k in ("decode", "transform")) == 1
+
+
+def test_computing_and_sleeping_are_told_apart() -> None:
+    watch = Watch()
+    time.sleep(0.05)
+    assert watch.stop(None).cpu_ns < 25_000_000
+
+
+def test_a_stage_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="decoding.*fetch, decode, transform"):
+        stage("decoding")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_slowest_samples_are_exact_over_any_number_of_workers(workers: int) -> None:
+    numbers = random.Random(workers)
+    times = [(index, numbers.randrange(1, 10_000)) for index in range(300) for _ in range(3)]  # three epochs
+    numbers.shuffle(times)
+    own, total = [Slowest(20) for _ in range(workers)], Slowest(20)
+    for start in range(0, len(times), 8):
+        batch = times[start : start + 8]
+        told = own[start // 8 % workers].add([i for i, _ in batch], [ns for _, ns in batch])
+        total.add([i for i, _ in told], [ns for _, ns in told])
+    longest: dict[int, int] = {}
+    for index, ns in times:
+        longest[index] = max(ns, longest.get(index, 0))
+    expected = sorted(longest.values(), reverse=True)[:20]
+    assert [ns for _, ns in total.longest()] == expected
+    assert all(longest[index] == ns for index, ns in total.longest())

@@ -1,0 +1,150 @@
+"""The verdict says whether training waited, why, and what would end it; and nothing where nothing would."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from accounts import MS, account, setup
+
+from feedrate.timing.epoch_times import joined
+from feedrate.timing.trace import rows_of, trace
+from feedrate.timing.verdict import judge
+
+
+@pytest.mark.parametrize(
+    ("load_ms", "step_ms", "workers", "kind"),
+    [
+        (40, 10, 0, "input-bound"),
+        (40, 10, 2, "input-bound"),
+        (21.6, 10, 2, "balanced"),  # 1.08 of the step
+        (10, 10, 2, "compute-bound"),
+        (0.1, 10, 0, "compute-bound"),
+        (0.5, 10, 0, "balanced"),
+    ],
+)
+def test_wait_and_ceilings_decide_the_word(load_ms: float, step_ms: float, workers: int, kind: str) -> None:
+    engine = "process" if workers else "inline"
+    assert judge(account(load_ms, step_ms, workers), setup(engine, workers)).kind == kind
+
+
+def test_ceilings_are_what_each_side_reaches_alone() -> None:
+    figures = judge(account(40, 10, 2), setup()).figures
+    assert figures["loader_ceiling_samples_per_s"] == pytest.approx(8 / 0.020)
+    assert figures["compute_ceiling_samples_per_s"] == pytest.approx(8 / 0.010)
+    assert figures["efficiency_pct"] == pytest.approx(100, rel=0.01)
+    assert figures["wait_pct"] == pytest.approx(50, rel=0.02)
+
+
+def test_an_input_bound_run_names_figures_cause_and_an_override_with_its_gain() -> None:
+    verdict = judge(account(40, 10, 2, cpu_share=0.0, stage="decode"), setup())
+    assert str(verdict).startswith("input-bound: training waited 50 % of")
+    assert "2 workers can make 400 samples/s, the step can take 800 samples/s." in verdict.reason
+    assert "100 % of the load is decode." in verdict.reason
+    assert verdict.remedies[0].override == "loader.num_workers=4"
+    assert verdict.remedies[0].gain == pytest.approx(2.0, rel=0.02)
+    assert "Try loader.num_workers=4 (about 2.0x)" in str(verdict)
+
+
+def test_where_loading_is_computing_no_more_workers_than_cores_are_advised() -> None:
+    computing = account(40, 10, 2, cpu_share=1.0)
+    verdict = judge(computing, setup(cores=2.0))
+    assert verdict.kind == "input-bound"
+    assert verdict.remedies == ()
+    assert "No setting of the loader would change that here." in verdict.reason
+    assert judge(computing, setup(cores=4.0)).remedies[0].override == "loader.num_workers=4"
+
+
+def test_a_run_without_workers_is_told_how_many_are_enough() -> None:
+    remedy = judge(account(8, 10, 0, cpu_share=0.0), setup("inline", 0)).remedies[0]
+    assert remedy.override == "loader.num_workers=1"
+    assert 1.5 < remedy.gain <= 1.8  # taking batches over costs something
+
+
+def test_shards_are_advised_where_the_dataset_can_keep_them_and_reading_is_the_load() -> None:
+    reading = account(40, 1, 2, stage="decode")
+    verdict = judge(reading, setup(packable="dataset.cache=shards"))
+    assert verdict.remedies[0].override == "dataset.cache=shards"
+    assert "dataset.cache=shards from the second epoch on (about 20" in str(verdict)
+    transforming = account(40, 1, 2, stage="transform")
+    assert judge(transforming, setup(packable="dataset.cache=shards")).remedies == ()
+
+
+def test_uneven_loads_are_bridged_by_more_batches_made_ahead() -> None:
+    uneven = account([10 if number % 20 else 120 for number in range(200)], 10, 2, cpu_share=0.0)
+    overrides = [remedy.override.partition("=")[0] for remedy in judge(uneven, setup()).remedies]
+    assert "loader.prefetch_factor" in overrides or "loader.num_workers" in overrides
+
+
+def test_workers_that_are_waste_are_named_with_the_memory_they_cost() -> None:
+    verdict = judge(account(0.15, 10, 2), setup(worker_mb=550.0))
+    assert verdict.kind == "compute-bound"
+    assert str(verdict.remedies[0]) == "loader.num_workers=0 (at the same rate, saves 1.1 GB)"
+
+
+def test_a_healthy_run_gets_no_advice() -> None:
+    for times, how in [
+        (account(9, 10, 1), setup("process", 1)),  # one worker, and it is needed
+        (account(0.1, 10, 0), setup("inline", 0)),
+        (account(14, 10, 2), setup()),
+    ]:
+        assert judge(times, how).remedies == (), judge(times, how)
+
+
+def test_steps_that_threads_hold_up_count_as_waiting_and_processes_are_advised() -> None:
+    held = account(12, 3, 2, cpu_share=0.5, steps=200)
+    work = held.compute.copy()
+    work[::2] += 9 * MS  # half of the steps get the interpreter back late
+    held = replace(held, compute=work, elapsed=work, wait=np.zeros_like(held.wait))
+    verdict = judge(held, setup("thread", 2, cores=8.0))
+    assert verdict.kind == "input-bound"
+    assert "threads hold the interpreter: a step takes 7.5 ms where it takes 3 ms alone" in verdict.reason
+    assert [remedy.override for remedy in verdict.remedies] == ["loader.engine=process"]
+
+
+def test_few_steps_get_a_word_but_no_advice() -> None:
+    verdict = judge(account(40, 10, 2, steps=12), setup())
+    assert verdict.kind == "input-bound"
+    assert "too few for advice" in verdict.reason
+    assert verdict.remedies == ()
+
+
+def test_of_a_loader_that_tells_nothing_only_the_waiting_is_judged() -> None:
+    known = account(40, 10, 2)
+    silent = replace(known, begin=known.begin * 0, end=known.end * 0)
+    verdict = judge(silent, setup("torch"))
+    assert verdict.kind == "input-bound"
+    assert "loader=feedrate says why" in verdict.reason
+    assert "loader_ceiling_samples_per_s" not in verdict.figures
+
+
+def test_several_epochs_are_judged_as_one() -> None:
+    one, two = account(40, 10, 2), account(10, 10, 2)
+    both = joined([one, two])
+    assert len(both.wait) == 200
+    assert judge(both, setup()).figures["wait_pct"] == pytest.approx(
+        100 * both.wait[both.counted].sum() / both.elapsed[both.counted].sum()
+    )
+
+
+def test_batches_that_are_ready_are_counted() -> None:
+    assert account(1, 10, 2).ready[-10:-4].tolist() == [4] * 6  # two workers, two ahead each
+    assert account(40, 1, 1).ready[5:].max() == 0
+
+
+def test_the_trace_holds_what_happened_when_in_the_form_that_viewers_read() -> None:
+    times = account(4, 10, 2, steps=20, stage="decode")
+    events = json.loads(json.dumps(trace(times)))["traceEvents"]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert list(names.values()) == ["step", "transfer", "wait", "worker 0", "worker 1"]
+    spans = [event for event in events if event["ph"] == "X"]
+    assert all(event["ts"] >= 0 and event["dur"] > 0 for event in spans)
+    loads = [event for event in spans if event["name"] == "load"]
+    assert len(loads) == 20
+    assert loads[0]["args"]["decode_ms"] == loads[0]["dur"] / 1e3 == 4
+    steps = [event for event in spans if names[event["tid"]] == "step"]
+    assert [event["args"]["batch"] for event in steps] == list(range(20))
+    assert sum(event["dur"] for event in steps) == pytest.approx(200_000)
+    assert sum(end - begin for begin, end, _ in rows_of(times)["wait"]) == times.wait.sum()
