@@ -72,15 +72,15 @@ def judge(times: EpochTimes, setup: Setup) -> Verdict:
             said.append("loader=feedrate says why.")
         return Verdict(kind=kind, reason=" ".join(said), figures=kept)
     said.append(f"{_makers(setup)} {_rate(loader)}, the step can take {_rate(compute)}.")
-    if steady.sum() < FEW_STEPS:
-        said.append(f"{int(steady.sum())} steps are too few for advice.")
-        return Verdict(kind=kind, reason=" ".join(said), figures=kept)
     if wait_pct >= COMPUTE_BOUND_PCT:
         said.append(_where(times))
     if held > HELD_UP_PCT:
         said.append(_held_up(times, setup))
     if setup.workers and busy_cores(times, setup) > 0.95 * setup.cores:
         said.append(f"All {setup.cores:.1f} cores that were free for this run are computing.")
+    if steady.sum() < FEW_STEPS:
+        said.append(f"{int(steady.sum())} steps are too few for advice.")
+        return Verdict(kind=kind, reason=" ".join(said), figures=kept)
     found = remedies(times, setup, kind)
     if kind == "input-bound" and not found:
         said.append("No setting of the loader would change that here.")

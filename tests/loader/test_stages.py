@@ -1,0 +1,106 @@
+"""What a batch's making was spent on comes with it, from every engine; slow samples are known by name."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from feedrate.dataset import TensorFiles, stage
+from feedrate.loader import Loader, Receipt
+from feedrate.timing.stages import STAGES
+
+ENGINES = [("inline", 0), ("thread", 2), ("process", 2)]
+SLOW = {3, 17, 25}
+
+
+class Marked(Dataset[Any]):
+    thread_safe = True
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        with stage("decode"):
+            time.sleep(0.04 if index in SLOW else 0.004)
+        with stage("transform"):
+            time.sleep(0.002)
+        return torch.full((4,), index), index
+
+
+def receipts(loader: Loader) -> list[Receipt]:
+    found = []
+    for _ in loader:
+        assert loader.delivered is not None
+        found.append(loader.delivered)
+    return found
+
+
+def loader_of(data: Dataset[Any], engine: str, workers: int, **more: Any) -> Loader:
+    chosen = {"engine": engine} if workers else {}
+    return Loader(data, 8, seed=0, num_workers=workers, **chosen, **more)
+
+
+@pytest.mark.parametrize(("engine", "workers"), ENGINES)
+def test_the_parts_that_a_dataset_marks_are_told_apart(engine: str, workers: int) -> None:
+    for receipt in receipts(loader_of(Marked(), engine, workers)):
+        load = receipt.load
+        spent = dict(zip(STAGES, load.stages_ns, strict=True))
+        slow = len(SLOW & set(receipt.ticket.indices.tolist()))
+        assert sum(load.stages_ns) == load.end_ns - load.begin_ns
+        assert spent["decode"] >= (8 * 4 + slow * 36) * 1_000_000
+        assert spent["transform"] >= 8 * 2_000_000
+        assert spent["collate"] > 0
+        assert (spent["handover"] > 0) == (engine == "process")
+        assert load.cpu_ns < load.ns
+
+
+@pytest.mark.parametrize(("engine", "workers"), ENGINES)
+def test_a_batch_is_made_before_it_is_handed_out_by_one_clock(engine: str, workers: int) -> None:
+    loader = loader_of(Marked(), engine, workers)
+    for _ in loader:
+        now = time.perf_counter_ns()
+        assert loader.delivered is not None
+        load = loader.delivered.load
+        assert 0 < load.begin_ns < load.end_ns < now
+
+
+@pytest.mark.parametrize(("engine", "workers"), ENGINES)
+def test_the_samples_that_took_longest_are_named_with_their_times(engine: str, workers: int) -> None:
+    told: dict[int, int] = {}
+    for receipt in receipts(loader_of(Marked(), engine, workers)):
+        for index, ns in receipt.load.slow:
+            assert index in receipt.ticket.indices
+            told[index] = max(ns, told.get(index, 0))
+    longest = sorted(told, key=told.__getitem__, reverse=True)[: len(SLOW)]
+    assert set(longest) == SLOW
+    assert min(told[index] for index in SLOW) >= 40_000_000
+
+
+def test_a_transform_of_tensor_files_is_a_part_of_its_own(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        torch.save(torch.zeros(3), tmp_path / f"{name}.pt")
+    data = TensorFiles(list("abcdefgh"), dict.fromkeys("abcdefgh", 0), tmp_path, transform=_slowly)
+    (receipt,) = receipts(loader_of(data, "inline", 0))
+    spent = np.array(receipt.load.stages_ns)
+    assert spent[STAGES.index("transform")] >= 8 * 3_000_000
+    assert spent[STAGES.index("fetch")] > 0
+
+
+def _slowly(X: torch.Tensor) -> torch.Tensor:
+    time.sleep(0.003)
+    return X
+
+
+def test_the_report_says_what_the_waiting_was_for() -> None:
+    loader = loader_of(Marked(), "inline", 0)
+    list(loader)
+    report = loader.report()
+    assert report.verdict is not None
+    assert report.verdict.kind == "input-bound"
+    assert "of the load is decode" in str(report)
