@@ -57,6 +57,12 @@ def test_where_loading_is_computing_no_more_workers_than_cores_are_advised() -> 
     assert judge(computing, setup(cores=4.0)).remedies[0].override == "loader.num_workers=4"
 
 
+def test_cores_that_others_compute_on_are_not_promised() -> None:
+    verdict = judge(account(40, 10, 0), setup("inline", 0, cores=1.0, usable_cores=8))
+    assert "Of 8 cores only 1.0 were free for this run" in verdict.reason
+    assert [remedy.override for remedy in verdict.remedies] == ["loader.num_workers=1"]
+
+
 def test_a_run_without_workers_is_told_how_many_are_enough() -> None:
     remedy = judge(account(8, 10, 0, cpu_share=0.0), setup("inline", 0)).remedies[0]
     assert remedy.override == "loader.num_workers=1"

@@ -76,8 +76,8 @@ def judge(times: EpochTimes, setup: Setup) -> Verdict:
         said.append(_where(times))
     if held > HELD_UP_PCT:
         said.append(_held_up(times, setup))
-    if setup.workers and busy_cores(times, setup) > 0.95 * setup.cores:
-        said.append(f"All {setup.cores:.1f} cores that were free for this run are computing.")
+    if kind != "compute-bound" and (text := _cores(times, setup)):
+        said.append(text)
     if steady.sum() < FEW_STEPS:
         said.append(f"{int(steady.sum())} steps are too few for advice.")
         return Verdict(kind=kind, reason=" ".join(said), figures=kept)
@@ -108,6 +108,15 @@ def _held_up(times: EpochTimes, setup: Setup) -> str:
     makers = "threads" if setup.threads else "workers"
     alone, now = times.work_alone_ns(setup.threads) / 1e6, times.work[times.counted].mean() / 1e6
     return f"The loader's {makers} {taken}: a step takes {now:.3g} ms where it takes {alone:.3g} ms alone."
+
+
+def _cores(times: EpochTimes, setup: Setup) -> str:
+    """Where computing is at its limit, or others compute beside the run."""
+    if setup.cores < 0.75 * setup.usable_cores:
+        return f"Of {setup.usable_cores} cores only {setup.cores:.1f} were free for this run, others compute as well."
+    if setup.workers and busy_cores(times, setup) > 0.95 * setup.cores:
+        return f"All {setup.cores:.1f} cores are computing: more workers would make nothing faster."
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -99,6 +99,7 @@ class Account:
             prefetch=getattr(loader, "prefetch_factor", None) or 2,
             batch_size=getattr(loader, "batch_size", None) or 1,
             cores=cores,
+            usable_cores=usable_cores(),
             worker_mb=self._worker_mb or 0.0,
             worker_delay_s=machine.workers_queued_s,
             main_delay_s=machine.main_queued_s,
