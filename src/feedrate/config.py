@@ -7,7 +7,7 @@ Neither torch nor mlflow is imported here, so a mistake is answered at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -278,6 +278,26 @@ class PackConfig:
     pack: PackingConfig = PackingConfig()
 
 
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class BenchingConfig:
+    compare: list[str] = field(default_factory=list)
+    step_ms: list[Above0] = field(default_factory=list)
+    seconds: Above0 = 1.0
+    repeats: Positive = 5
+    baseline: str | None = None
+    noise_pct: NonNegative = 5.0
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class BenchConfig:
+    """The keys of conf/bench.yaml."""
+
+    dataset: dict[str, Any]
+    loader: dict[str, Any]
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    bench: BenchingConfig = BenchingConfig()
+
+
 SHIPPED: Mapping[str, type] = {
     "feedrate.dataset.Digits": FolderConfig,
     "feedrate.dataset.TensorFiles": TensorFilesConfig,
@@ -314,6 +334,14 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
         node = getattr(checked, group)
         if node is not None:
             _check_node(node, group)
+    return checked
+
+
+def check_bench(config: Mapping[str, Any]) -> BenchConfig:
+    """As `check`, for a loader without a training."""
+    checked: BenchConfig = validate(BenchConfig, config, "")
+    _check_node(checked.dataset, "dataset")
+    _check_node(checked.loader, "loader")
     return checked
 
 

@@ -133,6 +133,11 @@ def costs_of(times: EpochTimes, setup: Setup) -> Costs:
     return Costs(load=load[rows].tolist(), step=work[rows].tolist(), load_cpu=load_cpu, step_cpu=cpu, receive=receive)
 
 
+def with_step(costs: Costs, seconds: float) -> Costs:
+    """The same loading beside a step of that length, which does not compute."""
+    return replace(costs, step=[seconds] * len(costs.load), step_cpu=0.0)
+
+
 def held_pct(times: EpochTimes, setup: Setup) -> float:
     """Share of the steady time by which the loader, at work beside the steps, made them longer."""
     steady = times.counted

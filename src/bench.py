@@ -1,0 +1,67 @@
+"""How fast a loader is by itself, what it spends its time on, and which steps it can feed.
+
+    python src/bench.py dataset=tensor_files dataset.root=data/mine loader.num_workers=4
+    python src/bench.py 'bench.compare=["loader=torch", "loader.num_workers=0", "loader.num_workers=2"]'
+    python src/bench.py bench.baseline=outputs/bench/DATE/bench.json
+
+conf/bench.yaml explains each key, docs/bench.md what is measured. Let nothing else run meanwhile.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main(cfg: DictConfig) -> None:
+    # -----------------------------------------------------------------------------------------------------
+    # Settings: each loader that is compared, composed and checked before anything is measured
+    # -----------------------------------------------------------------------------------------------------
+    from hydra.core.hydra_config import HydraConfig
+
+    from feedrate.bench.compare import measure, read, side_by_side, slower, told, write
+    from feedrate.bench.entries import entries_of
+    from feedrate.config import check_bench, resolve_path
+    from feedrate.errors import UserError
+    from feedrate.launch import plain
+
+    resolved = plain(cfg)
+    settings = check_bench(resolved).bench
+    baseline = read(resolve_path(settings.baseline)) if settings.baseline else None
+    hydra = HydraConfig.get()
+    entries = entries_of(resolved, list(hydra.overrides.task), settings.compare)
+
+    # -----------------------------------------------------------------------------------------------------
+    # Measure
+    # -----------------------------------------------------------------------------------------------------
+    steps = 1 + len(settings.step_ms)
+    seconds = len(entries) * steps * settings.repeats * settings.seconds
+    print(f"measuring for about {seconds:.0f} s; let nothing else run", flush=True)
+    measure(entries, settings)
+
+    # -----------------------------------------------------------------------------------------------------
+    # Tell
+    # -----------------------------------------------------------------------------------------------------
+    for entry in entries:
+        print(f"\n{told(entry)}")
+    if len(entries) > 1:
+        print(f"\n{side_by_side(entries)}")
+    path = Path(hydra.runtime.output_dir) / "bench.json"
+    write(entries, path)
+    print(f"\nwritten to {path}", flush=True)
+    if baseline is not None:
+        if lines := slower(entries, baseline, settings.noise_pct):
+            raise UserError("\n".join(lines))
+        print("not slower than the baseline")
+
+
+if __name__ == "__main__":
+    if {"-m", "--multirun"} & set(sys.argv):
+        sys.exit("error: -m: a sweep is for train.py; several loaders are compared with bench.compare=[...]")
+    from feedrate.launch import launch
+
+    launch(main, "bench")

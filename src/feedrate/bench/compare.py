@@ -1,0 +1,203 @@
+"""Loaders side by side: measured in turns, told as a table and as rows of bench.json, held against earlier rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from feedrate.bench.measure import About, Subject, Taken
+from feedrate.config import BenchingConfig
+from feedrate.errors import UserError
+
+
+@dataclass
+class Entry:
+    """A loader under comparison.
+
+    Attributes:
+        name: what tells it from the others, as it was typed.
+        config: resolved.
+        taken: measurements by length of the step in ms; 0 is the loader alone.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    about: About | None = None
+    taken: dict[float, list[Taken]] = field(default_factory=dict)
+
+    def middle(self, figure: str, step_ms: float = 0.0) -> float:
+        """Median over the repeats."""
+        return float(median(getattr(one, figure) for one in self.taken[step_ms]))
+
+    def rates(self, step_ms: float = 0.0) -> list[float]:
+        return [one.samples_per_s for one in self.taken[step_ms]]
+
+    def stages(self) -> dict[str, float]:
+        """Shares of the load by stage, in percent; empty for a loader that does not tell."""
+        alone = self.taken[0.0]
+        return {stage: float(median(one.stages_pct[stage] for one in alone)) for stage in alone[0].stages_pct}
+
+    def row(self) -> dict[str, Any]:
+        """For bench.json."""
+        assert self.about is not None
+        alone = self.rates()
+        return {
+            "name": self.name,
+            "dataset": self.about.dataset,
+            "loader": dict(self.config["loader"]),
+            "engine": self.about.engine,
+            "samples_per_s": self.middle("samples_per_s"),
+            "mb_per_s": self.middle("mb_per_s"),
+            "cpu_s_per_1000": self.middle("cpu_s_per_1000"),
+            "peak_rss_mb": max(one.peak_rss_mb for found in self.taken.values() for one in found),
+            "order_digest": self.about.order_digest,
+            "repeats": len(alone),
+            "spread": [min(alone), max(alone)],
+            "load_ms": self.middle("load_ms"),
+            "stages_pct": self.stages(),
+            "sufficient_step_ms": self.middle("sufficient_step_ms"),
+            "copy_samples_per_s": self.about.copy_samples_per_s,
+            "read_samples_per_s": self.about.read_samples_per_s,
+            "steps": [
+                {"step_ms": step, "samples_per_s": self.middle("samples_per_s", step),
+                 "wait_pct": self.middle("wait_pct", step)}
+                for step in self.taken if step
+            ],
+        }  # fmt: skip
+
+
+def measure(entries: Sequence[Entry], settings: BenchingConfig) -> None:
+    """Fills the entries' measurements, taken in turns, so that what the machine does meanwhile meets all alike.
+
+    Raises:
+        UserError: one of the loaders cannot be built, or fails.
+    """
+    subjects: list[Subject] = []
+    try:
+        subjects += [Subject(entry.config) for entry in entries]
+        for entry, subject in zip(entries, subjects, strict=True):
+            entry.about = subject.about()
+        for _ in range(settings.repeats):
+            for step_ms in (0.0, *settings.step_ms):
+                for entry, subject in zip(entries, subjects, strict=True):
+                    entry.taken.setdefault(step_ms, []).append(subject.measure(step_ms, settings.seconds))
+    finally:
+        for subject in subjects:
+            subject.close()
+
+
+def told(entry: Entry) -> str:
+    """One loader in lines for the terminal."""
+    about = entry.about
+    assert about is not None
+    size = f"{about.sample_bytes / 1e3:.1f} KB" if about.sample_bytes < 1e6 else f"{about.sample_bytes / 1e6:.1f} MB"
+    how = f"{about.workers} workers, {about.engine}" if about.workers else "no workers"
+    rates = entry.rates()
+    lines = [
+        f"{entry.name}",
+        f"  {about.dataset}: {about.samples:,} samples of {size}, batches of {about.batch_size}, {how}",
+        f"  alone       {median(rates):,.0f} samples/s ({min(rates):,.0f} to {max(rates):,.0f})  "
+        f"{entry.middle('mb_per_s'):,.1f} MB/s  {entry.middle('cpu_s_per_1000'):.3g} CPU s per 1,000  "
+        f"{max(one.peak_rss_mb for one in entry.taken[0.0]):,.0f} MB",
+    ]
+    if stages := entry.stages():
+        parts = ", ".join(f"{stage} {share:.0f} %" for stage, share in stages.items() if share >= 0.5)
+        lines.append(f"  load        {entry.middle('load_ms'):.3g} ms a batch: {parts}")
+    limits = [("copies", about.copy_samples_per_s), ("reads such files at", about.read_samples_per_s)]
+    shown = [
+        f"{what} {rate:,.0f} samples/s ({100 * median(rates) / rate:.0f} % of it reached)"
+        for what, rate in limits
+        if rate
+    ]
+    lines.append(f"  the machine {', '.join(shown)}, one core")
+    for step in (step for step in entry.taken if step):
+        lines.append(
+            f"  step {step:>4g} ms {entry.middle('samples_per_s', step):,.0f} samples/s, "
+            f"waited {entry.middle('wait_pct', step):.1f} %"
+        )
+    if least := entry.middle("sufficient_step_ms"):
+        rate = 1e3 * about.batch_size / least
+        lines.append(f"  suffices    for steps of {least:.3g} ms and more ({rate:,.0f} samples/s)")
+    return "\n".join(lines)
+
+
+def side_by_side(entries: Sequence[Entry]) -> str:
+    """The table of several: rates alone and with each step, against the first."""
+    steps = [step for step in entries[0].taken if step]
+    head = ["", "samples/s", "lowest to highest", "times the first", "CPU s per 1,000", "MB"]
+    head += [f"wait %, {step:g} ms" for step in steps] + ["order digest"]
+    rows = [head]
+    for entry in entries:
+        assert entry.about is not None
+        rates = entry.rates()
+        ratio = median(a / b for a, b in zip(rates, entries[0].rates(), strict=True))
+        rows.append(
+            [entry.name, f"{median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}", f"{ratio:.2f}",
+             f"{entry.middle('cpu_s_per_1000'):.3g}", f"{max(one.peak_rss_mb for one in entry.taken[0.0]):,.0f}",
+             *(f"{entry.middle('wait_pct', step):.1f}" for step in steps), entry.about.order_digest[:8] or "-"]
+        )  # fmt: skip
+    widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def write(entries: Sequence[Entry], path: Path) -> None:
+    """bench.json: a list of rows."""
+    path.write_text(json.dumps([entry.row() for entry in entries], indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier bench.json.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(rows, list) and all(isinstance(row.get("samples_per_s"), (int, float)) for row in rows):
+            return rows
+    except OSError as error:
+        raise UserError(f"bench.baseline={path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"bench.baseline={path}: is no bench.json; name one that python src/bench.py has written")
+
+
+def slower(entries: Sequence[Entry], baseline: Sequence[Mapping[str, Any]], noise_pct: float) -> list[str]:
+    """A line for each loader that has become slower than noise explains; of the same name and data set.
+
+    Raises:
+        UserError: the baseline knows none of the loaders.
+    """
+    known = {(row.get("name"), row.get("dataset")): row for row in baseline}
+    lines, met = [], 0
+    for entry in entries:
+        row = entry.row()
+        earlier = known.get((row["name"], row["dataset"]))
+        if earlier is None:
+            continue
+        met += 1
+        band = max(noise_pct, _spread_pct(row), _spread_pct(earlier))
+        loss = 100 * (1 - row["samples_per_s"] / earlier["samples_per_s"])
+        if loss > band:
+            lines.append(
+                f"{entry.name}: {row['samples_per_s']:,.0f} samples/s are {loss:.0f} % less than the "
+                f"{earlier['samples_per_s']:,.0f} of the baseline; up to {band:.0f} % count as noise"
+            )
+    if not met:
+        names = ", ".join(repr(entry.name) for entry in entries)
+        raise UserError(f"bench.baseline: it has no row for {names}; write it with the same dataset and bench.compare")
+    return lines
+
+
+def _spread_pct(row: Mapping[str, Any]) -> float:
+    """Half the distance from the lowest to the highest repeat, as a share of the median."""
+    low, high = row.get("spread") or (0.0, 0.0)
+    return float(50 * (high - low) / row["samples_per_s"])

@@ -1,0 +1,43 @@
+"""Which loaders are measured: each is the command's configuration with some overrides of its own."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feedrate.bench.compare import Entry
+from feedrate.config import check_bench
+from feedrate.errors import UserError
+
+
+def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequence[str]) -> list[Entry]:
+    """One entry for each text of overrides in `compare`; without any, one of the configuration itself.
+
+    Args:
+        config: resolved.
+        typed: the command's own overrides.
+
+    Raises:
+        UserError: an override that does not exist or concerns more than dataset, loader and seed; two that are the same.
+    """
+    from hydra import compose
+
+    from feedrate.launch import plain
+
+    if not compare:
+        own = [text for text in typed if text.startswith("loader")]
+        return [Entry(" ".join(own) or "the loader's defaults", config)]
+    found = []
+    kept = [text for text in typed if not text.startswith(("bench.", "hydra"))]
+    for text in compare:
+        overrides = shlex.split(text)
+        for override in overrides:
+            if override.partition("=")[0].partition(".")[0] not in ("dataset", "loader", "seed"):
+                raise UserError(f"bench.compare: {override}: only settings of dataset, loader and seed can be compared")
+        resolved = plain(compose("bench", overrides=[*kept, *overrides]))
+        check_bench(resolved)
+        found.append(Entry(text.strip() or "as configured", resolved))
+    if len({entry.name for entry in found}) < len(found):
+        raise UserError("bench.compare: two of the loaders are the same; give each once")
+    return found
