@@ -40,8 +40,8 @@ soak: $(VENV)/.requirements-dev ## kill runs at random instants, and start many 
 test-gpu: $(VENV)/.requirements-dev ## the tests that need an accelerator
 	$(PY) -m pytest -m gpu $(ARGS)
 
-bench: $(VENV)/.requirements-dev ## regenerate the tables of benchmarks/README.md
-	$(PY) benchmarks/run.py
+bench: $(VENV)/.requirements-dev ## regenerate the tables of benchmarks/README.md; ARGS=verdict for one
+	$(PY) benchmarks/run.py $(ARGS)
 
 bench-peers: $(VENV)/.requirements-dev $(PEERS)/.requirements ## one file per sample against the other loaders, about 20 minutes
 	$(PY) benchmarks/run.py peers

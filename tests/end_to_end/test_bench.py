@@ -25,6 +25,7 @@ def compared(tmp_path_factory, digits):
     return bench(three, f"dataset.root={digits}", folder=folder), folder
 
 
+@pytest.mark.slow
 def test_loaders_are_measured_side_by_side(compared):
     done, folder = compared
     assert done.returncode == 0, done.stderr
@@ -46,6 +47,7 @@ def test_loaders_are_measured_side_by_side(compared):
     assert rows[2]["loader"]["num_workers"] == 1
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_the_figures_of_the_file(compared):
     done, folder = compared
     row = json.loads((folder / "bench.json").read_text())[1]
@@ -55,6 +57,7 @@ def test_the_terminal_shows_the_figures_of_the_file(compared):
     assert "times the first" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("times", "code"), [(0.5, 0), (4.0, 1)])
 def test_a_loader_that_has_become_slower_than_noise_explains_fails_the_command(compared, tmp_path, times, code, digits):
     earlier = json.loads((compared[1] / "bench.json").read_text())
@@ -62,12 +65,8 @@ def test_a_loader_that_has_become_slower_than_noise_explains_fails_the_command(c
         row["samples_per_s"] *= times
         row["spread"] = [row["samples_per_s"]] * 2
     (tmp_path / "earlier.json").write_text(json.dumps(earlier))
-    one = [
-        'bench.compare=["loader.num_workers=0"]',
-        f"dataset.root={digits}",
-        f"bench.baseline={tmp_path}/earlier.json",
-    ]
-    done = bench(*one, folder=tmp_path / "later")
+    one, data = 'bench.compare=["loader.num_workers=0"]', f"dataset.root={digits}"
+    done = bench(one, data, f"bench.baseline={tmp_path}/earlier.json", folder=tmp_path / "later")
     assert done.returncode == code, done.stderr
     if code:
         assert "loader.num_workers=0:" in done.stderr

@@ -19,7 +19,7 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
         typed: the command's own overrides.
 
     Raises:
-        UserError: an override that does not exist or concerns more than dataset, loader and seed; two that are the same.
+        UserError: an override does not exist, or concerns more than dataset, loader and seed; two loaders are the same.
     """
     from hydra import compose
 
