@@ -7,33 +7,28 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from feedrate.config import PackConfig
 from feedrate.dataset.build import build_data
 from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.counted import counted
+from feedrate.dataset.folder import Interrupted, locked, sync_folder
 from feedrate.dataset.look import look, size_of
 from feedrate.dataset.pack_job import Job, check_root, check_source, current, entry_of, job_of, root_of
 from feedrate.dataset.processes import deaf, in_processes
 from feedrate.dataset.sample_writer import write_file
 from feedrate.dataset.shard_index import NAME, Index, PartitionEntry, ShardEntry
-from feedrate.dataset.shard_writer import TEMPORARY, Plan, ShardMaker, sync_folder
+from feedrate.dataset.shard_writer import TEMPORARY, Plan, ShardMaker
 from feedrate.errors import UserError
 
-_LOCK_S = 3.0  # the workers of a killed command hold its lock until they notice
 _SHARD = re.compile(r"\w+-\d{5,}\.safetensors")
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; the text says what is written."""
 
 
 def pack(config: PackConfig) -> Index:
@@ -52,7 +47,7 @@ def pack(config: PackConfig) -> Index:
     job = job_of(config, root, data)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root):
+        with locked(root):
             check_root(root)
             check_source(job)
             index, state = _fill(job, config.pack.num_workers)
@@ -92,8 +87,7 @@ def _fill(job: Job, num_workers: int | str) -> tuple[Index, str]:
     except KeyboardInterrupt:
         with deaf():
             _remove(job.root, lambda name: name.startswith(TEMPORARY))
-            text = f"{len(entries):,} of {len(job.plans):,} shards are written"
-            raise Interrupted(f"{text}; the same command goes on from there") from None
+            raise Interrupted(f"{len(entries):,} of {len(job.plans):,} shards are written") from None
     except (UserError, OSError):
         _remove(job.root, lambda name: name.startswith(TEMPORARY))
         raise
@@ -162,12 +156,3 @@ def _remove(root: Path, chosen: Any) -> None:
     for path in root.iterdir():
         if chosen(path.name):
             path.unlink()
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    try:
-        with FileLock(root / ".lock", timeout=_LOCK_S):
-            yield
-    except Timeout:
-        raise UserError(f"root={root}: another command is writing there; wait for it, or choose another root") from None

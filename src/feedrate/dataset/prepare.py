@@ -10,19 +10,19 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from feedrate.config import PrepareConfig, resolve_path
 from feedrate.dataset.big_file import BigFile
 from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.counted import counted
+from feedrate.dataset.folder import Interrupted, locked
 from feedrate.dataset.processes import deaf
 from feedrate.dataset.sample_writer import TEMPORARY, numbered, serialized, write_file, write_samples
 from feedrate.dataset.split import Indices, Parts, split
@@ -30,11 +30,6 @@ from feedrate.errors import UserError
 
 MANIFEST = "prepare.json"
 WORTH_A_WORKER = 500  # samples; fewer are written before a further process has started
-_LOCK_S = 3.0  # the workers of a killed command hold its lock until they notice: the time of one sample
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; the text says what is written."""
 
 
 def prepare(config: PrepareConfig) -> dict[str, int]:
@@ -75,7 +70,7 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
 def _fill(root: Path, source: BigFile, parts: Parts, manifest: Mapping[str, Any], num_workers: int | str) -> str:
     """Writes what is missing; says in words what there was to do."""
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root):
+    with locked(root):
         _check_root(root, source, manifest)
         try:
             if not (root / MANIFEST).is_file():
@@ -88,8 +83,8 @@ def _fill(root: Path, source: BigFile, parts: Parts, manifest: Mapping[str, Any]
             return "is done"
         except KeyboardInterrupt:
             with deaf():
-                text = f"{len(source) - len(_clean(root, source)):,} of {len(source):,} samples are written"
-                raise Interrupted(f"{text}; the same command goes on from there") from None
+                written = len(source) - len(_clean(root, source))
+                raise Interrupted(f"{written:,} of {len(source):,} samples are written") from None
         except UserError:
             _clean(root, source)
             raise
@@ -156,15 +151,6 @@ def _clean(root: Path, source: BigFile) -> Indices:
                 present.add(entry.name[:-3])
     ID_of = numbered(len(source))
     return np.fromiter((index for index in range(len(source)) if ID_of(index) not in present), dtype=np.int64)
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    try:
-        with FileLock(root / ".lock", timeout=_LOCK_S):
-            yield
-    except Timeout:
-        raise UserError(f"root={root}: another command is writing there; wait for it, or choose another root") from None
 
 
 # ---------------------------------------------------------------------------------------------------------

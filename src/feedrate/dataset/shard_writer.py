@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from feedrate.dataset.folder import sync_folder
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.look import look
 from feedrate.dataset.part import list_IDs
@@ -274,15 +275,6 @@ def _umask() -> int:
     found = os.umask(0)
     os.umask(found)
     return found
-
-
-def sync_folder(root: Path) -> None:
-    """Waits until the names in a folder are on disk."""
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def source_path(dataset: Any, ID: str) -> str | None:

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from feedrate.dataset.folder import sync_folder
 from feedrate.errors import UserError
 
 
@@ -44,7 +45,7 @@ def save(folder: Path, name: str, state: dict[str, Any], about: dict[str, Any], 
                 (folder / f"{newer}{suffix}").replace(folder / f"{older}{suffix}")
     for temporary, suffix in zip(written, (".pt", ".json"), strict=True):
         temporary.replace(folder / f"{name}{suffix}")
-    _sync(folder)
+    sync_folder(folder)
     return folder / f"{name}.pt"
 
 
@@ -58,7 +59,7 @@ def copy(folder: Path, name: str, other: str) -> None:
         except OSError:  # a file system without hard links
             shutil.copyfile(folder / f"{name}{suffix}", temporary)
         temporary.replace(folder / f"{other}{suffix}")
-    _sync(folder)
+    sync_folder(folder)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -134,12 +135,3 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
             f"{path}: cannot be written ({reason}); make room, or name another folder with hydra.run.dir="
         ) from error
     return temporary
-
-
-def _sync(folder: Path) -> None:
-    """A renaming must reach the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
