@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from feedrate.launch import launch, plain
+from feedrate.signals import raise_on_interrupt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -51,6 +52,8 @@ def main(cfg: DictConfig) -> int:
     from feedrate.trainer.evaluation_files import write_table
     from feedrate.trainer.forward import Forward
     from feedrate.trainer.seeds import seed_everything
+
+    raise_on_interrupt()
 
     changes = {group: keys for group, keys in config.changes().items() if group != "dataset"}
     saved = restore.find_saved(source, config.tracking.uri).with_changes(changes)

@@ -8,10 +8,10 @@ conf/prepare.yaml explains each key. Interrupted, the same command goes on from 
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from feedrate.signals import quit_on_interrupt, raise_on_interrupt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,24 +32,12 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     from feedrate.dataset.prepare import prepare
 
-    if signal.getsignal(signal.SIGINT) is _quit:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        prepare(config)
-    except KeyboardInterrupt as error:
-        print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-def _quit(*_: object) -> NoReturn:
-    """Ctrl-C while packages are imported: nothing is begun, and an exception could be lost in their code."""
-    os.write(2, b"interrupted\n")
-    os._exit(130)
+    raise_on_interrupt()
+    prepare(config)
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
-        signal.signal(signal.SIGINT, _quit)
+    quit_on_interrupt()  # before anything else is imported
     if {"-m", "--multirun"} & set(sys.argv):
         sys.exit("error: -m: a sweep is for train.py; give prepare.py one source and one root")
     from feedrate.launch import launch

@@ -5,7 +5,6 @@ HYDRA_FULL_ERROR=1 shows the whole traceback instead. Heavy packages are importe
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -25,6 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from feedrate.errors import UserError
+from feedrate.output import outlive_readers
+from feedrate.signals import quit_on_interrupt
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _FULL = "HYDRA_FULL_ERROR"
@@ -34,8 +35,11 @@ FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # what the user asked f
 def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Composes conf/`config_name`.yaml with the command line's overrides and calls `job` with it.
 
-    Does not return when the job fails: 1 for a mistake or a failure, 130 for Ctrl-C.
+    Ctrl-C ends the process at once, until the job takes it (feedrate.signals). Does not return when the job fails: exit
+    code 1 for a mistake or a failure, 128 + signal where one has stopped it.
     """
+    quit_on_interrupt()
+    outlive_readers()
     root = str(CONF.parent)
     if root not in sys.path:
         sys.path.append(root)
@@ -61,7 +65,8 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
         _check_arguments()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except KeyboardInterrupt as error:
-        _say(str(error) or "interrupted")
+        quit_on_interrupt()
+        print(str(error) or "interrupted", file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_code", 130))
     except Exception as error:
         if full:
@@ -99,11 +104,6 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{place}\n{_FULL}=1 shows the whole traceback"
 
 
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # who read it may be gone; the exit code tells all the same
-        print(text, file=sys.stderr, flush=True)
-
-
 def _fail(error: Exception) -> None:
     from feedrate.tracking import without_secrets
 
@@ -111,7 +111,7 @@ def _fail(error: Exception) -> None:
     file = logging.getLogger("feedrate.file")
     if file.handlers:  # none before the job has begun; logging would then print the text a second time
         file.error(text)
-    _say(f"error: {text}")
+    print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(1)
 
 
@@ -171,6 +171,13 @@ def _describe_composition(error: BaseException) -> str:
 def _unknown_key(key: str) -> str:
     from feedrate.validation import nearest
 
+    if key.startswith("hydra.sweeper.space."):
+        whole = key.removeprefix("hydra.sweeper.space.").rpartition(".")[0]
+        return (
+            f"{key}: hydra.sweeper.space has no such key; a range is added with "
+            f"'+hydra.sweeper.space.KEY={{type: float, low: 0.1, high: 0.2}}'\n"
+            f"One that a file names in one piece ({whole}: ...) can be changed only there: docs/sweeps.md"
+        )
     parent, _, name = key.rpartition(".")
     group = (parent or name).split(".")[0]
     if not parent and (CONF / name).is_dir():
@@ -178,8 +185,8 @@ def _unknown_key(key: str) -> str:
     try:
         chosen = [a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose(_config_name(), overrides=chosen)
-        if parent and group not in config and group != "hydra":
+            config = hydra.compose(_config_name(), overrides=chosen, return_hydra_config=group == "hydra")
+        if parent and group not in config:
             parent, name = "", group
         node = OmegaConf.select(config, parent) if parent else config
         valid = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, DictConfig) else []

@@ -16,7 +16,7 @@ from kills import ROOT, Soak, start_training
 from rounds import rounds_at_once
 
 pytestmark = pytest.mark.slow
-TERM, INT = signal.SIGTERM, signal.SIGINT
+TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ CASES = {
     "SIGTERM while a thread hangs": Case("sample", 1, (TERM,), 143, 10, "training", "thread"),
     "Ctrl-C while a thread hangs in a validation": Case("validation", 2, (INT,), 130, 10, "validation", "thread"),
     "Ctrl-C while a sample hangs": Case("sample", 0, (INT,), 130, 10, "training"),
+    "a terminal closed by a shell, while a worker hangs": Case("sample", 1, (HUP, HUP), 129, 10, "training"),
     "SIGTERM in a validation": Case("validation", 2, (TERM,), 143, 10, "validation"),
     "SIGTERM while a step hangs": Case("step", 0, (TERM,), 143, 10, None),
     "Ctrl-C twice while a step hangs": Case("step", 1, (INT, INT), 130, 4, None),

@@ -29,6 +29,7 @@ from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
 from feedrate.loader.slots import Ring
 from feedrate.loader.tickets import Tickets
+from feedrate.signals import STOPPING
 
 T = TypeVar("T")
 _ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
@@ -188,10 +189,11 @@ class _Start:
         assert info is not None
         assert isinstance(info.dataset, Samples)
         object.__setattr__(info, "dataset", info.dataset.dataset)
-        # a signal to the whole process group, as SLURM, containers and Ctrl-C send it, is for the main process, which
-        # ends its workers itself; dying by themselves, they would take the training with them before its checkpoint
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # a signal to the whole process group, as SLURM, containers, Ctrl-C and a closed terminal send it, is for the
+        # main process, which ends its workers itself; dying by themselves, they would take the training with them
+        # before its checkpoint
+        for signum in STOPPING:
+            signal.signal(signum, signal.SIG_IGN)
         if self.user is not None:
             self.user(worker_id)
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step is finished, a checkpoint written, the run marked; a second Ctrl-C stops at once.
+"""SIGTERM, Ctrl-C, a closed terminal: the step is finished, a checkpoint written, the run marked; or all at once.
 
 When it is safe to stop is the loop's to say. A process that hangs, so that it cannot do any of that, is ended.
 """
@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +17,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from feedrate.signals import how_to_hurry, take
+
 PATIENCE_S = 8.0  # from a signal to the end of a process that hangs; containers wait for ten seconds
-AT_ONCE_S = 1.0  # the same after a second Ctrl-C
+AT_ONCE_S = 1.0  # the same after Ctrl-C has come as a second signal
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,18 +46,16 @@ class Interruption:
     def __init__(self, abandon: Callable[[str], None] = lambda text: None) -> None:
         self.safe = False
         self._signum: int | None = None
+        self._hurried = False
         self._process = os.getpid()
         self._former: dict[int, Any] = {}
         self._abandon = abandon
         self._saving, self._over = False, threading.Event()
 
     def listen(self) -> None:
-        """Takes SIGTERM and SIGINT from now on, until `leave`."""
-        if threading.current_thread() is not threading.main_thread():  # only it may set handlers
-            return
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # as a shell's background job has it
-                self._former[signum] = signal.signal(signum, self._take)
+        """Takes the signals that ask to stop from now on, until `leave`."""
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            self._former = take(self._take)
 
     def leave(self) -> None:
         """Puts the former handlers back."""
@@ -88,7 +87,7 @@ class Interruption:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Within it a checkpoint is written, which takes what it takes; only a second Ctrl-C breaks it off."""
+        """Within it a checkpoint is written, which takes what it takes; only a further Ctrl-C breaks it off."""
         self._saving = True
         try:
             yield
@@ -99,11 +98,14 @@ class Interruption:
         if os.getpid() != self._process:  # a worker that has just been forked, and will ignore signals in a moment
             return
         if self._signum is not None and signum == signal.SIGINT:
+            if self._hurried:  # on its way out already; `_end_in_time` sees to it that it comes there
+                return
+            self._hurried = True
             raise KeyboardInterrupt("stopped at once")
         if self._signum is None:
             self._signum = signum
             with contextlib.suppress(OSError):  # who read it may be gone, as a sweep that was killed
-                sys.stderr.write(f"\n{signal.Signals(signum).name}: stopping in order; a second Ctrl-C stops at once\n")
+                os.write(2, f"\n{signal.Signals(signum).name}: stopping in order; {how_to_hurry(signum)}\n".encode())
             self._watch()
         if self.safe:
             self.safe = False
@@ -124,14 +126,16 @@ class Interruption:
         patience, hurry = time.monotonic() + PATIENCE_S, float("inf")
         while not self._over.is_set():
             now = time.monotonic()
-            if now > hurry or (now > patience and not self._saving):
-                self._end()
+            if now > hurry:
+                self._end("stopped at once", 128 + signal.SIGINT)
+            if now > patience and not self._saving:
+                assert self._signum is not None
+                self._end(f"stopped by {signal.Signals(self._signum).name} while it hung", 128 + self._signum)
             if select.select([wakeup], [], [], 0.1)[0] and signal.SIGINT in os.read(wakeup, 64):
                 hurry = min(hurry, now + AT_ONCE_S)
 
-    def _end(self) -> NoReturn:
-        assert self._signum is not None
-        text = f"stopped by {signal.Signals(self._signum).name} while it hung; the last checkpoint is what is kept"
+    def _end(self, how: str, code: int) -> NoReturn:
+        text = f"{how}; the last checkpoint is what is kept"
         with contextlib.suppress(Exception):
             self._abandon(text)
         with contextlib.suppress(Exception):
@@ -139,4 +143,4 @@ class Interruption:
                 child.kill()
         with contextlib.suppress(Exception):
             os.write(2, f"{text}\n".encode())
-        os._exit(128 + self._signum)
+        os._exit(code)

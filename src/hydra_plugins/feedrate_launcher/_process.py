@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from feedrate.signals import STOPPING
 from feedrate.tracking.sweep_results import read_summary
 
 GRACE_S = 10.0  # what a job that is asked to stop may take for its checkpoint
 _LAST_WORDS = 30  # lines of stderr that are kept to tell an error
 _DRAIN_S = 5.0
+_STOPPED = [128 + signum for signum in STOPPING]  # exit codes
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _terminal = threading.Lock()
@@ -90,8 +92,9 @@ class JobProcess:
             line = raw.decode(errors="replace").rstrip("\n")
             if screen is sys.stderr:
                 self._last_words.append(line)
-            with _terminal:
-                print(f"{prefix}{line}", file=screen, flush=True)
+            if line or not prefix:  # what sets lines of one job apart does not among those of several
+                with _terminal:
+                    print(f"{prefix}{line}", file=screen, flush=True)
 
 
 def outcome(code: int, folder: Path, error: str) -> tuple[str, str]:
@@ -112,7 +115,7 @@ def outcome(code: int, folder: Path, error: str) -> tuple[str, str]:
         reason = "; the system does that when memory is short" if name == "SIGKILL" else ""
         return "KILLED", f"killed by {name}{reason}"
     said = str(summary.get("error") or error or f"exit code {code}")
-    return ("KILLED" if code in (130, 143) else "FAILED"), said
+    return ("KILLED" if code in _STOPPED else "FAILED"), said
 
 
 def _end_with_launcher() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from feedrate.launch import FULL_ERROR
+from feedrate.signals import how_to_hurry
 from feedrate.tracking.sweep import JOB_VARIABLE, PARENT_VARIABLE
 from hydra_plugins.feedrate_launcher._claim import Attempt, attempt
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
@@ -34,7 +35,7 @@ class Jobs:
         files: make a job's command.
         sweep: the sweep's folder.
         parent: what jobs name the parent run by, None where nothing is recorded.
-        stop: tells of Ctrl-C and SIGTERM.
+        stop: tells of the signals that ask to stop.
         words: what the line that announces a job says of it.
     """
 
@@ -106,7 +107,7 @@ class Jobs:
     def _interrupt(self, signum: int) -> None:
         print(
             f"\n{signal.Signals(signum).name}: the running jobs write a checkpoint, for at most {GRACE_S:.0f} s;"
-            " Ctrl-C again stops at once",
+            f" {how_to_hurry(signum)}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at the launcher: remembered, told to the loop that waits for jobs, and answered by the exit code.
+"""Ctrl-C, SIGTERM and a closed terminal at the launcher: told to the loop that waits for jobs, and the exit code.
 
 How the jobs are stopped is decided by that loop.
 """
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from feedrate.signals import take
 from feedrate.trainer.interrupt import Interrupted
 
 
@@ -21,26 +22,25 @@ class Stop:
     Attributes:
         signum: the first signal that came; None so far.
         called: is called at the first signal.
-        called_again: is called at the second; at the third the process stops wherever it is.
+        called_again: is called at the next Ctrl-C; at a further one the process stops wherever it is. Other signals are
+            said more than once by those who send them: a shell and the system when a terminal is closed.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self.called: Callable[[], None] = lambda: None
         self.called_again: Callable[[], None] = lambda: None
-        self._count = 0
+        self._hurried = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it signals are taken; at its end one that came is raised as Interrupted, exit code 130 or 143.
+        """Within it signals are taken; at its end one that came is raised as Interrupted, exit code 128 + signal.
 
         An error on the way out is the signal's echo and gives way to it.
         """
         former: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():  # only it may set handlers
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(signum) is not signal.SIG_IGN:  # as a shell's background job has it
-                    former[signum] = signal.signal(signum, self._take)
+            former = take(self._take)
         try:
             yield
         except Exception as error:
@@ -54,11 +54,11 @@ class Stop:
             raise Interrupted(self.signum)
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
-        self._count += 1
-        self.signum = self.signum or signum
-        if self._count == 1:
+        if self.signum is None:
+            self.signum = signum
             self.called()
-        elif self._count == 2:
+        elif signum == signal.SIGINT and not self._hurried:
+            self._hurried = True
             self.called_again()
-        else:
+        elif signum == signal.SIGINT:
             raise Interrupted(self.signum)

@@ -1,0 +1,52 @@
+"""The signals that ask a program to end, and Ctrl-C before anything has begun and after everything is done.
+
+What stops in order is the training's and the sweep's own affair. Imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+Handler = Callable[[int, "FrameType | None"], None]
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""From systems that manage jobs, from Ctrl-C, and from a terminal that is closed or a connection that is lost."""
+
+
+def take(handler: Handler) -> dict[int, Any]:
+    """Gives the signals of `STOPPING` to `handler`; returns the former handlers by signal, to be set again.
+
+    One that is ignored stays so: `nohup` and a shell's background jobs mean it.
+    """
+    heard = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
+    return {signum: signal.signal(signum, handler) for signum in heard}
+
+
+def quit_on_interrupt() -> None:
+    """Ctrl-C ends the process at once from now on, with one line and exit code 130.
+
+    Where packages are imported an exception could be lost in their code; where Python ends nobody would catch it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _quit)
+
+
+def raise_on_interrupt() -> None:
+    """Ctrl-C raises KeyboardInterrupt again from now on."""
+    if signal.getsignal(signal.SIGINT) is _quit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def how_to_hurry(signum: int) -> str:
+    """What ends the process sooner once signal `signum` has come."""
+    return f"{'Ctrl-C again' if signum == signal.SIGINT else 'Ctrl-C'} stops at once"
+
+
+def _quit(*_: object) -> NoReturn:
+    with contextlib.suppress(OSError):  # nobody reads
+        os.write(2, b"interrupted\n")
+    os._exit(130)

@@ -1,0 +1,134 @@
+"""A signal stops a program in order, a second Ctrl-C at once, and the exit code tells which signal it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, cast
+
+import pytest
+
+from feedrate.signals import how_to_hurry
+from feedrate.trainer.interrupt import Interrupted
+from hydra_plugins.feedrate_launcher._stop import Stop
+
+STEPS = """
+import sys, time
+from feedrate.trainer.interrupt import Interruption
+interruption = Interruption()
+interruption.listen()
+print("ready", flush=True)
+try:
+    while True:
+        time.sleep(0.02)
+        interruption.check()
+except KeyboardInterrupt as error:
+    sys.exit(error.exit_code)
+"""
+
+JOB = """
+import atexit, time
+from feedrate.launch import launch
+from feedrate.trainer.interrupt import Interruption
+
+def leave_slowly():
+    print("leaving", flush=True)
+    time.sleep(60)
+
+def job(config):
+    atexit.register(leave_slowly)
+    interruption = Interruption()
+    interruption.listen()
+    print("ready", flush=True)
+    try:
+        while True:
+            time.sleep(0.02)
+            interruption.check()
+    finally:
+        interruption.leave()
+
+launch(job, "train")
+"""
+
+
+def program(folder: Path, code: str, *arguments: str, shell: str = "") -> subprocess.Popen[str]:
+    """A program that says when it is ready for signals.
+
+    Args:
+        shell: what a shell does before it starts the program.
+    """
+    (folder / "program.py").write_text(code)
+    process = subprocess.Popen(
+        ["sh", "-c", f'{shell}\nexec "$@"', "sh", sys.executable, str(folder / "program.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+    )
+    heard(process, "ready")
+    return process
+
+
+def heard(process: subprocess.Popen[str], word: str) -> None:
+    line = cast(IO[str], process.stdout).readline()
+    assert line == f"{word}\n", process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+    ids=str,
+)
+def test_a_signal_ends_it_after_the_step_with_its_own_exit_code(tmp_path, signum, code):
+    process = program(tmp_path, STEPS)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors == f"\n{signum.name}: stopping in order; {how_to_hurry(signum)}\n"
+
+
+def test_under_nohup_it_outlives_its_terminal(tmp_path):
+    process = program(tmp_path, STEPS, shell="trap '' HUP")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "SIGHUP" not in errors
+
+
+def test_a_second_CtrlC_while_python_ends_stops_at_once_with_exit_code_130_and_one_line(tmp_path):
+    process = program(tmp_path, JOB, f"hydra.run.dir={tmp_path}/run", "hydra/job_logging=none")
+    process.send_signal(signal.SIGINT)
+    heard(process, "leaving")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)  # instead of the 60 s that it would take to leave
+    assert process.returncode == 130
+    assert errors.splitlines() == [
+        "", "SIGINT: stopping in order; Ctrl-C again stops at once", "stopped by SIGINT", "interrupted",
+    ]  # fmt: skip
+
+
+def test_only_CtrlC_hurries_a_sweep_since_a_closed_terminal_is_told_twice():
+    calls = []
+    stop = Stop()
+    stop.called, stop.called_again = lambda: calls.append("stop"), lambda: calls.append("kill")
+
+    def listen() -> None:
+        with stop.listening():
+            for signum in (signal.SIGHUP, signal.SIGHUP, signal.SIGINT):
+                calls.append(signum.name)
+                signal.raise_signal(signum)
+
+    with pytest.raises(Interrupted) as raised:
+        listen()
+    assert calls == ["SIGHUP", "stop", "SIGHUP", "SIGINT", "kill"]
+    assert raised.value.exit_code == 129
+
+
+def test_what_is_said_to_hurry_fits_the_signal_that_came():
+    assert how_to_hurry(signal.SIGINT) == "Ctrl-C again stops at once"
+    assert how_to_hurry(signal.SIGTERM) == how_to_hurry(signal.SIGHUP) == "Ctrl-C stops at once"
