@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from feedrate.launch import launch, plain
+from feedrate.signals import raise_on_interrupt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,6 +46,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from feedrate.trainer.seeds import seed_everything
     from feedrate.trainer.task import Task
 
+    raise_on_interrupt()
+
     saved = restore.find_saved(source, config.tracking.uri).with_changes(config.changes())
     checkpoint, state = restore.load_weights(saved, config.weights)
     settings = restore.settings_of(saved)
@@ -54,7 +57,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
     # -----------------------------------------------------------------------------------------------------
     # Data, loader, model
     # -----------------------------------------------------------------------------------------------------
-    data = restore.open_data(saved, state, config.allow, config.other_data)
+    elsewhere = config.dataset.root is not None
+    data = restore.open_data(saved, state, config.allow, config.other_data, elsewhere=elsewhere)
     partition = restore.choose_partition(data, config.partition)
     loader = restore.open_loader(saved, data, partition, device)
     try:

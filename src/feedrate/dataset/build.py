@@ -61,13 +61,16 @@ class Data:
     source: str
 
 
-def build_data(node: Mapping[str, Any], seed: int) -> Data:
+def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True) -> Data:
     """The datasets that a configuration node describes.
 
     A class may have a classmethod `prepare(root)`, which is called once before anything is read, and `suffix`, the
     ending of its files ('.pt' otherwise; None where samples are no files), or a classmethod `catalog(root, task)` that
     returns partition and labels. Its constructor gets what it names of:
     `list_IDs` and `labels` (from the folder `dataset.root`), `root`, `partition`, `seed`.
+
+    Args:
+        prepare: False: the folder must hold the data already; nothing is written into it.
 
     Raises:
         UserError: the configuration or the folder is wrong.
@@ -77,7 +80,10 @@ def build_data(node: Mapping[str, Any], seed: int) -> Data:
     path = str(node["_target_"])
     target = locate(path, "dataset")
     root = resolve_path(keys.root) if keys.root is not None else None
-    _prepare(target, path, root)
+    if prepare:
+        _prepare(target, path, root)
+    elif node.get("cache") == "shards":
+        node = {**node, "cache": "none"}
     wanted = takes(target)
     if "list_IDs" in wanted:
         if root is None:

@@ -99,7 +99,7 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
         summary = read_summary(folder)
         run_id = summary.get("run_id")
         recorded = _recorded(uri, str(run_id)) if run_id else None
-        config = _config_of_folder(folder)
+        config = config_of_folder(folder)
         if config is None:
             raise UserError(
                 f"{path}: {folder} holds no .hydra/config.yaml, so it is no run folder; "
@@ -113,10 +113,8 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
     recorded = RecordedRun(uri, name)
     folder = _folder(recorded)
     text = recorded.text("config.yaml")
-    if text is not None:  # resolved when it was recorded: what still refers to anything was not written by train.py
-        config = _parse(text, f"config.yaml of run {name}", resolve=False)
-    else:
-        config = _config_of_folder(folder)
+    # resolved when it was recorded: what still refers to anything was not written by train.py
+    config = config_of_folder(folder) if text is None else _parse(text, f"config.yaml of run {name}", resolve=False)
     if config is None:
         if "feedrate.sweep_id" in recorded.tags:
             raise UserError(f"run {name} is a whole sweep ({recorded.name}); name one of its jobs, its child runs")
@@ -149,14 +147,19 @@ def load_weights(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]]:
     return path, state
 
 
-def open_data(saved: SavedRun, state: Mapping[str, Any], allow: Collection[str], other_data: bool) -> Data:
+def open_data(
+    saved: SavedRun, state: Mapping[str, Any], allow: Collection[str], other_data: bool, *, elsewhere: bool = False
+) -> Data:
     """The run's datasets, after every target of its configuration was found on the allow-list.
+
+    Args:
+        elsewhere: they are in a folder that was named now, which is not ours to write into; the run's own may be made.
 
     Raises:
         UserError: a target is not allowed, or the data is not what the run was trained with.
     """
     _check_nodes(saved, allow)
-    data = build_data(saved.config["dataset"], _seed(saved))
+    data = build_data(saved.config["dataset"], _seed(saved), prepare=not elsewhere)
     if data.digest != state["data_digest"]:
         then, now = str(state["data_digest"])[:12], data.digest[:12]
         text = f"the data is not that of the run (digest {then} then, {now} now)"
@@ -254,7 +257,12 @@ def _folder(recorded: RecordedRun) -> Path:
     return ROOT / "outputs" / "restored" / recorded.run_id
 
 
-def _config_of_folder(folder: Path) -> dict[str, Any] | None:
+def config_of_folder(folder: Path) -> dict[str, Any] | None:
+    """What a run was configured with, resolved, from its folder; None if that is no run folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = folder / ".hydra" / "config.yaml"
     return _parse(path.read_text(encoding="utf-8"), str(path), resolve=True) if path.is_file() else None
 
