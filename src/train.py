@@ -50,7 +50,7 @@ def train(cfg: DictConfig) -> float:
     # torch is imported only now, since it takes seconds
     from feedrate.trainer import record, resume, runs
     from feedrate.trainer.interrupt import Interruption
-    from feedrate.trainer.provenance import command_line, result_id
+    from feedrate.trainer.provenance import command_line
     from feedrate.trainer.run_folder import RunFolder
 
     # -----------------------------------------------------------------------------------------------------
@@ -59,9 +59,9 @@ def train(cfg: DictConfig) -> float:
     fresh = Path(hydra.runtime.output_dir)
     dead = runs.mark_dead_runs(fresh.parent)
     wanted = config.trainer.resume
-    earlier = resume.find_run(wanted, result_id(resolved), fresh.parent) if wanted else None
-    folder = RunFolder(earlier or fresh)
     command = without_secrets(command_line(hydra.overrides.task))
+    earlier = resume.find_run(wanted, resolved, command, fresh.parent) if wanted else None
+    folder = RunFolder(fresh) if earlier is None else RunFolder(earlier, named_by="trainer.resume")
     run = record.Run(
         resolved, dict(hydra.runtime.choices), folder.path, command, f"{datetime.now(timezone.utc):%FT%TZ}"
     )
@@ -69,15 +69,13 @@ def train(cfg: DictConfig) -> float:
     interruption = Interruption(lambda text: None if ended else record.record_failure(run, run_id, "KILLED", text))
     interruption.listen()
     try:
-        interruption.allow()  # SIGTERM and Ctrl-C end the start at once
+        interruption.allow()  # a signal ends the start at once
         state = {}
         if earlier is not None:
             resume.adopt(fresh, earlier)
             state = resume.load_state(str(wanted), earlier)
             run_id = runs.read_summary(earlier).get("run_id")
             log.info("going on with %s after %d steps", earlier.name, state["step"])
-        elif wanted:
-            log.info("trainer.resume=auto: no unfinished run of this configuration, so a new one begins")
         record.record_birth(run, run_id)
 
         # -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -14,10 +15,27 @@ from types import SimpleNamespace
 from typing import IO, Any, cast
 
 import pytest
+from omegaconf import OmegaConf
 
+from feedrate.config import check
 from feedrate.errors import UserError
-from hydra_plugins.feedrate_launcher._claim import attempt, claim, discard, wait_for
+from feedrate.launch import _register_resolvers, plain
+from feedrate.tracking.sweep_report import Report
+from hydra_plugins.feedrate_launcher import _name
+from hydra_plugins.feedrate_launcher._claim import (
+    attempt,
+    changed_since,
+    claim,
+    description,
+    discard,
+    ended_before,
+    identity,
+    mark,
+    wait_for,
+)
 from hydra_plugins.feedrate_launcher._freeze import Job
+from hydra_plugins.feedrate_launcher._sweep import About, Sweep
+from saved_run import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = Job(number=1, overrides=(), config=cast(Any, SimpleNamespace()), job_id="j", settings={}, command="",
@@ -26,7 +44,11 @@ JOB = Job(number=1, overrides=(), config=cast(Any, SimpleNamespace()), job_id="j
 STARTS = """
 import sys, time
 from pathlib import Path
+from feedrate.config import check
 from feedrate.errors import UserError
+from feedrate.launch import _register_resolvers, plain
+from feedrate.tracking.sweep_report import Report
+from hydra_plugins.feedrate_launcher import _name
 from hydra_plugins.feedrate_launcher._claim import claim
 fresh, instant = Path(sys.argv[1]), float(sys.argv[2])
 fresh.mkdir()
@@ -61,7 +83,7 @@ def started(folder: Path, sweep_ids: list[str]) -> list[str]:
     return said
 
 
-def summary(folder: Path, **facts: str) -> None:
+def summary(folder: Path, **facts: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(facts))
 
@@ -164,3 +186,57 @@ time.sleep(1)
     process.stdout.close()
     assert not (folder / "lock").exists()
     assert json.loads((folder / "summary.json").read_text())["status"] == "KILLED"
+
+
+def job(*overrides: str) -> Job:
+    return replace(JOB, config=check(plain(compose("train", ["tracking=none", *overrides]))), job_id=str(overrides))
+
+
+def test_an_unfinished_sweep_of_the_same_command_that_meant_something_else_is_named_with_what_has_changed(tmp_path):
+    _register_resolvers()
+    typed = ["seed=0,1", "sweep.again=true"]
+    then = [job("seed=0", "optimizer.lr=0.1"), job("seed=1", "optimizer.lr=0.1")]
+    now = [job("seed=0"), job("seed=1")]
+    assert identity(then) != identity(now)
+    earlier, present = description(then, typed), description(now, typed[:1])
+    assert earlier["command"] == present["command"]
+    assert changed_since(tmp_path / "fresh", present) == ""
+    summary(tmp_path / "earlier", started="2026-01-01", status="KILLED", **earlier)
+    said = changed_since(tmp_path / "fresh", present)
+    assert said.startswith(f"{tmp_path}/earlier is an unfinished sweep of this command")
+    assert said.endswith(": optimizer.lr was 0.1, is 0.003")
+    assert changed_since(tmp_path / "fresh", description(now, ["seed=0,1,2"])) == ""  # another command
+    summary(tmp_path / "earlier", started="2026-01-01", status="FINISHED", **earlier)
+    assert changed_since(tmp_path / "fresh", present) == ""
+
+
+def test_a_job_that_is_not_run_again_stands_in_the_table_with_what_it_was(tmp_path):
+    assert ended_before(JOB, tmp_path) == ("NOT RUN", "")
+    mark(tmp_path / "1", "KILLED", "killed by SIGKILL")  # before it could say anything itself
+    assert ended_before(JOB, tmp_path) == ("KILLED", "killed by SIGKILL")
+    summary(tmp_path / "1_2", status="FAILED", error="its own words")
+    mark(tmp_path / "1_2", "FAILED", "another's")
+    assert ended_before(JOB, tmp_path) == ("FAILED", "its own words")
+
+    claimed = claim(tmp_path / "sweep", "a", again=False)
+    config = job().config
+    about = About(name="s", sweep_id="a", settings={}, config=config, report=Report([]), words=lambda _: "")
+    sweep = Sweep(OmegaConf.create(), about, claimed, 1)
+    mark(claimed.folder.path / "1", "FAILED", "it failed")
+    with sweep.open([JOB, replace(JOB, number=2, subfolder="2")]):
+        pass  # fail_fast: none of them is run again
+    rows = list(csv.DictReader((claimed.folder.path / "sweep.csv").open()))
+    assert [(row["status"], row["error"]) for row in rows] == [("FAILED", "it failed"), ("NOT RUN", "")]
+
+
+def test_a_sweep_is_called_by_what_all_jobs_share_and_what_is_swept():
+    _register_resolvers()
+    jobs, choices = [job("seed=0"), job("seed=1")], {"model": "cnn", "dataset": "digits"}
+    assert _name(jobs, choices, ["seed"]) == "sweep cnn-digits seed"
+    assert (
+        _name([job(), job("model=mlp")], choices, ["model", "loader.batch_size"]) == "sweep digits model x batch_size"
+    )
+    assert _name([job()], choices, []) == "sweep cnn-digits of one"
+    own = [job("dataset=tensor_files", "dataset.root=/data/cats"), job("dataset=digits")]
+    assert _name(own, choices, ["dataset"]) == "sweep cnn dataset"
+    assert _name(own[:1], choices, ["seed"]) == "sweep cnn-cats seed"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from feedrate.trainer.runs import folder_of_id, mark_dead_runs, newest_unfinished, read_summary
+from feedrate.trainer.provenance import changes, result_id
+from feedrate.trainer.resume import find_run
+from feedrate.trainer.runs import folder_of_id, mark_dead_runs, read_summary, unfinished
 
 DEAD = json.dumps({"pid": 2**22 + 1, "started": 1.0})
 
@@ -47,7 +49,7 @@ def test_a_sweep_whose_process_is_gone_is_marked_too_and_is_no_run_to_go_on_with
     sweep = run(tmp_path / "outputs/sweeps/one", DEAD, status="RUNNING", started="1")
     assert mark_dead_runs(tmp_path / "outputs/runs") == [("", sweep)]
     assert read_summary(sweep)["status"] == "KILLED"
-    assert newest_unfinished("r", tmp_path / "outputs/runs") is None
+    assert unfinished("r", "", tmp_path / "outputs/runs").free is None
 
 
 def test_the_run_to_go_on_with_is_the_newest_that_can_be(tmp_path):
@@ -58,6 +60,38 @@ def test_the_run_to_go_on_with_is_the_newest_that_can_be(tmp_path):
     run(tmp_path / "other", status="KILLED", started="4", result_id="other")
     mine = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
     run(tmp_path / "alive", mine, status="RUNNING", started="6")
-    assert newest_unfinished("r", tmp_path) == newer
-    assert newest_unfinished("nothing", tmp_path) is None
+    found = unfinished("r", "", tmp_path)
+    assert (found.free, found.used) == (newer, tmp_path / "alive")
+    assert unfinished("nothing", "", tmp_path).free is None
     assert folder_of_id("older", tmp_path) == older
+
+
+def test_auto_says_why_it_begins_a_new_run(tmp_path, caplog):
+    now = {"seed": 0, "dataset": {"root": "a"}, "loader": {"num_workers": 2}, "model": {}, "trainer": {"max_epochs": 3}}
+    command = "python src/train.py trainer.max_epochs=3"
+
+    def why() -> str:
+        caplog.clear()
+        with caplog.at_level("INFO", logger="feedrate"):
+            assert find_run("auto", now, f"{command} trainer.resume=auto", tmp_path) is None
+        return caplog.text
+
+    assert "trainer.resume=auto: no unfinished run of this configuration; a new run begins" in why()
+
+    # conf/ was edited meanwhile
+    then = {**now, "seed": 1, "loader": {"num_workers": 0}}
+    other = run(tmp_path / "other", status="KILLED", started="1", result_id=result_id(then), command=command)
+    assert f"{other} is an unfinished run of this command, but its configuration was another: it cannot" in why()
+    (other / ".hydra").mkdir()
+    (other / ".hydra/config.yaml").write_text(json.dumps(then))
+    assert "its configuration was another: seed was 1, is 0; a new run begins" in why()
+
+    mine = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
+    alive = run(tmp_path / "alive", mine, status="RUNNING", started="2", result_id=result_id(now))
+    assert f"process {os.getpid()} is at the unfinished run {alive} now; a new run begins" in why()
+
+
+def test_what_has_changed_is_said_by_key_and_not_at_length():
+    assert changes({"a": 1, "b": 2}, {"b": 3, "c": 4}) == "b was 2, is 3; c was not there, is 4; a was 1, is not there"
+    assert changes(dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2)).endswith("c was 1, is 2, and 2 more")
+    assert changes({"a": 1}, {"a": 1}) == ""

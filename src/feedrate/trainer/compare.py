@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feedrate.trainer.provenance import size_of_diff
+from feedrate.trainer.provenance import flat, size_of_diff
 from feedrate.trainer.restore import SavedRun
 
 ABSENT = "-"
+CONTENT = "content digest"  # only of runs with loader.content_digest=true; the others cover IDs, labels and order
 WIDEST = 44  # characters of a cell; a longer value is shortened in its middle
 _PLACES = {"trainer.resume"}  # like all of tracking: where a run lies and how it was started says nothing about it
 _MACHINE = ("system/",)  # readings that are never equal
@@ -45,11 +46,16 @@ def facts(name: str, saved: SavedRun) -> Facts:
     results["error"] = tags.get("feedrate.error", summary.get("error"))
     order = tags.get("feedrate.order_digest", summary.get("order_digest"))
     digest = tags.get("feedrate.data_digest", summary.get("data_digest"))
+    content = tags.get("feedrate.content_digest", summary.get("content_digest"))
     return Facts(
         name,
         {
             "configuration": _settings(saved.config),
-            "data": {"data digest": _short(digest), "order digest": _short(order)},
+            "data": {
+                "data digest": _short(digest),
+                "order digest": _short(order),
+                **({CONTENT: _short(content)} if content else {}),
+            },
             "code": _code(saved, tags),
             "results": {key: value for key, value in results.items() if value is not None},
         },
@@ -61,6 +67,9 @@ def comparison(runs: Sequence[Facts]) -> str:
     parts, equal = [], []
     for section in runs[0].sections:
         keys = dict.fromkeys(key for run in runs for key in run.sections[section])
+        compared = all(CONTENT in run.sections[section] for run in runs)
+        if not compared:
+            keys.pop(CONTENT, None)
         rows = []
         for key in keys:
             values = [run.sections[section].get(key, ABSENT) for run in runs]
@@ -68,6 +77,8 @@ def comparison(runs: Sequence[Facts]) -> str:
                 rows.append([key, *map(_cell, values)])
         if rows:
             parts.append(_table([section, *(run.name for run in runs)], rows))
+        elif section == "data":
+            equal.append(f"data (IDs, labels, order{', content' if compared else '; content not compared'})")
         else:
             equal.append(section)
     if equal:
@@ -80,18 +91,8 @@ def _rank(key: str) -> tuple[int, str]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat = _flat({key: value for key, value in config.items() if key != "tracking"}, "")
-    return {key: value for key, value in flat.items() if key not in _PLACES}
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    found = flat({key: value for key, value in config.items() if key != "tracking"})
+    return {key: value for key, value in found.items() if key not in _PLACES}
 
 
 def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:

@@ -79,11 +79,38 @@ def job_id(config: Mapping[str, Any]) -> str:
 
 def result_id(config: Mapping[str, Any]) -> str:
     """16 hexadecimal digits of all that can change the result: resuming looks for it."""
+    return _hash(deciding(config))
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration can change the result."""
     kept = _without_places(config)
     kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k not in _READING}
     kept["loader"] = {k: v for k, v in kept["loader"].items() if k not in _FETCHING}
     kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in _SHOWING}
-    return _hash(kept)
+    return kept
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"loader": {"batch_size": 64}}` as `{"loader.batch_size": 64}`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two flat configurations, `seed was 0, is 1`: three keys, and how many more."""
+    absent = "not there"
+    different = [
+        f"{key} was {then.get(key, absent)}, is {now.get(key, absent)}"
+        for key in dict.fromkeys([*now, *then])
+        if then.get(key, absent) != now.get(key, absent)
+    ]
+    return "; ".join(different[:3]) + (f", and {len(different) - 3} more" if len(different) > 3 else "")
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:

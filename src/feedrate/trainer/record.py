@@ -21,7 +21,7 @@ from feedrate.timing.verdict import Verdict
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.note import run_note
 from feedrate.trainer.loop import Trainer
-from feedrate.trainer.provenance import Code, code_version, job_id, result_id, size_of_diff
+from feedrate.trainer.provenance import Code, code_version, flat, job_id, result_id, size_of_diff
 from feedrate.trainer.state import Result
 
 
@@ -78,7 +78,7 @@ def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, 
     write_summary(run.folder, _birth(run, tracker.run_id))
     code = run.code
     groups = {group: option for group, option in run.choices.items() if group in run.config}
-    settings = {key: value for key, value in _flat(run.config).items() if not key.startswith(("tracking.", "sweep."))}
+    settings = {key: value for key, value in flat(run.config).items() if not key.startswith(("tracking.", "sweep."))}
     tracker.params({**groups, **settings, "model.parameters": model_parameters})
     tracker.tags(
         {
@@ -219,13 +219,3 @@ def _json(value: Any, path: str, not_finite: list[str]) -> Any:
         not_finite.append(path)
         return None
     return value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

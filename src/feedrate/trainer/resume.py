@@ -11,30 +11,51 @@ from typing import Any
 from feedrate.config import resolve_path
 from feedrate.dataset import Data
 from feedrate.errors import UserError
+from feedrate.tracking import masked
 from feedrate.trainer import checkpoint
-from feedrate.trainer.runs import folder_named, folder_of_id, newest_unfinished, tidy
+from feedrate.trainer.provenance import changes, deciding, flat, result_id
+from feedrate.trainer.restore import config_of_folder
+from feedrate.trainer.run_folder import living_owner
+from feedrate.trainer.runs import Unfinished, folder_named, folder_of_id, tidy, unfinished
 from feedrate.trainer.unlabelled import facts_of
 
 log = logging.getLogger("feedrate")
 
 
-def find_run(resume: str, result_id: str, runs: Path) -> Path | None:
-    """The folder of the run to go on with, None where 'auto' finds no unfinished one.
+def find_run(resume: str, config: Mapping[str, Any], command: str, runs: Path) -> Path | None:
+    """The folder of the run to go on with, None where 'auto' finds no unfinished one, which is said.
 
     Args:
         resume: 'auto', a run folder, a checkpoint in one, or an MLflow run id.
-        result_id: of the present configuration, which 'auto' looks for.
+        config: the present configuration, resolved; 'auto' looks for one that can only have the same result.
+        command: the present one, as runs record it.
         runs: folder of run folders to search, besides those under outputs/.
 
     Raises:
         UserError: there is no such run.
     """
     if resume == "auto":
-        return newest_unfinished(result_id, runs)
+        found = unfinished(result_id(config), command, runs)
+        if found.free is None:
+            log.info("trainer.resume=auto: %s; a new run begins", _why_none(found, config))
+        return found.free
     folder = folder_named(resume) or folder_of_id(resume, runs)
     if folder is None:
         raise UserError(f"trainer.resume={resume}: no run folder, no checkpoint and no id of a run under outputs/")
     return folder
+
+
+def _why_none(found: Unfinished, config: Mapping[str, Any]) -> str:
+    if found.used is not None:
+        return f"process {living_owner(found.used)} is at the unfinished run {found.used} now"
+    if found.of_command is not None:
+        try:
+            then = config_of_folder(found.of_command)
+        except UserError:
+            then = None
+        changed = changes(*(flat(masked(deciding(one))) for one in (then, config))) if then else "it cannot be read"
+        return f"{found.of_command} is an unfinished run of this command, but its configuration was another: {changed}"
+    return "no unfinished run of this configuration"
 
 
 def load_state(resume: str, folder: Path) -> dict[str, Any]:

@@ -22,11 +22,14 @@ class RunFolder:
     The lock file holds the owner's process number and start time, since numbers are used again; a dead owner's lock is
     taken over.
 
+    Args:
+        named_by: the setting that the path comes from, for the error.
+
     Raises:
         UserError: a living process owns the folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, named_by: str = "hydra.run.dir") -> None:
         self.path = path
         self._lock = path / "lock"
         path.mkdir(parents=True, exist_ok=True)
@@ -36,7 +39,7 @@ class RunFolder:
                 return
             if (other := living_owner(path)) is not None:
                 raise UserError(
-                    f"{path}: process {other} is using this run folder; wait for it, or leave hydra.run.dir alone"
+                    f"{named_by}={path}: process {other} is using this run folder; wait for it, or name another"
                 )
             self._remove_dead()
         raise UserError(f"{path}: another process took this run folder at the same instant; start again")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +50,38 @@ def folder_of_id(run_id: str, runs: Path) -> Path | None:
     return next((folder for folder, one in found if run_id in (one.get("run_id"), run_id_of(folder))), None)
 
 
-def newest_unfinished(result_id: str, runs: Path) -> Path | None:
-    """The folder of the run with this result that began last, was not finished, and can be gone on with."""
-    found = [
-        (summary["started"], folder)
-        for folder, summary in all_runs(runs)
-        if summary.get("result_id") == result_id
-        and summary.get("status") != "FINISHED"
-        and any((folder / "checkpoints").glob("last*.pt"))
-        and living_owner(folder) is None
-    ]
-    return max(found)[1] if found else None
+@dataclass(frozen=True)
+class Unfinished:
+    """Runs that are not finished and have a checkpoint, the newest of each kind.
+
+    Attributes:
+        free: can be gone on with; None: there is none.
+        used: a process is at it now; None: there is none.
+        of_command: free, of the present command but with another configuration.
+    """
+
+    free: Path | None
+    used: Path | None
+    of_command: Path | None
+
+
+def unfinished(result_id: str, command: str, runs: Path) -> Unfinished:
+    """Those with this result, and those that were begun by this command, as summary.json has them."""
+    found: dict[str, tuple[str, Path]] = {}
+    for folder, summary in all_runs(runs):
+        same = summary.get("result_id") == result_id
+        if not same and _without_resume(str(summary.get("command"))) != _without_resume(command):
+            continue
+        if summary.get("status") != "FINISHED" and any((folder / "checkpoints").glob("last*.pt")):
+            used = living_owner(folder) is not None
+            if same or not used:
+                kind = ("used" if used else "free") if same else "of_command"
+                found[kind] = max(found.get(kind, ("", folder)), (summary["started"], folder))
+    return Unfinished(*(found[kind][1] if kind in found else None for kind in ("free", "used", "of_command")))
+
+
+def _without_resume(command: str) -> str:
+    return " ".join(word for word in command.split(" ") if not word.lstrip("'").startswith("trainer.resume="))
 
 
 def all_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -5,9 +5,7 @@ A job is exactly what its own command would be; what a single run does is train.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,8 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from feedrate.signals import raise_on_interrupt
 
 if TYPE_CHECKING:
     from feedrate.tracking.sweep_results import Result
@@ -40,6 +40,7 @@ class FeedrateLauncher(Launcher):
         self._sweep: Sweep | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        raise_on_interrupt()  # a folder is made next, which does not stay if nothing comes of it
         self.context, self.config = hydra_context, config
 
     def prepare(self) -> int:
@@ -62,7 +63,7 @@ class FeedrateLauncher(Launcher):
         Raises:
             UserError: a job is configured wrongly, the same sweep is running already, or the tracking store cannot be
                 used; nothing has begun then.
-            KeyboardInterrupt: Ctrl-C or SIGTERM, when the running jobs have ended.
+            KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal, when the running jobs have ended.
         """
         from feedrate.tracking.sweep_results import swept
         from hydra_plugins.feedrate_launcher._claim import discard
@@ -94,30 +95,37 @@ class FeedrateLauncher(Launcher):
 
     def _claimed(self, fresh: Path, jobs: Sequence[Job], keys: Sequence[str], at_once: int) -> Sweep:
         from feedrate.tracking.sweep_report import Report
-        from hydra_plugins.feedrate_launcher._claim import claim
+        from hydra_plugins.feedrate_launcher._claim import changed_since, claim, description, identity
         from hydra_plugins.feedrate_launcher._sweep import About, Sweep, claimed_again
 
         if self._sweep is not None:
             self._sweep.about.report.keys = list(keys)
             return claimed_again(self._sweep)
         about = About(
-            name=f"sweep {' x '.join(key.rpartition('.')[2] for key in keys) or 'of one'}"[:100],
-            sweep_id=_sweep_id(jobs),
+            name=_name(jobs, self.config.hydra.runtime.choices, keys),
+            sweep_id=identity(jobs),
             settings={key: ", ".join(dict.fromkeys(job.settings[key] for job in jobs)) for key in keys},
             config=jobs[0].config,
             report=Report(keys),
             words=lambda job: f"job {job.number} of {len(jobs)}: {_chosen(job, keys)}",
         )
         claimed = claim(fresh, about.sweep_id, again=about.config.sweep.again)
+        if not claimed.facts:
+            facts = description(jobs, self.config.hydra.overrides.task)
+            if not about.config.sweep.again and (changed := changed_since(fresh, facts)):
+                print(f"note: {changed}; a new sweep begins")
+            claimed.write(**facts)
         return Sweep(self.config, about, claimed, at_once)
 
 
-def _sweep_id(jobs: Sequence[Job]) -> str:
-    """16 hexadecimal digits of the jobs in their order, of where their data lies and where they are recorded."""
-    tracking = jobs[0].config.tracking
-    parts = [[job.job_id, job.config.dataset.get("root")] for job in jobs]
-    text = json.dumps([parts, tracking.uri, tracking.experiment], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _name(jobs: Sequence[Job], choices: Mapping[str, str], keys: Sequence[str]) -> str:
+    """`sweep cnn-digits num_workers x batch_size`: what all jobs have in common, then what is swept."""
+    nodes = [job.config.dataset for job in jobs]
+    data = {str(node.get("name") or Path(str(node.get("root") or choices["dataset"])).name) for node in nodes}
+    models = {str(job.config.model["_target_"]) for job in jobs}
+    common = [choices["model"]] * (len(models) == 1) + list(data) * (len(data) == 1)
+    words = ["sweep", "-".join(common), " x ".join(key.rpartition(".")[2] for key in keys) or "of one"]
+    return " ".join(filter(None, words))[:100]
 
 
 def _chosen(job: Job, keys: Sequence[str]) -> str:

@@ -6,11 +6,12 @@ What runs in the folder is not decided here.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +20,19 @@ from filelock import FileLock
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
+from feedrate.tracking import masked, without_secrets
 from feedrate.tracking.journal import SILENT_END
 from feedrate.tracking.sweep_results import read_summary
+from feedrate.trainer.provenance import changes, command_line, flat
 from feedrate.trainer.run_folder import RunFolder, living_owner
 from hydra_plugins.feedrate_launcher._freeze import Job
 
 _ENDING_S = 30.0  # what the jobs of a launcher that was killed may take to write their checkpoints
 _SWEEPS = ROOT / "outputs/sweeps"
+_OF_ONE_START = (  # keys that do not make a sweep another one
+    "trainer.resume", "sweep.", "tracking.artifacts", "tracking.log_model", "tracking.system_metrics",
+    "tracking.run_name",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +73,18 @@ def claim(
     fresh.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(fresh.parent / ".lock"):
-            earlier = None if again else _newest(fresh, sweep_id)
+            earlier = None if again else _with(fresh, "sweep_id", sweep_id)
             if earlier is not None and (owner := living_owner(earlier)) is not None:
                 raise UserError(
                     f"this sweep is running already: process {owner}, {earlier}\n"
                     "Wait for it, or start a second one beside it with sweep.again=true"
                 )
             if earlier is not None and goes_on(facts := read_summary(earlier)):
-                claimed = Claim(folder=RunFolder(earlier), facts=facts)
+                claimed = Claim(folder=RunFolder(earlier, "hydra.sweep.dir"), facts=facts)
             elif read_summary(fresh):
                 raise UserError(f"hydra.sweep.dir={fresh}: holds a sweep already; name a new folder")
             else:
-                claimed = Claim(folder=RunFolder(fresh), facts={})
+                claimed = Claim(folder=RunFolder(fresh, "hydra.sweep.dir"), facts={})
             claimed.write(status="RUNNING", sweep_id=sweep_id, started=f"{datetime.now(timezone.utc):%FT%TZ}")
     except BaseException:
         discard(fresh)
@@ -85,6 +92,47 @@ def claim(
     if claimed.folder.path != fresh:
         discard(fresh)
     return claimed
+
+
+def identity(jobs: Sequence[Job]) -> str:
+    """16 hexadecimal digits of the jobs in their order, of where their data lies and where they are recorded."""
+    tracking = jobs[0].config.tracking
+    parts = [[job.job_id, job.config.dataset.get("root")] for job in jobs]
+    text = json.dumps([parts, tracking.uri, tracking.experiment], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def description(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]:
+    """What summary.json has of a sweep that begins: the command, and what its identity rests on, key by key.
+
+    Args:
+        overrides: as they were typed.
+    """
+    typed = [override for override in overrides if not override.startswith("sweep.")]
+    kept = [
+        {key: str(value) for key, value in flat(asdict(job.config)).items() if not key.startswith(_OF_ONE_START)}
+        for job in jobs
+    ]
+    keys = dict.fromkeys(key for one in kept for key in one)
+    values = {key: ", ".join(dict.fromkeys(one[key] for one in kept if key in one)) for key in keys}
+    return {"command": without_secrets(command_line(["-m", *typed])), "settings": masked(values)}
+
+
+def changed_since(fresh: Path, present: Mapping[str, Any]) -> str:
+    """What has changed since this command began a sweep that it cannot go on with now; empty if there is none.
+
+    Args:
+        fresh: where the new sweep lies.
+        present: its `description`.
+    """
+    found = _with(fresh, "command", present["command"])
+    if found is None or found == fresh or living_owner(found) is not None:
+        return ""
+    facts = read_summary(found)
+    if facts.get("status") == "FINISHED":
+        return ""
+    changed = changes(facts.get("settings") or {}, present["settings"]) or "its jobs were others"
+    return f"{found} is an unfinished sweep of this command, but its configuration was another: {changed}"
 
 
 def discard(fresh: Path) -> None:
@@ -95,12 +143,13 @@ def discard(fresh: Path) -> None:
             fresh.rmdir()
 
 
-def _newest(fresh: Path, sweep_id: str) -> Path | None:
+def _with(fresh: Path, key: str, value: Any) -> Path | None:
+    """The newest sweep whose summary.json says so."""
     found = [
         (str(facts["started"]), path.parent)
         for root in {fresh.parent, _SWEEPS}
         for path in root.glob("*/summary.json")
-        if (facts := read_summary(path.parent)).get("sweep_id") == sweep_id
+        if (facts := read_summary(path.parent)).get(key) == value
     ]
     return max(found)[1] if found else None
 
@@ -160,15 +209,23 @@ def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
             said = True
             time.sleep(0.1)
     for folder in folders:
-        mark_dead(folder, SILENT_END)
+        if (folder / "lock").exists():
+            mark(folder, "KILLED", SILENT_END)
 
 
-def mark_dead(folder: Path, error: str) -> None:
-    """Says in a run folder that its process was killed, if it could not do so itself; its lock is removed."""
-    if (folder / "lock").exists():
-        if read_summary(folder).get("status") == "RUNNING":
-            _add_to_summary(folder, {"status": "KILLED", "error": error})
-        (folder / "lock").unlink(missing_ok=True)
+def mark(folder: Path, status: str, error: str) -> None:
+    """Says in a run folder what became of its job, if that could not say so itself; its lock is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if read_summary(folder).get("status") in (None, "RUNNING"):
+        _add_to_summary(folder, {"status": status, "error": error})
+    (folder / "lock").unlink(missing_ok=True)
+
+
+def ended_before(job: Job, sweep: Path) -> tuple[str, str]:
+    """Status and error that an earlier start left of a job which is not run again; NOT RUN where there are none."""
+    summary = read_summary(tried[-1]) if (tried := _attempts(job, sweep)) else {}
+    status = str(summary.get("status"))
+    return (status, str(summary.get("error", ""))) if status in ("FAILED", "KILLED") else ("NOT RUN", "")
 
 
 def _attempts(job: Job, sweep: Path) -> list[Path]:

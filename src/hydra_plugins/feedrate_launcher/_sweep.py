@@ -22,7 +22,7 @@ from feedrate.tracking.sweep_report import Report
 from feedrate.tracking.sweep_results import Result, read_summary
 from feedrate.trainer.provenance import command_line
 from feedrate.trainer.run_folder import RunFolder, living_owner
-from hydra_plugins.feedrate_launcher._claim import Attempt, Claim, attempt, mark_dead, wait_for
+from hydra_plugins.feedrate_launcher._claim import Attempt, Claim, attempt, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._running import Jobs, Next
 from hydra_plugins.feedrate_launcher._stop import Stop
@@ -99,18 +99,19 @@ class Sweep:
             raise
         finally:
             for job in jobs:
-                self.results.setdefault(job.number, self.result(job, "NOT RUN", ""))
+                if job.number not in self.results:
+                    self.results[job.number] = self.result(job, *ended_before(job, self.folder))
             self._close(status, reason)
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM are answered in order within it; it encloses `open`."""
+        """The signals that ask to stop are answered in order within it; it encloses `open`."""
         with self._stop.listening():
             yield
 
     @property
     def stopped(self) -> bool:
-        """Ctrl-C or SIGTERM came."""
+        """A signal that asks to stop came."""
         return self._stop.signum is not None
 
     @property
@@ -148,7 +149,7 @@ class Sweep:
             found = self.results[job.number] = self.result(job, status, error, summary)
             if status in ("FAILED", "KILLED"):
                 print(f"job {job.number} {status}: {error}", file=sys.stderr, flush=True)
-                mark_dead(where.folder, error)
+                mark(where.folder, status, error)
                 self._mark(job, where.folder, status, error)
                 if self.about.config.sweep.fail_fast:
                     running.start_no_more()

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from feedrate.errors import UserError
 from feedrate.tracking.search_report import SearchReport, objective
 from feedrate.tracking.sweep_results import Result
+from feedrate.trainer.provenance import changes, flat
 from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
 from hydra_plugins.feedrate_launcher._claim import claim
@@ -123,7 +124,7 @@ class Searching:
         groups = tuple(f"{key}." for key in searched)
         fixed = {
             key: value
-            for key, value in _flat(asdict(self._checked.config)).items()
+            for key, value in flat(asdict(self._checked.config)).items()
             if key not in searched and not key.startswith((*_NOT_COMPARED, *groups))
         }
         return json.loads(  # type: ignore[no-any-return]
@@ -144,17 +145,9 @@ class Searching:
         Raises:
             UserError: it is of another search.
         """
-        earlier, present = facts.get("search") or {}, self._identity()
-        keys = list(dict.fromkeys([*present, *earlier]))
-        different = [
-            f"{key} was {earlier.get(key, 'not there')}, is {present.get(key, 'not there')}"
-            for key in keys
-            if earlier.get(key) != present.get(key)
-        ]
-        if different:
-            more = f", and {len(different) - 3} more" if len(different) > 3 else ""
+        if different := changes(facts.get("search") or {}, self._identity()):
             raise UserError(
-                f"hydra.sweeper.study={self._settings.study} is of another search: {'; '.join(different[:3])}{more}\n"
+                f"hydra.sweeper.study={self._settings.study} is of another search: {different}\n"
                 "Give this one another name, or begin the study anew with sweep.again=true"
             )
         return True
@@ -224,10 +217,3 @@ class Searching:
     def _words(self, job: Job) -> str:
         chosen = " ".join(f"{key}={job.settings.get(key.lstrip('+'))}" for key in self._spaces)
         return f"trial {job.number} of {self._settings.n_trials}: {chosen}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
