@@ -33,8 +33,7 @@ def main() -> None:
 
 def write(text: str, seconds: float) -> None:
     """Puts the sweep's own text, without its commands, between the marks."""
-    # a page on the repository's host shows tables well, but not the thin spaces of a terminal
-    text = re.sub(r"```sh\n.*?```\n\n", "", text, flags=re.DOTALL).replace("\u202f", ",").replace(" tracking=none", "")
+    text = re.sub(r"```sh\n.*?```\n\n", "", text, flags=re.DOTALL).replace(" tracking=none", "")
     pictures = '<img src="{0}sweep_samples_per_s.png" width="48%"> <img src="{0}sweep_wait_pct.png" width="48%">'
     for page, place in ((ROOT / "README.md", "docs/"), (ROOT / "docs/sweeps.md", "")):
         parts = [text.strip(), pictures.format(place), f"Six jobs in {seconds:.0f} s on two cores."]

@@ -64,7 +64,7 @@ def test_a_failed_and_a_killed_job_are_reported_and_the_others_go_on(swept):
 
 def test_mlflow_has_one_parent_and_a_child_per_job_with_its_true_status(swept):
     (parent,) = swept.after_first.parents
-    assert parent.info.run_name == "sweep death"
+    assert parent.info.run_name == "sweep mlp-digits death"
     assert parent.info.status == "FAILED"
     assert parent.data.tags["feedrate.error"] == "2 of 3 jobs did not finish"
     children = swept.after_first.children

@@ -70,7 +70,7 @@ def shown_pictures(driver: Any) -> list[str]:
 
 
 def test_the_table_of_runs_has_the_parent_with_its_best_figures_and_its_children_folded(browser, swept, links):
-    text = browser.open(links["all runs"], "sweep num_workers x batch_size", "5 matching runs")
+    text = browser.open(links["all runs"], "sweep mlp-digits num_workers x batch_size", "5 matching runs")
     assert len(re.findall(r"^net-|digits-w", text, re.MULTILINE)) == 0  # no child
     assert "0, 1" in text
     assert "8, 16" in text

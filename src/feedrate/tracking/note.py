@@ -71,7 +71,7 @@ def run_note(
 
 
 def headline(metrics: Mapping[str, float], *, epochs: int, seconds: float | None = None) -> str:
-    """Result first: `**0.982 validation accuracy** after 15 epochs · 3 210 samples/s · waited 4 %`."""
+    """Result first: `**0.982 validation accuracy** after 15 epochs · 3,210 samples/s · waited 4 %`."""
     result = next(((metrics[name], words) for name, words in _RESULTS if name in metrics), None)
     after = f"after {epochs} epoch{'' if epochs == 1 else 's'}"
     if seconds is not None:
@@ -85,11 +85,11 @@ def headline(metrics: Mapping[str, float], *, epochs: int, seconds: float | None
 
 
 def number(value: float) -> str:
-    """Three or four digits that a person reads: 0.9821, 4.2, 3 210; thousands apart by a thin space."""
+    """Three or four digits that a person reads: 0.9821, 4.2, 3,210."""
     if not math.isfinite(value):
         return str(value)
     if abs(value) >= 1000:
-        return f"{value:,.0f}".replace(",", "\u202f")
+        return f"{value:,.0f}"
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}" if abs(value) < 1 else f"{value:.3g}"
 
 

@@ -104,9 +104,10 @@ def _headline(found: Sequence[Group]) -> list[str]:
     commands = [_command(quick)]
     if exact is not None:
         name = words_of_metric(_metric(exact.results))
-        reached = {mean for group in found if (mean := group.mean("best")) is not None}
-        if len(reached) == 1 and len(found) > 1:
-            lines.append(f"The best {name} is {_mean(exact, 'best')} with every setting.")
+        reached = [mean for group in found if (mean := group.mean("best")) is not None]
+        if len(set(reached)) == 1 and len(reached) > 1:
+            which = "every setting" if len(reached) == len(found) else "every setting that finished"
+            lines.append(f"The best {name} is {_mean(exact, 'best')} with {which}.")
         else:
             lines.append(f"**Best {name}: {chosen_words(exact.settings)}** · {_mean(exact, 'best')}")
         if exact is not quick:

@@ -106,4 +106,7 @@ def build(kind: str, settings: Mapping[str, Any]) -> Any:
     try:
         return getattr(module, name)(**arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: optuna's {name} refuses {arguments}: {error}") from error
+        raise UserError(
+            f"{where}: optuna's {name} refuses {arguments}: {error}\n"
+            f"An argument of another class is taken away with ~{where}.ARGUMENT"
+        ) from error

@@ -75,7 +75,7 @@ class Search:
     n_trials: Positive
     space: dict[str, Any]
     sampler: dict[str, Any] = field(default_factory=lambda: {"name": "TPESampler", "seed": 0})
-    pruner: dict[str, Any] = field(default_factory=lambda: {"name": "NopPruner"})
+    pruner: dict[str, Any] | None = None
 
 
 def search(settings: Mapping[str, Any]) -> Search:
@@ -89,7 +89,10 @@ def search(settings: Mapping[str, Any]) -> Search:
 
 
 def spaces(settings: Mapping[str, Any]) -> dict[str, Space]:
-    """`hydra.sweeper.space`, checked.
+    """`hydra.sweeper.space` by whole keys, checked.
+
+    Args:
+        settings: `optimizer: {lr: RANGE}`, which the command line can change, or `optimizer.lr: RANGE`.
 
     Raises:
         UserError: it is empty, or a range is not one.
@@ -99,7 +102,7 @@ def spaces(settings: Mapping[str, Any]) -> dict[str, Space]:
             "hydra.sweeper.space is empty: nothing to search; give a key its range, such as\n"
             "optimizer.lr: {type: float, low: 1e-4, high: 0.1, log: true}   (conf/experiment/search_digits.yaml)"
         )
-    return {key: _space(key, node) for key, node in settings.items()}
+    return {key: _space(key, node) for key, node in _whole_keys(settings).items()}
 
 
 def distribution(key: str, space: Space) -> BaseDistribution:
@@ -145,6 +148,14 @@ def as_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return str(value)
+
+
+def _whole_keys(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, node in nested.items():
+        group = isinstance(node, Mapping) and any(isinstance(inner, Mapping) for inner in node.values())
+        found |= _whole_keys(node, f"{prefix}{key}.") if group else {f"{prefix}{key}": node}
+    return found
 
 
 def _space(key: str, node: Any) -> Space:

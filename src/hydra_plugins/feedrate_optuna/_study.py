@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _AGAIN, _INVALID = "again", "invalid"  # a trial's facts: which one it repeats; it could not be composed
+NO_PRUNER = {"name": "NopPruner"}
 _TELLING = 10  # finished trials below which nothing can be said of what mattered
 _ONE_SEQUENCE = ("QMCSampler",)  # samplers whose seed chooses a whole sequence, and not a draw
 
@@ -28,7 +29,7 @@ def check(settings: Search, spaces: Mapping[str, Space]) -> None:
         UserError: sampler, pruner or a range is none.
     """
     build("samplers", settings.sampler)
-    build("pruners", settings.pruner)
+    build("pruners", settings.pruner or NO_PRUNER)
     for key, space in spaces.items():
         distribution(key, space)
 
@@ -51,7 +52,7 @@ class Study:
             load_if_exists=True,
         )
         self._study.set_user_attr(METRIC, settings.metric)
-        self._study.set_user_attr(PRUNER, settings.pruner)
+        self._study.set_user_attr(PRUNER, settings.pruner or NO_PRUNER)
         for trial in self._failed():
             self._study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
 
