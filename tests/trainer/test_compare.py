@@ -13,9 +13,9 @@ from saved_run import with_config
 
 
 def test_only_what_differs_is_printed(run_train, capsys, monkeypatch):
-    first = with_config(run_train("trainer.max_epochs=1"))
+    first = with_config(run_train("trainer.max_epochs=1", "loader.content_digest=true"))
     second = with_config(run_train("trainer.max_epochs=1", "model=mlp", "model.hidden=[16]", "loader.batch_size=32"))
-    again = with_config(run_train("trainer.max_epochs=1"))
+    again = with_config(run_train("trainer.max_epochs=1", "loader.content_digest=true"))
     capsys.readouterr()
 
     monkeypatch.setattr(sys, "argv", ["compare.py", str(first), str(second)])
@@ -28,13 +28,20 @@ def test_only_what_differs_is_printed(run_train, capsys, monkeypatch):
     assert rows["model.channels"][-1] == "-"
     assert len(set(rows["validation/loss"][1:])) == 2
     assert not {"seed", "dataset.root", "trainer.max_epochs", "status"} & set(rows)
-    assert "equal in all: data, code" in lines
+    assert "equal in all: data (IDs, labels, order; content not compared), code" in lines
 
     monkeypatch.setattr(sys, "argv", ["compare.py", str(first), str(again)])
     compare.main()
     text = capsys.readouterr().out
-    assert "configuration, data, code" in text.splitlines()[-1]
+    assert "configuration, data (IDs, labels, order, content), code" in text.splitlines()[-1]
     assert "validation/" not in text
+
+    summary = json.loads((again / "summary.json").read_text())
+    (again / "summary.json").write_text(json.dumps({**summary, "content_digest": "f" * 64}))  # files have changed
+    compare.main()
+    rows = {line.split("  ")[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["content digest"] == ["digest", summary["content_digest"][:12], "f" * 12]
+    assert "data digest" not in rows
 
 
 def test_fewer_than_two_runs_are_refused(monkeypatch):

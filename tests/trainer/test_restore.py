@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+import evaluate
+import predict
 from feedrate.allowed import check_targets
 from feedrate.errors import UserError
 from feedrate.trainer import restore
 from feedrate.trainer.unlabelled import data_of, facts_of
-from saved_run import with_config
+from saved_run import call, with_config
 
 
 @pytest.mark.parametrize(
@@ -118,3 +120,17 @@ def test_what_is_no_run_is_answered_in_a_sentence(tmp_path):
         restore.find_saved("0" * 32, None)
     with pytest.raises(UserError, match="there is no file"):
         restore.find_saved("0" * 32, str(tmp_path / "mlflow.db"))
+
+
+def test_a_folder_that_is_named_to_an_evaluation_is_read_and_nothing_is_written_into_it(run_train, tmp_path):
+    folder = with_config(run_train("trainer.max_epochs=1"))
+    (tmp_path / "empty").mkdir()
+    common = [f"run={folder}", "tracking=none"]
+    for name, said in (("nowhere", "no such folder"), ("empty", "partition.json|no sample file")):
+        own = [*common, f"dataset.root={tmp_path}/{name}"]
+        with pytest.raises(UserError, match=f"{tmp_path}/{name}.*({said})"):
+            call(evaluate.main, "evaluate", *own)
+        with pytest.raises(UserError, match=f"{tmp_path}/{name}.*({said})"):
+            call(predict.main, "predict", *own, f"output={tmp_path}/p.csv")
+    assert not (tmp_path / "nowhere").exists()
+    assert not list((tmp_path / "empty").iterdir())
