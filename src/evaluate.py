@@ -28,6 +28,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     # -----------------------------------------------------------------------------------------------------
     # Settings
     # -----------------------------------------------------------------------------------------------------
+    from feedrate.errors import UserError
     from feedrate.trainer.restore_config import EvaluateConfig
     from feedrate.validation import validate
 
@@ -79,7 +80,11 @@ def main(cfg: DictConfig) -> dict[str, float]:
     # -----------------------------------------------------------------------------------------------------
     metrics = {f"{partition}/{name}": value for name, value in found.metrics.items()}
     about = {"run_id": saved.run_id, "checkpoint": checkpoint.name, "epoch": state["epoch"], "data_digest": data.digest}
-    files = write_evaluation(saved.folder / "evaluate", partition, found, about)
+    try:
+        files = write_evaluation(saved.folder / "evaluate", partition, found, about)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{saved.folder}/evaluate: cannot be written ({reason}); make room, or mend it") from error
     log.info("%d samples:  %s", found.samples, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     for sample in found.worst[:5]:
         said = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in sample.row.items())

@@ -37,6 +37,8 @@ def main(cfg: DictConfig) -> int:
     source, output = config.source(), resolve_path(config.output)
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(f"output={config.output}: must end in .csv or .parquet")
+    if output.is_dir():
+        raise UserError(f"output={config.output}: is a folder; name a file, such as {config.output}/predictions.csv")
     if config.dataset.root is not None and config.partition is not None:
         raise UserError(
             "partition is for the run's own data; of dataset.root every sample is predicted: give one of both"
@@ -84,7 +86,11 @@ def main(cfg: DictConfig) -> int:
                 for ID, row in zip(found.IDs, rows_of(found.outputs, data.targets), strict=True):
                     yield {"id": ID, **row}
 
-        count = write_table(output, rows())
+        try:
+            count = write_table(output, rows())
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"output={config.output}: cannot be written ({reason}); name another file") from error
     finally:
         close_loaders({partition: loader})
     log.info("%d predictions written to %s", count, output)

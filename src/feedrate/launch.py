@@ -47,11 +47,13 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     # read by OpenMP when torch is imported: its idle threads would spin for 10 ms after every operation, on the cores
     # that load the next batch
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    full = FULL_ERROR
+    full, begun = FULL_ERROR, False
     os.environ[_FULL] = "1"  # Hydra then raises, instead of printing its own six to nine lines
 
     @functools.wraps(job)  # Hydra names the log file and the job after the file of the function it calls
     def guarded(config: DictConfig) -> Any:
+        nonlocal begun
+        begun = True
         if not full:
             os.environ.pop(_FULL, None)  # not for the processes that the job starts
         try:
@@ -71,7 +73,8 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     except Exception as error:
         if full:
             raise
-        _fail(error)
+        composed = not isinstance(error, HydraException)
+        _fail(_no_folder(error) if isinstance(error, OSError) and composed and not begun else error)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -115,6 +118,14 @@ def _fail(error: Exception) -> None:
     sys.exit(1)
 
 
+def _no_folder(error: OSError) -> UserError:
+    """Before a job begins nothing is written but its folder."""
+    key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
+    return UserError(
+        f"{key}={error.filename}: this folder cannot be made ({error.strerror or error}); name another one"
+    )
+
+
 def _check_arguments() -> None:
     """Finds what is no Hydra flag and no override, before Hydra's parser answers with a page of usage."""
     from hydra._internal.utils import get_args_parser
@@ -127,6 +138,8 @@ def _check_arguments() -> None:
     for override in known.overrides:
         if "=" not in override and not override.startswith("~"):
             raise UserError(f"{override}: a setting needs a value, without spaces: {override}=VALUE")
+        if override in ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir="):  # Hydra takes the current folder
+            raise UserError(f"{override} names no folder; leave it out for a new one under outputs/")
 
 
 def _register_resolvers() -> None:
@@ -159,6 +172,11 @@ def _describe_composition(error: BaseException) -> str:
             f"{error.override}: its value cannot be read; lists are written {key}=[VALUE,VALUE], and a text with "
             f"brackets, commas, braces or spaces in quotes: '{key}=\"TEXT\"'"
         )
+    if match := re.search(r"Sweeping over Hydra's configuration is not supported : '([^']+)'", text):
+        return f"{match[1]}: keys of hydra hold for a whole sweep, so they take one value"
+    if match := re.search(r"Error merging override (\S+)", text):
+        reason = str(error.__cause__ or text).strip().splitlines()[0]
+        return f"{match[1]}: this key takes no such value ({reason[:1].lower()}{reason[1:]})"
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values make a sweep, which needs -m; one list is written KEY=[VALUE,VALUE]"
     lines = [line.strip() for line in f"{text}\n{error.__cause__ or ''}".splitlines()]

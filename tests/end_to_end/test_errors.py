@@ -56,15 +56,28 @@ def command(*arguments: str, environment: dict[str, str] | None = None) -> subpr
         (["~trainer", "trainer.max_epochs=1"], ["trainer=null: must be given"]),
         (["~dataset"], ["dataset=null: must be given"]),
         (["experiment=nope"], ["experiment=nope: no such option", "digits_mlp"]),
+        (["hydra.run.dir=/dev/null/x"], ["hydra.run.dir=/dev/null/x: this folder cannot be made", "name another one"]),
+        (["hydra.run.dir="], ["hydra.run.dir= names no folder; leave it out"]),
+        (["hydra.run.dir=null"], ["hydra.run.dir=null: this key takes no such value"]),
+        (["-m", "seed=0,1", "hydra.sweep.dir=/dev/null/x"], ["hydra.sweep.dir=/dev/null/x: this folder cannot"]),
+        (["-m", "seed=0,1", "hydra.launcher.jobs=1,2"], ["hydra.launcher.jobs=1,2: keys of hydra hold for a whole"]),
+        (["-m", "seed=0,1", "hydra.launcher.joobs=2"], ["hydra.launcher.joobs is not a key", "did you mean jobs?"]),
+        (
+            ["-m", "experiment=search_digits", "hydra.sweeper.space.optimizer.lrr.low=1"],
+            ["hydra.sweeper.space.optimizer.lrr.low: hydra.sweeper.space has no such key", "+hydra.sweeper.space.KEY="],
+        ),
+        (["-m", "experiment=search_digits", "hydra.sweeper.n_trails=1"], ["did you mean n_trials?"]),
     ],
 )
 def test_a_mistake_in_the_configuration_is_answered_before_any_work(arguments, parts):
+    before = set(ROOT.glob("outputs/sweeps/*"))
     done = command(*arguments)
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert 1 <= len(lines) <= 3, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stdout == ""
+    assert set(ROOT.glob("outputs/sweeps/*")) == before
     for part in parts:
         assert part in done.stderr
 

@@ -9,6 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ def write_evaluation(folder: Path, partition: str, found: Evaluation, about: Map
 
     Args:
         about: which run and weights, for the JSON.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = {
@@ -51,15 +55,24 @@ def write_evaluation(folder: Path, partition: str, found: Evaluation, about: Map
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Writes rows of equal columns as CSV, or as Parquet where the file's name ends so; returns how many.
 
-    The file appears under its name when it is whole.
+    The file appears under its name when it is whole; otherwise nothing is left.
+
+    Raises:
+        OSError: it cannot be written, which is found out before the first row is asked for.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [parent for parent in path.parents if not parent.exists()]
     temporary = path.with_name(f".{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
         count = (_write_parquet if path.suffix == ".parquet" else _write_csv)(temporary, rows)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+        raise
     return count
 
 
