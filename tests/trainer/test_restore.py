@@ -10,6 +10,7 @@ import predict
 from feedrate.allowed import check_targets
 from feedrate.errors import UserError
 from feedrate.trainer import restore
+from feedrate.trainer.evaluation_files import write_table
 from feedrate.trainer.unlabelled import data_of, facts_of
 from saved_run import call, with_config
 
@@ -132,5 +133,19 @@ def test_a_folder_that_is_named_to_an_evaluation_is_read_and_nothing_is_written_
             call(evaluate.main, "evaluate", *own)
         with pytest.raises(UserError, match=f"{tmp_path}/{name}.*({said})"):
             call(predict.main, "predict", *own, f"output={tmp_path}/p.csv")
+    for output, said in (("/dev/null/p.csv", "cannot be written"), (f"{tmp_path}/d.csv", "is a folder; name a file")):
+        (tmp_path / "d.csv").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=f"output={output}: {said}"):
+            call(predict.main, "predict", *common, f"output={output}")
     assert not (tmp_path / "nowhere").exists()
     assert not list((tmp_path / "empty").iterdir())
+
+
+def test_of_a_table_that_is_not_finished_nothing_is_left(tmp_path):
+    def rows():
+        yield {"id": "a"}
+        raise UserError("a bad sample")
+
+    with pytest.raises(UserError, match="a bad sample"):
+        write_table(tmp_path / "new/deep/p.csv", rows())
+    assert not list(tmp_path.iterdir())
