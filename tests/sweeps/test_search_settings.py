@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hydra
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from feedrate.errors import UserError
+from feedrate.launch import CONF, _register_resolvers
 from hydra_plugins.feedrate_optuna._search import Searching
 from hydra_plugins.feedrate_optuna._settings import distribution, ends, in_words, override, search, spaces
 from hydra_plugins.feedrate_optuna._study import check
@@ -102,3 +105,40 @@ def test_the_searched_key_of_a_class_of_ones_own_is_compared_by_its_name():
     with pytest.raises(UserError, match=r"seed=1,2: a search takes one value for each key"):
         searching._fixed(["seed=1,2"])
     assert searching._fixed(["seed=1", "+model.depth=3"]) == ["seed=1", "+model.depth=3"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["hydra.sweeper.space.optimizer.lr.low=0.01"], {"optimizer.lr": "0.01 to 0.1, log"}),
+        (["~hydra.sweeper.space.optimizer.weight_decay"], {"optimizer.lr": "0.0001 to 0.1, log"}),
+        (
+            ["+hydra.sweeper.space.model={type: categorical, choices: [mlp, cnn]}", "hydra.sweeper.pruner=null"],
+            {"model": "mlp, cnn"},
+        ),
+        (["~hydra.sweeper.pruner.n_startup_trials", "~hydra.sweeper.pruner.n_warmup_steps",
+          "hydra.sweeper.pruner.name=NopPruner"], {"loader.batch_size": "16 to 128, step 16"}),
+    ],
+    ids=["bound", "key away", "key more", "pruner"],
+)  # fmt: skip
+def test_the_command_line_can_change_a_search_that_stands_in_a_file(overrides, expected):
+    _register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", ["experiment=search_digits", *overrides], return_hydra_config=True)
+    settings = OmegaConf.to_container(config.hydra.sweeper)
+    settings.pop("_target_")
+    checked = search(settings)
+    found = spaces(checked.space)
+    check(checked, found)
+    words = {key: in_words(space) for key, space in found.items()}
+    assert expected.items() <= words.items()
+    assert ("optimizer.weight_decay" in words) == ("~hydra.sweeper.space.optimizer.weight_decay" not in overrides)
+
+
+def test_ranges_in_groups_and_in_one_piece_mean_the_same():
+    nested = {"optimizer": {"lr": LR}, "loader": {"batch_size": BATCH}, "model": MODEL, "model.width": BATCH}
+    assert spaces(nested) == spaces(
+        {"optimizer.lr": LR, "loader.batch_size": BATCH, "model": MODEL, "model.width": BATCH}
+    )
+    with pytest.raises(UserError, match=r"hydra.sweeper.space.optimizer.lr.hihg is not a key"):
+        spaces({"optimizer": {"lr": {**LR, "hihg": 1}}})

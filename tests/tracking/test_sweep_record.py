@@ -67,6 +67,9 @@ def test_the_best_jobs_figures_have_the_names_of_a_runs_metrics():
 
 def test_equal_results_are_said_to_be_equal():
     assert "The best validation accuracy is 0.9 with every setting." in markdown(RESULTS[::2], KEYS)
+    failed = [*RESULTS[::2], RESULTS[3]]
+    assert "The best validation accuracy is 0.9 with every setting that finished." in markdown(failed, KEYS)
+    assert "that finished" not in markdown(RESULTS[2:4], KEYS)  # one setting alone is compared with none
 
 
 def test_a_sweep_of_failures_says_so():
