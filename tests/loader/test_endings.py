@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 from aftermath import MARK, is_orphan, processes_of, shared_memory
 from feedrate.loader import Batch, Loader, ToDevice
 from feedrate.loader.transfer import CopyStream
+from feedrate.signals import STOPPING
 from loader import ending
 from loader.test_slots import Numbered
 
@@ -83,6 +85,45 @@ def test_a_sample_that_hangs_keeps_no_program_from_ending(engine: str, tmp_path:
     assert process.returncode == 1
     assert said.decode().strip().endswith("ValueError: no more")
     wait_for(lambda: not list(processes_of(str(tmp_path))))
+
+
+KILLED_WORKERS = """
+import multiprocessing
+import torch
+from feedrate.loader import Loader
+
+class Dictionaries(torch.utils.data.Dataset):  # travel as tensors, through a socket of the worker's
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"X": torch.ones(100), "y": index}
+
+loader = Loader(Dictionaries(), 4, seed=0, engine="process", num_workers=2, persistent_workers=True)
+list(loader)
+for worker in multiprocessing.active_children():
+    worker.kill()
+"""
+
+
+def test_workers_that_are_killed_leave_no_temporary_folder(tmp_path: Path) -> None:
+    paths = str(Path(ending.__file__).parents[2] / "src")
+    environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", KILLED_WORKERS], env=environment, check=True, timeout=60)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_workers_left", "no_threads_left")
+@pytest.mark.parametrize("signum", STOPPING, ids=lambda signum: signum.name)
+def test_workers_outlive_a_signal_that_is_meant_for_the_program(signum: signal.Signals) -> None:
+    loader = Loader(Numbered(), 4, seed=0, engine="process", num_workers=2, persistent_workers=True)
+    batches = iter(loader)
+    seen = [len(next(batches)[1])]
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, signum)
+    seen += [len(y) for _, y in batches]
+    assert sum(seen) == len(Numbered())
+    loader.close()
 
 
 @pytest.mark.usefixtures("no_workers_left", "no_threads_left")
