@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from feedrate.errors import UserError
 from feedrate.output import outlive_readers
-from feedrate.signals import quit_on_interrupt
+from feedrate.signals import on_the_way_out, quit_on_interrupt
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _FULL = "HYDRA_FULL_ERROR"
@@ -67,7 +67,7 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
         _check_arguments()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except KeyboardInterrupt as error:
-        quit_on_interrupt()
+        on_the_way_out()
         print(str(error) or "interrupted", file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_code", 130))
     except Exception as error:

@@ -35,6 +35,16 @@ def quit_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _quit)
 
 
+def on_the_way_out() -> None:
+    """What a signal has stopped comes to its end: Ctrl-C ends it at once, and the others, which their senders repeat (a
+    shell and the system when a terminal is closed), do not take away its exit code.
+    """
+    quit_on_interrupt()
+    for signum in STOPPING:
+        if signum != signal.SIGINT:
+            signal.signal(signum, signal.SIG_IGN)
+
+
 def raise_on_interrupt() -> None:
     """Ctrl-C raises KeyboardInterrupt again from now on."""
     if signal.getsignal(signal.SIGINT) is _quit:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from sweep_process import start, sweep
+from sweep_process import start
 
 pytestmark = pytest.mark.slow
 
@@ -65,12 +65,20 @@ def gone(process: psutil.Process, seconds: float = 20) -> bool:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, digits):
-    """A sweep, killed twice in the middle of its second job, then started twice at once; and an undisturbed one."""
+    """A sweep, killed twice in the middle of its second job, then started twice at once; and an undisturbed one.
+
+    Of the undisturbed one somebody reads the first line only, as `head -1` does.
+    """
     folder = tmp_path_factory.mktemp("killed")
-    calm = sweep(
+    calm = start(
         folder, digits, *SLOW, "tracking=none", "hydra.launcher.jobs=2", f"hydra.sweep.dir={folder}/calm/first"
     )
-    assert calm.returncode == 0, calm.stderr
+    assert calm.stdout is not None
+    assert calm.stderr is not None
+    assert calm.stdout.readline() == "sweep of 2 jobs, 2 at once\n"
+    calm.stdout.close()
+    errors = calm.stderr.read()
+    assert calm.wait(timeout=200) == 0, errors
     arguments = [*SLOW, f"tracking.uri={folder}/mlflow.db"]
     job = folder / "sweeps/first/1"
 
@@ -158,9 +166,10 @@ def test_a_job_whose_launcher_is_gone_still_ends_in_order(tmp_path, digits):
     [
         ("wait", [signal.SIGINT], 130),
         ("wait", [signal.SIGTERM], 143),
+        ("wait", [signal.SIGHUP], 129),
         ("deaf", [signal.SIGINT, signal.SIGINT], 130),
     ],
-    ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice"],
+    ids=["Ctrl-C", "SIGTERM", "a closed terminal", "Ctrl-C twice"],
 )
 def test_an_interrupted_sweep_ends_its_job_marks_itself_and_leaves_nothing_behind(
     killed, tmp_path, digits, death, signals, code

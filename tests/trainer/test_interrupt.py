@@ -100,15 +100,17 @@ def test_under_nohup_it_outlives_its_terminal(tmp_path):
     assert "SIGHUP" not in errors
 
 
-def test_a_second_CtrlC_while_python_ends_stops_at_once_with_exit_code_130_and_one_line(tmp_path):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=str)
+def test_while_python_ends_only_CtrlC_stops_at_once_with_exit_code_130_and_one_line(tmp_path, first):
     process = program(tmp_path, JOB, f"hydra.run.dir={tmp_path}/run", "hydra/job_logging=none")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(first)
     heard(process, "leaving")
-    process.send_signal(signal.SIGINT)
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        process.send_signal(signum)
     _, errors = process.communicate(timeout=30)  # instead of the 60 s that it would take to leave
     assert process.returncode == 130
     assert errors.splitlines() == [
-        "", "SIGINT: stopping in order; Ctrl-C again stops at once", "stopped by SIGINT", "interrupted",
+        "", f"{first.name}: stopping in order; {how_to_hurry(first)}", f"stopped by {first.name}", "interrupted",
     ]  # fmt: skip
 
 
