@@ -113,6 +113,35 @@ def test_workers_that_are_killed_leave_no_temporary_folder(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+CLOSED_TERMINAL = """
+import os, signal, torch
+from feedrate.loader import Loader
+
+if __name__ == "__main__":
+    data = torch.utils.data.TensorDataset(torch.ones(8, 100))
+    loader = Loader(data, 4, seed=0, engine="process", num_workers=1, multiprocessing_context="spawn")
+    batches = iter(loader)
+    next(batches)
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    os.killpg(0, signal.SIGHUP)
+    next(batches)
+"""
+
+
+@pytest.mark.slow
+def test_the_helpers_of_multiprocessing_outlive_a_closed_terminal_too(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(CLOSED_TERMINAL)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        env={**os.environ, "PYTHONPATH": str(Path(ending.__file__).parents[2] / "src")},
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.usefixtures("no_workers_left", "no_threads_left")
 @pytest.mark.parametrize("signum", STOPPING, ids=lambda signum: signum.name)
 def test_workers_outlive_a_signal_that_is_meant_for_the_program(signum: signal.Signals) -> None:

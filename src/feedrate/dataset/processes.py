@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from feedrate.errors import UserError
+from feedrate.signals import unheard
 
 T = TypeVar("T")
 _REPORT_S = 0.1
@@ -36,7 +37,7 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     running: dict[Connection, tuple[int, Any]] = {}
     try:
-        with _interrupts_held():  # a terminal sends Ctrl-C to the workers too: they inherit that it is held, for good
+        with unheard(signal.SIGINT):  # a terminal sends Ctrl-C to the workers too
             for number, part in enumerate(parts):
                 receive, send = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(work, part, send, os.getpid()), daemon=True)
@@ -90,19 +91,6 @@ def _check_ended(process: Any) -> None:
         )
     if process.exitcode > 0:
         raise RuntimeError("a worker failed; its traceback is above")
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C arrives after the block; processes started in it never see it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

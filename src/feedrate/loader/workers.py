@@ -29,7 +29,7 @@ from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
 from feedrate.loader.slots import Ring
 from feedrate.loader.tickets import Tickets
-from feedrate.signals import STOPPING
+from feedrate.signals import STOPPING, unheard
 
 T = TypeVar("T")
 _ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
@@ -117,7 +117,8 @@ class Workers:
         multiprocessing.util.get_temp_dir()
         before = set(multiprocessing.active_children())
         try:
-            with warnings.catch_warnings():
+            # a closed terminal would end the helpers of Python's multiprocessing, which ignore the other signals
+            with unheard(signal.SIGHUP), warnings.catch_warnings():
                 # too many workers: said when the user's loader was made
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
                 iterator = iter(self._opened(settings))
