@@ -54,7 +54,8 @@ class FeedrateLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         if isinstance(self._jobs, bool) or not isinstance(self._jobs, int) or self._jobs < 1:
-            raise UserError(f"hydra.launcher.jobs={self._jobs}: must be a whole number of at least 1")
+            said = "null" if self._jobs is None else self._jobs
+            raise UserError(f"hydra.launcher.jobs={said}: must be a whole number of at least 1")
         return self._jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
