@@ -28,7 +28,9 @@ def main(cfg: DictConfig) -> None:
     from feedrate.config import check_bench, resolve_path
     from feedrate.errors import UserError
     from feedrate.launch import plain
+    from feedrate.signals import raise_on_interrupt
 
+    raise_on_interrupt()
     resolved = plain(cfg)
     settings = check_bench(resolved).bench
     baseline = read(resolve_path(settings.baseline)) if settings.baseline else None
