@@ -100,7 +100,7 @@ def train(cfg: DictConfig) -> float:
             loaders = build_loaders(config.loader, data, config.seed, device)
             if state.get("loader") and hasattr(loaders["train"], "load_state_dict"):
                 loaders["train"].load_state_dict(state["loader"])
-            start_loaders(loaders, ("train", "validation"))
+            start_loaders(loaders, ("train", "validation"), data)
 
         # -------------------------------------------------------------------------------------------------
         # Tracking

@@ -250,3 +250,18 @@ def fail_to_start(worker_id: int) -> None:
 def total(samples: list[Any]) -> Tensor:
     """A collate_fn: the sum of the X of a batch, with randomness of its own."""
     return torch.stack([X for X, _ in samples]).sum(0) + torch.rand(())
+
+
+class Blocks(Dataset[Any]):
+    """Sample i is `nbytes` bytes of i, and what it holds besides reaches the workers too."""
+
+    def __init__(self, size: int, nbytes: int, held: Any = None) -> None:
+        self.size, self.nbytes, self.held = size, nbytes, held
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if isinstance(self.held, list):
+            len(self.held[index % len(self.held)])  # as looking up a path does
+        return torch.full((self.nbytes,), index % 251, dtype=torch.uint8), 0

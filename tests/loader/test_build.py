@@ -166,7 +166,7 @@ def test_validation_uses_the_engine_of_training_which_is_measured_once(caplog: p
         made.partition[name] = Whole(20)
     loaders = build("feedrate", made, num_workers=1)
     with caplog.at_level(logging.INFO, "feedrate"):
-        start_loaders(loaders, ("train", "validation"))
+        start_loaders(loaders, ("train", "validation"), made)
     assert len(caplog.messages) == 1
     assert loaders["train"].engine == loaders["validation"].engine in ("thread", "process")
     for loader in loaders.values():

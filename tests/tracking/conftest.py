@@ -6,6 +6,7 @@ tested in end_to_end/test_tracking_faults.py.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -68,7 +69,7 @@ class Here:
 
     def take(self, folder: Path, system_metrics: bool) -> None:
         self._delivery = Delivery(folder, self._address, *self._store)
-        self._system = SystemReadings(folder) if system_metrics else None
+        self._system = SystemReadings(folder, os.getpid()) if system_metrics else None
         self.carry()
 
     def close_dead(self, folder: Path) -> None:

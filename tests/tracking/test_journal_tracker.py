@@ -151,6 +151,7 @@ def test_even_a_short_run_has_system_metrics(track: Any, read: Any) -> None:
     tracker.end("FINISHED")
     metrics = read.get_run(tracker.run_id).data.metrics
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(metrics)
+    assert {"system/process_cpu_cores", "system/process_memory_mb", "system/process_count"} <= set(metrics)
     assert metrics["system/system_memory_usage_megabytes"] > 0
 
 

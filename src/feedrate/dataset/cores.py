@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from feedrate.dataset.control_groups import group_folders
 
 
 def usable_cores(system: Path = Path("/")) -> int:
@@ -27,21 +29,11 @@ def usable_cores(system: Path = Path("/")) -> int:
 
 def _quotas(system: Path) -> Iterator[tuple[int, int]]:
     """Microseconds of CPU time per microseconds of every limit on this process's group and on those above it."""
-    try:
-        lines = (system / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # not Linux
-        return
-    mounts = system / "sys/fs/cgroup"
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        # In a container the group's path may be that of the host and not exist here; its limit is then at the top.
-        here = PurePosixPath(group.lstrip("/"))
-        for path in (here, *here.parents):
-            if not controllers:
-                yield from _limit(mounts / path / "cpu.max")
-            elif "cpu" in controllers.split(","):
-                folder = mounts / "cpu" / path
-                yield from _limit(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
+    for version, folder in group_folders("cpu", system):
+        if version == 2:
+            yield from _limit(folder / "cpu.max")
+        else:
+            yield from _limit(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
 
 
 def _limit(*files: Path) -> Iterator[tuple[int, int]]:

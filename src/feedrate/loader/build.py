@@ -6,16 +6,25 @@ Settings that torch refuses together are sorted out here; what a loader does is 
 from __future__ import annotations
 
 import logging
+import math
+import multiprocessing
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, default_collate
 
 from feedrate.dataset.build import Data
 from feedrate.dataset.cores import usable_cores
+from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
+from feedrate.loader.limits import read_limits
 from feedrate.loader.loader import Loader
+from feedrate.loader.parcel import NOTHING, inherited, sent
+from feedrate.loader.preflight import Pool, Setup, preflight
+from feedrate.loader.workers import start_method
 from feedrate.targets import build
 
 log = logging.getLogger("feedrate")
@@ -49,17 +58,71 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
     return loaders
 
 
-def start_loaders(loaders: Mapping[str, Any], names: Sequence[str]) -> None:
+def start_loaders(loaders: Mapping[str, Any], names: Sequence[str], data: Data) -> None:
     """Starts their workers, all on the engine of the first: it is measured once, and threads would keep the others from
-    forking.
+    forking. Before any of them is there, it is said where they will need most of what this machine has free.
+
+    Raises:
+        UserError: they would need more than that.
     """
     first = loaders[names[0]]
-    for name in names:
-        loader = loaders[name]
+    used = [loaders[name] for name in names]
+    checkable = all(isinstance(loader, DataLoader) for loader in used)  # a class of the user's own may be anything
+
+    def check() -> None:
+        if text := preflight(_setup(used, data), read_limits()):
+            log.warning("%s", text)
+
+    if isinstance(first, Loader) and first.seed is not None and checkable:
+        if first.engine == "auto":  # to find out, batches are made; threads need no more than any engine does
+            preflight(replace(_setup(used, data), engine="thread"), read_limits())
+        first.start(check)
+    elif checkable:
+        check()
+    for loader in used:
         if isinstance(loader, Loader) and isinstance(first, Loader) and loader is not first:
             loader.engine = first.engine
         if hasattr(loader, "start"):
             loader.start()
+
+
+def _setup(loaders: Sequence[DataLoader[Any]], data: Data) -> Setup:
+    """What the pre-flight must know of the loaders that are started."""
+    first, workers = loaders[0], loaders[0].num_workers
+    engine = "torch" if workers else "inline"
+    if isinstance(first, Loader) and first.seed is not None:
+        engine = first.engine
+    y = data.targets.num_outputs if data.targets.task == "regression" else 1
+    sample_bytes = math.prod(data.sample_shape) * data.sample_dtype.itemsize + 8 * y
+    method = _method(first, engine)
+    seen: set[int] = set()
+    pools = []
+    for loader in loaders:
+        parcel = NOTHING
+        if engine in ("process", "torch"):
+            parcel = inherited(loader.dataset) if method == "fork" else sent(loader.dataset, seen)
+        pools.append(Pool(sample_bytes, loader.batch_size or 1, size_of(loader.dataset), parcel))
+    return Setup(
+        engine,
+        workers,
+        first.prefetch_factor or 2,
+        tuple(pools),
+        start_method=method,
+        persistent=bool(first.persistent_workers),
+        pinned=bool(first.pin_memory) and torch.accelerator.is_available(),
+        by_descriptor=torch.multiprocessing.get_sharing_strategy() == "file_descriptor",
+        exact=first.collate_fn is default_collate,
+    )
+
+
+def _method(loader: DataLoader[Any], engine: str) -> str:
+    """How its workers are started: fork, forkserver or spawn."""
+    chosen: Any = loader.multiprocessing_context
+    if chosen is None and engine == "process":
+        chosen = start_method(loader.num_workers)
+    if chosen is None:
+        chosen = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return chosen if isinstance(chosen, str) else str(chosen.get_start_method())
 
 
 def close_loaders(loaders: Mapping[str, Any], at_once: bool = False) -> None:
@@ -67,7 +130,7 @@ def close_loaders(loaders: Mapping[str, Any], at_once: bool = False) -> None:
     for loader in loaders.values():
         if hasattr(loader, "close"):
             loader.close(at_once)
-        elif isinstance(loader, torch.utils.data.DataLoader):
+        elif isinstance(loader, DataLoader):
             loader._iterator = None
 
 

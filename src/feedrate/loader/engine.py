@@ -6,7 +6,7 @@ What an engine does is workers.py and threads.py. What the two cost a training s
 from __future__ import annotations
 
 import logging
-import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +20,9 @@ from feedrate.dataset.rng import draws_from_globals
 from feedrate.errors import UserError
 from feedrate.loader.digest import nbytes
 from feedrate.loader.fetch import Samples
+from feedrate.loader.limits import free_shared_memory, shown
 from feedrate.loader.order import Plan
+from feedrate.loader.preflight import Pool, Setup, needs
 from feedrate.loader.tickets import Receipt, Ticket, tickets_of
 
 if TYPE_CHECKING:
@@ -118,10 +120,12 @@ def _pick(samples: Samples, plan: Plan, loader: Loader) -> Choice:
         return Choice(
             "process", f"since {samples.name} gives samples one by one and does not say thread_safe = True", made
         )
-    size, free = nbytes(made[0][0]), _free_shared_memory()
-    needed = size * (loader.num_workers * (loader.prefetch_factor or 2) + 1)
+    # as of two loaders, since those of training and validation work at the same time
+    pools = 2 * (Pool(nbytes(made[0][0]), batch_size=1, samples=sys.maxsize),)
+    needed = needs(Setup("process", loader.num_workers, loader.prefetch_factor or 2, pools)).shared_memory
+    free = free_shared_memory()
     if free is not None and needed > free:
-        lack = f"{needed / 1e6:,.0f} MB of shared memory, and {free / 1e6:,.0f} MB are free"
+        lack = f"{shown(needed)} of shared memory, and {shown(free)} are free"
         return Choice("thread", f"since processes would need {lack}", made)
     first_ns = made[0][1].load.ns
     if first_ns > PATIENCE_MS * 1e6:
@@ -201,12 +205,3 @@ def _says_thread_safe(dataset: Any) -> bool:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return bool(getattr(dataset, "thread_safe", False))
-
-
-def _free_shared_memory() -> int | None:
-    """Bytes, None where it is not a file system."""
-    try:
-        found = os.statvfs("/dev/shm")
-    except OSError:
-        return None
-    return found.f_bavail * found.f_frsize

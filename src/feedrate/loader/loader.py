@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -115,13 +115,16 @@ class Loader(DataLoader[Any]):
     def __len__(self) -> int:
         return super().__len__() if self.seed is None else len(self._plan(0))
 
-    def start(self) -> None:
+    def start(self, check: Callable[[], None] | None = None) -> None:
         """Starts the workers and the first batches now; the next `iter()` takes them over.
 
         For the time before CUDA, tracking and other threads exist: forking is safe only then.
+
+        Args:
+            check: called when the engine is known, before any worker is there; it may raise.
         """
         if self.seed is not None and self._early is None:
-            self._early = self._begin()
+            self._early = self._begin(check)
 
     def close(self, at_once: bool = False) -> None:
         """Ends the workers now, or `at_once`, in the middle of a sample; the next `iter()` starts new ones.
@@ -186,7 +189,7 @@ class Loader(DataLoader[Any]):
         self._last, self._early = None, None
         self._passes += 1
 
-    def _begin(self) -> Pass:
+    def _begin(self, check: Callable[[], None] | None = None) -> Pass:
         if self._begun:
             self._move(self._order.epoch + 1)
         elif self._at == 0:  # the dataset may have grown since
@@ -199,6 +202,8 @@ class Loader(DataLoader[Any]):
         if self._engine is None:
             choice = choose(self._samples, plan, self)
             self.engine, made = choice.engine, choice.made
+            if check is not None:
+                check()
             self._engine = (Threads if self.engine == "thread" else Workers)(self._samples, self._tickets)
         rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
         batches = self._engine.begin(rest, self)

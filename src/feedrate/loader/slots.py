@@ -118,6 +118,8 @@ class Writer:
             return batch
         places = _replaced(batch, self._place)
         if self._used > len(self._slots[self._slot]):  # larger than any before: all goes into a new, larger slot
+            self._slots[self._slot], self._used = torch.empty(0, dtype=torch.uint8), 0
+            _replaced(batch, self._place)  # only counts: what was not in the slot has been counted twice so far
             self._wanted = -(-self._used // _PAGE) * _PAGE
             self._enlarge()
             self._used = 0

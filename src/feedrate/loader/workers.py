@@ -160,7 +160,9 @@ class Workers:
                 pin_memory=settings.pin_memory,
                 timeout=settings.timeout,
                 worker_init_fn=_Start(settings.worker_init_fn),
-                multiprocessing_context=settings.multiprocessing_context or _start_method(settings.num_workers),
+                multiprocessing_context=_preloaded(
+                    settings.multiprocessing_context or start_method(settings.num_workers)
+                ),
                 # of its own: creating an iterator would otherwise draw from the global generator
                 generator=torch.Generator().manual_seed(0),
                 prefetch_factor=settings.prefetch_factor,
@@ -210,7 +212,15 @@ def _passed_on(made: Any) -> Any:
     return made
 
 
-def _start_method(num_workers: int) -> str | None:
+def _preloaded(context: Any) -> Any:
+    """The context; the server of a forkserver imports torch once, instead of each worker for itself."""
+    method = context if isinstance(context, str) or context is None else context.get_start_method()
+    if method == "forkserver":
+        multiprocessing.set_forkserver_preload(["__main__", "torch"])
+    return context
+
+
+def start_method(num_workers: int) -> str | None:
     """fork where it is safe: before any other thread, and before the device's runtime, is there."""
     if num_workers == 0 or sys.platform != "linux":
         return None
@@ -221,11 +231,7 @@ def _start_method(num_workers: int) -> str | None:
     notebook = not hasattr(sys.modules["__main__"], "__file__")
     # the threads that feed another loader's workers hold no lock that a worker of this one could want
     others = [t for t in threading.enumerate() if t is not threading.main_thread() and "QueueFeeder" not in t.name]
-    if device_in_use or (others and not notebook):
-        # the server imports torch once, instead of each worker for itself
-        multiprocessing.set_forkserver_preload(["__main__", "torch"])
-        return "forkserver"
-    return "fork"
+    return "forkserver" if device_in_use or (others and not notebook) else "fork"
 
 
 def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError | None:

@@ -177,7 +177,7 @@ class Courier:
             if message["system_metrics"]:
                 from feedrate.tracking.system import SystemReadings
 
-                self._system = SystemReadings(self._folder)
+                self._system = SystemReadings(self._folder, self._settings["parent"])
         elif "dead" in message:
             self._dead.append(Path(message["dead"]))
         elif "end" in message:

@@ -1,7 +1,7 @@
 """Processor, memory, disk, network and GPU use over time, for the page's "System metrics" tab.
 
 MLflow's own monitor runs in the training process and writes to its store every second; here the courier takes the
-readings, into a journal of their own. They are of the whole machine, under MLflow's names.
+readings, into a journal of their own: of the whole machine, under MLflow's names, and of the run's own processes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.tracking.journal import SYSTEM, Journal, as_json, events
+from feedrate.tracking.process_tree import ProcessTree
 
 
 class SystemReadings:
     """Takes readings on a thread of its own until `stop`: one per interval and one at the end.
 
     Seconds between readings come from MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.
+
+    Args:
+        folder: of the run, for its journal.
+        training: number of the process whose use is read, with that of the processes it has started.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, training: int) -> None:
+        self._processes = ProcessTree(training)
         self._interval_s = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or 1)
         self._first = sum(1 for _ in events(folder / SYSTEM))  # of a run that goes on
         self._journal = Journal(folder, SYSTEM)
@@ -44,16 +50,17 @@ class SystemReadings:
         while not self._stopping.wait(self._interval_s):
             self._read(monitors, step)
             step += 1
-        self._read(monitors, step)
+        self._read(monitors, step, last=True)
 
-    def _read(self, monitors: list[Any], step: int) -> None:
+    def _read(self, monitors: list[Any], step: int, last: bool = False) -> None:
         now = time.time_ns() // 1_000_000
-        rows = []
+        found: dict[str, float] = {}
         for monitor in monitors:
             monitor.collect_metrics()
-            for name, value in monitor.aggregate_metrics().items():
-                rows.append([f"system/{name}", as_json(float(f"{value:.6g}")), step, now])
+            found |= monitor.aggregate_metrics()
             monitor.clear_metrics()
+        found |= self._processes.read(last)
+        rows = [[f"system/{name}", as_json(float(f"{value:.6g}")), step, now] for name, value in found.items()]
         self._journal.write("metrics", points=rows)
 
 

@@ -19,7 +19,7 @@ from feedrate.allowed import check_targets
 from feedrate.config import ROOT, resolve_path
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
-from feedrate.loader import Loader, build_loaders
+from feedrate.loader import Loader, build_loaders, start_loaders
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import build_model
 from feedrate.trainer.runs import folder_named, read_summary
@@ -200,8 +200,7 @@ def open_loader(saved: SavedRun, data: Data, partition: str, device: torch.devic
     loader = build_loaders(node, data, _seed(saved), device)[partition]
     if isinstance(loader, Loader):
         loader.set_epoch(0, then=None)  # the same random numbers as in every validation of the run
-    if hasattr(loader, "start"):
-        loader.start()
+    start_loaders({partition: loader}, (partition,), data)
     return loader
 
 
