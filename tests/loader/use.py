@@ -28,7 +28,7 @@ from feedrate.loader.build import _setup
 from feedrate.loader.preflight import needs
 from loader.datasets import Blocks
 
-SAMPLES, NBYTES, BATCH = 240, 200_000, 8
+SAMPLES, NBYTES, BATCH = 160, 200_000, 8
 
 
 def shared_bytes() -> int:
