@@ -162,7 +162,7 @@ def test_memory_of_python_objects_is_named_and_only_a_warning_where_they_may_sta
     assert ", 2.0 GB of it in each worker for what the dataset holds in lists and dictionaries" in preflight(
         forked, limits(memory=16 * GB)
     )
-    spawned = made(Parcel(pickled=GB, copied=2 * GB), "spawn")
+    spawned = made(Parcel(copied=2 * GB), "spawn")
     with pytest.raises(UserError, match="2.0 GB of it in each worker for what the dataset holds"):
         preflight(spawned, limits(memory=16 * GB))
 

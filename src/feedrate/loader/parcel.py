@@ -21,7 +21,6 @@ from feedrate.dataset.ids import IDs
 LOOKED_AT = 64  # elements of a collection, after which its other ones are thought to be alike
 DEEP = 8  # collections and objects within each other
 _PAGE = 4096
-UNPICKLED = 3  # bytes of objects for each byte of their pickle, measured with texts, numbers and tuples of them
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,12 @@ class Parcel:
     """A dataset, as it reaches a worker; without figures, one that costs it nothing.
 
     Attributes:
-        pickled: bytes of the pickle that each worker gets, arrays included.
-        copied: bytes that each worker then holds for itself.
+        copied: bytes of the pickle that is made for each worker, arrays included.
         shared: bytes of tensors that move to shared memory once, for all workers.
-        objects: bytes of Python objects that each forked worker comes to copy as it reads them, since reading changes
-            their reference counts. They are copied page by page, so this is what it may come to.
+        objects: bytes of Python objects that each worker may come to hold besides: what is unpickled is larger than its
+            pickle, and a forked worker copies, page by page, what it reads, since reading changes reference counts.
     """
 
-    pickled: int = 0
     copied: int = 0
     shared: int = 0
     objects: int = 0
@@ -56,11 +53,8 @@ def sent(dataset: Any, seen: set[int]) -> Parcel:
         scales.dump(dataset)
     except Exception:
         return NOTHING
-    return Parcel(
-        pickled=scales.pickled + scales.arrays,
-        copied=UNPICKLED * scales.pickled + scales.arrays,
-        shared=scales.shared,
-    )
+    more = max(0, inherited(dataset).objects - scales.pickled)
+    return Parcel(scales.pickled + scales.arrays, scales.shared, more)
 
 
 def inherited(dataset: Any) -> Parcel:
