@@ -98,7 +98,8 @@ def test_what_is_tight_is_a_line_and_what_is_impossible_an_error_and_both_name_w
 ) -> None:
     made = setup(engine)
     found = needs(made)
-    wanted = found.sure_memory if kind == "memory" and not tight else getattr(found, kind)
+    sure = {"memory": found.sure_memory, "shared_memory": found.sure_shared}.get(kind, 0)
+    wanted = getattr(found, kind) if tight else sure
     room = round(wanted / 0.9 if tight else wanted * 0.7)
     if kind == "open_files":
         room = wanted + 20 + 64 + 5 if tight else found.sure_files + 10
@@ -237,6 +238,17 @@ def test_the_prediction_is_what_loaders_come_to_use(settings: list[dict[str, Any
         assert predicted["memory"] <= 2.5 * used["memory"] + 10 * MB, told
 
 
+@own_memory
+@pytest.mark.parametrize("settings", [USED[0], USED[2]], ids=["feedrate", "torch"])
+def test_shared_memory_as_large_as_predicted_is_enough(settings: dict[str, Any]) -> None:
+    nbytes = 8 * (200_000 + 8)
+    engine = "torch" if settings["option"] == "torch" else "process"
+    made = Setup(engine, settings["num_workers"], 2, (Pool(nbytes // 8, 8, 160), Pool(nbytes // 8, 8, 80)))
+    done = with_shared_memory(f"{needs(made).shared_memory + 150_000}", "-m", "loader.use", json.dumps([settings]))
+    assert done.returncode == 0, done.stderr
+    assert "of shared memory, and /dev/shm has" in done.stderr
+
+
 TRAIN = (f"{ROOT}/src/train.py", "tracking=none", "trainer.max_epochs=1", "dataset=generated", "model=mlp",
          "dataset.image_size=256", "dataset.size=64", "dataset.validation_size=16", "model.hidden=[]")  # fmt: skip
 
@@ -249,7 +261,7 @@ def test_too_little_shared_memory_ends_the_run_before_it_begins(loader: tuple[st
     assert done.returncode == 1, done.stdout
     assert re.search(
         r"^error: loader.num_workers=2, for training and validation, needs about [\d.]+ MB of shared memory, and "
-        r"/dev/shm has 4.2 MB free\nSet loader.\w+=\d.* or loader.num_workers=[01], or enlarge /dev/shm$",
+        r"/dev/shm has 4.2 MB free\nSet loader.\w+=\d.*, or enlarge /dev/shm$",
         done.stderr.strip(),
     ), done.stderr
 

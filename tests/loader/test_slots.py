@@ -131,6 +131,16 @@ def test_batches_thrown_away_with_their_pass_give_their_slots_back() -> None:
 
 
 @pytest.mark.usefixtures("no_workers_left")
+def test_a_slot_is_as_large_as_its_batch() -> None:
+    loader = Loader(Numbered(), batch_size=4, num_workers=2, seed=0)
+    sizes = {X.nbytes + y.nbytes for X, y in loader}
+    assert loader._engine is not None
+    slots = {len(memory) for memory in loader._engine._ring.memory.values()}
+    assert max(sizes) <= min(slots) <= max(slots) < max(sizes) + 4096 + 128
+    loader.close()
+
+
+@pytest.mark.usefixtures("no_workers_left")
 def test_slots_grow_with_the_batches() -> None:
     loader = Loader(Growing(), batch_size=8, num_workers=1, seed=0)
     kept = list(loader)

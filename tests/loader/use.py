@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import sys
 import time
@@ -84,5 +85,6 @@ def use(option: str, **settings: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    use("feedrate", num_workers=1, engine="process")  # what is opened and imported once
+    logging.basicConfig(level=logging.WARNING)
+    use("feedrate", num_workers=1, prefetch_factor=1, engine="process")  # what is opened and imported once
     print(json.dumps([use(**settings) for settings in json.loads(sys.argv[1])]))

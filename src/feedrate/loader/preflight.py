@@ -80,7 +80,8 @@ class Needs:
     """What loaders will have taken when all that is made ahead is there.
 
     Attributes:
-        shared_memory: bytes in /dev/shm.
+        shared_memory: bytes in /dev/shm at most.
+        sure_shared: the part of it that is taken for longer than a moment.
         memory: bytes, shared ones included, beyond what the main process has now.
         sure_memory: the part of it that batches and what is sent to workers take in any case.
         open_files: descriptors of the main process, beyond those that are open now.
@@ -88,6 +89,7 @@ class Needs:
     """
 
     shared_memory: int = 0
+    sure_shared: int = 0
     memory: int = 0
     sure_memory: int = 0
     open_files: int = 0
@@ -122,7 +124,15 @@ def needs(setup: Setup) -> Needs:
         files += sum(_slot_count(setup, pool) for pool in pools)
     elif setup.by_descriptor:
         tensors = TENSORS * max(_ahead(setup, pool) + 1 for pool in pools)
-    return Needs(crossing + sum(pool.parcel.shared for pool in pools), sure + likely, sure, files + tensors, files)
+    moved = sum(pool.parcel.shared for pool in pools)
+    return Needs(
+        shared_memory=crossing + moved,
+        sure_shared=crossing + moved - (0 if ours else max(pool.batch_bytes for pool in alive)),
+        memory=sure + likely,
+        sure_memory=sure,
+        open_files=files + tensors,
+        sure_files=files,
+    )
 
 
 def _own(setup: Setup) -> int:
@@ -154,9 +164,9 @@ def _slots(setup: Setup) -> int:
 
 def _torchs(setup: Setup) -> int:
     """Bytes of the batches on their way: of one loader at a time, since none is made beyond an epoch's end, beside the
-    last batch of the one before.
+    last batch of the one before. Two more than are asked for: the one in use and, for a moment, the one that follows.
     """
-    most = max((_ahead(setup, pool) + 1) * (_paged(pool.batch_bytes) + _PAGE) for pool in setup.pools)
+    most = max((_ahead(setup, pool) + 2) * (_paged(pool.batch_bytes) + _PAGE) for pool in setup.pools)
     return most + (_paged(setup.pools[0].batch_bytes) if len(setup.pools) > 1 else 0)
 
 
@@ -216,7 +226,7 @@ def _rows(setup: Setup, limits: Limits) -> Iterator[_Row]:
     if limits.shared_memory is not None and found.shared_memory:
         yield _Row(
             found.shared_memory,
-            found.shared_memory if setup.exact else 0,
+            found.sure_shared if setup.exact else 0,
             limits.shared_memory,
             f"{who} {about}{shown(found.shared_memory)} of shared memory, and /dev/shm has "
             f"{shown(limits.shared_memory)} free",
