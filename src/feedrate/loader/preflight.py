@@ -163,11 +163,14 @@ def _slots(setup: Setup) -> int:
 
 
 def _torchs(setup: Setup) -> int:
-    """Bytes of the batches on their way: of one loader at a time, since none is made beyond an epoch's end, beside the
-    last batch of the one before. Two more than are asked for: the one in use and, for a moment, the one that follows.
+    """Bytes of the batches on their way: of one loader at a time, since none is made beyond an epoch's end.
+
+    Two more than are asked for: the one in use and, for a moment, the one that follows. Workers of another loader that
+    are forked while a batch is in use hold on to it.
     """
     most = max((_ahead(setup, pool) + 2) * (_paged(pool.batch_bytes) + _PAGE) for pool in setup.pools)
-    return most + (_paged(setup.pools[0].batch_bytes) if len(setup.pools) > 1 else 0)
+    inherited = len(setup.pools) > 1 and setup.start_method == "fork"
+    return most + inherited * _paged(setup.pools[0].batch_bytes)
 
 
 def _paged(nbytes: int) -> int:
