@@ -113,6 +113,10 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 def nbytes(batch: Any) -> int:
     """Bytes of a batch's dense tensors and arrays."""
+    if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is type(batch[1]) is torch.Tensor:  # as nearly all
+        X, y = batch
+        if is_dense(X) and is_dense(y):
+            return int(X.nbytes + y.nbytes)
     return sum(
         value.nbytes
         for _, value in leaves(batch)

@@ -20,6 +20,7 @@ from feedrate.errors import UserError
 from feedrate.loader.digest import OrderDigest, content_hash, nbytes
 from feedrate.loader.engine import checked, choose
 from feedrate.loader.fetch import Samples
+from feedrate.loader.inline import Inline
 from feedrate.loader.order import Order, Plan
 from feedrate.loader.passes import Pass
 from feedrate.loader.report import Report
@@ -30,6 +31,11 @@ from feedrate.timing.epoch_times import Setup
 from feedrate.timing.stages import clock_ns
 
 FOLLOWING = -1  # the next epoch number
+_ENGINES: dict[str, type[Inline] | type[Threads] | type[Workers]] = {
+    "inline": Inline,
+    "thread": Threads,
+    "process": Workers,
+}
 _SIGNATURE = inspect.signature(DataLoader.__init__)
 
 
@@ -90,7 +96,7 @@ class Loader(DataLoader[Any]):
         self._samples = Samples(dataset, self.seed, names, collate, batched=self.batch_size is not None)
         self._tickets = Tickets(dataset)
         self._expect(1)
-        self._engine: Workers | Threads | None = None
+        self._engine: Inline | Threads | Workers | None = None
         self._report = Report(self._setup())
         # the position: `_at` in the epoch of `_order`, and whether a pass through that epoch has begun
         self._order, self._at, self._begun = Order(self._size(), self.seed, 0, self._shuffled), 0, False
@@ -204,7 +210,7 @@ class Loader(DataLoader[Any]):
             self.engine, made = choice.engine, choice.made
             if check is not None:
                 check()
-            self._engine = (Threads if self.engine == "thread" else Workers)(self._samples, self._tickets)
+            self._engine = _ENGINES[self.engine](self._samples, self._tickets)
         rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
         batches = self._engine.begin(rest, self)
         self._begun = True
@@ -232,8 +238,9 @@ class Loader(DataLoader[Any]):
         if self._content is not None:
             self._content = content_hash(self._content, batch)
             receipt = replace(receipt, content=self._content)
-        self._last, self._at = receipt, receipt.ticket.stop
-        self._report.add(asked_ns, handed_ns, receipt.load, len(receipt.ticket.indices), nbytes(batch))
+        ticket = receipt.ticket
+        self._last, self._at = receipt, ticket.stop
+        self._report.add(asked_ns, handed_ns, receipt.load, len(ticket.indices), nbytes(batch))
 
     # -----------------------------------------------------------------------------------------------------
     # what was delivered

@@ -15,6 +15,7 @@ from feedrate.loader.slots import opened
 from feedrate.timing.stages import clock_ns
 
 if TYPE_CHECKING:
+    from feedrate.loader.inline import Inline
     from feedrate.loader.loader import Loader
     from feedrate.loader.threads import Threads
     from feedrate.loader.workers import Workers
@@ -30,9 +31,9 @@ class Pass(Iterator[Any]):
     """
 
     def __init__(
-        self, loader: Loader, engine: Workers | Threads, batches: Iterator[Any], plan: Plan, number: int
+        self, loader: Loader, engine: Inline | Threads | Workers, batches: Iterator[Any], plan: Plan, number: int
     ) -> None:
-        self._loader, self._engine, self._batches = loader, engine, batches
+        self._loader, self._watched, self._next = loader, engine.watched, batches.__next__
         self._plan, self._number = plan, number
         self._at, self._left = plan.start, len(plan)
         self._error: Exception | None = None
@@ -53,17 +54,18 @@ class Pass(Iterator[Any]):
             self._end()
             raise StopIteration
         try:
-            batch, receipt = self._engine.watched(lambda: next(self._batches))
+            batch, receipt = self._watched(self._next)
         except StopIteration:
             raise AssertionError(f"no batch at {self._at}, of {self._plan}") from None
         except Exception as error:
             self._stop(error)
             raise
-        assert (receipt.ticket.epoch, receipt.ticket.start) == (self._plan.order.epoch, self._at), receipt.ticket
+        ticket = receipt.ticket
+        assert ticket.start == self._at and ticket.epoch == self._plan.order.epoch, ticket  # noqa: PT018
         if receipt.error is not None:
             self._stop(receipt.error)
             raise with_cause(receipt.error)
-        self._at, self._left = receipt.ticket.stop, self._left - 1
+        self._at, self._left = ticket.stop, self._left - 1
         batch = opened(batch)
         loader._delivered(batch, receipt, asked_ns)
         return batch
@@ -71,12 +73,12 @@ class Pass(Iterator[Any]):
     def _end(self) -> None:
         """All is delivered. Workers that serve this pass alone end with the last reference to its batches."""
         self._at = self._loader._at = self._plan.end  # also where there was nothing for this rank
-        self._batches = iter(())
+        self._next = iter(()).__next__
         self._loader._tickets.end()
 
     def _stop(self, error: Exception) -> None:
         """After an error the pass is over: asked again it fails again. Workers that serve it alone end now."""
-        self._error, self._batches = error, iter(())
+        self._error, self._next = error, iter(()).__next__
 
     def __len__(self) -> int:
         return len(self._plan)

@@ -7,6 +7,7 @@ when, is decided elsewhere.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -106,7 +107,7 @@ class Writer:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory for a tensor: in the slot as far as that has room."""
-        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         start, self._used = self._used, self._used + -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         if self._slot is None or not nbytes or self._used > len(memory := self._slots[self._slot]):
             return torch.empty(shape, dtype=dtype)
@@ -221,7 +222,7 @@ class Pool:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory for a tensor; it is used again when the last tensor on it is gone."""
-        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < _POOLED:
             return torch.empty(shape, dtype=dtype)
         with self._lock:

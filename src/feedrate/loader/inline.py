@@ -1,0 +1,53 @@
+"""Loading in the training process itself, between two steps: each batch when it is asked for.
+
+What is done with a ticket is fetch.py; ahead of the training load threads.py and workers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from feedrate.errors import UserError
+from feedrate.loader.fetch import Samples
+from feedrate.loader.order import Plan
+from feedrate.loader.tickets import Tickets
+
+T = TypeVar("T")
+
+
+class Inline:
+    """Turns the tickets of a plan into the batches that `samples` makes of them; stands in for Workers."""
+
+    def __init__(self, samples: Samples, tickets: Tickets) -> None:
+        self._samples, self._tickets = samples, tickets
+
+    def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
+        """Batches with their receipts."""
+        if settings.timeout:
+            iter(DataLoader(self._samples, timeout=settings.timeout))  # which torch refuses without workers
+        self._tickets.begin(plan)
+        made = map(self._samples.make, iter(self._tickets))
+        return map(_pinned, made) if settings.pin_memory and torch.accelerator.is_available() else made
+
+    def watched(self, step: Callable[[], T]) -> T:
+        """What `step` returns; there is no process that could be lost."""
+        return step()
+
+    def lost(self, error: BaseException) -> UserError | None:
+        return None
+
+    def end(self) -> None:
+        """Nothing runs ahead."""
+
+    def kill(self) -> None:
+        """Nothing runs ahead."""
+
+
+def _pinned(made: tuple[Any, Any]) -> tuple[Any, Any]:
+    batch, receipt = made
+    return (batch if receipt.error is not None else pin_memory(batch)), receipt
