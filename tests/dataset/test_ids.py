@@ -96,6 +96,17 @@ def test_what_is_no_ID_has_no_label(key: Any) -> None:
         labels[key]
 
 
+@repeatable
+@given(st.lists(text, max_size=30), st.integers(1, 9))
+def test_IDs_have_equal_hashes_if_and_only_if_they_are_equal(values: list[str], block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ids, "_BLOCK", block)
+        hashes = IDs(values).hashes().tolist()
+    assert len(hashes) == len(values)
+    assert dict(zip(hashes, values, strict=True)) == dict(zip(IDs(values).hashes().tolist(), values, strict=True))
+    assert [hashes.index(h) for h in hashes] == [values.index(v) for v in values]
+
+
 def test_labels_are_numbers_or_vectors_as_training_needs_them() -> None:
     names = IDs(["a", "b"])
     assert isinstance(Labels(names, torch.tensor([4, 5]))["b"], int)

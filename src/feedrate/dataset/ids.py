@@ -17,6 +17,8 @@ from torch import Tensor
 
 from feedrate.errors import UserError
 
+_BLOCK = 1 << 16  # IDs that are hashed at once
+
 
 class IDs(Sequence[str]):
     """A read-only sequence of strings: their UTF-8 bytes end to end, and where each one ends.
@@ -96,10 +98,35 @@ class IDs(Sequence[str]):
         view = self._view
         return [str(view[start:end], "utf-8") for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
+    def table(self, indices: np.ndarray) -> np.ndarray | None:
+        """The UTF-8 of the IDs at `indices`, (n, length) uint8; None where lengths differ, or one holds a zero byte."""
+        ends = self._ends[indices]
+        lengths = ends - np.where(indices > 0, self._ends[indices - 1], 0)
+        if not len(indices) or (lengths != lengths[0]).any():
+            return None
+        found: np.ndarray = self._text[(ends - lengths)[:, None] + np.arange(lengths[0])]
+        return found if found.all() else None
+
     @property
     def nbytes(self) -> int:
         """Bytes held, characters included."""
         return self.text.nbytes + self.ends.nbytes
+
+    def hashes(self) -> np.ndarray:
+        """64 bits of each ID, (N,) uint64: equal for equal ones, and by chance for one pair of others in 2**64."""
+        found = np.empty(len(self), dtype=np.uint64)
+        for first in range(0, len(self), _BLOCK):
+            ends = self._ends[first : first + _BLOCK]
+            begin = int(self._ends[first - 1]) if first else 0
+            starts = np.concatenate([[begin], ends[:-1]])
+            lengths, hashes = ends - starts, found[first : first + _BLOCK]
+            if lengths.min() == lengths.max():  # then they lie as a table does
+                hashes[:] = _hashed(self._text[begin : int(ends[-1])].reshape(len(ends), int(lengths[0])))
+                continue
+            for length in np.unique(lengths).tolist():
+                rows = np.flatnonzero(lengths == length)
+                hashes[rows] = _hashed(self._text[starts[rows, None] + np.arange(length)])
+        return found
 
     def encode(self, indices: np.ndarray) -> bytes:
         """The IDs at `indices` ((n,) int64), each as its length (uint32, little-endian) and its UTF-8 bytes."""
@@ -114,6 +141,20 @@ class IDs(Sequence[str]):
         within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         out[np.repeat(heads + 4, lengths) + within] = self._text[np.repeat(starts, lengths) + within]
         return out.tobytes()
+
+
+def _hashed(text: np.ndarray) -> np.ndarray:
+    """(n, length) uint8 to (n,) uint64, by the steps of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    count, length = text.shape
+    words = np.zeros((count, length // 8 + 1), dtype=np.uint64)
+    words.view(np.uint8)[:, :length] = text
+    found = np.full(count, length, dtype=np.uint64)
+    for word in words.T:
+        found = (found ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        found ^= found >> np.uint64(31)
+    return found
 
 
 def _utf8(value: str) -> bytes:

@@ -362,7 +362,10 @@ def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
         return None
     # hashes, since a set of the names themselves would take far more memory than the catalog; equal ones mean a second,
     # exact look
-    hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
+    if isinstance(names, IDs):
+        hashes = names.hashes()
+    else:
+        hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
     hashes.sort()
     if not (hashes[1:] == hashes[:-1]).any():
         return None
