@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import re
 import struct
 import threading
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from feedrate.dataset import ArrayFiles
+from feedrate.dataset import ArrayFiles, TensorFiles
 from feedrate.dataset.file_layout import learn_npy, learn_pt
 from feedrate.dataset.npy_file import load_array
 from feedrate.dataset.pt_file import load_tensor
@@ -107,13 +109,13 @@ def test_a_batch_of_any_tensors_however_saved_is_what_torch_loads(
     paths = [tmp_path / f"{i}{'x' * length}.pt" for i, length in zip(range(len(forms)), lengths, strict=False)]
     for seed, (path, form) in enumerate(zip(paths, forms, strict=True)):
         save(random_tensor(shape, dtype, seed), path, form)
-    read = reader(verify=verify)
     names = [str(path) for path in paths]
     expected = [content(torch.load(path, weights_only=True)) for path in paths]
-    for _ in range(2):  # files that are new to it, and files whose layout it knows
-        batch = read.read_batch(names, names, fresh)
-        assert [content(X) for X in batch] == expected
-        assert [content(read.read(name, name)) for name in names] == expected
+    for read in (reader(verify=verify), reader(verify=verify, at_once=False)):
+        for _ in range(2):  # files that are new to it, and files whose layout it knows
+            batch = read.read_batch(names, names, fresh)
+            assert [content(X) for X in batch] == expected
+            assert [content(read.read(name, name)) for name in names] == expected
 
 
 def test_samples_of_several_shapes_and_dtypes_come_as_a_list(tmp_path: Path) -> None:
@@ -235,13 +237,15 @@ def load_and_tell(path: str, ID: str) -> Tensor:
     return load_tensor(path, ID)
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[SampleReader, Path, bytes]:
+@pytest.fixture(scope="module", params=[True, False], ids=["at once", "one after another"])
+def pristine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SampleReader, Path, bytes]:
     """A reader that has learned a layout, the folder, and a file of that layout."""
     folder = tmp_path_factory.mktemp("damaged")
     for name in ("aaa", "bbb"):
         torch.save(random_tensor((4, 5), torch.float32, 7), folder / f"{name}.pt")
-    read = SampleReader(load_and_tell, learn_pt)
+    read = SampleReader(load_and_tell, learn_pt, at_once=request.param)
     read.read_batch([str(folder / "aaa.pt")] * 2, ["aaa"] * 2, fresh)
     return read, folder, (folder / "bbb.pt").read_bytes()
 
@@ -278,7 +282,7 @@ def test_a_file_cut_short_anywhere_gives_an_error_that_names_it(pristine: tuple[
 def test_every_byte_changed_gives_an_error_or_what_torch_gives(pristine: tuple[SampleReader, Path, bytes]) -> None:
     read, folder, raw = pristine
     random = np.random.default_rng(0)
-    for place in range(len(raw)):
+    for place in range(0, len(raw), 1 if read._many else 7):
         changed = bytearray(raw)
         changed[place] ^= 1 << int(random.integers(8))
         agrees_with_torch(read, folder / "ccc.pt", bytes(changed))
@@ -400,14 +404,63 @@ def test_a_file_that_is_missing_or_no_file_gives_the_usual_error(tmp_path: Path)
         assert name == caught.value.ID
 
 
-def test_no_file_stays_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_no_file_stays_open(tmp_path: Path, at_once: bool) -> None:
     torch.save(torch.zeros(3), tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(b"")
-    read, before = reader(), len(list(Path("/proc/self/fd").iterdir()))
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    read = reader(at_once=at_once)
     for _ in range(20):
         with pytest.raises(SampleError):
             read.read_batch([str(tmp_path / "a.pt"), str(tmp_path / "b.pt")], ["a", "b"], fresh)
+    assert str(tmp_path) not in "".join(open_files())
+    del read
+    gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def open_files() -> list[str]:
+    """Of this process, those included that a ring of io_uring has open."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found += [str(descriptor.readlink()), (Path("/proc/self/fdinfo") / descriptor.name).read_text()]
+    return found
+
+
+def test_files_of_a_folder_are_read_as_by_their_names_whatever_their_IDs(tmp_path: Path) -> None:
+    """IDs of one length and of several, in ASCII or not, of many files or one; also the ID that would be a path."""
+    for IDs in (
+        [f"{i:03}" for i in range(150)],
+        [f"{i}" for i in range(150)],
+        ["\u00e4\u00f6", "\u00e9a", "a/b"],
+        ["/a", "./a"],
+    ):
+        for number, ID in enumerate(IDs):
+            path = Path(f"{tmp_path}/{ID}.pt")
+            path.parent.mkdir(exist_ok=True)
+            torch.save(torch.full((5,), number), path)
+        data = TensorFiles(IDs, dict.fromkeys(IDs, 0), tmp_path)
+        for _ in range(2):
+            for indices in (np.arange(len(IDs)), np.arange(len(IDs))[::-1].copy(), np.array([len(IDs) - 1])):
+                X, _y = data.load_batch(indices, fresh) or (None, None)
+                expected = [torch.load(data.path(IDs[i]), weights_only=True) for i in indices]
+                assert isinstance(X, Tensor)
+                assert torch.equal(X, torch.stack(expected))
+
+
+def test_an_ID_that_no_path_can_be_is_not_cut_at_its_zero_byte(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "a.pt")
+    torch.save(torch.zeros(3), tmp_path / "a")
+    data = TensorFiles(["a", "b"], {"a": 0, "b": 0}, tmp_path)
+    assert data.load_batch(np.array([0]), fresh) is not None
+    names = [str(tmp_path / "a.pt"), f"{tmp_path}/a\0xt"]
+    for read in (reader(), reader(at_once=False)):
+        for _ in range(2):
+            read.read(names[0], "a")
+            with pytest.raises((SampleError, ValueError)):
+                read.read_batch(names, ["a", "a\0xt"], fresh)
 
 
 # ---------------------------------------------------------------------------------------------------------

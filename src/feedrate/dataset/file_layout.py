@@ -74,17 +74,30 @@ class Recogniser:
     """
 
     def __init__(self, layout: Layout) -> None:
-        self._frame, self._mask, self._names = layout.frame, layout.mask, layout.names
-        self._digits = layout.digits
+        size = len(layout.frame)
+        # compared in words of eight bytes; one byte at least is left over, for what follows the end of a file
+        self.width = (size // 8 + 1) * 8
+        frame, mask = np.zeros(self.width, np.uint8), np.zeros(self.width, np.uint8)
+        frame[:size], mask[:size] = layout.frame & layout.mask, layout.mask
+        self._frame, self._mask = frame.view(np.uint64), mask.view(np.uint64)
+        self._names, self._digits = layout.names, layout.digits
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """For each row of (n, len(head) + len(tail)) uint8 whether it belongs to such a file: (n,) bool."""
-        good: np.ndarray = ~((frames ^ self._frame) & self._mask).any(axis=1)
+        """For each row whether it belongs to such a file, (n,) bool.
+
+        Args:
+            frames: (n, width) uint8, head and tail end to end, and then whatever.
+        """
+        good: np.ndarray = ((frames.view(np.uint64) & self._mask) == self._frame).all(axis=1)
         good &= (frames[:, self._digits] - 48 < 10).all(axis=1)  # unsigned: what is below '0' becomes large
         if len(self._names):
             names = frames[:, self._names]  # (n, k, length)
             good &= (names == names[:, :1]).all(axis=(1, 2)) & _NAME_BYTES[names[:, 0]].all(axis=1)
         return good
+
+    def alone(self, frame: np.ndarray) -> bool:
+        """The same for one file, (size,) uint8."""
+        return bool(self(np.concatenate([frame, np.zeros(self.width - len(frame), np.uint8)])[None])[0])
 
 
 def learn_pt(raw: bytes) -> Layout | None:
@@ -209,7 +222,7 @@ def _confirmed(raw: bytes, layout: Layout) -> bool:
     value = _load(altered)
     if value is None or tuple(value.shape) != layout.shape or value.dtype != layout.dtype:
         return False
-    return _memory(value) == payload and bool(Recogniser(layout)(frame[None])[0])
+    return _memory(value) == payload and Recogniser(layout).alone(frame)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 from feedrate.dataset.file_layout import MAX_BYTES, Layout, Recogniser
+from feedrate.dataset.paths import Paths, c_strings
+from feedrate.dataset.shard import memory_of
+from feedrate.dataset.uring import Unavailable, Uring, address
 from feedrate.errors import SampleError
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
@@ -33,14 +36,19 @@ class SampleReader:
         load: `(path, ID) -> Tensor`, for files whose layout is unknown; raises SampleError.
         learn: the layout of a file from its bytes, None where it has none that can be used.
         verify: compare each payload with the CRC-32 that its file carries, where it carries one.
+        at_once: read many files with one system call where the system has that.
 
     Safe to use from several threads; a copy in another process learns anew.
     """
 
     def __init__(
-        self, load: Callable[[str, str], Tensor], learn: Callable[[bytes], Layout | None], verify: bool = False
+        self,
+        load: Callable[[str, str], Tensor],
+        learn: Callable[[bytes], Layout | None],
+        verify: bool = False,
+        at_once: bool = True,
     ) -> None:
-        self._load, self._learn, self._verify = load, learn, verify
+        self._load, self._learn, self._verify, self._many = load, learn, verify, at_once
         self._forget()
 
     def _forget(self) -> None:
@@ -51,7 +59,7 @@ class SampleReader:
         self._scratch = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_load": self._load, "_learn": self._learn, "_verify": self._verify}
+        return {name: self.__dict__[name] for name in ("_load", "_learn", "_verify", "_many")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -63,7 +71,7 @@ class SampleReader:
         Raises:
             SampleError: the file is missing, damaged, or holds no single tensor.
         """
-        if self._expected(path) is None:  # of unknown layout, which may be one that keeps strides
+        if self._expected(path, _length(path)) is None:  # of unknown layout, which may be one that keeps strides
             return self._one(path, ID)
         return self.read_batch([path], [ID], fresh)[0]
 
@@ -73,29 +81,44 @@ class SampleReader:
         Raises:
             SampleError: as `read`, for the first of them that cannot be read.
         """
-        known = [self._expected(path) for path in paths]
-        form = next((k.layout for k in known if k is not None), None)
-        if form is None:
+        groups = self._groups(paths)
+        if not groups:
             return self._stacked({row: self._one(paths[row], IDs[row]) for row in range(len(paths))}, None, empty)
+        form = next(iter(groups)).layout
         out = empty((len(paths), *form.shape), form.dtype)
-        rows = memoryview(out.view(-1).view(torch.uint8).numpy().data)
-        rest = set(range(len(paths)))
-        for same in {id(k): k for k in known if k is not None and k.layout.same_form(form)}.values():
-            picked = [row for row, k in enumerate(known) if k is same]
-            good = self._scatter(same, paths, picked, rows)
-            rest -= set(picked) if good.all() else {row for row, found in zip(picked, good, strict=True) if found}
-        if not rest:
+        good = np.zeros(len(paths), dtype=bool)
+        for known, rows in groups.items():
+            if known.layout.same_form(form):
+                some = paths if len(rows) == len(paths) else [paths[row] for row in rows.tolist()]
+                good[rows] = self._scatter(known, some, rows, out)
+        if good.all():
             return out
-        single = {row: self._one(paths[row], IDs[row]) for row in sorted(rest)}
+        single = {row: self._one(paths[row], IDs[row]) for row in np.flatnonzero(~good).tolist()}
         return self._stacked(single, None if len(single) == len(paths) else out, empty)
 
     # -----------------------------------------------------------------------------------------------------
     # files of a known layout
     # -----------------------------------------------------------------------------------------------------
 
-    def _expected(self, path: str) -> _Known | None:
+    def _groups(self, paths: Sequence[str]) -> dict[_Known, np.ndarray]:
+        """The rows of the files that most likely have a layout, for each that comes into question."""
+        if isinstance(paths, Paths) and paths.length is not None:
+            lengths = [paths.length] * len(paths)
+        else:
+            lengths = list(map(_length, paths))
+        if lengths and lengths.count(lengths[0]) == len(lengths):
+            sizes = self._by_name.get(lengths[0], {})
+            if len(sizes) < 2:
+                return {known: np.arange(len(paths)) for known in sizes.values()}
+        groups: dict[_Known, list[int]] = {}
+        for row, (path, length) in enumerate(zip(paths, lengths, strict=True)):
+            if (known := self._expected(path, length)) is not None:
+                groups.setdefault(known, []).append(row)
+        return {known: np.array(rows) for known, rows in groups.items()}
+
+    def _expected(self, path: str, length: int) -> _Known | None:
         """The layout that a file most likely has."""
-        sizes = self._by_name.get(len(path))
+        sizes = self._by_name.get(length)
         if sizes is None:
             return None
         if len(sizes) == 1:
@@ -105,47 +128,87 @@ class SampleReader:
         except OSError:
             return None
 
-    def _scatter(self, known: _Known, paths: Sequence[str], picked: Sequence[int], rows: memoryview) -> np.ndarray:
-        """Reads files into their rows; for each of `picked` whether its file was of this layout: (n,) bool."""
-        n, total = known.layout.nbytes, known.size
-        frames, heads, tails = self._frames(known, len(picked))
-        complete = np.ones(len(picked), dtype=bool)
-        for at, row in enumerate(picked):
-            try:
-                file = os.open(paths[row], _FLAGS)
-                try:
-                    # the spare byte of a tail stays unread unless the file is longer than it should be
-                    got = os.preadv(file, (heads[at], rows[row * n : row * n + n], tails[at]), 0)
-                finally:
-                    os.close(file)
-            except OSError:  # what is wrong is said by `load`
-                got = -1
-            if got != total:
-                complete[at] = False
-        frames = frames[: len(picked), :-1]
-        good: np.ndarray = known.recognised(frames) & complete
-        crc = known.layout.crc
+    def _scatter(self, known: _Known, paths: Sequence[str], rows: np.ndarray, out: Tensor) -> np.ndarray:
+        """Reads files into rows of `out`; for each whether it was of this layout: (n,) bool."""
+        room = self._room(known, len(paths))
+        whole = self._at_once(known, paths, rows, out, room)
+        if whole is None:
+            whole = self._one_after_another(known, paths, rows, out, room)
+        frames = room.frames[: len(paths)]
+        good: np.ndarray = known.recognised(frames) & whole
+        crc, n = known.layout.crc, known.nbytes
         if self._verify and crc is not None:
             stated = frames[:, crc : crc + 4].copy().view("<u4")[:, 0]
+            content = memory_of(out)
             good &= [
-                c in (0, zlib.crc32(rows[row * n : row * n + n]))
-                for row, c in zip(picked, stated.tolist(), strict=True)
+                c in (0, zlib.crc32(content[row * n : row * n + n]))
+                for row, c in zip(rows.tolist(), stated.tolist(), strict=True)
             ]
         return good
 
-    def _frames(self, known: _Known, count: int) -> tuple[np.ndarray, list[memoryview], list[memoryview]]:
-        """Memory of this thread for heads and tails, (count, size + 1) uint8 and its parts; used again and again."""
-        kept: dict[Any, Any] = self._scratch.__dict__
-        found = kept.get(id(known))
-        if found is None or len(found[0]) < count:
+    def _at_once(
+        self, known: _Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
+    ) -> np.ndarray | None:
+        """Reads files with a system call for many; whether each was as long as expected, None where that cannot be."""
+        ring, names = self._ring(), c_strings(paths)
+        if ring is None or names is None:
+            return None
+        held, places = names
+        pieces = room.pieces[: len(paths)]
+        pieces[:, 1, 0] = rows.astype(np.uint64) * known.nbytes + out.data_ptr()
+        try:
+            return ring.read(places, pieces, known.size, (held, out, room))
+        except OSError:
+            self._scratch.ring = None
+            return None
+        except BaseException:  # a signal's: the system may still write to that memory
+            self._scratch.__dict__.clear()
+            raise
+
+    def _ring(self) -> Uring | None:
+        """This thread's, None where there is none."""
+        if not self._many:
+            return None
+        try:
+            ring: Uring | None = self._scratch.ring
+            if ring is None or ring.usable():
+                return ring
+        except AttributeError:
+            pass
+        try:
+            self._scratch.ring = ring = Uring()
+        except Unavailable:
+            self._scratch.ring = ring = None
+        return ring
+
+    @staticmethod
+    def _one_after_another(
+        known: _Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
+    ) -> np.ndarray:
+        """Reads files; whether each was as long as expected."""
+        n, content, whole = known.nbytes, memory_of(out), np.zeros(len(paths), dtype=bool)
+        for at, (path, row) in enumerate(zip(paths, (rows * n).tolist(), strict=True)):
+            try:
+                file = os.open(path, _FLAGS)
+                try:
+                    # the spare byte of a tail stays unread unless the file is longer than it should be
+                    got = os.preadv(file, (room.heads[at], content[row : row + n], room.tails[at]), 0)
+                    whole[at] = got == known.size
+                finally:
+                    os.close(file)
+            except OSError:  # what is wrong is said by `load`
+                continue
+        return whole
+
+    def _room(self, known: _Known, count: int) -> _Room:
+        """Memory of this thread for so many files at least; used again and again."""
+        kept: dict[_Known, _Room] = self._scratch.__dict__.setdefault("rooms", {})
+        found = kept.get(known)
+        if found is None or len(found.frames) < count:
             if len(kept) > 64:
                 kept.clear()
-            first = len(known.layout.head)
-            frames = np.empty((count, first + len(known.layout.tail) + 1), dtype=np.uint8)
-            views = [memoryview(frame.data) for frame in frames]
-            found = kept[id(known)] = frames, [v[:first] for v in views], [v[first:] for v in views]
-        frames, heads, tails = found
-        return frames, heads, tails
+            found = kept[known] = _Room(known, count)
+        return found
 
     # -----------------------------------------------------------------------------------------------------
     # all others
@@ -200,7 +263,7 @@ class SampleReader:
             found = _Known(layout)
             alike.append(found)
             self._layouts += 1
-        self._by_name.setdefault(len(path), {})[len(raw)] = found
+        self._by_name.setdefault(_length(path), {})[len(raw)] = found
         return found
 
 
@@ -209,13 +272,14 @@ class _Known:
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.recognised = layout, Recogniser(layout)
-        self.size = len(layout.head) + layout.nbytes + len(layout.tail)
+        self.nbytes = layout.nbytes
+        self.size = len(layout.head) + self.nbytes + len(layout.tail)
 
     def matches(self, raw: np.ndarray) -> bool:
         """Whether a whole file, (size,) uint8, is built like this."""
         first = len(self.layout.head)
-        frame = np.concatenate([raw[:first], raw[first + self.layout.nbytes :]])
-        return bool(self.recognised(frame[None])[0])
+        frame = np.concatenate([raw[:first], raw[first + self.nbytes :]])
+        return self.recognised.alone(frame)
 
     def tensor(self, raw: bytearray) -> Tensor:
         """The tensor in a whole file of this layout."""
@@ -231,6 +295,26 @@ class _Known:
         place = self.layout.crc + (n if self.layout.crc >= first else 0)
         stated = int.from_bytes(raw[place : place + 4], "little")
         return stated not in (0, zlib.crc32(raw[first : first + n]))
+
+
+class _Room:
+    """Memory for the heads and tails of files of one layout.
+
+    Attributes:
+        frames: (count, width) uint8, a head, a tail and a spare byte in each.
+        heads, tails: the parts of each.
+        pieces: (count, 3, 2) uint64, address and length of head, payload and tail; where payloads go is put in later.
+    """
+
+    def __init__(self, known: _Known, count: int) -> None:
+        first, last = len(known.layout.head), len(known.layout.head) + len(known.layout.tail) + 1
+        self.frames = np.zeros((count, known.recognised.width), dtype=np.uint8)
+        views = [memoryview(frame.data) for frame in self.frames]
+        self.heads, self.tails = [v[:first] for v in views], [v[first:last] for v in views]
+        self.pieces = np.zeros((count, 3, 2), dtype=np.uint64)
+        self.pieces[:, 0, 0] = address(self.frames) + np.arange(count, dtype=np.uint64) * self.frames.shape[1]
+        self.pieces[:, 2, 0] = self.pieces[:, 0, 0] + np.uint64(first)
+        self.pieces[:, :, 1] = first, known.nbytes, last - first
 
 
 def check_crc(path: str, ID: str) -> None:
@@ -251,6 +335,10 @@ def check_crc(path: str, ID: str) -> None:
         raise SampleError(
             f"sample {ID!r} ({path}): {text}; restore it, or take the ID out of the partition", ID=ID, path=path
         ) from None
+
+
+def _length(path: str) -> int:
+    return len(os.fsencode(path))
 
 
 def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,8 @@ from torch.utils.data import Dataset, default_collate
 from feedrate.config import resolve_path
 from feedrate.dataset.file_layout import learn_pt
 from feedrate.dataset.ids import IDs, Labels
+from feedrate.dataset.part import PickedIDs
+from feedrate.dataset.paths import Paths
 from feedrate.dataset.pt_file import load_tensor
 from feedrate.dataset.sample_reader import Empty, SampleReader
 from feedrate.dataset.shard_cache import open_cache
@@ -98,14 +100,16 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         if not isinstance(X, Tensor):
             return None
         if isinstance(self.labels, Tensor):
-            return X, self.labels[torch.from_numpy(indices)]
+            return X, self.labels.index_select(0, torch.from_numpy(indices))
         return X, default_collate([self.labels[i] for i in indices.tolist()])
 
     def _load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | list[Tensor] | None:
         if self._cache is not None and self._cache.has(indices):
             return self._cache.gather(indices, empty)
-        IDs = self.list_IDs.at(indices)
-        paths = [self.path(ID) for ID in IDs]
+        IDs = PickedIDs(self.list_IDs, indices)  # type: ignore[arg-type]  # looked up when one is asked for
+        paths: Sequence[str] = Paths(self.root, self.list_IDs, indices, self.suffix)
+        if type(self).path is not TensorFiles.path:
+            paths = [self.path(ID) for ID in IDs]
         if self._cache is not None:
             return self._cache.read_batch(indices, paths, IDs, self._reader.read_batch, empty)
         return self._reader.read_batch(paths, IDs, empty)
