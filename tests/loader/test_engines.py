@@ -178,11 +178,12 @@ class Hanging(Numbers):
         return super().__getitem__(index)
 
 
-def test_closing_at_once_does_not_wait_for_a_thread_that_hangs() -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_closing_does_not_wait_for_a_thread_that_hangs(at_once: bool) -> None:
     data = Hanging()
     made = loader(data, engine="thread", shuffle=False)
     next(iter(made))
-    made.close(at_once=True)
+    made.close(at_once)
     assert any(thread.is_alive() for thread in _RUNNING)
     data.go.set()  # and then it ends, as the fixture sees
 

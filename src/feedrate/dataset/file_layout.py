@@ -88,11 +88,13 @@ class Recogniser:
         Args:
             frames: (n, width) uint8, head and tail end to end, and then whatever.
         """
-        good: np.ndarray = ((frames.view(np.uint64) & self._mask) == self._frame).all(axis=1)
-        good &= (frames[:, self._digits] - 48 < 10).all(axis=1)  # unsigned: what is below '0' becomes large
-        if len(self._names):
-            names = frames[:, self._names]  # (n, k, length)
-            good &= (names == names[:, :1]).all(axis=(1, 2)) & _NAME_BYTES[names[:, 0]].all(axis=1)
+        same = (frames.view(np.uint64) & self._mask) == self._frame
+        digits = frames[:, self._digits] - 48 < 10  # unsigned: what is below '0' becomes large
+        names = frames[:, self._names]  # (n, k, length)
+        alike, plain = names == names[:, :1], _NAME_BYTES[names[:, :1]]
+        if same.all() and digits.all() and alike.all() and plain.all():  # as nearly always, and in half the time
+            return np.ones(len(frames), dtype=bool)
+        good: np.ndarray = same.all(axis=1) & digits.all(axis=1) & alike.all(axis=(1, 2)) & plain.all(axis=(1, 2))
         return good
 
     def alone(self, frame: np.ndarray) -> bool:

@@ -51,6 +51,7 @@ class IDs(Sequence[str]):
     def _open(self) -> None:
         self._text, self._ends = self.text.numpy(), self.ends.numpy()
         self._view = memoryview(self._text.data)
+        self._rows: np.ndarray | None = None  # (N, length) of all where lengths are alike, (0,) where they are not
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's multiprocessing pickles a tensor by moving it to shared memory, which would pull the memory away under
@@ -100,11 +101,18 @@ class IDs(Sequence[str]):
 
     def table(self, indices: np.ndarray) -> np.ndarray | None:
         """The UTF-8 of the IDs at `indices`, (n, length) uint8; None where lengths differ, or one holds a zero byte."""
-        ends = self._ends[indices]
-        lengths = ends - np.where(indices > 0, self._ends[indices - 1], 0)
-        if not len(indices) or (lengths != lengths[0]).any():
-            return None
-        found: np.ndarray = self._text[(ends - lengths)[:, None] + np.arange(lengths[0])]
+        if self._rows is None:
+            length = int(self._ends[0]) if len(self) else 0
+            alike = length and np.array_equal(self._ends, np.arange(1, len(self) + 1) * length)
+            self._rows = self._text.reshape(-1, length) if alike else self._text[:0]
+        if self._rows.ndim == 2:
+            found: np.ndarray = self._rows[indices]
+        else:
+            ends = self._ends[indices]
+            lengths = ends - np.where(indices > 0, self._ends[indices - 1], 0)
+            if not len(indices) or (lengths != lengths[0]).any():
+                return None
+            found = self._text[(ends - lengths)[:, None] + np.arange(lengths[0])]
         return found if found.all() else None
 
     @property

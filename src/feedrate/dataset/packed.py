@@ -163,7 +163,7 @@ class Packed(Dataset[tuple[Any, Any]]):
             shard.check(row, into)
 
     def _labels(self, indices: np.ndarray) -> Any:
-        picked = self.labels[torch.from_numpy(indices)]
+        picked = self.labels.index_select(0, torch.from_numpy(indices))
         if self._y.kind == "numpy":  # collating takes their numbers, not their type
             return default_collate([self._y.restored(y) for y in picked])
         return picked

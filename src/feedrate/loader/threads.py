@@ -28,6 +28,7 @@ from feedrate.loader.tickets import Receipt, Ticket, Tickets
 
 T = TypeVar("T")
 PATIENCE_S = 5.0  # for a sample that is being loaded when Python ends; as torch waits for a worker
+CLOSE_S = 0.5  # for one that is being loaded when the loader is closed, which nobody wants any more
 _RUNNING: weakref.WeakSet[_Thread] = weakref.WeakSet()
 
 
@@ -67,8 +68,8 @@ class Threads:
         return None
 
     def end(self) -> None:
-        """Ends the threads, each after the sample, or the whole batch, that it is loading."""
-        self._stop(PATIENCE_S)
+        """Ends the threads, each after the sample or whole batch that it is loading; hardly waits for that."""
+        self._stop(CLOSE_S)
 
     def kill(self) -> None:
         """Tells them to end, and does not wait; what they still load is thrown away."""
