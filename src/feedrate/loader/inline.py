@@ -38,6 +38,10 @@ class Inline:
         """What `step` returns; there is no process that could be lost."""
         return step()
 
+    def tasks(self) -> list[tuple[int, int]]:
+        """None beside the training's own thread."""
+        return []
+
     def lost(self, error: BaseException) -> UserError | None:
         return None
 
