@@ -16,7 +16,9 @@ METRICS = {
     "train/loss", "train/accuracy", "train/learning_rate", "validation/loss", "validation/accuracy",
     "loader/samples_per_s", "loader/mb_per_s", "loader/wait_pct", "loader/wait_ms_p50", "loader/wait_ms_p95",
     "loader/wait_ms_p99", "loader/first_batch_s", "loader/load_ms_p50", "loader/load_ms_p95",
-    "loader/worker_busy_pct", "loader/transfer_ms_p50", "compute/step_ms_p50",
+    "loader/worker_busy_pct", "loader/transfer_ms_p50", "compute/step_ms_p50", "loader/ready_batches",
+    "loader/ceiling_samples_per_s", "compute/ceiling_samples_per_s", "loader/efficiency_pct", "loader/fetch_pct",
+    "loader/decode_pct", "loader/transform_pct", "loader/collate_pct", "loader/handover_pct",
 }  # fmt: skip
 
 
@@ -49,6 +51,33 @@ def tracked(tmp_path_factory, digits):
     experiment = client.get_experiment_by_name("feedrate")
     found = {r.info.run_id: r for r in client.search_runs([experiment.experiment_id])}
     return SimpleNamespace(folder=folder, runs=runs, client=client, found=found)
+
+
+def test_terminal_MLflow_and_summary_give_the_same_verdict_with_the_same_figures(tracked):
+    summary = json.loads((tracked.folder / "good/summary.json").read_text())
+    verdict, run = summary["verdict"], tracked.found[summary["run_id"]]
+    text = run.data.tags["feedrate.verdict_text"]
+    assert verdict["kind"] == run.data.tags["feedrate.verdict"]
+    assert text.startswith(f"{verdict['kind']}: {verdict['reason']}")
+    assert text in tracked.runs["good"].stdout
+    assert text in run.data.tags["mlflow.note.content"]
+    assert set(verdict["figures"]) == {
+        "samples_per_s", "wait_pct", "loader_ceiling_samples_per_s", "compute_ceiling_samples_per_s", "efficiency_pct"
+    }  # fmt: skip
+    for name, value in verdict["figures"].items():
+        assert run.data.metrics[f"verdict/{name}"] == pytest.approx(value, rel=1e-5)
+    first = verdict["remedies"][0]["override"] if verdict["remedies"] else "none"
+    assert run.data.tags["feedrate.remedy"] == first
+
+
+def test_a_finished_run_has_its_timeline_beside_it_and_as_an_artifact(tracked):
+    summary = json.loads((tracked.folder / "good/summary.json").read_text())
+    beside = json.loads((tracked.folder / "good/timeline.json").read_text())
+    kept = {item.path for item in tracked.client.list_artifacts(summary["run_id"])}
+    plots = {item.path for item in tracked.client.list_artifacts(summary["run_id"], "plots")}
+    assert "timeline.json" in kept
+    assert plots >= {"plots/timeline.png", "plots/waits.png"}
+    assert {event["name"] for event in beside["traceEvents"]} >= {"load", "step"}
 
 
 def test_a_finished_run_has_every_metric_at_every_epoch(tracked):
