@@ -92,6 +92,14 @@ def test_a_transform_of_tensor_files_is_a_part_of_its_own(tmp_path: Path) -> Non
     assert spent[STAGES.index("fetch")] > 0
 
 
+def test_a_file_that_only_torch_load_understands_is_decoded(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        torch.save((torch.zeros(3), 1), tmp_path / f"{name}.pt")
+    data = TensorFiles(list("abcdefgh"), dict.fromkeys("abcdefgh", 0), tmp_path)
+    (receipt,) = receipts(loader_of(data, "inline", 0))
+    assert receipt.load.stages_ns[STAGES.index("decode")] > 0.5 * receipt.load.ns
+
+
 def _slowly(X: torch.Tensor) -> torch.Tensor:
     time.sleep(0.003)
     return X

@@ -22,6 +22,7 @@ from feedrate.dataset.paths import Paths, c_strings
 from feedrate.dataset.shard import memory_of
 from feedrate.dataset.uring import Unavailable, Uring, address
 from feedrate.errors import SampleError
+from feedrate.timing.stages import stage
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 LAYOUTS = 4096  # kept at most, a few kilobytes each: as many shapes of a data set of various lengths
@@ -217,10 +218,11 @@ class SampleReader:
     def _one(self, path: str, ID: str) -> Tensor:
         """A file that is not of the layout expected: of another one that is known or can be learned, or of none."""
         raw = self._whole(path)
-        known = self._recognise(path, raw) if raw is not None else None
-        if raw is not None and known is not None and not (self._verify and known.differs_from_crc(raw)):
-            return known.tensor(raw)
-        X = self._load(path, ID)
+        with stage("decode"):
+            known = self._recognise(path, raw) if raw is not None else None
+            if raw is not None and known is not None and not (self._verify and known.differs_from_crc(raw)):
+                return known.tensor(raw)
+            X = self._load(path, ID)
         if self._verify:
             check_crc(path, ID)
         return X
