@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 # its threads must not spin on the cores that load; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if hasattr(signal, "SIGHUP"):  # which nohup has set aside, for the programs that tests start, too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).parent))  # the tests' own classes, importable by workers too
 
 import pytest

@@ -198,7 +198,7 @@ def test_metrics_are_charts_grouped_by_prefix(browser: Browser, tracker: Tracker
 
 
 def test_system_metrics_have_a_tab_of_their_own(browser: Browser, tracker: Tracker, page: str) -> None:
-    browser.open(_tab(tracker, "system-metrics"), "cpu_utilization_percenta", "system_memory_usage")
+    browser.open(_tab(tracker, "system-metrics"), "cpu_utilization_percenta", "process_cpu_cores")
 
 
 def test_pictures_and_the_configuration_are_shown_in_place(browser: Browser, tracker: Tracker, page: str) -> None:
