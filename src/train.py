@@ -163,8 +163,9 @@ def train(cfg: DictConfig) -> float:
         ended = True  # a signal from now on means only that nobody waits until the record is sent
         tracker.end("FINISHED")
         record.record_run_id(run, tracker.run_id)
-        log.info("%s", record.closing_line(result, summary["seconds"]))
-        if verdict := trainer.account.verdict():
+        verdict = trainer.account.verdict()
+        log.info("%s", record.closing_line(result, summary["seconds"], verdict))
+        if verdict is not None:
             log.info("%s", verdict)
         log.info("run folder  %s", folder.path)
         if tracker.url:

@@ -15,7 +15,7 @@ from feedrate.timing.stages import STAGES
 INPUT_BOUND_PCT = 10.0  # of the steady time waited: above it a run is input-bound
 COMPUTE_BOUND_PCT = 2.0  # below it, and with a loader that could make MARGIN times what the step takes, compute-bound
 FEW_STEPS = 20  # with fewer steady steps nothing is advised
-_FIGURES = {
+FIGURES = {  # of a verdict -> the metric of an epoch that means the same
     "samples_per_s": "loader/samples_per_s",
     "wait_pct": "loader/wait_pct",
     "loader_ceiling_samples_per_s": "loader/ceiling_samples_per_s",
@@ -64,7 +64,7 @@ def judge(times: EpochTimes, setup: Setup) -> Verdict:
         kind = "compute-bound"
     else:
         kind = "balanced"
-    kept = {name: figures[metric] for name, metric in _FIGURES.items() if metric in figures}
+    kept = {name: figures[metric] for name, metric in FIGURES.items() if metric in figures}
     said = [f"training waited {_percent(wait_pct)} of {_seconds(elapsed_s)}."]
     if loader is None:
         said.append(f"It made {_rate(achieved)}, the step can take {_rate(compute)}.")

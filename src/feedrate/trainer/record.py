@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from feedrate.dataset import Data
 from feedrate.timing import points
 from feedrate.timing.trace import rows_of, trace
-from feedrate.timing.verdict import Verdict
+from feedrate.timing.verdict import FIGURES, Verdict
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.note import run_note
 from feedrate.trainer.loop import Trainer
@@ -129,8 +129,9 @@ def record_end(
     if verdict is not None:
         record_verdict(tracker, verdict)
         tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
+    whole = {FIGURES[name]: value for name, value in verdict.figures.items()} if verdict else {}
     note = run_note(
-        result.metrics,
+        {**result.metrics, **whole},  # what the verdict rests on, instead of the last epoch's alone
         command=run.command,
         epochs=len(result.history),
         seconds=seconds,
@@ -172,18 +173,12 @@ def record_verdict(tracker: Tracker, verdict: Verdict) -> None:
     tracker.tags({"feedrate.verdict": verdict.kind, "feedrate.verdict_text": str(verdict), "feedrate.remedy": remedy})
 
 
-def closing_line(result: Result, seconds: float) -> str:
+def closing_line(result: Result, seconds: float, verdict: Verdict | None) -> str:
     """The result in one line for the terminal."""
     name = next((n for n in ("validation/accuracy", "validation/mae") if n in result.best), "validation/loss")
-    rates = [epoch for epoch in result.history if "loader/samples_per_s" in epoch]
     which = f"the best epoch ({result.best_epoch + 1}, that of the lowest validation loss)"
     text = f"{name} {result.best[name]:.4f} in {which}  {seconds:.1f} s"
-    if rates:
-        last = rates[-1]
-        text += (
-            f"  {last['loader/samples_per_s']:,.0f} samples/s  waited {last['loader/wait_pct']:.0f} % of the last epoch"
-        )
-    return text
+    return text if verdict is None else f"{text}  {verdict.figures['samples_per_s']:,.0f} samples/s"
 
 
 def record_failure(run: Run, run_id: str | None, status: str, error: str) -> None:
