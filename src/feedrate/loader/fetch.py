@@ -1,12 +1,12 @@
 """What happens where a batch is made: in a worker, or in the main process without workers.
 
-Names each sample before it is loaded, so that its random numbers are its own, and turns errors into values.
+Names each sample before it is loaded, so that its random numbers are its own, and turns errors into values; what these
+say is blame.py's affair.
 """
 
 from __future__ import annotations
 
 import io
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.look import one_line
 from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_seeds, seed_globals
 from feedrate.dataset.sample_reader import Empty
-from feedrate.errors import SampleError, UserError
+from feedrate.errors import SampleError
 from feedrate.loader.alike import odd_one_out
 from feedrate.loader.at_once import getitems_of, load_batch_of, stacked
+from feedrate.loader.blame import Blame
 from feedrate.loader.digest import leaves
 from feedrate.loader.slots import Pool, Ring, Writer
 from feedrate.loader.tickets import Receipt, Ticket
@@ -59,6 +59,7 @@ class Samples(Dataset[Any]):
         self.collate, self.batched = collate, batched
         self._at_once = load_batch_of(dataset) if batched and collate is default_collate else None
         self._getitems = getitems_of(dataset) if batched else None
+        self._blame = Blame(dataset, list_IDs, collate, whole=self._at_once is not None)
         self._ring: Ring | None = None
         self._writer: Writer | None = None  # of a worker's own
         self._pool = Pool()
@@ -70,7 +71,7 @@ class Samples(Dataset[Any]):
     @property
     def name(self) -> str:
         """Of the user's class."""
-        return type(_innermost(self.dataset)).__name__
+        return self._blame.name
 
     @property
     def whole(self) -> bool:
@@ -161,7 +162,7 @@ class Samples(Dataset[Any]):
             try:
                 batch = self._at_once(ticket.indices, empty)
             except (Exception, SystemExit) as error:
-                raise _Failed(self._describe_batch(ticket, error)) from None
+                raise _Failed(self._blame.batch(ticket, error)) from None
             if batch is not None:
                 return batch
         # the main process's own random numbers are for training: loading must leave them as they were
@@ -181,9 +182,7 @@ class Samples(Dataset[Any]):
             error.__cause__ = error.__context__ = None
             raise _Failed(error) from None
         except (Exception, SystemExit) as error:
-            IDs = self._named(ticket)
-            text = f"batch of {IDs}: collating failed with {one_line(error)}; {_remedy(self.collate)}"
-            raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
+            raise _Failed(self._blame.collating(ticket, error)) from None
 
     def _collated(self, samples: list[Any], ticket: Ticket, empty: Empty) -> Any:
         if not self.batched:
@@ -191,9 +190,9 @@ class Samples(Dataset[Any]):
         if self.collate is not default_collate:
             return self.collate(samples)
         if any(sample is None for sample in samples):
-            raise self._nothing(ticket, samples)
+            raise self._blame.nothing(ticket, samples)
         if odd := odd_one_out(samples):
-            raise self._mixed(ticket, *odd)
+            raise self._blame.mixed(ticket, *odd)
         with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
             return stacked(samples, empty)
 
@@ -204,13 +203,15 @@ class Samples(Dataset[Any]):
             seeds.begin()
         for index, ID in zip(ticket.indices.tolist(), self._IDs(ticket), strict=True):
             if given_up():
-                raise _Failed(SampleError(f"batch of {self._named(ticket)}: given up, since the loader was closed"))
+                raise _Failed(
+                    SampleError(f"batch of {self._blame.named(ticket)}: given up, since the loader was closed")
+                )
             key = self._key(ticket.epoch, index, ID)
             try:
                 samples.append(self._one(index, key, seeds))
             # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
             except (Exception, SystemExit) as error:
-                raise _Failed(self._describe(ID, error)) from None
+                raise _Failed(self._blame.sample(ID, error)) from None
             now = clock_ns()
             times.append(now - mark)
             mark = now
@@ -239,24 +240,22 @@ class Samples(Dataset[Any]):
     def _together(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> list[Any]:
         indices: list[int] = ticket.indices.tolist()
         try:
-            self._name([self._key(ticket.epoch, index, self._ID(index)) for index in indices])
+            self._name([self._key(ticket.epoch, index, self._blame.ID(index)) for index in indices])
             samples = list(getitems(indices))
         except (Exception, SystemExit) as error:
-            raise _Failed(self._culprit(ticket, getitems) or self._describe_batch(ticket, error)) from None
+            raise _Failed(self._culprit(ticket, getitems) or self._blame.batch(ticket, error)) from None
         if len(samples) != len(indices):
-            name = f"{self.name}.__getitems__"
-            text = f"batch of {self._named(ticket)}: {name} returned {len(samples)} samples for {len(indices)} indices"
-            raise _Failed(SampleError(f"{text}; return one for each, in their order"))
+            raise _Failed(self._blame.count(ticket, len(samples)))
         return samples
 
     def _culprit(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> SampleError | None:
         """The error of the first sample that fails alone, too."""
         for index in ticket.indices.tolist():
             try:
-                self._name([self._key(ticket.epoch, index, self._ID(index))])
+                self._name([self._key(ticket.epoch, index, self._blame.ID(index))])
                 getitems([index])
             except (Exception, SystemExit) as error:
-                return self._describe(self._ID(index), error, "__getitems__")
+                return self._blame.sample(self._blame.ID(index), error, "__getitems__")
         return None
 
     def _name(self, keys: list[bytes]) -> None:
@@ -264,13 +263,10 @@ class Samples(Dataset[Any]):
         if not self._in_threads:
             seed_globals(keys[0])
 
-    def _ID(self, index: int) -> str:
-        return str(index) if self.list_IDs is None else self.list_IDs[index]
-
     def _IDs(self, ticket: Ticket) -> list[str]:
         if isinstance(self.list_IDs, IDs):
             return self.list_IDs.at(ticket.indices)
-        return [self._ID(index) for index in ticket.indices.tolist()]
+        return [self._blame.ID(index) for index in ticket.indices.tolist()]
 
     def _key(self, epoch: int, index: int, ID: str) -> bytes:
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
@@ -280,49 +276,7 @@ class Samples(Dataset[Any]):
         try:
             _Probe(io.BytesIO()).dump(batch)
         except Exception as error:
-            text = f"batch of {self._named(ticket)}: cannot leave its worker ({one_line(error)})"
-            text += f"; {_remedy(self.collate)}, or set loader.num_workers=0"
-            raise _Failed(SampleError(text, cause=traceback.format_exc())) from None
-
-    def _describe_batch(self, ticket: Ticket, error: BaseException) -> SampleError:
-        if isinstance(error, SampleError) and error.ID is not None:
-            return self._describe(error.ID, error)
-        name = f"{self.name}.{'load_batch' if self._at_once else '__getitems__'}"
-        text = f"batch of {self._named(ticket)}: {name} failed with {one_line(error)}"
-        return SampleError(text, cause=traceback.format_exc())
-
-    def _describe(self, ID: str, error: BaseException, method: str = "__getitem__") -> SampleError:
-        cause = traceback.format_exc()
-        if isinstance(error, SampleError) and error.ID is not None:
-            error.cause = error.cause or cause
-            error.__cause__ = error.__context__ = None  # may not survive pickling; its text is in `cause`
-            return error
-        path = _path(self.dataset, ID)
-        where = f"sample {ID!r}" + (f" ({path})" if path else "")
-        if isinstance(error, UserError):
-            return SampleError(f"{where}: {error}", ID=ID, path=path, cause=cause)
-        name = self.name
-        text = f"{where}: {name}.{method} failed with {one_line(error)}"
-        return SampleError(text, ID=ID, path=path, cause=cause)
-
-    def _mixed(self, ticket: Ticket, odd: int, other: int, difference: str) -> SampleError:
-        IDs = [self._ID(index) for index in ticket.indices.tolist()]
-        path = _path(self.dataset, IDs[odd])
-        where = f"sample {IDs[odd]!r}" + (f" ({path})" if path else "")
-        text = f"{where}: {difference} sample {IDs[other]!r}; make them alike, or take it out of the partition"
-        return SampleError(text, ID=IDs[odd], path=path)
-
-    def _nothing(self, ticket: Ticket, samples: list[Any]) -> SampleError:
-        at = next(place for place, sample in enumerate(samples) if sample is None)
-        ID = self._ID(int(ticket.indices[at]))
-        path = _path(self.dataset, ID)
-        where = f"sample {ID!r}" + (f" ({path})" if path else "")
-        text = f"{where}: {self.name} returned None; return the pair (X, y)"
-        return SampleError(text, ID=ID, path=path)
-
-    def _named(self, ticket: Ticket) -> str:
-        IDs = [self._ID(index) for index in ticket.indices[:5].tolist()]
-        return ", ".join(map(repr, IDs)) + (", ..." if len(ticket.indices) > 5 else "")
+            raise _Failed(self._blame.sending(ticket, error)) from None
 
 
 class _Probe(ForkingPickler):
@@ -340,20 +294,6 @@ class _Failed(Exception):
     def __init__(self, error: SampleError) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-class _RemoteTraceback(Exception):
-    """Carries a worker's traceback as text, for HYDRA_FULL_ERROR=1 and notebooks."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-def with_cause(error: SampleError) -> SampleError:
-    """The error as it is raised in the main process."""
-    if error.cause:
-        error.__cause__ = _RemoteTraceback(error.cause)
-    return error
 
 
 def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
@@ -374,24 +314,3 @@ def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
     for index, name in enumerate(names):
         result[index] = counts[name] = counts.get(name, -1) + 1
     return result
-
-
-def _path(dataset: Any, ID: str) -> str | None:
-    """The sample's file, where the dataset has a method `path(ID)` as TensorFiles does."""
-    found = getattr(dataset, "path", None)
-    try:
-        return str(found(ID)) if callable(found) else None
-    except Exception:  # a method of that name that means something else must not hide the error to be told
-        return None
-
-
-def _innermost(dataset: Any) -> Any:
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return dataset
-
-
-def _remedy(collate: Callable[..., Any]) -> str:
-    if collate is default_collate:
-        return "return tensors of one shape, numbers or texts, or pass a collate_fn"
-    return f"mend {getattr(collate, '__name__', 'collate_fn')}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
-from feedrate.loader.fetch import with_cause
+from feedrate.loader.blame import with_cause
 from feedrate.loader.order import Plan
 from feedrate.loader.slots import opened
 from feedrate.timing.stages import clock_ns
