@@ -13,8 +13,10 @@ from typing import Any
 # its threads must not spin on the cores that load; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if hasattr(signal, "SIGHUP"):  # which nohup has set aside, for the programs that tests start, too
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# what nohup, or a shell in the background, has set aside would be so for the programs that tests start, too
+for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), handler)
 sys.path.insert(0, str(Path(__file__).parent))  # the tests' own classes, importable by workers too
 
 import pytest
