@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PEERS := benchmarks/.venv
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow ui sweep lint test-gpu bench bench-peers soak docs clean
+.PHONY: help train test test-slow ui sweep lint test-gpu bench bench-peers tune soak docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ ui: $(VENV)/.requirements ## show the runs in a browser, http://127.0.0.1:5000; 
 
 sweep: $(VENV)/.requirements ## workers x batch size on the digits
 	$(PY) src/train.py -m loader.num_workers=0,1,2 loader.batch_size=32,128 $(ARGS)
+
+tune: $(VENV)/.requirements ## find the cheapest loader setting that keeps a model fed; ARGS="dataset=... model=..."
+	$(PY) src/tune.py $(ARGS)
 
 lint: $(VENV)/.requirements-dev ## ruff and mypy
 	$(VENV)/bin/ruff check .

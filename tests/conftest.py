@@ -13,15 +13,18 @@ from typing import Any
 # its threads must not spin on the cores that load; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# what nohup, or a shell in the background, has set aside would be so for the programs that tests start, too
-for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
-    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
-        signal.signal(getattr(signal, name), handler)
 sys.path.insert(0, str(Path(__file__).parent))  # the tests' own classes, importable by workers too
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure() -> None:
+    """What nohup, or a shell in the background, has set aside would be so for the programs that tests start, too."""
+    for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+        if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            signal.signal(getattr(signal, name), handler)
 
 
 @pytest.fixture(scope="session")

@@ -298,6 +298,26 @@ class BenchConfig:
     bench: BenchingConfig = BenchingConfig()
 
 
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class TuningConfig:
+    budget_s: Above0 = 60.0
+    trial_s: Above0 = 1.5
+    output: str = "conf/loader/tuned.yaml"
+
+
+@dataclass(config=_KNOWN, frozen=True, kw_only=True)
+class TuneConfig:
+    """The keys of conf/tune.yaml."""
+
+    dataset: dict[str, Any]
+    loader: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    trainer: TrainerConfig
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    tune: TuningConfig = TuningConfig()
+
+
 SHIPPED: Mapping[str, type] = {
     "feedrate.dataset.Digits": FolderConfig,
     "feedrate.dataset.TensorFiles": TensorFilesConfig,
@@ -342,6 +362,18 @@ def check_bench(config: Mapping[str, Any]) -> BenchConfig:
     checked: BenchConfig = validate(BenchConfig, config, "")
     _check_node(checked.dataset, "dataset")
     _check_node(checked.loader, "loader")
+    return checked
+
+
+def check_tune(config: Mapping[str, Any]) -> TuneConfig:
+    """As `check`, for a loader that is to be tuned; it must be Feedrate's."""
+    checked: TuneConfig = validate(TuneConfig, config, "")
+    for group in ("dataset", "loader", "model", "optimizer"):
+        _check_node(getattr(checked, group), group)
+    if checked.loader["_target_"] != "feedrate.loader.Loader":
+        raise UserError(
+            "loader: tune.py tunes Feedrate's loader, whose batches no setting changes; leave loader=... out"
+        )
     return checked
 
 

@@ -1,0 +1,92 @@
+"""tune.py finds the cheapest setting that is as good as the best, with few trials, and writes it as an option."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "timing"))
+
+from accounts import account, setup
+
+from feedrate.config import FeedrateLoaderConfig
+from feedrate.timing import EpochTimes
+from feedrate.timing.epoch_times import Setup
+from feedrate.trainer.tune import Setting, tune
+from feedrate.validation import validate
+
+ROOT = Path(__file__).resolve().parents[2]
+GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and three lengths of the queue
+
+
+class Workload:
+    """Stands in for a Bed: loads that wait, and steps of a given length, as any number of processes would do them."""
+
+    def __init__(self, load_ms: float, step_ms: float, receive_ms: float = 0.3, uneven: float = 0.0) -> None:
+        self.load_ms, self.step_ms, self.receive_ms, self.uneven = load_ms, step_ms, receive_ms, uneven
+        self.tried: list[Setting] = []
+
+    def run(self, setting: Setting, seconds: float) -> tuple[EpochTimes, Setup]:
+        self.tried.append(setting)
+        engine = "process" if setting.num_workers else "inline"
+        loads = [self.load_ms * (1 - self.uneven + (10 * self.uneven if n % 10 == 0 else 0)) for n in range(200)]
+        receive = self.receive_ms if setting.num_workers else 0.0
+        times = account(loads, self.step_ms, setting.num_workers, steps=200, receive_ms=receive, cpu_share=0.0)
+        return times, setup(engine, setting.num_workers, 2.0)
+
+    def rate(self, setting: Setting) -> float:
+        times, how = self.run(setting, 0)
+        return times.metrics(how)["loader/samples_per_s"]
+
+
+@pytest.mark.parametrize(
+    ("load_ms", "step_ms"), [(40, 10), (40, 3), (4, 10), (100, 10), (9.5, 10), (0.1, 10), (12, 10), (30, 1.5)]
+)
+def test_it_comes_near_the_best_of_the_grid_with_the_fewest_workers_and_few_trials(
+    load_ms: float, step_ms: float
+) -> None:
+    work = Workload(load_ms, step_ms)
+    found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    trials = len(work.tried)
+    rates = {k: work.rate(Setting(k, 2, "process")) for k in range(33)}
+    best = max(rates.values())
+    fewest = min(k for k, rate in rates.items() if rate >= 0.97 * best)
+    assert found.best.samples_per_s >= 0.95 * best
+    assert found.best.setting.num_workers == fewest
+    assert trials <= GRID / 4
+
+
+def test_the_budget_ends_the_trials() -> None:
+    work = Workload(100, 2)
+    found = tune(work, budget_s=1e-6, trial_s=1.0)  # type: ignore[arg-type]
+    assert len(found.trials) == 2  # what the prediction rests on is measured in any case
+    assert found.best.samples_per_s >= 0.97 * max(trial.samples_per_s for trial in found.trials)
+
+
+@pytest.mark.slow
+def test_the_command_writes_an_option_that_training_takes(digits: Path, tmp_path: Path) -> None:
+    written = tmp_path / "tuned.yaml"
+    command = [sys.executable, "src/tune.py", f"dataset.root={digits}", "model=mlp", f"tune.output={written}"]
+    short = ["tune.budget_s=4", "tune.trial_s=0.2"]
+    done = subprocess.run([*command, *short], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    node = OmegaConf.to_container(OmegaConf.load(written))
+    assert isinstance(node, dict)
+    assert node.pop("_target_") == "feedrate.loader.Loader"
+    validate(FeedrateLoaderConfig, {str(key): value for key, value in node.items()}, "loader")
+    text = written.read_text()
+    assert "# tried:\n#   no workers: " in text
+    assert f"written to {written}" in done.stdout
+    assert str(node["num_workers"] or "no workers") in done.stdout.splitlines()[-2]
+
+
+def test_another_loader_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "src/tune.py", "loader=torch", f"tune.output={tmp_path}/tuned.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "tunes Feedrate's loader" in done.stderr
+    assert not list(tmp_path.iterdir())
