@@ -92,7 +92,7 @@ def together(cell: Cell, step_ms: float) -> tuple[float, Verdict | None]:
     account.end(times)
     loader.close(at_once=True)
     verdict = account.verdict()
-    return times.metrics(max(1, cell.workers))["loader/samples_per_s"], verdict
+    return times.metrics(account.setup(times))["loader/samples_per_s"], verdict
 
 
 def truth(lost: float, ratio: float) -> tuple[str, bool]:
