@@ -157,13 +157,13 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         engine = getattr(loaders["train"], "engine", "torch")
         facts = {**trainer.digests(), "engine": engine, **trial.facts(result.stopped)}
-        summary = record.record_end(tracker, run, trainer, result, facts)
+        verdict = trainer.account.verdict()
+        summary = record.record_end(tracker, run, trainer, result, verdict, facts)
         if config.tracking.log_model:
             tracker.model(model, trainer.example())
         ended = True  # a signal from now on means only that nobody waits until the record is sent
         tracker.end("FINISHED")
         record.record_run_id(run, tracker.run_id)
-        verdict = trainer.account.verdict()
         log.info("%s", record.closing_line(result, summary["seconds"], verdict))
         if verdict is not None:
             log.info("%s", verdict)

@@ -232,21 +232,14 @@ def _read(dataset: Any) -> float:
 
 
 def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
-    import psutil
     import torch
 
+    from feedrate.loader import setup_of
     from feedrate.timing import Clock
-    from feedrate.timing.epoch_times import Setup
     from feedrate.timing.stages import STAGES
 
     loader = batches.loader
-    setup = Setup(
-        engine=getattr(loader, "engine", "torch"),
-        workers=loader.num_workers,
-        prefetch=loader.prefetch_factor or 2,
-        batch_size=loader.batch_size or 1,
-        cores=float(len(psutil.Process().cpu_affinity())) if hasattr(psutil.Process, "cpu_affinity") else 1.0,
-    )
+    setup = setup_of(loader)
     warmup = 2 * setup.workers * setup.prefetch + 2
     clock = batches.clock = Clock(torch.device("cpu"), warmup)
     begin = time.perf_counter()

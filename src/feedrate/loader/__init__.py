@@ -3,7 +3,7 @@
 from feedrate.loader.build import build_loaders, close_loaders, start_loaders
 from feedrate.loader.loader import Loader
 from feedrate.loader.order import Order
-from feedrate.loader.report import Report
+from feedrate.loader.report import Report, setup_of
 from feedrate.loader.tickets import Receipt
 from feedrate.loader.transfer import Batch, ToDevice
 
@@ -16,5 +16,6 @@ __all__ = [
     "ToDevice",
     "build_loaders",
     "close_loaders",
+    "setup_of",
     "start_loaders",
 ]

@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, default_convert
 
 from feedrate.dataset.build import list_IDs
-from feedrate.dataset.cores import usable_cores
 from feedrate.errors import UserError
 from feedrate.loader.digest import OrderDigest, content_hash, nbytes
 from feedrate.loader.engine import checked, choose
@@ -23,11 +22,10 @@ from feedrate.loader.fetch import Samples
 from feedrate.loader.inline import Inline
 from feedrate.loader.order import Order, Plan
 from feedrate.loader.passes import Pass
-from feedrate.loader.report import Report
+from feedrate.loader.report import Report, setup_of
 from feedrate.loader.threads import Threads
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.loader.workers import Workers
-from feedrate.timing.epoch_times import Setup
 from feedrate.timing.stages import clock_ns
 
 FOLLOWING = -1  # the next epoch number
@@ -97,7 +95,7 @@ class Loader(DataLoader[Any]):
         self._tickets = Tickets(dataset)
         self._expect(1)
         self._engine: Inline | Threads | Workers | None = None
-        self._report = Report(self._setup())
+        self._report = Report(setup_of(self))
         # the position: `_at` in the epoch of `_order`, and whether a pass through that epoch has begun
         self._order, self._at, self._begun = Order(self._size(), self.seed, 0, self._shuffled), 0, False
         self._digest = OrderDigest(names)
@@ -214,21 +212,12 @@ class Loader(DataLoader[Any]):
         rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
         batches = self._engine.begin(rest, self)
         self._begun = True
-        self._report.begin(self._order.epoch, self._setup())
+        self._report.begin(self._order.epoch, setup_of(self))
         return Pass(self, self._engine, _joined(made, batches) if made else batches, plan, self._passes)
 
     def _plan(self, start: int) -> Plan:
         batch = (self.batch_size or 1) * self.world_size
         return Plan(self._order, start, batch, bool(self.drop_last), self.rank, self.world_size)
-
-    def _setup(self) -> Setup:
-        return Setup(
-            engine=self.engine,
-            workers=self.num_workers,
-            prefetch=self.prefetch_factor or 2,
-            batch_size=self.batch_size or 1,
-            cores=float(usable_cores()),
-        )
 
     def _size(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]

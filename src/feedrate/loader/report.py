@@ -5,12 +5,26 @@ The training loop's own account, with transfer and validation, is timing/clock.p
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from feedrate.dataset.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, Steps
 from feedrate.timing.stages import Load
 from feedrate.timing.verdict import Verdict, judge
+
+
+def setup_of(loader: Any) -> Setup:
+    """How a loader, torch's own included, makes its batches; with all cores that may be used."""
+    return Setup(
+        engine=getattr(loader, "engine", "torch"),
+        workers=int(getattr(loader, "num_workers", 0)),
+        prefetch=getattr(loader, "prefetch_factor", None) or 2,
+        batch_size=getattr(loader, "batch_size", None) or 1,
+        cores=float(usable_cores()),
+    )
 
 
 class Report:

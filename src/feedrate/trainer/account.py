@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
 from feedrate.dataset.cores import usable_cores
-from feedrate.loader import Loader
+from feedrate.loader import Loader, setup_of
 from feedrate.timing import EpochTimes, Load
 from feedrate.timing.epoch_times import Setup, cut, joined
 from feedrate.timing.machine import Machine, Task
@@ -87,17 +88,13 @@ class Account:
 
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """With what the epochs kept, or those of `times`, were measured."""
-        loader, machine = self._loader, sum(self._meanwhile, Machine())
-        engine = getattr(loader, "engine", "torch")
-        cores = float(usable_cores())
+        machine, found = sum(self._meanwhile, Machine()), setup_of(self._loader)
+        cores = found.cores
         if times is not None and machine.seconds:
-            own_ns = times.cpu.sum() + (times.load_cpu.sum() if engine == "process" else 0)
+            own_ns = times.cpu.sum() + (times.load_cpu.sum() if found.engine == "process" else 0)
             cores = max(1.0, min(cores, own_ns / max(1, times.elapsed.sum()) + machine.idle_s / machine.seconds))
-        return Setup(
-            engine=engine,
-            workers=int(getattr(loader, "num_workers", 0)),
-            prefetch=getattr(loader, "prefetch_factor", None) or 2,
-            batch_size=getattr(loader, "batch_size", None) or 1,
+        return replace(
+            found,
             cores=cores,
             usable_cores=usable_cores(),
             worker_mb=self._worker_mb or 0.0,

@@ -102,11 +102,11 @@ def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, 
 
 
 def record_end(
-    tracker: Tracker, run: Run, trainer: Trainer, result: Result, digests: Mapping[str, str]
+    tracker: Tracker, run: Run, trainer: Trainer, result: Result, verdict: Verdict | None, digests: Mapping[str, str]
 ) -> dict[str, Any]:
     """Pictures, weights, note and summary of a run that ended well; returns the summary."""
     seconds = trainer.seconds
-    verdict = trainer.account.verdict()
+    slow = trainer.account.slow_samples()
     summary = {
         **_birth(run, tracker.run_id),
         "status": "FINISHED",
@@ -120,7 +120,7 @@ def record_end(
         "best_epoch": result.best_epoch,
         "best": result.best,
         "verdict": asdict(verdict) if verdict else None,
-        "slow_samples": trainer.account.slow_samples(),
+        "slow_samples": slow,
         "data_digest": trainer.data.digest,
         **digests,
         "per_class": result.per_class,
@@ -136,7 +136,7 @@ def record_end(
         epochs=len(result.history),
         seconds=seconds,
         verdict=str(verdict or ""),
-        slow=trainer.account.slow_samples(),
+        slow=slow,
     )
     tracker.note(note)
     window = trainer.account.window()

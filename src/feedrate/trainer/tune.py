@@ -15,7 +15,7 @@ import torch
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.dataset.cores import usable_cores
-from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders
+from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.epoch_times import Setup
 from feedrate.timing.pipeline import Costs, Plan, seconds_per_batch
@@ -119,13 +119,7 @@ class Bed:
         loaders = build_loaders({**self._node, **setting.overrides}, self._data, self._seed, self.device)
         loader = loaders["train"]
         assert isinstance(loader, Loader)
-        setup = Setup(
-            engine=loader.engine,
-            workers=loader.num_workers,
-            prefetch=loader.prefetch_factor or 2,
-            batch_size=loader.batch_size or 1,
-            cores=float(usable_cores()),
-        )
+        setup = setup_of(loader)
         warmup = 2 * setup.workers * setup.prefetch + 3
         clock = Clock(self.device, warmup)
         try:
