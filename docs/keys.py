@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler", "trainer", "tracking")
+WRITTEN = ("tuned",)  # options that commands write, not tracked by git
 BEGIN, END = "<!-- keys: written by docs/keys.py -->", "<!-- end of keys -->"
 _LINE = re.compile(r"^(?P<key>[a-z]\w*): *(?P<value>.*?) *# *(?P<text>.*)$")
 
@@ -22,13 +23,14 @@ def table() -> str:
         if group == "dataset":
             for row in _rows(ROOT / "conf/every_dataset.yaml"):
                 seen.setdefault(row, []).append("all")
-        for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
+        options = sorted(path for path in (ROOT / "conf" / group).glob("*.yaml") if path.stem not in WRITTEN)
+        for path in options:
             for row in _rows(path):
                 seen.setdefault(row, []).append(path.stem)
         parts += [f"**{group}**", "", "| key | option | default | meaning |", "|---|---|---|---|"]
-        options = [path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if list(_rows(path))]
+        named = [path.stem for path in options if list(_rows(path))]
         for (key, value, text), found in seen.items():
-            shown = "all" if sorted(found) == sorted(options) and len(found) > 1 else ", ".join(found)
+            shown = "all" if sorted(found) == sorted(named) and len(found) > 1 else ", ".join(found)
             parts.append(f"| `{group}.{key}` | {shown} | `{value}` | {text} |".replace("``", " "))
         parts.append("")
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *_root(), "", *parts]).strip()

@@ -113,7 +113,7 @@ def test_steps_that_threads_hold_up_count_as_waiting_and_processes_are_advised()
 def test_few_steps_get_a_word_but_no_advice() -> None:
     verdict = judge(account(40, 10, 2, steps=12), setup())
     assert verdict.kind == "input-bound"
-    assert "too few for advice" in verdict.reason
+    assert "Too few steps for advice: 6." in verdict.reason
     assert verdict.remedies == ()
 
 

@@ -79,7 +79,7 @@ def judge(times: EpochTimes, setup: Setup) -> Verdict:
     if kind != "compute-bound" and (text := _cores(times, setup)):
         said.append(text)
     if steady.sum() < FEW_STEPS:
-        said.append(f"{int(steady.sum())} steps are too few for advice.")
+        said.append(f"Too few steps for advice: {int(steady.sum())}.")
         return Verdict(kind=kind, reason=" ".join(said), figures=kept)
     found = remedies(times, setup, kind)
     if kind == "input-bound" and not found:
