@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -53,16 +53,26 @@ def raise_on_interrupt() -> None:
 
 
 @contextmanager
-def unheard(signum: int) -> Iterator[None]:
-    """A signal arrives after the block; processes that are started in it, and what they start, never hear it."""
+def unheard(*signums: int) -> Iterator[None]:
+    """Signals arrive after the block; processes that are started in it, and what they start, hear them only after
+    `ignore` or never.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signum})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore(signums: Iterable[int]) -> None:
+    """They are without effect from now on, those too that came while they were `unheard`."""
+    for signum in signums:
+        signal.signal(signum, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
 
 
 def how_to_hurry(signum: int) -> str:

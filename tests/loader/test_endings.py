@@ -155,6 +155,22 @@ def test_workers_outlive_a_signal_that_is_meant_for_the_program(signum: signal.S
     loader.close()
 
 
+AT_BIRTH: list[signal.Signals] = []  # what a process that is forked here gets before it does anything
+os.register_at_fork(after_in_child=lambda: [os.kill(os.getpid(), signum) for signum in AT_BIRTH])
+
+
+@pytest.mark.usefixtures("no_workers_left", "no_threads_left")
+def test_workers_outlive_such_signals_before_they_have_begun() -> None:
+    loader = Loader(Numbered(), 4, seed=0, engine="process", num_workers=2, multiprocessing_context="fork")
+    AT_BIRTH.extend(STOPPING)
+    try:
+        seen = [len(y) for _, y in loader]
+    finally:
+        AT_BIRTH.clear()
+    assert sum(seen) == len(Numbered())
+    loader.close()
+
+
 @pytest.mark.usefixtures("no_workers_left", "no_threads_left")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_descriptor_is_left_by_a_loader_that_was_closed(engine: str) -> None:

@@ -9,6 +9,7 @@ import atexit
 import errno
 import multiprocessing
 import multiprocessing.util
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from traceback import clear_frames
@@ -29,7 +31,7 @@ from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
 from feedrate.loader.slots import Ring
 from feedrate.loader.tickets import Tickets
-from feedrate.signals import STOPPING, unheard
+from feedrate.signals import STOPPING, ignore, unheard
 
 T = TypeVar("T")
 _ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
@@ -117,11 +119,13 @@ class Workers:
         multiprocessing.util.get_temp_dir()
         before = set(multiprocessing.active_children())
         try:
-            # a closed terminal would end the helpers of Python's multiprocessing, which ignore the other signals
-            with unheard(signal.SIGHUP), warnings.catch_warnings():
+            opened = self._opened(settings)
+            # a worker that has not begun yet would be ended by them, and by a closed terminal the helpers of Python's
+            # multiprocessing, which ignore the other two
+            with unheard(*STOPPING), warnings.catch_warnings():
                 # too many workers: said when the user's loader was made
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
-                iterator = iter(self._opened(settings))
+                iterator = iter(opened)
         except (PicklingError, AttributeError, TypeError) as error:
             context = self._inner.multiprocessing_context if self._inner is not None else None
             method = context.get_start_method() if context is not None else "fork"
@@ -195,8 +199,7 @@ class _Start:
         # a signal to the whole process group, as SLURM, containers, Ctrl-C and a closed terminal send it, is for the
         # main process, which ends its workers itself; dying by themselves, they would take the training with them
         # before its checkpoint
-        for signum in STOPPING:
-            signal.signal(signum, signal.SIG_IGN)
+        ignore(STOPPING)
         if self.user is not None:
             self.user(worker_id)
 
@@ -217,6 +220,9 @@ def _preloaded(context: Any) -> Any:
     method = context if isinstance(context, str) or context is None else context.get_start_method()
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(["__main__", "torch"])
+    if method in ("forkserver", "spawn") and os.name == "posix":
+        with unheard(signal.SIGHUP):
+            resource_tracker.ensure_running()  # in its start it makes signals heard again that are `unheard`
     return context
 
 
