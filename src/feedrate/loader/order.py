@@ -40,8 +40,7 @@ class Order:
         rounds = 24 if size < _SMALL else 12
         stream = b"".join(hashlib.sha256(text + bytes([i])).digest() for i in range(rounds // 4))  # four keys in each
         self._keys = np.frombuffer(stream, dtype="<u8").astype(np.uint64)
-        self._block = -1
-        self._indices = np.empty(0, dtype=np.int64)
+        self._kept = -1, np.empty(0, dtype=np.int64)  # a block and its indices, together, since threads share them
 
     def __eq__(self, other: object) -> bool:
         key = self.size, self.seed, self.epoch, self.shuffle
@@ -57,13 +56,13 @@ class Order:
             return np.arange(start, stop, dtype=np.int64)
         parts = []
         while start < stop:
-            block = start // BLOCK
-            if block != self._block:
-                first = block * BLOCK
-                self._indices = self._permute(np.arange(first, min(first + BLOCK, self.size), dtype=np.uint64))
-                self._block = block
-            until = min(stop, (block + 1) * BLOCK)
-            parts.append(self._indices[start - block * BLOCK : until - block * BLOCK])
+            first = start - start % BLOCK
+            kept, indices = self._kept
+            if kept != first:
+                indices = self._permute(np.arange(first, min(first + BLOCK, self.size), dtype=np.uint64))
+                self._kept = first, indices
+            until = min(stop, first + BLOCK)
+            parts.append(indices[start - first : until - first])
             start = until
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, dtype=np.int64)])
 

@@ -42,14 +42,16 @@ class Threads:
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
         """Batches with their receipts; the threads begin at once."""
+        if self._kept is not None:
+            self._kept.crew.draw_due()
         goes_on = self._tickets.begin(plan)
         if self._kept is not None and goes_on:
             return self._kept
         self.end()
         waiting = settings.num_workers * (settings.prefetch_factor or 2)
         pinned = settings.pin_memory and torch.accelerator.is_available()
-        crew = _Crew(self._samples, pinned)
-        batches = _Batches(iter(self._tickets), crew, settings.num_workers, waiting, settings.timeout)
+        crew = _Crew(self._samples, pinned, iter(self._tickets))
+        batches = _Batches(crew, settings.num_workers, waiting, settings.timeout)
         self._kept = batches if settings.persistent_workers else None
         self._running = weakref.ref(batches)
         return batches
@@ -86,7 +88,7 @@ class Threads:
 class _Task:
     """A ticket, and what came of it once `done` is released."""
 
-    ticket: Ticket
+    ticket: Ticket | None
     done: threading.Lock = field(default_factory=threading.Lock)
     made: tuple[Any, Receipt] | None = None
     failure: BaseException | None = None
@@ -96,49 +98,77 @@ class _Task:
 
 
 class _Crew:
-    """What the threads of one start share; it knows nothing of their user, so that they end when he is gone."""
+    """What the threads of one start share; it knows nothing of their user, so that they end when he is gone.
 
-    def __init__(self, samples: Samples, pinned: bool) -> None:
-        self.samples, self.pinned = samples, pinned
-        self.asked: SimpleQueue[_Task | None] = SimpleQueue()
+    A thread draws its ticket itself: where a batch is taken, the training waits for whatever is done there.
+
+    Attributes:
+        wanted: an item for each batch that may be made; False ends the threads.
+        drawn: tasks in the order of their tickets, whose batches have not been taken.
+    """
+
+    def __init__(self, samples: Samples, pinned: bool, tickets: Iterator[Ticket]) -> None:
+        self.samples, self.pinned, self._tickets = samples, pinned, tickets
+        self.wanted: SimpleQueue[bool] = SimpleQueue()
+        self.drawn: deque[_Task] = deque()
+        self._left: deque[_Task] = deque()  # drawn by another than who is to do it
+        self._lock = threading.Lock()
         self.stopped = False
+
+    def task(self) -> _Task | None:
+        """The next one to be done, None after the last ticket."""
+        with self._lock:
+            return self._left.popleft() if self._left else self._draw()
+
+    def draw_due(self) -> _Task | None:
+        """The task whose batch is due next, drawn now where no thread has come to that; None after the last one."""
+        if not self.drawn:
+            with self._lock:
+                if not self.drawn and (task := self._draw()) is not None:
+                    self._left.append(task)
+        return self.drawn[0] if self.drawn else None
+
+    def _draw(self) -> _Task | None:
+        failure = None
+        try:
+            ticket = next(self._tickets, None)
+        except BaseException as error:  # the dataset is asked for its length; the main thread waits for an answer
+            ticket, failure = None, error
+        if ticket is None and failure is None:
+            return None
+        task = _Task(ticket, failure=failure)
+        self.drawn.append(task)
+        return task
 
     def stop(self) -> None:
         self.stopped = True
-        self.asked.put(None)  # each thread passes it on
+        self.wanted.put(False)  # each thread passes it on
 
 
 class _Batches(Iterator[Any]):
     """The batches in the order of their tickets; each that is taken lets a further one be made."""
 
-    def __init__(self, tickets: Iterator[Ticket], crew: _Crew, workers: int, waiting: int, timeout: float) -> None:
-        self.crew, self._tickets, self._timeout = crew, tickets, timeout
-        self._tasks: deque[_Task] = deque()
+    def __init__(self, crew: _Crew, workers: int, waiting: int, timeout: float) -> None:
+        self.crew, self._timeout = crew, timeout
         self.threads = [_Thread(crew, number) for number in range(workers)]
         weakref.finalize(self, crew.stop).atexit = False
         for thread in self.threads:
             thread.start()
         for _ in range(waiting):
-            self._ask()
-
-    def _ask(self) -> None:
-        ticket = next(self._tickets, None)
-        if ticket is not None:
-            task = _Task(ticket)
-            self._tasks.append(task)
-            self.crew.asked.put(task)
+            crew.wanted.put(True)
 
     def __next__(self) -> Any:
-        if not self._tasks:
+        crew = self.crew
+        task = crew.draw_due()
+        if task is None:
             raise StopIteration
-        task = self._tasks[0]
         if not task.done.acquire(timeout=self._timeout or -1):
             raise UserError(
                 f"loader.timeout: no batch came in time (none after {self._timeout:g} seconds)\n"
                 "A sample hangs, or loader.timeout is too short (0 waits for ever)"
             )
-        self._tasks.popleft()
-        self._ask()
+        crew.drawn.popleft()
+        crew.wanted.put(True)
         if task.failure is not None:
             raise task.failure
         return task.made
@@ -154,19 +184,24 @@ class _Thread(threading.Thread):
 
     def run(self) -> None:
         crew = self._crew
-        while (task := crew.asked.get()) is not None and not crew.stopped:
-            self._do(task)
+        while crew.wanted.get() and not crew.stopped:
+            if (task := crew.task()) is not None:
+                self._do(task)
             del task  # or this frame would hold its batch, or its error and all that hangs on that, until the next one
-        crew.asked.put(None)
+        crew.wanted.put(False)
 
     def _do(self, task: _Task) -> None:
+        if task.ticket is not None:
+            self._make(task, task.ticket)
+        task.done.release()
+
+    def _make(self, task: _Task, ticket: Ticket) -> None:
         crew = self._crew
         try:
-            batch, receipt = crew.samples.make(task.ticket, self._number, lambda: crew.stopped)
+            batch, receipt = crew.samples.make(ticket, self._number, lambda: crew.stopped)
             task.made = pin_memory(batch) if crew.pinned and receipt.error is None else batch, receipt
         except BaseException as failure:  # whatever it is, the main thread waits for an answer
             task.failure = failure
-        task.done.release()
 
     def stop(self) -> None:
         self._crew.stop()
