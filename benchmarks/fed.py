@@ -62,14 +62,16 @@ def _fed(loader: Any, step_s: float) -> tuple[float, float]:
     """Samples/s, and the share of the time that was waited, over some seconds of a training that sleeps."""
     batches = _endless(loader)
     for _ in range(WARMUP):
-        next(batches)
+        batch = next(batches)
         time.sleep(step_s)
     begin = now = time.perf_counter()
     waited = samples = 0.0
     while now - begin < SECONDS:
         asked = time.perf_counter()
-        samples += len(next(batches)[1])
+        following = next(batches)
         waited += time.perf_counter() - asked
+        batch = following  # from here on the time is that of its user, who lets go of the one before
+        samples += len(batch[1])
         if step_s:
             time.sleep(step_s)
         now = time.perf_counter()

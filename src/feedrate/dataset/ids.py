@@ -138,6 +138,10 @@ class IDs(Sequence[str]):
 
     def encode(self, indices: np.ndarray) -> bytes:
         """The IDs at `indices` ((n,) int64), each as its length (uint32, little-endian) and its UTF-8 bytes."""
+        table = self.table(indices)
+        if table is not None:
+            head = np.frombuffer(table.shape[1].to_bytes(4, "little"), dtype=np.uint8)
+            return np.hstack([np.broadcast_to(head, (len(table), 4)), table]).tobytes()
         ends = self._ends[indices]
         starts = np.where(indices > 0, self._ends[indices - 1], 0)
         lengths = ends - starts

@@ -25,7 +25,7 @@ from feedrate.errors import SampleError
 from feedrate.loader.alike import odd_one_out
 from feedrate.loader.at_once import getitems_of, load_batch_of, stacked
 from feedrate.loader.blame import Blame
-from feedrate.loader.digest import leaves
+from feedrate.loader.digest import leaves, nbytes
 from feedrate.loader.slots import Pool, Ring, Writer
 from feedrate.loader.tickets import Receipt, Ticket
 from feedrate.timing.stages import Load, Slowest, Watch, clock_ns, samples_took, stage
@@ -122,12 +122,12 @@ class Samples(Dataset[Any]):
         except _Failed as failed:
             error = failed.error
             error.worker = worker
-        return batch, Receipt(ticket, self._load(watch, ticket, worker), error)
+        return batch, Receipt(ticket, self._load(watch, ticket, worker), nbytes(batch), error)
 
     def _in_worker(self, ticket: Ticket, worker: int) -> tuple[Any, Receipt]:
         """The same, as it is sent to the main process."""
         watch = Watch()
-        batch, error = None, None
+        batch, size, error = None, 0, None
         if self._ring is not None and self._writer is None:
             self._writer = Writer(self._ring, worker)
         writer = self._writer
@@ -136,6 +136,7 @@ class Samples(Dataset[Any]):
         try:
             batch = self._make(ticket, self._pool.empty if writer is None else writer.empty)
             with stage("handover"):
+                size = nbytes(batch)
                 if writer is not None:
                     batch = writer.finish(batch)
                 self._demand_sendable(batch, ticket)
@@ -144,7 +145,7 @@ class Samples(Dataset[Any]):
             error.worker = worker
             if writer is not None:
                 writer.drop()
-        return batch, Receipt(ticket, self._load(watch, ticket, worker), error)
+        return batch, Receipt(ticket, self._load(watch, ticket, worker), size, error)
 
     def _load(self, watch: Watch, ticket: Ticket, worker: int | None) -> Load:
         times = watch.samples_ns

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from feedrate.dataset.build import list_IDs
 from feedrate.errors import UserError
-from feedrate.loader.digest import OrderDigest, content_hash, nbytes
+from feedrate.loader.digest import OrderDigest, content_hash
 from feedrate.loader.engine import checked, choose
 from feedrate.loader.fetch import Samples
 from feedrate.loader.inline import Inline
@@ -95,7 +95,8 @@ class Loader(DataLoader[Any]):
         self._tickets = Tickets(dataset)
         self._expect(1)
         self._engine: Inline | Threads | Workers | None = None
-        self._report = Report(setup_of(self))
+        self._setup = setup_of(self)
+        self._report = Report(self._setup)
         # the position: `_at` in the epoch of `_order`, and whether a pass through that epoch has begun
         self._order, self._at, self._begun = Order(self._size(), self.seed, 0, self._shuffled), 0, False
         self._digest = OrderDigest(names)
@@ -183,7 +184,7 @@ class Loader(DataLoader[Any]):
     def _move(self, epoch: int) -> None:
         """To the start of an epoch."""
         assert self.seed is not None
-        order = Order(self._size(), self.seed, epoch, self._shuffled)
+        order = self._tickets.known(Order(self._size(), self.seed, epoch, self._shuffled))
         self._digest.begin(order, self._at)
         self._order, self._at, self._begun = order, 0, False
         self._expect(1)
@@ -212,7 +213,7 @@ class Loader(DataLoader[Any]):
         rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
         batches = self._engine.begin(rest, self)
         self._begun = True
-        self._report.begin(self._order.epoch, setup_of(self))
+        self._report.begin(self._order.epoch, replace(self._setup, engine=self.engine))
         return Pass(self, self._engine, _joined(made, batches) if made else batches, plan, self._passes)
 
     def _plan(self, start: int) -> Plan:
@@ -229,7 +230,7 @@ class Loader(DataLoader[Any]):
             receipt = replace(receipt, content=self._content)
         ticket = receipt.ticket
         self._last, self._at = receipt, ticket.stop
-        self._report.add(asked_ns, handed_ns, receipt.load, len(ticket.indices), nbytes(batch))
+        self._report.add(asked_ns, handed_ns, receipt.load, len(ticket.indices), receipt.nbytes)
 
     # -----------------------------------------------------------------------------------------------------
     # what was delivered

@@ -15,6 +15,8 @@ from feedrate.timing.epoch_times import Setup, Steps
 from feedrate.timing.stages import Load
 from feedrate.timing.verdict import Verdict, judge
 
+_AT_ONCE = 128  # batches that are entered together
+
 
 def setup_of(loader: Any) -> Setup:
     """How a loader, torch's own included, makes its batches; with all cores that may be used."""
@@ -40,22 +42,32 @@ class Report:
         """A pass through an epoch begins, with these workers."""
         self.epoch, self._setup = epoch, setup
         self._steps = Steps()
+        self._fresh: list[tuple[int, int, Load, int, int]] = []
         self._handed_ns = 0
 
     def add(self, asked_ns: int, handed_ns: int, load: Load, samples: int, nbytes: int) -> None:
         """A batch was asked for, and handed out."""
-        self._steps.took(asked_ns - self._handed_ns)
-        self._steps.add(asked_ns, handed_ns - asked_ns, 0, 0, 0, samples, nbytes, len(self._steps) > 0, load)
-        self._handed_ns = handed_ns
+        self._fresh.append((asked_ns, handed_ns, load, samples, nbytes))
+        if len(self._fresh) == _AT_ONCE:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Rows for the batches that have none yet: many at once, as code that is called seldom is slow."""
+        fresh, self._fresh = self._fresh, []
+        for asked_ns, handed_ns, load, samples, nbytes in fresh:
+            self._steps.took(asked_ns - self._handed_ns)
+            self._steps.add(asked_ns, handed_ns - asked_ns, 0, 0, 0, samples, nbytes, len(self._steps) > 0, load)
+            self._handed_ns = handed_ns
 
     @property
     def times(self) -> EpochTimes:
         """The account, in which all that the user did with a batch before he asked for the next is its compute."""
+        self._settle()
         return self._steps.times()
 
     @property
     def batches(self) -> int:
-        return len(self._steps)
+        return len(self._steps) + len(self._fresh)
 
     @property
     def samples(self) -> int:

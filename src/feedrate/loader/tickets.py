@@ -41,12 +41,14 @@ class Receipt:
     Attributes:
         ticket: the order, as the worker read it.
         load: who made the batch, when, and what it was spent on.
+        nbytes: of the batch's dense tensors and arrays.
         error: what went wrong; the batch is None then.
         content: the loader's content digest after this batch, b"" unless asked for; added on arrival.
     """
 
     ticket: Ticket
     load: Load
+    nbytes: int = 0
     error: SampleError | None = None
     content: bytes = b""
 
@@ -94,6 +96,11 @@ class Tickets(Sampler[Any]):
             if not len(plan):
                 return
             ahead.append(plan)
+
+    def known(self, order: Order) -> Order:
+        """The same order; the one of the tickets that are being given out, whose positions are computed already."""
+        ahead = self._ahead[0].order if self._ahead else None
+        return ahead if ahead is not None and ahead == order else order
 
     def begin(self, plan: Plan) -> bool:
         """A pass through `plan` begins: whether the batch that is due next is its first, so that all goes on."""
