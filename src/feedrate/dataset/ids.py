@@ -140,19 +140,12 @@ class IDs(Sequence[str]):
         """The IDs at `indices` ((n,) int64), each as its length (uint32, little-endian) and its UTF-8 bytes."""
         table = self.table(indices)
         if table is not None:
-            head = np.frombuffer(table.shape[1].to_bytes(4, "little"), dtype=np.uint8)
-            return np.hstack([np.broadcast_to(head, (len(table), 4)), table]).tobytes()
+            return _framed(table.reshape(-1), np.full(len(table), table.shape[1]))
         ends = self._ends[indices]
         starts = np.where(indices > 0, self._ends[indices - 1], 0)
         lengths = ends - starts
-        stops = np.cumsum(lengths + 4)
-        out = np.empty(int(stops[-1]) if len(stops) else 0, dtype=np.uint8)
-        heads = stops - lengths - 4
-        out[heads[:, None] + np.arange(4)] = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
-        # text byte k of ID j goes from starts[j] + k to heads[j] + 4 + k
         within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        out[np.repeat(heads + 4, lengths) + within] = self._text[np.repeat(starts, lengths) + within]
-        return out.tobytes()
+        return _framed(self._text[np.repeat(starts, lengths) + within], lengths)
 
 
 def _hashed(text: np.ndarray) -> np.ndarray:
@@ -182,12 +175,35 @@ def encode(list_IDs: Sequence[str] | None, indices: np.ndarray) -> bytes:
     """As `IDs.encode`, for any sequence of IDs; without one the indices themselves, in decimal, are the IDs."""
     if isinstance(list_IDs, IDs):
         return list_IDs.encode(indices)
-    names = indices.tolist() if list_IDs is None else [list_IDs[i] for i in indices.tolist()]
-    parts = []
-    for name in names:
-        text = str(name).encode()
-        parts += [len(text).to_bytes(4, "little"), text]
-    return b"".join(parts)
+    if list_IDs is None:
+        return _framed(*_decimal(indices))
+    names = [str(list_IDs[index]) for index in indices.tolist()]
+    text, lengths = "".join(names).encode(), list(map(len, names))
+    if len(text) != sum(lengths):  # not all ASCII
+        lengths = [len(name.encode()) for name in names]
+    return _framed(np.frombuffer(text, dtype=np.uint8), np.array(lengths, dtype=np.int64))
+
+
+def _decimal(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of at least 0, (n,) int64, in decimal: their digits end to end as uint8, and how many each has."""
+    powers = 10 ** np.arange(19)
+    lengths = np.maximum(1, np.searchsorted(powers, numbers, side="right"))
+    width = int(lengths.max()) if len(lengths) else 0
+    digits = (numbers[:, None] // powers[:width][::-1] % 10 + ord("0")).astype(np.uint8)
+    return digits[np.arange(width) >= width - lengths[:, None]], lengths
+
+
+def _framed(text: np.ndarray, lengths: np.ndarray) -> bytes:
+    """Texts end to end, uint8, each after its length in bytes (uint32, little-endian)."""
+    heads = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
+    if len(lengths) and (lengths == lengths[0]).all():
+        return np.hstack([heads, text.reshape(len(lengths), -1)]).tobytes()
+    out = np.empty(len(text) + heads.size, dtype=np.uint8)
+    is_text = np.ones(len(out), dtype=bool)
+    places = (np.cumsum(lengths + 4) - lengths - 4)[:, None] + np.arange(4)
+    is_text[places], out[places] = False, heads
+    out[is_text] = text
+    return out.tobytes()
 
 
 class Labels(Mapping[str, Any]):
