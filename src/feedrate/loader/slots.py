@@ -191,9 +191,8 @@ class Lent:
         return _replaced(self._places, lambda place: self._lend(memory, place), _Place)
 
     def _lend(self, memory: np.ndarray, place: _Place) -> Tensor:
-        view = memory[place.offset : place.offset + place.nbytes]
-        _Loan(view, self)  # a tensor keeps its array; the last one of the batch that goes frees the slot
-        return torch.from_numpy(view).view(place.dtype).view(place.shape)
+        # a tensor keeps its array; the last one of the batch that goes frees the slot
+        return _lent(memory[place.offset : place.offset + place.nbytes], place.dtype, place.shape, self)
 
     def pin_memory(self) -> Any:
         """For torch's thread that copies batches to page-locked memory."""
@@ -218,6 +217,19 @@ class _Loan(weakref.ref[np.ndarray]):
         return self
 
 
+def _lent(memory: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...], held: Any) -> Tensor:
+    """A tensor on that memory, (bytes,) uint8, which keeps an object until the last tensor on it is gone."""
+    known = _AS_NUMPY.get(dtype)
+    if known is None:
+        _Loan(memory, held)
+        return torch.from_numpy(memory).view(dtype).view(shape)
+    # NumPy's views, as torch lets go of the interpreter for each of its own, and another thread takes it meanwhile
+    view = memory.view(known).reshape(shape)
+    _Loan(view, held)
+    return torch.from_numpy(view)
+
+
+_AS_NUMPY = {torch.from_numpy(np.empty(0, dtype=code)).dtype: np.dtype(code) for code in "?bBhHiIlLefdFD"}
 _LOANS: dict[int, _Loan] = {}
 
 
@@ -249,9 +261,7 @@ class Pool:
             memory = free.pop() if free else None
         if memory is None:
             memory = np.empty(nbytes, dtype=np.uint8)
-        view = memory[:]
-        _Loan(view, _Spare(free, memory))
-        return torch.from_numpy(view).view(dtype).view(shape)
+        return _lent(memory[:], dtype, shape, _Spare(free, memory))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Pool, ()

@@ -159,7 +159,7 @@ class _Batches(Iterator[Any]):
 
     def __next__(self) -> Any:
         crew = self.crew
-        task = crew.draw_due()
+        task = crew.drawn[0] if crew.drawn else crew.draw_due()
         if task is None:
             raise StopIteration
         if not task.done.acquire(timeout=self._timeout or -1):
