@@ -248,7 +248,7 @@ def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
     with pytest.raises(UserError) as raised:
         list(loader(Faulty("hang"), 1, timeout=0.3))
     assert str(raised.value) == (
-        "loader.timeout: no batch came in time (DataLoader timed out after 0.3 seconds)\n"
+        "loader.timeout: no batch came in time (none after 0.3 seconds)\n"
         "A sample hangs, or loader.timeout is too short (0 waits for ever)"
     )
 

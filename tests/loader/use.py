@@ -86,5 +86,5 @@ def use(option: str, **settings: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
-    use("feedrate", num_workers=1, prefetch_factor=1, engine="process")  # what is opened and imported once
+    use("feedrate", num_workers=1, prefetch_factor=1, engine="process", batch_size=4)  # opens and imports
     print(json.dumps([use(**settings) for settings in json.loads(sys.argv[1])]))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from feedrate.errors import UserError
 from feedrate.loader.blame import with_cause
 from feedrate.loader.order import Plan
-from feedrate.loader.slots import opened
 from feedrate.timing.stages import clock_ns
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ class Pass(Iterator[Any]):
             self._stop(receipt.error)
             raise with_cause(receipt.error)
         self._at, self._left = ticket.stop, self._left - 1
-        batch = opened(batch)
         loader._delivered(batch, receipt, asked_ns)
         return batch
 

@@ -150,10 +150,12 @@ def _ahead(setup: Setup, pool: Pool) -> int:
 
 
 def _slot_count(setup: Setup, pool: Pool) -> int:
-    """Slots that a loader's workers come to fill: each makes one more where its own batch is in use."""
-    count = setup.num_workers * (setup.prefetch_factor + 1)
-    if setup.num_workers == 1:
-        count += 1  # it may begin another batch before the one that was in use is let go
+    """Slots that a loader's workers come to fill.
+
+    Three batches are neither waited for nor free: the one in use, the one that takes its place, and the one that was
+    received meanwhile. Workers take turns, so at times they are all those of one or two of them.
+    """
+    count = setup.num_workers * (setup.prefetch_factor + -(-3 // setup.num_workers))
     return count if setup.persistent else min(count, pool.batches)
 
 

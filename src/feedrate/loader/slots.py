@@ -280,11 +280,6 @@ class _Spare:
             self._free.append(self._memory)
 
 
-def opened(batch: Any) -> Any:
-    """A batch as its user gets it."""
-    return batch.open() if isinstance(batch, Lent) else batch
-
-
 def _replaced(value: Any, swap: Callable[[Any], Any], kind: type = Tensor) -> Any:
     """`value` with each object of a kind in its tuples, lists and dictionaries swapped."""
     if isinstance(value, kind):

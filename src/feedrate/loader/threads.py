@@ -24,6 +24,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
+from feedrate.loader.receiver import timed_out
 from feedrate.loader.tickets import Receipt, Ticket, Tickets
 
 T = TypeVar("T")
@@ -163,10 +164,7 @@ class _Batches(Iterator[Any]):
         if task is None:
             raise StopIteration
         if not task.done.acquire(timeout=self._timeout or -1):
-            raise UserError(
-                f"loader.timeout: no batch came in time (none after {self._timeout:g} seconds)\n"
-                "A sample hangs, or loader.timeout is too short (0 waits for ever)"
-            )
+            raise timed_out(self._timeout)
         crew.drawn.popleft()
         crew.wanted.put(True)
         if task.failure is not None:

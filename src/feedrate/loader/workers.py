@@ -17,6 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
@@ -29,8 +30,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
-from feedrate.loader.slots import Ring
-from feedrate.loader.tickets import Tickets
+from feedrate.loader.receiver import NAME, Received
+from feedrate.loader.slots import Lent, Ring
+from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.signals import STOPPING, ignore, unheard
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ class Workers:
     def __init__(self, samples: Samples, tickets: Tickets) -> None:
         self._samples, self._tickets = samples, tickets
         self._inner: DataLoader[Any] | None = None
-        self._kept: Iterator[Any] | None = None  # of workers that live on: the batches after those of a pass
+        self._received: Received | None = None  # of workers that live on: the batches after those of a pass
         self._processes: list[BaseProcess] = []
         self._iterating: weakref.ref[Any] | None = None
         self._ring: Ring | None = None
@@ -60,10 +62,14 @@ class Workers:
             UserError: the dataset cannot be sent to them, or one of them is gone.
         """
         goes_on = self._tickets.begin(plan)
-        if self._kept is not None and goes_on:
-            return self._kept
-        batches = self.watched(lambda: self._iterator(settings))
-        self._kept = batches if settings.persistent_workers else None
+        if self._received is not None and goes_on:
+            return self._received
+        if self._received is not None and not self._received.end():  # torch's iterator is used again
+            self.kill()
+        iterator = self.watched(lambda: self._iterator(settings))
+        give_up = partial(_kill, self._processes, self._iterating)
+        batches = Received(map(_opened, iterator), settings.timeout, give_up)
+        self._received = batches if settings.persistent_workers else None
         return batches
 
     def watched(self, step: Callable[[], T]) -> T:
@@ -98,20 +104,16 @@ class Workers:
 
     def end(self) -> None:
         """Ends those that wait for the next epoch."""
-        self._inner = self._kept = None
+        if self._received is not None:
+            self._received.end()
+        self._inner = self._received = None
 
     def kill(self) -> None:
         """Ends them at once, whatever they do; they ignore the signals that ask politely."""
-        iterator = self._iterating() if self._iterating is not None else None
-        if iterator is not None and getattr(iterator, "_worker_pids_set", False):
-            # or torch would raise an error for each of them, wherever the main process is just then
-            torch._C._remove_worker_pids(id(iterator))
-            iterator._worker_pids_set = False
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
-        self._processes, self._inner, self._kept = [], None, None
+        if self._received is not None:
+            self._received.abandon()
+        _kill(self._processes, self._iterating)
+        self._processes, self._inner, self._received = [], None, None
 
     def _iterator(self, settings: DataLoader[Any]) -> Iterator[Any]:
         # workers inherit the main process's temporary folder, which it removes at its end: their own, for the sockets
@@ -119,13 +121,13 @@ class Workers:
         multiprocessing.util.get_temp_dir()
         before = set(multiprocessing.active_children())
         try:
-            opened = self._opened(settings)
+            private = self._private(settings)
             # a worker that has not begun yet would be ended by them, and by a closed terminal the helpers of Python's
             # multiprocessing, which ignore the other two
             with unheard(*STOPPING), warnings.catch_warnings():
                 # too many workers: said when the user's loader was made
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
-                iterator = iter(opened)
+                iterator = iter(private)
         except (PicklingError, AttributeError, TypeError) as error:
             context = self._inner.multiprocessing_context if self._inner is not None else None
             method = context.get_start_method() if context is not None else "fork"
@@ -151,7 +153,7 @@ class Workers:
         self._iterating = weakref.ref(iterator)
         return iterator
 
-    def _opened(self, settings: DataLoader[Any]) -> DataLoader[Any]:
+    def _private(self, settings: DataLoader[Any]) -> DataLoader[Any]:
         """The private DataLoader, kept while its workers live on between epochs."""
         if self._inner is None or not settings.persistent_workers:
             waiting = (settings.prefetch_factor or 2) if settings.num_workers else 0
@@ -162,7 +164,6 @@ class Workers:
                 num_workers=settings.num_workers,
                 collate_fn=_passed_on,
                 pin_memory=settings.pin_memory,
-                timeout=settings.timeout,
                 worker_init_fn=_Start(settings.worker_init_fn),
                 multiprocessing_context=_preloaded(
                     settings.multiprocessing_context or start_method(settings.num_workers)
@@ -173,6 +174,19 @@ class Workers:
                 persistent_workers=settings.persistent_workers,
             )
         return self._inner
+
+
+def _kill(processes: Sequence[BaseProcess], iterating: weakref.ref[Any] | None) -> None:
+    """Ends the workers of torch's iterator."""
+    iterator = iterating() if iterating is not None else None
+    if iterator is not None and getattr(iterator, "_worker_pids_set", False):
+        # or torch would raise an error for each of them, wherever the main process is just then
+        torch._C._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
 
 
 def _disarm(error: BaseException) -> None:
@@ -210,6 +224,12 @@ def _kill_left() -> None:
         workers.kill()
 
 
+def _opened(made: tuple[Any, Receipt]) -> tuple[Any, Receipt]:
+    """As its user gets it."""
+    batch, receipt = made
+    return batch.open() if isinstance(batch, Lent) else batch, receipt
+
+
 def _passed_on(made: Any) -> Any:
     """The private DataLoader's collate function: the batch is made already."""
     return made
@@ -235,19 +255,18 @@ def start_method(num_workers: int) -> str | None:
     device_in_use = torch.cuda.is_initialized() or (hasattr(torch, "xpu") and torch.xpu.is_initialized())
     # a notebook always has threads, and its classes cannot be imported by another process
     notebook = not hasattr(sys.modules["__main__"], "__file__")
-    # the threads that feed another loader's workers hold no lock that a worker of this one could want
-    others = [t for t in threading.enumerate() if t is not threading.main_thread() and "QueueFeeder" not in t.name]
+    # the threads at the queues of another loader's workers hold no lock that a worker of this one could want
+    others = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread() and thread.name != NAME and "QueueFeeder" not in thread.name
+    ]
     return "forkserver" if device_in_use or (others and not notebook) else "fork"
 
 
 def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError | None:
     """The error for the user, with what usually helps."""
     text = str(error).partition("\n")[0].strip()
-    if isinstance(error, RuntimeError) and text.startswith("DataLoader timed out"):
-        return UserError(
-            f"loader.timeout: no batch came in time ({text})\n"
-            "A sample hangs, or loader.timeout is too short (0 waits for ever)"
-        )
     died = isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
     # a batch that was on its way cannot be fetched from a worker that is gone; "Caught" begins what a worker reports
     broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not text.startswith("Caught")

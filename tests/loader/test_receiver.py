@@ -1,0 +1,93 @@
+"""The thread that takes batches over: one ahead, in order, with errors, and never in the way of an end."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from feedrate.errors import UserError
+from feedrate.loader.receiver import NAME, Received
+
+
+class Source(Iterator[int]):
+    """Counts, and says how often it was asked; may fail, or hang until it is let go."""
+
+    def __init__(self, count: int, error: BaseException | None = None, hangs_at: int = -1) -> None:
+        self.asked, self.count, self.error, self.hangs_at = 0, count, error, hangs_at
+        self.free, self.hanging = threading.Event(), threading.Event()
+
+    def __next__(self) -> int:
+        self.asked += 1
+        if self.asked - 1 == self.hangs_at:
+            self.hanging.set()
+            self.free.wait()
+        if self.asked > self.count:
+            raise self.error or StopIteration
+        return self.asked - 1
+
+
+def until(true: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def receivers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == NAME]
+
+
+def test_batches_come_in_order_one_of_them_taken_ahead() -> None:
+    source = Source(5)
+    received = Received(source, 0, pytest.fail)
+    assert source.asked == 0  # processes may still be forked
+    assert receivers() == []
+    assert next(received) == 0
+    until(lambda: source.asked == 2)
+    time.sleep(0.05)
+    assert source.asked == 2
+    assert list(received) == [1, 2, 3, 4]
+    until(lambda: receivers() == [])
+
+
+def test_an_error_comes_where_its_batch_would_have_come() -> None:
+    received = Received(Source(2, KeyError("lost")), 0, pytest.fail)
+    assert [next(received), next(received)] == [0, 1]
+    with pytest.raises(KeyError, match="lost"):
+        next(received)
+
+
+def test_who_lets_go_of_it_lets_go_of_the_workers() -> None:
+    source = Source(9)
+    held = weakref.ref(source)
+    received = Received(source, 0, pytest.fail)
+    del source
+    next(received)
+    del received
+    assert receivers() == []
+    assert held() is None
+
+
+def test_workers_that_nobody_waits_for_any_more_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feedrate.loader.receiver.PATIENCE_S", 0.05)
+    source = Source(9, hangs_at=1)
+    received = Received(source, 0, source.free.set)
+    assert next(received) == 0
+    assert source.hanging.wait(30)
+    assert received.end() is False
+    assert source.free.is_set()
+    until(lambda: receivers() == [])
+
+
+def test_a_batch_that_does_not_come_in_time_ends_in_an_error_with_the_remedy() -> None:
+    source = Source(9, hangs_at=0)
+    received = Received(source, 0.05, pytest.fail)
+    with pytest.raises(UserError, match=r"loader\.timeout: no batch came in time \(none after 0\.05 seconds\)"):
+        next(received)
+    source.free.set()
+    assert received.end() is True
