@@ -26,8 +26,13 @@ def account(
     step_cpu_share: float = 0.0,
     stage: str = "fetch",
     nbytes: int = 1000,
+    quiet_every: int = 0,
+    held_up_ms: float = 0.0,
 ) -> EpochTimes:
-    """Batches of 8 samples by that many processes, each two batches ahead, or by the main thread."""
+    """Batches of 8 samples by that many processes, each two batches ahead, or by the main thread.
+
+    `held_up_ms` more for a step that has loading at its side; one out of `quiet_every` has none.
+    """
     loads = [load_ms] * steps if isinstance(load_ms, (int, float)) else list(load_ms)
     rows, now, free = Steps(), 1_000 * MS, [1_000 * MS] * max(1, workers)
     issued = [now] * (2 * workers)
@@ -38,7 +43,10 @@ def account(
         got = max(now, end) + int(receive_ms * MS)
         spent = tuple(ns if name == stage else 0 for name in STAGES)
         load = Load(begin, end, int(cpu_share * ns), spent, worker if workers else None)
-        step = int(step_ms * MS)
+        quiet = bool(quiet_every) and number % quiet_every == 0
+        step = int((step_ms + (0 if quiet else held_up_ms)) * MS)
+        if quiet:
+            free = [max(at, got + step) for at in free]
         cpu = int(step_cpu_share * step) + (int(cpu_share * ns) if not workers else 0)
         rows.add(now, got - now, 0, step, cpu, 8, nbytes, number >= 2 * workers + 2, load)
         if workers:

@@ -23,6 +23,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
+from feedrate.loader.gate import Gate
 from feedrate.loader.order import Plan
 from feedrate.loader.tickets import Receipt, Ticket, Tickets
 
@@ -48,7 +49,7 @@ class Threads:
         self.end()
         waiting = settings.num_workers * (settings.prefetch_factor or 2)
         pinned = settings.pin_memory and torch.accelerator.is_available()
-        crew = _Crew(self._samples, pinned)
+        crew = _Crew(self._samples, pinned, settings.num_workers)
         batches = _Batches(iter(self._tickets), crew, settings.num_workers, waiting, settings.timeout)
         self._kept = batches if settings.persistent_workers else None
         self._running = weakref.ref(batches)
@@ -87,6 +88,7 @@ class _Task:
     """A ticket, and what came of it once `done` is released."""
 
     ticket: Ticket
+    begun: bool = False
     done: threading.Lock = field(default_factory=threading.Lock)
     made: tuple[Any, Receipt] | None = None
     failure: BaseException | None = None
@@ -98,13 +100,14 @@ class _Task:
 class _Crew:
     """What the threads of one start share; it knows nothing of their user, so that they end when he is gone."""
 
-    def __init__(self, samples: Samples, pinned: bool) -> None:
-        self.samples, self.pinned = samples, pinned
+    def __init__(self, samples: Samples, pinned: bool, threads: int) -> None:
+        self.samples, self.pinned, self.gate = samples, pinned, Gate(threads)
         self.asked: SimpleQueue[_Task | None] = SimpleQueue()
         self.stopped = False
 
     def stop(self) -> None:
         self.stopped = True
+        self.gate.stay_open()
         self.asked.put(None)  # each thread passes it on
 
 
@@ -132,6 +135,7 @@ class _Batches(Iterator[Any]):
         if not self._tasks:
             raise StopIteration
         task = self._tasks[0]
+        self.crew.gate.asked(task.begun)
         if not task.done.acquire(timeout=self._timeout or -1):
             raise UserError(
                 f"loader.timeout: no batch came in time (none after {self._timeout:g} seconds)\n"
@@ -161,11 +165,14 @@ class _Thread(threading.Thread):
 
     def _do(self, task: _Task) -> None:
         crew = self._crew
+        crew.gate.enter()
+        task.begun = True
         try:
             batch, receipt = crew.samples.make(task.ticket, self._number, lambda: crew.stopped)
             task.made = pin_memory(batch) if crew.pinned and receipt.error is None else batch, receipt
         except BaseException as failure:  # whatever it is, the main thread waits for an answer
             task.failure = failure
+        crew.gate.leave()
         task.done.release()
 
     def stop(self) -> None:

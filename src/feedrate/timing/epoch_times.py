@@ -17,7 +17,8 @@ from feedrate.timing.stages import STAGES, Load
 
 MOST_AHEAD = 64  # batches that are looked at to count those that were ready
 MIN_QUIET, MIN_QUIET_SHARE = 10, 0.05  # steps without loading at their side that tell how long a step is
-CONTENDED = 1.5  # times its quickest tenth, above which a step is held up
+MIN_HELD = 3  # where they come about at instants that the loader picks, as its threads' gate does
+USUAL = 95  # percentile of the steps' lengths beyond which one counts as no longer, or single steps would decide
 _COLUMNS = (
     "asked", "wait", "transfer", "compute", "cpu", "samples", "bytes", "steady", "begin", "end", "load_cpu", "worker",
 )  # fmt: skip
@@ -197,26 +198,26 @@ class EpochTimes:
     @cached_property
     def quiet(self) -> np.ndarray:
         """(steps,) bool: no batch was being made while the step ran."""
-        start = self.asked + self.wait
         made = self.end > 0
+        if not made.any():
+            return np.zeros_like(made)
+        start = self.asked + self.wait
         begun = np.searchsorted(np.sort(self.begin[made]), start + self.work)
         ended = np.searchsorted(np.sort(self.end[made]), start, side="right")
-        quiet: np.ndarray = begun <= ended
+        # of the batches that were begun after the last one here nothing is known
+        quiet: np.ndarray = (begun <= ended) & (start + self.work <= self.begin.max())
         return quiet
 
     def work_alone_ns(self, threads: bool) -> float:
         """What a steady step takes, without its wait, where the loader does not get in its way.
 
-        Known from steps during which no batch was made. Where there are too few and the loader's threads share the
-        interpreter with the step, from those that they happened to leave alone.
+        Known from steps during which no batch was made; what all steps take on average where there are too few.
         """
-        work, quiet = self.work[self.counted], self.quiet[self.counted] & self.known
-        if quiet.sum() >= max(MIN_QUIET, MIN_QUIET_SHARE * len(work)):
-            return float(min(work[quiet].mean(), work.mean()))
-        if threads and len(work) >= MIN_QUIET:
-            low = float(np.percentile(work, 10))
-            return low if work.mean() > CONTENDED * low else float(work.mean())
-        return float(work.mean())
+        work, quiet = self.work[self.counted], self.quiet[self.counted]
+        if quiet.sum() < (MIN_HELD if threads else max(MIN_QUIET, MIN_QUIET_SHARE * len(work))):
+            return float(work.mean())
+        usual = np.minimum(work, np.percentile(work, USUAL))
+        return float(work.mean() - max(0.0, usual.mean() - usual[quiet].mean()))
 
     def load_together_ns(self, threads: bool, workers: int) -> float:
         """What making a steady batch takes where all workers are busy."""
@@ -230,7 +231,7 @@ class EpochTimes:
         others = np.searchsorted(np.sort(begin), end) - np.searchsorted(np.sort(end), begin, side="right") - 1
         took = (end - begin).astype(float)
         lone, crowded = took[others == 0], took[others >= 1]
-        if len(lone) < MIN_QUIET or len(crowded) < workers:
+        if len(lone) < MIN_HELD or len(crowded) < workers:
             return alone
         return alone * max(1.0, float(np.median(crowded) / np.median(lone)))
 
