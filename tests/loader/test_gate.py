@@ -69,10 +69,12 @@ def test_a_closed_gate_opens_for_a_batch_that_nobody_makes() -> None:
 
 
 def test_closing_a_loader_ends_threads_that_stand_at_a_closed_gate() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     loader = Loader(Slow(), 4, seed=0, num_workers=2, engine="thread")
     for number, _ in enumerate(loader):
         if number == 2 * FIRST - 1:  # the gate has just been closed
             break
     loader.close()
-    assert threading.active_count() == before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()

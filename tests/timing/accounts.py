@@ -26,13 +26,8 @@ def account(
     step_cpu_share: float = 0.0,
     stage: str = "fetch",
     nbytes: int = 1000,
-    quiet_every: int = 0,
-    held_up_ms: float = 0.0,
 ) -> EpochTimes:
-    """Batches of 8 samples by that many processes, each two batches ahead, or by the main thread.
-
-    `held_up_ms` more for a step that has loading at its side; one out of `quiet_every` has none.
-    """
+    """Batches of 8 samples by that many processes, each two batches ahead, or by the main thread."""
     loads = [load_ms] * steps if isinstance(load_ms, (int, float)) else list(load_ms)
     rows, now, free = Steps(), 1_000 * MS, [1_000 * MS] * max(1, workers)
     issued = [now] * (2 * workers)
@@ -43,13 +38,25 @@ def account(
         got = max(now, end) + int(receive_ms * MS)
         spent = tuple(ns if name == stage else 0 for name in STAGES)
         load = Load(begin, end, int(cpu_share * ns), spent, worker if workers else None)
-        quiet = bool(quiet_every) and number % quiet_every == 0
-        step = int((step_ms + (0 if quiet else held_up_ms)) * MS)
-        if quiet:
-            free = [max(at, got + step) for at in free]
+        step = int(step_ms * MS)
         cpu = int(step_cpu_share * step) + (int(cpu_share * ns) if not workers else 0)
         rows.add(now, got - now, 0, step, cpu, 8, nbytes, number >= 2 * workers + 2, load)
         if workers:
             issued[number % len(issued)] = got
         now = got + step
+    return rows.times()
+
+
+def held_up(load_ms: float, step_ms: float, alone_ms: float, *, steps: int = 200, quiet_every: int = 25) -> EpochTimes:
+    """One thread makes the next batch in each step, but in one of `quiet_every`, after which it is waited for."""
+    rows, now = Steps(), 1_000 * MS
+    load = int(load_ms * MS)
+    made = Load(now - load, now, load // 2, (load, 0, 0, 0, 0), 0)
+    for number in range(steps):
+        wait = max(0, made.end_ns - now)
+        step = int((step_ms if number % quiet_every else alone_ms) * MS)
+        rows.add(now, wait, 0, step, 0, 8, 1000, number >= 4, made)
+        begin = now + wait + (1 if number % quiet_every else step)
+        made = Load(begin, begin + load, load // 2, (load, 0, 0, 0, 0), 0)
+        now += wait + step
     return rows.times()

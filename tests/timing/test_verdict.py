@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from accounts import account, setup
+from accounts import account, held_up, setup
 
 from feedrate.timing.epoch_times import joined
 from feedrate.timing.trace import rows_of, trace
@@ -99,13 +99,13 @@ def test_a_healthy_run_gets_no_advice() -> None:
 
 
 def test_steps_that_threads_hold_up_count_as_waiting_and_processes_are_advised() -> None:
-    held = account(22, 3, 2, cpu_share=0.5, steps=200, quiet_every=25, held_up_ms=9)
-    verdict = judge(held, setup("thread", 2, cores=8.0))
+    held = held_up(11, 12, 3)
+    verdict = judge(held, setup("thread", 1, cores=8.0))
     assert verdict.kind == "input-bound"
     assert verdict.figures["wait_pct"] < 10  # it is the steps that take longer
     assert verdict.figures["compute_ceiling_samples_per_s"] == pytest.approx(8 / 0.003, rel=0.01)
-    assert "threads hold the interpreter: a step takes 11.6 ms where it takes 3 ms alone" in verdict.reason
-    assert [remedy.override for remedy in verdict.remedies] == ["loader.engine=process"]
+    assert "threads hold the interpreter: a step takes 11.7 ms where it takes 3 ms alone" in verdict.reason
+    assert [remedy.override for remedy in verdict.remedies] == ["loader.engine=process loader.num_workers=3"]
 
 
 def test_few_steps_get_a_word_but_no_advice() -> None:

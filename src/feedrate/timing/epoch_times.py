@@ -18,6 +18,7 @@ from feedrate.timing.stages import STAGES, Load
 MOST_AHEAD = 64  # batches that are looked at to count those that were ready
 MIN_QUIET, MIN_QUIET_SHARE = 10, 0.05  # steps without loading at their side that tell how long a step is
 MIN_HELD = 3  # where they come about at instants that the loader picks, as its threads' gate does
+APART = 0.25  # other batches at whose side, on average, one counts as made alone
 USUAL = 95  # percentile of the steps' lengths beyond which one counts as no longer, or single steps would decide
 _COLUMNS = (
     "asked", "wait", "transfer", "compute", "cpu", "samples", "bytes", "steady", "begin", "end", "load_cpu", "worker",
@@ -217,23 +218,34 @@ class EpochTimes:
         if quiet.sum() < (MIN_HELD if threads else max(MIN_QUIET, MIN_QUIET_SHARE * len(work))):
             return float(work.mean())
         usual = np.minimum(work, np.percentile(work, USUAL))
-        return float(work.mean() - max(0.0, usual.mean() - usual[quiet].mean()))
+        return float(work.mean() * min(1.0, usual[quiet].mean() / usual.mean()))
+
+    @cached_property
+    def in_the_way(self) -> float:
+        """By how much one batch in the making slows another down: 0 not at all, 1 as if only one were made at a time.
+
+        Known where some were made alone and some were not; 0 otherwise.
+        """
+        made = self.end > 0
+        begin, end = self.begin[made], self.end[made]
+        took, company = (end - begin).astype(float), _company(begin, end)
+        lone, crowded = company < APART, company > 1 - APART
+        if lone.sum() < MIN_HELD or crowded.sum() < MIN_HELD:
+            return 0.0
+        slower = took[crowded] / np.median(took[lone]) - 1
+        return float(np.clip(np.median(slower / company[crowded]), 0.0, 1.0))
+
+    @cached_property
+    def load_alone(self) -> np.ndarray:
+        """(steps,) float64: what making the batch would have taken with no other one in the making."""
+        alone: np.ndarray = self.load / (1 + self.in_the_way * _company(self.begin, self.end))
+        return alone
 
     def load_together_ns(self, threads: bool, workers: int) -> float:
         """What making a steady batch takes where all workers are busy."""
-        load = self.load[self.counted]
-        alone = float(load.mean()) if load.size else 0.0
         if not threads or workers < 2:
-            return alone
-        # threads that hold the interpreter's lock get in each other's way when they load at the same time
-        made = self.end > 0
-        begin, end = self.begin[made], self.end[made]
-        others = np.searchsorted(np.sort(begin), end) - np.searchsorted(np.sort(end), begin, side="right") - 1
-        took = (end - begin).astype(float)
-        lone, crowded = took[others == 0], took[others >= 1]
-        if len(lone) < MIN_HELD or len(crowded) < workers:
-            return alone
-        return alone * max(1.0, float(np.median(crowded) / np.median(lone)))
+            return float(self.load[self.counted].mean())
+        return float(self.load_alone[self.counted].mean()) * (1 + self.in_the_way * (workers - 1))
 
     def metrics(self, setup: Setup) -> dict[str, float]:
         """Loader and compute metrics of the steady steps, by the names of docs/metrics.md."""
@@ -289,6 +301,17 @@ class EpochTimes:
         if ready.any():
             return float(np.median(handed[ready]))
         return float(handed.min()) if handed.size else 0.0
+
+
+def _company(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """How many other batches were in the making while each was, on average."""
+    instants = np.concatenate([begin, end])
+    order = np.argsort(instants, kind="stable")
+    at = instants[order]
+    active = np.cumsum(np.where(order < len(begin), 1, -1))
+    together = np.concatenate([[0], np.cumsum(active[:-1] * np.diff(at))])
+    company: np.ndarray = (np.interp(end, at, together) - np.interp(begin, at, together)) / np.maximum(1, end - begin)
+    return company - 1
 
 
 def joined(parts: Iterable[EpochTimes]) -> EpochTimes:
