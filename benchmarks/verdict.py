@@ -51,9 +51,7 @@ class Cell:
 
 CELLS = [
     Cell(kind, sample_ms, step_ms, engine, workers)
-    for kind, sample_ms, (engine, workers), step_ms in itertools.product(
-        ("sleep", "burn"), SAMPLE_MS, ENGINES, STEP_MS
-    )
+    for kind, sample_ms, (engine, workers), step_ms in itertools.product(("sleep", "burn"), SAMPLE_MS, ENGINES, STEP_MS)
 ]
 CONTROLS = [
     Cell("burn", 0.01, 24.0, "inline", 0),
@@ -234,9 +232,7 @@ def grid(cells: Sequence[Cell]) -> str:
         print(*rows[-1], sep=" | ", flush=True)
     counted = [found for found in all_judged if found.truth[1]]
     right = sum(found.verdict.kind == found.truth[0] for found in counted)
-    within = [
-        sum(abs(found.ceilings[side] - 1) <= 0.1 for found in all_judged) / len(all_judged) for side in (0, 1)
-    ]
+    within = [sum(abs(found.ceilings[side] - 1) <= 0.1 for found in all_judged) / len(all_judged) for side in (0, 1)]
     kept = sum(share >= 0.8 for share in promises) / max(1, len(promises))
     summary = (
         f"{len(rows)} cells; right in {right} of {len(counted)} that lie more than {OFF:.0%} off a boundary. "
@@ -249,7 +245,7 @@ def grid(cells: Sequence[Cell]) -> str:
 
 
 def healthy() -> str:
-    """Controls of which training reaches so much of the step's own rate that no remedy can promise enough to be told."""
+    """Controls in which training comes so near the step's own rate that no remedy could bring enough to be told."""
     rows, told, counted = [], 0, 0
     for cell in CONTROLS:
         runs = [judged(cell) for _ in range(REPEATS)]
@@ -262,7 +258,7 @@ def healthy() -> str:
         rows.append([str(cell), lost, kinds, remedies])
         print(*rows[-1], sep=" | ", flush=True)
     summary = (
-        f"{len(CONTROLS)} healthy controls, {REPEATS} times each: of {counted} that reached {1 / WORTH:.0%} of the step's own "
-        f"rate, so that no remedy could help, {told} were told one."
+        f"{len(CONTROLS)} healthy controls, {REPEATS} times each: of {counted} that reached {1 / WORTH:.0%} of the "
+        f"step's own rate, so that no remedy could help, {told} were told one."
     )
     return f"{summary}\n\n{markdown(['control', 'lost %', 'verdict', 'remedy'], rows)}"

@@ -45,7 +45,7 @@ class Remedy:
     def __str__(self) -> str:
         promise = f"about {self.gain:.1f}x" if self.gain >= WORTH else "at the same rate"
         if self.saved_mb >= 10:
-            promise += f", saves {_bytes(self.saved_mb)}"
+            promise += f", saves {in_bytes(self.saved_mb)}"
         return f"{self.override}{self.condition} ({promise})"
 
 
@@ -166,5 +166,6 @@ def _one_at_a_time(times: EpochTimes, setup: Setup) -> bool:
     return held_pct(times, setup) > HELD_UP_PCT or (setup.workers > 1 and times.in_the_way > LOCKED)
 
 
-def _bytes(mb: float) -> str:
+def in_bytes(mb: float) -> str:
+    """`1.1 GB`, `35 MB`."""
     return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"

@@ -20,7 +20,7 @@ from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, Point, points
-from feedrate.timing.verdict import Verdict
+from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.trainer import checkpoint
 from feedrate.trainer.account import Account
 from feedrate.trainer.device import Precision
@@ -144,6 +144,14 @@ class Trainer:
             self._stop.safe = False
             progress.close()
         return state.result
+
+    def verdict(self) -> Verdict | None:
+        """On what was trained, also where that was broken off; None where there was hardly anything."""
+        self.account.broken_off(self.clock.epoch())
+        times = self.account.times
+        if times is None or (not self.state.result.history and times.steady.sum() < FEW_STEPS):
+            return None
+        return self.account.verdict()
 
     def digests(self) -> dict[str, str]:
         """Digests of what the training loader delivered; none from a loader without a seed."""
