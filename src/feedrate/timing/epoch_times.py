@@ -5,10 +5,10 @@ Who measures it is clock.py; what it means for the user is verdict.py's affair.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ USUAL = 95  # percentile of the steps' lengths beyond which one counts as no lon
 _COLUMNS = (
     "asked", "wait", "transfer", "compute", "cpu", "samples", "bytes", "steady", "begin", "end", "load_cpu", "worker",
 )  # fmt: skip
-_COMPUTE = _COLUMNS.index("compute")
-_WIDTH = len(_COLUMNS) + len(STAGES)
-_UNKNOWN = (0, 0, 0, -1, *(0 for _ in STAGES))
+_ROW = Struct(f"={len(_COLUMNS) + len(STAGES)}q")
+_VALUE = Struct("=q")
+_COMPUTE = _VALUE.size * _COLUMNS.index("compute")  # bytes from a row's begin
+_UNKNOWN = Load(0, 0, 0, tuple(0 for _ in STAGES), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,10 @@ class Steps:
     """Rows of an account that is being written; a microsecond for each step, as it lies in the timed loop."""
 
     def __init__(self) -> None:
-        self._rows = array("q")
+        self._rows = bytearray()
 
     def __len__(self) -> int:
-        return len(self._rows) // _WIDTH
+        return len(self._rows) // _ROW.size
 
     def add(
         self,
@@ -82,25 +83,28 @@ class Steps:
         load: Load | None,
     ) -> None:
         """A step, by the names of EpochTimes."""
-        made = _UNKNOWN
-        if load is not None:
-            worker = -1 if load.worker is None else load.worker
-            made = (load.begin_ns, load.end_ns, load.cpu_ns, worker, *load.stages_ns)
-        self._rows.extend((asked, wait, transfer, compute, cpu, samples, nbytes, steady, *made))
+        begin, end, load_cpu, stages, worker, _ = load or _UNKNOWN
+        self._rows += _ROW.pack(
+            asked, wait, transfer, compute, cpu, samples, nbytes, steady, begin, end, load_cpu,
+            -1 if worker is None else worker, *stages,
+        )  # fmt: skip
 
     def took(self, compute: int) -> None:
         """The last step's compute, where it is known only now."""
         if self._rows:
-            self._rows[_COMPUTE - _WIDTH] = compute
+            _VALUE.pack_into(self._rows, len(self._rows) - _ROW.size + _COMPUTE, compute)
 
-    def column(self, name: str, last: int) -> array[int]:
-        """The values of the last steps, at most so many."""
-        start = max(0, len(self) - last) * _WIDTH + _COLUMNS.index(name)
-        return self._rows[start::_WIDTH]
+    def columns(self, names: Sequence[str], last: int) -> np.ndarray:
+        """(steps, names) int64, the values of the last steps, at most so many."""
+        return self._table(last)[:, [_COLUMNS.index(name) for name in names]]
+
+    def _table(self, last: int) -> np.ndarray:
+        rows = self._rows[max(0, len(self) - last) * _ROW.size :]  # a copy, as what is looked at could not grow
+        return np.frombuffer(rows, dtype=np.int64).reshape(-1, _ROW.size // _VALUE.size)
 
     def times(self, evaluation_s: float = 0.0, checkpoint_s: float = 0.0) -> EpochTimes:
         """The account so far."""
-        table = np.array(self._rows, dtype=np.int64).reshape(-1, _WIDTH)
+        table = self._table(len(self))
         columns = {name: table[:, at].copy() for at, name in enumerate(_COLUMNS)}
         steady = columns.pop("steady").astype(bool)
         stages = table[:, len(_COLUMNS) :].copy()
