@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_has_the_verdict_of_what_was_trained(tmp_path, digi
     folder, store = tmp_path / "run", tmp_path / "mlflow.db"
     settings = ["loader.batch_size=8", "loader.num_workers=0", "trainer.max_epochs=1000", "dataset.limit=400"]
     process = start_training(folder, f"dataset.root={digits}", f"tracking.uri={store}", *settings)
-    until(lambda: "after the first epoch" in folder.with_suffix(".out").read_text() and bool(run_id_of(folder)))
+    until(lambda: "after epoch 1" in folder.with_suffix(".out").read_text() and bool(run_id_of(folder)))
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 143
     summary, output = json.loads((folder / "summary.json").read_text()), folder.with_suffix(".out").read_text()

@@ -249,14 +249,17 @@ class Trainer:
             self._optimize()
 
     def _tell_verdict(self) -> None:
-        """Once, after the first epoch of this process, where others follow."""
-        tell, self._tell = self._tell, None
-        if tell is None or self.state.result.stopped or self.state.epoch + 1 >= self.config.max_epochs:
+        """Once, after the first epoch of this process that has enough steps for advice, where others follow."""
+        times, last = self.account.times, self.state.epoch + 1 >= self.config.max_epochs
+        if self._tell is None or self.state.result.stopped or last:
+            return
+        if times is None or times.steady.sum() < FEW_STEPS:
             return
         verdict = self.account.verdict()
-        if verdict is not None:
-            log.info("after the first epoch: %s", verdict)
-            tell(verdict)
+        assert verdict is not None
+        log.info("after epoch %d: %s", self.state.epoch + 1, verdict)
+        self._tell(verdict)
+        self._tell = None
 
     def _optimize(self) -> None:
         state = self.state
