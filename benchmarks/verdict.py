@@ -1,7 +1,7 @@
 """Is the verdict right? Workloads built from sleeps and computing, whose truth is measured apart.
 
 For each cell the loader alone and the step alone give the true ceilings, the two together are judged, and the first
-remedy, if it is a setting of the loader, is applied.
+remedy, if it is a setting of the loader, is applied. Healthy controls follow: well fed, with no worker too many.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import torch
 from figures import markdown
@@ -19,7 +21,7 @@ from torch.utils.data import Dataset
 
 from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock
-from feedrate.timing.remedies import MARGIN
+from feedrate.timing.remedies import MARGIN, WORTH
 from feedrate.timing.verdict import COMPUTE_BOUND_PCT, INPUT_BOUND_PCT, Verdict
 from feedrate.trainer.account import Account
 
@@ -29,6 +31,7 @@ STEP_MS = (1.0, 6.0, 24.0)
 ENGINES = (("inline", 0), ("process", 1), ("process", 2), ("thread", 1), ("thread", 2))
 SECONDS = 1.2  # of each measurement
 OFF = 0.10  # cells nearer to a boundary are not counted
+REPEATS = 3  # of each control
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,25 @@ class Cell:
     engine: str
     workers: int
     prefetch: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.sample_ms:g} ms, {self.engine} {self.workers}, step {self.step_ms:g} ms"
+
+
+CELLS = [
+    Cell(kind, sample_ms, step_ms, engine, workers)
+    for kind, sample_ms, (engine, workers), step_ms in itertools.product(("sleep", "burn"), SAMPLE_MS, ENGINES, STEP_MS)
+]
+CONTROLS = [
+    Cell("burn", 0.01, 24.0, "inline", 0),
+    Cell("sleep", 0.02, 40.0, "inline", 0),
+    Cell("sleep", 1.0, 24.0, "thread", 1),
+    Cell("burn", 1.0, 24.0, "process", 1),
+    Cell("sleep", 1.0, 24.0, "process", 1),
+    Cell("sleep", 4.0, 24.0, "thread", 2),
+    Cell("sleep", 4.0, 24.0, "process", 2),
+    Cell("burn", 4.0, 40.0, "process", 1),
+]
 
 
 class Costly(Dataset[tuple[Tensor, int]]):
@@ -127,54 +149,116 @@ def slept(step_ms: float) -> float:
 
 
 def applied_to(cell: Cell, override: str) -> Cell:
-    """The cell with a loader's setting changed."""
-    key, value = override.removeprefix("loader.").split("=")
-    if key == "engine":
-        return replace(cell, engine=value)
-    other = replace(cell, **{{"num_workers": "workers", "prefetch_factor": "prefetch"}[key]: int(value)})
+    """The cell with settings of the loader changed."""
+    names = {"engine": "engine", "num_workers": "workers", "prefetch_factor": "prefetch"}
+    changed: dict[str, Any] = {}
+    for one in override.split():
+        key, value = one.removeprefix("loader.").split("=")
+        changed[names[key]] = value if key == "engine" else int(value)
+    other = replace(cell, **changed)
     if other.workers == 0:
         return replace(other, engine="inline")
-    return replace(other, engine="process") if cell.engine == "inline" else other
+    return replace(other, engine="process") if other.engine == "inline" else other
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A cell, and what came of it: samples per second of the loader alone, of the step alone, and of both."""
+
+    cell: Cell
+    alone: float
+    step: float
+    rate: float
+    verdict: Verdict
+
+    @property
+    def lost(self) -> float:
+        return 1 - self.rate / self.step
+
+    @property
+    def truth(self) -> tuple[str, bool]:
+        return truth(self.lost, self.alone / self.step)
+
+    @property
+    def ceilings(self) -> tuple[float, float]:
+        """The loader's and the step's, over their truths."""
+        figures = self.verdict.figures
+        return (
+            figures["loader_ceiling_samples_per_s"] / self.alone,
+            figures["compute_ceiling_samples_per_s"] / self.step,
+        )
+
+    @property
+    def promised(self) -> float:
+        """By the first remedy; 1 where none promises more."""
+        return self.verdict.remedies[0].gain if self.verdict.remedies else 1.0
+
+    def gained(self) -> float:
+        """With the first remedy."""
+        other = applied_to(self.cell, self.verdict.remedies[0].override)
+        return together(other, self.cell.step_ms)[0] / self.rate
+
+
+def judged(cell: Cell) -> Judged:
+    alone, _ = together(cell, 0.0)
+    step = slept(cell.step_ms)
+    rate, verdict = together(cell, cell.step_ms)
+    assert verdict is not None
+    return Judged(cell, alone, step, rate, verdict)
 
 
 def run() -> str:
     logging.getLogger("feedrate").setLevel(logging.ERROR)
-    rows, wrong, counted, ceilings, promises = [], 0, 0, [], []
-    for kind, sample_ms, (engine, workers), step_ms in itertools.product(
-        ("sleep", "burn"), SAMPLE_MS, ENGINES, STEP_MS
-    ):
-        cell = Cell(kind, sample_ms, step_ms, engine, workers)
-        alone, _ = together(cell, 0.0)
-        step = slept(step_ms)
-        rate, verdict = together(cell, step_ms)
-        assert verdict is not None
-        word, clear = truth(1 - rate / step, alone / step)
-        right = verdict.kind == word
-        counted += clear
-        wrong += clear and not right
-        seen_loader = verdict.figures["loader_ceiling_samples_per_s"] / alone
-        seen_step = verdict.figures["compute_ceiling_samples_per_s"] / step
-        ceilings.append((seen_loader, seen_step))
-        applied = ""
-        if verdict.remedies:
-            remedy = verdict.remedies[0]
-            gained = together(applied_to(cell, remedy.override), step_ms)[0] / rate
-            if remedy.gain > 1:
-                promises.append((gained - 1) / (remedy.gain - 1))
-            applied = f"{remedy.override}: {remedy.gain:.2f}, {gained:.2f}"
-        said = verdict.kind if right else f"{verdict.kind} (truth: {word}{'' if clear else ', near'})"
-        name = f"{kind} {sample_ms:g} ms, {engine} {workers}, step {step_ms:g} ms"
-        rates = [f"{alone:,.0f}", f"{step:,.0f}", f"{seen_loader:.2f}", f"{seen_step:.2f}", f"{rate:,.0f}"]
-        rows.append([name, *rates, f"{verdict.figures['wait_pct']:.1f}", said, applied])
+    return f"{grid(CELLS)}\n\n{healthy()}"
+
+
+def grid(cells: Sequence[Cell]) -> str:
+    rows, all_judged, promises = [], [], []
+    for cell in cells:
+        found = judged(cell)
+        all_judged.append(found)
+        word, clear = found.truth
+        said, applied = found.verdict.kind, ""
+        if said != word:
+            said += f" (truth: {word}{'' if clear else ', near'})"
+        if found.verdict.remedies:
+            gained = found.gained()
+            if found.promised > 1:
+                promises.append((gained - 1) / (found.promised - 1))
+            applied = f"{found.verdict.remedies[0].override}: {found.promised:.2f}, {gained:.2f}"
+        loader, step = found.ceilings
+        rates = [f"{found.alone:,.0f}", f"{found.step:,.0f}", f"{loader:.2f}", f"{step:.2f}", f"{found.rate:,.0f}"]
+        rows.append([str(cell), *rates, f"{found.verdict.figures['wait_pct']:.1f}", said, applied])
         print(*rows[-1], sep=" | ", flush=True)
-    loaders, steps = zip(*ceilings, strict=True)
-    within = [sum(0.9 <= v <= 1.1 for v in values) / len(values) for values in (loaders, steps)]
+    counted = [found for found in all_judged if found.truth[1]]
+    right = sum(found.verdict.kind == found.truth[0] for found in counted)
+    within = [sum(abs(found.ceilings[side] - 1) <= 0.1 for found in all_judged) / len(all_judged) for side in (0, 1)]
     kept = sum(share >= 0.8 for share in promises) / max(1, len(promises))
     summary = (
-        f"{len(rows)} cells; right in {counted - wrong} of {counted} that lie more than {OFF:.0%} off a boundary. "
+        f"{len(rows)} cells; right in {right} of {len(counted)} that lie more than {OFF:.0%} off a boundary. "
         f"Ceilings within 10 %: loader {within[0]:.0%}, compute {within[1]:.0%}. "
         f"Of {len(promises)} remedies that promised more, {kept:.0%} gained at least 80 % of it."
     )
     head = ["cell", "loader alone", "step alone", "loader ceiling / truth", "compute ceiling / truth", "together"]
     head += ["wait %", "verdict", "first remedy: promised, gained"]
     return f"{summary}\n\n{markdown(head, rows)}"
+
+
+def healthy() -> str:
+    """Controls in which training comes so near the step's own rate that no remedy could bring enough to be told."""
+    rows, told, counted = [], 0, 0
+    for cell in CONTROLS:
+        runs = [judged(cell) for _ in range(REPEATS)]
+        fed = [found for found in runs if found.lost < 1 - 1 / WORTH]
+        counted += len(fed)
+        told += sum(bool(found.verdict.remedies) for found in fed)
+        lost = ", ".join(f"{100 * found.lost:.1f}" for found in runs)
+        kinds = ", ".join(found.verdict.kind for found in runs)
+        remedies = ", ".join(str(found.verdict.remedies[0]) if found.verdict.remedies else "none" for found in runs)
+        rows.append([str(cell), lost, kinds, remedies])
+        print(*rows[-1], sep=" | ", flush=True)
+    summary = (
+        f"{len(CONTROLS)} healthy controls, {REPEATS} times each: of {counted} that reached {1 / WORTH:.0%} of the "
+        f"step's own rate, so that no remedy could help, {told} were told one."
+    )
+    return f"{summary}\n\n{markdown(['control', 'lost %', 'verdict', 'remedy'], rows)}"

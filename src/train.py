@@ -65,7 +65,7 @@ def train(cfg: DictConfig) -> float:
     run = record.Run(
         resolved, dict(hydra.runtime.choices), folder.path, command, f"{datetime.now(timezone.utc):%FT%TZ}"
     )
-    tracker, loaders, run_id, ended = None, {}, None, False
+    tracker, trainer, loaders, run_id, ended = None, None, {}, None, False
     interruption = Interruption(lambda text: None if ended else record.record_failure(run, run_id, "KILLED", text))
     interruption.listen()
     try:
@@ -157,7 +157,7 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         engine = getattr(loaders["train"], "engine", "torch")
         facts = {**trainer.digests(), "engine": engine, **trial.facts(result.stopped)}
-        verdict = trainer.account.verdict()
+        verdict = trainer.verdict()
         summary = record.record_end(tracker, run, trainer, result, verdict, facts)
         if config.tracking.log_model:
             tracker.model(model, trainer.example())
@@ -177,8 +177,13 @@ def train(cfg: DictConfig) -> float:
         status: Literal["KILLED", "FAILED"] = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         text = str(error) or "interrupted" if status == "KILLED" else describe(error)
         if not ended:
-            record.record_failure(run, tracker.run_id if tracker else run_id, status, text)
+            verdict = trainer.verdict() if trainer is not None else None
+            record.record_failure(run, tracker.run_id if tracker else run_id, status, text, verdict)
+            if verdict is not None:
+                log.info("until then: %s", verdict)
         if tracker is not None and not ended:
+            if verdict is not None:
+                record.record_verdict(tracker, verdict)
             tracker.end(status, text)
             record.record_run_id(run, tracker.run_id)
         raise

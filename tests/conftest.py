@@ -37,6 +37,29 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes an empty MLflow store, FOLDER/mlflow.db: MLflow's migrations run once per session, and others are copies.
+
+    That runs make theirs by themselves is tested in end_to_end/test_tracked.py, and of many at once in rounds.py.
+    """
+    import sqlite3
+    from contextlib import closing
+
+    from feedrate.tracking.address import read_address
+    from feedrate.tracking.store import open_store
+
+    template = tmp_path_factory.mktemp("template") / "mlflow.db"
+    open_store(read_address(str(template)), "made-with-the-template")
+
+    def make(folder: Path) -> Path:
+        with closing(sqlite3.connect(template)) as source, closing(sqlite3.connect(folder / "mlflow.db")) as target:
+            source.backup(target)
+        return folder / "mlflow.db"
+
+    return make
+
+
 @pytest.fixture
 def run_train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Composes conf/train.yaml with overrides, trains in this process, and returns the run's summary.

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -59,7 +60,10 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
         try:
             return job(config)
         except Exception as error:
-            if full or HydraConfig.get().mode == RunMode.MULTIRUN:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            _remove_unused_folder()
+            if full:
                 raise
             _fail(error)
 
@@ -118,6 +122,15 @@ def _fail(error: Exception) -> None:
     sys.exit(1)
 
 
+def _remove_unused_folder() -> None:
+    """The folder that Hydra has made for a job which failed before it wrote anything; not one that the user named."""
+    config = HydraConfig.get()
+    folder = Path(config.runtime.output_dir)
+    of_hydra = {config.output_subdir, f"{config.job.name}.log"}
+    if folder.name == _instant() and {path.name for path in folder.iterdir()} <= of_hydra:
+        shutil.rmtree(folder)
+
+
 def _no_folder(error: OSError) -> UserError:
     """Before a job begins nothing is written but its folder."""
     key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
@@ -145,9 +158,10 @@ def _check_arguments() -> None:
 def _register_resolvers() -> None:
     """`${repository:}` is the repository's root; `${instant:}` names a run folder that no other process names."""
     OmegaConf.register_new_resolver("repository", lambda: str(CONF.parent), replace=True)
-    OmegaConf.register_new_resolver("instant", _instant, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("instant", _instant, replace=True)
 
 
+@functools.cache
 def _instant() -> str:
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
 

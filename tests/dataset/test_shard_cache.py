@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from feedrate.dataset import ArrayFiles, TensorFiles
+from feedrate.dataset.cache_files import reclaim
 from feedrate.dataset.sample_reader import fresh
 from feedrate.dataset.shard import read_places
 from feedrate.errors import SampleError, UserError
@@ -52,6 +53,13 @@ def table(root: Path) -> np.ndarray:
 def kept(root: Path) -> int:
     """Samples that a later run finds in shards."""
     return int(np.count_nonzero(table(root)))
+
+
+def rows(root: Path) -> int:
+    """Samples that shards hold, up to date or not."""
+    places = {path: read_places(str(path))["row"] for path in shards(root)}
+    found = [np.fromfile(path, np.int64, place.shape[0], offset=place.begin) for path, place in places.items()]
+    return int(np.count_nonzero(np.concatenate(found)))
 
 
 def epochs(data: TensorFiles, count: int = 2, **settings: Any) -> tuple[list[Any], str, str | None]:
@@ -245,7 +253,61 @@ def test_two_runs_at_once_fill_it_without_disturbing_each_other(root: Path) -> N
     assert epochs(first) == expected
     del first, passes, one, other
     assert kept(root) == COUNT
+    assert rows(root) > COUNT
     assert epochs(open_files(root)) == expected
+    assert (kept(root), rows(root)) == (COUNT, COUNT)  # what was kept twice went when the third came
+
+
+def test_the_room_of_outdated_samples_is_taken_again(root: Path) -> None:
+    for version in range(4):
+        for number, ID in enumerate(IDs_of(root)):
+            torch.save(picture(100 * version + number), root / f"{ID}.pt")
+            age(root / f"{ID}.pt")
+            os.utime(root / f"{ID}.pt", ns=(1, 10**18 + version))
+        data = open_files(root)
+        assert epochs(data) == epochs(open_files(root, "none"))
+        del data
+        assert kept(root) == COUNT
+        assert rows(root) == (COUNT if version == 0 else 2 * COUNT)  # the ones before go when the next run begins
+    expected = epochs(open_files(root))
+    assert rows(root) == COUNT
+    assert epochs(open_files(root)) == expected
+
+
+def test_nothing_is_removed_that_another_run_may_read(root: Path) -> None:
+    expected = epochs(open_files(root))
+    first = open_files(root)
+    assert torch.equal(first[0][0], picture(0))
+    assert epochs(open_files(root, verify="crc")) == expected  # keeps everything anew
+    before = shards(root)
+    assert epochs(open_files(root, verify="crc")) == expected
+    assert shards(root) == before
+    assert epochs(first) == expected
+    del first
+    open_files(root)
+    assert len(shards(root)) < len(before)
+
+
+def test_a_kill_while_room_is_taken_again_harms_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = epochs(open_files(root))
+    for ID in IDs_of(root)[: 2 * COUNT // 3]:
+        os.utime(root / f"{ID}.pt", ns=(1, 10**18))
+    assert epochs(open_files(root)) == expected
+    assert rows(root) == COUNT + 2 * COUNT // 3
+    (folder,) = root.glob(".feedrate/*")
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            reclaim(folder)
+    assert kept(root) == 2 * COUNT // 3  # the shard is there, and nothing of it is in the table any more
+    assert epochs(open_files(root)) == expected
+    assert kept(root) == COUNT
+    open_files(root)
+    assert rows(root) == COUNT
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_forked_worker_has_a_shard_of_its_own(root: Path) -> None:

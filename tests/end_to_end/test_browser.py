@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,9 +103,10 @@ def browser(folder: Path) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def tracker(folder: Path, browser: Browser) -> Tracker:
+def tracker(folder: Path, browser: Browser, make_store: Callable[[Path], Path]) -> Tracker:
     """A finished run as training records it; after `browser`, so that it is not made where the test is skipped."""
-    uri = str(folder / "outputs" / "mlflow.db")
+    (folder / "outputs").mkdir()
+    uri = str(make_store(folder / "outputs"))
     settings = SimpleNamespace(
         uri=uri, experiment="feedrate", artifacts=None, log_model=False, system_metrics=True, run_name=None
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -13,13 +14,12 @@ import pytest
 import torch
 
 from feedrate.errors import SampleError, UserError
+from feedrate.trainer.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    import os
-
     return subprocess.run(
         [sys.executable, "src/train.py", *arguments],
         cwd=ROOT,
@@ -70,14 +70,14 @@ def command(*arguments: str, environment: dict[str, str] | None = None) -> subpr
     ],
 )
 def test_a_mistake_in_the_configuration_is_answered_before_any_work(arguments, parts):
-    before = set(ROOT.glob("outputs/sweeps/*"))
+    before = set(ROOT.glob("outputs/*/*"))
     done = command(*arguments)
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert 1 <= len(lines) <= 3, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stdout == ""
-    assert set(ROOT.glob("outputs/sweeps/*")) == before
+    assert set(ROOT.glob("outputs/*/*")) == before
     for part in parts:
         assert part in done.stderr
 
@@ -91,13 +91,33 @@ def test_a_mistake_in_the_configuration_is_answered_before_any_work(arguments, p
     ],
     ids=["device", "root", "target"],
 )
-def test_a_mistake_that_needs_torch_to_be_found_reads_the_same_way(arguments, parts):
-    done = command("tracking=none", *arguments)
+def test_a_mistake_that_needs_torch_to_be_found_reads_the_same_way(arguments, parts, tmp_path):
+    done = command("tracking=none", f"hydra.run.dir={tmp_path}/run", *arguments)
     assert done.returncode == 1
     assert 1 <= len(done.stderr.strip().splitlines()) <= 3, done.stderr
     assert "Traceback" not in done.stderr
     for part in parts:
         assert part in done.stderr
+
+
+def test_a_folder_that_the_user_named_stays_when_the_run_never_began(tmp_path):
+    (tmp_path / "mine").mkdir()
+    done = command("loader.batch_size=0", f"hydra.run.dir={tmp_path}/mine")
+    assert done.returncode == 1
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_run_in_use_is_not_gone_on_with_and_leaves_no_folder(tmp_path):
+    owner = RunFolder(tmp_path / "used")
+    before = set(ROOT.glob("outputs/*/*"))
+    try:
+        done = command("tracking=none", f"trainer.resume={owner.path}")
+    finally:
+        owner.release()
+    assert done.returncode == 1
+    assert f"trainer.resume={owner.path}: process {os.getpid()} is using this run folder" in done.stderr
+    assert set(ROOT.glob("outputs/*/*")) == before
+    assert list(owner.path.iterdir()) == []
 
 
 def test_cuda_without_one_says_so(run_train):

@@ -27,11 +27,11 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_evaluating_a_recorded_run_adds_test_metrics_and_files_to_it(run_train, digits, tmp_path):
+def test_evaluating_a_recorded_run_adds_test_metrics_and_files_to_it(run_train, digits, tmp_path, make_store):
     from mlflow import MlflowClient
 
     root = with_test_partition(digits, tmp_path / "mine")
-    tracking = [f"tracking.uri={tmp_path}/mlflow.db", f"tracking.artifacts={tmp_path}/artifacts"]
+    tracking = [f"tracking.uri={make_store(tmp_path)}", f"tracking.artifacts={tmp_path}/artifacts"]
     summary = run_train(
         "tracking=local", *tracking, "tracking.system_metrics=false", "dataset=tensor_files", f"dataset.root={root}"
     )

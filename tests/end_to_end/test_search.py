@@ -37,10 +37,10 @@ hydra:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory, digits):
+def searched(tmp_path_factory, digits, make_store):
     """A search of five trials, killed altogether in the middle of the third one; then the same command again, twice."""
     folder = tmp_path_factory.mktemp("searched")
-    arguments = [f"tracking.uri={folder}/mlflow.db", "tracking.system_metrics=false"]
+    arguments = [f"tracking.uri={make_store(folder)}", "tracking.system_metrics=false"]
 
     def place(name: str) -> str:
         return f"hydra.sweep.dir={folder}/sweeps/{name}"

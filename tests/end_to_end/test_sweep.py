@@ -18,12 +18,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory, digits):
+def swept(tmp_path_factory, digits, make_store):
     """Three jobs, of which one fails and one is killed; then the same command again."""
     folder = tmp_path_factory.mktemp("swept")
     arguments = [
         "+model.death=no,raise,kill", f"+model.edits={folder}/conf/experiment/tiny.yaml",
-        f"tracking.uri={folder}/mlflow.db", "tracking.system_metrics=false",
+        f"tracking.uri={make_store(folder)}", "tracking.system_metrics=false",
     ]  # fmt: skip
     first = sweep(folder, digits, *arguments, f"hydra.sweep.dir={folder}/first")
     from mlflow import MlflowClient
@@ -157,9 +157,9 @@ def test_fail_fast_starts_no_job_after_one_that_failed(tmp_path, digits):
     assert not (tmp_path / "out/1").exists()
 
 
-def test_a_secret_that_is_swept_is_written_nowhere(tmp_path, digits):
+def test_a_secret_that_is_swept_is_written_nowhere(tmp_path, digits, make_store):
     done = sweep(tmp_path, digits, "+model.death=raise", "+model.password=sw3pt-one,sw3pt-two", "hydra.launcher.jobs=2",
-                 f"tracking.uri={tmp_path}/mlflow.db", f"hydra.sweep.dir={tmp_path}/out")  # fmt: skip
+                 f"tracking.uri={make_store(tmp_path)}", f"hydra.sweep.dir={tmp_path}/out")  # fmt: skip
     assert len(list(csv.DictReader((tmp_path / "out/sweep.csv").open()))) == 2
     assert "***" in done.stdout
     assert "sw3pt" not in done.stdout + done.stderr

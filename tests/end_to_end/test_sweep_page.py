@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +24,11 @@ folder, browser = test_browser.folder, test_browser.browser  # fixtures
 
 
 @pytest.fixture(scope="module")
-def swept(folder: Path, browser: Browser, digits: Path) -> SimpleNamespace:
+def swept(folder: Path, browser: Browser, digits: Path, make_store: Callable[[Path], Path]) -> SimpleNamespace:
     """A sweep over workers and batch size, and its parent run; after `browser`, so that it is not made in vain."""
-    done = sweep(folder, digits, f"tracking.uri={folder}/mlflow.db", "tracking.system_metrics=false", "+model.death=no",
-                 "loader.num_workers=0,1", "loader.batch_size=8,16", f"hydra.sweep.dir={folder}/sweep")  # fmt: skip
+    done = sweep(folder, digits, f"tracking.uri={make_store(folder)}", "tracking.system_metrics=false",
+                 "+model.death=no", "loader.num_workers=0,1", "loader.batch_size=8,16",
+                 f"hydra.sweep.dir={folder}/sweep")  # fmt: skip
     assert done.returncode == 0, done.stderr
     from mlflow import MlflowClient
 

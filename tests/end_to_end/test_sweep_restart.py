@@ -64,7 +64,7 @@ def gone(process: psutil.Process, seconds: float = 20) -> bool:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory, digits):
+def killed(tmp_path_factory, digits, make_store):
     """A sweep, killed twice in the middle of its second job, then started twice at once; and an undisturbed one.
 
     Of the undisturbed one somebody reads the first line only, as `head -1` does.
@@ -79,7 +79,7 @@ def killed(tmp_path_factory, digits):
     calm.stdout.close()
     errors = calm.stderr.read()
     assert calm.wait(timeout=200) == 0, errors
-    arguments = [*SLOW, f"tracking.uri={folder}/mlflow.db"]
+    arguments = [*SLOW, f"tracking.uri={make_store(folder)}"]
     job = folder / "sweeps/first/1"
 
     # everything at once, as a power cut does

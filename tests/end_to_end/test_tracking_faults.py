@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, make_store):
     """A real MLflow server with its own store."""
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
@@ -42,7 +42,8 @@ def server(tmp_path_factory):
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port),
-             "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"],
+             "--backend-store-uri", f"sqlite:///{make_store(folder)}",
+             "--artifacts-destination", f"{folder}/artifacts"],
             cwd=folder, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         )  # fmt: skip
@@ -199,12 +200,8 @@ def test_a_slow_server_and_one_that_refuses_a_metric_get_the_rest(server, digits
     refusing.close()
 
 
-def test_a_locked_database_costs_a_note_and_sync_sends_everything(digits, tmp_path):
-    from feedrate.tracking.address import read_address
-    from feedrate.tracking.store import open_store
-
-    database = tmp_path / "mlflow.db"
-    open_store(read_address(str(database)), "feedrate")
+def test_a_locked_database_costs_a_note_and_sync_sends_everything(digits, tmp_path, make_store):
+    database = make_store(tmp_path)
     with closing(sqlite3.connect(database)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         text = ended(start(tmp_path / "run", digits, str(database)))
@@ -215,10 +212,10 @@ def test_a_locked_database_costs_a_note_and_sync_sends_everything(digits, tmp_pa
     complete(f"sqlite:///{database}", tmp_path / "run")
 
 
-def test_a_run_that_is_killed_is_marked_by_its_courier_which_ends_then(digits, tmp_path):
+def test_a_run_that_is_killed_is_marked_by_its_courier_which_ends_then(digits, tmp_path, make_store):
     from mlflow import MlflowClient
 
-    database = tmp_path / "mlflow.db"
+    database = make_store(tmp_path)
     run = start(tmp_path / "run", digits, str(database), "trainer.max_epochs=100000")
     state = tmp_path / "run/journal.state.json"
     deadline = time.monotonic() + 60
@@ -236,9 +233,9 @@ def test_a_run_that_is_killed_is_marked_by_its_courier_which_ends_then(digits, t
     assert "without a word" in found.data.tags["feedrate.error"]
 
 
-def test_no_secret_of_address_override_or_environment_is_left_anywhere(digits, tmp_path):
+def test_no_secret_of_address_override_or_environment_is_left_anywhere(digits, tmp_path, make_store):
     """The store is a file, so that everything that was recorded can be searched."""
-    address = f"sqlite:///{tmp_path}/mlflow.db"
+    address = f"sqlite:///{make_store(tmp_path)}"
     said = ended(
         start(
             tmp_path / "run",

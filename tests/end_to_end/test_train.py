@@ -112,12 +112,13 @@ def test_early_stopping_and_max_steps_end_the_run_and_say_so(run_train):
     assert "max_steps=3" in run_train("trainer.max_steps=3")["stopped"]
 
 
-def test_without_tracking_mlflow_is_not_imported(run_train):
+def test_without_tracking_mlflow_is_not_imported(digits, tmp_path):
     import subprocess
     import sys
 
     code = (
-        "import sys; sys.path.insert(0, 'src'); sys.argv = ['train.py', 'debug=one_batch']\n"
+        f"import sys; sys.path.insert(0, 'src'); sys.argv = ['train.py', 'debug=one_batch',"
+        f" 'dataset.root={digits}', 'hydra.run.dir={tmp_path}/run']\n"
         "import runpy\n"
         "try:\n    runpy.run_path('src/train.py', run_name='__main__')\n"
         "finally:\n    print('mlflow' in sys.modules, 'matplotlib' in sys.modules)"

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -255,8 +256,14 @@ TRAIN = (f"{ROOT}/src/train.py", "tracking=none", "trainer.max_epochs=1", "datas
 
 @own_memory
 @pytest.mark.parametrize("loader", [("loader.engine=process",), ("loader=torch",)], ids=["feedrate", "torch"])
-def test_too_little_shared_memory_ends_the_run_before_it_begins(loader: tuple[str, ...]) -> None:
-    settings = (*loader, "loader.num_workers=2", "loader.batch_size=8", "loader.prefetch_factor=4")
+def test_too_little_shared_memory_ends_the_run_before_it_begins(loader: tuple[str, ...], tmp_path: Path) -> None:
+    settings = (
+        f"hydra.run.dir={tmp_path}/run",
+        *loader,
+        "loader.num_workers=2",
+        "loader.batch_size=8",
+        "loader.prefetch_factor=4",
+    )
     done = with_shared_memory("4m", *TRAIN, *settings)
     assert done.returncode == 1, done.stdout
     assert re.search(
@@ -266,9 +273,10 @@ def test_too_little_shared_memory_ends_the_run_before_it_begins(loader: tuple[st
     ), done.stderr
 
 
-def test_too_few_open_files_end_the_run_before_it_begins() -> None:
+def test_too_few_open_files_end_the_run_before_it_begins(tmp_path: Path) -> None:
+    settings = (f"hydra.run.dir={tmp_path}/run", "loader.engine=process", "loader.num_workers=20")
     done = subprocess.run(
-        ["prlimit", "--nofile=90:90", sys.executable, *TRAIN, "loader.engine=process", "loader.num_workers=20"],
+        ["prlimit", "--nofile=90:90", sys.executable, *TRAIN, *settings],
         capture_output=True,
         text=True,
     )

@@ -45,3 +45,18 @@ def account(
             issued[number % len(issued)] = got
         now = got + step
     return rows.times()
+
+
+def held_up(load_ms: float, step_ms: float, alone_ms: float, *, steps: int = 200, quiet_every: int = 25) -> EpochTimes:
+    """One thread makes the next batch in each step, but in one of `quiet_every`, after which it is waited for."""
+    rows, now = Steps(), 1_000 * MS
+    load = int(load_ms * MS)
+    made = Load(now - load, now, load // 2, (load, 0, 0, 0, 0), 0)
+    for number in range(steps):
+        wait = max(0, made.end_ns - now)
+        step = int((step_ms if number % quiet_every else alone_ms) * MS)
+        rows.add(now, wait, 0, step, 0, 8, 1000, number >= 4, made)
+        begin = now + wait + (1 if number % quiet_every else step)
+        made = Load(begin, begin + load, load // 2, (load, 0, 0, 0, 0), 0)
+        now += wait + step
+    return rows.times()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from accounts import MS, account, setup
+from accounts import account, held_up, setup
 
 from feedrate.timing.epoch_times import joined
 from feedrate.timing.trace import rows_of, trace
@@ -100,14 +99,13 @@ def test_a_healthy_run_gets_no_advice() -> None:
 
 
 def test_steps_that_threads_hold_up_count_as_waiting_and_processes_are_advised() -> None:
-    held = account(12, 3, 2, cpu_share=0.5, steps=200)
-    work = held.compute.copy()
-    work[::2] += 9 * MS  # half of the steps get the interpreter back late
-    held = replace(held, compute=work, elapsed=work, wait=np.zeros_like(held.wait))
-    verdict = judge(held, setup("thread", 2, cores=8.0))
+    held = held_up(11, 12, 3)
+    verdict = judge(held, setup("thread", 1, cores=8.0))
     assert verdict.kind == "input-bound"
-    assert "threads hold the interpreter: a step takes 7.5 ms where it takes 3 ms alone" in verdict.reason
-    assert [remedy.override for remedy in verdict.remedies] == ["loader.engine=process"]
+    assert verdict.figures["wait_pct"] < 10  # it is the steps that take longer
+    assert verdict.figures["compute_ceiling_samples_per_s"] == pytest.approx(8 / 0.003, rel=0.01)
+    assert "threads hold the interpreter: a step takes 11.7 ms where it takes 3 ms alone" in verdict.reason
+    assert [remedy.override for remedy in verdict.remedies] == ["loader.engine=process loader.num_workers=3"]
 
 
 def test_few_steps_get_a_word_but_no_advice() -> None:

@@ -1,4 +1,4 @@
-"""Real SQLite stores, quickly: MLflow's migrations run once per session, and each test gets a copy.
+"""Real SQLite stores, and trackers on them.
 
 Journals are carried to them in this process, when something is read back; the process that does it in training is
 tested in end_to_end/test_tracking_faults.py.
@@ -7,9 +7,7 @@ tested in end_to_end/test_tracking_faults.py.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,22 +35,12 @@ class Settings:
     run_name: str | None = None
 
 
-@pytest.fixture(scope="session")
-def template_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    database = tmp_path_factory.mktemp("template") / "mlflow.db"
-    open_store(read_address(str(database)), "made-with-the-template")
-    return database
-
-
 @pytest.fixture
-def database(template_database: Path, tmp_path: Path) -> Path:
+def database(make_store: Callable[[Path], Path], tmp_path: Path) -> Path:
     """A store of this test's own, in a folder whose name has a space."""
     folder = tmp_path / "my outputs"
     folder.mkdir()
-    copy = folder / "mlflow.db"
-    with closing(sqlite3.connect(template_database)) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
-    return copy
+    return make_store(folder)
 
 
 class Here:

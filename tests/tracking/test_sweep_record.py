@@ -84,6 +84,45 @@ def test_the_csv_has_full_precision_under_the_keys_own_names():
     assert rows[1]["validation/accuracy"] == "0.95"
 
 
+def test_the_knee_is_the_fewest_workers_within_3_percent_of_the_fastest_at_each_batch_size():
+    rates = {"32": (971, 1000, 900), "64": (970, 1000, 1029), "128": (1000, 2000, 3000), "256": (500, None, None)}
+    results = [
+        result(row + 10 * place, workers, batch, rate)
+        for row, (batch, row_rates) in enumerate(rates.items())
+        for place, (workers, rate) in enumerate(zip(("0", "2", "10"), row_rates, strict=True))
+    ]
+    text = markdown(results, KEYS)
+    assert text.split("\n\n")[3] == (
+        "**Knee: 0 workers at batch size 32, 2 workers at batch size 64, 10 workers at batch size 128"
+        " (the most measured)** · the fewest workers within 3 % of the fastest"
+    )
+    for measure in MEASURES:
+        figure = sweep_figure(groups(results, KEYS), measure)
+        assert [(round(p.get_x()), round(p.get_y() + 0.5)) for p in figure.axes[0].patches] == [(0, 0), (1, 1), (2, 2)]
+        (legend,) = figure.legends
+        assert [said.get_text() for said in legend.texts] == ["knee: the fewest workers within 3 % of the fastest"]
+
+
+def test_over_seeds_the_knee_is_that_of_the_means():
+    rates = {("1", "0"): 1300.0, ("1", "1"): 500.0, ("2", "0"): 1000.0, ("2", "1"): 1000.0}
+    results = [result(i, workers, "32", rate, seed=seed) for i, ((workers, seed), rate) in enumerate(rates.items())]
+    keys = ["loader.num_workers", "seed"]
+    assert "**Knee: 2 workers (the most measured)**" in markdown(results, keys)
+    lines = sweep_figure(groups(results, keys), "samples_per_s").axes[0].lines
+    (ring,) = [line for line in lines if line.get_label().startswith("knee")]
+    assert list(ring.get_xdata()) == [1]
+
+
+@pytest.mark.parametrize("keys", [["loader.batch_size"], ["optimizer", *KEYS]], ids=["no workers", "two other keys"])
+def test_a_sweep_that_does_not_tell_a_knee_names_none(keys):
+    results = [
+        result(i, workers, batch, 100.0 + i, optimizer=name)
+        for i, (workers, batch, name) in enumerate([("0", "32", "sgd"), ("1", "64", "adamw"), ("2", "128", "sgd")])
+    ]
+    assert "Knee" not in markdown(results, keys)
+    assert not sweep_figure(groups(results, keys), "samples_per_s").legends
+
+
 def test_several_seeds_give_mean_and_spread():
     results = [result(i, "0", "32", rate, best, seed=str(i)) for i, (rate, best) in enumerate([(100, 0.8), (300, 0.9)])]
     (group,) = groups(results, ["seed"])

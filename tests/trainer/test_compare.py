@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -42,6 +43,29 @@ def test_only_what_differs_is_printed(run_train, capsys, monkeypatch):
     rows = {line.split("  ")[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert rows["content digest"] == ["digest", summary["content_digest"][:12], "f" * 12]
     assert "data digest" not in rows
+
+
+def test_data_and_code_of_which_nothing_was_recorded_are_not_known_to_be_equal(run_train, capsys, monkeypatch):
+    first, second = (with_config(run_train("trainer.max_epochs=1", "dataset.limit=64")) for _ in range(2))
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(first), str(second)])
+
+    def printed_without(*names: str) -> list[str]:
+        for folder in (first, second):
+            summary = json.loads((folder / "summary.json").read_text())
+            (folder / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k not in names}))
+        capsys.readouterr()
+        compare.main()
+        return capsys.readouterr().out.splitlines()
+
+    (equal,) = [line for line in printed_without("order_digest") if line.startswith("equal in all")]
+    assert "data (IDs, labels; order, content not compared)" in equal
+    lines = printed_without("data_digest", "commit", "uncommitted")
+    assert "equal in all: configuration" in lines
+    assert "not known: data (not recorded), code (not recorded)" in lines
+    (first / "summary.json").write_text(json.dumps({"data_digest": "f" * 64}))
+    lines = printed_without()
+    assert ["data digest", "f" * 12, "not recorded"] in [re.split("  +", line) for line in lines]
+    assert "not known: code (not recorded)" in lines
 
 
 def test_fewer_than_two_runs_are_refused(monkeypatch):

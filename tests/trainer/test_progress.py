@@ -8,9 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "src/train.py", "tracking=none", "trainer.max_epochs=2", "loader.num_workers=0",
-           "model=simulated", "model.step_ms=90", "dataset.limit=512"]  # fmt: skip
+
+
+@pytest.fixture
+def command(digits: Path, tmp_path: Path) -> list[str]:
+    return [
+        *(sys.executable, "src/train.py", f"dataset.root={digits}", f"hydra.run.dir={tmp_path}/run", "tracking=none"),
+        *("trainer.max_epochs=2", "loader.num_workers=0", "model=simulated", "model.step_ms=90", "dataset.limit=512"),
+    ]
 
 
 def in_terminal(command: list[str]) -> str:
@@ -32,8 +40,8 @@ def in_terminal(command: list[str]) -> str:
     return output.decode()
 
 
-def test_a_terminal_shows_a_live_line_that_leaves_only_the_epochs_lines():
-    output = in_terminal(COMMAND)
+def test_a_terminal_shows_a_live_line_that_leaves_only_the_epochs_lines(command):
+    output = in_terminal(command)
     drawn = [part for part in output.split("\r\x1b[2K") if "/8  loss" in part]
     assert drawn
     for part in drawn:
@@ -43,8 +51,8 @@ def test_a_terminal_shows_a_live_line_that_leaves_only_the_epochs_lines():
     assert "\x1b[2Kepoch 1/2  loss" in output
 
 
-def test_a_file_gets_one_plain_line_for_each_epoch():
-    done = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, check=True)
+def test_a_file_gets_one_plain_line_for_each_epoch(command):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
     assert "\x1b" not in done.stdout

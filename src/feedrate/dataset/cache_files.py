@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from feedrate.dataset.folder import sync_folder
-from feedrate.dataset.shard import read_places
+from feedrate.dataset.shard import Damaged, read_places
 
 SHIFT = 32  # a place is the number of a shard, and below so many bits the row in it
 _ARRAYS = ("crc32", "row", "source.mtime_ns", "source.size")
@@ -72,6 +72,29 @@ def publish(folder: Path, places: Tensor) -> None:
         with (folder / shard_name(number)).open("rb+") as file:
             os.fsync(file.fileno())
     table[news] = now[news]
+
+
+def reclaim(folder: Path) -> None:
+    """Removes shards of which at least half is outdated: kept anew since a file has changed, or by another run as well.
+
+    Nobody else may use the folder. What such a shard still has of use is taken out of the table first: it will be read
+    from the files and kept anew.
+    """
+    table = np.memmap(folder / "table", np.int64, "r+")
+    for path in sorted(folder.glob("[0-9]*.safetensors")):
+        first = (int(path.stem) << SHIFT) + 1
+        try:
+            place = read_places(str(path))["row"]
+            row = np.fromfile(path, np.int64, (place.end - place.begin) // 8, offset=place.begin)
+        except (Damaged, KeyError):
+            row = np.zeros(0, np.int64)
+        used = np.flatnonzero((row > 0) & (row <= len(table)))
+        now = table[row[used] - 1]
+        if 2 * np.count_nonzero((now != 0) & (now != first + used)) < len(used):
+            continue
+        table[(table >= first) & (table < first + (1 << SHIFT))] = 0
+        table.flush()
+        path.unlink()
 
 
 def make_shard(path: Path, rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> bool:

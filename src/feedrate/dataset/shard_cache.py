@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.dataset.cache_files import SHIFT, OwnedShard, make_shard, placed, publish, shard_name
+from feedrate.dataset.cache_files import SHIFT, OwnedShard, make_shard, placed, publish, reclaim, shard_name
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.sample_reader import Empty, fresh
 from feedrate.dataset.shard import Damaged, memory_of
@@ -293,10 +293,16 @@ def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify:
 
 
 def _in_use(folder: Path) -> int:
-    """A descriptor that shows others, as long as this process and its workers hold it, that the folder is in use."""
+    """A descriptor that shows others, as long as this process and its workers hold it, that the folder is in use.
+
+    Who comes when nobody uses it reclaims the room of what is outdated.
+    """
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     with suppress(OSError):  # where a file system has no locks, nothing is removed
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        reclaim(folder)
+    with suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_SH)  # waits for another who is reclaiming
     return lock
 
 

@@ -23,6 +23,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
+from feedrate.loader.gate import Gate
 from feedrate.loader.order import Plan
 from feedrate.loader.receiver import timed_out
 from feedrate.loader.tickets import Receipt, Ticket, Tickets
@@ -51,7 +52,7 @@ class Threads:
         self.end()
         waiting = settings.num_workers * (settings.prefetch_factor or 2)
         pinned = settings.pin_memory and torch.accelerator.is_available()
-        crew = _Crew(self._samples, pinned, iter(self._tickets))
+        crew = _Crew(self._samples, pinned, iter(self._tickets), Gate(settings.num_workers))
         batches = _Batches(crew, settings.num_workers, waiting, settings.timeout)
         self._kept = batches if settings.persistent_workers else None
         self._running = weakref.ref(batches)
@@ -87,9 +88,10 @@ class Threads:
 
 @dataclass
 class _Task:
-    """A ticket, and what came of it once `done` is released."""
+    """A ticket, and what came of it once `done` is released; `begun` by a thread before that."""
 
     ticket: Ticket | None
+    begun: bool = False
     done: threading.Lock = field(default_factory=threading.Lock)
     made: tuple[Any, Receipt] | None = None
     failure: BaseException | None = None
@@ -108,8 +110,8 @@ class _Crew:
         drawn: tasks in the order of their tickets, whose batches have not been taken.
     """
 
-    def __init__(self, samples: Samples, pinned: bool, tickets: Iterator[Ticket]) -> None:
-        self.samples, self.pinned, self._tickets = samples, pinned, tickets
+    def __init__(self, samples: Samples, pinned: bool, tickets: Iterator[Ticket], gate: Gate) -> None:
+        self.samples, self.pinned, self._tickets, self.gate = samples, pinned, tickets, gate
         self.wanted: SimpleQueue[bool] = SimpleQueue()
         self.drawn: deque[_Task] = deque()
         self._left: deque[_Task] = deque()  # drawn by another than who is to do it
@@ -119,7 +121,10 @@ class _Crew:
     def task(self) -> _Task | None:
         """The next one to be done, None after the last ticket."""
         with self._lock:
-            return self._left.popleft() if self._left else self._draw()
+            task = self._left.popleft() if self._left else self._draw()
+            if task is not None:
+                task.begun = True
+            return task
 
     def draw_due(self) -> _Task | None:
         """The task whose batch is due next, drawn now where no thread has come to that; None after the last one."""
@@ -143,6 +148,7 @@ class _Crew:
 
     def stop(self) -> None:
         self.stopped = True
+        self.gate.stay_open()
         self.wanted.put(False)  # each thread passes it on
 
 
@@ -163,6 +169,7 @@ class _Batches(Iterator[Any]):
         task = crew.drawn[0] if crew.drawn else crew.draw_due()
         if task is None:
             raise StopIteration
+        crew.gate.asked(task.begun)
         if not task.done.acquire(timeout=self._timeout or -1):
             raise timed_out(self._timeout)
         crew.drawn.popleft()
@@ -183,18 +190,20 @@ class _Thread(threading.Thread):
     def run(self) -> None:
         crew = self._crew
         while crew.wanted.get() and not crew.stopped:
-            if (task := crew.task()) is not None:
-                self._do(task)
+            crew.gate.enter()
+            task = None if crew.stopped else crew.task()
+            if task is not None:
+                self._make(task)
+            crew.gate.leave()
+            if task is not None:
+                task.done.release()
             del task  # or this frame would hold its batch, or its error and all that hangs on that, until the next one
         crew.wanted.put(False)
 
-    def _do(self, task: _Task) -> None:
-        if task.ticket is not None:
-            self._make(task, task.ticket)
-        task.done.release()
-
-    def _make(self, task: _Task, ticket: Ticket) -> None:
-        crew = self._crew
+    def _make(self, task: _Task) -> None:
+        crew, ticket = self._crew, task.ticket
+        if ticket is None:
+            return
         try:
             batch, receipt = crew.samples.make(ticket, self._number, lambda: crew.stopped)
             task.made = pin_memory(batch) if crew.pinned and receipt.error is None else batch, receipt

@@ -37,20 +37,19 @@ class Clock:
 
     def __init__(self, device: torch.device, warmup_steps: int) -> None:
         self._events = _DeviceEvents(device) if device.type != "cpu" else None
-        self._warmup = warmup_steps
+        self._warmup = max(1, warmup_steps)
         self._count = 0
         self._sizes: set[int] = set()
         self.first_batch_s: float | None = None
         self.first_batch_after_start_s: float | None = None
         self._totals = dict.fromkeys(PHASES, 0)
-        self._now = dict.fromkeys(PHASES, 0)
         self.begin()
 
     def begin(self) -> None:
         """An epoch starts now."""
         self._steps = Steps()
         self._aside = {"evaluation": 0, "checkpoint": 0}
-        self._now = dict.fromkeys(PHASES, 0)
+        self._before = self._of_a_step()
         self._cpu = time.process_time_ns()
         self._asked = self._mark = time.perf_counter_ns()
         if self._events:
@@ -61,8 +60,8 @@ class Clock:
         now = time.perf_counter_ns()
         if phase == "wait":
             self._asked = self._mark
-        spent, self._mark = now - self._mark, now
-        self._now[phase] += spent
+        spent = now - self._mark
+        self._mark = now
         self._totals[phase] += spent
         if phase in self._aside:
             self._aside[phase] += spent
@@ -82,19 +81,27 @@ class Clock:
         Args:
             load: how its batch was made, where the loader says.
         """
-        now, cpu = self._now, time.process_time_ns()
-        wait, transfer, compute = now["wait"], now["transfer"], now["compute"]
+        cpu = time.process_time_ns()
+        waited, moved, computed = self._before
+        self._before = now = self._of_a_step()
+        wait, transfer, compute = now[0] - waited, now[1] - moved, now[2] - computed
         if self.first_batch_s is None:
             self.first_batch_s = wait / 1e9
             compute_s = (time.perf_counter_ns() - self._mark + transfer + compute) / 1e9
             self.first_batch_after_start_s = time.time() - psutil.Process().create_time() - compute_s
         # a batch of a new size is warm-up as well: memory is allocated for it, and torch.compile compiles anew
-        steady = self._count >= max(1, self._warmup) and samples in self._sizes
+        known = samples in self._sizes
+        steady = known and self._count >= self._warmup
         self._steps.add(self._asked, wait, transfer, compute, cpu - self._cpu, samples, nbytes, steady, load)
         self._cpu = cpu
-        self._sizes.add(samples)
         self._count += 1
-        self._now = dict.fromkeys(PHASES, 0)
+        if not known:
+            self._sizes.add(samples)
+
+    def _of_a_step(self) -> tuple[int, int, int]:
+        """What steps have taken since the run began: wait, transfer, compute."""
+        totals = self._totals
+        return totals["wait"], totals["transfer"], totals["compute"]
 
     def epoch(self) -> EpochTimes:
         """The account of the present epoch so far; on an accelerator the host has seen its last step complete."""
@@ -109,11 +116,12 @@ class Clock:
 
     def recent(self, steps: int) -> tuple[float, float, float]:
         """Samples per second, wait in ms per step and wait in percent, over the last steps by the host's clock."""
-        wait, samples = self._steps.column("wait", steps), sum(self._steps.column("samples", steps))
-        elapsed = sum(wait) + sum(self._steps.column("transfer", steps)) + sum(self._steps.column("compute", steps))
+        table = self._steps.columns(("samples", *PHASES[:3]), steps)
+        samples, wait, *others = table.sum(axis=0).tolist()
+        elapsed = wait + sum(others)
         if not elapsed:
             return 0.0, 0.0, 0.0
-        return samples / elapsed * 1e9, sum(wait) / len(wait) / 1e6, 100 * sum(wait) / elapsed
+        return samples / elapsed * 1e9, wait / len(table) / 1e6, 100 * wait / elapsed
 
     def totals_s(self) -> dict[str, float]:
         """Seconds of the whole run by phase, warm-up included."""
@@ -123,6 +131,7 @@ class Clock:
         """Adds what a run that is gone on with has spent before, as `totals_s` gave it."""
         for phase, seconds in totals_s.items():
             self._totals[phase] += round(seconds * 1e9)
+        self._before = self._of_a_step()
 
 
 class _DeviceEvents:

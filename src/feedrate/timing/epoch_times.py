@@ -5,10 +5,10 @@ Who measures it is clock.py; what it means for the user is verdict.py's affair.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,16 @@ from feedrate.timing.stages import STAGES, Load
 
 MOST_AHEAD = 64  # batches that are looked at to count those that were ready
 MIN_QUIET, MIN_QUIET_SHARE = 10, 0.05  # steps without loading at their side that tell how long a step is
-CONTENDED = 1.5  # times its quickest tenth, above which a step is held up
+MIN_HELD = 3  # where they come about at instants that the loader picks, as its threads' gate does
+APART = 0.25  # other batches at whose side, on average, one counts as made alone
+USUAL = 95  # percentile of the steps' lengths beyond which one counts as no longer, or single steps would decide
 _COLUMNS = (
     "asked", "wait", "transfer", "compute", "cpu", "samples", "bytes", "steady", "begin", "end", "load_cpu", "worker",
 )  # fmt: skip
-_COMPUTE = _COLUMNS.index("compute")
-_WIDTH = len(_COLUMNS) + len(STAGES)
-_UNKNOWN = (0, 0, 0, -1, *(0 for _ in STAGES))
+_ROW = Struct(f"={len(_COLUMNS) + len(STAGES)}q")
+_VALUE = Struct("=q")
+_COMPUTE = _VALUE.size * _COLUMNS.index("compute")  # bytes from a row's begin
+_UNKNOWN = Load(0, 0, 0, tuple(0 for _ in STAGES), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +65,10 @@ class Steps:
     """Rows of an account that is being written; a microsecond for each step, as it lies in the timed loop."""
 
     def __init__(self) -> None:
-        self._rows = array("q")
+        self._rows = bytearray()
 
     def __len__(self) -> int:
-        return len(self._rows) // _WIDTH
+        return len(self._rows) // _ROW.size
 
     def add(
         self,
@@ -80,25 +83,28 @@ class Steps:
         load: Load | None,
     ) -> None:
         """A step, by the names of EpochTimes."""
-        made = _UNKNOWN
-        if load is not None:
-            worker = -1 if load.worker is None else load.worker
-            made = (load.begin_ns, load.end_ns, load.cpu_ns, worker, *load.stages_ns)
-        self._rows.extend((asked, wait, transfer, compute, cpu, samples, nbytes, steady, *made))
+        begin, end, load_cpu, stages, worker, _ = load or _UNKNOWN
+        self._rows += _ROW.pack(
+            asked, wait, transfer, compute, cpu, samples, nbytes, steady, begin, end, load_cpu,
+            -1 if worker is None else worker, *stages,
+        )  # fmt: skip
 
     def took(self, compute: int) -> None:
         """The last step's compute, where it is known only now."""
         if self._rows:
-            self._rows[_COMPUTE - _WIDTH] = compute
+            _VALUE.pack_into(self._rows, len(self._rows) - _ROW.size + _COMPUTE, compute)
 
-    def column(self, name: str, last: int) -> array[int]:
-        """The values of the last steps, at most so many."""
-        start = max(0, len(self) - last) * _WIDTH + _COLUMNS.index(name)
-        return self._rows[start::_WIDTH]
+    def columns(self, names: Sequence[str], last: int) -> np.ndarray:
+        """(steps, names) int64, the values of the last steps, at most so many."""
+        return self._table(last)[:, [_COLUMNS.index(name) for name in names]]
+
+    def _table(self, last: int) -> np.ndarray:
+        rows = self._rows[max(0, len(self) - last) * _ROW.size :]  # a copy, as what is looked at could not grow
+        return np.frombuffer(rows, dtype=np.int64).reshape(-1, _ROW.size // _VALUE.size)
 
     def times(self, evaluation_s: float = 0.0, checkpoint_s: float = 0.0) -> EpochTimes:
         """The account so far."""
-        table = np.array(self._rows, dtype=np.int64).reshape(-1, _WIDTH)
+        table = self._table(len(self))
         columns = {name: table[:, at].copy() for at, name in enumerate(_COLUMNS)}
         steady = columns.pop("steady").astype(bool)
         stages = table[:, len(_COLUMNS) :].copy()
@@ -197,42 +203,53 @@ class EpochTimes:
     @cached_property
     def quiet(self) -> np.ndarray:
         """(steps,) bool: no batch was being made while the step ran."""
-        start = self.asked + self.wait
         made = self.end > 0
+        if not made.any():
+            return np.zeros_like(made)
+        start = self.asked + self.wait
         begun = np.searchsorted(np.sort(self.begin[made]), start + self.work)
         ended = np.searchsorted(np.sort(self.end[made]), start, side="right")
-        quiet: np.ndarray = begun <= ended
+        # of the batches that were begun after the last one here nothing is known
+        quiet: np.ndarray = (begun <= ended) & (start + self.work <= self.begin.max())
         return quiet
 
     def work_alone_ns(self, threads: bool) -> float:
         """What a steady step takes, without its wait, where the loader does not get in its way.
 
-        Known from steps during which no batch was made. Where there are too few and the loader's threads share the
-        interpreter with the step, from those that they happened to leave alone.
+        Known from steps during which no batch was made; what all steps take on average where there are too few.
         """
-        work, quiet = self.work[self.counted], self.quiet[self.counted] & self.known
-        if quiet.sum() >= max(MIN_QUIET, MIN_QUIET_SHARE * len(work)):
-            return float(min(work[quiet].mean(), work.mean()))
-        if threads and len(work) >= MIN_QUIET:
-            low = float(np.percentile(work, 10))
-            return low if work.mean() > CONTENDED * low else float(work.mean())
-        return float(work.mean())
+        work, quiet = self.work[self.counted], self.quiet[self.counted]
+        if quiet.sum() < (MIN_HELD if threads else max(MIN_QUIET, MIN_QUIET_SHARE * len(work))):
+            return float(work.mean())
+        usual = np.minimum(work, np.percentile(work, USUAL))
+        return float(work.mean() * min(1.0, usual[quiet].mean() / usual.mean()))
+
+    @cached_property
+    def in_the_way(self) -> float:
+        """By how much one batch in the making slows another down: 0 not at all, 1 as if only one were made at a time.
+
+        Known where some were made alone and some were not; 0 otherwise.
+        """
+        made = self.end > 0
+        begin, end = self.begin[made], self.end[made]
+        took, company = (end - begin).astype(float), _company(begin, end)
+        lone, crowded = company < APART, company > 1 - APART
+        if lone.sum() < MIN_HELD or crowded.sum() < MIN_HELD:
+            return 0.0
+        slower = took[crowded] / np.median(took[lone]) - 1
+        return float(np.clip(np.median(slower / company[crowded]), 0.0, 1.0))
+
+    @cached_property
+    def load_alone(self) -> np.ndarray:
+        """(steps,) float64: what making the batch would have taken with no other one in the making."""
+        alone: np.ndarray = self.load / (1 + self.in_the_way * _company(self.begin, self.end))
+        return alone
 
     def load_together_ns(self, threads: bool, workers: int) -> float:
         """What making a steady batch takes where all workers are busy."""
-        load = self.load[self.counted]
-        alone = float(load.mean()) if load.size else 0.0
         if not threads or workers < 2:
-            return alone
-        # threads that hold the interpreter's lock get in each other's way when they load at the same time
-        made = self.end > 0
-        begin, end = self.begin[made], self.end[made]
-        others = np.searchsorted(np.sort(begin), end) - np.searchsorted(np.sort(end), begin, side="right") - 1
-        took = (end - begin).astype(float)
-        lone, crowded = took[others == 0], took[others >= 1]
-        if len(lone) < MIN_QUIET or len(crowded) < workers:
-            return alone
-        return alone * max(1.0, float(np.median(crowded) / np.median(lone)))
+            return float(self.load[self.counted].mean())
+        return float(self.load_alone[self.counted].mean()) * (1 + self.in_the_way * (workers - 1))
 
     def metrics(self, setup: Setup) -> dict[str, float]:
         """Loader and compute metrics of the steady steps, by the names of docs/metrics.md."""
@@ -288,6 +305,17 @@ class EpochTimes:
         if ready.any():
             return float(np.median(handed[ready]))
         return float(handed.min()) if handed.size else 0.0
+
+
+def _company(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """How many other batches were in the making while each was, on average."""
+    instants = np.concatenate([begin, end])
+    order = np.argsort(instants, kind="stable")
+    at = instants[order]
+    active = np.cumsum(np.where(order < len(begin), 1, -1))
+    together = np.concatenate([[0], np.cumsum(active[:-1] * np.diff(at))])
+    company: np.ndarray = (np.interp(end, at, together) - np.interp(begin, at, together)) / np.maximum(1, end - begin)
+    return company - 1
 
 
 def joined(parts: Iterable[EpochTimes]) -> EpochTimes:

@@ -1,4 +1,4 @@
-"""What the machine did while a run trained: cores that were idle, threads that stood in the queue for one.
+"""What the machine did while a run trained: cores that were idle, threads that queued for one, what the disk gave.
 
 As Linux counts it; elsewhere nothing is known of the queue, and it counts as none.
 """
@@ -27,18 +27,22 @@ class Machine:
         idle_s: of all cores that this process may use, together.
         workers_queued_s, main_queued_s: that the loader's workers, all together, and the main thread could have run but
             had no core.
+        read_mb: that this process and those of the workers read and the page cache did not hold, megabytes.
     """
 
     seconds: float = 0.0
     idle_s: float = 0.0
     workers_queued_s: float = 0.0
     main_queued_s: float = 0.0
+    read_mb: float = 0.0
 
     @staticmethod
     def now(workers: Iterable[Task]) -> Machine:
         """Since the machine started; differences count."""
         main = os.getpid(), threading.main_thread().native_id or os.getpid()
-        return Machine(time.perf_counter(), _idle_s(), _queued_s(workers), _queued_s([main]))
+        workers = list(workers)
+        read_mb = _read_mb([main, *workers])
+        return Machine(time.perf_counter(), _idle_s(), _queued_s(workers), _queued_s([main]), read_mb)
 
     def __sub__(self, other: Machine) -> Machine:
         return Machine(
@@ -46,6 +50,7 @@ class Machine:
             max(0.0, self.idle_s - other.idle_s),
             max(0.0, self.workers_queued_s - other.workers_queued_s),
             max(0.0, self.main_queued_s - other.main_queued_s),
+            max(0.0, self.read_mb - other.read_mb),
         )
 
     def __add__(self, other: Machine) -> Machine:
@@ -54,6 +59,7 @@ class Machine:
             self.idle_s + other.idle_s,
             self.workers_queued_s + other.workers_queued_s,
             self.main_queued_s + other.main_queued_s,
+            self.read_mb + other.read_mb,
         )
 
 
@@ -73,3 +79,12 @@ def _queued_s(tasks: Iterable[Task]) -> float:
         with contextlib.suppress(OSError, ValueError, IndexError):
             found += int(Path(f"/proc/{process}/task/{thread}/schedstat").read_text().split()[1])
     return found / 1e9
+
+
+def _read_mb(tasks: Iterable[Task]) -> float:
+    """Of all their processes together, from storage; those that are gone count as none."""
+    found = 0
+    for process in {process for process, _ in tasks}:
+        with contextlib.suppress(psutil.Error, AttributeError):  # not every system counts that
+            found += psutil.Process(process).io_counters().read_bytes
+    return found / 1e6

@@ -61,15 +61,18 @@ def seconds_per_batch(costs: Costs, plan: Plan, cores: float) -> float:
 
 
 def _simulated(costs: Costs, plan: Plan) -> float:
-    """Batch after batch: when it is asked for, made, taken over and used. Batches arrive in order."""
+    """Batch after batch: when it is asked for, made, taken over and used. Batches arrive in order.
+
+    They pass twice, and the second time counts: then what was made ahead at the start is used up, and every plan is
+    measured by the same batches.
+    """
     ahead = plan.workers * plan.prefetch
     issued = [0.0] * ahead  # when batch i, i + ahead, ... was asked for
     free = [0.0] * plan.workers  # when each worker will be
     now = warm = 0.0
     count = len(costs.load)
-    first = min(ahead, count // 2)  # until then the batches made ahead at the start are used up
-    for i, (load, step) in enumerate(zip(costs.load, costs.step, strict=True)):
-        if i == first:
+    for i, (load, step) in enumerate([*zip(costs.load, costs.step, strict=True)] * 2):
+        if i == count:
             warm = now
         asked = issued[i % ahead]
         if plan.threads:
@@ -81,4 +84,4 @@ def _simulated(costs: Costs, plan: Plan) -> float:
         got = max(now, end) + costs.receive
         issued[i % ahead] = got
         now = got + step
-    return (now - warm) / (count - first)
+    return (now - warm) / count

@@ -22,6 +22,7 @@ PREFETCHES = (2, 4, 8, 16)
 MODELLED = 2000  # batches at most that the model goes through
 RECEIVE_S = 6e-4  # what it takes to take over a batch from a process, where it was not seen
 COPY_BYTES_PER_S = 4e9  # at which a packed batch is gathered, where it was not measured
+LOCKED = 0.6  # by how much threads that load slow each other down where they hold the interpreter
 HELD_UP_PCT = 3.0  # of the time by which the loader makes steps longer, above which it counts as waiting
 
 
@@ -44,7 +45,7 @@ class Remedy:
     def __str__(self) -> str:
         promise = f"about {self.gain:.1f}x" if self.gain >= WORTH else "at the same rate"
         if self.saved_mb >= 10:
-            promise += f", saves {_bytes(self.saved_mb)}"
+            promise += f", saves {in_bytes(self.saved_mb)}"
         return f"{self.override}{self.condition} ({promise})"
 
 
@@ -65,8 +66,12 @@ def remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
         saved = (setup.workers - min(enough)) * setup.worker_mb if enough else 0
         return (Remedy(f"loader.num_workers={min(enough)}", saved_mb=saved),) if enough else ()
     if locked:  # neither more threads nor more batches ahead would change that
-        gain = now / seconds(replace(costs, receive=RECEIVE_S), threads=False)
-        return (Remedy("loader.engine=process", gain),) if gain >= WORTH else ()
+        apart = replace(costs, receive=RECEIVE_S)
+        others = {k: seconds(apart, workers=k, threads=False) for k in _counts(costs, setup) if k}
+        fewest = min(k for k, s in others.items() if s <= min(others.values()) * NEARLY)
+        number = f" loader.num_workers={fewest}" if fewest != setup.workers else ""
+        gain = now / others[fewest]
+        return (Remedy(f"loader.engine=process{number}", gain),) if gain >= WORTH else ()
     found: list[Remedy] = []
     best = min(plans.values())
     fewest = min(k for k, s in plans.items() if s <= best * NEARLY)
@@ -120,15 +125,13 @@ def costs_of(times: EpochTimes, setup: Setup) -> Costs:
     """What the steady batches cost, with the time in the queue for a core, or for the interpreter, taken out."""
     rows = np.flatnonzero(times.counted)[-MODELLED:]
     work = times.work.astype(float) / 1e9
-    load = times.load.astype(float) / 1e9
+    load = (times.load_alone if setup.threads else times.load).astype(float) / 1e9
     work *= min(1.0, times.work_alone_ns(setup.threads) / max(1e-9, 1e9 * float(work[times.counted].mean())))
     load *= 1 - min(0.9, setup.worker_delay_s / max(load[times.counted].sum(), 1e-9))
     load_cpu = float(times.load_cpu[rows].mean() / 1e9)
     cpu = float(times.cpu[rows].mean() / 1e9)
     if setup.engine in ("thread", "inline"):  # the loader's computing is counted in this process, too
         cpu = max(0.0, cpu - load_cpu)
-    if setup.threads and _one_at_a_time(times, setup):
-        load = np.minimum(load, times.load_cpu / 1e9)  # the rest was spent waiting for the interpreter
     receive = times.receive_ns() / 1e9 if setup.workers else RECEIVE_S
     return Costs(load=load[rows].tolist(), step=work[rows].tolist(), load_cpu=load_cpu, step_cpu=cpu, receive=receive)
 
@@ -160,15 +163,9 @@ def _computing_ns(times: EpochTimes, setup: Setup) -> float:
 
 def _one_at_a_time(times: EpochTimes, setup: Setup) -> bool:
     """Whether the loader's threads hold the interpreter while they load, so that two are no faster than one."""
-    steady = times.counted
-    computing = times.load_cpu[steady].sum() / max(1, times.load[steady].sum())
-    return held_pct(times, setup) > HELD_UP_PCT or (
-        setup.workers > 1
-        and 0.8 < busy_cores(times, setup) < 1.15
-        and computing < 0.75
-        and times.load[steady].sum() > 0.8 * setup.workers * times.elapsed[steady].sum()
-    )
+    return held_pct(times, setup) > HELD_UP_PCT or (setup.workers > 1 and times.in_the_way > LOCKED)
 
 
-def _bytes(mb: float) -> str:
+def in_bytes(mb: float) -> str:
+    """`1.1 GB`, `35 MB`."""
     return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"

@@ -6,15 +6,17 @@ From figures to words and overrides; nothing is measured or changed here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from feedrate.timing.epoch_times import EpochTimes, Setup
-from feedrate.timing.remedies import HELD_UP_PCT, MARGIN, Remedy, busy_cores, held_pct, remedies
+from feedrate.timing.remedies import HELD_UP_PCT, MARGIN, Remedy, busy_cores, held_pct, in_bytes, remedies
 from feedrate.timing.stages import STAGES
 
 INPUT_BOUND_PCT = 10.0  # of the steady time waited: above it a run is input-bound
 COMPUTE_BOUND_PCT = 2.0  # below it, and with a loader that could make MARGIN times what the step takes, compute-bound
 FEW_STEPS = 20  # with fewer steady steps nothing is advised
+APART_PCT = 10.0  # of the time: a first epoch whose waiting differs by more from that of later ones is told
+DISK_MB = 1.0  # that must have come from the disk for it to be named
 FIGURES = {  # of a verdict -> the metric of an epoch that means the same
     "samples_per_s": "loader/samples_per_s",
     "wait_pct": "loader/wait_pct",
@@ -35,12 +37,15 @@ class Verdict:
         figures: that it rests on: samples_per_s, wait_pct, loader_ceiling_samples_per_s, compute_ceiling_samples_per_s,
             efficiency_pct, as far as they are known.
         remedies: the best first; none where none helps.
+        first_epoch: samples_per_s, wait_pct and read_mb (from the disk) of the first epoch, where the verdict is on
+            later ones.
     """
 
     kind: str
     reason: str
     figures: Mapping[str, float]
     remedies: Sequence[Remedy] = field(default_factory=tuple)
+    first_epoch: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         text = f"{self.kind}: {self.reason}"
@@ -49,8 +54,20 @@ class Verdict:
         return text
 
 
-def judge(times: EpochTimes, setup: Setup) -> Verdict:
-    """The verdict on the steady steps of an account, which must have at least one step."""
+def judge(times: EpochTimes, setup: Setup, first_epoch: Mapping[str, float] | None = None) -> Verdict:
+    """The verdict on the steady steps of an account, which must have at least one step.
+
+    Args:
+        first_epoch: see Verdict; where `times` are those of later ones.
+    """
+    verdict = _judged(times, setup)
+    if not first_epoch:
+        return verdict
+    told = _told_apart(first_epoch, verdict.figures["wait_pct"])
+    return replace(verdict, reason=f"{verdict.reason} {told}".rstrip(), first_epoch=first_epoch)
+
+
+def _judged(times: EpochTimes, setup: Setup) -> Verdict:
     steady = times.counted
     figures = times.metrics(setup)
     elapsed_s = float(times.elapsed[steady].sum() / 1e9)
@@ -101,6 +118,15 @@ def _where(times: EpochTimes) -> str:
     spent = times.stages[steady].sum(axis=0)
     largest = int(spent.argmax())
     return f"{_percent(100 * spent[largest] / max(1, spent.sum()))} of the load is {_word(STAGES[largest])}."
+
+
+def _told_apart(first_epoch: Mapping[str, float], wait_pct: float) -> str:
+    """That the first epoch, in which files come from the disk, waited more than later ones, or less."""
+    first, read_mb = first_epoch["wait_pct"], first_epoch["read_mb"]
+    if abs(first - wait_pct) <= APART_PCT:
+        return ""
+    disk = f", for which {in_bytes(read_mb)} came from the disk," if read_mb >= DISK_MB else ""
+    return f"The first epoch{disk} waited {_percent(first)}, later ones {_percent(wait_pct)}."
 
 
 def _held_up(times: EpochTimes, setup: Setup) -> str:

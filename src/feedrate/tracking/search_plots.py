@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from feedrate.tracking.note import number
 from feedrate.tracking.plots import BLUE, DPI, GREY, ORANGE
-from feedrate.tracking.sweep_plots import is_number, ordered
-from feedrate.tracking.sweep_results import Result
+from feedrate.tracking.sweep_results import Result, is_number, ordered
 from feedrate.tracking.sweep_table import words
 
 if TYPE_CHECKING:

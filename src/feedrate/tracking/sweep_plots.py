@@ -1,4 +1,4 @@
-"""Pictures of a sweep: heat-map over two swept keys, line or bars over one, bars where there are more.
+"""Pictures of a sweep: heat-map over two swept keys, line or bars over one, bars where there are more; with the knee.
 
 The figures come from sweep_table.py; colours and sizes are those of plots.py.
 """
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from feedrate.tracking.note import number
-from feedrate.tracking.plots import BLUE, DPI, GREY, ORANGE
-from feedrate.tracking.sweep_results import Group
-from feedrate.tracking.sweep_table import chosen_words, words
+from feedrate.tracking.plots import BLUE, DPI, GREEN, GREY, ORANGE
+from feedrate.tracking.sweep_results import Group, is_number, ordered, varying
+from feedrate.tracking.sweep_table import KNEE, chosen_words, knees, words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def sweep_figure(groups: Sequence[Group], measure: str) -> Figure:
         groups: with equal keys; at least one has the measure.
         measure: samples_per_s or wait_pct.
     """
-    keys = [key for key in groups[0].settings if len({group.settings[key] for group in groups}) > 1]
+    keys = varying(groups)
     if len(keys) == 2:
         figure, axes = _heat_map(groups, keys, measure)
     else:
@@ -40,6 +40,9 @@ def sweep_figure(groups: Sequence[Group], measure: str) -> Figure:
     chosen = {key: group.settings[key] for key in keys}
     title = f"{MEASURES[measure]}\n{word}: {number(value)} with {chosen_words(chosen)}"
     axes.set_title(title, fontsize=10, loc="left")
+    marks, marked = axes.get_legend_handles_labels()
+    if marks:
+        figure.legend(marks[:1], marked[:1], loc="outside lower left", frameon=False, fontsize=8)
     return figure
 
 
@@ -64,6 +67,9 @@ def _heat_map(groups: Sequence[Group], keys: Sequence[str], measure: str) -> tup
         weight = "bold" if row * len(across) + column == best else "normal"
         text = "none" if missing else number(float(value))
         axes.text(column, row, text, ha="center", va="center", color=colour, weight=weight)
+    for bend in knees(groups):
+        row, column = (line.index(bend.group.settings[key]) for line, key in zip((down, across), keys, strict=True))
+        axes.add_patch(_frame(row, column))
     axes.set_yticks(range(len(down)), down)
     axes.set_xticks(range(len(across)), across)
     axes.set_ylabel(words(keys[0]))
@@ -96,7 +102,10 @@ def _row(groups: Sequence[Group], keys: Sequence[str], measure: str) -> tuple[Fi
         axes.set_xticks(places, labels)
         axes.set_xlabel(words(keys[0]))
         axes.set_ylabel(MEASURES[measure])
-        axes.set_ylim(bottom=0)
+        for bend in knees(groups):
+            place = shown.index(bend.group)
+            axes.plot([place], [heights[place]], "o", mfc="none", mec=GREEN, mew=2, ms=13, label=f"knee: {KNEE}")
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     else:
         figure = _figure(7.5, 1.4 + 0.28 * len(shown))
         axes = figure.subplots()
@@ -109,21 +118,17 @@ def _row(groups: Sequence[Group], keys: Sequence[str], measure: str) -> tuple[Fi
     return figure, axes
 
 
+def _frame(row: int, column: int) -> Any:
+    """Marks a cell of a heat-map; its white border shows on dark cells."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    around = [withStroke(linewidth=5, foreground="white")]
+    corner, label = (column - 0.46, row - 0.42), f"knee: {KNEE}"
+    return Rectangle(corner, 0.92, 0.84, fill=False, ec=GREEN, lw=2.5, path_effects=around, label=label)
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-
-
-def ordered(values: set[str]) -> list[str]:
-    """Numbers by size, then words."""
-    return sorted(values, key=lambda value: (0, float(value), "") if is_number(value) else (1, 0.0, value))
-
-
-def is_number(text: str) -> bool:
-    """Whether a setting, as it was typed, is one."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

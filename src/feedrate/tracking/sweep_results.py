@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,3 +127,22 @@ def groups(results: Sequence[Result], keys: Sequence[str]) -> list[Group]:
     for result in results:
         found.setdefault(tuple(result.settings.get(key, "") for key in kept), []).append(result)
     return [Group(dict(zip(kept, values, strict=True)), members) for values, members in found.items()]
+
+
+def varying(found: Sequence[Group]) -> list[str]:
+    """The keys that do not have the same value in every group."""
+    return [key for key in found[0].settings if len({group.settings[key] for group in found}) > 1]
+
+
+def ordered(values: Iterable[str]) -> list[str]:
+    """Numbers by size, then words."""
+    return sorted(values, key=lambda value: (0, float(value), "") if is_number(value) else (1, 0.0, value))
+
+
+def is_number(text: str) -> bool:
+    """Whether a setting, as it was typed, is one."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -8,13 +8,16 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from feedrate.timing.knee import AS_GOOD_PCT, knee
 from feedrate.tracking.note import number
-from feedrate.tracking.sweep_results import METRICS, SEED, Group, Result, groups
+from feedrate.tracking.sweep_results import METRICS, SEED, Group, Result, groups, ordered, varying
 
 WORKERS, BATCH_SIZE = "loader.num_workers", "loader.batch_size"
 _WORDS = {WORKERS: "workers", BATCH_SIZE: "batch size"}
 _ERROR_CHARACTERS = 200
+KNEE = f"the fewest workers within {AS_GOOD_PCT} % of the fastest"
 
 
 def columns(keys: Sequence[str]) -> list[str]:
@@ -37,6 +40,50 @@ def most_exact(found: Sequence[Group]) -> Group | None:
     metric = _metric([result for group in found for result in group.results])
     quick = sorted(found, key=lambda group: -(group.mean("samples_per_s") or 0.0))
     return _best(quick, "best", max if dict(METRICS).get(metric, False) else min)
+
+
+@dataclass(frozen=True)
+class Knee:
+    """The fewest workers that are as good as any at one batch size, or at one value of what else was swept.
+
+    Attributes:
+        group: with these workers.
+        over: the other swept key; None: workers alone were swept.
+        at_the_end: no larger number was measured, so more may be faster still.
+    """
+
+    group: Group
+    over: str | None
+    at_the_end: bool
+
+    def __str__(self) -> str:
+        workers = self.group.settings[WORKERS]
+        text = f"{workers} worker{'' if workers == '1' else 's'}"
+        text += f" at {words(self.over)} {self.group.settings[self.over]}" if self.over else ""
+        return text + (" (the most measured)" if self.at_the_end else "")
+
+
+def knees(found: Sequence[Group]) -> list[Knee]:
+    """One for each value of the other swept key at which two numbers of workers or more were measured.
+
+    None unless workers are swept, alone or with one other key besides the seed.
+    """
+    keys = varying(found)
+    if WORKERS not in keys or len(keys) > 2:
+        return []
+    over = next((key for key in keys if key != WORKERS), None)
+    counts = ordered({group.settings[WORKERS] for group in found})
+    kept = []
+    for value in ordered({group.settings[over] for group in found}) if over else [""]:
+        row = {
+            counts.index(group.settings[WORKERS]): (group, rate)
+            for group in found
+            if (over is None or group.settings[over] == value) and (rate := group.mean("samples_per_s")) is not None
+        }
+        if len(row) > 1:
+            place = knee({place: rate for place, (_, rate) in row.items()})
+            kept.append(Knee(row[place][0], over, at_the_end=place == max(row)))
+    return kept
 
 
 def markdown(results: Sequence[Result], keys: Sequence[str], rows: int | None = None, pictures: str = "") -> str:
@@ -112,7 +159,10 @@ def _headline(found: Sequence[Group]) -> list[str]:
             lines.append(f"**Best {name}: {chosen_words(exact.settings)}** · {_mean(exact, 'best')}")
         if exact is not quick:
             commands.append(_command(exact))
-    return [*lines, fenced("\n".join(commands))]
+    lines.append(fenced("\n".join(commands)))
+    if bends := knees(found):
+        lines.append(f"**Knee: {', '.join(map(str, bends))}** · {KNEE}")
+    return lines
 
 
 def words_of_metric(metric: str) -> str:

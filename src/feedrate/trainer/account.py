@@ -20,7 +20,7 @@ from feedrate.timing.epoch_times import Setup, cut, joined
 from feedrate.timing.machine import Machine, Task
 from feedrate.timing.stages import Slowest
 from feedrate.timing.trace import WINDOW
-from feedrate.timing.verdict import Verdict, judge
+from feedrate.timing.verdict import FEW_STEPS, FIGURES, Verdict, judge
 
 MOST_STEPS = 50_000  # of the last epochs that are kept: some 7 MB
 
@@ -28,7 +28,8 @@ MOST_STEPS = 50_000  # of the last epochs that are kept: some 7 MB
 class Account:
     """Collects the times of a run's epochs.
 
-    The run's first epoch, in which files come from the disk and workers start, is left out as soon as there is another.
+    The first epoch of a run, in which files come from the disk and workers start, is left out as soon as there is
+    another; of it only the figures are kept, to be told apart.
 
     Args:
         loader: of the training partition.
@@ -39,6 +40,8 @@ class Account:
         self._loader, self._packable = loader, packable if isinstance(loader, Loader) else ""
         self._epochs: deque[EpochTimes] = deque()
         self._cold = True  # whether what is kept is the first epoch
+        self._first: dict[str, float] = {}
+        self._open = self._training = False  # whether an epoch has begun and not ended, and whether it still trains
         self._slowest = Slowest()
         self._meanwhile: deque[Machine] = deque()  # what the machine did in each epoch kept
         self._before = self._during = Machine()
@@ -46,20 +49,23 @@ class Account:
 
     def begin(self) -> None:
         """The training of an epoch begins."""
+        self._open = self._training = True
         self._before = Machine.now(self._tasks())
 
     def trained(self) -> None:
         """It has ended; validation follows."""
+        self._training = False
         self._during = Machine.now(self._tasks()) - self._before
 
     def end(self, times: EpochTimes) -> None:
         """The epoch has ended, with this account of its training."""
+        self._open = False
         if self._worker_mb is None:
             self._worker_mb = _own_memory_mb(self._loader)
         if not len(times.wait):
             return
         if self._cold and self._epochs:
-            self._cold = False
+            self._cold, self._first = False, self._figures_of_first()
             self._epochs.clear()
             self._meanwhile.clear()
         self._epochs.append(times)
@@ -67,6 +73,25 @@ class Account:
         while len(self._epochs) > 1 and sum(len(kept.wait) for kept in self._epochs) > MOST_STEPS:
             self._epochs.popleft()
             self._meanwhile.popleft()
+
+    def broken_off(self, times: EpochTimes) -> None:
+        """The run ends here; where that is in the midst of an epoch, with this account of its training.
+
+        One of a few steps counts only where there is no other.
+        """
+        if not self._open:
+            return
+        self._open = False
+        if self._training:
+            self.trained()
+        if not self._epochs or times.steady.sum() >= FEW_STEPS:
+            self.end(times)
+
+    def _figures_of_first(self) -> dict[str, float]:
+        times, (machine,) = self._epochs[0], self._meanwhile
+        metrics = times.metrics(self.setup(times))
+        names = ("samples_per_s", "wait_pct")
+        return {**{name: metrics[FIGURES[name]] for name in names}, "read_mb": machine.read_mb}
 
     def took(self, load: Load | None) -> None:
         """A batch of training was made."""
@@ -84,7 +109,7 @@ class Account:
         times = self.times
         if times is None:
             return None
-        return judge(times, self.setup(times))
+        return judge(times, self.setup(times), self._first)
 
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """With what the epochs kept, or those of `times`, were measured."""

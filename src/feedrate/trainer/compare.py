@@ -6,7 +6,7 @@ What is equal in all runs is left out; nothing is built and nothing of a configu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from feedrate.trainer.provenance import flat, size_of_diff
 from feedrate.trainer.restore import SavedRun
 
 ABSENT = "-"
-CONTENT = "content digest"  # only of runs with loader.content_digest=true; the others cover IDs, labels and order
+CONTENT = "content digest"  # only of runs with loader.content_digest=true
+COVERED = {"data digest": "IDs, labels", "order digest": "order", CONTENT: "content"}
+UNKNOWN = "not recorded"
 WIDEST = 44  # characters of a cell; a longer value is shortened in its middle
 _PLACES = {"trainer.resume"}  # like all of tracking: where a run lies and how it was started says nothing about it
 _MACHINE = ("system/",)  # readings that are never equal
@@ -63,27 +65,40 @@ def facts(name: str, saved: SavedRun) -> Facts:
 
 
 def comparison(runs: Sequence[Facts]) -> str:
-    """A table for each section in which something differs: a row for each key, a column for each run."""
-    parts, equal = [], []
+    """A table for each section in which something differs: a row for each key, a column for each run.
+
+    What no run has recorded is neither equal nor different: data without a digest, code without a commit.
+    """
+    parts, equal, unknown = [], [], []
     for section in runs[0].sections:
         keys = dict.fromkeys(key for run in runs for key in run.sections[section])
-        compared = all(CONTENT in run.sections[section] for run in runs)
-        if not compared:
+        if not all(CONTENT in run.sections[section] for run in runs):
             keys.pop(CONTENT, None)
+        known = [key for key in keys if any(run.sections[section].get(key) != UNKNOWN for run in runs)]
         rows = []
-        for key in keys:
+        for key in known:
             values = [run.sections[section].get(key, ABSENT) for run in runs]
             if any(type(v) is not type(values[0]) or v != values[0] for v in values[1:]):
                 rows.append([key, *map(_cell, values)])
         if rows:
             parts.append(_table([section, *(run.name for run in runs)], rows))
-        elif section == "data":
-            equal.append(f"data (IDs, labels, order{', content' if compared else '; content not compared'})")
+        elif section == "data" and known:
+            equal.append(f"data ({_covered(known)})")
+        elif len(known) < len(keys):
+            unknown.append(f"{section} (not recorded)")
         else:
             equal.append(section)
-    if equal:
-        parts.append(f"equal in all: {', '.join(equal)}\n")
+    for said, sections in (("equal in all", equal), ("not known", unknown)):
+        if sections:
+            parts.append(f"{said}: {', '.join(sections)}\n")
     return "\n".join(parts)
+
+
+def _covered(digests: Collection[str]) -> str:
+    """What is equal if these digests are."""
+    compared = ", ".join(what for digest, what in COVERED.items() if digest in digests)
+    missing = ", ".join(what for digest, what in COVERED.items() if digest not in digests)
+    return f"{compared}; {missing} not compared" if missing else compared
 
 
 def _rank(key: str) -> tuple[int, str]:
@@ -98,7 +113,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
     """From summary.json where the folder is at hand: it is what runs without a record in MLflow have too."""
     commit = saved.summary.get("commit", tags.get("git.commit"))
-    found: dict[str, Any] = {"commit": str(commit)[:12] if commit else "not recorded"}
+    found: dict[str, Any] = {"commit": str(commit)[:12] if commit else UNKNOWN}
     if "uncommitted" in saved.summary:
         found["uncommitted"] = saved.summary["uncommitted"]
     elif tags.get("git.dirty") == "true" and saved.recorded is not None:
@@ -109,7 +124,7 @@ def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _short(digest: object) -> str:
-    return str(digest)[:12] if digest else "not recorded"
+    return str(digest)[:12] if digest else UNKNOWN
 
 
 def _cell(value: Any) -> str:

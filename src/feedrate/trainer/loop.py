@@ -20,7 +20,7 @@ from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, Point, points
-from feedrate.timing.verdict import Verdict
+from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.trainer import checkpoint
 from feedrate.trainer.account import Account
 from feedrate.trainer.device import Precision
@@ -145,6 +145,14 @@ class Trainer:
             progress.close()
         return state.result
 
+    def verdict(self) -> Verdict | None:
+        """On what was trained, also where that was broken off; None where there was hardly anything."""
+        self.account.broken_off(self.clock.epoch())
+        times = self.account.times
+        if times is None or (not self.state.result.history and times.steady.sum() < FEW_STEPS):
+            return None
+        return self.account.verdict()
+
     def digests(self) -> dict[str, str]:
         """Digests of what the training loader delivered; none from a loader without a seed."""
         loader = self.loaders["train"]
@@ -241,14 +249,17 @@ class Trainer:
             self._optimize()
 
     def _tell_verdict(self) -> None:
-        """Once, after the first epoch of this process, where others follow."""
-        tell, self._tell = self._tell, None
-        if tell is None or self.state.result.stopped or self.state.epoch + 1 >= self.config.max_epochs:
+        """Once, after the first epoch of this process that has enough steps for advice, where others follow."""
+        times, last = self.account.times, self.state.epoch + 1 >= self.config.max_epochs
+        if self._tell is None or self.state.result.stopped or last:
+            return
+        if times is None or times.steady.sum() < FEW_STEPS:
             return
         verdict = self.account.verdict()
-        if verdict is not None:
-            log.info("after the first epoch: %s", verdict)
-            tell(verdict)
+        assert verdict is not None
+        log.info("after epoch %d: %s", self.state.epoch + 1, verdict)
+        self._tell(verdict)
+        self._tell = None
 
     def _optimize(self) -> None:
         state = self.state

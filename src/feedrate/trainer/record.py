@@ -181,9 +181,10 @@ def closing_line(result: Result, seconds: float, verdict: Verdict | None) -> str
     return text if verdict is None else f"{text}  {verdict.figures['samples_per_s']:,.0f} samples/s"
 
 
-def record_failure(run: Run, run_id: str | None, status: str, error: str) -> None:
+def record_failure(run: Run, run_id: str | None, status: str, error: str, verdict: Verdict | None = None) -> None:
     """summary.json of a run that did not end well, so that the folder tells what happened."""
-    write_summary(run.folder, {**_birth(run, run_id), "status": status, "error": error})
+    judged = {"verdict": asdict(verdict)} if verdict is not None else {}
+    write_summary(run.folder, {**_birth(run, run_id), "status": status, "error": error, **judged})
 
 
 def record_run_id(run: Run, run_id: str | None) -> None:

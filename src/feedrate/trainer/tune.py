@@ -18,6 +18,7 @@ from feedrate.dataset.cores import usable_cores
 from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.epoch_times import Setup
+from feedrate.timing.knee import AS_GOOD, knee
 from feedrate.timing.pipeline import Costs, Plan, seconds_per_batch
 from feedrate.timing.remedies import costs_of
 from feedrate.trainer.assemble import build_model, build_optimizer
@@ -25,7 +26,6 @@ from feedrate.trainer.device import choose_precision
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.task import Task
 
-AS_GOOD = 1.03  # a rate that is lower by less is as good
 MOST_WORKERS = 32
 FEW_STEPS = 12  # that a trial takes at least, whatever its time
 
@@ -229,8 +229,7 @@ def _following(
 
 def _cheapest(trials: Mapping[Setting, Trial]) -> Setting:
     """The cheapest of those that are as good as the best."""
-    best = max(trial.samples_per_s for trial in trials.values())
-    return min(setting for setting, trial in trials.items() if trial.samples_per_s * AS_GOOD >= best)
+    return knee({setting: trial.samples_per_s for setting, trial in trials.items()})
 
 
 def _rivals(trials: Mapping[Setting, Trial], best: Setting) -> list[Setting]:

@@ -1,0 +1,80 @@
+"""Threads that load hold now and then for a step, so that its own length is seen; what they deliver stays the same."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from feedrate.loader import Loader
+from feedrate.loader.gate import FIRST, Gate
+
+STEP_S = 0.002
+
+
+class Slow(Dataset[Any]):
+    thread_safe = True
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        time.sleep(0.001)
+        return torch.full((2,), index), index
+
+
+def trained(workers: int, **settings: Any) -> tuple[Loader, list[list[int]]]:
+    """The loader after an epoch of short steps, with more loading than they take."""
+    engine = {"engine": "thread"} if workers else {}
+    loader = Loader(Slow(), 4, shuffle=True, seed=0, num_workers=workers, **engine, **settings)
+    seen = []
+    for _, y in loader:
+        time.sleep(STEP_S)
+        seen.append(y.tolist())
+    return loader, seen
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_some_steps_have_no_loading_at_their_side_though_threads_never_idle(workers: int) -> None:
+    loader, seen = trained(workers)
+    times = loader.report().times
+    assert times.quiet.sum() >= 2
+    assert times.quiet.sum() < 0.5 * len(seen)
+    begin, end = times.begin, times.end
+    for step in times.quiet.nonzero()[0]:
+        left, right = times.asked[step] + times.wait[step], times.asked[step] + times.elapsed[step]
+        assert not ((begin < right) & (end > left)).any()
+
+
+def test_a_gate_changes_no_batch() -> None:
+    loaders = [trained(workers, prefetch_factor=ahead) for workers, ahead in ((0, None), (1, 2), (3, 1), (2, 8))]
+    assert len({loader.order_digest() for loader, _ in loaders}) == 1
+    assert all(seen == loaders[0][1] for _, seen in loaders)
+
+
+def test_a_closed_gate_opens_for_a_batch_that_nobody_makes() -> None:
+    gate = Gate(1)
+    for _ in range(FIRST):
+        gate.asked(begun=True)
+    passed = threading.Event()
+    thread = threading.Thread(target=lambda: (gate.enter(), passed.set()), daemon=True)
+    thread.start()
+    assert not passed.wait(0.05)
+    gate.asked(begun=False)
+    assert passed.wait(10)
+
+
+def test_closing_a_loader_ends_threads_that_stand_at_a_closed_gate() -> None:
+    before = set(threading.enumerate())
+    loader = Loader(Slow(), 4, seed=0, num_workers=2, engine="thread")
+    for number, _ in enumerate(loader):
+        if number == 2 * FIRST - 1:  # the gate has just been closed
+            break
+    loader.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
