@@ -43,7 +43,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         begins = ["tracking=none", f"hydra.run.dir={runs}/{test.callspec.id}"] if "torch" in test.name else []
         return command(*begins, *test.callspec.params["arguments"])
 
-    chosen = [test for test in request.session.items if "answers" in getattr(test, "fixturenames", ())]
+    chosen = [t for t in request.session.items if t.module is request.module and "answers" in t.fixturenames]
     by_name = at_once({test.name: partial(answer, test) for test in chosen})
     return SimpleNamespace(by_name=by_name, left=set(ROOT.glob("outputs/*/*")) - before)
 
