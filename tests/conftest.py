@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # the tests' own classes, importable by workers too
 
+import hypothesis  # noqa: F401 when it is imported it asks the collector, which `short_collections` keeps from answering
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +27,13 @@ def pytest_configure() -> None:
     for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
         if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
             signal.signal(getattr(signal, name), handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections() -> None:
+    """Garbage collection leaves out what was there before a module's tests: all of torch and MLflow, in each pass."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,13 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+
+from at_once import at_once
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,22 +44,18 @@ def shell(command: str, folder: Path, *extra: str) -> str:
     return done.stdout
 
 
-def test_an_own_dataset_takes_one_class_and_three_lines(copy):
+def own_dataset(copy: Path) -> str:
     section = README.split("## Your own dataset")[1].split("\n## ")[0]
     code, yaml, command = re.findall(r"```(?:python|yaml|sh)\n(.*?)```", section, re.DOTALL)
     (copy / "src/waves.py").write_text(code)
     (copy / "conf/dataset/waves.yaml").write_text(yaml)
     assert len(yaml.strip().splitlines()) == 3
-    output = shell(command.strip(), copy, "tracking=none")
-    assert "waves: 1600 training and 400 validation samples (64,), 4 classes" in output
-    accuracy = float(re.findall(r"accuracy ([\d.]+) in the best epoch", output)[0])
-    assert accuracy > 0.9
+    return shell(command.strip(), copy, "tracking=none")
 
 
-def test_own_files_train_with_the_layout_that_is_shown(copy, tmp_path):
+def own_files(copy: Path, root: Path) -> str:
     section = README.split("## Your own data\n")[1].split("\n## ")[0]
     layout, command, _ = re.findall(r"```(?:sh)?\n(.*?)```", section, re.DOTALL)
-    root = tmp_path / "mine"
     for line in layout.splitlines():
         path, content = line.split(None, 1)
         path = root / Path(path).relative_to("/data/mine")
@@ -67,19 +66,40 @@ def test_own_files_train_with_the_layout_that_is_shown(copy, tmp_path):
     for ids in json.loads((root / "partition.json").read_text()).values():
         for ID in ids:
             torch.save(torch.rand(3, 16, 16), root / f"{ID}.pt")
-    output = shell(command.strip().replace("/data/mine", str(root)), copy, "tracking=none", "trainer.max_epochs=1")
-    assert "mine: 3 training and 1 validation samples (3, 16, 16), 2 classes" in output
+    return shell(command.strip().replace("/data/mine", str(root)), copy, "tracking=none", "trainer.max_epochs=1")
 
 
-def test_one_big_file_is_split_and_trains(copy, tmp_path):
+def one_big_file(copy: Path) -> str:
     section = README.split("## Your own data\n")[1].split("\n## ")[0]
     command = re.findall(r"```sh\n(python src/prepare.py.*?)\n```", section)[0]
     torch.save((torch.rand(50, 4), torch.arange(50) % 3), copy / "all.pt")
     shell(command, copy)
     assert len(list((copy / "data/mine").glob("*.pt"))) == 50
-    output = shell("python src/train.py dataset=tensor_files dataset.root=data/mine model=mlp", copy, "tracking=none",
-                   "trainer.max_epochs=1")  # fmt: skip
-    assert "40 training and 10 validation samples (4,), 3 classes" in output
+    return shell("python src/train.py dataset=tensor_files dataset.root=data/mine model=mlp", copy, "tracking=none",
+                 "trainer.max_epochs=1")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outputs(copy, tmp_path_factory) -> dict[str, str]:
+    """What the commands of these sections print."""
+    root = tmp_path_factory.mktemp("own") / "mine"
+    calls = {"own dataset": partial(own_dataset, copy), "own files": partial(own_files, copy, root)}
+    return at_once({**calls, "one big file": partial(one_big_file, copy)})
+
+
+def test_an_own_dataset_takes_one_class_and_three_lines(outputs):
+    output = outputs["own dataset"]
+    assert "waves: 1600 training and 400 validation samples (64,), 4 classes" in output
+    accuracy = float(re.findall(r"accuracy ([\d.]+) in the best epoch", output)[0])
+    assert accuracy > 0.9
+
+
+def test_own_files_train_with_the_layout_that_is_shown(outputs):
+    assert "mine: 3 training and 1 validation samples (3, 16, 16), 2 classes" in outputs["own files"]
+
+
+def test_one_big_file_is_split_and_trains(outputs):
+    assert "40 training and 10 validation samples (4,), 3 classes" in outputs["one big file"]
 
 
 def test_the_loader_alone_works_as_shown(tmp_path, monkeypatch):

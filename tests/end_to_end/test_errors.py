@@ -8,11 +8,14 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from at_once import at_once
 from feedrate.errors import SampleError, UserError
 from feedrate.trainer.run_folder import RunFolder
 
@@ -28,6 +31,21 @@ def command(*arguments: str, environment: dict[str, str] | None = None) -> subpr
         timeout=120,
         env={**os.environ, **(environment or {})},
     )
+
+
+@pytest.fixture(scope="module")
+def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """What the commands of the two tests below answer, by the test's name."""
+    runs = tmp_path_factory.mktemp("runs")
+    before = set(ROOT.glob("outputs/*/*"))
+
+    def answer(test: pytest.Function) -> subprocess.CompletedProcess[str]:
+        begins = ["tracking=none", f"hydra.run.dir={runs}/{test.callspec.id}"] if "torch" in test.name else []
+        return command(*begins, *test.callspec.params["arguments"])
+
+    chosen = [t for t in request.session.items if t.module is request.module and "answers" in t.fixturenames]
+    by_name = at_once({test.name: partial(answer, test) for test in chosen})
+    return SimpleNamespace(by_name=by_name, left=set(ROOT.glob("outputs/*/*")) - before)
 
 
 @pytest.mark.parametrize(
@@ -69,15 +87,14 @@ def command(*arguments: str, environment: dict[str, str] | None = None) -> subpr
         (["-m", "experiment=search_digits", "hydra.sweeper.n_trails=1"], ["did you mean n_trials?"]),
     ],
 )
-def test_a_mistake_in_the_configuration_is_answered_before_any_work(arguments, parts):
-    before = set(ROOT.glob("outputs/*/*"))
-    done = command(*arguments)
+def test_a_mistake_in_the_configuration_is_answered_before_any_work(answers, request, arguments, parts):
+    done = answers.by_name[request.node.name]
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert 1 <= len(lines) <= 3, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stdout == ""
-    assert set(ROOT.glob("outputs/*/*")) == before
+    assert not answers.left
     for part in parts:
         assert part in done.stderr
 
@@ -91,8 +108,8 @@ def test_a_mistake_in_the_configuration_is_answered_before_any_work(arguments, p
     ],
     ids=["device", "root", "target"],
 )
-def test_a_mistake_that_needs_torch_to_be_found_reads_the_same_way(arguments, parts, tmp_path):
-    done = command("tracking=none", f"hydra.run.dir={tmp_path}/run", *arguments)
+def test_a_mistake_that_needs_torch_to_be_found_reads_the_same_way(answers, request, arguments, parts):
+    done = answers.by_name[request.node.name]
     assert done.returncode == 1
     assert 1 <= len(done.stderr.strip().splitlines()) <= 3, done.stderr
     assert "Traceback" not in done.stderr

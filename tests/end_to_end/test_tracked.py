@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from at_once import at_once
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = {
@@ -32,19 +35,22 @@ def tracked(tmp_path_factory, digits):
         f"dataset.root={digits}",
         "trainer.max_epochs=2",
     ]
-    runs = {}
-    for name, extra in (
-        ("good", ["loader.num_workers=2", f"hydra.run.dir={folder}/good"]),
-        ("bad", ["optimizer.lr=1e30", "optimizer=sgd", "scheduler=none", "model=mlp", f"hydra.run.dir={folder}/bad"]),
-    ):
-        runs[name] = subprocess.run(
-            [sys.executable, str(ROOT / "src/train.py"), *common, *extra],
+    extra = {
+        "good": ["loader.num_workers=2"],
+        "bad": ["optimizer.lr=1e30", "optimizer=sgd", "scheduler=none", "model=mlp"],
+    }
+
+    def run(name):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "src/train.py"), *common, *extra[name], f"hydra.run.dir={folder}/{name}"],
             cwd=folder,
             capture_output=True,
             text=True,
             timeout=200,
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
         )
+
+    runs = at_once({name: partial(run, name) for name in extra})
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")

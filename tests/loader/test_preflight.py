@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from at_once import at_once
 from feedrate.config import ROOT
 from feedrate.dataset import Data
 from feedrate.dataset.ids import IDs
@@ -186,21 +187,24 @@ def data(train: Blocks, validation: Blocks | None = None) -> Data:
     )
 
 
-own_memory = pytest.mark.skipif(
-    shutil.which("unshare") is None or os.geteuid() != 0, reason="a /dev/shm of its own is made with unshare, as root"
-)
+CAN_MOUNT = shutil.which("unshare") is not None and os.geteuid() == 0
+own_memory = pytest.mark.skipif(not CAN_MOUNT, reason="a /dev/shm of its own is made with unshare, as root")
+NOT_MOUNTED = 77
 
 
 def with_shared_memory(size: str, *command: str) -> subprocess.CompletedProcess[str]:
     """Runs Python with a /dev/shm of that size, which nobody else uses."""
-    script = f'mount -t tmpfs -o size={size} none /dev/shm || exit 77; exec "$@"'
-    done = subprocess.run(
+    script = f'mount -t tmpfs -o size={size} none /dev/shm || exit {NOT_MOUNTED}; exec "$@"'
+    return subprocess.run(
         ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, *command],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests"},
     )
-    if done.returncode == 77:
+
+
+def mounted(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    if done.returncode == NOT_MOUNTED:
         pytest.skip(f"mount: {done.stderr}")
     return done
 
@@ -225,7 +229,7 @@ USED_TOO: list[dict[str, Any]] = [
 @own_memory
 @pytest.mark.parametrize("settings", [USED, pytest.param(USED_TOO, marks=pytest.mark.slow)], ids=["main", "others"])
 def test_the_prediction_is_what_loaders_come_to_use(settings: list[dict[str, Any]]) -> None:
-    done = with_shared_memory("1g", "-m", "loader.use", json.dumps(settings))
+    done = mounted(with_shared_memory("1g", "-m", "loader.use", json.dumps(settings)))
     assert done.returncode == 0, done.stderr
     for given, found in zip(settings, json.loads(done.stdout), strict=True):
         predicted, used = found["predicted"], found["used"]
@@ -245,26 +249,43 @@ def test_shared_memory_as_large_as_predicted_is_enough(settings: dict[str, Any])
     nbytes = 8 * (200_000 + 8)
     engine = "torch" if settings["option"] == "torch" else "process"
     made = Setup(engine, settings["num_workers"], 2, (Pool(nbytes // 8, 8, 160), Pool(nbytes // 8, 8, 80)))
-    done = with_shared_memory(f"{needs(made).shared_memory + 150_000}", "-m", "loader.use", json.dumps([settings]))
+    size = needs(made).shared_memory + 150_000
+    done = mounted(with_shared_memory(f"{size}", "-m", "loader.use", json.dumps([settings])))
     assert done.returncode == 0, done.stderr
     assert "of shared memory, and /dev/shm has" in done.stderr
 
 
+LOADERS = ("loader.engine=process", "loader=torch")
 TRAIN = (f"{ROOT}/src/train.py", "tracking=none", "trainer.max_epochs=1", "dataset=generated", "model=mlp",
          "dataset.image_size=256", "dataset.size=64", "dataset.validation_size=16", "model.hidden=[]")  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Runs for which there is not enough: of shared memory, with either loader, and of open files."""
+    folder = tmp_path_factory.mktemp("refused")
+    many = ("loader.num_workers=2", "loader.batch_size=8", "loader.prefetch_factor=4")
+
+    def little_memory(loader: str) -> subprocess.CompletedProcess[str]:
+        return with_shared_memory("4m", *TRAIN, *many, loader, f"hydra.run.dir={folder}/run{LOADERS.index(loader)}")
+
+    def few_files() -> subprocess.CompletedProcess[str]:
+        limited = ("prlimit", "--nofile=90:90", sys.executable, *TRAIN, f"hydra.run.dir={folder}/files")
+        settings = ("loader.engine=process", "loader.num_workers=20")
+        return subprocess.run([*limited, *settings], capture_output=True, text=True)
+
+    calls = {"files": few_files}
+    if CAN_MOUNT:
+        calls |= {loader: partial(little_memory, loader) for loader in LOADERS}
+    return at_once(calls)
+
+
 @own_memory
-@pytest.mark.parametrize("loader", [("loader.engine=process",), ("loader=torch",)], ids=["feedrate", "torch"])
-def test_too_little_shared_memory_ends_the_run_before_it_begins(loader: tuple[str, ...], tmp_path: Path) -> None:
-    settings = (
-        f"hydra.run.dir={tmp_path}/run",
-        *loader,
-        "loader.num_workers=2",
-        "loader.batch_size=8",
-        "loader.prefetch_factor=4",
-    )
-    done = with_shared_memory("4m", *TRAIN, *settings)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_too_little_shared_memory_ends_the_run_before_it_begins(
+    refused: dict[str, subprocess.CompletedProcess[str]], loader: str
+) -> None:
+    done = mounted(refused[loader])
     assert done.returncode == 1, done.stdout
     assert re.search(
         r"^error: loader.num_workers=2, for training and validation, needs about [\d.]+ MB of shared memory, and "
@@ -273,12 +294,7 @@ def test_too_little_shared_memory_ends_the_run_before_it_begins(loader: tuple[st
     ), done.stderr
 
 
-def test_too_few_open_files_end_the_run_before_it_begins(tmp_path: Path) -> None:
-    settings = (f"hydra.run.dir={tmp_path}/run", "loader.engine=process", "loader.num_workers=20")
-    done = subprocess.run(
-        ["prlimit", "--nofile=90:90", sys.executable, *TRAIN, *settings],
-        capture_output=True,
-        text=True,
-    )
+def test_too_few_open_files_end_the_run_before_it_begins(refused: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    done = refused["files"]
     assert done.returncode == 1, done.stdout
     assert "open files, and the limit of 90 leaves" in done.stderr

@@ -10,15 +10,31 @@ from pathlib import Path
 
 import pytest
 
+from at_once import at_once
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def command(digits: Path, tmp_path: Path) -> list[str]:
-    return [
-        *(sys.executable, "src/train.py", f"dataset.root={digits}", f"hydra.run.dir={tmp_path}/run", "tracking=none"),
-        *("trainer.max_epochs=2", "loader.num_workers=0", "model=simulated", "model.step_ms=90", "dataset.limit=512"),
-    ]
+@pytest.fixture(scope="module")
+def outputs(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of the same run in a terminal and into a pipe."""
+    folder = tmp_path_factory.mktemp("progress")
+
+    def command(name: str) -> list[str]:
+        return [
+            *(sys.executable, "src/train.py", f"dataset.root={digits}", f"hydra.run.dir={folder}/{name}"),
+            *("tracking=none", "trainer.max_epochs=2", "loader.num_workers=0", "dataset.limit=512"),
+            *("model=simulated", "model.step_ms=90"),
+        ]
+
+    return at_once(
+        {
+            "terminal": lambda: in_terminal(command("terminal")),
+            "pipe": lambda: (
+                subprocess.run(command("pipe"), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            ),
+        }
+    )
 
 
 def in_terminal(command: list[str]) -> str:
@@ -40,8 +56,8 @@ def in_terminal(command: list[str]) -> str:
     return output.decode()
 
 
-def test_a_terminal_shows_a_live_line_that_leaves_only_the_epochs_lines(command):
-    output = in_terminal(command)
+def test_a_terminal_shows_a_live_line_that_leaves_only_the_epochs_lines(outputs):
+    output = outputs["terminal"]
     drawn = [part for part in output.split("\r\x1b[2K") if "/8  loss" in part]
     assert drawn
     for part in drawn:
@@ -51,10 +67,9 @@ def test_a_terminal_shows_a_live_line_that_leaves_only_the_epochs_lines(command)
     assert "\x1b[2Kepoch 1/2  loss" in output
 
 
-def test_a_file_gets_one_plain_line_for_each_epoch(command):
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch")]
+def test_a_file_gets_one_plain_line_for_each_epoch(outputs):
+    lines = [line for line in outputs["pipe"].splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
-    assert "\x1b" not in done.stdout
+    assert "\x1b" not in outputs["pipe"]
     for word in ("loss", "validation loss", "accuracy", "samples/s", "wait", "ms (", "left"):
         assert word in lines[0]
