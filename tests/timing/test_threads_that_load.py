@@ -1,0 +1,39 @@
+"""Whether threads that load get in each other's way is seen where some batches were made alone and some were not."""
+
+from __future__ import annotations
+
+import pytest
+from accounts import MS, setup
+
+from feedrate.timing import EpochTimes
+from feedrate.timing.epoch_times import Steps
+from feedrate.timing.stages import Load
+
+
+def in_turns(lone_ms: int, together_ms: int, rounds: int = 20) -> EpochTimes:
+    """Of two threads: one batch made alone, then two at the same time."""
+    rows, now = Steps(), 1_000 * MS
+    for number in range(rounds):
+        for begin, took in ((now, lone_ms), (now + lone_ms * MS, together_ms), (now + lone_ms * MS, together_ms)):
+            load = Load(begin, begin + took * MS, 5 * MS, (took * MS, 0, 0, 0, 0), number % 2)
+            rows.add(begin + took * MS, 0, 0, MS, 0, 8, 1000, True, load)
+        now += (lone_ms + together_ms + 1) * MS
+    return rows.times()
+
+
+def test_threads_that_hold_the_interpreter_are_no_faster_than_one() -> None:
+    times = in_turns(10, 20)
+    assert times.in_the_way == pytest.approx(1.0)
+    assert times.load_alone == pytest.approx(10 * MS)
+    assert times.loader_ns(setup("thread", 2)) == pytest.approx(10 * MS)
+    assert times.loader_ns(setup("thread", 4)) == pytest.approx(10 * MS)
+
+
+def test_threads_that_do_not_are_faster_by_their_number() -> None:
+    times = in_turns(10, 10)
+    assert times.in_the_way == 0
+    assert times.loader_ns(setup("thread", 2)) == pytest.approx(5 * MS)
+
+
+def test_nothing_is_claimed_where_all_batches_were_made_together() -> None:
+    assert in_turns(10, 20, rounds=2).in_the_way == 0
