@@ -34,10 +34,11 @@ def main(cfg: DictConfig) -> None:
     from feedrate.dataset import build_data
     from feedrate.tracking import without_secrets
     from feedrate.trainer import tuned
+    from feedrate.trainer.bed import Bed
     from feedrate.trainer.device import choose_device
     from feedrate.trainer.provenance import command_line
     from feedrate.trainer.seeds import seed_everything
-    from feedrate.trainer.tune import Bed, Trial, tune
+    from feedrate.trainer.tune import Trial, tune
 
     seed_everything(config.seed, config.trainer.num_threads)
     device = choose_device(config.trainer.device)

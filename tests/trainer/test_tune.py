@@ -16,7 +16,8 @@ from accounts import account, setup
 from feedrate.config import FeedrateLoaderConfig
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup
-from feedrate.trainer.tune import Setting, tune
+from feedrate.trainer.bed import Setting
+from feedrate.trainer.tune import tune
 from feedrate.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,11 +27,13 @@ GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and thre
 class Workload:
     """Stands in for a Bed: loads that wait, and steps of a given length, as any number of processes would do them."""
 
+    may_be_threads = False
+
     def __init__(self, load_ms: float, step_ms: float, receive_ms: float = 0.3, uneven: float = 0.0) -> None:
         self.load_ms, self.step_ms, self.receive_ms, self.uneven = load_ms, step_ms, receive_ms, uneven
         self.tried: list[Setting] = []
 
-    def run(self, setting: Setting, seconds: float) -> tuple[EpochTimes, Setup]:
+    def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
         self.tried.append(setting)
         engine = "process" if setting.num_workers else "inline"
         loads = [self.load_ms * (1 - self.uneven + (10 * self.uneven if n % 10 == 0 else 0)) for n in range(200)]
