@@ -37,8 +37,8 @@ HERE = Path(__file__).resolve().parent
 CONF = HERE.parent / "conf"
 TRIAL_S = 0.8
 QUARTER = 4  # the tuner's budget is the grid's time divided by it
-REPEATS = 3
-SETTLE_S = 2.0  # after the choice, longer trials
+REPEATS = 4
+AGAIN_S = 1.2  # of a repeat
 CPU = torch.device("cpu")
 GRID = [
     Setting(0),
@@ -104,7 +104,7 @@ def workloads(folder: Path) -> list[Workload]:
         return {"_target_": "tuner.Costly", **costs}
 
     return [
-        Workload("12 KB files, step 1 ms", small, step(1), 64),
+        Workload("12 KB files, batch 256, step 4 ms", small, step(4), 256),
         Workload("150 KB files, step 5 ms", large, step(5), 64),
         Workload("12 KB files, CNN that trains on the CPU", small, cnn, 64),
         Workload("generated, 4 ms of computing a sample, step 10 ms", generated, step(10)),
@@ -184,7 +184,7 @@ def measured(work: Workload, loadtune: Any) -> Found:
     again = dict.fromkeys([*of_each, *chosen.values()])
     for _ in range(REPEATS):
         for setting in again:
-            found.rates.setdefault(setting, []).append(_rate(bed, setting, SETTLE_S))
+            found.rates.setdefault(setting, []).append(_rate(bed, setting, AGAIN_S))
     print(
         f"{work.name}: {', '.join(f'{who} {found.share(who):.2f} ({setting})' for who, setting in chosen.items())}; "
         f"best {found.best}, fewest {found.fewest}; {len(tuned.trials)} trials, {tune_s:.1f} of {grid_s:.1f} s",

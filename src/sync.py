@@ -37,7 +37,7 @@ def main() -> int:
     for path in named:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; name a run folder, a sweep folder, or leave it out for all")
-    folders = journals(named or [ROOT / "outputs/runs", ROOT / "outputs/sweeps"])
+    folders = journals(named or [ROOT / "outputs" / kind for kind in ("runs", "sweeps", "tunings")])
     if named and not folders:
         raise UserError(f"{named[0]}: nothing was recorded there: there is no journal.jsonl")
 

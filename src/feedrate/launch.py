@@ -145,10 +145,11 @@ def _check_arguments() -> None:
 def _register_resolvers() -> None:
     """`${repository:}` is the repository's root; `${instant:}` names a run folder that no other process names."""
     OmegaConf.register_new_resolver("repository", lambda: str(CONF.parent), replace=True)
-    OmegaConf.register_new_resolver("instant", _instant, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("instant", instant, use_cache=True, replace=True)
 
 
-def _instant() -> str:
+def instant() -> str:
+    """Names a folder that no other process names."""
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
 
 

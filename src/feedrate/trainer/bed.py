@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
+from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
 from feedrate.loader.engine import may_be_threads
 from feedrate.timing import Clock, EpochTimes
@@ -118,6 +120,27 @@ class Bed:
             return cut(clock.epoch(), slice(warm, None)), replace(setup_of(loader), engine=loader.engine)
         finally:
             # a thread that still loads would keep the next workers from being forked
+            close_loaders(loaders, at_once=loader.engine != "thread")
+
+    def digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
+        """Of the order of the first batches and of what they hold, with keys of the loader changed.
+
+        The second is empty where it cannot be told.
+        """
+        try:
+            return self._digests({**overrides, "content_digest": True}, batches)
+        except UserError:  # they hold something without a definite content
+            return self._digests(overrides, batches)
+
+    def _digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
+        loaders = build_loaders({**self._node, **overrides}, self._data, self._seed, self.device)
+        loader = loaders["train"]
+        assert isinstance(loader, Loader)
+        try:
+            for _ in islice(loader, batches):
+                pass
+            return loader.order_digest(), loader.content_digest() or ""
+        finally:
             close_loaders(loaders, at_once=loader.engine != "thread")
 
 

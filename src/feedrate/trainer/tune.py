@@ -163,6 +163,9 @@ class _Search:
         first = min((s for s in values if values[s] * AS_GOOD >= promise), key=lambda s: s.cost)
         if first not in self.trials:
             return first
+        for setting, trial in self.trials.items():  # what falls far short may have met with noise
+            if trial.measured == 1 and trial.predicted > CLOSE * max(self._top, trial.samples_per_s):
+                return setting
         reached = self.trials[self.cheapest()].samples_per_s
         for setting in self._neighbours(self.cheapest()):
             # the model is trusted as far as to leave out what it calls far worse
@@ -180,16 +183,17 @@ class _Search:
         return max(trial.samples_per_s for trial in self.trials.values())
 
     def _value(self, setting: Setting) -> float:
-        """Samples per second as measured; or as predicted, corrected by what came of it for the most similar trial."""
+        """Samples per second as measured; or as predicted, corrected by what came of it for the most similar setting of
+        the same engine that was tried.
+        """
         if (trial := self.trials.get(setting)) is not None:
             return trial.samples_per_s
         predicted = self._predictions[setting]
-        like = min(
-            (tried for tried, trial in self.trials.items() if trial.predicted and trial.measured),
-            key=lambda tried: _distance(tried, setting),
-        )
-        corrected = predicted * self.trials[like].samples_per_s / self.trials[like].predicted
-        return min(corrected, max(self.step_rate, self._top))
+        alike = [tried for tried, trial in self.trials.items() if tried.engine == setting.engine and trial.measured]
+        if alike:
+            like = min(alike, key=lambda tried: _distance(tried, setting))
+            predicted *= self.trials[like].samples_per_s / self.trials[like].predicted
+        return min(predicted, max(self.step_rate, self._top))
 
     def _neighbours(self, best: Setting) -> Iterator[Setting]:
         """What may be as good with less; and, where the step still waits, what may be better."""
