@@ -7,18 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "timing"))
 
 from accounts import account, setup
 
-from feedrate.config import FeedrateLoaderConfig
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup
 from feedrate.trainer.bed import Setting
 from feedrate.trainer.tune import tune
-from feedrate.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and three lengths of the queue
@@ -68,23 +65,6 @@ def test_the_budget_ends_the_trials() -> None:
     found = tune(work, budget_s=1e-6, trial_s=1.0)  # type: ignore[arg-type]
     assert len(found.trials) == 2  # what the prediction rests on is measured in any case
     assert found.best.samples_per_s >= 0.97 * max(trial.samples_per_s for trial in found.trials)
-
-
-@pytest.mark.slow
-def test_the_command_writes_an_option_that_training_takes(digits: Path, tmp_path: Path) -> None:
-    written = tmp_path / "tuned.yaml"
-    command = [sys.executable, "src/tune.py", f"dataset.root={digits}", "model=mlp", f"tune.output={written}"]
-    short = ["tune.budget_s=4", "tune.trial_s=0.2"]
-    done = subprocess.run([*command, *short], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    node = OmegaConf.to_container(OmegaConf.load(written))
-    assert isinstance(node, dict)
-    assert node.pop("_target_") == "feedrate.loader.Loader"
-    validate(FeedrateLoaderConfig, {str(key): value for key, value in node.items()}, "loader")
-    text = written.read_text()
-    assert "# tried:\n#   no workers: " in text
-    assert f"written to {written}" in done.stdout
-    assert str(node["num_workers"] or "no workers") in done.stdout.splitlines()[-2]
 
 
 def test_another_loader_is_refused(tmp_path: Path) -> None:
