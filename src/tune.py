@@ -9,6 +9,7 @@ conf/tune.yaml explains each key, docs/tune.md what is tried. Let nothing else r
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,9 +40,11 @@ def main(cfg: DictConfig) -> None:
     # Data; torch is imported only now, since it takes seconds
     # -----------------------------------------------------------------------------------------------------
     from feedrate.dataset import build_data
+    from feedrate.loader.limits import read_limits
     from feedrate.trainer import remembered, tuned
     from feedrate.trainer.bed import Bed
     from feedrate.trainer.device import choose_device
+    from feedrate.trainer.largest import largest_batch
     from feedrate.trainer.provenance import command_line
     from feedrate.trainer.seeds import seed_everything
     from feedrate.trainer.tune import tune
@@ -50,7 +53,7 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(config.trainer.device)
     data = build_data(config.dataset, config.seed)
     command = without_secrets(command_line(hydra.overrides.task))
-    known = None if config.tune.again else remembered.recall(resolved)
+    known = None if config.tune.again or config.tune.batch_size else remembered.recall(resolved)
     if known is not None and known.data_digest == data.digest:
         tuned.write(path, known.option)
         print(f"tuned on {known.date}: {known.words}; tune.again=true tries anew\nwritten to {path}")
@@ -61,13 +64,22 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     bed = Bed(config.trainer, data, config.loader, config.model, config.optimizer, config.seed, device)
     print(f"{data.name} and {model} on {device}: trials for at most {config.tune.budget_s:g} s", flush=True)
-    found = tune(bed, config.tune.budget_s, config.tune.trial_s, lambda trial: print(tuned.line(trial), flush=True))
-    same = tuned.compare(bed, found.best, found.trials[0].samples_per_s, config.loader["batch_size"])
+    begin = time.perf_counter()
+    if config.tune.batch_size:
+        size, samples = config.loader["batch_size"], len(data.partition["train"])  # type: ignore[arg-type]
+        largest = largest_batch(bed.fits, size, samples, read_limits().memory, config.tune.budget_s / 4)
+        print(
+            f"loader.batch_size={largest.batch_size} instead of {size}, which changes the training; {largest.ended_by}"
+        )
+        resolved["loader"] = {**resolved["loader"], "batch_size": largest.batch_size}
+    left_s = config.tune.budget_s - (time.perf_counter() - begin)
+    found = tune(bed, left_s, config.tune.trial_s, lambda trial: print(tuned.line(trial), flush=True))
+    same = tuned.compare(bed, found.best, found.trials[0].samples_per_s)
 
     # -----------------------------------------------------------------------------------------------------
     # Write
     # -----------------------------------------------------------------------------------------------------
-    text = tuned.option(config.loader, found, same, command, f"{data.name} and {model}")
+    text = tuned.option(bed.node, found, same, command, f"{data.name} and {model}")
     tuned.write(path, text)
     remembered.remember(
         resolved,

@@ -304,6 +304,7 @@ class TuningConfig:
     trial_s: Above0 = 1.5
     output: str = "conf/loader/tuned.yaml"
     again: Flag = False
+    batch_size: Flag = False
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and thre
 class Workload:
     """Stands in for a Bed: loads that wait, and steps of a given length, as any number of processes would do them."""
 
-    may_be_threads = False
+    may_be_threads, pins = False, False
 
     def __init__(self, load_ms: float, step_ms: float, receive_ms: float = 0.3, uneven: float = 0.0) -> None:
         self.load_ms, self.step_ms, self.receive_ms, self.uneven = load_ms, step_ms, receive_ms, uneven

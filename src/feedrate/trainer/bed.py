@@ -70,6 +70,8 @@ class Bed:
 
     Attributes:
         may_be_threads: whether threads may load this dataset; known when there was a run without workers.
+        pins: whether batches are copied through page-locked memory unless a setting says otherwise.
+        node: conf/loader as it is used.
     """
 
     def __init__(
@@ -82,8 +84,9 @@ class Bed:
         seed: int,
         device: torch.device,
     ) -> None:
-        self._data, self._node, self._seed, self.device = data, node, seed, device
+        self._data, self.node, self._seed, self.device = data, node, seed, device
         self.may_be_threads = False
+        self.pins = device.type in ("cuda", "xpu") and node["pin_memory"] in ("auto", True)
         precision = choose_precision(config.precision, device)
         self._model = build_model(model, data, device)
         self._optimizer = build_optimizer(optimizer, self._model, device)
@@ -108,7 +111,7 @@ class Bed:
         Raises:
             UserError: there is no room for it, or a sample or the model fails.
         """
-        loaders = build_loaders({**self._node, **setting.overrides}, self._data, self._seed, self.device)
+        loaders = build_loaders({**self.node, **setting.overrides}, self._data, self._seed, self.device)
         loader = loaders["train"]
         assert isinstance(loader, Loader)
         clock = Clock(self.device, 1)
@@ -122,6 +125,26 @@ class Bed:
             # a thread that still loads would keep the next workers from being forked
             close_loaders(loaders, at_once=loader.engine != "thread")
 
+    def fits(self, batch_size: int) -> bool:
+        """Trains on two batches of that size, which stays; False: the device's memory is too small for it.
+
+        Raises:
+            UserError: a sample or the model fails.
+        """
+        former = self.node
+        self.node = {**former, "batch_size": batch_size}
+        try:
+            self.run(Setting(0), 0.0, until=0.0)
+        except (UserError, torch.OutOfMemoryError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not isinstance(
+                error.__cause__, torch.OutOfMemoryError
+            ):
+                raise
+            self._optimizer.zero_grad(set_to_none=True)
+            self.node = former
+            return False
+        return True
+
     def digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
         """Of the order of the first batches and of what they hold, with keys of the loader changed.
 
@@ -133,7 +156,7 @@ class Bed:
             return self._digests(overrides, batches)
 
     def _digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
-        loaders = build_loaders({**self._node, **overrides}, self._data, self._seed, self.device)
+        loaders = build_loaders({**self.node, **overrides}, self._data, self._seed, self.device)
         loader = loaders["train"]
         assert isinstance(loader, Loader)
         try:

@@ -31,6 +31,7 @@ class Tries(Protocol):
     """A Bed, or what stands in for one."""
 
     may_be_threads: bool
+    pins: bool
 
     def run(self, setting: Setting, seconds: float, until: float) -> tuple[EpochTimes, Setup]: ...
 
@@ -171,6 +172,9 @@ class _Search:
             # the model is trusted as far as to leave out what it calls far worse
             if setting in values and setting not in self.trials and values[setting] * CLOSE >= reached:
                 return setting
+        if self.bed.pins and (unpinned := replace(self.cheapest(), pin_memory=False)) not in self.trials:
+            self._predictions[unpinned] = self.predicted(unpinned)  # alike: the model knows nothing of it
+            return unpinned
         return min(self._rivals(), key=lambda s: self.trials[s].measured, default=None)
 
     def cheapest(self) -> Setting:

@@ -52,13 +52,13 @@ class Same:
         )
 
 
-def compare(bed: Bed, best: Trial, slowest: float, batch_size: int) -> Same:
+def compare(bed: Bed, best: Trial, slowest: float) -> Same:
     """Loads the first batches with the setting that was found and with the former one.
 
     Args:
         slowest: samples per second without workers, which bounds how many batches are compared.
     """
-    batches = max(1, min(MOST_COMPARED, int(COMPARED_S * slowest / batch_size)))
+    batches = max(1, min(MOST_COMPARED, int(COMPARED_S * slowest / bed.node["batch_size"])))
     order, content = bed.digests(best.setting.overrides, batches)
     former = bed.digests({}, batches)
     assert order == former[0], "the order of the samples depends on the loader's setting"
