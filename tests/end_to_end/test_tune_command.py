@@ -107,6 +107,14 @@ def test_given_again_it_uses_what_is_remembered_unless_it_is_told_to_try_anew(tu
     option(tuned).write_text(text)
 
 
+def test_the_largest_batch_is_found_where_that_is_allowed(tuned):
+    text = option(tuned).read_text()
+    output = tuned.python("src/tune.py", *SHORT, "tracking=none", "tune.batch_size=true", "dataset.limit=200")
+    assert "loader.batch_size=128, not 64, which changes the training; there are 200 samples" in output
+    assert OmegaConf.load(option(tuned)).batch_size == 128
+    option(tuned).write_text(text)
+
+
 def test_a_job_of_a_sweep_takes_the_setting_of_its_own_model(tuned):
     (remembered,) = (
         found["overrides"]

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "timing"))
 
 from accounts import account, setup
 
+from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup
 from feedrate.trainer.bed import Setting
@@ -65,6 +66,49 @@ def test_the_budget_ends_the_trials() -> None:
     found = tune(work, budget_s=1e-6, trial_s=1.0)  # type: ignore[arg-type]
     assert len(found.trials) == 2  # what the prediction rests on is measured in any case
     assert found.best.samples_per_s >= 0.97 * max(trial.samples_per_s for trial in found.trials)
+
+
+def test_a_trial_that_would_outlast_the_budget_is_not_begun() -> None:
+    work = Workload(load_ms=4000, step_ms=10)  # a few steps of it take seconds
+    found = tune(work, budget_s=4.0, trial_s=0.1)  # type: ignore[arg-type]
+    assert len(work.tried) == 2
+    assert len(tune(Workload(4000, 10), budget_s=1e6, trial_s=0.1).trials) > 2  # type: ignore[arg-type]
+    assert found.best.samples_per_s == max(trial.samples_per_s for trial in found.trials)
+
+
+def test_a_setting_that_there_is_no_room_for_is_named_and_not_taken() -> None:
+    class Cramped(Workload):
+        def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
+            if setting.num_workers > 2:
+                raise UserError(f"loader.num_workers={setting.num_workers} needs about 9 GB\nSet fewer")
+            return super().run(setting, seconds)
+
+    found = tune(Cramped(load_ms=40, step_ms=10), budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    assert found.best.setting.num_workers == 2
+    refused = [trial for trial in found.trials if trial.refused]
+    assert refused
+    assert all(trial.refused == f"loader.num_workers={trial.setting.num_workers} needs about 9 GB" for trial in refused)
+    assert all(trial.samples_per_s == 0 for trial in refused)
+
+
+def test_a_sample_that_fails_ends_the_search() -> None:
+    class Broken(Workload):
+        def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
+            if setting.num_workers > 1:
+                raise SampleError("sample 'a-1': damaged", ID="a-1")
+            return super().run(setting, seconds)
+
+    with pytest.raises(SampleError, match="a-1"):
+        tune(Broken(load_ms=40, step_ms=10), budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+
+
+def test_batches_are_left_unpinned_where_that_is_as_fast() -> None:
+    work = Workload(load_ms=8, step_ms=10)
+    work.pins = True
+    found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    assert found.best.setting.pin_memory is False
+    assert found.best.setting.overrides["pin_memory"] is False
+    assert "pin_memory" not in tune(Workload(8, 10), 1e6, 1.0).best.setting.overrides  # type: ignore[arg-type]
 
 
 def test_another_loader_is_refused(tmp_path: Path) -> None:

@@ -225,9 +225,10 @@ class _Search:
                 yield setting
 
     def _in_time(self, setting: Setting) -> bool:
-        seconds = max(self.trial_s, FEW_STEPS * self._batch / max(1e-9, self._value(setting)))
+        each = self._batch / max(1e-9, self._value(setting))
+        first = sum(self._costs.load) / len(self._costs.load) + setting.num_workers * each  # before they are under way
         beside = self._overhead.get(setting.engine, max(self._overhead.values()))
-        return self.spent() + seconds + beside <= self.budget_s
+        return self.spent() + beside + first + max(self.trial_s, FEW_STEPS * each) <= self.budget_s
 
     def _measured(self, setting: Setting) -> tuple[EpochTimes, Setup]:
         begin = time.perf_counter()
