@@ -68,9 +68,7 @@ def main(cfg: DictConfig) -> None:
     if config.tune.batch_size:
         size, samples = config.loader["batch_size"], len(data.partition["train"])  # type: ignore[arg-type]
         largest = largest_batch(bed.fits, size, samples, read_limits().memory, config.tune.budget_s / 4)
-        print(
-            f"loader.batch_size={largest.batch_size} instead of {size}, which changes the training; {largest.ended_by}"
-        )
+        print(f"loader.batch_size={largest.batch_size}, not {size}, which changes the training; {largest.ended_by}")
         resolved["loader"] = {**resolved["loader"], "batch_size": largest.batch_size}
     left_s = config.tune.budget_s - (time.perf_counter() - begin)
     found = tune(bed, left_s, config.tune.trial_s, lambda trial: print(tuned.line(trial), flush=True))
