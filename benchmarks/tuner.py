@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -36,9 +36,10 @@ from feedrate.trainer.tune import AS_GOOD, tune
 HERE = Path(__file__).resolve().parent
 CONF = HERE.parent / "conf"
 TRIAL_S = 0.8
+NEAR = 0.95  # of the best rate: near enough
 QUARTER = 4  # the tuner's budget is the grid's time divided by it
-REPEATS = 4
-AGAIN_S = 1.2  # of a repeat
+ROUNDS = 8
+AGAIN_S = 0.5  # of each setting in a round
 CPU = torch.device("cpu")
 GRID = [
     Setting(0),
@@ -137,7 +138,6 @@ class Found:
         grid_s, tune_s: seconds.
         chosen: setting by who chose it.
         rates: samples/s of the repeats, by setting.
-        tried: how many settings each tried.
     """
 
     name: str
@@ -149,21 +149,18 @@ class Found:
     @property
     def best(self) -> Setting:
         """Of the grid, as measured again."""
-        return max((setting for setting in self.rates if setting in GRID), key=self.rate)
+        of_round = [max(rates) for rates in zip(*self.rates.values(), strict=True)]
+        in_grid = [setting for setting in self.rates if setting in GRID]
+        return max(in_grid, key=lambda s: median(r / most for r, most in zip(self.rates[s], of_round, strict=True)))
 
-    def rate(self, setting: Setting) -> float:
-        return median(self.rates[setting])
-
-    def share(self, who: str) -> float:
-        """Of the best rate, by the repeats: the middle one of the ratios."""
-        ratios = zip(self.rates[self.chosen[who]], self.rates[self.best], strict=True)
-        return median(one / best for one, best in ratios)
+    def share(self, setting: Setting) -> float:
+        """Of the best one's rate: the middle one of the rounds, since the machine's own speed changes meanwhile."""
+        return median(one / best for one, best in zip(self.rates[setting], self.rates[self.best], strict=True))
 
     @property
     def fewest(self) -> int:
-        """Workers of the cheapest setting within 3 % of the best."""
-        enough = [s.num_workers for s in self.rates if s in GRID and self.rate(s) * AS_GOOD >= self.rate(self.best)]
-        return min(enough)
+        """Workers of the cheapest setting of the grid within 3 % of the best."""
+        return min(s.num_workers for s in self.rates if s in GRID and self.share(s) * AS_GOOD >= 1)
 
 
 def measured(work: Workload, loadtune: Any) -> Found:
@@ -182,14 +179,11 @@ def measured(work: Workload, loadtune: Any) -> Found:
     found = Found(work.name, grid_s, tune_s, chosen)
     of_each = [max((s for s in GRID if s.num_workers == k), key=lambda s: grid[s]) for k in range(5)]
     again = dict.fromkeys([*of_each, *chosen.values()])
-    for _ in range(REPEATS):
+    for _ in range(ROUNDS):
         for setting in again:
             found.rates.setdefault(setting, []).append(_rate(bed, setting, AGAIN_S))
-    print(
-        f"{work.name}: {', '.join(f'{who} {found.share(who):.2f} ({setting})' for who, setting in chosen.items())}; "
-        f"best {found.best}, fewest {found.fewest}; {len(tuned.trials)} trials, {tune_s:.1f} of {grid_s:.1f} s",
-        flush=True,
-    )
+    said = ", ".join(f"{who} {found.share(setting):.2f} ({setting})" for who, setting in chosen.items())
+    print(f"{work.name}: {said}; best {found.best}, {tune_s:.1f} of {grid_s:.1f} s", flush=True)
     return found
 
 
@@ -281,30 +275,26 @@ def _ask_loadtune(loadtune: Any, work: Workload, data: Data, inline_rate: float,
 def _row(found: Found) -> list[str]:
     chosen = found.chosen["tune.py"]
     others = [
-        f"{found.share(who):.2f} ({found.chosen[who]})" if who in found.chosen else "not measured"
+        f"{found.share(setting):.2f} ({setting})" if (setting := found.chosen.get(who)) else "not measured"
         for who in ("Optuna", "loadtune")
     ]
     fewest = f"{chosen.num_workers} of {found.fewest}"
     seconds = f"{found.tune_s:.1f} of {found.grid_s:.1f}"
     return [
-        found.name, str(found.best), spread(found.rates[found.best], 0), str(chosen), f"{found.share('tune.py'):.2f}",
+        found.name, str(found.best), spread(found.rates[found.best], 0), str(chosen), f"{found.share(chosen):.2f}",
         fewest, seconds, *others,
     ]  # fmt: skip
 
 
-def _summary(found: Iterable[Found]) -> str:
-    found = list(found)
-
-    def count(right: Callable[[Found], bool]) -> int:
-        return sum(map(right, found))
-
+def _summary(found: Sequence[Found]) -> str:
+    near = {who: sum(f.share(f.chosen[who]) >= NEAR for f in found) for who in found[0].chosen}
+    few = sum(f.chosen["tune.py"].num_workers <= f.fewest for f in found)
+    quick = sum(f.tune_s <= f.grid_s / QUARTER for f in found)
+    others = ", ".join(f"{who} in {count}" for who, count in near.items() if who != "tune.py")
     return (
-        f"{len(found)} workloads, a grid of {len(GRID)} settings, trials of {TRIAL_S:g} s: at least 95 % of the best "
-        f"in {count(lambda f: f.share('tune.py') >= 0.95)}, no more workers than the fewest within 3 % in "
-        f"{count(lambda f: f.chosen['tune.py'].num_workers <= f.fewest)}, at most a quarter of the grid's time in "
-        f"{count(lambda f: f.tune_s <= f.grid_s / QUARTER)}. At least 95 % in as much time: Optuna in "
-        f"{count(lambda f: f.share('Optuna') >= 0.95)}"
-        + (f", loadtune in {count(lambda f: f.share('loadtune') >= 0.95)}." if "loadtune" in found[0].chosen else ".")
+        f"{len(found)} workloads, a grid of {len(GRID)} settings, trials of {TRIAL_S:g} s. tune.py: at least {NEAR:.0%} "
+        f"of the best in {near['tune.py']}, no more workers than the fewest within 3 % in {few}, at most a quarter of the "
+        f"grid's time in {quick}. At least {NEAR:.0%} of the best in as much time: {others}."
     )
 
 
