@@ -292,9 +292,9 @@ def _summary(found: Sequence[Found]) -> str:
     quick = sum(f.tune_s <= f.grid_s / QUARTER for f in found)
     others = ", ".join(f"{who} in {count}" for who, count in near.items() if who != "tune.py")
     return (
-        f"{len(found)} workloads, a grid of {len(GRID)} settings, trials of {TRIAL_S:g} s. tune.py: at least {NEAR:.0%} "
-        f"of the best in {near['tune.py']}, no more workers than the fewest within 3 % in {few}, at most a quarter of the "
-        f"grid's time in {quick}. At least {NEAR:.0%} of the best in as much time: {others}."
+        f"{len(found)} workloads, a grid of {len(GRID)} settings, trials of {TRIAL_S:g} s. tune.py: at least "
+        f"{NEAR:.0%} of the best in {near['tune.py']}, no more workers than the fewest within 3 % in {few}, at most a "
+        f"quarter of the grid's time in {quick}. At least {NEAR:.0%} of the best in as much time: {others}."
     )
 
 
