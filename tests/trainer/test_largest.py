@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-import torch
 
-from feedrate.config import TrainerConfig
-from feedrate.dataset import build_data
-from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.largest import Largest, largest_batch
 
 MB = 1_000_000
@@ -46,49 +41,3 @@ def test_a_device_whose_memory_is_too_small_keeps_the_last_one_that_fits() -> No
 
 def test_the_time_for_it_ends_it() -> None:
     assert largest_batch(Takes(), 8, 10_000, None, 0) == Largest(8, "there is no time to try 16")
-
-
-@pytest.fixture
-def bed(digits, monkeypatch: pytest.MonkeyPatch) -> Bed:
-    from omegaconf import OmegaConf
-
-    from feedrate.launch import CONF
-
-    def conf(name: str) -> dict:
-        return dict(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))
-
-    data = build_data({"_target_": "feedrate.dataset.Digits", "root": str(digits)}, 0)
-    config = TrainerConfig(**{**conf("trainer/default"), "device": "cpu"})
-    parts = conf("loader/feedrate"), conf("model/mlp"), conf("optimizer/adamw")
-    return Bed(config, data, *parts, 0, torch.device("cpu"))
-
-
-def test_a_real_model_trains_on_the_size_that_is_found(bed: Bed) -> None:
-    found = largest_batch(bed.fits, 256, 1433, None, 60)
-    assert found == Largest(1024, "there are 1,433 samples")
-    assert bed.node["batch_size"] == 1024
-
-
-def test_when_the_device_has_no_memory_for_a_batch_the_former_size_stays(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = bed.step
-
-    def short_of_memory(X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if len(X) > 300:
-            raise torch.OutOfMemoryError("as the backward pass of a GPU does")
-        return step(X, y)
-
-    monkeypatch.setattr(bed, "step", short_of_memory)
-    assert largest_batch(bed.fits, 128, 1433, None, 60) == Largest(256, "the device's memory is too small for 512")
-    assert bed.node["batch_size"] == 256
-
-
-def test_the_order_digest_is_that_of_any_setting(bed: Bed) -> None:
-    found = {
-        bed.digests(setting.overrides, 5) for setting in (Setting(0), Setting(2, 4, "thread"), Setting(1, 2, "process"))
-    }
-    assert len(found) == 1
-    ((order, content),) = found
-    assert (len(order), len(content)) == (64, 64)
-    assert bed.digests({}, 4)[0] != order

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,8 @@ from feedrate.trainer.task import Task
 
 FEW_STEPS = 6  # that are measured at least, whatever their time
 MEASURED = 10  # batches that the engine `auto` makes to decide, and hands out without anybody waiting for them
+
+STALL_S, STALL = 0.5, 20  # a step takes longer than so many seconds, and so many times the middle one
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ class Bed:
             warm = _trained(self, loader, clock, seconds, until)
             if loader.engine == "inline":
                 self.may_be_threads = may_be_threads(loader)
-            return cut(clock.epoch(), slice(warm, None)), replace(setup_of(loader), engine=loader.engine)
+            return _without_stalls(cut(clock.epoch(), slice(warm, None))), replace(
+                setup_of(loader), engine=loader.engine
+            )
         finally:
             # a thread that still loads would keep the next workers from being forked
             close_loaders(loaders, at_once=loader.engine != "thread")
@@ -184,6 +189,14 @@ def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: floa
         elif now >= until or (steps >= warm + FEW_STEPS and now - steady_from >= seconds):
             break
     return warm
+
+
+def _without_stalls(times: EpochTimes) -> EpochTimes:
+    """The account, in which steps do not count for which the whole machine stood still, as a virtual one does that is
+    paused: they took far longer than any other, their wait left out.
+    """
+    stalled = times.work > max(1e9 * STALL_S, STALL * float(np.median(times.work)))
+    return replace(times, steady=times.steady & ~stalled)
 
 
 def _endless(loader: Loader, device: torch.device, clock: Clock) -> Iterator[Any]:
