@@ -121,13 +121,7 @@ def run() -> str:
     warnings.filterwarnings("ignore", "This DataLoader will create")  # four workers on two cores are meant
     loadtune, missing = _loadtune()
     with tempfile.TemporaryDirectory() as name:
-        found = [measured(work, loadtune) for work in workloads(Path(name))]
-    rows = [_row(one) for one in found]
-    head = [
-        "workload", "best of the grid", "samples/s", "tune.py", "share of the best", "fewest workers within 3 %",
-        "s of the grid's", "Optuna", "loadtune",
-    ]  # fmt: skip
-    return f"{_summary(found)} {missing}\n\n{markdown(head, rows)}"
+        return table([measured(work, loadtune) for work in workloads(Path(name))], missing)
 
 
 @dataclass
@@ -270,6 +264,19 @@ def _ask_loadtune(loadtune: Any, work: Workload, data: Data, inline_rate: float,
 # ---------------------------------------------------------------------------------------------------------
 # tables and files
 # ---------------------------------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Found], missing: str) -> str:
+    """Markdown.
+
+    Args:
+        missing: what is to be said of who was not measured.
+    """
+    head = [
+        "workload", "best of the grid", "samples/s", "tune.py", "share of the best", "workers, fewest within 3 %",
+        "s, of the grid", "Optuna", "loadtune",
+    ]  # fmt: skip
+    return f"{_summary(found)} {missing}\n\n{markdown(head, [_row(one) for one in found])}"
 
 
 def _row(found: Found) -> list[str]:

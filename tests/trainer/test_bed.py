@@ -1,4 +1,4 @@
-"""A Bed trains a real model on a real loader: what it measures, which batch fits, and that no setting changes a batch."""
+"""A Bed trains a real model on a real loader: what it measures, which batch fits, and that no setting changes any."""
 
 from __future__ import annotations
 
