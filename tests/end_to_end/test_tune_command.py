@@ -102,6 +102,7 @@ def test_given_again_it_uses_what_is_remembered_unless_it_is_told_to_try_anew(tu
     assert again.startswith("tuned on ")
     assert trials(again) == []
     assert option(tuned).read_text() == text
+    assert len(list(Path(tuned.copy, "outputs/tunings").iterdir())) == 1  # that of the fixture
     other = tuned.python("src/tune.py", *SHORT, "tracking=none", "loader.batch_size=32")
     assert len(trials(other)) >= 2  # another batch size is another question
     option(tuned).write_text(text)

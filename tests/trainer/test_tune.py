@@ -80,15 +80,36 @@ def test_a_setting_that_there_is_no_room_for_is_named_and_not_taken() -> None:
     class Cramped(Workload):
         def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
             if setting.num_workers > 2:
+                self.tried.append(setting)
                 raise UserError(f"loader.num_workers={setting.num_workers} needs about 9 GB\nSet fewer")
             return super().run(setting, seconds)
 
-    found = tune(Cramped(load_ms=40, step_ms=10), budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    work = Cramped(load_ms=40, step_ms=10)
+    found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
     assert found.best.setting.num_workers == 2
     refused = [trial for trial in found.trials if trial.refused]
     assert refused
     assert all(trial.refused == f"loader.num_workers={trial.setting.num_workers} needs about 9 GB" for trial in refused)
     assert all(trial.samples_per_s == 0 for trial in refused)
+    tried = [setting.num_workers for setting in work.tried if setting.num_workers > 2]
+    assert tried == sorted(tried, reverse=True)  # what asks for more than what was refused is not asked for
+
+
+def test_threads_that_cannot_load_the_dataset_are_given_up() -> None:
+    class Drawing(Workload):
+        may_be_threads = True
+
+        def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
+            times = super().run(setting, seconds)
+            if setting.engine == "thread":
+                raise UserError("loader.engine=thread: it draws from a global random generator")
+            return times
+
+    work = Drawing(load_ms=100, step_ms=10)
+    found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    assert found.best.setting.engine == "process"
+    assert found.best.samples_per_s >= 0.95 * work.rate(Setting(11, 2, "process"))
+    assert sum(setting.engine == "thread" for setting in work.tried) < 12
 
 
 def test_a_sample_that_fails_ends_the_search() -> None:

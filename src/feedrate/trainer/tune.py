@@ -151,8 +151,9 @@ class _Search:
             raise
         except UserError as error:  # there is no room for it, or threads cannot load that
             text = str(error).partition("\n")[0]
-            self.trials[setting] = Trial(setting, self._predictions.get(setting, 0.0), 0.0, 0.0, 0, text)
+            self.trials[setting] = Trial(setting, self._predictions[setting], 0.0, 0.0, 0, text)
             self.told(self.trials[setting])
+            self._predictions = {s: rate for s, rate in self._predictions.items() if not _asks_more(s, setting)}
         return True
 
     def following(self) -> Setting | None:
@@ -247,9 +248,11 @@ class _Search:
         return times, setup
 
 
-def _distance(one: Setting, other: Setting) -> tuple[bool, int, int]:
-    return (
-        one.engine != other.engine,
-        abs(one.num_workers - other.num_workers),
-        abs(one.prefetch_factor - other.prefetch_factor),
-    )
+def _asks_more(one: Setting, other: Setting) -> bool:
+    """Whether it needs what the other one needs, and more."""
+    larger = one.num_workers >= other.num_workers and one.prefetch_factor >= other.prefetch_factor
+    return one.engine == other.engine and larger and one not in (Setting(0), other)
+
+
+def _distance(one: Setting, other: Setting) -> tuple[int, int]:
+    return abs(one.num_workers - other.num_workers), abs(one.prefetch_factor - other.prefetch_factor)
