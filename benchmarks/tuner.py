@@ -35,10 +35,10 @@ from feedrate.trainer.tune import AS_GOOD, tune
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE.parent / "conf"
-TRIAL_S = 0.8
+TRIAL_S = 0.6
 NEAR = 0.95  # of the best rate: near enough
 QUARTER = 4  # the tuner's budget is the grid's time divided by it
-ROUNDS = 8
+ROUNDS = 6
 AGAIN_S = 0.5  # of each setting in a round
 CPU = torch.device("cpu")
 GRID = [

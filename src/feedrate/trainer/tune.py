@@ -22,6 +22,8 @@ from feedrate.trainer.bed import FEW_STEPS, Setting
 AS_GOOD = 1.03  # a rate that is lower by less is as good
 CLOSE = 1.10  # rates that differ by less are measured again, since noise may have decided
 TIMES = 3  # measurements of those
+PATIENCE = 3  # settings in a row that may bring nothing
+WAITS_PCT = 2.0  # of the time; less is hardly worth a search
 FED = 1.02  # times its rate is what the step alone makes: no setting can gain more
 MOST_WORKERS = 32
 AHEAD = (2, 4, 8)
@@ -158,7 +160,8 @@ class _Search:
 
     def following(self) -> Setting | None:
         """What to try next: the cheapest that promises what the best promises, then neighbours of what was best so far,
-        then what is so close that noise may have decided; None: nothing is open.
+        then a few that the model thinks little of, then what is so close that noise may have decided; None: nothing is
+        open.
         """
         values = {setting: self._value(setting) for setting in self._predictions}
         promise = max(values.values())
@@ -176,7 +179,23 @@ class _Search:
         if self.bed.pins and (unpinned := replace(self.cheapest(), pin_memory=False)) not in self.trials:
             self._predictions[unpinned] = self.predicted(unpinned)  # alike: the model knows nothing of it
             return unpinned
-        return min(self._rivals(), key=lambda s: self.trials[s].measured, default=None)
+        rivals = sorted(self._rivals(), key=lambda s: self.trials[s].measured)
+        top = next((s for s in rivals if self.trials[s].samples_per_s == self._top), None)
+        if top is not None and self.trials[top].measured == 1:  # the best of several noisy ones is too good to be true
+            return top
+        return self._unlikely() or next(iter(rivals), None)
+
+    def _unlikely(self) -> Setting | None:
+        """What promises most of the rest, since the model may be wrong; None where hardly anything can be gained, or
+        where the last ones brought nothing.
+        """
+        best = self.cheapest()
+        waits = self.trials[best].wait_pct >= WAITS_PCT or self.trials[best].samples_per_s * CLOSE < self.step_rate
+        in_vain = len(self.trials) - 1 - list(self.trials).index(best)
+        rest = [setting for setting in self._predictions if setting not in self.trials]
+        if not waits or in_vain >= PATIENCE or not rest:
+            return None
+        return min(rest, key=lambda setting: (-self._value(setting), setting.cost))
 
     def cheapest(self) -> Setting:
         """The cheapest of those that are as good as the best."""
