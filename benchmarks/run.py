@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
 NAMES = (
     "startup", "generated", "overhead", "engines", "held", "tracking", "catalog", "scale", "packed", "burn", "fed",
-    "flat", "verdict", "instruments", "peers",
+    "flat", "verdict", "instruments", "tuner", "peers",
 )  # fmt: skip
 
 

@@ -34,12 +34,15 @@ def train(cfg: DictConfig) -> float:
 
     from feedrate.config import check
     from feedrate.tracking.secrets import learn, mask_files, mask_logs
+    from feedrate.trainer import remembered
 
     hydra = HydraConfig.get()
     mask_files(Path(hydra.runtime.output_dir) / ".hydra")
     mask_logs()
     resolved = plain(cfg)
     learn(resolved)
+    if said := remembered.take(resolved, hydra.runtime.choices, hydra.overrides.task):
+        log.info("%s", said)
     config = check(resolved)
 
     # the courier opens the store meanwhile, in a process of its own: training waits for no server

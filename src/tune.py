@@ -9,6 +9,7 @@ conf/tune.yaml explains each key, docs/tune.md what is tried. Let nothing else r
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,51 +22,97 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     from hydra.core.hydra_config import HydraConfig
 
-    from feedrate.config import check_tune, resolve_path
-    from feedrate.launch import plain
+    from feedrate.config import ROOT, check_tune, resolve_path
+    from feedrate.launch import instant, plain
+    from feedrate.tracking import learn, without_secrets
+    from feedrate.tracking.address import read_address
 
     resolved = plain(cfg)
+    learn(resolved)
     config = check_tune(resolved)
+    if config.tracking.uri is not None:
+        read_address(config.tracking.uri, config.tracking.artifacts)  # a wrong one is told before the trials
     hydra = HydraConfig.get()
+    model = str(hydra.runtime.choices["model"])
+    path = resolve_path(config.tune.output)
 
     # -----------------------------------------------------------------------------------------------------
-    # Data and model; torch is imported only now, since it takes seconds
+    # Data; torch is imported only now, since it takes seconds
     # -----------------------------------------------------------------------------------------------------
     from feedrate.dataset import build_data
-    from feedrate.tracking import without_secrets
-    from feedrate.trainer import tuned
+    from feedrate.loader.limits import read_limits
+    from feedrate.trainer import remembered, tuned
+    from feedrate.trainer.bed import Bed
     from feedrate.trainer.device import choose_device
+    from feedrate.trainer.largest import largest_batch
     from feedrate.trainer.provenance import command_line
     from feedrate.trainer.seeds import seed_everything
-    from feedrate.trainer.tune import Bed, Trial, tune
+    from feedrate.trainer.tune import tune
 
     seed_everything(config.seed, config.trainer.num_threads)
     device = choose_device(config.trainer.device)
     data = build_data(config.dataset, config.seed)
-    bed = Bed(config.trainer, data, config.loader, config.model, config.optimizer, config.seed, device)
+    command = without_secrets(command_line(hydra.overrides.task))
+    known = None if config.tune.again or config.tune.batch_size else remembered.recall(resolved)
+    if known is not None and known.data_digest == data.digest:
+        tuned.write(path, known.option)
+        print(f"tuned on {known.date}: {known.words}; tune.again=true tries anew\nwritten to {path}")
+        return
 
     # -----------------------------------------------------------------------------------------------------
     # Try
     # -----------------------------------------------------------------------------------------------------
-    def tell(trial: Trial) -> None:
-        said = f"  (predicted {trial.predicted:,.0f})" if trial.predicted else ""
-        print(f"{trial.setting}: {trial.samples_per_s:,.0f} samples/s, waited {trial.wait_pct:.1f} %{said}", flush=True)
-
-    model = str(hydra.runtime.choices["model"])
+    bed = Bed(config.trainer, data, config.loader, config.model, config.optimizer, config.seed, device)
     print(f"{data.name} and {model} on {device}: trials for at most {config.tune.budget_s:g} s", flush=True)
-    found = tune(bed, config.tune.budget_s, config.tune.trial_s, tell)
+    begin = time.perf_counter()
+    if config.tune.batch_size:
+        size, samples = config.loader["batch_size"], len(data.partition["train"])  # type: ignore[arg-type]
+        largest = largest_batch(bed.fits, size, samples, read_limits().memory, config.tune.budget_s / 4)
+        print(f"loader.batch_size={largest.batch_size}, not {size}, which changes the training; {largest.ended_by}")
+        resolved["loader"] = {**resolved["loader"], "batch_size": largest.batch_size}
+    left_s = config.tune.budget_s - (time.perf_counter() - begin)
+    found = tune(bed, left_s, config.tune.trial_s, lambda trial: print(tuned.line(trial), flush=True))
+    same = tuned.compare(bed, found.best, found.trials[0].samples_per_s)
 
     # -----------------------------------------------------------------------------------------------------
     # Write
     # -----------------------------------------------------------------------------------------------------
-    path = resolve_path(config.tune.output)
-    command = without_secrets(command_line(hydra.overrides.task))
-    tuned.write(path, config.loader, found, command, data.name, model)
-    best = found.best
-    print(
-        f"\n{best.setting}: {best.samples_per_s:,.0f} samples/s, the step can take {found.step_samples_per_s:,.0f}; "
-        f"{len(found.trials)} settings tried in {found.seconds:.0f} s\nwritten to {path}; use it with loader=tuned"
+    text = tuned.option(bed.node, found, same, command, f"{data.name} and {model}")
+    tuned.write(path, text)
+    remembered.remember(
+        resolved,
+        remembered.Remembered(
+            date=tuned.today(),
+            words=tuned.words(found),
+            data_digest=data.digest,
+            overrides=found.best.setting.overrides,
+            option=text,
+        ),
     )
+    print(
+        f"\n{tuned.words(found)}; the step can take {found.step_samples_per_s:,.0f}; "
+        f"{len(found.trials)} settings tried in {found.seconds:.0f} s\n{same}\n"
+        f"written to {path}; use it with loader=tuned"
+    )
+
+    # -----------------------------------------------------------------------------------------------------
+    # Record
+    # -----------------------------------------------------------------------------------------------------
+    if config.tracking.uri is not None:
+        from feedrate.tracking.tuning import Tuning, record_tuning
+
+        tags = {"command": command, "data_digest": data.digest, "order_digest": same.order}
+        tuning = Tuning(
+            name=f"tune {model}-{data.name}",
+            folder=ROOT / "outputs/tunings" / instant(),
+            tags={f"feedrate.{name}": text for name, text in tags.items()},
+            note=tuned.note(found, same, command),
+            file=path,
+            best=tuned.tried(found.best, found),
+            tried=[tuned.tried(trial, found) for trial in found.trials],
+        )
+        if url := record_tuning(config.tracking, tuning):
+            print(f"recorded: {url}")
 
 
 if __name__ == "__main__":

@@ -303,6 +303,8 @@ class TuningConfig:
     budget_s: Above0 = 60.0
     trial_s: Above0 = 1.5
     output: str = "conf/loader/tuned.yaml"
+    again: Flag = False
+    batch_size: Flag = False
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -314,6 +316,7 @@ class TuneConfig:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     trainer: TrainerConfig
+    tracking: TrackingConfig
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     tune: TuningConfig = TuningConfig()
 

@@ -127,7 +127,7 @@ def _remove_unused_folder() -> None:
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     of_hydra = {config.output_subdir, f"{config.job.name}.log"}
-    if folder.name == _instant() and {path.name for path in folder.iterdir()} <= of_hydra:
+    if folder.name == instant() and {path.name for path in folder.iterdir()} <= of_hydra:
         shutil.rmtree(folder)
 
 
@@ -158,11 +158,12 @@ def _check_arguments() -> None:
 def _register_resolvers() -> None:
     """`${repository:}` is the repository's root; `${instant:}` names a run folder that no other process names."""
     OmegaConf.register_new_resolver("repository", lambda: str(CONF.parent), replace=True)
-    OmegaConf.register_new_resolver("instant", _instant, replace=True)
+    OmegaConf.register_new_resolver("instant", instant, replace=True)
 
 
 @functools.cache
-def _instant() -> str:
+def instant() -> str:
+    """Names a folder that no other process names."""
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
 
 

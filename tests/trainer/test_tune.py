@@ -7,17 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "timing"))
 
 from accounts import account, setup
 
-from feedrate.config import FeedrateLoaderConfig
+from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup
-from feedrate.trainer.tune import Setting, tune
-from feedrate.validation import validate
+from feedrate.trainer.bed import Setting
+from feedrate.trainer.tune import tune
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and three lengths of the queue
@@ -26,11 +25,13 @@ GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and thre
 class Workload:
     """Stands in for a Bed: loads that wait, and steps of a given length, as any number of processes would do them."""
 
+    may_be_threads, pins = False, False
+
     def __init__(self, load_ms: float, step_ms: float, receive_ms: float = 0.3, uneven: float = 0.0) -> None:
         self.load_ms, self.step_ms, self.receive_ms, self.uneven = load_ms, step_ms, receive_ms, uneven
         self.tried: list[Setting] = []
 
-    def run(self, setting: Setting, seconds: float) -> tuple[EpochTimes, Setup]:
+    def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
         self.tried.append(setting)
         engine = "process" if setting.num_workers else "inline"
         loads = [self.load_ms * (1 - self.uneven + (10 * self.uneven if n % 10 == 0 else 0)) for n in range(200)]
@@ -67,21 +68,68 @@ def test_the_budget_ends_the_trials() -> None:
     assert found.best.samples_per_s >= 0.97 * max(trial.samples_per_s for trial in found.trials)
 
 
-@pytest.mark.slow
-def test_the_command_writes_an_option_that_training_takes(digits: Path, tmp_path: Path) -> None:
-    written = tmp_path / "tuned.yaml"
-    command = [sys.executable, "src/tune.py", f"dataset.root={digits}", "model=mlp", f"tune.output={written}"]
-    short = ["tune.budget_s=4", "tune.trial_s=0.2"]
-    done = subprocess.run([*command, *short], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    node = OmegaConf.to_container(OmegaConf.load(written))
-    assert isinstance(node, dict)
-    assert node.pop("_target_") == "feedrate.loader.Loader"
-    validate(FeedrateLoaderConfig, {str(key): value for key, value in node.items()}, "loader")
-    text = written.read_text()
-    assert "# tried:\n#   no workers: " in text
-    assert f"written to {written}" in done.stdout
-    assert str(node["num_workers"] or "no workers") in done.stdout.splitlines()[-2]
+def test_a_trial_that_would_outlast_the_budget_is_not_begun() -> None:
+    work = Workload(load_ms=4000, step_ms=10)  # a few steps of it take seconds
+    found = tune(work, budget_s=4.0, trial_s=0.1)  # type: ignore[arg-type]
+    assert len(work.tried) == 2
+    assert len(tune(Workload(4000, 10), budget_s=1e6, trial_s=0.1).trials) > 2  # type: ignore[arg-type]
+    assert found.best.setting == Setting(0)
+
+
+def test_a_setting_that_there_is_no_room_for_is_named_and_not_taken() -> None:
+    class Cramped(Workload):
+        def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
+            if setting.num_workers > 2:
+                self.tried.append(setting)
+                raise UserError(f"loader.num_workers={setting.num_workers} needs about 9 GB\nSet fewer")
+            return super().run(setting, seconds)
+
+    work = Cramped(load_ms=40, step_ms=10)
+    found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    assert found.best.setting.num_workers == 2
+    refused = [trial for trial in found.trials if trial.refused]
+    assert refused
+    assert all(trial.refused == f"loader.num_workers={trial.setting.num_workers} needs about 9 GB" for trial in refused)
+    assert all(trial.samples_per_s == 0 for trial in refused)
+    tried = [setting.num_workers for setting in work.tried if setting.num_workers > 2]
+    assert tried == sorted(tried, reverse=True)  # what asks for more than what was refused is not asked for
+
+
+def test_threads_that_cannot_load_the_dataset_are_given_up() -> None:
+    class Drawing(Workload):
+        may_be_threads = True
+
+        def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
+            times = super().run(setting, seconds)
+            if setting.engine == "thread":
+                raise UserError("loader.engine=thread: it draws from a global random generator")
+            return times
+
+    work = Drawing(load_ms=100, step_ms=10)
+    found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    assert found.best.setting.engine == "process"
+    assert found.best.samples_per_s >= 0.95 * work.rate(Setting(11, 2, "process"))
+    assert sum(setting.engine == "thread" for setting in work.tried) < 12
+
+
+def test_a_sample_that_fails_ends_the_search() -> None:
+    class Broken(Workload):
+        def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
+            if setting.num_workers > 1:
+                raise SampleError("sample 'a-1': damaged", ID="a-1")
+            return super().run(setting, seconds)
+
+    with pytest.raises(SampleError, match="a-1"):
+        tune(Broken(load_ms=40, step_ms=10), budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+
+
+def test_batches_are_left_unpinned_where_that_is_as_fast() -> None:
+    work = Workload(load_ms=8, step_ms=10)
+    work.pins = True
+    found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    assert found.best.setting.pin_memory is False
+    assert found.best.setting.overrides["pin_memory"] is False
+    assert "pin_memory" not in tune(Workload(8, 10), 1e6, 1.0).best.setting.overrides  # type: ignore[arg-type]
 
 
 def test_another_loader_is_refused(tmp_path: Path) -> None:

@@ -58,24 +58,28 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
     return loaders
 
 
-def start_loaders(loaders: Mapping[str, Any], names: Sequence[str], data: Data) -> None:
+def start_loaders(loaders: Mapping[str, Any], names: Sequence[str], data: Data, later: Sequence[str] = ()) -> None:
     """Starts their workers, all on the engine of the first: it is measured once, and threads would keep the others from
     forking. Before any of them is there, it is said where they will need most of what this machine has free.
+
+    Args:
+        later: names of further loaders that there must be room for, too.
 
     Raises:
         UserError: they would need more than that.
     """
     first = loaders[names[0]]
     used = [loaders[name] for name in names]
-    checkable = all(isinstance(loader, DataLoader) for loader in used)  # a class of the user's own may be anything
+    counted = used + [loaders[name] for name in later]
+    checkable = all(isinstance(loader, DataLoader) for loader in counted)  # a class of the user's own may be anything
 
     def check() -> None:
-        if text := preflight(_setup(used, data), read_limits()):
+        if text := preflight(_setup(counted, data), read_limits()):
             log.warning("%s", text)
 
     if isinstance(first, Loader) and first.seed is not None and checkable:
         if first.engine == "auto":  # to find out, batches are made; threads need no more than any engine does
-            preflight(replace(_setup(used, data), engine="thread"), read_limits())
+            preflight(replace(_setup(counted, data), engine="thread"), read_limits())
         first.start(check)
     elif checkable:
         check()

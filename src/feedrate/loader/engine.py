@@ -70,6 +70,13 @@ def checked(engine: str, settings: DataLoader[Any]) -> str:
     return engine
 
 
+def may_be_threads(loader: Loader) -> bool:
+    """Whether threads can be trusted with what a loader without workers has loaded; as `auto` sees it."""
+    samples = loader._samples
+    said = _says_thread_safe(samples.dataset) or not samples.came_one_by_one
+    return said and _given(samples, loader) is None
+
+
 def choose(samples: Samples, plan: Plan, loader: Loader) -> Choice:
     """Settles `loader.engine`, with some of the plan's batches made where that is needed; says so on one line.
 

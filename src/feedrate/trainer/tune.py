@@ -1,56 +1,41 @@
 """Finds the loader setting that keeps a model fed at the least cost: predicted first, tried where that cannot decide.
 
-What is written about it is tuned.py's affair.
+What a trial is, is bed.py's affair; what is written about it tuned.py's.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Protocol
 
-import torch
-
-from feedrate.config import TrainerConfig
-from feedrate.dataset import Data
 from feedrate.dataset.cores import usable_cores
-from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of
-from feedrate.timing import Clock, EpochTimes
+from feedrate.errors import SampleError, UserError
+from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup
-from feedrate.timing.knee import AS_GOOD, knee
-from feedrate.timing.pipeline import Costs, Plan, seconds_per_batch
+from feedrate.timing.knee import AS_GOOD
+from feedrate.timing.pipeline import Plan, seconds_per_batch
 from feedrate.timing.remedies import costs_of
-from feedrate.trainer.assemble import build_model, build_optimizer
-from feedrate.trainer.device import choose_precision
-from feedrate.trainer.forward import Forward
-from feedrate.trainer.task import Task
+from feedrate.trainer.bed import FEW_STEPS, Setting
 
+CLOSE = 1.10  # rates that differ by less are measured again, since noise may have decided
+TIMES = 3  # measurements of those
+PATIENCE = 3  # settings in a row that may bring nothing
+WAITS_PCT = 2.0  # of the time; less is hardly worth a search
+FED = 1.02  # times its rate is what the step alone makes: no setting can gain more
 MOST_WORKERS = 32
-FEW_STEPS = 12  # that a trial takes at least, whatever its time
+AHEAD = (2, 4, 8)
 
 
-@dataclass(frozen=True, order=True)
-class Setting:
-    """What is tuned; of two that are as good the lower one is the cheaper."""
+class Tries(Protocol):
+    """A Bed, or what stands in for one."""
 
-    num_workers: int
-    prefetch_factor: int = 2
-    engine: str = "inline"
+    may_be_threads: bool
+    pins: bool
 
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """As keys of the loader."""
-        if not self.num_workers:
-            return {"num_workers": 0, "engine": "auto", "prefetch_factor": None}
-        return {"num_workers": self.num_workers, "engine": self.engine, "prefetch_factor": self.prefetch_factor}
-
-    def __str__(self) -> str:
-        if not self.num_workers:
-            return "no workers"
-        kind = "thread" if self.engine == "thread" else "process"
-        plural = "es" if kind == "process" and self.num_workers > 1 else "s" if self.num_workers > 1 else ""
-        return f"{self.num_workers} {kind}{plural}, {self.prefetch_factor} batches ahead each"
+    def run(self, setting: Setting, seconds: float, until: float) -> tuple[EpochTimes, Setup]: ...
 
 
 @dataclass(frozen=True)
@@ -59,13 +44,17 @@ class Trial:
 
     Attributes:
         predicted: samples per second by the model, 0 where nothing was known.
-        samples_per_s, wait_pct: of the steady steps.
+        samples_per_s, wait_pct: of the steady steps; of several measurements the middle one.
+        measured: how often.
+        refused: why it cannot be used, empty where it can.
     """
 
     setting: Setting
     predicted: float
     samples_per_s: float
     wait_pct: float
+    measured: int = 1
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,160 +74,204 @@ class Tuned:
     seconds: float
 
 
-class Bed:
-    """A model that trains on what a loader gives; its weights are nobody's.
-
-    Args:
-        node: conf/loader; what a setting does not name is taken from it.
-    """
-
-    def __init__(
-        self,
-        config: TrainerConfig,
-        data: Data,
-        node: Mapping[str, Any],
-        model: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self._data, self._node, self._seed, self.device = data, node, seed, device
-        precision = choose_precision(config.precision, device)
-        self._model = build_model(model, data, device)
-        self._optimizer = build_optimizer(optimizer, self._model, device)
-        self._forward = Forward(self._model, data, [], device, precision, config.compile)
-        self._task = Task(data.targets, config.label_smoothing, top5=False)
-        self._model.train()
-
-    def run(self, setting: Setting, seconds: float) -> tuple[EpochTimes, Setup]:
-        """The account of so many seconds of training with a loader of that setting.
-
-        Raises:
-            UserError: there is no room for it, or a sample or the model fails.
-        """
-        loaders = build_loaders({**self._node, **setting.overrides}, self._data, self._seed, self.device)
-        loader = loaders["train"]
-        assert isinstance(loader, Loader)
-        setup = setup_of(loader)
-        warmup = 2 * setup.workers * setup.prefetch + 3
-        clock = Clock(self.device, warmup)
-        try:
-            begin = time.perf_counter()
-            for number, batch in enumerate(_endless(loader, self.device, clock)):
-                loss = self._task.loss(self._forward(batch.X), batch.y)
-                loss.backward()
-                self._optimizer.step()
-                self._optimizer.zero_grad(set_to_none=True)
-                clock.lap("compute")
-                clock.step(len(batch.X), batch.nbytes, batch.receipt.load if batch.receipt else None)
-                if number == warmup:
-                    begin = time.perf_counter()
-                if number >= warmup + FEW_STEPS and time.perf_counter() - begin >= seconds:
-                    break
-            return clock.epoch(), replace(setup, engine=loader.engine)
-        finally:
-            close_loaders(loaders, at_once=True)
-
-
-def tune(bed: Bed, budget_s: float, trial_s: float, told: Callable[[Trial], None] = lambda trial: None) -> Tuned:
+def tune(bed: Tries, budget_s: float, trial_s: float, told: Callable[[Trial], None] = lambda trial: None) -> Tuned:
     """Tries the settings that the model of the pipeline cannot tell apart, as long as the budget lasts.
 
     Args:
         told: takes each trial.
-    """
-    begin = time.perf_counter()
-    trials: dict[Setting, Trial] = {}
 
-    def attempt(setting: Setting, predicted: float) -> tuple[EpochTimes, Setup]:
-        times, setup = bed.run(setting, trial_s)
-        figures = times.metrics(setup)
+    Raises:
+        UserError: a sample or the model fails.
+    """
+    search = _Search(bed, time.perf_counter(), budget_s, trial_s, told)
+    search.begin()
+    while (setting := search.following()) is not None and search.attempt(setting):
+        pass
+    best = search.cheapest()
+    return Tuned(search.trials[best], list(search.trials.values()), search.step_rate, search.spent())
+
+
+@dataclass
+class _Search:
+    """The state of a search.
+
+    Attributes:
+        trials: by setting, in their order.
+        step_rate: what the step can take, samples per second.
+    """
+
+    bed: Tries
+    began: float
+    budget_s: float
+    trial_s: float
+    told: Callable[[Trial], None]
+    trials: dict[Setting, Trial] = field(default_factory=dict)
+    step_rate: float = 0.0
+    _rates: dict[Setting, list[tuple[float, float]]] = field(default_factory=dict)
+    _overhead: dict[str, float] = field(default_factory=dict)  # seconds of a trial's start, end and warm-up, by engine
+    _predictions: dict[Setting, float] = field(default_factory=dict)  # of all that come into question, once it is known
+    _engine: str = ""  # that `auto` takes
+
+    def spent(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self.began
+
+    def begin(self) -> None:
+        """Without workers nothing disturbs anything: it shows what loading costs, and the step. With one worker it is
+        seen which engine `auto` takes, and what taking over a batch costs.
+        """
+        times, setup = self._measured(Setting(0))
+        self._costs, self._batch, self._cores = costs_of(times, setup), setup.batch_size, float(usable_cores())
+        self.step_rate = self._batch / max(1e-9, sum(self._costs.step) / len(self._costs.step))
+        times, setup = self._measured(Setting(1, engine="auto"))
+        self._engine = setup.engine
+        self._costs = replace(self._costs, receive=times.receive_ns() / 1e9)
+        self._predictions = {setting: self.predicted(setting) for setting in self._wanted()}
+        for setting, trial in self.trials.items():
+            self.trials[setting] = replace(trial, predicted=self._predictions[setting])
+
+    def _wanted(self) -> list[Setting]:
+        """All that come into question, the cheapest first."""
+        load = sum(self._costs.load) / len(self._costs.load)
+        most = int(self._cores) + 1 if self._costs.load_cpu > 0.5 * load else MOST_WORKERS
+        engines = ["thread"] * (self._engine == "thread" or self.bed.may_be_threads) + ["process"]
+        found = [Setting(k, ahead, engine) for k in range(1, most + 1) for ahead in AHEAD for engine in engines]
+        return [Setting(0), *sorted(found, key=lambda setting: setting.cost)]
+
+    def predicted(self, setting: Setting) -> float:
+        """Samples per second by the model of the pipeline."""
+        plan = Plan(setting.num_workers, setting.prefetch_factor, setting.engine == "thread")
+        return self._batch / seconds_per_batch(self._costs, plan, self._cores)
+
+    def attempt(self, setting: Setting) -> bool:
+        """Tries it, or tries it again; False: there is no time left for that."""
+        if not self._in_time(setting):
+            return False
+        try:
+            self._measured(setting)
+        except SampleError:
+            raise
+        except UserError as error:  # there is no room for it, or threads cannot load that
+            text = str(error).partition("\n")[0]
+            self.trials[setting] = Trial(setting, self._predictions[setting], 0.0, 0.0, 0, text)
+            self.told(self.trials[setting])
+            self._predictions = {s: rate for s, rate in self._predictions.items() if not _asks_more(s, setting)}
+        return True
+
+    def following(self) -> Setting | None:
+        """What to try next: the cheapest that promises what the best promises, then neighbours of what was best so far,
+        then a few that the model thinks little of, then what is so close that noise may have decided; None: nothing is
+        open.
+        """
+        values = {setting: self._value(setting) for setting in self._predictions}
+        promise = max(values.values())
+        first = min((s for s in values if values[s] * AS_GOOD >= promise), key=lambda s: s.cost)
+        if first not in self.trials:
+            return first
+        for setting, trial in self.trials.items():  # what falls far short may have met with noise
+            if trial.measured == 1 and trial.predicted > CLOSE * max(self._top, trial.samples_per_s):
+                return setting
+        reached = self.trials[self.cheapest()].samples_per_s
+        for setting in self._neighbours(self.cheapest()):
+            # the model is trusted as far as to leave out what it calls far worse
+            if setting in values and setting not in self.trials and values[setting] * CLOSE >= reached:
+                return setting
+        if self.bed.pins and (unpinned := replace(self.cheapest(), pin_memory=False)) not in self.trials:
+            self._predictions[unpinned] = self.predicted(unpinned)  # alike: the model knows nothing of it
+            return unpinned
+        rivals = sorted(self._rivals(), key=lambda s: self.trials[s].measured)
+        top = next((s for s in rivals if self.trials[s].samples_per_s == self._top), None)
+        if top is not None and self.trials[top].measured == 1:  # the best of several noisy ones is too good to be true
+            return top
+        return self._unlikely() or next(iter(rivals), None)
+
+    def _unlikely(self) -> Setting | None:
+        """What promises most of the rest, since the model may be wrong; None where hardly anything can be gained, or
+        where the last ones brought nothing.
+        """
+        best = self.cheapest()
+        waits = self.trials[best].wait_pct >= WAITS_PCT or self.trials[best].samples_per_s * CLOSE < self.step_rate
+        in_vain = len(self.trials) - 1 - list(self.trials).index(best)
+        rest = [setting for setting in self._predictions if setting not in self.trials]
+        if not waits or in_vain >= PATIENCE or not rest:
+            return None
+        return min(rest, key=lambda setting: (-self._value(setting), setting.cost))
+
+    def cheapest(self) -> Setting:
+        """The cheapest of those that are as good as the best."""
+        enough = [s for s, trial in self.trials.items() if trial.samples_per_s * AS_GOOD >= self._top]
+        return min(enough, key=lambda setting: setting.cost)
+
+    @property
+    def _top(self) -> float:
+        return max(trial.samples_per_s for trial in self.trials.values())
+
+    def _value(self, setting: Setting) -> float:
+        """Samples per second as measured; or as predicted, corrected by what came of it for the most similar setting of
+        the same engine that was tried.
+        """
+        if (trial := self.trials.get(setting)) is not None:
+            return trial.samples_per_s
+        predicted = self._predictions[setting]
+        alike = [tried for tried, trial in self.trials.items() if tried.engine == setting.engine and trial.measured]
+        if alike:
+            like = min(alike, key=lambda tried: _distance(tried, setting))
+            predicted *= self.trials[like].samples_per_s / self.trials[like].predicted
+        return min(predicted, max(self.step_rate, self._top))
+
+    def _neighbours(self, best: Setting) -> Iterator[Setting]:
+        """What may be as good with less; and, where the step still waits, what may be better."""
+        fewer = best.num_workers - 1
+        yield replace(best, num_workers=fewer) if fewer > 0 else Setting(0)
+        if self.trials[best].samples_per_s * FED >= self.step_rate:
+            return
+        if not best.num_workers:
+            best = Setting(0, engine=self._engine)
+        yield replace(best, num_workers=best.num_workers + 1)
+        if best.num_workers:
+            yield replace(best, prefetch_factor=best.prefetch_factor * 2)
+            yield replace(best, engine="process" if best.engine == "thread" else "thread")
+
+    def _rivals(self) -> Iterator[Setting]:
+        """The best, the cheapest that is as good, and the best of those that cost less: if measured less than TIMES."""
+        close = [s for s, trial in self.trials.items() if trial.samples_per_s * CLOSE >= self._top]
+        if len(close) < 2:
+            return
+        cheapest = self.cheapest()
+        less = [setting for setting in close if setting.cost < cheapest.cost]
+        fastest = {max(some, key=lambda s: self.trials[s].samples_per_s) for some in (close, less) if some}
+        for setting in {cheapest, *fastest}:
+            if self.trials[setting].measured < TIMES:
+                yield setting
+
+    def _in_time(self, setting: Setting) -> bool:
+        each = self._batch / max(1e-9, self._value(setting))
+        first = sum(self._costs.load) / len(self._costs.load) + setting.num_workers * each  # before they are under way
+        beside = self._overhead.get(setting.engine, max(self._overhead.values()))
+        return self.spent() + beside + first + max(self.trial_s, FEW_STEPS * each) <= self.budget_s
+
+    def _measured(self, setting: Setting) -> tuple[EpochTimes, Setup]:
+        begin = time.perf_counter()
+        times, setup = self.bed.run(setting, self.trial_s, self.began + self.budget_s)
+        beside = time.perf_counter() - begin - float(times.elapsed.sum()) / 1e9
+        self._overhead[setup.engine] = max(0.0, beside, self._overhead.get(setup.engine, 0.0))
         kept = replace(setting, engine=setup.engine)
-        rate, wait = figures["loader/samples_per_s"], figures["loader/wait_pct"]
-        if (earlier := trials.get(kept)) is not None:  # tried again: the middle of two noisy ones
-            rate, wait = (rate + earlier.samples_per_s) / 2, (wait + earlier.wait_pct) / 2
-        trials[kept] = Trial(kept, predicted, rate, wait)
-        told(trials[kept])
+        if len(times.elapsed) < FEW_STEPS and kept in self._predictions:  # the budget has cut it short
+            return times, setup
+        figures = times.metrics(setup)
+        rates = self._rates.setdefault(kept, [])
+        rates.append((figures["loader/samples_per_s"], figures["loader/wait_pct"]))
+        rate, wait = (median(values) for values in zip(*rates, strict=True))
+        self.trials[kept] = Trial(kept, self._predictions.get(kept, 0.0), rate, wait, len(rates))
+        self.told(self.trials[kept])
         return times, setup
 
-    def left() -> bool:
-        return time.perf_counter() - begin + 2 * trial_s < budget_s
 
-    # without workers nothing disturbs anything: what loading costs, and the step
-    times, setup = attempt(Setting(0), 0.0)
-    costs, batch = costs_of(times, setup), setup.batch_size
-    cores = float(usable_cores())
-    step_rate = batch / max(1e-9, sum(costs.step) / len(costs.step))
-
-    # one worker: which engine `auto` takes, and what taking over a batch costs
-    one_times, one = attempt(Setting(1, engine="auto"), batch / seconds_per_batch(costs, Plan(1), cores))
-    engine = one.engine
-    costs = replace(costs, receive=one_times.receive_ns() / 1e9)
-    threads = engine == "thread"
-
-    def predicted(setting: Setting) -> float:
-        plan = Plan(setting.num_workers, setting.prefetch_factor, threads)
-        return batch / seconds_per_batch(costs, plan, cores)
-
-    wanted = [Setting(0), *(Setting(k, 2, engine) for k in range(1, _most(costs, cores) + 1))]
-    wanted += [Setting(k, p, engine) for k in range(1, _most(costs, cores) + 1) for p in (4, 8)]
-    while left():
-        following = _following(wanted, trials, predicted)
-        if following is None:
-            break
-        attempt(following, predicted(following))
-    best = _cheapest(trials)
-    for rival in _rivals(trials, best):  # noise must not decide between neighbours
-        if not left():
-            break
-        attempt(rival, trials[rival].predicted)
-    best = _cheapest(trials)
-    return Tuned(trials[best], list(trials.values()), step_rate, time.perf_counter() - begin)
+def _asks_more(one: Setting, other: Setting) -> bool:
+    """Whether it needs what the other one needs, and more."""
+    larger = one.num_workers >= other.num_workers and one.prefetch_factor >= other.prefetch_factor
+    return one.engine == other.engine and larger and one not in (Setting(0), other)
 
 
-def _most(costs: Costs, cores: float) -> int:
-    """Workers that come into question: as many as there are cores where loading is computing, more where it waits."""
-    load = sum(costs.load) / len(costs.load)
-    return int(cores) if costs.load_cpu > 0.5 * load else MOST_WORKERS
-
-
-def _following(
-    wanted: list[Setting], trials: Mapping[Setting, Trial], predicted: Callable[[Setting], float]
-) -> Setting | None:
-    """What to try next: the cheapest that promises what the best promises, then neighbours of what was best so far."""
-    promise = max(predicted(setting) for setting in wanted)
-    first = min(setting for setting in wanted if predicted(setting) * AS_GOOD >= promise)
-    if first not in trials:
-        return first
-    best = _cheapest(trials)
-    reached = trials[best].samples_per_s
-    around = [
-        replace(best, num_workers=best.num_workers - 1),
-        replace(best, num_workers=best.num_workers + 1),
-        replace(best, prefetch_factor=best.prefetch_factor * 2),
-    ]
-    if best.num_workers == 1:
-        around[0] = Setting(0)
-    if best.num_workers == 0:
-        around = [setting for setting in wanted if setting.num_workers == 1 and setting.prefetch_factor == 2]
-    for setting in around:
-        # the model is trusted as far as to leave out what it calls far worse
-        if setting in wanted and setting not in trials and predicted(setting) * 1.15 >= reached:
-            return setting
-    return None
-
-
-def _cheapest(trials: Mapping[Setting, Trial]) -> Setting:
-    """The cheapest of those that are as good as the best."""
-    return knee({setting: trial.samples_per_s for setting, trial in trials.items()})
-
-
-def _rivals(trials: Mapping[Setting, Trial], best: Setting) -> list[Setting]:
-    """The best one, and the fastest cheaper one that is close behind it."""
-    top = max(trial.samples_per_s for trial in trials.values())
-    close = [s for s, trial in trials.items() if s < best and trial.samples_per_s * 1.1 >= top]
-    return [best, *sorted(close, key=lambda s: -trials[s].samples_per_s)[:1]] if close else []
-
-
-def _endless(loader: Loader, device: torch.device, clock: Clock) -> Iterator[Any]:
-    while True:
-        yield from ToDevice(loader, device, clock)
+def _distance(one: Setting, other: Setting) -> tuple[int, int]:
+    return abs(one.num_workers - other.num_workers), abs(one.prefetch_factor - other.prefetch_factor)

@@ -25,6 +25,7 @@ from feedrate.tracking import learn, masked, without_secrets
 from feedrate.tracking.sweep_results import settings
 from feedrate.tracking.sweep_table import columns
 from feedrate.trainer.provenance import command_line, job_id
+from feedrate.trainer.remembered import take
 
 # what concerns the sweep and not a job of it
 _OF_THE_SWEEP = (
@@ -91,6 +92,7 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         del task["hydra"]
     resolved = plain(task)
     learn(resolved)
+    take(resolved, composed.hydra.runtime.choices, overrides)
     typed = settings(overrides)
     return Job(
         number=number,

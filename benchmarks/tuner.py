@@ -1,0 +1,314 @@
+"""How near tune.py comes to the best of an exhaustive grid, in how much of the grid's time; beside loadtune and Optuna.
+
+Each workload is trained with every setting of the grid, as long as a trial of the tuner; then tuner, Optuna and
+loadtune choose, each in a quarter of the grid's time. What they chose, and the best of the grid for each number of
+workers, is measured again, in turns: only these figures count, as the best of many noisy ones is too good to be true.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from figures import markdown, spread
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils.data import Dataset
+from verdict import burn
+
+from feedrate.config import TrainerConfig
+from feedrate.dataset import Data, build_data
+from feedrate.trainer.bed import Bed, Setting
+from feedrate.trainer.tune import AS_GOOD, tune
+
+HERE = Path(__file__).resolve().parent
+CONF = HERE.parent / "conf"
+TRIAL_S = 0.6
+NEAR = 0.95  # of the best rate: near enough
+QUARTER = 4  # the tuner's budget is the grid's time divided by it
+ROUNDS = 6
+AGAIN_S = 0.5  # of each setting in a round
+CPU = torch.device("cpu")
+GRID = [
+    Setting(0),
+    *(Setting(k, ahead, engine) for k in (1, 2, 3, 4) for ahead in (2, 4, 8) for engine in ("thread", "process")),
+]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained, with which batch.
+
+    Attributes:
+        dataset, model: as in conf/.
+    """
+
+    name: str
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    batch: int = 8
+
+
+class Costly(Dataset[tuple[Tensor, int]]):
+    """A sample takes so long: asleep, and computing in pure Python; every `odd`-th one sleeps `odd_ms` more."""
+
+    thread_safe = True
+
+    def __init__(
+        self, size: int = 100_000, sleep_ms: float = 0.0, burn_ms: float = 0.0, odd: int = 0, odd_ms: float = 0.0
+    ) -> None:
+        self.size, self.sleep_s, self.burn_s, self.odd, self.odd_s = (
+            size,
+            sleep_ms / 1e3,
+            burn_ms / 1e3,
+            odd,
+            odd_ms / 1e3,
+        )
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        sleep_s = self.sleep_s + (self.odd_s if self.odd and index % self.odd == 0 else 0)
+        if sleep_s:
+            time.sleep(sleep_s)
+        if self.burn_s:
+            burn(self.burn_s)
+        return torch.zeros(1, 8, 8), index % 10
+
+
+def workloads(folder: Path) -> list[Workload]:
+    """Those of the table; files are written below `folder`."""
+    for name, side, count in (("small", 64, 4096), ("large", 224, 1024)):
+        _write_files(folder / name, (3, side, side), count)
+    files = {"_target_": "feedrate.dataset.TensorFiles"}
+    small, large = ({**files, "root": str(folder / name)} for name in ("small", "large"))
+    generated = {"_target_": "feedrate.dataset.Generated", "size": 100_000, "validation_size": 8, "image_size": 64}
+    cnn = {"_target_": "feedrate.model.CNN", "channels": [8, 16], "dropout": 0.0}
+
+    def step(ms: float) -> dict[str, Any]:
+        return {"_target_": "feedrate.model.Simulated", "step_ms": ms}
+
+    def costly(**costs: float) -> dict[str, Any]:
+        return {"_target_": "tuner.Costly", **costs}
+
+    return [
+        Workload("12 KB files, batch 256, step 4 ms", small, step(4), 256),
+        Workload("150 KB files, step 5 ms", large, step(5), 64),
+        Workload("12 KB files, CNN that trains on the CPU", small, cnn, 64),
+        Workload("generated, 4 ms of computing a sample, step 10 ms", generated, step(10)),
+        Workload("waiting 4 ms a sample, step 12 ms", costly(sleep_ms=4), step(12)),
+        Workload("Python 1 ms a sample, step 24 ms", costly(burn_ms=1), step(24)),
+        Workload("waiting 1 ms and Python 0.5 ms a sample, step 6 ms", costly(sleep_ms=1, burn_ms=0.5), step(6)),
+        Workload("waiting 1 ms, each 40th sample 60 ms, step 12 ms", costly(sleep_ms=1, odd=40, odd_ms=60), step(12)),
+    ]
+
+
+def run() -> str:
+    logging.getLogger("feedrate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # four workers on two cores are meant
+    loadtune, missing = _loadtune()
+    with tempfile.TemporaryDirectory() as name:
+        return table([measured(work, loadtune) for work in workloads(Path(name))], missing)
+
+
+@dataclass
+class Found:
+    """What came of a workload.
+
+    Attributes:
+        grid_s, tune_s: seconds.
+        chosen: setting by who chose it.
+        rates: samples/s of the repeats, by setting.
+    """
+
+    name: str
+    grid_s: float
+    tune_s: float
+    chosen: dict[str, Setting]
+    rates: dict[Setting, list[float]] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Setting:
+        """Of the grid, as measured again."""
+        of_round = [max(rates) for rates in zip(*self.rates.values(), strict=True)]
+        in_grid = [setting for setting in self.rates if setting in GRID]
+        return max(in_grid, key=lambda s: median(r / most for r, most in zip(self.rates[s], of_round, strict=True)))
+
+    def share(self, setting: Setting) -> float:
+        """Of the best one's rate: the middle one of the rounds, since the machine's own speed changes meanwhile."""
+        return median(one / best for one, best in zip(self.rates[setting], self.rates[self.best], strict=True))
+
+    @property
+    def fewest(self) -> int:
+        """Workers of the cheapest setting of the grid within 3 % of the best."""
+        return min(s.num_workers for s in self.rates if s in GRID and self.share(s) * AS_GOOD >= 1)
+
+
+def measured(work: Workload, loadtune: Any) -> Found:
+    """The grid, then who chooses, then the choices again."""
+    bed, data = _bed(work)
+    bed.run(Setting(0), 0.3)  # what is loaded and compiled only once
+    begin = time.perf_counter()
+    grid = {setting: _rate(bed, setting, TRIAL_S) for setting in GRID}
+    grid_s = time.perf_counter() - begin
+    begin = time.perf_counter()
+    tuned = tune(bed, grid_s / QUARTER, TRIAL_S)
+    tune_s = time.perf_counter() - begin
+    chosen = {"tune.py": tuned.best.setting, "Optuna": _optuna(bed, grid_s / QUARTER)}
+    if loadtune is not None:
+        chosen["loadtune"] = _ask_loadtune(loadtune, work, data, grid[Setting(0)], grid_s / QUARTER)
+    found = Found(work.name, grid_s, tune_s, chosen)
+    of_each = [max((s for s in GRID if s.num_workers == k), key=lambda s: grid[s]) for k in range(5)]
+    again = dict.fromkeys([*of_each, *chosen.values()])
+    for _ in range(ROUNDS):
+        for setting in again:
+            found.rates.setdefault(setting, []).append(_rate(bed, setting, AGAIN_S))
+    said = ", ".join(f"{who} {found.share(setting):.2f} ({setting})" for who, setting in chosen.items())
+    print(f"{work.name}: {said}; best {found.best}, {tune_s:.1f} of {grid_s:.1f} s", flush=True)
+    return found
+
+
+def _bed(work: Workload) -> tuple[Bed, Data]:
+    loader = _conf("loader/feedrate")
+    data = build_data(work.dataset, 0)
+    config = TrainerConfig(**{**_conf("trainer/default"), "device": "cpu"})
+    return Bed(config, data, {**loader, "batch_size": work.batch}, work.model, _conf("optimizer/adamw"), 0, CPU), data
+
+
+def _conf(name: str) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    return dict(found)
+
+
+def _rate(bed: Bed, setting: Setting, seconds: float) -> float:
+    times, setup = bed.run(setting, seconds)
+    return times.metrics(setup)["loader/samples_per_s"]
+
+
+def _optuna(bed: Bed, seconds: float) -> Setting:
+    """Its default sampler over the settings of the grid, with trials as long as the tuner's."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+
+    def setting(trial: Any) -> Setting:
+        workers = trial.suggest_int("num_workers", 0, 4)
+        if not workers:
+            return Setting(0)
+        ahead = trial.suggest_categorical("prefetch_factor", [2, 4, 8])
+        return Setting(workers, ahead, trial.suggest_categorical("engine", ["thread", "process"]))
+
+    study.optimize(lambda trial: _rate(bed, setting(trial), TRIAL_S), timeout=seconds)
+    return setting(study.best_trial)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# loadtune
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _loadtune() -> tuple[Any, str]:
+    """The package, from this environment or from that of the peers, and what is to be said where there is none."""
+    sys.path += [str(path) for path in HERE.glob(".venv/lib/python*/site-packages")]  # behind our own packages
+    try:
+        return importlib.import_module("loadtune"), ""
+    except ImportError as error:
+        return None, f"loadtune was not measured: {error}; benchmarks/requirements.txt names it."
+
+
+def _ask_loadtune(loadtune: Any, work: Workload, data: Data, inline_rate: float, seconds: float) -> Setting:
+    """It times a number of steps without workers, and then six of its proposals, with torch's DataLoader.
+
+    Its choice is used with `engine=auto`, as it knows no engines.
+    """
+    bed, _ = _bed(work)
+    trials, warmup = 6, 10
+    steps = max(10, int(seconds / (trials + 1) * inline_rate / work.batch) - warmup)
+
+    def train(model: Any, optimizer: Any, batch: Any, device: torch.device) -> Tensor:
+        X, y = batch
+        return bed.step(X, y)
+
+    load = loadtune.Workload(
+        name=work.name,
+        make_dataset=lambda: data.partition["train"],
+        make_model=lambda: torch.nn.Linear(1, 1),  # the bed's own model is trained
+        train_step=train,
+        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.0),
+        default_batch_size=work.batch,
+    )
+    threads = torch.get_num_threads()
+    result = loadtune.tune(load, steps=steps, warmup=warmup, max_trials=trials, fast=True, verbose=False)
+    torch.set_num_threads(threads)  # which it changes
+    gc.collect()  # its workers
+    best = result.best
+    if best is None or best.throughput <= result.baseline.throughput or not best.knobs.num_workers:
+        return Setting(0)
+    return Setting(best.knobs.num_workers, best.knobs.prefetch_factor or 2, "auto")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# tables and files
+# ---------------------------------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Found], missing: str) -> str:
+    """Markdown.
+
+    Args:
+        missing: what is to be said of who was not measured.
+    """
+    head = [
+        "workload", "best of the grid", "samples/s", "tune.py", "share of the best", "workers, fewest within 3 %",
+        "s, of the grid", "Optuna", "loadtune",
+    ]  # fmt: skip
+    return f"{_summary(found)} {missing}\n\n{markdown(head, [_row(one) for one in found])}"
+
+
+def _row(found: Found) -> list[str]:
+    chosen = found.chosen["tune.py"]
+    others = [
+        f"{found.share(setting):.2f} ({setting})" if (setting := found.chosen.get(who)) else "not measured"
+        for who in ("Optuna", "loadtune")
+    ]
+    fewest = f"{chosen.num_workers} of {found.fewest}"
+    seconds = f"{found.tune_s:.1f} of {found.grid_s:.1f}"
+    return [
+        found.name, str(found.best), spread(found.rates[found.best], 0), str(chosen), f"{found.share(chosen):.2f}",
+        fewest, seconds, *others,
+    ]  # fmt: skip
+
+
+def _summary(found: Sequence[Found]) -> str:
+    near = {who: sum(f.share(f.chosen[who]) >= NEAR for f in found) for who in found[0].chosen}
+    few = sum(f.chosen["tune.py"].num_workers <= f.fewest for f in found)
+    quick = sum(f.tune_s <= f.grid_s / QUARTER for f in found)
+    others = ", ".join(f"{who} in {count}" for who, count in near.items() if who != "tune.py")
+    return (
+        f"{len(found)} workloads, a grid of {len(GRID)} settings, trials of {TRIAL_S:g} s. tune.py: at least "
+        f"{NEAR:.0%} of the best in {near['tune.py']}, no more workers than the fewest within 3 % in {few}, at most a "
+        f"quarter of the grid's time in {quick}. At least {NEAR:.0%} of the best in as much time: {others}."
+    )
+
+
+def _write_files(folder: Path, shape: tuple[int, ...], count: int) -> None:
+    folder.mkdir(parents=True)
+    names = [f"{i:06d}" for i in range(count)]
+    for name in names:
+        torch.save(torch.randint(0, 256, shape, dtype=torch.uint8), folder / f"{name}.pt")
+    (folder / "partition.json").write_text(json.dumps({"train": names[8:], "validation": names[:8]}))
+    (folder / "labels.json").write_text(json.dumps({name: int(name) % 10 for name in names}))

@@ -1,0 +1,204 @@
+"""A model that trains on what a loader gives, for as long as is asked, to see how fast the two go together.
+
+Which settings are tried is tune.py's affair; a real training is loop.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feedrate.config import TrainerConfig
+from feedrate.dataset import Data
+from feedrate.errors import UserError
+from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
+from feedrate.loader.engine import may_be_threads
+from feedrate.timing import Clock, EpochTimes
+from feedrate.timing.epoch_times import Setup, cut
+from feedrate.trainer.assemble import build_model, build_optimizer
+from feedrate.trainer.device import choose_precision
+from feedrate.trainer.forward import Forward
+from feedrate.trainer.task import Task
+
+FEW_STEPS = 6  # that are measured at least, whatever their time
+MEASURED = 10  # batches that the engine `auto` makes to decide, and hands out without anybody waiting for them
+
+STALL_S, STALL = 0.5, 20  # a step takes longer than so many seconds, and so many times the middle one
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a loader loads, as far as it is tuned."""
+
+    num_workers: int
+    prefetch_factor: int = 2
+    engine: str = "inline"
+    pin_memory: bool | None = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """As keys of the loader; pin_memory None leaves it as it is."""
+        pinned = {} if self.pin_memory is None else {"pin_memory": self.pin_memory}
+        if not self.num_workers:
+            return {"num_workers": 0, "engine": "auto", "prefetch_factor": None, **pinned}
+        own = {"num_workers": self.num_workers, "engine": self.engine, "prefetch_factor": self.prefetch_factor}
+        return {**own, **pinned}
+
+    @property
+    def cost(self) -> tuple[int, bool, int, bool]:
+        """What is lower needs less: CPU first, then memory, of which a process has its own."""
+        return self.num_workers, self.engine == "process", self.prefetch_factor, self.pin_memory is not False
+
+    def __str__(self) -> str:
+        pinned = "" if self.pin_memory is None else f", pin_memory={str(self.pin_memory).lower()}"
+        if not self.num_workers:
+            return f"no workers{pinned}"
+        kind = self.engine if self.engine in ("thread", "process") else "worker"
+        plural = ("es" if kind == "process" else "s") if self.num_workers > 1 else ""
+        return f"{self.num_workers} {kind}{plural}, {self.prefetch_factor} batches ahead each{pinned}"
+
+
+class Bed:
+    """A model that trains on what a loader gives; its weights are nobody's.
+
+    Args:
+        node: conf/loader; what a setting does not name is taken from it.
+
+    Attributes:
+        may_be_threads: whether threads may load this dataset; known when there was a run without workers.
+        pins: whether batches are copied through page-locked memory unless a setting says otherwise.
+        node: conf/loader as it is used.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        data: Data,
+        node: Mapping[str, Any],
+        model: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._data, self.node, self._seed, self.device = data, node, seed, device
+        self.may_be_threads = False
+        self.pins = device.type in ("cuda", "xpu") and node["pin_memory"] in ("auto", True)
+        precision = choose_precision(config.precision, device)
+        self._model = build_model(model, data, device)
+        self._optimizer = build_optimizer(optimizer, self._model, device)
+        self._forward = Forward(self._model, data, [], device, precision, config.compile)
+        self._task = Task(data.targets, config.label_smoothing, top5=False)
+        self._model.train()
+
+    def step(self, X: Tensor, y: Tensor) -> Tensor:
+        """Trains on a batch on the device, X as loaded; its loss."""
+        loss = self._task.loss(self._forward(X), y)
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
+        """The account of so many seconds of training with a loader of that setting, warm-up left out.
+
+        Args:
+            until: instant of time.perf_counter at which it ends in any case, with one steady step or more.
+
+        Raises:
+            UserError: there is no room for it, or a sample or the model fails.
+        """
+        loaders = build_loaders({**self.node, **setting.overrides}, self._data, self._seed, self.device)
+        loader = loaders["train"]
+        assert isinstance(loader, Loader)
+        clock = Clock(self.device, 1)
+        try:
+            start_loaders(loaders, ("train",), self._data, later=("validation",))
+            warm = _trained(self, loader, clock, seconds, until)
+            if loader.engine == "inline":
+                self.may_be_threads = may_be_threads(loader)
+            return _without_stalls(cut(clock.epoch(), slice(warm, None))), replace(
+                setup_of(loader), engine=loader.engine
+            )
+        finally:
+            # a thread that still loads would keep the next workers from being forked
+            close_loaders(loaders, at_once=loader.engine != "thread")
+
+    def fits(self, batch_size: int) -> bool:
+        """Trains on two batches of that size, which stays; False: the device's memory is too small for it.
+
+        Raises:
+            UserError: a sample or the model fails.
+        """
+        former = self.node
+        self.node = {**former, "batch_size": batch_size}
+        try:
+            self.run(Setting(0), 0.0, until=0.0)
+        except (UserError, torch.OutOfMemoryError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not isinstance(
+                error.__cause__, torch.OutOfMemoryError
+            ):
+                raise
+            self._optimizer.zero_grad(set_to_none=True)
+            self.node = former
+            return False
+        return True
+
+    def digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
+        """Of the order of the first batches and of what they hold, with keys of the loader changed.
+
+        The second is empty where it cannot be told.
+        """
+        try:
+            return self._digests({**overrides, "content_digest": True}, batches)
+        except UserError:  # they hold something without a definite content
+            return self._digests(overrides, batches)
+
+    def _digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
+        loaders = build_loaders({**self.node, **overrides}, self._data, self._seed, self.device)
+        loader = loaders["train"]
+        assert isinstance(loader, Loader)
+        try:
+            for _ in islice(loader, batches):
+                pass
+            return loader.order_digest(), loader.content_digest() or ""
+        finally:
+            close_loaders(loaders, at_once=loader.engine != "thread")
+
+
+def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: float) -> int:
+    """Trains for `seconds` after the warm-up; how many steps that took: each worker's first batch, and a few more."""
+    warm = loader.num_workers + 3 + (MEASURED if loader.engine != "inline" else 0)
+    begin = steady_from = time.perf_counter()
+    clock.begin()
+    for steps, batch in enumerate(_endless(loader, bed.device, clock), 1):
+        bed.step(batch.X, batch.y)
+        clock.lap("compute")
+        clock.step(len(batch.X), batch.nbytes, batch.receipt.load if batch.receipt else None)
+        now = time.perf_counter()
+        if steps < warm and now - begin >= seconds:  # long steps need no more
+            warm = steps
+        if steps <= warm:
+            steady_from = now
+        elif now >= until or (steps >= warm + FEW_STEPS and now - steady_from >= seconds):
+            break
+    return warm
+
+
+def _without_stalls(times: EpochTimes) -> EpochTimes:
+    """The account, in which steps do not count for which the whole machine stood still, as a virtual one does that is
+    paused: they took far longer than any other, their wait left out.
+    """
+    stalled = times.work > max(1e9 * STALL_S, STALL * float(np.median(times.work)))
+    return replace(times, steady=times.steady & ~stalled)
+
+
+def _endless(loader: Loader, device: torch.device, clock: Clock) -> Iterator[Any]:
+    while True:
+        yield from ToDevice(loader, device, clock)

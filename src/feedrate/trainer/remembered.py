@@ -1,0 +1,103 @@
+"""Tuned settings that are remembered for a dataset, a model and this machine: outputs/tuned/KEY.json.
+
+tune.py writes them and uses them again; a run with loader=tuned takes the one that was found for its own dataset and
+model. What is tuned is tune.py's affair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from feedrate.config import ROOT, resolve_path
+
+FOLDER = ROOT / "outputs/tuned"
+OPTION = "tuned"  # of the group loader
+TUNED = ("num_workers", "engine", "prefetch_factor", "pin_memory")
+_COMPUTING = ("device", "precision", "compile", "num_threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered:
+    """A setting that was found.
+
+    Attributes:
+        date: of the tuning.
+        words: the setting, and what it reached.
+        data_digest: of the data then.
+        overrides: keys of the loader.
+        option: the text of the file that was written.
+    """
+
+    date: str
+    words: str
+    data_digest: str
+    overrides: Mapping[str, Any]
+    option: str
+
+
+def recall(config: Mapping[str, Any], folder: Path = FOLDER) -> Remembered | None:
+    """What is remembered for this configuration on this machine.
+
+    Args:
+        config: resolved, with the groups dataset, loader, model and trainer.
+    """
+    try:
+        return Remembered(**json.loads(_path(config, folder).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # none, or of another version
+        return None
+
+
+def remember(config: Mapping[str, Any], found: Remembered, folder: Path = FOLDER) -> None:
+    """Keeps it, in the place of an earlier one."""
+    path = _path(config, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(asdict(found), indent=2), encoding="utf-8")
+    temporary.replace(path)
+
+
+def take(config: dict[str, Any], choices: Mapping[str, str], overrides: Iterable[str], folder: Path = FOLDER) -> str:
+    """Gives a run with loader=tuned the setting of its own dataset and model; what to say of it, empty for nothing.
+
+    A key of the setting that was typed is a person's own word, so then nothing is taken.
+
+    Args:
+        config: resolved; its group loader is changed.
+        choices: option of each group.
+        overrides: as typed.
+    """
+    typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if choices.get("loader") != OPTION or typed & {f"loader.{key}" for key in TUNED}:
+        return ""
+    if (found := recall(config, folder)) is None:
+        return (
+            "note: loader=tuned was not tuned for this dataset, model and machine; src/tune.py with the same settings "
+            "finds what is"
+        )
+    config["loader"] = {**config["loader"], **found.overrides}
+    return f"loader=tuned: {found.words}, found on {found.date} for this dataset and model"
+
+
+def _path(config: Mapping[str, Any], folder: Path) -> Path:
+    import psutil
+
+    from feedrate.dataset.cores import usable_cores
+
+    dataset = {key: value for key, value in config["dataset"].items() if key != "name"}
+    if dataset.get("root"):
+        dataset["root"] = str(resolve_path(dataset["root"]))
+    about = {
+        "dataset": dataset,
+        "model": config["model"],
+        "loader": {key: value for key, value in config["loader"].items() if key not in TUNED},
+        "trainer": {key: config["trainer"][key] for key in _COMPUTING},
+        "machine": [platform.node(), usable_cores(), psutil.virtual_memory().total],
+    }
+    content = json.dumps(about, sort_keys=True, default=str)
+    return folder / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"

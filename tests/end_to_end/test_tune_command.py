@@ -1,0 +1,133 @@
+"""tune.py as a person types it: the file it writes, what MLflow has of it, and who uses it again."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from feedrate.config import FeedrateLoaderConfig
+from feedrate.dataset import build_data
+from feedrate.loader import Loader
+from feedrate.validation import validate
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ("model=mlp", "tune.budget_s=6", "tune.trial_s=0.2")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> SimpleNamespace:
+    """A copy of the repository in which the loader was tuned once, for digits and mlp."""
+    copy = tmp_path_factory.mktemp("checkout")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src", "conf"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+
+    def python(*arguments: str) -> str:
+        command = [sys.executable, *arguments, f"dataset.root={digits}"]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return SimpleNamespace(copy=copy, python=python, digits=digits, output=python("src/tune.py", *SHORT))
+
+
+def option(tuned: SimpleNamespace) -> Path:
+    return Path(tuned.copy, "conf/loader/tuned.yaml")
+
+
+def runs(tuned: SimpleNamespace) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tuned.copy}/outputs/mlflow.db")
+    return list(client.search_runs([client.get_experiment_by_name("feedrate").experiment_id]))
+
+
+def trials(output: str) -> list[str]:
+    """The settings that it said it tried."""
+    return re.findall(
+        r"^(no workers|\d+ (?:thread|process)\w*, \d+ batches ahead each): [\d,]+ samples/s", output, re.M
+    )
+
+
+def test_the_command_writes_an_option_that_is_valid_and_says_what_it_rests_on(tuned):
+    text = option(tuned).read_text()
+    node = OmegaConf.to_container(OmegaConf.create(text))
+    assert node.pop("_target_") == "feedrate.loader.Loader"
+    validate(FeedrateLoaderConfig, {str(key): value for key, value in node.items()}, "loader")
+    assert text.startswith("# python src/train.py loader=tuned\n# Written by python src/tune.py model=mlp")
+    assert {f"#   {setting}:" for setting in trials(tuned.output)} <= {
+        line.partition(":")[0] + ":" for line in text.splitlines()
+    }
+
+
+def test_the_digest_that_it_names_is_that_of_the_order_without_workers(tuned):
+    data = build_data({"_target_": "feedrate.dataset.Digits", "root": str(tuned.digits)}, 0)
+    count, named = re.findall(
+        r"the first (\d+) batches: order digest (\w{16}), content digest \w{16}, with", tuned.output
+    )[0]
+    loader = Loader(data.partition["train"], batch_size=64, shuffle=True, seed=0)
+    for _ in zip(range(int(count)), loader, strict=False):
+        pass
+    assert loader.order_digest()[:16] == named
+    assert f"order digest {named}" in option(tuned).read_text()
+
+
+def test_mlflow_has_one_parent_and_a_child_for_each_setting_that_was_tried(tuned):
+    (parent,) = (run for run in runs(tuned) if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in runs(tuned) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert parent.info.run_name == "tune mlp-digits"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["loader.num_workers"] == str(OmegaConf.load(option(tuned)).num_workers)
+    assert {run.info.run_name for run in children} == set(trials(tuned.output))
+    assert len(children) == len(set(trials(tuned.output)))
+    assert all(run.info.status == "FINISHED" for run in children)
+    assert all(run.data.metrics["loader/samples_per_s"] > 0 for run in children)
+
+
+def test_given_again_it_uses_what_is_remembered_unless_it_is_told_to_try_anew(tuned):
+    text = option(tuned).read_text()
+    option(tuned).unlink()
+    again = tuned.python("src/tune.py", *SHORT, "tracking=none")
+    assert again.startswith("tuned on ")
+    assert trials(again) == []
+    assert option(tuned).read_text() == text
+    assert len(list(Path(tuned.copy, "outputs/tunings").iterdir())) == 1  # that of the fixture
+    other = tuned.python("src/tune.py", *SHORT, "tracking=none", "loader.batch_size=32")
+    assert len(trials(other)) >= 2  # another batch size is another question
+    option(tuned).write_text(text)
+
+
+def test_the_largest_batch_is_found_where_that_is_allowed(tuned):
+    text = option(tuned).read_text()
+    output = tuned.python("src/tune.py", *SHORT, "tracking=none", "tune.batch_size=true", "dataset.limit=200")
+    assert "loader.batch_size=128, not 64, which changes the training; there are 200 samples" in output
+    assert OmegaConf.load(option(tuned)).batch_size == 128
+    option(tuned).write_text(text)
+
+
+def test_a_job_of_a_sweep_takes_the_setting_of_its_own_model(tuned):
+    (remembered,) = (
+        found["overrides"]
+        for path in Path(tuned.copy, "outputs/tuned").glob("*.json")
+        if "batch_size: 64" in (found := json.loads(path.read_text()))["option"]
+    )
+    others = OmegaConf.load(option(tuned))
+    others.num_workers, others.engine, others.prefetch_factor = 3, "thread", 5  # as if tuned for another data set
+    option(tuned).write_text("# python src/train.py loader=tuned\n" + OmegaConf.to_yaml(others))
+    output = tuned.python("src/train.py", "-m", "loader=tuned", "model=mlp,cnn", "trainer.max_epochs=1")
+    assert "found on" in output
+    assert "note: loader=tuned was not tuned for this dataset, model and machine" in output
+    used = {run.data.params["model"]: run.data.params for run in runs(tuned) if "model" in run.data.params}
+    assert used["mlp"]["loader.num_workers"] == str(remembered["num_workers"])
+    assert used["cnn"]["loader.num_workers"] == "3"

@@ -1,0 +1,75 @@
+"""A Bed trains a real model on a real loader: what it measures, which batch fits, and that no setting changes any."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from feedrate.config import TrainerConfig
+from feedrate.dataset import build_data
+from feedrate.launch import CONF
+from feedrate.trainer.bed import Bed, Setting
+from feedrate.trainer.largest import Largest, largest_batch
+
+
+@pytest.fixture
+def bed(digits: Path) -> Bed:
+    def conf(name: str) -> dict[str, Any]:
+        return dict(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))
+
+    data = build_data({"_target_": "feedrate.dataset.Digits", "root": str(digits)}, 0)
+    config = TrainerConfig(**{**conf("trainer/default"), "device": "cpu"})
+    parts = conf("loader/feedrate"), conf("model/mlp"), conf("optimizer/adamw")
+    return Bed(config, data, *parts, 0, torch.device("cpu"))
+
+
+def test_a_real_model_trains_on_the_size_that_is_found(bed: Bed) -> None:
+    found = largest_batch(bed.fits, 256, 1433, None, 60)
+    assert found == Largest(1024, "there are 1,433 samples")
+    assert bed.node["batch_size"] == 1024
+
+
+def test_when_the_device_has_no_memory_for_a_batch_the_former_size_stays(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = bed.step
+
+    def short_of_memory(X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if len(X) > 300:
+            raise torch.OutOfMemoryError("as the backward pass of a GPU does")
+        return step(X, y)
+
+    monkeypatch.setattr(bed, "step", short_of_memory)
+    assert largest_batch(bed.fits, 128, 1433, None, 60) == Largest(256, "the device's memory is too small for 512")
+    assert bed.node["batch_size"] == 256
+
+
+def test_a_step_for_which_the_machine_stands_still_does_not_count(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, steps = bed.step, [0]
+
+    def paused(X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        steps[0] += 1
+        if steps[0] == 12:
+            time.sleep(0.7)
+        return step(X, y)
+
+    monkeypatch.setattr(bed, "step", paused)
+    times, setup = bed.run(Setting(0), 1.0)
+    assert times.work.max() > 7e8
+    assert not times.steady[times.work.argmax()]
+    assert times.metrics(setup)["loader/samples_per_s"] > 1.5 * times.samples.sum() / (times.elapsed.sum() / 1e9)
+
+
+def test_the_order_digest_is_that_of_any_setting(bed: Bed) -> None:
+    found = {
+        bed.digests(setting.overrides, 5) for setting in (Setting(0), Setting(2, 4, "thread"), Setting(1, 2, "process"))
+    }
+    assert len(found) == 1
+    ((order, content),) = found
+    assert (len(order), len(content)) == (64, 64)
+    assert bed.digests({}, 4)[0] != order

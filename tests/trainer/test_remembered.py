@@ -1,0 +1,88 @@
+"""A tuned setting belongs to a dataset, a model, a batch size and a machine, and a typed key goes before it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feedrate.trainer import remembered
+from feedrate.trainer.remembered import Remembered, recall, remember, take
+
+CONFIG: dict[str, Any] = {
+    "dataset": {"_target_": "feedrate.dataset.Digits", "root": "data/digits", "name": None},
+    "model": {"_target_": "feedrate.model.MLP", "hidden": [64]},
+    "loader": {"batch_size": 64, "shuffle": True, "num_workers": 2, "engine": "auto", "prefetch_factor": None},
+    "trainer": {"device": "auto", "precision": "auto", "compile": False, "num_threads": None, "max_epochs": 3},
+}
+FOUND = Remembered(
+    date="2026-01-02",
+    words="1 thread, 4 batches ahead each: 900 samples/s, waited 0.1 %",
+    data_digest="abc",
+    overrides={"num_workers": 1, "engine": "thread", "prefetch_factor": 4},
+    option="batch_size: 64\n",
+)
+
+
+def changed(group: str, key: str, value: Any) -> dict[str, Any]:
+    config = deepcopy(CONFIG)
+    config[group][key] = value
+    return config
+
+
+def test_it_is_found_again_whatever_setting_is_there_now(tmp_path: Path) -> None:
+    assert recall(CONFIG, tmp_path) is None
+    remember(CONFIG, FOUND, tmp_path)
+    assert recall(CONFIG, tmp_path) == FOUND
+    for same in (
+        changed("loader", "num_workers", 7),
+        changed("trainer", "max_epochs", 9),
+        changed("dataset", "name", "x"),
+    ):
+        assert recall(same, tmp_path) == FOUND
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed("dataset", "root", "data/other"),
+        changed("model", "hidden", [65]),
+        changed("loader", "batch_size", 65),
+        changed("trainer", "device", "cuda"),
+    ],
+)
+def test_another_question_has_no_answer_yet(tmp_path: Path, other: dict[str, Any]) -> None:
+    remember(CONFIG, FOUND, tmp_path)
+    assert recall(other, tmp_path) is None
+
+
+def test_another_machine_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remember(CONFIG, FOUND, tmp_path)
+    monkeypatch.setattr(remembered.platform, "node", lambda: "elsewhere")
+    assert recall(CONFIG, tmp_path) is None
+
+
+def test_a_damaged_file_is_none(tmp_path: Path) -> None:
+    remember(CONFIG, FOUND, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text()[:40])
+    assert recall(CONFIG, tmp_path) is None
+
+
+def test_a_run_takes_it_only_with_loader_tuned_and_without_a_word_of_its_own(tmp_path: Path) -> None:
+    remember(CONFIG, FOUND, tmp_path)
+    config = deepcopy(CONFIG)
+    assert take(config, {"loader": "feedrate"}, [], tmp_path) == ""
+    assert take(config, {"loader": "tuned"}, ["loader=tuned", "loader.num_workers=2"], tmp_path) == ""
+    assert config == CONFIG
+    said = take(config, {"loader": "tuned"}, ["loader=tuned", "trainer.max_epochs=3"], tmp_path)
+    assert said == f"loader=tuned: {FOUND.words}, found on 2026-01-02 for this dataset and model"
+    assert config["loader"] == {**CONFIG["loader"], **FOUND.overrides}
+
+
+def test_a_run_that_finds_none_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
+    config = deepcopy(CONFIG)
+    assert take(config, {"loader": "tuned"}, [], tmp_path).startswith("note: loader=tuned was not tuned for this")
+    assert config == CONFIG
