@@ -60,6 +60,7 @@ def test_an_error_comes_where_its_batch_would_have_come() -> None:
     assert [next(received), next(received)] == [0, 1]
     with pytest.raises(KeyError, match="lost"):
         next(received)
+    assert list(received) == []
 
 
 def test_who_lets_go_of_it_lets_go_of_the_workers() -> None:

@@ -49,6 +49,7 @@ class Received(Iterator[Any]):
         except Empty:
             raise timed_out(self._timeout) from None
         if error is not None:
+            self._found.put((None, StopIteration()))  # the thread has ended
             raise error
         self._wanted.put(True)
         return made
