@@ -233,8 +233,8 @@ class _Search:
             yield replace(best, engine="process" if best.engine == "thread" else "thread")
 
     def _rivals(self) -> Iterator[Setting]:
-        """The best, the cheapest that is as good, and the best of those that cost less and are close or second: while they
-        are measured less than TIMES.
+        """The best, the cheapest that is as good, and the best of those that cost less and are close, or second to the
+        best: as long as they are measured less than TIMES.
         """
         ranked = sorted(self.trials, key=lambda s: -self.trials[s].samples_per_s)
         close = [s for i, s in enumerate(ranked) if i < 2 or self.trials[s].samples_per_s * CLOSE >= self._top]
