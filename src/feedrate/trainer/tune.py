@@ -233,15 +233,16 @@ class _Search:
             yield replace(best, engine="process" if best.engine == "thread" else "thread")
 
     def _rivals(self) -> Iterator[Setting]:
-        """The best, the cheapest that is as good, and the best of those that cost less: if measured less than TIMES."""
-        close = [s for s, trial in self.trials.items() if trial.samples_per_s * CLOSE >= self._top]
-        if len(close) < 2:
-            return
+        """The best, the cheapest that is as good, and the best of those that cost less and are close, or second to the
+        best: as long as they are measured less than TIMES.
+        """
+        ranked = sorted(self.trials, key=lambda s: -self.trials[s].samples_per_s)
+        close = [s for i, s in enumerate(ranked) if i < 2 or self.trials[s].samples_per_s * CLOSE >= self._top]
         cheapest = self.cheapest()
         less = [setting for setting in close if setting.cost < cheapest.cost]
         fastest = {max(some, key=lambda s: self.trials[s].samples_per_s) for some in (close, less) if some}
         for setting in {cheapest, *fastest}:
-            if self.trials[setting].measured < TIMES:
+            if 0 < self.trials[setting].measured < TIMES:
                 yield setting
 
     def _in_time(self, setting: Setting) -> bool:
