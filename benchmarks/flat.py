@@ -31,7 +31,8 @@ def run() -> str:
         if engine == "thread" and not engines:
             continue
         options: dict[str, Any] = {"engine": engine} if engines else {}
-        next(iter(Loader(data, batch_size=64, seed=0)))  # what is opened once
+        for _batch in Loader(data, batch_size=64, seed=0):  # the data set keeps what this thread reads with
+            pass
         gc.collect()
         before = _descriptors(), _segments()
         loader = Loader(

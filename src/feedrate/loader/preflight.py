@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from feedrate.errors import UserError
 from feedrate.loader.limits import Limits, shown
 from feedrate.loader.parcel import NOTHING, Parcel
+from feedrate.loader.slots import usual_slots
 
 NEAR = 0.8  # of what is free: above it a warning, above all of it an error
 
@@ -150,12 +151,8 @@ def _ahead(setup: Setup, pool: Pool) -> int:
 
 
 def _slot_count(setup: Setup, pool: Pool) -> int:
-    """Slots that a loader's workers come to fill.
-
-    Three batches are neither waited for nor free: the one in use, the one that takes its place, and the one that was
-    received meanwhile. Workers take turns, so at times they are all those of one or two of them.
-    """
-    count = setup.num_workers * (setup.prefetch_factor + -(-3 // setup.num_workers))
+    """Slots that a loader's workers come to fill."""
+    count = setup.num_workers * usual_slots(setup.num_workers, setup.prefetch_factor)
     return count if setup.persistent else min(count, pool.batches)
 
 

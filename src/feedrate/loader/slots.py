@@ -24,6 +24,18 @@ SPARE = 6  # slots of a worker beyond those that wait to be taken: batches that 
 _NUMBERS = itertools.count()
 
 
+def usual_slots(workers: int, waiting: int) -> int:
+    """Slots that each worker comes to fill where its user keeps no batch.
+
+    Three batches are neither waited for nor free: the one in use, the one that takes its place, and the one that was
+    received meanwhile. Workers take turns, so at times they are all those of one or two of them.
+
+    Args:
+        waiting: batches that a worker makes ahead.
+    """
+    return waiting + -(-3 // workers)
+
+
 class Ring:
     """The slots of the workers of one start, as the main process sees them.
 
@@ -37,7 +49,7 @@ class Ring:
     """
 
     def __init__(self, workers: int, waiting: int) -> None:
-        self.number = next(_NUMBERS)
+        self.number, self.usual = next(_NUMBERS), usual_slots(workers, waiting)
         self.busy = torch.zeros((workers, waiting + SPARE), dtype=torch.uint8).share_memory_()
         self._flags = self.busy.numpy()
         self.memory: dict[tuple[int, int], np.ndarray] = {}
@@ -48,14 +60,14 @@ class Ring:
         self._flags[worker, slot] = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Sent, (self.number, self.busy)
+        return _Sent, (self.number, self.usual, self.busy)
 
 
 class _Sent:
     """A ring as a worker that was spawned sees it."""
 
-    def __init__(self, number: int, busy: Tensor) -> None:
-        self.number, self.busy = number, busy
+    def __init__(self, number: int, usual: int, busy: Tensor) -> None:
+        self.number, self.usual, self.busy = number, usual, busy
 
 
 _RINGS: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
@@ -82,10 +94,11 @@ class Writer:
     """
 
     def __init__(self, ring: Ring | _Sent, worker: int) -> None:
-        self._number, self._worker = ring.number, worker
+        self._number, self._worker, self._usual = ring.number, worker, ring.usual
         self._busy = ring.busy[worker].numpy()
         self._slots = [torch.empty(0, dtype=torch.uint8)] * len(self._busy)
         self._sent: set[int] = set()
+        self._begun = 0  # of the usual slots, how many have been used
         self._slot: int | None = None
         self._used = 0
         self._wanted = 0
@@ -96,6 +109,9 @@ class Writer:
         free = np.flatnonzero(self._busy == 0)
         if len(free):
             self._slot = int(free[0])
+            if self._begun < self._usual and not self._busy[self._begun]:  # all of them soon, and no more memory later
+                self._slot = self._begun
+                self._begun += 1
             self._busy[self._slot] = 1
             if len(self._slots[self._slot]) < self._wanted:
                 self._enlarge()
