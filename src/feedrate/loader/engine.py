@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("feedrate")
 NAMES = ("auto", "inline", "thread", "process")
-HELD_MS = 2.0  # of the interpreter's lock for a batch; to take one over from a process costs the training 0.3 to 0.5
+HELD_MS = 1.0  # of the interpreter's lock for a batch, above which threads cost the training more than processes do
 ROUNDS = 3  # of the measurement, each of one batch and then two at once
 BUDGET_MS = 200.0  # after which no other round begins
 PATIENCE_MS = 1000.0  # of a batch that takes longer no more are made for the sake of measuring
