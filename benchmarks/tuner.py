@@ -30,8 +30,9 @@ from verdict import burn
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
+from feedrate.timing.knee import AS_GOOD
 from feedrate.trainer.bed import Bed, Setting
-from feedrate.trainer.tune import AS_GOOD, tune
+from feedrate.trainer.tune import tune
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE.parent / "conf"

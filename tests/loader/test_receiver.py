@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from feedrate.errors import UserError
 from feedrate.loader.receiver import NAME, Received
+
+Receivers = Callable[[], set[threading.Thread]]
 
 
 class Source(Iterator[int]):
@@ -38,21 +40,28 @@ def until(true: Any) -> None:
         time.sleep(0.001)
 
 
-def receivers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == NAME]
+@pytest.fixture
+def receivers() -> Callable[[], set[threading.Thread]]:
+    """Those of this test; one whose workers were killed in an earlier one takes some seconds to find that out."""
+
+    def alive() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == NAME}
+
+    before = alive()
+    return lambda: alive() - before
 
 
-def test_batches_come_in_order_one_of_them_taken_ahead() -> None:
+def test_batches_come_in_order_one_of_them_taken_ahead(receivers: Receivers) -> None:
     source = Source(5)
     received = Received(source, 0, pytest.fail)
     assert source.asked == 0  # processes may still be forked
-    assert receivers() == []
+    assert receivers() == set()
     assert next(received) == 0
     until(lambda: source.asked == 2)
     time.sleep(0.05)
     assert source.asked == 2
     assert list(received) == [1, 2, 3, 4]
-    until(lambda: receivers() == [])
+    until(lambda: receivers() == set())
 
 
 def test_an_error_comes_where_its_batch_would_have_come() -> None:
@@ -63,18 +72,20 @@ def test_an_error_comes_where_its_batch_would_have_come() -> None:
     assert list(received) == []
 
 
-def test_who_lets_go_of_it_lets_go_of_the_workers() -> None:
+def test_who_lets_go_of_it_lets_go_of_the_workers(receivers: Receivers) -> None:
     source = Source(9)
     held = weakref.ref(source)
     received = Received(source, 0, pytest.fail)
     del source
     next(received)
     del received
-    assert receivers() == []
+    assert receivers() == set()
     assert held() is None
 
 
-def test_workers_that_nobody_waits_for_any_more_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_nobody_waits_for_any_more_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, receivers: Receivers
+) -> None:
     monkeypatch.setattr("feedrate.loader.receiver.PATIENCE_S", 0.05)
     source = Source(9, hangs_at=1)
     received = Received(source, 0, source.free.set)
@@ -82,7 +93,7 @@ def test_workers_that_nobody_waits_for_any_more_are_given_up(monkeypatch: pytest
     assert source.hanging.wait(30)
     assert received.end() is False
     assert source.free.is_set()
-    until(lambda: receivers() == [])
+    until(lambda: receivers() == set())
 
 
 def test_a_batch_that_does_not_come_in_time_ends_in_an_error_with_the_remedy() -> None:

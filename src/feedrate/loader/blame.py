@@ -119,3 +119,11 @@ def with_cause(error: SampleError) -> SampleError:
     if error.cause:
         error.__cause__ = _RemoteTraceback(error.cause)
     return error
+
+
+def timed_out(seconds: float) -> UserError:
+    """No batch came within so many seconds."""
+    return UserError(
+        f"loader.timeout: no batch came in time (none after {seconds:g} seconds)\n"
+        "A sample hangs, or loader.timeout is too short (0 waits for ever)"
+    )

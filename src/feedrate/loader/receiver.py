@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from feedrate.errors import UserError
+from feedrate.loader.blame import timed_out
 
 NAME = "feedrate-receiver"
 PATIENCE_S = 5.0  # for a batch that is being waited for when nobody wants it any more; as torch waits for a worker
@@ -62,14 +62,6 @@ class Received(Iterator[Any]):
         """Tells the thread to end, and does not wait: for workers that are dead, which it finds out itself."""
         self._end.detach()
         self._wanted.put(False)
-
-
-def timed_out(seconds: float) -> UserError:
-    """What is said where no batch came in time."""
-    return UserError(
-        f"loader.timeout: no batch came in time (none after {seconds:g} seconds)\n"
-        "A sample hangs, or loader.timeout is too short (0 waits for ever)"
-    )
 
 
 def _receive(held: list[Iterator[Any]], wanted: SimpleQueue[bool], found: SimpleQueue[Found]) -> None:

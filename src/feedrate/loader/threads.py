@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from feedrate.errors import UserError
+from feedrate.loader.blame import timed_out
 from feedrate.loader.fetch import Samples
 from feedrate.loader.gate import Gate
 from feedrate.loader.order import Plan
-from feedrate.loader.receiver import timed_out
 from feedrate.loader.tickets import Receipt, Ticket, Tickets
 
 T = TypeVar("T")

@@ -81,7 +81,7 @@ def knees(found: Sequence[Group]) -> list[Knee]:
             if (over is None or group.settings[over] == value) and (rate := group.mean("samples_per_s")) is not None
         }
         if len(row) > 1:
-            place = knee({place: rate for place, (_, rate) in row.items()})
+            place = knee({place: rate for place, (_, rate) in row.items()}, cost=int)
             kept.append(Knee(row[place][0], over, at_the_end=place == max(row)))
     return kept
 

@@ -15,7 +15,7 @@ from feedrate.dataset.cores import usable_cores
 from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup
-from feedrate.timing.knee import AS_GOOD
+from feedrate.timing.knee import knee
 from feedrate.timing.pipeline import Plan, seconds_per_batch
 from feedrate.timing.remedies import costs_of
 from feedrate.trainer.bed import FEW_STEPS, Setting
@@ -136,7 +136,7 @@ class _Search:
         most = int(self._cores) + 1 if self._costs.load_cpu > 0.5 * load else MOST_WORKERS
         engines = ["thread"] * (self._engine == "thread" or self.bed.may_be_threads) + ["process"]
         found = [Setting(k, ahead, engine) for k in range(1, most + 1) for ahead in AHEAD for engine in engines]
-        return [Setting(0), *sorted(found, key=lambda setting: setting.cost)]
+        return [Setting(0), *sorted(found, key=_cost)]
 
     def predicted(self, setting: Setting) -> float:
         """Samples per second by the model of the pipeline."""
@@ -164,8 +164,7 @@ class _Search:
         open.
         """
         values = {setting: self._value(setting) for setting in self._predictions}
-        promise = max(values.values())
-        first = min((s for s in values if values[s] * AS_GOOD >= promise), key=lambda s: s.cost)
+        first = knee(values, _cost)
         if first not in self.trials:
             return first
         for setting, trial in self.trials.items():  # what falls far short may have met with noise
@@ -199,8 +198,7 @@ class _Search:
 
     def cheapest(self) -> Setting:
         """The cheapest of those that are as good as the best."""
-        enough = [s for s, trial in self.trials.items() if trial.samples_per_s * AS_GOOD >= self._top]
-        return min(enough, key=lambda setting: setting.cost)
+        return knee({setting: trial.samples_per_s for setting, trial in self.trials.items()}, _cost)
 
     @property
     def _top(self) -> float:
@@ -272,6 +270,10 @@ def _asks_more(one: Setting, other: Setting) -> bool:
     """Whether it needs what the other one needs, and more."""
     larger = one.num_workers >= other.num_workers and one.prefetch_factor >= other.prefetch_factor
     return one.engine == other.engine and larger and one not in (Setting(0), other)
+
+
+def _cost(setting: Setting) -> tuple[int, bool, int, bool]:
+    return setting.cost
 
 
 def _distance(one: Setting, other: Setting) -> tuple[int, int]:
