@@ -7,6 +7,7 @@ batches are, and who makes them, is workers.py's affair.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
@@ -18,6 +19,7 @@ NAME = "feedrate-receiver"
 PATIENCE_S = 5.0  # for a batch that is being waited for when nobody wants it any more; as torch waits for a worker
 
 Found = tuple[Any, BaseException | None]
+_RUNNING: weakref.WeakKeyDictionary[threading.Thread, SimpleQueue[bool]] = weakref.WeakKeyDictionary()
 
 
 class Received(Iterator[Any]):
@@ -42,6 +44,7 @@ class Received(Iterator[Any]):
 
     def __next__(self) -> Any:
         if self._thread.ident is None:
+            _RUNNING[self._thread] = self._wanted
             self._thread.start()
             self._wanted.put(True)
         try:
@@ -62,6 +65,15 @@ class Received(Iterator[Any]):
         """Tells the thread to end, and does not wait: for workers that are dead, which it finds out itself."""
         self._end.detach()
         self._wanted.put(False)
+
+
+def end_all() -> None:
+    """Ends the threads, whose workers are dead, before Python ends: one that is in torch then would abort it."""
+    deadline = time.monotonic() + PATIENCE_S
+    for thread, wanted in list(_RUNNING.items()):
+        wanted.put(False)
+        if thread.is_alive():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _receive(held: list[Iterator[Any]], wanted: SimpleQueue[bool], found: SimpleQueue[Found]) -> None:

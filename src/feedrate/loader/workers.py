@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
-from feedrate.loader.receiver import NAME, Received
+from feedrate.loader.receiver import NAME, Received, end_all
 from feedrate.loader.slots import Lent, Ring
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.signals import STOPPING, ignore, unheard
@@ -187,6 +187,9 @@ def _kill(processes: Sequence[BaseProcess], iterating: weakref.ref[Any] | None) 
         process.kill()
     for process in processes:
         process.join()
+    if iterator is not None and not iterator._pin_memory:
+        # who waits for a batch finds out at once, not at the next of torch's looks at the workers every five seconds
+        iterator._worker_result_queue._writer.close()
 
 
 def _disarm(error: BaseException) -> None:
@@ -222,6 +225,7 @@ class _Start:
 def _kill_left() -> None:
     for workers in list(_ALL):
         workers.kill()
+    end_all()
 
 
 def _opened(made: tuple[Any, Receipt]) -> tuple[Any, Receipt]:
