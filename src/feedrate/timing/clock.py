@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import psutil
@@ -17,7 +19,8 @@ import torch
 from feedrate.timing.epoch_times import EpochTimes, Steps
 from feedrate.timing.stages import Load
 
-PHASES = ("wait", "transfer", "compute", "evaluation", "checkpoint")
+ASIDE = ("evaluation", "checkpoint")  # outside of the steps
+PHASES = ("wait", "transfer", "compute", *ASIDE)
 AT_ONCE = 128  # steps whose rows are written together: code that is called seldom, between two batches, is slow
 
 
@@ -44,6 +47,10 @@ class Clock:
         self.first_batch_s: float | None = None
         self.first_batch_after_start_s: float | None = None
         self._totals = dict.fromkeys(PHASES, 0)
+        # what else is to be done at the end of a phase; for a step on the CPU nothing
+        self._more: dict[str, Callable[[int], None]] = {name: partial(self._beside, name) for name in ASIDE}
+        if (events := self._events) is not None:
+            self._more |= {"transfer": lambda _: events.step_begins(), "compute": lambda _: events.step_ends()}
         self._fresh: list[tuple[int, int, int, int, int, int, int, Load | None]] = []
         self.begin()
 
@@ -51,7 +58,7 @@ class Clock:
         """An epoch starts now."""
         self._settle()
         self._steps = Steps()
-        self._aside = {"evaluation": 0, "checkpoint": 0}
+        self._aside = dict.fromkeys(ASIDE, 0)
         self._before = self._of_a_step()
         self._cpu = time.process_time_ns()
         self._asked = self._mark = time.perf_counter_ns()
@@ -66,13 +73,12 @@ class Clock:
         spent = now - self._mark
         self._mark = now
         self._totals[phase] += spent
-        if phase in self._aside:
-            self._aside[phase] += spent
-            self._cpu = time.process_time_ns()
-        elif self._events and phase == "transfer":
-            self._events.step_begins()
-        elif self._events and phase == "compute":
-            self._events.step_ends()
+        if phase in self._more:
+            self._more[phase](spent)
+
+    def _beside(self, phase: str, spent: int) -> None:
+        self._aside[phase] += spent
+        self._cpu = time.process_time_ns()
 
     def skip(self) -> None:
         """The time since the last mark belongs to no phase."""
