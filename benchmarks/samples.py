@@ -82,7 +82,7 @@ def run() -> str:
 
 
 class Taker:
-    """Takes batches of a loader for a while, epoch after epoch; those made ahead while others were measured not counted."""
+    """Takes batches of a loader, epoch after epoch; those made ahead while others were measured do not count."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.batches = self._endless(loader)
