@@ -77,7 +77,7 @@ class SampleReader:
         Raises:
             SampleError: the file is missing, damaged, or holds no single tensor.
         """
-        X = self._known(path, ID)
+        X = self._single(path, ID)
         return self._one(path, ID) if X is None else X
 
     def read_batch(self, paths: Sequence[str], IDs: Sequence[str], empty: Empty) -> Tensor | list[Tensor]:
@@ -215,7 +215,7 @@ class SampleReader:
             found = kept[known] = _Room(known, count)
         return found
 
-    def _known(self, path: str, ID: str) -> Tensor | None:
+    def _single(self, path: str, ID: str) -> Tensor | None:
         """One file of a known layout or template; None where it has neither, or cannot be read, which `load` says.
 
         For a single one fewer calls count for more than fewer system calls.
@@ -229,24 +229,25 @@ class SampleReader:
             try:
                 size = os.fstat(file).st_size
                 known = sizes.get(size)
-                if known is None:
-                    fit = [template for template in self._templates.get(length, ()) if template.fits(size)]
-                    raw = bytearray(size if fit else 0)
-                    whole = fit and os.preadv(file, [raw], 0) == size
-                else:
-                    X = torch.empty(known.layout.shape, dtype=known.layout.dtype)
-                    content, first = memory_of(X), len(known.layout.head)
-                    frame = bytearray(size - known.nbytes)
-                    parts = memoryview(frame)
-                    whole = os.preadv(file, (parts[:first], content, parts[first:]), 0) == size
+                if known is not None:
+                    return self._by_layout(file, known)
+                fit = [template for template in self._templates.get(length, ()) if template.fits(size)]
+                raw = bytearray(size if fit and size <= MAX_BYTES else 0)
+                if not raw or os.preadv(file, [raw], 0) != size:
+                    return None
             finally:
                 os.close(file)
         except OSError:
             return None
-        if not whole:
+        return self._by_template(fit, raw, path, ID)
+
+    def _by_layout(self, file: int, known: _Known) -> Tensor | None:
+        X = torch.empty(known.layout.shape, dtype=known.layout.dtype)
+        content, first = memory_of(X), len(known.layout.head)
+        frame = bytearray(known.size - known.nbytes)
+        parts = memoryview(frame)
+        if os.preadv(file, (parts[:first], content, parts[first:]), 0) != known.size:
             return None
-        if known is None:
-            return self._by_template(fit, raw, path, ID)
         if not known.recognised.alone(bytes(frame)):
             return None
         return None if self._verify and _differs_from_crc(known.layout, frame, content) else X
@@ -264,7 +265,8 @@ class SampleReader:
             same = right.shape == X.shape and right.dtype == X.dtype
             template.confirmed = same and memory_of(right.contiguous()) == content
             if not template.confirmed:
-                self._templates[_length(path)].remove(template)
+                length = _length(path)
+                self._templates[length] = [other for other in self._templates[length] if other is not template]
             return right
         return None
 
