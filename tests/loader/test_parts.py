@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import time
@@ -154,3 +155,15 @@ def test_packed_samples_are_those_of_getitem_too(folder: Path, tmp_path: Path, t
     found = Loader(data, 8, True, seed=3, collate_fn=as_list)
     expected = Loader(OneByOne(data), 8, True, seed=3, collate_fn=as_list)
     assert content([batch for _ in range(2) for batch in found]) == content([b for _ in range(2) for b in expected])
+
+
+@pytest.mark.parametrize("transform", [plus_its_own, changed_in_place])
+def test_samples_that_are_kept_in_shards_meanwhile_are_the_same(folder: Path, tmp_path: Path, transform: Any) -> None:
+    for path in folder.iterdir():
+        shutil.copy(path, tmp_path)
+        os.utime(tmp_path / path.name, (time.time() - 100,) * 2)  # or it might still be written to
+    whole = files(folder, transform)
+    kept = TensorFiles(whole.list_IDs, {ID: int(ID) for ID in whole.list_IDs}, tmp_path, transform, cache="shards")
+    found = Loader(kept, 8, True, seed=3, collate_fn=as_list)
+    expected = Loader(OneByOne(whole), 8, True, seed=3, collate_fn=as_list)
+    assert content([b for _ in range(3) for b in found]) == content([b for _ in range(3) for b in expected])

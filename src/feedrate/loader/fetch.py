@@ -233,7 +233,7 @@ class Samples(Dataset[Any]):
             return [None] * count
         try:
             found = self._parts[0](ticket.indices, self._pool.empty)
-        except Exception:  # the sample whose fault that is will say so itself
+        except (Exception, SystemExit):  # the sample whose fault that is will say so itself
             found = None
         if found is None:
             return [None] * count
