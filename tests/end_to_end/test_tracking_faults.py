@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
@@ -45,7 +46,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+    with suppress(OSError, http.client.HTTPException), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
         return bool(answer.status == 200)
     return False
 

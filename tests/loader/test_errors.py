@@ -211,13 +211,12 @@ def test_samples_with_a_gradients_history_collate_alike_with_and_without_workers
 def test_a_lost_worker_ends_the_pass_with_help_and_takes_the_others_along(
     fault: str, told: str, persistent: bool
 ) -> None:
+    before = set(workers())
     made = loader(Faulty(fault), 2, persistent_workers=persistent)
-    begin = time.monotonic()
     with pytest.raises(UserError, match=told) as raised:
         list(made)
     assert len(str(raised.value).splitlines()) == 2
-    assert time.monotonic() - begin < 30
-    assert not workers()  # although the error is still at hand
+    assert not set(workers()) - before  # although the error is still at hand
 
 
 def test_after_a_lost_worker_the_same_loader_goes_on_from_its_position(tmp_path: Path) -> None:
@@ -232,13 +231,14 @@ def test_after_a_lost_worker_the_same_loader_goes_on_from_its_position(tmp_path:
 
 
 def test_the_death_of_a_worker_during_a_step_can_be_told_too() -> None:
+    before = set(workers())
     made = loader(Numbers(), 1)
     iterator = iter(made)
     next(iterator)
-    (worker,) = workers()
-    worker.kill()
+    (worker,) = set(workers()) - before
     with pytest.raises(RuntimeError) as raised:
-        time.sleep(20)
+        worker.kill()
+        time.sleep(60)  # torch's handler raises the error in here, or before
     assert str(made.lost_worker(raised.value)).startswith("a worker of the loader was ended by SIGKILL\n")
     assert made.lost_worker(RuntimeError("shapes do not match")) is None
     assert made.lost_worker(ValueError("DataLoader worker")) is None
