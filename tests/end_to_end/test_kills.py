@@ -57,8 +57,8 @@ CASES = {
     ),
     "SIGTERM in a validation": Case("validation", 2, (TERM,), 143, "stopped by SIGTERM", "validation"),
     "SIGTERM while a step hangs": Case("step", 0, (TERM,), 143, "stopped by SIGTERM while it hung;", None),
-    "Ctrl-C twice while a step hangs": Case("step", 1, (INT, INT), 130, "stopped at once;", None),
-    "SIGTERM, then Ctrl-C, while a step hangs": Case("step", 0, (TERM, INT), 130, "stopped at once;", None),
+    "Ctrl-C twice while a step hangs": Case("step", 1, (INT, INT), 130, "stopped at once", None),
+    "SIGTERM, then Ctrl-C, while a step hangs": Case("step", 0, (TERM, INT), 130, "stopped at once", None),
 }
 
 
