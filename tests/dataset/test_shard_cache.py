@@ -77,8 +77,8 @@ def test_every_epoch_of_every_run_equals_that_of_the_files(root: Path, workers: 
     assert not (root / ".feedrate").exists()
     data = open_files(root)
     assert epochs(data, **settings) == expected
-    del data  # the end of the run
-    assert kept(root) == COUNT
+    del data  # the end of the run, once the last thread that has loaded is gone
+    until(lambda: kept(root) == COUNT)
     size = sum(path.stat().st_blocks for path in shards(root))
     assert epochs(open_files(root), **settings) == expected
     assert sum(path.stat().st_blocks for path in shards(root)) == size  # nothing is kept twice
@@ -107,7 +107,7 @@ def test_spawned_workers_fill_and_read_it_too(root: Path) -> None:
     data = open_files(root)
     assert epochs(data, **settings) == expected
     del data
-    assert kept(root) == COUNT
+    until(lambda: kept(root) == COUNT)
 
 
 def test_samples_one_by_one_with_a_transform_are_kept_before_it(root: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader
-from loader.conftest import workers
+from loader.conftest import wait_until_loaders_are_gone, workers
 from loader.datasets import BAD, Faulty, Numbers
 from loader.test_loader import same
 
@@ -258,6 +258,7 @@ def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
 def test_workers_that_the_system_cannot_start_are_one_error_that_names_the_key(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    wait_until_loaders_are_gone()  # of other tests, which would make room for more descriptors
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/proc/self/fd").iterdir()]) + 20, hard))
     try:
