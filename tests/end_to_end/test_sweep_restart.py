@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from started import until
 from sweep_process import ROOT, cut_power, start
 
 pytestmark = pytest.mark.slow
@@ -192,7 +193,8 @@ def test_an_interrupted_sweep_ends_its_job_marks_itself_and_leaves_nothing_behin
     assert all(gone(one) for one in started)
     assert not list(tmp_path.rglob("lock"))
     # who is stopped waits for the store for some seconds only; what is left then is sent afterwards
-    subprocess.run([sys.executable, str(ROOT / "src/sync.py"), f"{tmp_path}/out"], check=True)
+    send = [sys.executable, str(ROOT / "src/sync.py"), f"{tmp_path}/out"]
+    until(lambda: subprocess.run(send).returncode == 0)
     # the parent and its first job; the second never began
     assert [run.info.status for run in runs(killed.folder, tmp_path.name)] == ["KILLED", "KILLED"]
     rows = list(csv.DictReader((tmp_path / "out/sweep.csv").open()))
