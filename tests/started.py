@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -57,7 +58,8 @@ class Started:
 
     def close(self) -> None:
         for process in self.group():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended just now
+                process.kill()
         self.process.communicate()
 
 

@@ -113,7 +113,8 @@ def browser(folder: Path) -> Iterator[Browser]:
     finally:
         driver.quit()
         for process in psutil.wait_procs(started, timeout=10)[1]:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @pytest.fixture(scope="module")

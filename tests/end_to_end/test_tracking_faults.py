@@ -71,7 +71,8 @@ def server(tmp_path_factory, make_store):
         yield SimpleNamespace(port=port, url=url, process=process, folder=folder)
     finally:
         for signum in (signal.SIGCONT, signal.SIGKILL):
-            os.killpg(process.pid, signum)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
         process.wait()
 
 
