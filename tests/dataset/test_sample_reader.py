@@ -94,9 +94,7 @@ def by_torch(path: Path) -> Any:
 # ---------------------------------------------------------------------------------------------------------
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=UNCHECKED
-)
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=UNCHECKED)
 @given(
     dtype=st.sampled_from(DTYPES),
     shape=st.lists(st.integers(0, 5), max_size=4).map(tuple),
@@ -289,9 +287,7 @@ def test_every_byte_changed_gives_an_error_or_what_torch_gives(pristine: tuple[S
         agrees_with_torch(read, folder / "ccc.pt", bytes(changed))
 
 
-@settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=UNCHECKED
-)
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=UNCHECKED)
 @given(data=st.data())
 def test_several_bytes_changed_give_an_error_or_what_torch_gives(
     pristine: tuple[SampleReader, Path, bytes], data: st.DataObject
@@ -469,9 +465,7 @@ def test_an_ID_that_no_path_can_be_is_not_cut_at_its_zero_byte(tmp_path: Path) -
 # ---------------------------------------------------------------------------------------------------------
 
 
-@settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=UNCHECKED
-)
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=UNCHECKED)
 @given(
     dtype=st.sampled_from(NPY_DTYPES),
     shape=st.lists(st.integers(0, 5), max_size=4).map(tuple),

@@ -193,9 +193,7 @@ def test_the_printed_link_shows_the_runs_with_the_columns_that_matter(browser: B
         *("loader.num_workers", "loader.batch_size", "model", "dataset", "Dataset"),
     )
     values = ("3218", "4.25", "mlp", "64", "digits (01234567-train)")
-    browser.open(
-        str(tracker.experiment_url), "mlp-digits-w2-b64-seed3", "1 matching run", *values, lines=columns
-    )
+    browser.open(str(tracker.experiment_url), "mlp-digits-w2-b64-seed3", "1 matching run", *values, lines=columns)
 
 
 def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browser: Browser, tracker: Tracker) -> None:
@@ -221,7 +219,9 @@ def test_pictures_and_the_configuration_are_shown_in_place(browser: Browser, tra
 
     def picture() -> bool:
         script = "return [...document.images].filter(image => image.naturalWidth > 500).map(image => image.src)"
-        return any("loss.png" in source or source.startswith("blob:") for source in browser.driver.execute_script(script))
+        return any(
+            "loss.png" in source or source.startswith("blob:") for source in browser.driver.execute_script(script)
+        )
 
     browser.until(picture)
     browser.open(_tab(tracker, "artifacts/config.yaml"), "seed: 3")

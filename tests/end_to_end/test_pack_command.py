@@ -180,7 +180,9 @@ def test_two_at_once_do_not_mix(source: Path, tmp_path: Path, start: Callable[..
 
     root, first, second = in_the_middle(tmp_path, stop)
     assert second.returncode == 1
-    assert second.stderr == f"error: root={root}: another command is writing there; wait for it, or choose another root\n"
+    assert (
+        second.stderr == f"error: root={root}: another command is writing there; wait for it, or choose another root\n"
+    )
     assert first.process.wait(PATIENCE_S) == 0
 
 

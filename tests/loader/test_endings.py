@@ -29,7 +29,7 @@ from feedrate.signals import STOPPING
 from loader import ending
 from loader.conftest import wait_until_loaders_are_gone
 from loader.test_slots import Numbered
-from loader.use import own_bytes, workers
+from loader.use import own_bytes
 
 ENGINES = ("inline", "thread", "process")
 CODES = {"end": 0, "exception": 1, "exit": 3, "Ctrl-C": -signal.SIGINT, "SIGKILL": -signal.SIGKILL}
