@@ -21,8 +21,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as src/train.py does
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
 NAMES = (
-    "startup", "generated", "overhead", "engines", "held", "tracking", "catalog", "scale", "packed", "burn", "fed",
-    "flat", "verdict", "instruments", "tuner", "peers",
+    "startup", "generated", "overhead", "engines", "held", "tracking", "catalog", "scale", "packed", "samples", "burn",
+    "fed", "flat", "verdict", "instruments", "tuner", "peers",
 )  # fmt: skip
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -32,6 +31,8 @@ ENGINES = (("inline", 0), ("process", 1), ("process", 2), ("thread", 1), ("threa
 SECONDS = 1.2  # of each measurement
 OFF = 0.10  # cells nearer to a boundary are not counted
 REPEATS = 3  # of each control
+WARMUP = 10  # steps of the step alone
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -97,24 +98,30 @@ def together(cell: Cell, step_ms: float) -> tuple[float, Verdict | None]:
     engine = {"engine": cell.engine} if cell.workers else {}
     ahead = {"prefetch_factor": cell.prefetch, "persistent_workers": True} if cell.workers else {}
     loader = Loader(data, BATCH, seed=0, num_workers=cell.workers, **engine, **ahead)
-    account, clock = Account(loader), Clock(torch.device("cpu"), warmup_steps=2 * cell.workers * cell.prefetch + 2)
+    warmup = 2 * cell.workers * cell.prefetch + 2
+    account, clock = Account(loader), Clock(CPU, warmup)
     account.begin()
-    clock.begin()
-    begin = None
-    for number, batch in enumerate(ToDevice(loader, torch.device("cpu"), clock)):
-        time.sleep(step_ms / 1e3)
-        clock.lap("compute")
-        clock.step(len(batch.X), batch.nbytes, batch.receipt.load)
-        if number == 2 * cell.workers * cell.prefetch + 2:
-            begin = time.perf_counter()
-        if begin is not None and time.perf_counter() - begin > SECONDS and number > 60:
-            break
+    train(loader, step_ms, clock, warmup)
     account.trained()
     times = clock.epoch()
     account.end(times)
     loader.close(at_once=True)
     verdict = account.verdict()
     return times.metrics(account.setup(times))["loader/samples_per_s"], verdict
+
+
+def train(batches: Iterable[Any], step_ms: float, clock: Clock, warmup: int) -> None:
+    """Training for SECONDS after its warm-up, with a step that sleeps."""
+    begin = None
+    clock.begin()
+    for number, batch in enumerate(ToDevice(batches, CPU, clock)):
+        time.sleep(step_ms / 1e3)
+        clock.lap("compute")
+        clock.step(len(batch.X), batch.nbytes, batch.receipt.load if batch.receipt else None)
+        if number == warmup:
+            begin = time.perf_counter()
+        if begin is not None and time.perf_counter() - begin > SECONDS and number > 60:
+            break
 
 
 def truth(lost: float, ratio: float) -> tuple[str, bool]:
@@ -138,14 +145,13 @@ def truth(lost: float, ratio: float) -> tuple[str, bool]:
     return word(lost, ratio), len(nearby) == 1
 
 
-def slept(step_ms: float) -> float:
-    """Samples per second of the step alone."""
-    took = []
-    for _ in range(30):
-        begin = time.perf_counter()
-        time.sleep(step_ms / 1e3)
-        took.append(time.perf_counter() - begin)
-    return BATCH / median(took)
+def alone(step_ms: float) -> float:
+    """Samples per second of the step alone: the same training on a batch that is always there."""
+    clock = Clock(CPU, WARMUP)
+    there = torch.zeros(BATCH, 16), torch.zeros(BATCH)
+    train(itertools.repeat(there), step_ms, clock, WARMUP)
+    times = clock.epoch()
+    return float(times.samples[times.counted].sum() / times.elapsed[times.counted].sum() * 1e9)
 
 
 def applied_to(cell: Cell, override: str) -> Cell:
@@ -200,11 +206,11 @@ class Judged:
 
 
 def judged(cell: Cell) -> Judged:
-    alone, _ = together(cell, 0.0)
-    step = slept(cell.step_ms)
+    loader, _ = together(cell, 0.0)
+    step = alone(cell.step_ms)
     rate, verdict = together(cell, cell.step_ms)
     assert verdict is not None
-    return Judged(cell, alone, step, rate, verdict)
+    return Judged(cell, loader, step, rate, verdict)
 
 
 def run() -> str:

@@ -107,12 +107,15 @@ def test_an_interrupt_gets_through_and_its_memory_stays(tmp_path: Path) -> None:
     def interrupt(*_: Any) -> None:
         raise Interrupted
 
+    def read_and_wait() -> None:
+        other.start()
+        read(ring, [*paths, tmp_path / "pipe"], 500)
+
     before = signal.signal(signal.SIGUSR1, interrupt)
     other = threading.Thread(target=interrupt_when_it_waits, args=(threading.get_native_id(),))
     try:
         with pytest.raises(Interrupted):
-            other.start()
-            read(ring, [*paths, tmp_path / "pipe"], 500)
+            read_and_wait()
     finally:
         signal.signal(signal.SIGUSR1, before)
         other.join()

@@ -105,7 +105,7 @@ def test_steps_that_threads_hold_up_count_as_waiting_and_processes_are_advised()
     assert verdict.figures["wait_pct"] < 10  # it is the steps that take longer
     assert verdict.figures["compute_ceiling_samples_per_s"] == pytest.approx(8 / 0.003, rel=0.01)
     assert "threads hold the interpreter: a step takes 11.7 ms where it takes 3 ms alone" in verdict.reason
-    assert [remedy.override for remedy in verdict.remedies] == ["loader.engine=process loader.num_workers=3"]
+    assert [remedy.override for remedy in verdict.remedies] == ["loader.engine=process loader.num_workers=4"]
 
 
 def test_few_steps_get_a_word_but_no_advice() -> None:

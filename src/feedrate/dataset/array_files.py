@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.dataset.file_layout import learn_npy
+from feedrate.dataset.file_template import npy_template
 from feedrate.dataset.npy_file import load_array
 from feedrate.dataset.sample_reader import SampleReader
 from feedrate.dataset.tensor_files import TensorFiles
@@ -40,4 +41,4 @@ class ArrayFiles(TensorFiles):
         super().__init__(list_IDs, labels, root, transform, cache=cache, partition=partition)
 
     def _make_reader(self, verify: bool) -> SampleReader:
-        return SampleReader(load_array, learn_npy)
+        return SampleReader(load_array, learn_npy, npy_template)

@@ -11,6 +11,7 @@ import re
 import struct
 import zipfile
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -18,14 +19,11 @@ from torch import Tensor
 
 # Larger files are loaded whole: learning copies a file several times, and what torch.load costs hardly counts there.
 MAX_BYTES = 256 << 20
-_LOCAL, _CENTRAL, _DESCRIPTOR = (
-    30,
-    46,
-    16,
-)  # bytes of a ZIP's fixed structures: APPNOTE.TXT 6.3.10, 4.3.7, 4.3.12, 4.3.9
+LOCAL, CENTRAL = 30, 46  # bytes of a ZIP's fixed structures: APPNOTE.TXT 6.3.10, 4.3.7, 4.3.12
 _SERIAL = ".data/serialization_id"  # a hash of the content that torch.load does not look at
 _NAME_BYTES = np.ones(256, dtype=bool)  # what a name inside an archive may hold, so that it means one name
 _NAME_BYTES[:32] = _NAME_BYTES[[ord(c) for c in "/\\:\x7f"]] = False
+_PLAIN = bytes(np.flatnonzero(_NAME_BYTES).tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +79,12 @@ class Recogniser:
         frame[:size], mask[:size] = layout.frame & layout.mask, layout.mask
         self._frame, self._mask = frame.view(np.uint64), mask.view(np.uint64)
         self._names, self._digits = layout.names, layout.digits
+        # the same for a file by itself, for which calling NumPy would take far longer than what it does
+        self._size, self._number = size, int.from_bytes(layout.frame & layout.mask, "little")
+        self._matters = int.from_bytes(layout.mask, "little")
+        length = layout.names.shape[1]
+        copies = [slice(begin, begin + length) for begin in layout.names[:, 0].tolist()] if length else []
+        self._copies, self._count = itemgetter(*copies) if copies else None, len(copies)
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """For each row whether it belongs to such a file, (n,) bool.
@@ -97,9 +101,17 @@ class Recogniser:
         good: np.ndarray = same.all(axis=1) & digits.all(axis=1) & alike.all(axis=(1, 2)) & plain.all(axis=(1, 2))
         return good
 
-    def alone(self, frame: np.ndarray) -> bool:
-        """The same for one file, (size,) uint8."""
-        return bool(self(np.concatenate([frame, np.zeros(self.width - len(frame), np.uint8)])[None])[0])
+    def alone(self, frame: bytes) -> bool:
+        """The same for one file; head and tail end to end."""
+        if len(frame) != self._size or int.from_bytes(frame, "little") & self._matters != self._number:
+            return False
+        digits = frame[self._digits]
+        if digits and not digits.isdigit():
+            return False
+        if self._copies is None:
+            return True
+        names: tuple[bytes, ...] = self._copies(frame)
+        return not names[0].translate(None, _PLAIN) and names.count(names[0]) == self._count
 
 
 def learn_pt(raw: bytes) -> Layout | None:
@@ -144,14 +156,14 @@ def _parse_pt(raw: bytes) -> Layout | None:
         if not plain:
             return None
         at = record.header_offset
-        signature, length, extra = struct.unpack("<4s22xHH", raw[at : at + _LOCAL])
-        begin = at + _LOCAL + length + extra
+        signature, length, extra = struct.unpack("<4s22xHH", raw[at : at + LOCAL])
+        begin = at + LOCAL + length + extra
         end = begin + record.file_size
-        if signature != b"PK\x03\x04" or raw[at + _LOCAL : at + _LOCAL + len(name)] != name:
+        if signature != b"PK\x03\x04" or raw[at + LOCAL : at + LOCAL + len(name)] != name:
             return None
-        names.append(at + _LOCAL)
-        entry = _central_entry(raw, central, record)
-        names.append(entry + _CENTRAL)
+        names.append(at + LOCAL)
+        entry = central_entry(raw, central, record)
+        names.append(entry + CENTRAL)
         if part in ("data/0", _SERIAL):
             if raw[end : end + 4] == b"PK\x07\x08":
                 free[end + 4 : end + 8] = b"\1" * 4
@@ -179,14 +191,14 @@ def _parse_pt(raw: bytes) -> Layout | None:
     )  # fmt: skip
 
 
-def _central_entry(raw: bytes, start: int, record: zipfile.ZipInfo) -> int:
+def central_entry(raw: bytes, start: int, record: zipfile.ZipInfo) -> int:
     """Where the central directory describes a record."""
     at = start
     while raw[at : at + 4] == b"PK\x01\x02":
-        length, extra, comment, offset = struct.unpack("<HHH8xI", raw[at + 28 : at + _CENTRAL])
-        if offset == record.header_offset and raw[at + _CENTRAL : at + _CENTRAL + length] == record.filename.encode():
+        length, extra, comment, offset = struct.unpack("<HHH8xI", raw[at + 28 : at + CENTRAL])
+        if offset == record.header_offset and raw[at + CENTRAL : at + CENTRAL + length] == record.filename.encode():
             return at
-        at += _CENTRAL + length + extra + comment
+        at += CENTRAL + length + extra + comment
     raise ValueError("no such entry")
 
 
@@ -224,7 +236,7 @@ def _confirmed(raw: bytes, layout: Layout) -> bool:
     value = _load(altered)
     if value is None or tuple(value.shape) != layout.shape or value.dtype != layout.dtype:
         return False
-    return _memory(value) == payload and Recogniser(layout).alone(frame)
+    return _memory(value) == payload and Recogniser(layout).alone(frame.tobytes())
 
 
 # ---------------------------------------------------------------------------------------------------------

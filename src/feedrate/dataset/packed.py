@@ -98,12 +98,15 @@ class Packed(Dataset[tuple[Any, Any]]):
             self._copy(shard, row, memory_of(X))
         except Damaged as error:
             raise sample_error(shard, self.list_IDs, index, error) from None
+        return self.from_X(index, X)
+
+    def from_X(self, index: int, X: Tensor) -> tuple[Any, Any]:
+        """The sample at an index, of what is stored of it; a transform may change that."""
         value = self._X.restored(X)
-        y = self.labels[index]
         if self.transform is not None:
             with stage("transform"):
                 value = self.transform(value)
-        return value, self._y.restored(y)
+        return value, self._y.restored(self.labels[index])
 
     def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any] | None:
         """What collating the samples at `indices` gives, each copied once, into memory from `empty(shape, dtype)`.
@@ -112,15 +115,17 @@ class Packed(Dataset[tuple[Any, Any]]):
         """
         if self.transform is not None or not len(indices):
             return None
-        if len(self._shards) == 1:
-            X = self._from_one(self._shards[0], indices, indices, empty)
-        else:
-            numbers, rows = np.divmod(indices, self._rows)
-            if (numbers == numbers[0]).all():
-                X = self._from_one(self._shards[int(numbers[0])], rows, indices, empty)
-            else:
-                X = self._from_many([self._shards[n] for n in numbers.tolist()], rows.tolist(), indices, empty)
+        X = self.load_X(indices, empty)
         return None if X is None else (X, self._labels(indices))
+
+    def load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | None:
+        """What is stored of the samples at `indices`, (n, ...) in memory from `empty`; None where shapes differ."""
+        if len(self._shards) == 1:
+            return self._from_one(self._shards[0], indices, indices, empty)
+        numbers, rows = np.divmod(indices, self._rows)
+        if (numbers == numbers[0]).all():
+            return self._from_one(self._shards[int(numbers[0])], rows, indices, empty)
+        return self._from_many([self._shards[n] for n in numbers.tolist()], rows.tolist(), indices, empty)
 
     def _from_one(self, shard: Shard, rows: np.ndarray, indices: np.ndarray, empty: Empty) -> Tensor | None:
         """X of samples that lie in one shard."""

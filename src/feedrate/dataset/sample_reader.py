@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from feedrate.dataset.file_layout import MAX_BYTES, Layout, Recogniser
+from feedrate.dataset.file_template import Template
 from feedrate.dataset.paths import Paths, c_strings
 from feedrate.dataset.shard import memory_of
 from feedrate.dataset.uring import Unavailable, Uring, address
@@ -25,7 +26,8 @@ from feedrate.errors import SampleError
 from feedrate.timing.stages import stage
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
-LAYOUTS = 4096  # kept at most, a few kilobytes each: as many shapes of a data set of various lengths
+LAYOUTS = 4096  # kept at most, a few kilobytes each
+TEMPLATES = 256  # kept at most for names of one length: one for each remainder of a sample's bytes, and some more
 TRIES = 64  # files without a layout that can be used, before no further one is looked at
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
@@ -36,6 +38,7 @@ class SampleReader:
     Args:
         load: `(path, ID) -> Tensor`, for files whose layout is unknown; raises SampleError.
         learn: the layout of a file from its bytes, None where it has none that can be used.
+        vary: a template from a file's bytes and its layout, for files that differ from it in shape; None without one.
         verify: compare each payload with the CRC-32 that its file carries, where it carries one.
         at_once: read many files with one system call where the system has that.
 
@@ -46,21 +49,23 @@ class SampleReader:
         self,
         load: Callable[[str, str], Tensor],
         learn: Callable[[bytes], Layout | None],
+        vary: Callable[[bytes, Layout], Template | None] | None = None,
         verify: bool = False,
         at_once: bool = True,
     ) -> None:
-        self._load, self._learn, self._verify, self._many = load, learn, verify, at_once
+        self._load, self._learn, self._vary, self._verify, self._many = load, learn, vary, verify, at_once
         self._forget()
 
     def _forget(self) -> None:
         # by length of the file's name, since an archive's own name is the file's as a rule, and moves all that follows
         self._by_name: dict[int, dict[int, _Known]] = {}
         self._by_size: dict[int, list[_Known]] = {}
+        self._templates: dict[int, list[Template]] = {}  # by length of the name, too
         self._layouts = self._misses = 0
         self._scratch = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_load", "_learn", "_verify", "_many")}
+        return {name: self.__dict__[name] for name in ("_load", "_learn", "_vary", "_verify", "_many")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -72,9 +77,8 @@ class SampleReader:
         Raises:
             SampleError: the file is missing, damaged, or holds no single tensor.
         """
-        if self._expected(path, _length(path)) is None:  # of unknown layout, which may be one that keeps strides
-            return self._one(path, ID)
-        return self.read_batch([path], [ID], fresh)[0]
+        X = self._single(path, ID)
+        return self._one(path, ID) if X is None else X
 
     def read_batch(self, paths: Sequence[str], IDs: Sequence[str], empty: Empty) -> Tensor | list[Tensor]:
         """Many samples, (n, ...) in memory that `empty(shape, dtype)` gives; a list where they are not alike.
@@ -84,7 +88,7 @@ class SampleReader:
         """
         groups = self._groups(paths)
         if not groups:
-            return self._stacked({row: self._one(paths[row], IDs[row]) for row in range(len(paths))}, None, empty)
+            return self._stacked({row: self.read(paths[row], IDs[row]) for row in range(len(paths))}, None, empty)
         form = next(iter(groups)).layout
         out = empty((len(paths), *form.shape), form.dtype)
         good = np.zeros(len(paths), dtype=bool)
@@ -94,7 +98,7 @@ class SampleReader:
                 good[rows] = self._scatter(known, some, rows, out)
         if good.all():
             return out
-        single = {row: self._one(paths[row], IDs[row]) for row in np.flatnonzero(~good).tolist()}
+        single = {row: self.read(paths[row], IDs[row]) for row in np.flatnonzero(~good).tolist()}
         return self._stacked(single, None if len(single) == len(paths) else out, empty)
 
     # -----------------------------------------------------------------------------------------------------
@@ -211,6 +215,61 @@ class SampleReader:
             found = kept[known] = _Room(known, count)
         return found
 
+    def _single(self, path: str, ID: str) -> Tensor | None:
+        """One file of a known layout or template; None where it has neither, or cannot be read, which `load` says.
+
+        For a single one fewer calls count for more than fewer system calls.
+        """
+        length = _length(path)
+        sizes = self._by_name.get(length)
+        if sizes is None:
+            return None
+        try:
+            file = os.open(path, _FLAGS)
+            try:
+                size = os.fstat(file).st_size
+                known = sizes.get(size)
+                if known is not None:
+                    return self._by_layout(file, known)
+                fit = [template for template in self._templates.get(length, ()) if template.fits(size)]
+                raw = bytearray(size if fit and size <= MAX_BYTES else 0)
+                if not raw or os.preadv(file, [raw], 0) != size:
+                    return None
+            finally:
+                os.close(file)
+        except OSError:
+            return None
+        return self._by_template(fit, raw, path, ID)
+
+    def _by_layout(self, file: int, known: _Known) -> Tensor | None:
+        X = torch.empty(known.layout.shape, dtype=known.layout.dtype)
+        content, first = memory_of(X), len(known.layout.head)
+        frame = bytearray(known.size - known.nbytes)
+        parts = memoryview(frame)
+        if os.preadv(file, (parts[:first], content, parts[first:]), 0) != known.size:
+            return None
+        if not known.recognised.alone(bytes(frame)):
+            return None
+        return None if self._verify and _differs_from_crc(known.layout, frame, content) else X
+
+    def _by_template(self, fit: Sequence[Template], raw: bytearray, path: str, ID: str) -> Tensor | None:
+        for template in fit:
+            frame, content = _parts(raw, template.first, template.frame_bytes)
+            shape = template.shape(frame, len(content))
+            if shape is None or (self._verify and _differs_from_crc(template.layout, frame, content)):
+                continue
+            X = torch.frombuffer(content, dtype=template.layout.dtype).view(shape)
+            if template.confirmed:
+                return X
+            right = self._load(path, ID)
+            same = right.shape == X.shape and right.dtype == X.dtype
+            template.confirmed = same and memory_of(right.contiguous()) == content
+            if not template.confirmed:
+                length = _length(path)
+                self._templates[length] = [other for other in self._templates[length] if other is not template]
+            return right
+        return None
+
     # -----------------------------------------------------------------------------------------------------
     # all others
     # -----------------------------------------------------------------------------------------------------
@@ -220,8 +279,10 @@ class SampleReader:
         raw = self._whole(path)
         with stage("decode"):
             known = self._recognise(path, raw) if raw is not None else None
-            if raw is not None and known is not None and not (self._verify and known.differs_from_crc(raw)):
-                return known.tensor(raw)
+            if raw is not None and known is not None:
+                frame, content = known.parts(raw)
+                if not (self._verify and _differs_from_crc(known.layout, frame, content)):
+                    return known.tensor(content)
             X = self._load(path, ID)
         if self._verify:
             check_crc(path, ID)
@@ -254,7 +315,7 @@ class SampleReader:
 
     def _recognise(self, path: str, raw: bytearray) -> _Known | None:
         alike = self._by_size.setdefault(len(raw), [])
-        found = next((k for k in alike if k.matches(np.frombuffer(raw, dtype=np.uint8))), None)
+        found = next((known for known in alike if known.recognised.alone(known.parts(raw)[0])), None)
         if found is None:
             if self._misses >= TRIES or self._layouts >= LAYOUTS:
                 return None
@@ -265,8 +326,16 @@ class SampleReader:
             found = _Known(layout)
             alike.append(found)
             self._layouts += 1
+            if self._by_name.get(_length(path)):  # samples differ in shape
+                self._make_template(path, raw, layout)
         self._by_name.setdefault(_length(path), {})[len(raw)] = found
         return found
+
+    def _make_template(self, path: str, raw: bytearray, layout: Layout) -> None:
+        kept = self._templates.setdefault(_length(path), [])
+        template = self._vary(bytes(raw), layout) if self._vary is not None and len(kept) < TEMPLATES else None
+        if template is not None:
+            kept.append(template)
 
 
 class _Known:
@@ -277,26 +346,27 @@ class _Known:
         self.nbytes = layout.nbytes
         self.size = len(layout.head) + self.nbytes + len(layout.tail)
 
-    def matches(self, raw: np.ndarray) -> bool:
-        """Whether a whole file, (size,) uint8, is built like this."""
-        first = len(self.layout.head)
-        frame = np.concatenate([raw[:first], raw[first + self.nbytes :]])
-        return self.recognised.alone(frame)
+    def parts(self, raw: bytearray) -> tuple[bytes, memoryview]:
+        """A whole file of this size: head and tail end to end, and the payload between them."""
+        return _parts(raw, len(self.layout.head), self.size - self.nbytes)
 
-    def tensor(self, raw: bytearray) -> Tensor:
-        """The tensor in a whole file of this layout."""
-        first = len(self.layout.head)
-        flat = torch.frombuffer(raw, dtype=torch.uint8, offset=first, count=self.layout.nbytes)
+    def tensor(self, content: memoryview) -> Tensor:
+        """The tensor with this payload."""
+        flat = torch.frombuffer(content, dtype=torch.uint8)
         return flat.clone().view(self.layout.dtype).view(self.layout.shape)  # a copy is aligned, and no larger
 
-    def differs_from_crc(self, raw: bytearray) -> bool:
-        """Whether a whole file of this layout states another CRC-32 than its payload has."""
-        if self.layout.crc is None:
-            return False
-        first, n = len(self.layout.head), self.layout.nbytes
-        place = self.layout.crc + (n if self.layout.crc >= first else 0)
-        stated = int.from_bytes(raw[place : place + 4], "little")
-        return stated not in (0, zlib.crc32(raw[first : first + n]))
+
+def _parts(raw: bytearray, first: int, frame_bytes: int) -> tuple[bytes, memoryview]:
+    last = len(raw) - (frame_bytes - first)
+    return bytes(raw[:first] + raw[last:]), memoryview(raw)[first:last]
+
+
+def _differs_from_crc(layout: Layout, frame: bytes | bytearray, content: memoryview) -> bool:
+    """Whether a file with this head and tail states another CRC-32 than its payload has."""
+    if layout.crc is None:
+        return False
+    stated = int.from_bytes(frame[layout.crc : layout.crc + 4], "little")
+    return stated not in (0, zlib.crc32(content))
 
 
 class _Room:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, default_collate
 
 from feedrate.config import resolve_path
 from feedrate.dataset.file_layout import learn_pt
+from feedrate.dataset.file_template import pt_template
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.part import PickedIDs
 from feedrate.dataset.paths import Paths
@@ -72,7 +73,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
             self._cache = open_cache(Path(self.root), partition, self.list_IDs, first, verify == "crc")
 
     def _make_reader(self, verify: bool) -> SampleReader:
-        return SampleReader(load_tensor, learn_pt, verify)
+        return SampleReader(load_tensor, learn_pt, pt_template, verify)
 
     def __len__(self) -> int:
         return len(self.list_IDs)
@@ -84,10 +85,15 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
             X = self._reader.read(path, ID)
         else:
             X = self._cache.read(range(len(self))[index], path, lambda: self._reader.read(path, ID))
+        return self.from_X(index, X)
+
+    def from_X(self, index: int, X: Tensor) -> tuple[Any, Any]:
+        """The sample at an index, of what its file holds; a transform may change that."""
+        value = X
         if self.transform is not None:
             with stage("transform"):
-                X = self.transform(X)
-        return X, self.labels[index]
+                value = self.transform(X)
+        return value, self.labels[index]
 
     def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any] | None:
         """What collating the samples at `indices` gives, read straight into memory from `empty(shape, dtype)`.
@@ -96,14 +102,17 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         """
         if self.transform is not None:
             return None
-        X = self._load_X(indices, empty)
+        X = self.load_X(indices, empty)
         if not isinstance(X, Tensor):
             return None
         if isinstance(self.labels, Tensor):
             return X, self.labels.index_select(0, torch.from_numpy(indices))
         return X, default_collate([self.labels[i] for i in indices.tolist()])
 
-    def _load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | list[Tensor] | None:
+    def load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | list[Tensor] | None:
+        """What the files of the samples at `indices` hold: (n, ...) in memory from `empty(shape, dtype)`, or a list
+        where they are not alike; None where it cannot be had at once.
+        """
         if self._cache is not None and self._cache.has(indices):
             return self._cache.gather(indices, empty)
         IDs = PickedIDs(self.list_IDs, indices)  # type: ignore[arg-type]  # looked up when one is asked for

@@ -18,6 +18,8 @@ from torch.utils.data._utils.collate import collate, default_collate_fn_map
 from feedrate.dataset.sample_reader import Empty
 
 LoadBatch = Callable[[np.ndarray, Empty], Any]
+LoadX = Callable[[np.ndarray, Empty], "Tensor | list[Tensor] | None"]
+FromX = Callable[[int, Tensor], Any]
 _TORCHS = default_collate_fn_map[Tensor]
 
 
@@ -42,6 +44,26 @@ def load_batch_of(dataset: Any) -> LoadBatch | None:
     return None
 
 
+def parts_of(dataset: Any) -> tuple[LoadX, FromX] | None:
+    """The two halves of the dataset's `__getitem__`, also through Subsets; None where it has none that count.
+
+    `load_X(indices, empty)` reads what is stored of many samples, as a tensor (n, ...) or a list; or None where that
+    cannot be had at once. `from_X(index, X)` makes the sample of it, which may change X.
+    """
+    if isinstance(dataset, Subset):
+        inner = parts_of(dataset.dataset)
+        if inner is None or type(dataset).__getitem__ is not Subset.__getitem__:
+            return None
+        load_X, from_X = inner
+        return partial(_picked_batch, load_X, dataset.indices), partial(_from_picked, from_X, dataset.indices)
+    for kind in type(dataset).__mro__:
+        if "load_X" in kind.__dict__:
+            return dataset.load_X, dataset.from_X
+        if "__getitem__" in kind.__dict__:
+            return None
+    return None
+
+
 def getitems_of(dataset: Any) -> Callable[[list[int]], Any] | None:
     """The dataset's `__getitems__`, PyTorch's protocol for many samples at once, also through Subsets; None without."""
     if isinstance(dataset, Subset) and type(dataset).__getitems__ is Subset.__getitems__:
@@ -55,6 +77,10 @@ def getitems_of(dataset: Any) -> Callable[[list[int]], Any] | None:
 
 def _picked_batch(inner: LoadBatch, picked: Sequence[int], indices: np.ndarray, empty: Empty) -> Any:
     return inner(np.array([picked[i] for i in indices.tolist()], dtype=np.int64), empty)
+
+
+def _from_picked(inner: FromX, picked: Sequence[int], index: int, X: Tensor) -> Any:
+    return inner(picked[index], X)
 
 
 def _picked_items(inner: Callable[[list[int]], Any], picked: Sequence[int], indices: list[int]) -> Any:

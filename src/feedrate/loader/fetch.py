@@ -23,7 +23,7 @@ from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_s
 from feedrate.dataset.sample_reader import Empty
 from feedrate.errors import SampleError
 from feedrate.loader.alike import odd_one_out
-from feedrate.loader.at_once import getitems_of, load_batch_of, stacked
+from feedrate.loader.at_once import getitems_of, load_batch_of, parts_of, stacked
 from feedrate.loader.blame import Blame
 from feedrate.loader.digest import leaves, nbytes
 from feedrate.loader.slots import Pool, Ring, Writer
@@ -34,7 +34,8 @@ from feedrate.timing.stages import Load, Slowest, Watch, clock_ns, samples_took,
 class Samples(Dataset[Any]):
     """The user's dataset, asked for a whole ticket through PyTorch's batched protocol `__getitems__`.
 
-    The dataset itself is asked by what it has: `load_batch` (see at_once.py), `__getitems__`, or `__getitem__`.
+    The dataset itself is asked by what it has: `load_batch` or `load_X` (see at_once.py), `__getitems__`, or
+    `__getitem__`.
 
     Args:
         dataset: map-style.
@@ -59,6 +60,7 @@ class Samples(Dataset[Any]):
         self.collate, self.batched = collate, batched
         self._at_once = load_batch_of(dataset) if batched and collate is default_collate else None
         self._getitems = getitems_of(dataset) if batched else None
+        self._parts = parts_of(dataset)
         self._blame = Blame(dataset, list_IDs, collate, whole=self._at_once is not None)
         self._ring: Ring | None = None
         self._writer: Writer | None = None  # of a worker's own
@@ -198,45 +200,60 @@ class Samples(Dataset[Any]):
             return stacked(samples, empty)
 
     def _one_by_one(self, ticket: Ticket, given_up: Callable[[], bool]) -> list[Any]:
-        samples, key, times, mark = [], b"", [], clock_ns()
+        samples, key, times, begin = [], b"", [], clock_ns()
+        stored = self._stored(ticket)
+        mark = clock_ns()
+        each = (mark - begin) // len(ticket.indices)  # of reading them together
         seeds = None if self._in_threads else self._seeds
         if seeds is not None:
             seeds.begin()
-        for index, ID in zip(ticket.indices.tolist(), self._IDs(ticket), strict=True):
+        for index, ID, X in zip(ticket.indices.tolist(), self._IDs(ticket), stored, strict=True):
             if given_up():
                 raise _Failed(
                     SampleError(f"batch of {self._blame.named(ticket)}: given up, since the loader was closed")
                 )
             key = self._key(ticket.epoch, index, ID)
             try:
-                samples.append(self._one(index, key, seeds))
+                samples.append(self._one(index, X, key, seeds))
             # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
             except (Exception, SystemExit) as error:
                 raise _Failed(self._blame.sample(ID, error)) from None
             now = clock_ns()
-            times.append(now - mark)
+            times.append(now - mark + each)
             mark = now
         samples_took(times)
         if seeds is not None and key:
             seeds.finish(key)
         return samples
 
-    def _one(self, index: int, key: bytes, seeds: GlobalSeeds | None) -> Any:
-        name_samples([key])
-        if seeds is None:
-            return self.dataset[index]
-        seeds.seed(key)
+    def _stored(self, ticket: Ticket) -> Sequence[Tensor | None]:
+        """What is stored of each sample, read together; None each where the dataset is to be asked for it."""
+        count = len(ticket.indices)
+        if self._parts is None or count == 1:
+            return [None] * count
         try:
-            sample = self.dataset[index]
+            found = self._parts[0](ticket.indices, self._pool.empty)
+        except Exception:  # the sample whose fault that is will say so itself
+            found = None
+        if found is None:
+            return [None] * count
+        return found.unbind(0) if isinstance(found, Tensor) else found
+
+    def _one(self, index: int, X: Tensor | None, key: bytes, seeds: GlobalSeeds | None) -> Any:
+        name_samples([key])
+        if seeds is not None:
+            seeds.seed(key)
+        try:
+            sample = self.dataset[index] if X is None or self._parts is None else self._parts[1](index, X)
         except (Exception, SystemExit):
-            if not seeds.missed():
+            if seeds is None or not seeds.missed():
                 raise
         else:
-            if not seeds.missed():
+            if seeds is None or not seeds.missed():
                 return sample
         name_samples([key])
         seeds.seed(key)
-        return self.dataset[index]
+        return self.dataset[index]  # anew, as X may have been changed
 
     def _together(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> list[Any]:
         indices: list[int] = ticket.indices.tolist()

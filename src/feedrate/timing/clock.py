@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import psutil
@@ -17,7 +19,9 @@ import torch
 from feedrate.timing.epoch_times import EpochTimes, Steps
 from feedrate.timing.stages import Load
 
-PHASES = ("wait", "transfer", "compute", "evaluation", "checkpoint")
+ASIDE = ("evaluation", "checkpoint")  # outside of the steps
+PHASES = ("wait", "transfer", "compute", *ASIDE)
+AT_ONCE = 128  # steps whose rows are written together: code that is called seldom, between two batches, is slow
 
 
 class Clock:
@@ -43,12 +47,18 @@ class Clock:
         self.first_batch_s: float | None = None
         self.first_batch_after_start_s: float | None = None
         self._totals = dict.fromkeys(PHASES, 0)
+        # what else is to be done at the end of a phase; for a step on the CPU nothing
+        self._more: dict[str, Callable[[int], None]] = {name: partial(self._beside, name) for name in ASIDE}
+        if (events := self._events) is not None:
+            self._more |= {"transfer": lambda _: events.step_begins(), "compute": lambda _: events.step_ends()}
+        self._fresh: list[tuple[int, int, int, int, int, int, int, Load | None]] = []
         self.begin()
 
     def begin(self) -> None:
         """An epoch starts now."""
+        self._settle()
         self._steps = Steps()
-        self._aside = {"evaluation": 0, "checkpoint": 0}
+        self._aside = dict.fromkeys(ASIDE, 0)
         self._before = self._of_a_step()
         self._cpu = time.process_time_ns()
         self._asked = self._mark = time.perf_counter_ns()
@@ -63,40 +73,55 @@ class Clock:
         spent = now - self._mark
         self._mark = now
         self._totals[phase] += spent
-        if phase in self._aside:
-            self._aside[phase] += spent
-            self._cpu = time.process_time_ns()
-        elif self._events and phase == "transfer":
-            self._events.step_begins()
-        elif self._events and phase == "compute":
-            self._events.step_ends()
+        if phase in self._more:
+            self._more[phase](spent)
+
+    def _beside(self, phase: str, spent: int) -> None:
+        self._aside[phase] += spent
+        self._cpu = time.process_time_ns()
 
     def skip(self) -> None:
         """The time since the last mark belongs to no phase."""
         self._mark = time.perf_counter_ns()
 
     def step(self, samples: int, nbytes: int, load: Load | None = None) -> None:
-        """Closes the present step's row.
+        """The present step is over.
 
         Args:
             load: how its batch was made, where the loader says.
         """
         cpu = time.process_time_ns()
-        waited, moved, computed = self._before
-        self._before = now = self._of_a_step()
-        wait, transfer, compute = now[0] - waited, now[1] - moved, now[2] - computed
+        totals = self._totals
         if self.first_batch_s is None:
-            self.first_batch_s = wait / 1e9
-            compute_s = (time.perf_counter_ns() - self._mark + transfer + compute) / 1e9
-            self.first_batch_after_start_s = time.time() - psutil.Process().create_time() - compute_s
-        # a batch of a new size is warm-up as well: memory is allocated for it, and torch.compile compiles anew
-        known = samples in self._sizes
-        steady = known and self._count >= self._warmup
-        self._steps.add(self._asked, wait, transfer, compute, cpu - self._cpu, samples, nbytes, steady, load)
+            self._first_step()
+        self._fresh.append(
+            (
+                self._asked, totals["wait"], totals["transfer"], totals["compute"], cpu - self._cpu, samples, nbytes,
+                load,
+            )
+        )  # fmt: skip
         self._cpu = cpu
-        self._count += 1
-        if not known:
+        if len(self._fresh) == AT_ONCE:
+            self._settle()
+
+    def _first_step(self) -> None:
+        wait, transfer, compute = (now - then for now, then in zip(self._of_a_step(), self._before, strict=True))
+        self.first_batch_s = wait / 1e9
+        compute_s = (time.perf_counter_ns() - self._mark + transfer + compute) / 1e9
+        self.first_batch_after_start_s = time.time() - psutil.Process().create_time() - compute_s
+
+    def _settle(self) -> None:
+        """Rows for the steps that have none yet."""
+        fresh, self._fresh = self._fresh, []
+        for asked, waited, moved, computed, cpu, samples, nbytes, load in fresh:
+            before, self._before = self._before, (waited, moved, computed)
+            # a batch of a new size is warm-up as well: memory is allocated for it, and torch.compile compiles anew
+            steady = samples in self._sizes and self._count >= self._warmup
+            self._steps.add(
+                asked, waited - before[0], moved - before[1], computed - before[2], cpu, samples, nbytes, steady, load
+            )
             self._sizes.add(samples)
+            self._count += 1
 
     def _of_a_step(self) -> tuple[int, int, int]:
         """What steps have taken since the run began: wait, transfer, compute."""
@@ -105,6 +130,7 @@ class Clock:
 
     def epoch(self) -> EpochTimes:
         """The account of the present epoch so far; on an accelerator the host has seen its last step complete."""
+        self._settle()
         aside = {f"{name}_s": value / 1e9 for name, value in self._aside.items()}
         times = self._steps.times(**aside)
         if self._events is None:
@@ -116,6 +142,7 @@ class Clock:
 
     def recent(self, steps: int) -> tuple[float, float, float]:
         """Samples per second, wait in ms per step and wait in percent, over the last steps by the host's clock."""
+        self._settle()
         table = self._steps.columns(("samples", *PHASES[:3]), steps)
         samples, wait, *others = table.sum(axis=0).tolist()
         elapsed = wait + sum(others)
@@ -129,6 +156,7 @@ class Clock:
 
     def go_on(self, totals_s: dict[str, float]) -> None:
         """Adds what a run that is gone on with has spent before, as `totals_s` gave it."""
+        self._settle()
         for phase, seconds in totals_s.items():
             self._totals[phase] += round(seconds * 1e9)
         self._before = self._of_a_step()

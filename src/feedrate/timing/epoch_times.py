@@ -39,8 +39,7 @@ class Setup:
         cores: that the run could use: those that it computed on, and those that were idle meanwhile.
         usable_cores: that it may use at all, whoever else computes on them; 0 where that is not asked.
         worker_mb: memory that each worker has for itself, 0 where unknown.
-        worker_delay_s, main_delay_s: seconds for which workers, all together, and the main thread stood in the queue
-            for a core in the measured time.
+        worker_delay_s: seconds for which the workers, all together, stood in the queue for a core in the measured time.
         packable: the override that lets later epochs read shards, empty where there is none.
     """
 
@@ -52,7 +51,6 @@ class Setup:
     usable_cores: int = 0
     worker_mb: float = 0.0
     worker_delay_s: float = 0.0
-    main_delay_s: float = 0.0
     packable: str = ""
 
     @property

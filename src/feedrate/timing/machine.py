@@ -25,15 +25,13 @@ class Machine:
     Attributes:
         seconds: that passed.
         idle_s: of all cores that this process may use, together.
-        workers_queued_s, main_queued_s: that the loader's workers, all together, and the main thread could have run but
-            had no core.
+        workers_queued_s: that the loader's workers, all together, could have run but had no core.
         read_mb: that this process and those of the workers read and the page cache did not hold, megabytes.
     """
 
     seconds: float = 0.0
     idle_s: float = 0.0
     workers_queued_s: float = 0.0
-    main_queued_s: float = 0.0
     read_mb: float = 0.0
 
     @staticmethod
@@ -42,14 +40,13 @@ class Machine:
         main = os.getpid(), threading.main_thread().native_id or os.getpid()
         workers = list(workers)
         read_mb = _read_mb([main, *workers])
-        return Machine(time.perf_counter(), _idle_s(), _queued_s(workers), _queued_s([main]), read_mb)
+        return Machine(time.perf_counter(), _idle_s(), _queued_s(workers), read_mb)
 
     def __sub__(self, other: Machine) -> Machine:
         return Machine(
             self.seconds - other.seconds,
             max(0.0, self.idle_s - other.idle_s),
             max(0.0, self.workers_queued_s - other.workers_queued_s),
-            max(0.0, self.main_queued_s - other.main_queued_s),
             max(0.0, self.read_mb - other.read_mb),
         )
 
@@ -58,7 +55,6 @@ class Machine:
             self.seconds + other.seconds,
             self.idle_s + other.idle_s,
             self.workers_queued_s + other.workers_queued_s,
-            self.main_queued_s + other.main_queued_s,
             self.read_mb + other.read_mb,
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 STAGES = ("fetch", "decode", "transform", "collate", "handover")
+_NOTHING = (0,) * (len(STAGES) - 1)
 SLOWEST = 20  # samples that are told by name
 clock_ns = time.perf_counter_ns  # the one clock of all accounts
 
@@ -63,7 +64,9 @@ class Watch:
 
     def __init__(self) -> None:
         self.samples_ns: Sequence[int] = ()
-        self._spent, self._outer, self._now = [0] * len(STAGES), [], 0  # type: list[int], list[int], int
+        self._spent: list[int] | None = None  # until a part is marked, all is the first
+        self._outer: list[int]
+        self._now = 0
         _thread.watch = self
         self._cpu = time.thread_time_ns()
         self._begin = self._mark = clock_ns()
@@ -71,19 +74,27 @@ class Watch:
     def stop(self, worker: int | None, slow: Iterable[tuple[int, int]] = ()) -> Load:
         """The account."""
         end = clock_ns()
-        self._spent[self._now] += end - self._mark
         _thread.watch = None
         cpu = time.thread_time_ns() - self._cpu
-        return Load(self._begin, end, cpu, tuple(self._spent), worker, tuple(slow))
+        spent = self._spent
+        if spent is None:
+            return Load(self._begin, end, cpu, (end - self._begin, *_NOTHING), worker, tuple(slow))
+        spent[self._now] += end - self._mark
+        return Load(self._begin, end, cpu, tuple(spent), worker, tuple(slow))
 
     def enter(self, number: int) -> None:
         now = clock_ns()
+        if self._spent is None:
+            self._spent, self._outer = [0] * len(STAGES), []
         self._spent[self._now] += now - self._mark
         self._mark = now
         self._outer.append(self._now)
         self._now = number
 
     def leave(self) -> None:
+        """Of the part that was entered last; does nothing outside of any."""
+        if not self._spent or not self._outer:
+            return
         now = clock_ns()
         self._spent[self._now] += now - self._mark
         self._mark = now
@@ -149,7 +160,7 @@ class _Stage:
 
     def __exit__(self, *error: Any) -> None:
         watch = _thread.watch
-        if watch is not None and watch._outer:
+        if watch is not None:
             watch.leave()
 
 

@@ -124,7 +124,6 @@ class Account:
             usable_cores=usable_cores(),
             worker_mb=self._worker_mb or 0.0,
             worker_delay_s=machine.workers_queued_s,
-            main_delay_s=machine.main_queued_s,
             packable=self._packable,
         )
 
