@@ -107,7 +107,7 @@ def test_an_interrupt_gets_through_and_its_memory_stays(tmp_path: Path) -> None:
     def interrupt(*_: Any) -> None:
         raise Interrupted
 
-    def read_and_wait() -> None:
+    def read_and_wait(ring: Uring) -> None:
         other.start()
         read(ring, [*paths, tmp_path / "pipe"], 500)
 
@@ -115,7 +115,7 @@ def test_an_interrupt_gets_through_and_its_memory_stays(tmp_path: Path) -> None:
     other = threading.Thread(target=interrupt_when_it_waits, args=(threading.get_native_id(),))
     try:
         with pytest.raises(Interrupted):
-            read_and_wait()
+            read_and_wait(ring)
     finally:
         signal.signal(signal.SIGUSR1, before)
         other.join()
