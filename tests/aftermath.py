@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from feedrate.trainer.runs import read_summary
 
 MARK = "FEEDRATE_SOAK"  # in the environment of all processes that belong together
 MEASURED = ("train/", "validation/")  # metrics that must be equal; the others are times
+SHARED = ("torch_", "sem.mp-", "psm_", "pym-")  # how names begin that torch and multiprocessing give to shared memory
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -47,17 +50,32 @@ def _plain(value: Any) -> Any:
 
 
 def processes_of(mark: str, but: int = 0) -> Iterator[psutil.Process]:
-    """Those that live and were started with this mark, or by such a one; not process number `but`."""
+    """Those that live and were started with this mark, or by such a one; not process number `but`.
+
+    One that was sent SIGKILL does not live any more, though on a busy machine it may take a while to be gone.
+    """
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             running = process.pid != but and process.status() != psutil.STATUS_ZOMBIE
-            if running and process.environ().get(MARK) == mark:
+            if running and process.environ().get(MARK) == mark and not _is_killed(process.pid):
                 yield process
 
 
+def _is_killed(pid: int) -> bool:
+    """Whether SIGKILL is on its way to it, or has just arrived."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it is gone
+        return True
+    pending = [int(mask, 16) for mask in re.findall(r"^(?:SigPnd|ShdPnd):\s+(\w+)", status, re.MULTILINE)]
+    return any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
+
+
 def shared_memory() -> set[str]:
+    """Names in /dev/shm that torch or multiprocessing has given; what runs beside the tests may have others."""
     folder = Path("/dev/shm")
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in names if name.startswith(SHARED)}
 
 
 def is_orphan(name: str) -> bool:

@@ -16,10 +16,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # the tests' own classes, importable by workers too
 
-import hypothesis  # noqa: F401 when it is imported it asks the collector, which `short_collections` keeps from answering
 import pytest
+from hypothesis import HealthCheck, settings  # imported here: it asks the collector, which `short_collections` silences
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# the same examples in each run, and none is at fault because the machine was busy
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 def pytest_configure() -> None:

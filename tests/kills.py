@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from aftermath import MARK, is_orphan, outcome, processes_of, shared_memory
 from feedrate.trainer.runs import mark_dead_runs, read_summary
 
 ROOT = Path(__file__).resolve().parents[1]
-EXIT_S = 10.0  # promised for SIGTERM
-GONE_S = 15.0  # after which nothing of a killed run may be left; a worker looks for its parent each five seconds
+GONE_S = 60.0  # after which nothing of a killed run may be left; a worker looks for its parent each five seconds
 KILLED = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (128 + signal.SIGTERM, -signal.SIGTERM)}  # exit codes
 
 
@@ -51,6 +52,7 @@ class Soak:
         data: folder of the digits.
         workers: one of these numbers is taken for each start, and threads or processes.
         record: whether MLflow is used; its database is then looked at, too.
+        exit_s: in which a signal must end a run; ten are promised where nothing else keeps the machine busy.
         say: is given a line for each kill.
         kills: how many there were.
         faults: what was not as promised, in words.
@@ -62,6 +64,7 @@ class Soak:
     workers: tuple[int, ...] = (0, 1, 2)
     record: bool = False
     epochs: int = 3
+    exit_s: float = 10.0
     say: Callable[[str], Any] = print
     kills: int = 0
     faults: list[str] = field(default_factory=list)
@@ -162,8 +165,8 @@ class Soak:
         (os.killpg if to_group else os.kill)(process.pid, signum)
         self.kills += 1
         sent = time.monotonic()
-        if not _wait(lambda: process.poll() is not None, EXIT_S):
-            self.faults.append(f"{folder}: {signum.name} did not end it within {EXIT_S:.0f} s ({phase})")
+        if not _wait(lambda: process.poll() is not None, self.exit_s):
+            self.faults.append(f"{folder}: {signum.name} did not end it within {self.exit_s:.0f} s ({phase})")
             process.kill()
         whom = "the group" if to_group else "the process"
         text = f"{sent - begin:5.2f} s after its start {signum.name} to {whom} in {phase}, ended in"
@@ -210,7 +213,7 @@ class Soak:
         own = os.getpid()
 
         def left() -> list[str]:
-            processes = [f"process {p.pid}: {' '.join(p.cmdline())}" for p in processes_of(str(self.work), own)]
+            processes = [f"process {p.pid}: {_command(p)}" for p in processes_of(str(self.work), own)]
             return processes + [f"/dev/shm/{name}" for name in shared_memory() - self._shared if is_orphan(name)]
 
         if not _wait(lambda: not left(), GONE_S, pause=0.5):  # other programs use shared memory, too, for a moment
@@ -241,6 +244,12 @@ class _Trace:
 
 def _output(folder: Path) -> str:
     return folder.with_suffix(".out").read_text(errors="replace")
+
+
+def _command(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return "ended just now"
 
 
 def _wait(there: Callable[[], bool], seconds: float, pause: float = 0.002) -> bool:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from feedrate.config import ROOT
 
-PATIENCE_S = 120
+T = TypeVar("T")
+PATIENCE_S = 300
+ATTEMPTS = 20
 
 
 class Started:
@@ -44,9 +50,16 @@ class Started:
     def all_ended(self) -> bool:
         return not self.group()
 
+    def stop(self) -> None:
+        """Stops it where it is, until it is sent SIGCONT."""
+        self.process.send_signal(signal.SIGSTOP)
+        at_rest = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        until(lambda: psutil.Process(self.process.pid).status() in at_rest)
+
     def close(self) -> None:
         for process in self.group():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended just now
+                process.kill()
         self.process.communicate()
 
 
@@ -55,3 +68,16 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.002)
+
+
+def in_the_middle(folder: Path, disturb: Callable[[Path], T | None]) -> T:
+    """What `disturb` returns, which disturbs a command that works in the folder it is given, a new one each time.
+
+    None from it means that the command was done before: on a busy machine it may be the test that waits for its turn.
+    """
+    for number in range(ATTEMPTS):
+        place = folder / f"attempt{number}"
+        place.mkdir()
+        if (found := disturb(place)) is not None:
+            return found
+    raise AssertionError("the command was done each time before it could be disturbed")

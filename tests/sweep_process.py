@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
+
+from started import until
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "# @package _global_\ntrainer: {max_epochs: 1}\n"
@@ -38,5 +43,15 @@ def start(
 def sweep(folder: Path, digits: Path, *arguments: str, experiment: str = TINY) -> subprocess.CompletedProcess[str]:
     """The same, when it has ended."""
     process = start(folder, digits, *arguments, experiment=experiment)
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def cut_power(process: subprocess.Popen[str]) -> None:
+    """Kills a sweep and all that it has started, so that none of them notices another's end."""
+    process.send_signal(signal.SIGSTOP)
+    until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    for child in psutil.Process(process.pid).children():
+        os.killpg(child.pid, signal.SIGKILL)
+    process.kill()
+    process.communicate(timeout=60)

@@ -39,7 +39,7 @@ def shell(command: str, folder: Path, *extra: str) -> str:
     """Output of a README command; `python` is this interpreter."""
     words = command.split("#", maxsplit=1)[0].split()
     assert words[0] == "python"
-    done = subprocess.run([sys.executable, *words[1:], *extra], cwd=folder, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, *words[1:], *extra], cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

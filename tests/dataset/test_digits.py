@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from feedrate.dataset import Catalog, Digits
+from started import in_the_middle, until
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -55,16 +55,17 @@ fork = pytest.mark.skipif(
 
 @fork
 def test_what_a_killed_run_left_is_made_good_by_the_next(digits: Path, tmp_path: Path) -> None:
-    root = tmp_path / "digits"
-    first = multiprocessing.get_context("fork").Process(target=Digits.prepare, args=(root,))
-    first.start()
-    deadline = time.monotonic() + 60
-    while len(list(root.glob("*.pt"))) < 100 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    first.kill()
-    first.join()
-    left = sorted(root.glob("*.pt"))
-    assert 100 <= len(left) < 1797
+    def kill(folder: Path) -> tuple[Path, list[Path]] | None:
+        root = folder / "digits"
+        first = multiprocessing.get_context("fork").Process(target=Digits.prepare, args=(root,))
+        first.start()
+        until(lambda: len(list(root.glob("*.pt"))) >= 100)
+        first.kill()
+        first.join()
+        left = sorted(root.glob("*.pt"))
+        return (root, left) if len(left) < 1797 else None
+
+    root, left = in_the_middle(tmp_path, kill)
     assert not (root / "partition.json").exists()
     left[-1].write_bytes(b"PK")  # as a crash of the machine may leave it
     left[0].unlink()

@@ -235,10 +235,10 @@ def test_the_source_may_lie_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_ending_early_leaves_no_worker(tmp_path: Path) -> None:
-    torch.save((torch.zeros(20_000, 10), torch.zeros(20_000)), tmp_path / "all.pt")
+    torch.save((torch.zeros(100_000, 10), torch.zeros(100_000)), tmp_path / "all.pt")
     source = BigFile.read(tmp_path / "all.pt")
     before = _children()
-    progress = write_samples(source, np.arange(20_000), tmp_path, num_workers=2)
+    progress = write_samples(source, np.arange(100_000), tmp_path, num_workers=2)
     next(progress)
     assert len(_children() - before) >= 2
     progress.close()
@@ -246,10 +246,11 @@ def test_ending_early_leaves_no_worker(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_explained_and_leaves_no_other(tmp_path: Path) -> None:
-    torch.save((torch.zeros(20_000, 10), torch.zeros(20_000)), tmp_path / "all.pt")
+    many = 100_000  # more than are written while this test waits for its turn
+    torch.save((torch.zeros(many, 10), torch.zeros(many)), tmp_path / "all.pt")
     source = BigFile.read(tmp_path / "all.pt")
     before = _children()
-    progress = write_samples(source, np.arange(20_000), tmp_path, num_workers=2)
+    progress = write_samples(source, np.arange(many), tmp_path, num_workers=2)
     next(progress)
     next(iter(_children() - before)).kill()
     with pytest.raises(UserError, match=r"ended by SIGKILL, as happens when memory runs out\n.*goes on"):

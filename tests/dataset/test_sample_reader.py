@@ -37,6 +37,7 @@ OLD = {  # what PyTorch before 1.6 had, and so what its form of file can hold
 }
 NPY_DTYPES = [*("?", "u1", "i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"), *("<c8", ">i4", ">f8")]
 FORMS = ("plain", "transposed", "part", "expanded", "offset", "before 1.6", "saved under another name", "no crc")
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 def reader(**options: Any) -> SampleReader:
@@ -93,9 +94,7 @@ def by_torch(path: Path) -> Any:
 # ---------------------------------------------------------------------------------------------------------
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=UNCHECKED)
 @given(
     dtype=st.sampled_from(DTYPES),
     shape=st.lists(st.integers(0, 5), max_size=4).map(tuple),
@@ -288,9 +287,7 @@ def test_every_byte_changed_gives_an_error_or_what_torch_gives(pristine: tuple[S
         agrees_with_torch(read, folder / "ccc.pt", bytes(changed))
 
 
-@settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=UNCHECKED)
 @given(data=st.data())
 def test_several_bytes_changed_give_an_error_or_what_torch_gives(
     pristine: tuple[SampleReader, Path, bytes], data: st.DataObject
@@ -417,7 +414,7 @@ def test_no_file_stays_open(tmp_path: Path, at_once: bool) -> None:
     assert str(tmp_path) not in "".join(open_files())
     del read
     gc.collect()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before  # fewer where an earlier test's pipes are closed now
 
 
 def open_files() -> list[str]:
@@ -468,9 +465,7 @@ def test_an_ID_that_no_path_can_be_is_not_cut_at_its_zero_byte(tmp_path: Path) -
 # ---------------------------------------------------------------------------------------------------------
 
 
-@settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=UNCHECKED)
 @given(
     dtype=st.sampled_from(NPY_DTYPES),
     shape=st.lists(st.integers(0, 5), max_size=4).map(tuple),

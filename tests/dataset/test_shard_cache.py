@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from feedrate.dataset.shard import read_places
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader
 from packing import age, picture, write_folder
+from started import until
 
 COUNT = 24
 
@@ -77,8 +77,8 @@ def test_every_epoch_of_every_run_equals_that_of_the_files(root: Path, workers: 
     assert not (root / ".feedrate").exists()
     data = open_files(root)
     assert epochs(data, **settings) == expected
-    del data  # the end of the run
-    assert kept(root) == COUNT
+    del data  # the end of the run, once the last thread that has loaded is gone
+    until(lambda: kept(root) == COUNT)
     size = sum(path.stat().st_blocks for path in shards(root))
     assert epochs(open_files(root), **settings) == expected
     assert sum(path.stat().st_blocks for path in shards(root)) == size  # nothing is kept twice
@@ -107,7 +107,7 @@ def test_spawned_workers_fill_and_read_it_too(root: Path) -> None:
     data = open_files(root)
     assert epochs(data, **settings) == expected
     del data
-    assert kept(root) == COUNT
+    until(lambda: kept(root) == COUNT)
 
 
 def test_samples_one_by_one_with_a_transform_are_kept_before_it(root: Path) -> None:
@@ -367,22 +367,26 @@ sys.path[:0] = [{src!r}, {tests!r}]
 from dataset.test_shard_cache import Loader, open_files
 from feedrate.dataset import shard_cache
 shard_cache.PUBLISH_S = 0
-data = open_files(Path({root!r}))
-for number, _ in enumerate(Loader(data, batch_size=5, shuffle=True, seed=3, num_workers={workers})):
-    print(number, flush=True)
-    time.sleep(0.2)
-time.sleep(60)
+data, workers = open_files(Path({root!r})), {workers}
+ahead = {{"engine": "process", "prefetch_factor": 1}} if workers else {{}}
+batches = iter(Loader(data, batch_size=1, shuffle=True, seed=3, num_workers=workers, **ahead))
+next(batches)
+time.sleep(600)  # of the 24 samples two workers have kept a few by then
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_in_the_middle_the_next_run_goes_on_from_there(
-    root: Path, workers: int, run_killed: Callable[[str], None]
-) -> None:
+def test_killed_in_the_middle_the_next_run_goes_on_from_there(root: Path, workers: int) -> None:
     expected = epochs(open_files(root, "none"))
     tests = Path(__file__).resolve().parents[1]
-    run_killed(KILLED.format(src=str(tests.parent / "src"), tests=str(tests), root=str(root), workers=workers))
+    program = KILLED.format(src=str(tests.parent / "src"), tests=str(tests), root=str(root), workers=workers)
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        until(lambda: any(root.glob(".feedrate/*/table")) and bool(table(root).any()))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     before = table(root)
     assert 0 < np.count_nonzero(before) < COUNT
     data = open_files(root)
@@ -390,18 +394,3 @@ def test_killed_in_the_middle_the_next_run_goes_on_from_there(
     del data
     assert kept(root) == COUNT
     assert (table(root) == before)[before > 0].all()
-
-
-@pytest.fixture
-def run_killed() -> Callable[[str], None]:
-    """Runs a program until it has printed a line, and kills it."""
-
-    def run(program: str) -> None:
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "0\n"
-        assert process.stdout.readline() == "1\n"
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-
-    return run

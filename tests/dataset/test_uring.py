@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,16 @@ class Interrupted(Exception):
     pass
 
 
+def interrupt_when_it_waits(thread: int) -> None:
+    """Sends SIGUSR1 once a thread of this process has been asleep at twenty looks, in between which it could run."""
+    asleep = 0
+    while asleep < 20:
+        time.sleep(0.01)
+        state = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(") ")[2][0]
+        asleep = asleep + 1 if state == "S" else 0
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
 @pytest.mark.usefixtures("ring")
 def test_an_interrupt_gets_through_and_its_memory_stays(tmp_path: Path) -> None:
     ring = Uring()
@@ -96,15 +107,18 @@ def test_an_interrupt_gets_through_and_its_memory_stays(tmp_path: Path) -> None:
     def interrupt(*_: Any) -> None:
         raise Interrupted
 
+    def read_and_wait(ring: Uring) -> None:
+        other.start()
+        read(ring, [*paths, tmp_path / "pipe"], 500)
+
     before = signal.signal(signal.SIGUSR1, interrupt)
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
-    timer.start()
+    other = threading.Thread(target=interrupt_when_it_waits, args=(threading.get_native_id(),))
     try:
         with pytest.raises(Interrupted):
-            read(ring, [*paths, tmp_path / "pipe"], 500)
+            read_and_wait(ring)
     finally:
         signal.signal(signal.SIGUSR1, before)
-        timer.join()
+        other.join()
     assert not ring.usable()
     lost = len(uring._LOST)
     del ring

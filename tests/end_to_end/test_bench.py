@@ -15,7 +15,7 @@ SHORT = ["bench.repeats=2", "bench.seconds=0.1", "bench.step_ms=[3]"]
 
 def bench(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "src/bench.py"), *SHORT, f"hydra.run.dir={folder}", *arguments]
-    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=400)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_terminal_shows_the_figures_of_the_file(compared):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("times", "code"), [(0.5, 0), (4.0, 1)])
+@pytest.mark.parametrize(("times", "code"), [(0.001, 0), (1000.0, 1)])  # further than a busy machine can shift it
 def test_a_loader_that_has_become_slower_than_noise_explains_fails_the_command(compared, tmp_path, times, code, digits):
     earlier = json.loads((compared[1] / "bench.json").read_text())
     for row in earlier:

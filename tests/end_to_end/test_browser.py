@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ FLAGS = [
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--window-size=2600,1300"),
 ]
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 EPOCHS = 8
 DIGEST = "0123456789abcdef" * 4
 
@@ -50,25 +50,39 @@ class Browser:
     driver: Any
     pictures: Path
 
-    def open(self, link: str, *expected: str) -> str:
-        """The page's text once everything expected is in it; otherwise the test fails with a picture's path."""
+    def open(self, link: str, *expected: str, lines: Sequence[str] = ()) -> str:
+        """The page's text once these words and lines are in it; otherwise the test fails with a picture's path."""
         self.driver.get("about:blank")  # otherwise only the part after # changes, and the page is not loaded anew
         self.driver.get(link)
-        return self.wait_for(*expected)
+        return self.wait_for(*expected, lines=lines)
 
-    def wait_for(self, *expected: str) -> str:
+    def wait_for(self, *expected: str, lines: Sequence[str] = ()) -> str:
         deadline = time.monotonic() + TIMEOUT_S
         text = ""
+
+        def missing() -> list[str]:
+            words = [words for words in expected if words not in " ".join(text.split())]
+            return words + [line for line in lines if not re.search(rf"^{re.escape(line)}$", text, re.MULTILINE)]
+
         while time.monotonic() < deadline:
             with contextlib.suppress(Exception):  # the page may be replaced while it is read
                 text = self.driver.find_element("tag name", "body").text
-                if all(words in " ".join(text.split()) for words in expected):
+                if not missing():
                     time.sleep(1)  # for pictures and charts to be drawn
                     self.keep("page")
                     return text
             time.sleep(0.3)
-        missing = [words for words in expected if words not in " ".join(text.split())]
-        pytest.fail(f"not on the page within {TIMEOUT_S} s: {missing}; see {self.keep('failed')}\n{text}")
+        pytest.fail(f"not on the page within {TIMEOUT_S} s: {missing()}; see {self.keep('failed')}\n{text}")
+
+    def until(self, there: Callable[[], Any]) -> None:
+        """Waits for what is drawn after the page's text has come."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(Exception):  # as above
+                if there():
+                    return
+            time.sleep(0.3)
+        pytest.fail(f"not on the page within {TIMEOUT_S} s; see {self.keep('failed')}")
 
     def keep(self, name: str) -> Path:
         path = self.pictures / f"{len(list(self.pictures.iterdir()))}-{name}.png"
@@ -99,7 +113,8 @@ def browser(folder: Path) -> Iterator[Browser]:
     finally:
         driver.quit()
         for process in psutil.wait_procs(started, timeout=10)[1]:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -173,29 +188,26 @@ def _without_the_assistant(browser: Browser, page: str) -> None:
 
 
 def test_the_printed_link_shows_the_runs_with_the_columns_that_matter(browser: Browser, tracker: Tracker) -> None:
-    text = browser.open(str(tracker.experiment_url), "mlp-digits-w2-b64-seed3", "1 matching run")
-    for column in (
+    columns = (
         *("validation/accuracy", "validation/loss", "loader/samples_per_s", "loader/wait_pct"),
         *("loader.num_workers", "loader.batch_size", "model", "dataset", "Dataset"),
-    ):
-        assert re.search(rf"^{re.escape(column)}$", text, re.MULTILINE), (column, text)
-    for value in ("3218", "4.25", "mlp", "64", "digits (01234567-train)"):
-        assert value in text, (value, text)
+    )
+    values = ("3218", "4.25", "mlp", "64", "digits (01234567-train)")
+    browser.open(str(tracker.experiment_url), "mlp-digits-w2-b64-seed3", "1 matching run", *values, lines=columns)
 
 
 def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browser: Browser, tracker: Tracker) -> None:
-    text = browser.open(str(tracker.url), "mlp-digits-w2-b64-seed3", "validation accuracy after 8 epochs")
-    assert "Finished" in text
-    assert "compute-bound" in text
-    assert "loader.num_workers" in text
-    browser.driver.find_element("xpath", "(//*[contains(., 'digits (01234567-train)')])[last()]").click()
+    facts = ("Finished", "compute-bound", "loader.num_workers", "digits (01234567-train)")
+    browser.open(str(tracker.url), "mlp-digits-w2-b64-seed3", "validation accuracy after 8 epochs", *facts)
+    dataset = "(//*[contains(., 'digits (01234567-train)')])[last()]"
+    browser.until(lambda: browser.driver.find_element("xpath", dataset).click() is None)
     browser.wait_for("2 datasets used", "digits (01234567-validation)", "samples: 1437")
 
 
 def test_metrics_are_charts_grouped_by_prefix(browser: Browser, tracker: Tracker, page: str) -> None:
-    text = browser.open(_tab(tracker, "model-metrics"), "compute (1)", "loader (2)", "train (1)", "validation (2)")
-    assert "samples_per_s" in text
-    assert browser.driver.find_elements("css selector", ".js-plotly-plot")
+    groups = ("compute (1)", "loader (2)", "train (1)", "validation (2)")
+    browser.open(_tab(tracker, "model-metrics"), *groups, "samples_per_s")
+    browser.until(lambda: browser.driver.find_elements("css selector", ".js-plotly-plot"))
 
 
 def test_system_metrics_have_a_tab_of_their_own(browser: Browser, tracker: Tracker, page: str) -> None:
@@ -204,9 +216,14 @@ def test_system_metrics_have_a_tab_of_their_own(browser: Browser, tracker: Track
 
 def test_pictures_and_the_configuration_are_shown_in_place(browser: Browser, tracker: Tracker, page: str) -> None:
     browser.open(_tab(tracker, "artifacts/plots/loss.png"), "loss.png", "confusion_matrix.png", "config.yaml")
-    script = "return [...document.images].map(image => [image.src, image.naturalWidth])"
-    shown = browser.driver.execute_script(script)
-    assert any("loss.png" in source or source.startswith("blob:") for source, width in shown if width > 500), shown
+
+    def picture() -> bool:
+        script = "return [...document.images].filter(image => image.naturalWidth > 500).map(image => image.src)"
+        return any(
+            "loss.png" in source or source.startswith("blob:") for source in browser.driver.execute_script(script)
+        )
+
+    browser.until(picture)
     browser.open(_tab(tracker, "artifacts/config.yaml"), "seed: 3")
 
 

@@ -56,8 +56,8 @@ def test_killed_in_an_epoch_it_is_wrong_in_nothing_and_the_next_run_completes_it
 ) -> None:
     expected = train(root, tmp_path / "files", workers)
     assert not (root / ".feedrate").exists()
-    # a step of 200 ms: the first rows are on disk after five seconds, the epoch ends after five
-    slow = ("model=simulated", "model.step_ms=600", "trainer.max_epochs=1", "dataset.cache=shards")
+    # the first rows are on disk after five seconds, the 23 steps of the epoch would take a minute
+    slow = ("model=simulated", "model.step_ms=2500", "trainer.max_epochs=1", "dataset.cache=shards")
     killed = Started("train.py", *arguments(root, tmp_path / "killed", workers, *slow))
     try:
         until(lambda: bool(table(root).any()))

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from feedrate.config import ROOT
-from started import PATIENCE_S, Started, until
+from started import PATIENCE_S, Started, in_the_middle, until
 
 pytestmark = pytest.mark.slow
 
-COUNT = 3_000
+COUNT, SHARDS = 3_000, 14
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def uninterrupted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = tmp_path_factory.mktemp("uninterrupted") / "packed"
     done = command(*arguments(source, root, 0))
     assert done.returncode == 0, done.stderr
-    assert "is done: 2,500 train, 500 validation in 14 shards" in done.stdout
+    assert f"is done: 2,500 train, 500 validation in {SHARDS} shards" in done.stdout
     return root
 
 
@@ -87,27 +87,32 @@ def content(root: Path) -> dict[str, bytes]:
 def test_killed_at_any_instant_it_goes_on_and_loses_no_shard(
     source: Path, uninterrupted: Path, tmp_path: Path, start: Callable[..., Started]
 ) -> None:
-    root = tmp_path / "packed"
-    reached: dict[str, int] = {}
-    for least in (1, 4):
-        killed = start(*arguments(source, root))
-        until(lambda least=least: len(written(root)) >= least)  # type: ignore[misc]
-        os.kill(killed.process.pid, signal.SIGKILL)  # the main process alone: its workers must notice
-        killed.process.wait()
-        until(killed.all_ended)
-        now = written(root)
-        assert len(now) < 14
-        assert reached.items() <= now.items()
-        for name in now:
-            assert (root / name).read_bytes() == (uninterrupted / name).read_bytes()
-        reached = now
-        train = subprocess.run(
-            [sys.executable, str(ROOT / "src/train.py"), "dataset=packed", f"dataset.root={root}", "tracking=none",
-             f"hydra.run.dir={tmp_path}/run{least}"],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert train.returncode == 1
-        assert "packing has not come to its end; give the same command" in train.stderr
+    def kill_twice(folder: Path) -> tuple[Path, dict[str, int]] | None:
+        root = folder / "packed"
+        reached: dict[str, int] = {}
+        for least in (1, 4):
+            killed = start(*arguments(source, root))
+            until(lambda least=least: len(written(root)) >= least)  # type: ignore[misc]
+            os.kill(killed.process.pid, signal.SIGKILL)  # the main process alone: its workers must notice
+            killed.process.wait()
+            until(killed.all_ended)
+            now = written(root)
+            if len(now) == SHARDS:
+                return None
+            assert reached.items() <= now.items()
+            for name in now:
+                assert (root / name).read_bytes() == (uninterrupted / name).read_bytes()
+            reached = now
+            train = subprocess.run(
+                [sys.executable, str(ROOT / "src/train.py"), "dataset=packed", f"dataset.root={root}", "tracking=none",
+                 f"hydra.run.dir={folder}/run{least}"],
+                capture_output=True, text=True,
+            )  # fmt: skip
+            assert train.returncode == 1
+            assert "packing has not come to its end; give the same command" in train.stderr
+        return root, reached
+
+    root, reached = in_the_middle(tmp_path, kill_twice)
     done = command(*arguments(source, root))
     assert done.returncode == 0, done.stderr
     assert "samples are there from before" in done.stdout
@@ -115,17 +120,32 @@ def test_killed_at_any_instant_it_goes_on_and_loses_no_shard(
     assert reached.items() <= written(root).items()
 
 
+Stopped = tuple[Path, Started, str]
+
+
+def stopper(start: Callable[..., Started], given: Callable[[Path], tuple[str, ...]], least: int, signum: int) -> Any:
+    """What sends a signal to a packing command and all its processes once it has written so many shards."""
+
+    def stop(folder: Path) -> Stopped | None:
+        root = folder / "packed"
+        stopped = start(*given(root))
+        until(lambda: len(written(root)) >= least)
+        os.killpg(stopped.process.pid, signum)
+        _, errors = stopped.process.communicate(timeout=PATIENCE_S)
+        done = stopped.process.returncode == 0 and len(written(root)) == SHARDS
+        return None if done else (root, stopped, errors)
+
+    return stop
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_CtrlC_says_one_line_and_leaves_nothing_running(
     source: Path, uninterrupted: Path, tmp_path: Path, start: Callable[..., Started], workers: int
 ) -> None:
-    root = tmp_path / "packed"
-    stopped = start(*arguments(source, root, workers))
-    until(lambda: len(written(root)) >= 2)
-    os.killpg(stopped.process.pid, signal.SIGINT)
-    _, errors = stopped.process.communicate(timeout=PATIENCE_S)
+    stop = stopper(start, lambda root: arguments(source, root, workers), 2, signal.SIGINT)
+    root, stopped, errors = in_the_middle(tmp_path, stop)
     assert stopped.process.returncode == 130
-    assert stopped.all_ended()
+    until(stopped.all_ended)
     assert re.fullmatch(r"interrupted: \d+ of 14 shards are written; the same command goes on from there\n", errors), (
         errors
     )
@@ -138,11 +158,7 @@ def test_CtrlC_says_one_line_and_leaves_nothing_running(
 def test_SIGTERM_leaves_nothing_running_and_nothing_half(
     source: Path, uninterrupted: Path, tmp_path: Path, start: Callable[..., Started]
 ) -> None:
-    root = tmp_path / "packed"
-    stopped = start(*arguments(source, root))
-    until(lambda: len(written(root)) >= 1)
-    os.killpg(stopped.process.pid, signal.SIGTERM)
-    stopped.process.communicate(timeout=PATIENCE_S)
+    root, stopped, _ = in_the_middle(tmp_path, stopper(start, lambda root: arguments(source, root), 1, signal.SIGTERM))
     assert stopped.process.returncode != 0
     until(stopped.all_ended)
     assert command(*arguments(source, root)).returncode == 0
@@ -150,16 +166,22 @@ def test_SIGTERM_leaves_nothing_running_and_nothing_half(
 
 
 def test_two_at_once_do_not_mix(source: Path, tmp_path: Path, start: Callable[..., Started]) -> None:
-    first = start(*arguments(source, tmp_path / "packed", 0))
-    until(lambda: len(written(tmp_path / "packed")) >= 1)
-    os.kill(first.process.pid, signal.SIGSTOP)
-    try:
-        second = command(*arguments(source, tmp_path / "packed", 0))
-    finally:
-        os.kill(first.process.pid, signal.SIGCONT)
+    def stop(folder: Path) -> tuple[Path, Started, subprocess.CompletedProcess[str]] | None:
+        root = folder / "packed"
+        first = start(*arguments(source, root, 0))
+        until(lambda: len(written(root)) >= 1)
+        first.stop()
+        try:
+            if len(written(root)) == SHARDS:
+                return None
+            return root, first, command(*arguments(source, root, 0))
+        finally:
+            first.process.send_signal(signal.SIGCONT)
+
+    root, first, second = in_the_middle(tmp_path, stop)
     assert second.returncode == 1
-    assert second.stderr == (
-        f"error: root={tmp_path}/packed: another command is writing there; wait for it, or choose another root\n"
+    assert (
+        second.stderr == f"error: root={root}: another command is writing there; wait for it, or choose another root\n"
     )
     assert first.process.wait(PATIENCE_S) == 0
 

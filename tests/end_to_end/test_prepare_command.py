@@ -17,7 +17,7 @@ import torch
 
 from feedrate.config import ROOT
 from feedrate.dataset.catalog import Catalog
-from started import PATIENCE_S, Started, until
+from started import PATIENCE_S, Started, in_the_middle, until
 
 pytestmark = pytest.mark.slow
 
@@ -99,23 +99,28 @@ def test_the_command_makes_a_folder_to_train_on(source: Path, tmp_path: Path) ->
 def test_killed_at_any_instant_it_goes_on_and_loses_nothing(
     source: Path, uninterrupted: Path, tmp_path: Path, start: Callable[..., Started]
 ) -> None:
-    root = tmp_path / "mine"
+    def kill_twice(folder: Path) -> tuple[Path, dict[str, int]] | None:
+        root = folder / "mine"
+        reached: dict[str, int] = {}
+        for least in (1, COUNT // 4):
+            killed = start(f"source={source}", f"root={root}", "num_workers=2")
+            until(lambda least=least: len(written(root)) >= least)  # type: ignore[misc]
+            os.kill(killed.process.pid, signal.SIGKILL)  # the main process alone: its workers must notice
+            killed.process.wait()
+            until(killed.all_ended)
+            now = {name: (root / name).stat().st_mtime_ns for name in written(root)}
+            if len(now) == COUNT:
+                return None
+            assert not (root / "partition.json").exists()
+            whole = content(uninterrupted)
+            for name in now:
+                assert (root / name).read_bytes() == whole[name]
+            assert reached.items() <= now.items()
+            reached = now
+        return root, reached
+
+    root, reached = in_the_middle(tmp_path, kill_twice)
     arguments = (f"source={source}", f"root={root}", "num_workers=2")
-    reached: dict[str, int] = {}
-    for least in (1, COUNT // 4):
-        killed = start(*arguments)
-        until(lambda least=least: len(written(root)) >= least)  # type: ignore[misc]
-        os.kill(killed.process.pid, signal.SIGKILL)  # the main process alone: its workers must notice
-        killed.process.wait()
-        until(killed.all_ended)
-        assert not (root / "partition.json").exists()
-        whole = content(uninterrupted)
-        for name in written(root):
-            assert (root / name).read_bytes() == whole[name]
-        now = {name: (root / name).stat().st_mtime_ns for name in written(root)}
-        assert len(now) < COUNT
-        assert reached.items() <= now.items()
-        reached = now
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     assert f"{len(reached):,} of {COUNT:,} samples are there from before" in done.stdout
@@ -127,20 +132,23 @@ def test_killed_at_any_instant_it_goes_on_and_loses_nothing(
 def test_CtrlC_says_one_line_and_leaves_nothing_running(
     source: Path, uninterrupted: Path, tmp_path: Path, start: Callable[..., Started], workers: int
 ) -> None:
-    root = tmp_path / "mine"
-    arguments = (f"source={source}", f"root={root}", f"num_workers={workers}")
-    stopped = start(*arguments)
-    until(lambda: len(written(root)) >= 100)
-    os.killpg(stopped.process.pid, signal.SIGINT)
-    _, errors = stopped.process.communicate(timeout=PATIENCE_S)
+    def interrupt(folder: Path) -> tuple[Path, Started, str] | None:
+        root = folder / "mine"
+        stopped = start(f"source={source}", f"root={root}", f"num_workers={workers}")
+        until(lambda: len(written(root)) >= 100)
+        os.killpg(stopped.process.pid, signal.SIGINT)
+        _, errors = stopped.process.communicate(timeout=PATIENCE_S)
+        return None if len(written(root)) == COUNT else (root, stopped, errors)
+
+    root, stopped, errors = in_the_middle(tmp_path, interrupt)
     assert stopped.process.returncode == 130
-    assert stopped.all_ended()
+    until(stopped.all_ended)
     count = len(written(root))
     assert errors == (f"interrupted: {count:,} of {COUNT:,} samples are written; the same command goes on from there\n")
     assert 100 <= count < COUNT
     assert {name for name in names(root) if name.startswith(".")} <= {".lock"}
 
-    done = command(*arguments)
+    done = command(f"source={source}", f"root={root}", f"num_workers={workers}")
     assert done.returncode == 0
     assert content(root) == content(uninterrupted)
 
@@ -162,17 +170,21 @@ def test_CtrlC_while_it_starts_says_one_line(
 
 
 def test_two_at_once_do_not_mix(source: Path, tmp_path: Path, start: Callable[..., Started]) -> None:
-    arguments = (f"source={source}", f"root={tmp_path}/mine", "num_workers=0")
-    first = start(*arguments)
-    until(lambda: len(written(tmp_path / "mine")) >= 10)
-    os.kill(first.process.pid, signal.SIGSTOP)
-    try:
-        second = command(*arguments)
-    finally:
-        os.kill(first.process.pid, signal.SIGCONT)
+    def stop(folder: Path) -> tuple[Path, Started, subprocess.CompletedProcess[str]] | None:
+        root = folder / "mine"
+        arguments = (f"source={source}", f"root={root}", "num_workers=0")
+        first = start(*arguments)
+        until(lambda: len(written(root)) >= 10)
+        first.stop()
+        try:
+            return None if len(written(root)) == COUNT else (root, first, command(*arguments))
+        finally:
+            first.process.send_signal(signal.SIGCONT)
+
+    root, first, second = in_the_middle(tmp_path, stop)
     assert second.returncode == 1
-    assert second.stderr == (
-        f"error: root={tmp_path}/mine: another command is writing there; wait for it, or choose another root\n"
+    assert (
+        second.stderr == f"error: root={root}: another command is writing there; wait for it, or choose another root\n"
     )
     assert first.process.wait(PATIENCE_S) == 0
 

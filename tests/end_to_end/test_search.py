@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
-import signal
 import time
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
-from sweep_process import start, sweep
+from sweep_process import cut_power, start, sweep
 
 pytestmark = pytest.mark.slow
 
@@ -34,13 +31,14 @@ hydra:
     sampler: {name: RandomSampler, seed: 1}
     pruner: {name: MedianPruner, n_startup_trials: 1, n_warmup_steps: 0}
 """
+KEPT = ["tracking.system_metrics=false", "+model.hold_at=3"]  # the third trial waits to be killed
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory, digits, make_store):
     """A search of five trials, killed altogether in the middle of the third one; then the same command again, twice."""
     folder = tmp_path_factory.mktemp("searched")
-    arguments = [f"tracking.uri={make_store(folder)}", "tracking.system_metrics=false"]
+    arguments = [f"tracking.uri={make_store(folder)}", *KEPT]
 
     def place(name: str) -> str:
         return f"hydra.sweep.dir={folder}/sweeps/{name}"
@@ -53,11 +51,7 @@ def searched(tmp_path_factory, digits, make_store):
             if json.loads(about.read_text())["batches"] > 2:
                 break
         time.sleep(0.02)
-    jobs = psutil.Process(process.pid).children()
-    os.kill(process.pid, signal.SIGKILL)
-    for job in jobs:
-        os.killpg(job.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    cut_power(process)
     before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("sweeps/first/[01]/summary.json")}
     second = sweep(folder, digits, *arguments, place("second"), "hydra.launcher.jobs=2", experiment=SEARCH)
     third = sweep(folder, digits, *arguments, place("third"), experiment=SEARCH)
@@ -141,7 +135,7 @@ def test_mlflow_has_one_parent_with_table_and_pictures_and_a_child_for_each_tria
 )
 def test_what_is_wrong_is_answered_before_any_job_starts(searched, digits, search, said):
     folder = searched.folder
-    done = sweep(folder, digits, f"tracking.uri={folder}/mlflow.db", "tracking.system_metrics=false",
+    done = sweep(folder, digits, f"tracking.uri={folder}/mlflow.db", *KEPT,
                  f"hydra.sweep.dir={folder}/sweeps/wrong", experiment=search)  # fmt: skip
     assert done.returncode == 1
     assert said in done.stderr

@@ -46,7 +46,7 @@ def tracked(tmp_path_factory, digits):
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
         )
 

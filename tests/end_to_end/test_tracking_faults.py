@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+import urllib.request
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +22,7 @@ import pytest
 import torch
 
 from faulty_server import FaultyServer
+from started import until
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -32,13 +36,27 @@ SMALL = (
 pytestmark = pytest.mark.slow
 
 
+def free_port() -> int:
+    """One that the system gives nobody who does not ask for it by its number, so that it is free some seconds later."""
+    for port in random.sample(range(10_000, 30_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a hundred ports are taken")
+
+
+def answers(url: str) -> bool:
+    with suppress(OSError, http.client.HTTPException), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, make_store):
     """A real MLflow server with its own store."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port),
@@ -47,16 +65,15 @@ def server(tmp_path_factory, make_store):
             cwd=folder, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         )  # fmt: skip
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.2)
-    yield SimpleNamespace(port=port, url=f"http://127.0.0.1:{port}", process=process, folder=folder)
-    os.killpg(process.pid, signal.SIGCONT)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        until(lambda: answers(url) or process.poll() is not None)
+        assert process.poll() is None, (folder / "log").read_text()
+        yield SimpleNamespace(port=port, url=url, process=process, folder=folder)
+    finally:
+        for signum in (signal.SIGCONT, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
+        process.wait()
 
 
 def start(folder: Path, digits: Path, uri: str, *more: str, **environment: str) -> subprocess.Popen[str]:
@@ -68,14 +85,14 @@ def start(folder: Path, digits: Path, uri: str, *more: str, **environment: str) 
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> str:
-    said, _ = process.communicate(timeout=150)
+    said, _ = process.communicate(timeout=400)
     assert process.returncode == code, said
     return said
 
 
 def sync(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "src/sync.py"), *arguments], capture_output=True, text=True, timeout=150
+        [sys.executable, str(ROOT / "src/sync.py"), *arguments], capture_output=True, text=True, timeout=400
     )
 
 
@@ -154,7 +171,7 @@ def test_a_sweep_without_its_server_goes_on_and_sync_puts_parent_and_jobs_togeth
         uri = f"tracking.uri=http://127.0.0.1:{unused.getsockname()[1]}"
         done = subprocess.run(
             [sys.executable, str(ROOT / "src/train.py"), "-m", uri, *arguments, "seed=0,1", "hydra.launcher.jobs=2"],
-            capture_output=True, text=True, timeout=150,
+            capture_output=True, text=True, timeout=400,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"the record is kept in {tmp_path}/sweep, and sent when that is possible" in done.stdout
@@ -216,18 +233,15 @@ def test_a_run_that_is_killed_is_marked_by_its_courier_which_ends_then(digits, t
     from mlflow import MlflowClient
 
     database = make_store(tmp_path)
-    run = start(tmp_path / "run", digits, str(database), "trainer.max_epochs=100000")
+    # of epochs that are not too short, or its record grows faster than any store takes it
+    long = ("trainer.max_epochs=100000", "loader.batch_size=8")
+    run = start(tmp_path / "run", digits, str(database), *long)
     state = tmp_path / "run/journal.state.json"
-    deadline = time.monotonic() + 60
-    while not (state.exists() and json.loads(state.read_text())["parts"] > 20) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: state.exists() and json.loads(state.read_text())["parts"] > 20)
     assert "goes on as process" in sync(str(tmp_path / "run")).stdout
     os.kill(run.pid, signal.SIGKILL)
-    run.communicate(timeout=20)
-    deadline = time.monotonic() + 12
-    while couriers(tmp_path / "run") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert couriers(tmp_path / "run") == []
+    run.communicate(timeout=100)
+    until(lambda: couriers(tmp_path / "run") == [])
     found = MlflowClient(f"sqlite:///{database}").get_run(json.loads(state.read_text())["run_id"])
     assert found.info.status == "KILLED"
     assert "without a word" in found.data.tags["feedrate.error"]

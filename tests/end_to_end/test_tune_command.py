@@ -35,7 +35,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> SimpleNames
 
     def python(*arguments: str) -> str:
         command = [sys.executable, *arguments, f"dataset.root={digits}"]
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -110,7 +110,9 @@ def test_given_again_it_uses_what_is_remembered_unless_it_is_told_to_try_anew(tu
 
 def test_the_largest_batch_is_found_where_that_is_allowed(tuned):
     text = option(tuned).read_text()
-    output = tuned.python("src/tune.py", *SHORT, "tracking=none", "tune.batch_size=true", "dataset.limit=200")
+    long = "tune.budget_s=80"  # a quarter of which is for the batch, and two sizes take a moment each
+    largest = ("tune.batch_size=true", "dataset.limit=200", long)
+    output = tuned.python("src/tune.py", *SHORT, "tracking=none", *largest)
     assert "loader.batch_size=128, not 64, which changes the training; there are 200 samples" in output
     assert OmegaConf.load(option(tuned)).batch_size == 128
     option(tuned).write_text(text)

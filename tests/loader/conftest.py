@@ -11,6 +11,8 @@ import psutil
 import pytest
 import torch
 
+from feedrate.loader.receiver import NAME
+
 
 @pytest.fixture(autouse=True, scope="package")
 def one_torch_thread() -> Iterator[None]:
@@ -36,12 +38,23 @@ def workers() -> list[psutil.Process]:
     return found
 
 
+def wait_until_loaders_are_gone() -> None:
+    """Until no thread of a loader that has ended is left: it may still close a pipe, or hold memory of a batch.
+
+    For some seconds at most, as one that somebody holds stays, and does nothing.
+    """
+    own, deadline = ("feedrate-loader", NAME, "QueueFeeder"), time.monotonic() + 15
+    while any(thread.name.startswith(own) for thread in threading.enumerate()) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def no_threads_left() -> Iterator[None]:
-    """Fails the test if, ten seconds after its end, one of its loaders' threads still runs."""
+    """Fails the test if, a minute after its end, one of its loaders' threads still runs."""
     before = set(threading.enumerate())  # a test that failed may keep its loader
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left := [t for t in set(threading.enumerate()) - before if t.name.startswith("feedrate-loader")]:
         gc.collect()
         assert time.monotonic() < deadline, f"threads left behind: {left}"
@@ -50,10 +63,10 @@ def no_threads_left() -> Iterator[None]:
 
 @pytest.fixture
 def no_workers_left() -> Iterator[None]:
-    """Fails the test if, ten seconds after its end, one of its workers still runs."""
+    """Fails the test if, a minute after its end, one of its workers still runs."""
     before = {process.pid for process in workers()}
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left := [process for process in workers() if process.pid not in before]:
         gc.collect()
         assert time.monotonic() < deadline, f"workers left behind: {left}"

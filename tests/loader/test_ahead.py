@@ -31,7 +31,7 @@ def loader(data: Any, engine: str, **settings: Any) -> Loader:
 
 
 def wait_for(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not there():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,13 +27,15 @@ from feedrate.loader import Batch, Loader, ToDevice
 from feedrate.loader.transfer import CopyStream
 from feedrate.signals import STOPPING
 from loader import ending
+from loader.conftest import wait_until_loaders_are_gone
 from loader.test_slots import Numbered
+from loader.use import own_bytes
 
 ENGINES = ("inline", "thread", "process")
 CODES = {"end": 0, "exception": 1, "exit": 3, "Ctrl-C": -signal.SIGINT, "SIGKILL": -signal.SIGKILL}
 
 
-def wait_for(there: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < deadline
@@ -68,7 +69,7 @@ def test_nothing_is_left_however_the_program_ends(engine: str, tmp_path: Path) -
             os.killpg(process.pid, signal.SIGINT)
         if way == "SIGKILL":
             process.kill()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == CODES[way], (way, said.decode())
         last = {"exception": "ValueError: no more", "Ctrl-C": "KeyboardInterrupt"}.get(way, "")
         assert said.decode().strip().endswith(last), (way, said.decode())
@@ -110,7 +111,7 @@ for worker in multiprocessing.active_children():
 def test_workers_that_are_killed_leave_no_temporary_folder(tmp_path: Path) -> None:
     paths = str(Path(ending.__file__).parents[2] / "src")
     environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", KILLED_WORKERS], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", KILLED_WORKERS], env=environment, check=True, timeout=200)
     assert not list(tmp_path.iterdir())
 
 
@@ -153,7 +154,7 @@ def test_no_thread_is_in_torch_when_python_ends(engine: str, persistent: str) ->
     environment = {**os.environ, "PYTHONPATH": str(Path(ending.__file__).parents[2] / "src")}
     program = [sys.executable, "-c", BUSY_IN_TORCH, engine, persistent]
     begin = time.monotonic()
-    ended = subprocess.run(program, env=environment, stderr=subprocess.PIPE, timeout=60, text=True)
+    ended = subprocess.run(program, env=environment, stderr=subprocess.PIPE, timeout=200, text=True)
     assert (ended.returncode, ended.stderr) == (3, ""), time.monotonic() - begin
 
 
@@ -181,7 +182,7 @@ def test_the_helpers_of_multiprocessing_outlive_a_closed_terminal_too(tmp_path: 
         capture_output=True,
         text=True,
         start_new_session=True,
-        timeout=60,
+        timeout=200,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -221,21 +222,26 @@ def test_no_descriptor_is_left_by_a_loader_that_was_closed(engine: str) -> None:
     def open_now() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
+    settings: dict[str, Any] = {"engine": engine}
+    if engine != "inline":
+        settings |= {"num_workers": 2, "persistent_workers": True}
+    if engine == "process":  # the server of another start method would have descriptors of its own
+        settings |= {"multiprocessing_context": "fork"}
+
     def once() -> None:
-        workers = 0 if engine == "inline" else 2
-        loader = Loader(Numbered(), 4, seed=0, engine=engine, num_workers=workers, persistent_workers=workers > 0)
+        loader = Loader(Numbered(), 4, seed=0, **settings)
         list(loader)
         next(iter(loader))
         loader.close()
         del loader
         gc.collect()
-        wait_for(lambda: not any("QueueFeeder" in thread.name for thread in threading.enumerate()))  # torch's
+        wait_until_loaders_are_gone()
 
     once()
     first = open_now()  # what torch opens once
     for _ in range(3):
         once()
-        wait_for(lambda: open_now() <= first, seconds=5)
+        wait_for(lambda: open_now() <= first)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -309,12 +315,6 @@ class Pictures(Dataset[Any]):
         return torch.full((3, 224, 224), index % 256, dtype=torch.uint8), index
 
 
-def tree_bytes() -> int:
-    """Proportional set size of this process and those that it started: shared pages count once."""
-    own = psutil.Process()
-    return sum(process.memory_full_info().pss for process in [own, *own.children(recursive=True)])
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_workers_left", "no_threads_left")
 @pytest.mark.parametrize("engine", ENGINES)
@@ -329,6 +329,6 @@ def test_memory_stays_the_same_over_twenty_epochs(engine: str) -> None:
             X.sum()
         del X, _y
         gc.collect()
-        used.append(tree_bytes())
+        used.append(own_bytes([psutil.Process(), *workers()], "Pss_Anon", "Pss_Shmem"))
     loader.close()
     assert max(used) <= 1.05 * used[0], [round(value / 1e6) for value in used]

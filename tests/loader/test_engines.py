@@ -166,14 +166,15 @@ def _receipts(made: Loader) -> list[Any]:
 
 
 class Hanging(Numbers):
-    """The sample after the first batch is loaded until somebody says `go`."""
+    """The sample after the first batch is loaded until somebody says `go`; `begun` once it is being loaded."""
 
     def __init__(self) -> None:
         super().__init__(20)
-        self.go = threading.Event()
+        self.go, self.begun = threading.Event(), threading.Event()
 
     def __getitem__(self, index: int) -> Any:
         if index == 5:
+            self.begun.set()
             self.go.wait()
         return super().__getitem__(index)
 
@@ -182,7 +183,9 @@ class Hanging(Numbers):
 def test_closing_does_not_wait_for_a_thread_that_hangs(at_once: bool) -> None:
     data = Hanging()
     made = loader(data, engine="thread", shuffle=False)
-    next(iter(made))
+    iterator = iter(made)
+    next(iterator)
+    assert data.begun.wait(60)
     made.close(at_once)
     assert any(thread.is_alive() for thread in _RUNNING)
     data.go.set()  # and then it ends, as the fixture sees

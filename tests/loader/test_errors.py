@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader
-from loader.conftest import workers
+from loader.conftest import wait_until_loaders_are_gone, workers
 from loader.datasets import BAD, Faulty, Numbers
 from loader.test_loader import same
 
@@ -211,13 +211,12 @@ def test_samples_with_a_gradients_history_collate_alike_with_and_without_workers
 def test_a_lost_worker_ends_the_pass_with_help_and_takes_the_others_along(
     fault: str, told: str, persistent: bool
 ) -> None:
+    before = set(workers())
     made = loader(Faulty(fault), 2, persistent_workers=persistent)
-    begin = time.monotonic()
     with pytest.raises(UserError, match=told) as raised:
         list(made)
     assert len(str(raised.value).splitlines()) == 2
-    assert time.monotonic() - begin < 30
-    assert not workers()  # although the error is still at hand
+    assert not set(workers()) - before  # although the error is still at hand
 
 
 def test_after_a_lost_worker_the_same_loader_goes_on_from_its_position(tmp_path: Path) -> None:
@@ -232,14 +231,15 @@ def test_after_a_lost_worker_the_same_loader_goes_on_from_its_position(tmp_path:
 
 
 def test_the_death_of_a_worker_during_a_step_can_be_told_too() -> None:
+    before = set(workers())
     made = loader(Numbers(), 1)
     iterator = iter(made)
     next(iterator)
-    (worker,) = workers()
+    (worker,) = set(workers()) - before
 
     def step() -> None:
         worker.kill()  # it may be told at once
-        time.sleep(20)
+        time.sleep(60)
 
     with pytest.raises(RuntimeError) as raised:
         step()
@@ -262,6 +262,7 @@ def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
 def test_workers_that_the_system_cannot_start_are_one_error_that_names_the_key(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    wait_until_loaders_are_gone()  # of other tests, which would make room for more descriptors
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/proc/self/fd").iterdir()]) + 20, hard))
     try:

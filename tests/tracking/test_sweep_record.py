@@ -169,8 +169,9 @@ def plan(folder: Path) -> Plan:
 
 
 @pytest.fixture
-def opened(database, tmp_path):
+def opened(database, tmp_path, monkeypatch):
     """Opens the same sweep in a real store, through a real courier."""
+    monkeypatch.setattr("feedrate.tracking.journal_tracker.SHORT_PATIENCE_S", 100.0)  # nobody is in a hurry here
     settings = settings_of(database)
     (tmp_path / "sweep").mkdir()
     return lambda: open_sweep(settings, plan(tmp_path / "sweep"), owned=lambda path: path.name == "alive")

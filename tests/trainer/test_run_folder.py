@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 
@@ -44,16 +44,43 @@ def test_a_number_that_another_process_has_got_since_is_no_owner(tmp_path):
     folder.release()
 
 
+CLAIM = """
+import sys
+from pathlib import Path
+from feedrate.errors import UserError
+from feedrate.trainer.run_folder import RunFolder
+print("ready", flush=True)
+sys.stdin.readline()  # the starting shot
+try:
+    RunFolder(Path(sys.argv[1]))
+    print("it is mine", flush=True)
+except UserError:
+    print("refused", flush=True)
+sys.stdin.read()  # an owner lives until all have spoken
+"""
+
+
 def test_of_many_processes_that_find_a_dead_owner_s_folder_one_gets_it(tmp_path):
     source = str(Path(__file__).parents[2] / "src")
-    code = f"import sys, time; sys.path.insert(0, {source!r})\nfrom pathlib import Path\n" \
-           "from feedrate.errors import UserError\nfrom feedrate.trainer.run_folder import RunFolder\n" \
-           "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n" \
-           "try:\n    RunFolder(Path(sys.argv[1]))\nexcept UserError:\n    sys.exit(3)\ntime.sleep(1)"  # fmt: skip
     for number in range(3):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "lock").write_text(json.dumps({"pid": 2**22 + 1, "started": 1.0}))
-        together = str(time.time() + 1.0)
-        started = [subprocess.Popen([sys.executable, "-c", code, str(folder), together]) for _ in range(6)]
-        assert sorted(process.wait() for process in started) == [0, 3, 3, 3, 3, 3]
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", CLAIM, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": source},
+            )
+            for _ in range(6)
+        ]
+        pipes = [(cast(IO[str], process.stdin), cast(IO[str], process.stdout)) for process in started]
+        assert [output.readline() for _, output in pipes] == ["ready\n"] * 6
+        for shot, _ in pipes:
+            shot.write("go\n")
+            shot.flush()
+        assert sorted(output.readline() for _, output in pipes) == ["it is mine\n", *["refused\n"] * 5]
+        for process in started:
+            process.communicate(timeout=60)

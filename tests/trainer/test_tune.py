@@ -134,7 +134,7 @@ def test_batches_are_left_unpinned_where_that_is_as_fast() -> None:
 
 def test_another_loader_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "src/tune.py", "loader=torch", f"tune.output={tmp_path}/tuned.yaml"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     assert "tunes Feedrate's loader" in done.stderr
     assert not list(tmp_path.iterdir())

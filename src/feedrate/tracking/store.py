@@ -231,13 +231,14 @@ def _create_database(database: Path, artifacts: str | None) -> None:
 
     open_untyped: Any = sqlalchemy_store.SqlAlchemyStore
     unfinished = database.with_name(f".{database.name}.new")
-    for leftover in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
-        leftover.unlink(missing_ok=True)
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        unfinished.with_name(f"{unfinished.name}{suffix}").unlink(missing_ok=True)
     open_untyped(f"sqlite:///{unfinished}", artifacts).engine.dispose()
-    unfinished.rename(database)
     if not _on_network(database):
-        with closing(sqlite3.connect(database)) as connection:
+        # before it has its name, from when on others may be at it, and would keep it from being changed
+        with closing(sqlite3.connect(unfinished)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")  # stays so; halves the time of concurrent writers
+    unfinished.rename(database)
 
 
 def _on_network(path: Path) -> bool:
