@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from functools import partial
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from at_once import at_once
 
@@ -102,15 +106,59 @@ def test_one_big_file_is_split_and_trains(outputs):
     assert "40 training and 10 validation samples (4,), 3 classes" in outputs["one big file"]
 
 
-def test_the_loader_alone_works_as_shown(tmp_path, monkeypatch):
+def loader_alone(root: Path) -> tuple[str, dict[str, object]]:
+    """The example with samples in that folder, and what it takes for given."""
     code = re.findall(r"## Without Hydra\n\n```python\n(.*?)```", README, re.DOTALL)[0]
     list_IDs = [f"id-{i}" for i in range(10)]
     for ID in list_IDs:
-        torch.save(torch.rand(2), tmp_path / f"{ID}.pt")
-    code = code.replace('root="data"', f"root={str(tmp_path)!r}").replace("num_workers=2", "num_workers=0")
-    names = {"list_IDs": list_IDs, "labels": {ID: i % 2 for i, ID in enumerate(list_IDs)}}
-    exec(code, names)
+        torch.save(torch.rand(2), root / f"{ID}.pt")
+    given = {"list_IDs": list_IDs, "labels": {ID: i % 2 for i, ID in enumerate(list_IDs)}}
+    return code.replace('root="data"', f"root={str(root)!r}"), given
+
+
+def test_the_loader_alone_works_as_shown(tmp_path):
+    code, names = loader_alone(tmp_path)
+    exec(code.replace("num_workers=2", "num_workers=0"), names)
     assert names["state"]["position"] == 10
+
+
+ELSEWHERE = """
+import sys
+
+class OnlyInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, OnlyInstalled())
+import feedrate.model
+globals().update({given!r})
+{code}
+"""
+
+
+def test_what_pip_installs_with_the_package_is_enough_for_the_loader_alone(tmp_path):
+    """With what pyproject.toml names, and what that needs itself, as in a fresh environment."""
+    text = (ROOT / "pyproject.toml").read_text()
+    ahead = re.findall(r'"([^"]+)"', re.findall(r"^dependencies = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)[0])
+    brought: set[str] = set()
+    while ahead:
+        needed = Requirement(ahead.pop())
+        name = canonicalize_name(needed.name)
+        if name in brought or (needed.marker is not None and not needed.marker.evaluate({"extra": ""})):
+            continue
+        brought.add(name)
+        ahead += requires(name) or []
+    found = packages_distributions().items()
+    absent = {module for module, names in found if not brought & set(map(canonicalize_name, names))} - {"feedrate"}
+    code, given = loader_alone(tmp_path)
+    (tmp_path / "script.py").write_text(ELSEWHERE.format(absent=absent, given=given, code=code))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "10 samples in 1 batches" in done.stdout
 
 
 def test_the_table_of_keys_is_that_of_the_configuration():

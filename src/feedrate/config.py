@@ -32,6 +32,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 # bounds beyond any use, since the system answers far larger numbers by crashing or by forking without end
 Workers = Annotated[int, Field(ge=0, le=1024, strict=True)]
 AtMost1024 = Annotated[int, Field(ge=1, le=1024, strict=True)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")]
 PerChannel = list[Number] | Number | None
 
 
@@ -199,7 +200,7 @@ class PlateauConfig(SchedulerConfig):
 class TrainerConfig:
     max_epochs: Positive
     max_steps: Positive | None
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")]
+    device: Device
     precision: Literal["auto", "bf16", "fp16", 32]
     compile: Flag
     accumulate: Positive

@@ -268,7 +268,7 @@ def test_what_y_means_is_told_from_the_samples(
         ([-1], {}, ["y=-1", "class index"]),
         ([1.0, 2.0], {}, ["a float without a fraction", "int(y)", "dataset.task=regression"]),
         ([None], {}, ["null"]),
-        ([[1.0], [1.0, 2.0]], {}, ["as the first list has", "each label must be a list of"]),
+        ([[1.0], [1.0, 2.0]], {}, ["as that of ID", "each label must be a list of"]),
         ([[[1.0]]], {}, ["[[1.0]]"]),
         ([float("nan"), 0.5], {}, ["NaN", "finite"]),
         ([[1.0]], {"task": "classification"}, ["[1.0]", "dataset.task=classification"]),

@@ -259,6 +259,8 @@ def test_text_that_is_no_UTF_8_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "2", None, None)
     (tmp_path / "2/samples.csv").write_bytes(ROWS.encode() + b"\xff\xfe,0,train\n")
     assert "samples.csv" in refused(tmp_path / "2")
+    (tmp_path / "2/samples.csv").write_bytes("id,label,partition\na,Käse,train\nb,x,validation\n".encode("latin-1"))
+    assert refused(tmp_path / "2").endswith("samples.csv: its labels are not in UTF-8; save the table in UTF-8")
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,14 @@ def test_more_workers_than_cores_is_a_note_and_no_warning(option: str, caplog: p
     assert caplog.messages == [f"note: loader.num_workers={many} on {usable_cores()} usable cores"]
 
 
+def test_more_workers_than_cores_start_without_a_warning() -> None:
+    loaders = build("feedrate", num_workers=usable_cores() + 1, engine="process")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(loaders["train"])) == 1
+    close_loaders(loaders)
+
+
 @pytest.mark.parametrize("option", KINDS)
 def test_dropping_the_only_batch_is_an_error_with_the_remedy(option: str) -> None:
     with pytest.raises(UserError) as raised:

@@ -70,3 +70,15 @@ def test_samples_of_any_float_type_can_be_trained_on(run_train, tmp_path, dtype)
     (root / "labels.json").write_text(json.dumps({ID: i % 2 for i, ID in enumerate(IDs)}))
     summary = run_train("dataset=tensor_files", f"dataset.root={root}", "trainer.max_epochs=1")
     assert summary["status"] == "FINISHED"
+
+
+def test_the_model_is_kept_also_where_one_sample_validates(run_train, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    IDs = [f"s{i}" for i in range(5)]
+    for i, ID in enumerate(IDs):
+        torch.save(torch.full((1, 8, 8), i, dtype=torch.uint8), root / f"{ID}.pt")
+    (root / "partition.json").write_text(json.dumps({"train": IDs[:4], "validation": IDs[4:]}))
+    (root / "labels.json").write_text(json.dumps({ID: i % 2 for i, ID in enumerate(IDs)}))
+    overrides = ("dataset=tensor_files", f"dataset.root={root}", "tracking.log_model=true", "trainer.max_epochs=1")
+    assert run_train(*overrides)["status"] == "FINISHED"

@@ -149,3 +149,16 @@ def test_of_a_table_that_is_not_finished_nothing_is_left(tmp_path):
     with pytest.raises(UserError, match="a bad sample"):
         write_table(tmp_path / "new/deep/p.csv", rows())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("loader.num_workers=5000", "at most 1024 or 'auto'"),
+        ("trainer.device=gpu", "auto, cpu, cuda, mps or xpu, or one of several devices, such as cuda:1"),
+    ],
+)
+def test_what_may_differ_from_the_run_keeps_the_rules_of_a_run(override, rule):
+    for entry, name, own in ((evaluate.main, "evaluate", []), (predict.main, "predict", ["output=p.csv"])):
+        with pytest.raises(UserError, match=f"{override}: must be {rule}"):
+            call(entry, name, "run=nowhere", override, *own)

@@ -65,3 +65,11 @@ def test_a_model_with_other_outputs_than_the_data_needs_is_named():
         UserError, match=r"returned shape \(4, 3\) for a batch of 4; needed is \(4, 10\): one output per class"
     ):
         Task(Targets("classification", None, 10)).loss(torch.zeros(4, 3), torch.zeros(4))
+
+
+@pytest.mark.parametrize("outputs", [(torch.zeros(4, 10), None), {"logits": torch.zeros(4, 10)}, None])
+def test_a_model_that_returns_no_tensor_is_told_what_is_needed(outputs):
+    kind = type(outputs).__name__
+    rule = rf"model: returned a {kind} for a batch of 4; needed is one tensor of shape \(4, 10\)"
+    with pytest.raises(UserError, match=rule):
+        Task(Targets("classification", tuple(range(10)), 10)).loss(outputs, torch.zeros(4))

@@ -158,6 +158,8 @@ def _read_table(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
             fault = "has no column" if column not in table.column_names else "has more than one column"
             remedy = f"needed are id, label and partition{_meant(column, table.column_names)}"
             raise UserError(f"{path}: {fault} '{column}'; {remedy}\nIts columns: {', '.join(table.column_names)[:200]}")
+    if path.suffix == ".csv" and pyarrow.types.is_binary(table["label"].type):
+        raise UserError(f"{path}: its labels are not in UTF-8; save the table in UTF-8")
     ids, names, values = (table[column].to_pylist() for column in _COLUMNS)
     if path.suffix == ".csv":
         values = [_vector(value) for value in values]

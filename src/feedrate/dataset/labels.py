@@ -100,7 +100,8 @@ def _vectors(
         raise UserError(
             f"labels: ID {ID!r} has the label {_shown(value)}; dataset.task=classification needs one class for each ID"
         )
-    length = next(len(v) for values in labels.values() for v in values if isinstance(v, list))
+    listed, first = _first(labels, partition, lambda v: isinstance(v, list))
+    length = len(first)
 
     def odd(value: Any) -> bool:
         return (
@@ -114,8 +115,8 @@ def _vectors(
         raise UserError(f"labels: ID {ID!r} has the label []; a vector needs at least one number")
     if bad := _first_or_none(labels, partition, odd):
         raise UserError(
-            f"labels: ID {bad[0]!r} has the label {_shown(bad[1])}; as the first list has {length}, each label must be "
-            f"a list of {length} numbers, {_FINITE}"
+            f"labels: ID {bad[0]!r} has the label {_shown(bad[1])}; as that of ID {listed!r} is a list of {length}, "
+            f"each label must be a list of {length} numbers, {_FINITE}"
         )
     return Targets("regression", None, length), {
         name: torch.from_numpy(np.asarray(values, dtype=np.float32)) for name, values in labels.items()

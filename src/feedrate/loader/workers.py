@@ -121,13 +121,14 @@ class Workers:
         multiprocessing.util.get_temp_dir()
         before = set(multiprocessing.active_children())
         try:
-            private = self._private(settings)
-            # a worker that has not begun yet would be ended by them, and by a closed terminal the helpers of Python's
-            # multiprocessing, which ignore the other two
-            with unheard(*STOPPING), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 # too many workers: said when the user's loader was made
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
-                iterator = iter(private)
+                private = self._private(settings)
+                # a worker that has not begun yet would be ended by them, and by a closed terminal the helpers of
+                # multiprocessing, which ignore the other two
+                with unheard(*STOPPING):
+                    iterator = iter(private)
         except (PicklingError, AttributeError, TypeError) as error:
             context = self._inner.multiprocessing_context if self._inner is not None else None
             method = context.get_start_method() if context is not None else "fork"

@@ -1,6 +1,6 @@
 """A run that MLflow already holds: what it recorded, and how something is added to it afterwards.
 
-Runs that are going on are recorded by mlflow_tracker.py.
+Runs that are going on are recorded by journal_tracker.py.
 """
 
 from __future__ import annotations

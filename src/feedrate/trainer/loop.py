@@ -17,6 +17,7 @@ from torch import nn
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
+from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, Point, points
@@ -162,8 +163,9 @@ class Trainer:
         return {"order_digest": loader.order_digest(), **({"content_digest": content} if content else {})}
 
     def example(self) -> torch.Tensor:
-        """(2, ...) prepared samples of the validation partition, on the device."""
-        X = torch.stack([torch.as_tensor(self.data.partition["validation"][i % 2][0]) for i in range(2)])
+        """(2, ...) prepared samples of the validation partition, the same twice where there is one, on the device."""
+        dataset = self.data.partition["validation"]
+        X = torch.stack([torch.as_tensor(dataset[i % size_of(dataset)][0]) for i in range(2)])
         return self.forward.inputs(X.to(self.device))
 
     # -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from feedrate.config import Count, Flag, Positive, TrackingConfig
+from feedrate.config import Count, Device, Flag, Positive, TrackingConfig, Workers
 from feedrate.errors import UserError
 
 _KNOWN = ConfigDict(extra="forbid")
@@ -27,12 +27,12 @@ class OtherDataset:
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class OtherLoader:
     batch_size: Positive | None
-    num_workers: Count | Literal["auto"] | None
+    num_workers: Workers | Literal["auto"] | None
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class OtherTrainer:
-    device: str | None
+    device: Device | None
     precision: Literal["auto", "bf16", "fp16", 32] | None
 
 

@@ -35,9 +35,14 @@ class Task:
             y: (B,) int64 classes, or (B,) or (B, num_outputs) floats.
 
         Raises:
-            UserError: the outputs have another shape.
+            UserError: the outputs are no tensor, or have another shape.
         """
         expected = (len(y), self.targets.num_outputs)
+        if not isinstance(outputs, Tensor):
+            kind = type(outputs).__name__
+            raise UserError(
+                f"model: returned a {kind} for a batch of {len(y)}; needed is one tensor of shape {expected}"
+            )
         if tuple(outputs.shape) != expected:
             raise UserError(
                 f"model: returned shape {tuple(outputs.shape)} for a batch of {len(y)}; needed is {expected}: "
