@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from aftermath import MARK, is_orphan, processes_of, shared_memory
 from feedrate.loader import Batch, Loader, ToDevice
+from feedrate.loader.threads import _RUNNING
 from feedrate.loader.transfer import CopyStream
 from feedrate.signals import STOPPING
 from loader import ending
@@ -156,6 +157,166 @@ def test_no_thread_is_in_torch_when_python_ends(engine: str, persistent: str) ->
     begin = time.monotonic()
     ended = subprocess.run(program, env=environment, stderr=subprocess.PIPE, timeout=200, text=True)
     assert (ended.returncode, ended.stderr) == (3, ""), time.monotonic() - begin
+
+
+# ---------------------------------------------------------------------------------------------------------
+# workers that nobody knows of any more
+# ---------------------------------------------------------------------------------------------------------
+
+HANGING = """
+import multiprocessing, sys, time
+import torch
+from feedrate.loader import Loader
+
+class Hanging(torch.utils.data.Dataset):
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        if index in hanging:
+            time.sleep(1000)
+        if index in busy:
+            while True:
+                torch.ones(10) + 1
+        return torch.full((100,), index)
+
+hanging, busy = (), ()
+
+def loader(engine="process", **settings):
+    return Loader(Hanging(), 4, seed=0, engine=engine, num_workers=2, **settings)
+"""
+TWO_PASSES = """
+made = loader()
+first = iter(made)
+for _ in iter(made):
+    pass
+"""
+NEVER_ASKED = """
+hanging = (5,)
+batches = iter(loader())
+del batches
+"""
+BUSY = """
+busy = range(4, 100)
+batches = iter(loader("thread"))
+next(batches)
+"""
+
+
+def run_to_its_end(folder: Path, program: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and last words of a program that begins with HANGING; it has a minute."""
+    (folder / "program.py").write_text(HANGING + program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(ending.__file__).parents[2] / "src")}
+    command = [sys.executable, str(folder / "program.py"), *arguments]
+    ended = subprocess.run(command, env=environment, stderr=subprocess.PIPE, timeout=60, text=True)
+    return ended.returncode, ended.stderr
+
+
+def test_the_workers_of_a_pass_that_was_never_asked_for_a_batch_keep_no_program_from_ending(tmp_path: Path) -> None:
+    assert run_to_its_end(tmp_path, TWO_PASSES) == (0, "")
+
+
+@pytest.mark.slow  # torch waits for such a worker for ten seconds
+def test_a_sample_that_hangs_in_a_loader_that_is_gone_keeps_no_program_from_ending(tmp_path: Path) -> None:
+    assert run_to_its_end(tmp_path, NEVER_ASKED) == (0, "")
+
+
+@pytest.mark.slow  # five seconds are waited for it
+def test_a_thread_that_computes_without_end_does_not_abort_the_end_of_python(tmp_path: Path) -> None:
+    assert run_to_its_end(tmp_path, BUSY) == (0, "")
+
+
+IN_A_PROCESS = """
+def job(persistent):
+    for _ in loader(persistent_workers=persistent):
+        raise ValueError("no more")
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=job, args=(sys.argv[2] == "persistent",))
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("persistent", ["persistent", "no"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_error_ends_a_process_that_loads_and_was_started_by_multiprocessing(
+    method: str, persistent: str, tmp_path: Path
+) -> None:
+    """It holds the loader until its workers have been waited for."""
+    code, said = run_to_its_end(tmp_path, IN_A_PROCESS, method, persistent)
+    assert code == 1
+    assert said.strip().endswith("ValueError: no more")
+    assert said.count("Traceback") == 1
+
+
+@pytest.mark.usefixtures("no_workers_left", "no_threads_left")
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_closing_ends_who_serves_a_pass_that_somebody_holds_and_so_does_the_next_pass(engine: str) -> None:
+    def alive() -> int:
+        return len(multiprocessing.active_children()) + sum(thread.is_alive() for thread in _RUNNING)
+
+    loader, before = Loader(Numbered(), 4, seed=0, engine=engine, num_workers=2), alive()
+    held = iter(loader)
+    next(held)
+    following = iter(loader)
+    next(following)
+    wait_for(lambda: alive() == before + 2, seconds=10)
+    loader.close()
+    wait_for(lambda: alive() == before, seconds=10)
+
+
+class Locked(Numbered):
+    """A worker holds, in sample 8, the lock of the event by which torch tells it to end, as it does at times."""
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == 8:
+            frame = sys._getframe()
+            while "done_event" not in frame.f_locals:
+                assert frame.f_back is not None
+                frame = frame.f_back
+            with frame.f_locals["done_event"]._cond:
+                self.note.touch()
+                time.sleep(1000)
+        return super().__getitem__(index)
+
+
+@pytest.mark.usefixtures("no_workers_left")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_worker_may_be_killed_whatever_it_holds(persistent: bool, tmp_path: Path) -> None:
+    data = Locked(tmp_path / "note")
+    loader = Loader(data, 4, seed=0, engine="process", num_workers=2, persistent_workers=persistent)
+    batches = iter(loader)
+    next(batches)
+    wait_for(data.note.exists)
+    loader.close(at_once=True)
+    del batches  # with torch's iterator
+    gc.collect()
+
+
+class Slow(Numbered):
+    """Samples of the second batch and those after it take an hour."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        time.sleep(3600 * (index >= 4))
+        return super().__getitem__(index)
+
+
+@pytest.mark.slow  # five seconds are waited for them
+@pytest.mark.usefixtures("no_workers_left")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_closing_waits_once_for_all_workers_and_leaves_none(persistent: bool) -> None:
+    loader = Loader(Slow(), 4, seed=0, engine="process", num_workers=2, persistent_workers=persistent)
+    batches = iter(loader)
+    next(batches)
+    begin = time.monotonic()
+    loader.close()
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - begin < 60
 
 
 CLOSED_TERMINAL = """

@@ -7,6 +7,7 @@ processes is workers.py.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import threading
 import time
@@ -225,5 +226,13 @@ def _end(threads: Sequence[_Thread], seconds: float) -> None:
 
 @atexit.register
 def _end_left() -> None:
-    """Before the interpreter is taken apart under their feet."""
-    _end([thread for thread in list(_RUNNING) if thread.is_alive()], PATIENCE_S)
+    """Before the interpreter is taken apart under their feet: one that comes back from torch then aborts the process.
+
+    A sample that takes longer is broken off, as soon as it is in Python.
+    """
+    left = [thread for thread in list(_RUNNING) if thread.is_alive()]
+    _end(left, PATIENCE_S)
+    for thread in left:
+        if thread.is_alive() and thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+    _end(left, CLOSE_S)

@@ -17,7 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
@@ -30,13 +30,12 @@ from torch.utils.data import DataLoader, get_worker_info
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
-from feedrate.loader.receiver import NAME, Received, end_all
+from feedrate.loader.receiver import NAME, PATIENCE_S, Received, end_all
 from feedrate.loader.slots import Lent, Ring
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.signals import STOPPING, ignore, unheard
 
 T = TypeVar("T")
-_ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
 
 
 class Workers:
@@ -46,10 +45,9 @@ class Workers:
         self._samples, self._tickets = samples, tickets
         self._inner: DataLoader[Any] | None = None
         self._received: Received | None = None  # of workers that live on: the batches after those of a pass
-        self._processes: list[BaseProcess] = []
-        self._iterating: weakref.ref[Any] | None = None
+        self._running: weakref.ref[Received] | None = None
+        self._started = _Started([])
         self._ring: Ring | None = None
-        _ALL.add(self)
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
         """Batches with their receipts; the workers begin at once.
@@ -64,11 +62,13 @@ class Workers:
         goes_on = self._tickets.begin(plan)
         if self._received is not None and goes_on:
             return self._received
-        if self._received is not None and not self._received.end():  # torch's iterator is used again
+        if self._received is None:
+            self.end()  # those of another pass that is not over, if there is one
+        elif not self._received.end():  # torch's iterator is used again
             self.kill()
         iterator = self.watched(lambda: self._iterator(settings))
-        give_up = partial(_kill, self._processes, self._iterating)
-        batches = Received(map(_opened, iterator), settings.timeout, give_up)
+        batches = Received(map(_opened, iterator), settings.timeout, self._started.kill)
+        self._running = weakref.ref(batches)
         self._received = batches if settings.persistent_workers else None
         return batches
 
@@ -96,30 +96,35 @@ class Workers:
 
     def tasks(self) -> list[tuple[int, int]]:
         """Process and main thread of each worker that lives."""
-        return [(p.pid, p.pid) for p in self._processes if p.pid is not None and p.exitcode is None]
+        return [(p.pid, p.pid) for p in self._started.processes if p.pid is not None and p.exitcode is None]
 
     def lost(self, error: BaseException) -> UserError | None:
         """What an error of torch's says of a worker that died or hung; None for any other error."""
-        return _lost(error, self._processes)
+        return _lost(error, self._started.processes)
 
     def end(self) -> None:
-        """Ends those that wait for the next epoch."""
-        if self._received is not None:
-            self._received.end()
-        self._inner = self._received = None
+        """Ends them, whether they serve a pass or wait for the next epoch; who does not listen to torch is killed."""
+        received = self._running() if self._running is not None else None
+        if received is not None:
+            received.end()
+        del received
+        with self._started.killed_after(PATIENCE_S):
+            # torch says goodbye to them when nobody holds its iterator, and waits for each for twice that time
+            self._inner = self._received = self._running = self._ring = None
+        self._started = _Started([])
 
     def kill(self) -> None:
         """Ends them at once, whatever they do; they ignore the signals that ask politely."""
-        if self._received is not None:
-            self._received.abandon()
-        _kill(self._processes, self._iterating)
-        self._processes, self._inner, self._received = [], None, None
+        received = self._running() if self._running is not None else None
+        if received is not None:
+            received.abandon()
+        self._started.kill()
+        self.end()
 
     def _iterator(self, settings: DataLoader[Any]) -> Iterator[Any]:
         # workers inherit the main process's temporary folder, which it removes at its end: their own, for the sockets
         # that tensors are sent by, would stay when they are killed
         multiprocessing.util.get_temp_dir()
-        before = set(multiprocessing.active_children())
         try:
             with warnings.catch_warnings():
                 # too many workers: said when the user's loader was made
@@ -129,6 +134,7 @@ class Workers:
                 # multiprocessing, which ignore the other two
                 with unheard(*STOPPING):
                     iterator = iter(private)
+                    self._know(iterator)
         except (PicklingError, AttributeError, TypeError) as error:
             context = self._inner.multiprocessing_context if self._inner is not None else None
             method = context.get_start_method() if context is not None else "fork"
@@ -142,17 +148,19 @@ class Workers:
         except OSError as error:  # no process, no memory or no file descriptor is left
             if error.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                 raise
-            _disarm(error)
-            self._processes = [p for p in multiprocessing.active_children() if p not in before]
+            self._started = _Started(_disarmed(error))
             raise UserError(
-                f"loader.num_workers={settings.num_workers}: the system starts only {len(self._processes)} of them "
+                f"loader.num_workers={settings.num_workers}: the system starts only "
+                f"{len(self._started.processes)} of them "
                 f"({error.strerror or error})\nLower loader.num_workers, or raise the limits of processes and open "
                 "files (ulimit -u, ulimit -n)"
             ) from error
-        # none are started where those of the epoch before live on
-        self._processes = [p for p in multiprocessing.active_children() if p not in before] or self._processes
-        self._iterating = weakref.ref(iterator)
         return iterator
+
+    def _know(self, iterator: Any) -> None:
+        if iterator is not self._started.iterator:  # else those of the epoch before live on
+            self._started = _Started(iterator._workers, iterator)
+            _remember(self._started)
 
     def _private(self, settings: DataLoader[Any]) -> DataLoader[Any]:
         """The private DataLoader, kept while its workers live on between epochs."""
@@ -177,30 +185,75 @@ class Workers:
         return self._inner
 
 
-def _kill(processes: Sequence[BaseProcess], iterating: weakref.ref[Any] | None) -> None:
-    """Ends the workers of torch's iterator."""
-    iterator = iterating() if iterating is not None else None
-    if iterator is not None and getattr(iterator, "_worker_pids_set", False):
-        # or torch would raise an error for each of them, wherever the main process is just then
-        torch._C._remove_worker_pids(id(iterator))
-        iterator._worker_pids_set = False
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join()
-    if iterator is not None and not iterator._pin_memory:
-        # who waits for a batch finds out at once, not at the next of torch's looks at the workers every five seconds
-        iterator._worker_result_queue._writer.close()
+class _Started:
+    """The workers of one of torch's iterators, also when that is gone."""
+
+    def __init__(self, processes: Sequence[BaseProcess], iterator: Any = None) -> None:
+        self.processes = processes
+        self._iterator = weakref.ref(iterator) if iterator is not None else None
+        self._owner = os.getpid()
+
+    @property
+    def iterator(self) -> Any:
+        return self._iterator() if self._iterator is not None else None
+
+    @contextmanager
+    def killed_after(self, seconds: float) -> Iterator[None]:
+        """Ends those that are left after the block, or after so many seconds of it."""
+        timer = threading.Timer(seconds, self.kill)
+        timer.daemon = True
+        if any(process.exitcode is None for process in self.processes):
+            timer.start()
+        yield
+        timer.cancel()
+        if timer.ident is not None:
+            timer.join()  # a thread would keep the next workers from being forked
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends them at once; in a process that was forked from theirs it leaves them alone."""
+        if os.getpid() != self._owner:
+            return
+        iterator = self.iterator
+        if iterator is not None and iterator._worker_pids_set:
+            # or torch would raise an error for each of them, wherever the main process is just then
+            torch._C._remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        _LEFT.get(self._owner, set()).discard(self)
+        if iterator is None:
+            return
+        # one that was killed may have held the lock of the event that torch is going to set, for ever
+        iterator._workers_done_event = threading.Event()
+        if not iterator._pin_memory:
+            # who waits for a batch finds out at once, not at torch's next look at the workers, one in five seconds
+            iterator._worker_result_queue._writer.close()
 
 
-def _disarm(error: BaseException) -> None:
-    """Keeps torch's iterator, which was only half built, from printing a traceback when it is collected."""
+_LEFT: dict[int, set[_Started]] = {}  # by the process that started them, as a forked one inherits all this
+
+
+def _remember(started: _Started) -> None:
+    """They are killed when this process ends, whoever knows of them by then."""
+    if os.getpid() not in _LEFT:  # where multiprocessing has started this process, that is what it calls at its end
+        multiprocessing.util.Finalize(None, _kill_left, exitpriority=0)
+    alive = {each for each in _LEFT.get(os.getpid(), set()) if any(p.exitcode is None for p in each.processes)}
+    _LEFT[os.getpid()] = {*alive, started}
+
+
+def _disarmed(error: BaseException) -> list[BaseProcess]:
+    """The workers of torch's iterator, which was only half built, and prints no traceback when it is collected."""
     step = error.__traceback__
     while step is not None:
-        half = step.tb_frame.f_locals.get("self")
+        half: Any = step.tb_frame.f_locals.get("self")
         if type(half).__name__ == "_MultiProcessingDataLoaderIter":
-            half._shutdown = True  # type: ignore[union-attr]
+            half._shutdown = True
+            return list(half._workers)
         step = step.tb_next
+    return []
 
 
 class _Start:
@@ -224,8 +277,8 @@ class _Start:
 
 @atexit.register  # after multiprocessing's own handler was, so before it runs: that one waits for them without end
 def _kill_left() -> None:
-    for workers in list(_ALL):
-        workers.kill()
+    for started in list(_LEFT.get(os.getpid(), ())):
+        started.kill()
     end_all()
 
 
