@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -302,4 +303,42 @@ def test_after_an_error_the_pass_is_over_and_another_loader_works(num_workers: i
     assert len(list(loader(Numbers(), num_workers))) == 10
     with pytest.raises(SampleError, match="not a picture"):
         list(made)
+    made.close()
+
+
+class Waiting(Numbers):
+    """Sample 8 comes only when there is a file."""
+
+    def __init__(self, go: Path) -> None:
+        super().__init__(20)
+        self.go = go
+
+    def __getitem__(self, index: int) -> Any:
+        while index == 8 and not self.go.exists():
+            time.sleep(0.01)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("engine", ["inline", "thread", "process"])
+def test_a_pass_that_was_broken_off_says_so_and_how_to_go_on(engine: str, persistent: bool, tmp_path: Path) -> None:
+    data = Waiting(tmp_path / "go")
+    workers = {"num_workers": 1, "engine": engine, "persistent_workers": persistent} if engine != "inline" else {}
+    made = Loader(data, 4, seed=0, **workers)
+    iterator = iter(made)
+    next(iterator), next(iterator)
+    former = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(iterator)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    data.go.touch()
+    for _ in range(2):
+        with pytest.raises(UserError, match="this pass over the loader was broken off by KeyboardInterrupt; iter"):
+            next(iterator)
+    made.load_state_dict(made.state_dict())
+    assert [i for _, y in made for i in y.tolist()] == list(range(8, 20))
     made.close()

@@ -56,7 +56,7 @@ class Pass(Iterator[Any]):
             batch, receipt = self._watched(self._next)
         except StopIteration:
             raise AssertionError(f"no batch at {self._at}, of {self._plan}") from None
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C too: what it has broken off cannot go on
             self._stop(error)
             raise
         ticket = receipt.ticket
@@ -74,9 +74,17 @@ class Pass(Iterator[Any]):
         self._next = iter(()).__next__
         self._loader._tickets.end()
 
-    def _stop(self, error: Exception) -> None:
+    def _stop(self, error: BaseException) -> None:
         """After an error the pass is over: asked again it fails again. Workers that serve it alone end now."""
-        self._error, self._next = error, iter(()).__next__
+        self._error = error if isinstance(error, Exception) else _broken_off(error)
+        self._next = iter(()).__next__
 
     def __len__(self) -> int:
         return len(self._plan)
+
+
+def _broken_off(error: BaseException) -> UserError:
+    return UserError(
+        f"this pass over the loader was broken off by {type(error).__name__}; iter() begins the next epoch, or goes on "
+        "with this one after loader.load_state_dict(loader.state_dict())"
+    )
