@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.data import Dataset, Subset, default_collate
 
 from aftermath import shared_memory
 from feedrate.dataset import InMemory, TensorFiles, sample_rng
@@ -166,6 +168,90 @@ def test_batches_of_any_make_arrive_as_without_workers() -> None:
         for one, other in zip(plain, crossed, strict=True):
             assert type(one) is type(other)
             assert str(one) == str(other)
+
+
+class Ordered(Numbered):
+    """A part of each sample is in a container of a class of its own."""
+
+    part = 1
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((3,), index), OrderedDict(x=torch.full((4,), index), number=index)
+
+
+class Turned(Numbered):
+    """Tiny images are read with the channels last, and handed out with the channels first."""
+
+    part = 0
+
+    def load_batch(self, indices: np.ndarray, empty: Any) -> Any:
+        X = empty((len(indices), 2, 2, 3), torch.int32)
+        X[:] = torch.from_numpy(indices)[:, None, None, None]
+        return X.permute(0, 3, 1, 2), torch.from_numpy(indices.copy())
+
+
+@pytest.mark.usefixtures("no_workers_left")
+@pytest.mark.parametrize("dataset", [Ordered(), Turned()], ids=lambda dataset: type(dataset).__name__)
+def test_what_crosses_in_torchs_own_way_is_not_filled_again_either(dataset: Any) -> None:
+    """Nor if the rest of its batch, which lies in the slot, is gone."""
+    for settings in ({}, {"engine": "process", "num_workers": 1}):
+        batches = Loader(dataset, 4, seed=0, **settings)  # type: ignore[arg-type]
+        kept = [batch[dataset.part] for batch in batches]
+        for number, part in enumerate(kept):
+            rows = part["x"] if isinstance(part, OrderedDict) else part.flatten(1)
+            assert torch.equal(rows, torch.arange(4 * number, 4 * number + 4)[:, None].expand_as(rows).to(rows.dtype))
+        assert len(kept) == SIZE / 4
+
+
+def packed(samples: list[Any]) -> PackedSequence:
+    return pack_sequence([X.flatten()[: 9 - number] for number, (X, _) in enumerate(samples)])
+
+
+@pytest.mark.usefixtures("no_workers_left")
+def test_a_packed_sequence_crosses_as_it_is() -> None:
+    plain = list(Loader(Numbered(), 4, seed=0, collate_fn=packed))
+    crossed = list(Loader(Numbered(), 4, seed=0, collate_fn=packed, engine="process", num_workers=1))
+    assert type(crossed[0]) is PackedSequence
+    assert [batch.data.tolist() for batch in crossed] == [batch.data.tolist() for batch in plain]
+
+
+class Unsendable:
+    """Collates; the batch with sample 12 cannot be sent as long as a file is there."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __call__(self, samples: list[Any]) -> Any:
+        X, y = default_collate(samples)
+        return (X, y, lambda: None) if 12 in y and self.flag.exists() else (X, y)
+
+
+@pytest.mark.usefixtures("no_workers_left")
+def test_a_slot_whose_first_batch_could_not_be_sent_serves_later_ones(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    flag.touch()
+    settings: dict[str, Any] = {"engine": "process", "num_workers": 1, "persistent_workers": True}
+    loader = Loader(Numbered(), 4, seed=0, collate_fn=Unsendable(flag), **settings)
+    with pytest.raises(SampleError, match="cannot leave its worker"):
+        list(loader)
+    flag.unlink()
+    for number, (X, y) in enumerate(list(loader)):  # all at once need every slot
+        assert y.tolist() == list(range(4 * number, 4 * number + 4))
+        assert torch.equal(X, expected(4 * number, 4 * number + 4))
+    loader.close()
+
+
+@pytest.mark.usefixtures("no_workers_left")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_closing_gives_the_slots_memory_back(persistent: bool) -> None:
+    def mapped() -> set[str]:
+        return {line.split()[5] for line in Path("/proc/self/maps").read_text().splitlines() if "/torch_" in line}
+
+    before = mapped()
+    loader = Loader(Numbered(), 4, seed=0, engine="process", num_workers=2, persistent_workers=persistent)
+    list(loader)
+    loader.close()
+    assert mapped() <= before
 
 
 def test_the_pool_lends_memory_again_only_when_nobody_holds_it() -> None:

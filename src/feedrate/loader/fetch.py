@@ -141,7 +141,9 @@ class Samples(Dataset[Any]):
                 size = nbytes(batch)
                 if writer is not None:
                     batch = writer.finish(batch)
-                self._demand_sendable(batch, ticket)
+                sent = self._demand_sendable(batch, ticket)
+                if writer is not None:
+                    writer.leave(sent)
         except _Failed as failed:
             batch, error = None, failed.error
             error.worker = worker
@@ -289,21 +291,31 @@ class Samples(Dataset[Any]):
     def _key(self, epoch: int, index: int, ID: str) -> bytes:
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
 
-    def _demand_sendable(self, batch: Any, ticket: Ticket) -> None:
-        """Fails where a batch cannot leave the worker; torch would print a traceback and wait for it for ever."""
+    def _demand_sendable(self, batch: Any, ticket: Ticket) -> list[Tensor]:
+        """The tensors that are sent as they are.
+
+        Fails where a batch cannot leave the worker; torch would print a traceback and wait for it for ever.
+        """
         try:
-            _Probe(io.BytesIO()).dump(batch)
+            probe = _Probe(io.BytesIO())
+            probe.dump(batch)
         except Exception as error:
             raise _Failed(self._blame.sending(ticket, error)) from None
+        return probe.tensors
 
 
 class _Probe(ForkingPickler):
     """Pickles everything but tensors and arrays, which would be copied: shows whether a batch can be sent."""
 
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: list[Tensor] = []
+
     def persistent_id(self, obj: Any) -> int | None:
         if isinstance(obj, Tensor):
             if obj.requires_grad and not obj.is_leaf:
                 raise ValueError("a tensor carries its gradient's history: detach() it")
+            self.tensors.append(obj)
             return 0
         return 0 if isinstance(obj, np.ndarray) and not obj.dtype.hasobject else None
 

@@ -10,7 +10,7 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +90,7 @@ class _Place(NamedTuple):
 class Writer:
     """Puts batches into the slots of one worker.
 
-    Use: `begin`, then `empty` as often as wanted, then `finish` or `drop`.
+    Use: `begin`, then `empty` as often as wanted, then `finish` and `leave`, or `drop`.
     """
 
     def __init__(self, ring: Ring | _Sent, worker: int) -> None:
@@ -148,10 +148,21 @@ class Writer:
         self._sent.add(self._slot)
         return _Outgoing(self._number, self._worker, self._slot, None if known else self._slots[self._slot], places)
 
+    def leave(self, tensors: Iterable[Tensor]) -> None:
+        """Fills the slot's memory no more if one of those that are sent as they are lies in it, as in a container that
+        `finish` does not look into: nobody would tell when that one is gone.
+        """
+        if self._slot is None:
+            return
+        memory = self._slots[self._slot]
+        if any(_lies_in(memory, tensor) for tensor in tensors if tensor is not memory):
+            self._slots[self._slot] = torch.empty(0, dtype=torch.uint8)
+
     def drop(self) -> None:
         """Gives the slot back: no batch came of it."""
         if self._slot is not None:
             self._busy[self._slot] = 0
+            self._sent.discard(self._slot)  # its memory may have been meant to go with that batch
 
     def _place(self, tensor: Tensor) -> Any:
         assert self._slot is not None
@@ -169,6 +180,12 @@ class Writer:
                 return tensor
             home.copy_(tensor)
         return _Place(offset, tensor.nbytes, tensor.dtype, tuple(tensor.shape))
+
+
+def _lies_in(memory: Tensor, tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+        return False
+    return 0 <= tensor.data_ptr() - memory.data_ptr() < len(memory)
 
 
 class _Outgoing:
@@ -301,8 +318,11 @@ def _replaced(value: Any, swap: Callable[[Any], Any], kind: type = Tensor) -> An
     if isinstance(value, kind):
         return swap(value)
     if isinstance(value, tuple):
+        named = hasattr(value, "_fields") and type(value).__bases__ == (tuple,)  # others may refuse what is no tensor
+        if type(value) is not tuple and not named:
+            return value
         parts = [_replaced(item, swap, kind) for item in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts) if type(value) is tuple else value
+        return type(value)(*parts) if named else tuple(parts)
     if type(value) is list:
         return [_replaced(item, swap, kind) for item in value]
     if type(value) is dict:
