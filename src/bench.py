@@ -2,7 +2,7 @@
 
     python src/bench.py dataset=tensor_files dataset.root=data/mine loader.num_workers=4
     python src/bench.py 'bench.compare=["loader=torch", "loader.num_workers=0", "loader.num_workers=2"]'
-    python src/bench.py bench.baseline=outputs/bench/DATE/bench.json
+    python src/bench.py loader.num_workers=4 bench.baseline=outputs/bench/DATE/bench.json
 
 conf/bench.yaml explains each key, docs/bench.md what is measured. Let nothing else run meanwhile.
 """
@@ -23,17 +23,17 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     from hydra.core.hydra_config import HydraConfig
 
-    from feedrate.bench.compare import measure, read, side_by_side, slower, told, write
+    from feedrate.bench.compare import measure, read, side_by_side, slower, told, unknown, write
     from feedrate.bench.entries import entries_of
     from feedrate.config import check_bench, resolve_path
     from feedrate.errors import UserError
     from feedrate.launch import plain
-    from feedrate.signals import raise_on_interrupt
+    from feedrate.signals import raise_when_stopped
 
-    raise_on_interrupt()
+    raise_when_stopped()
     resolved = plain(cfg)
     settings = check_bench(resolved).bench
-    baseline = read(resolve_path(settings.baseline)) if settings.baseline else None
+    baseline = read(resolve_path(settings.baseline)) if settings.baseline is not None else None
     hydra = HydraConfig.get()
     entries = entries_of(resolved, list(hydra.overrides.task), settings.compare)
 
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
     steps = 1 + len(settings.step_ms)
     seconds = len(entries) * steps * settings.repeats * settings.seconds
     print(f"measuring for about {seconds:.0f} s; let nothing else run", flush=True)
-    measure(entries, settings)
+    measure(entries, settings, baseline)
 
     # -----------------------------------------------------------------------------------------------------
     # Tell
@@ -58,7 +58,8 @@ def main(cfg: DictConfig) -> None:
     if baseline is not None:
         if lines := slower(entries, baseline, settings.noise_pct):
             raise UserError("\n".join(lines))
-        print("not slower than the baseline")
+        names = ", ".join(map(repr, unknown(entries, baseline)))
+        print(f"not slower than the baseline{f', which has no row for {names}' if names else ''}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def train(cfg: DictConfig) -> float:
     mask_logs()
     resolved = plain(cfg)
     learn(resolved)
-    if said := remembered.take(resolved, hydra.runtime.choices, hydra.overrides.task):
+    written = Path(hydra.runtime.output_dir) / ".hydra/config.yaml"
+    if said := remembered.take(resolved, hydra.runtime.choices, hydra.overrides.task, written=written):
         log.info("%s", said)
     config = check(resolved)
 

@@ -24,6 +24,7 @@ def main(cfg: DictConfig) -> None:
 
     from feedrate.config import ROOT, check_tune, resolve_path
     from feedrate.launch import instant, plain
+    from feedrate.signals import raise_when_stopped
     from feedrate.tracking import learn, without_secrets
     from feedrate.tracking.address import read_address
 
@@ -49,6 +50,9 @@ def main(cfg: DictConfig) -> None:
     from feedrate.trainer.seeds import seed_everything
     from feedrate.trainer.tune import tune
 
+    tuned.check(path)
+    remembered.check_folder()
+    raise_when_stopped()
     seed_everything(config.seed, config.trainer.num_threads)
     device = choose_device(config.trainer.device)
     data = build_data(config.dataset, config.seed)
@@ -56,7 +60,7 @@ def main(cfg: DictConfig) -> None:
     known = None if config.tune.again or config.tune.batch_size else remembered.recall(resolved)
     if known is not None and known.data_digest == data.digest:
         tuned.write(path, known.option)
-        print(f"tuned on {known.date}: {known.words}; tune.again=true tries anew\nwritten to {path}")
+        print(f"tuned on {known.date}: {known.words}; tune.again=true tries anew\nwritten to {path}; {tuned.use(path)}")
         return
 
     # -----------------------------------------------------------------------------------------------------
@@ -68,7 +72,8 @@ def main(cfg: DictConfig) -> None:
     if config.tune.batch_size:
         size, samples = config.loader["batch_size"], len(data.partition["train"])  # type: ignore[arg-type]
         largest = largest_batch(bed.fits, size, samples, read_limits().memory, config.tune.budget_s / 4)
-        print(f"loader.batch_size={largest.batch_size}, not {size}, which changes the training; {largest.ended_by}")
+        said = " stays" if largest.batch_size == size else f", not {size}, which changes the training"
+        print(f"loader.batch_size={largest.batch_size}{said}; {largest.ended_by}", flush=True)
         resolved["loader"] = {**resolved["loader"], "batch_size": largest.batch_size}
     left_s = config.tune.budget_s - (time.perf_counter() - begin)
     found = tune(bed, left_s, config.tune.trial_s, lambda trial: print(tuned.line(trial), flush=True))
@@ -92,7 +97,7 @@ def main(cfg: DictConfig) -> None:
     print(
         f"\n{tuned.words(found)}; the step can take {found.step_samples_per_s:,.0f}; "
         f"{len(found.trials)} settings tried in {found.seconds:.0f} s\n{same}\n"
-        f"written to {path}; use it with loader=tuned"
+        f"written to {path}; {tuned.use(path)}"
     )
 
     # -----------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ Workers = Annotated[int, Field(ge=0, le=1024, strict=True)]
 AtMost1024 = Annotated[int, Field(ge=1, le=1024, strict=True)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")]
 PerChannel = list[Number] | Number | None
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 
 def resolve_path(path: str | Path) -> Path:
@@ -208,7 +209,7 @@ class TrainerConfig:
     label_smoothing: Share
     top5: Flag
     early_stopping: Positive | None
-    resume: Annotated[str, Field(min_length=1)] | None
+    resume: NotEmpty | None
     resume_changed: Flag
     checkpoint_every_s: NonNegative | None
     keep_checkpoints: Count
@@ -221,7 +222,7 @@ class TrainerConfig:
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class TrackingConfig:
     uri: str | None
-    experiment: Annotated[str, Field(min_length=1)]
+    experiment: NotEmpty
     artifacts: str | None
     log_model: Flag
     system_metrics: Flag
@@ -285,7 +286,7 @@ class BenchingConfig:
     step_ms: list[Above0] = field(default_factory=list)
     seconds: Above0 = 1.0
     repeats: Positive = 5
-    baseline: str | None = None
+    baseline: NotEmpty | None = None
     noise_pct: NonNegative = 5.0
 
 
@@ -303,7 +304,7 @@ class BenchConfig:
 class TuningConfig:
     budget_s: Above0 = 60.0
     trial_s: Above0 = 1.5
-    output: str = "conf/loader/tuned.yaml"
+    output: NotEmpty = "conf/loader/tuned.yaml"
     again: Flag = False
     batch_size: Flag = False
 

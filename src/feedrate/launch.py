@@ -5,6 +5,7 @@ HYDRA_FULL_ERROR=1 shows the whole traceback instead. Heavy packages are importe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -59,17 +61,18 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
             os.environ.pop(_FULL, None)  # not for the processes that the job starts
         try:
             return job(config)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             _remove_unused_folder()
-            if full:
+            if full or isinstance(error, KeyboardInterrupt):
                 raise
             _fail(error)
 
     try:
         _check_arguments()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+        quit_on_interrupt()  # also where the job has said otherwise
     except KeyboardInterrupt as error:
         on_the_way_out()
         print(str(error) or "interrupted", file=sys.stderr, flush=True)
@@ -114,6 +117,7 @@ def describe(error: BaseException) -> str:
 def _fail(error: Exception) -> None:
     from feedrate.tracking import without_secrets
 
+    quit_on_interrupt()
     text = without_secrets(describe(error))
     file = logging.getLogger("feedrate.file")
     if file.handlers:  # none before the job has begun; logging would then print the text a second time
@@ -127,7 +131,7 @@ def _remove_unused_folder() -> None:
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     of_hydra = {config.output_subdir, f"{config.job.name}.log"}
-    if folder.name == instant() and {path.name for path in folder.iterdir()} <= of_hydra:
+    if folder.name == instant() and folder.is_dir() and {path.name for path in folder.iterdir()} <= of_hydra:
         shutil.rmtree(folder)
 
 
@@ -213,11 +217,14 @@ def _unknown_key(key: str) -> str:
         )
     parent, _, name = key.rpartition(".")
     group = (parent or name).split(".")[0]
-    if not parent and (CONF / name).is_dir():
+    if not parent and (CONF / name).is_dir() and name in (groups := _groups()):
         return _unknown_option(name, "")
+    if not parent and (CONF / name).is_dir():
+        return f"{name}: {_config_name()}.py has no such group; leave it out\nIts groups: {', '.join(groups) or 'none'}"
+    composed = GlobalHydra.instance().is_initialized()  # then the job composes something itself
     try:
         chosen = [a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()]
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        with contextlib.nullcontext() if composed else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose(_config_name(), overrides=chosen, return_hydra_config=group == "hydra")
         if parent and group not in config:
             parent, name = "", group
@@ -236,11 +243,20 @@ def _unknown_key(key: str) -> str:
     return lines
 
 
+def _groups() -> list[str]:
+    """Those of which the command line chooses an option."""
+    defaults = OmegaConf.select(OmegaConf.load(CONF / f"{_config_name()}.yaml"), "defaults", default=[])
+    return [str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry if " " not in str(key)]
+
+
 def _unknown_option(group: str, option: str) -> str:
     from feedrate.validation import nearest
 
     options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     listed = ", ".join(options) or "none"
+    if (group, option) == ("loader", "tuned"):
+        said = "has not been written yet; python src/tune.py with your dataset and model writes it"
+        return f"{group}={option}: {said}\nOptions of {group}: {listed}"
     return f"{group}={option}: no such option{nearest(option, options)}\nOptions of {group}: {listed}"
 
 

@@ -18,6 +18,14 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """From systems that manage jobs, from Ctrl-C, and from a terminal that is closed or a connection that is lost."""
 
 
+class Stopped(KeyboardInterrupt):
+    """The program was asked to stop, by signal `signum`."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = 128 + signum
+
+
 def take(handler: Handler) -> dict[int, Any]:
     """Gives the signals of `STOPPING` to `handler`; returns the former handlers by signal, to be set again.
 
@@ -28,10 +36,14 @@ def take(handler: Handler) -> dict[int, Any]:
 
 
 def quit_on_interrupt() -> None:
-    """Ctrl-C ends the process at once from now on, with one line and exit code 130.
+    """Ctrl-C ends the process at once from now on, with one line and exit code 130; what `raise_when_stopped` has set
+    is over.
 
     Where packages are imported an exception could be lost in their code; where Python ends nobody would catch it.
     """
+    for signum in STOPPING:
+        if signal.getsignal(signum) is _raise:
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _quit)
 
@@ -50,6 +62,15 @@ def raise_on_interrupt() -> None:
     """Ctrl-C raises KeyboardInterrupt again from now on."""
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def raise_when_stopped() -> None:
+    """All signals that ask to stop raise Stopped from now on, wherever the program is, until `quit_on_interrupt`.
+
+    For work of which nothing is kept: what it has started ends with it, instead of looking for it some seconds later.
+    """
+    raise_on_interrupt()
+    take(_raise)
 
 
 @contextmanager
@@ -78,6 +99,11 @@ def ignore(signums: Iterable[int]) -> None:
 def how_to_hurry(signum: int) -> str:
     """What ends the process sooner once signal `signum` has come."""
     return f"{'Ctrl-C again' if signum == signal.SIGINT else 'Ctrl-C'} stops at once"
+
+
+def _raise(signum: int, frame: FrameType | None) -> NoReturn:
+    on_the_way_out()
+    raise Stopped(signum)
 
 
 def _quit(*_: object) -> NoReturn:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+
+from feedrate.bench.compare import read
+from feedrate.bench.measure import Subject
+from feedrate.errors import UserError
+from started import Started, until
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["bench.repeats=2", "bench.seconds=0.1", "bench.step_ms=[3]"]
@@ -81,7 +89,11 @@ def test_a_loader_that_has_become_slower_than_noise_explains_fails_the_command(c
         ('bench.compare=["model=cnn"]', "model=cnn: only settings of dataset, loader and seed"),
         ('bench.compare=["loader.num_workers=x"]', "loader.num_workers=x"),
         ('bench.compare=["loader.num_workers=1", "loader.num_workers=1"]', "give each once"),
-        ("bench.baseline=/nowhere/bench.json", "bench.baseline=/nowhere/bench.json: cannot be read"),
+        ('bench.compare=["loader.num_wokers=1"]', "did you mean num_workers?"),
+        ('bench.compare=["loader.num_workers=\'1"]', "cannot be read (No closing quotation); close the quote"),
+        ("bench.baseline=/nowhere/bench.json", "cannot be read (No such file or directory); name one that"),
+        ("bench.baseline=", "bench.baseline=: must be a text that is not empty"),
+        ("model=cnn", "model: bench.py has no such group; leave it out"),
         ("bench.repeats=0", "bench.repeats=0"),
         ("dataset=tensor_files", "dataset.root"),
         ("bench.repeat=3", "did you mean repeats"),
@@ -93,3 +105,117 @@ def test_a_mistake_is_told_in_few_lines_before_anything_is_measured(argument, te
     assert text in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 3
     assert "measuring" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        '[{"name": "a", "dataset": "digits"}]',
+        '[{"name": "a", "dataset": "digits", "samples_per_s": "900"}]',
+        '[{"name": "a", "dataset": "digits", "samples_per_s": 0}]',
+        '[{"name": "a", "dataset": "digits", "samples_per_s": NaN}]',
+        '[{"name": ["a"], "dataset": "digits", "samples_per_s": 900}]',
+        '[{"name": "a", "dataset": "digits", "samples_per_s": 900, "spread": [800]}]',
+        '[{"name": "a", "dataset": "digits", "samples_per_s": 900, "spread": 800}]',
+        '[{"name": "a", "dataset": "digits", "samples_per_s": 900, "spread": [800, "900"]}]',
+        '[{"name": "a", "dataset": "digits", "samples_per_s": 900}, 3]',
+    ],
+)
+def test_a_damaged_baseline_is_refused_before_anything_is_measured(content, tmp_path):
+    (tmp_path / "bench.json").write_text(content)
+    with pytest.raises(UserError, match="bench.json: is no bench.json; name one that python src/bench.py has written"):
+        read(tmp_path / "bench.json")
+
+
+def test_a_baseline_without_a_spread_is_taken(tmp_path):
+    (tmp_path / "bench.json").write_text('[{"name": "a", "dataset": "digits", "samples_per_s": 900}]')
+    assert read(tmp_path / "bench.json")[0]["samples_per_s"] == 900
+
+
+@pytest.mark.slow
+def test_a_baseline_of_other_loaders_is_refused_before_anything_is_measured(compared, tmp_path, digits):
+    earlier = f"bench.baseline={compared[1]}/bench.json"
+    done = bench("loader.num_workers=1", "loader.timeout=9", f"dataset.root={digits}", earlier, folder=tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: bench.baseline: it has no row for 'loader.num_workers=1 loader.timeout=9'; "
+        "write it with the same dataset and bench.compare\n"
+    )
+    assert not (tmp_path / "run/bench.json").exists()
+
+
+@pytest.mark.slow
+def test_a_loader_that_the_baseline_does_not_know_is_named(compared, tmp_path, digits):
+    earlier = [{**row, "samples_per_s": 1.0} for row in json.loads((compared[1] / "bench.json").read_text())[:2]]
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    two = 'bench.compare=["loader.num_workers=0", "loader.num_workers=0 loader.batch_size=32"]'
+    baseline = f"bench.baseline={tmp_path}/earlier.json"
+    done = bench(two, f"dataset.root={digits}", baseline, folder=tmp_path / "later")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        "not slower than the baseline, which has no row for 'loader.num_workers=0 loader.batch_size=32'"
+    )
+
+
+@pytest.fixture
+def start(digits, tmp_path, monkeypatch):
+    """Starts a measurement with a worker; its temporary files lie in a folder of their own."""
+    begun = []
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+
+    def run():
+        own = ["loader.num_workers=1", "loader.engine=process", f"dataset.root={digits}", "bench.seconds=2"]
+        begun.append(Started("bench.py", *own))
+        line = begun[-1].process.stdout.readline()
+        assert line.startswith("measuring"), begun[-1].process.communicate()
+        return begun[-1]
+
+    yield run
+    for started in begun:
+        started.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+@pytest.mark.parametrize("processes", [2, 4], ids=["while the loader's process starts", "while it is measured"])
+def test_a_signal_ends_it_with_one_line_and_nothing_is_left(start, tmp_path, signum, code, processes):
+    before = set(ROOT.glob("outputs/*/*"))
+    stopped = start()
+    until(lambda: len(stopped.group()) >= processes)  # itself, multiprocessing's tracker, the loader's, its worker
+    os.killpg(stopped.process.pid, signum)
+    _, errors = stopped.process.communicate(timeout=60)
+    assert stopped.process.returncode == code
+    assert errors == f"stopped by {signum.name}\n"
+    until(stopped.all_ended)
+    assert not list((tmp_path / "temporary").glob("pymp-*"))  # folders of multiprocessing
+    assert set(ROOT.glob("outputs/*/*")) == before
+
+
+@pytest.mark.slow
+def test_killed_it_leaves_no_process_and_no_traceback(start):
+    killed = start()
+    until(lambda: len(killed.group()) >= 4)
+    os.kill(killed.process.pid, signal.SIGKILL)
+    killed.process.wait()
+    until(killed.all_ended)
+    assert killed.process.communicate()[1] == ""
+
+
+@pytest.mark.slow
+def test_a_loader_whose_process_is_killed_while_it_rests_is_told_in_one_line(digits):
+    loader = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/loader/feedrate.yaml"))
+    dataset = {"_target_": "feedrate.dataset.Digits", "root": str(digits)}
+    subject = Subject({"dataset": dataset, "loader": {**loader, "num_workers": 0}, "seed": 0})
+    try:
+        subject.about()
+        subject._process.kill()
+        subject._process.join()
+        with pytest.raises(UserError, match="the process of a loader ended with exit code -9"):
+            subject.measure(1.0, 0.1)
+    finally:
+        subject.close()

@@ -133,3 +133,41 @@ def test_a_job_of_a_sweep_takes_the_setting_of_its_own_model(tuned):
     used = {run.data.params["model"]: run.data.params for run in runs(tuned) if "model" in run.data.params}
     assert used["mlp"]["loader.num_workers"] == str(remembered["num_workers"])
     assert used["cnn"]["loader.num_workers"] == "3"
+
+
+@pytest.mark.parametrize(("script", "more"), [("train", []), ("train", ["-m", "seed=0,1"]), ("tune", [])])
+def test_before_anything_was_tuned_loader_tuned_says_which_command_writes_it(tuned, script, more):
+    text = option(tuned).read_text()
+    option(tuned).unlink()
+    command = [sys.executable, f"src/{script}.py", "loader=tuned", *more]
+    done = subprocess.run(command, cwd=tuned.copy, capture_output=True, text=True, timeout=60)
+    option(tuned).write_text(text)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: loader=tuned: has not been written yet; python src/tune.py with your dataset and model writes it\n"
+        "Options of loader: feedrate, torch\n"
+    )
+
+
+def test_an_option_of_another_name_says_how_it_is_used(tuned):
+    for path, use in (
+        ("conf/loader/night.yaml", "use it with loader=night"),
+        ("outputs/night.yaml", "to use it with loader=NAME, copy it to conf/loader/NAME.yaml"),
+    ):
+        output = tuned.python("src/tune.py", *SHORT, "tracking=none", f"tune.output={path}")
+        assert output.endswith(f"written to {tuned.copy}/{path}; {use}\n")
+        assert Path(tuned.copy, path).read_text().startswith("# python src/train.py loader=night\n# Written by")
+    Path(tuned.copy, "conf/loader/night.yaml").unlink()
+
+
+def test_the_run_folder_keeps_the_setting_that_was_used(tuned, tmp_path):
+    text = option(tuned).read_text()
+    others = OmegaConf.load(option(tuned))
+    remembered = {key: others[key] for key in ("num_workers", "engine", "prefetch_factor")}
+    others.num_workers, others.engine, others.prefetch_factor = 3, "thread", 5  # as if tuned for another data set
+    option(tuned).write_text(OmegaConf.to_yaml(others))
+    run = ["model=mlp", "trainer.max_epochs=1", "tracking=none", f"hydra.run.dir={tmp_path}/run"]
+    assert "found on" in tuned.python("src/train.py", "loader=tuned", *run)
+    option(tuned).write_text(text)
+    kept = OmegaConf.load(tmp_path / "run/.hydra/config.yaml").loader
+    assert {key: kept[key] for key in remembered} == remembered

@@ -493,3 +493,35 @@ def test_memory_stays_the_same_over_twenty_epochs(engine: str) -> None:
         used.append(own_bytes([psutil.Process(), *workers()], "Pss_Anon", "Pss_Shmem"))
     loader.close()
     assert max(used) <= 1.05 * used[0], [round(value / 1e6) for value in used]
+
+
+ORPHAN = """
+import os, signal, sys, time
+import torch
+from feedrate.loader import Loader
+
+def kill_the_parent(worker_id):
+    parent = os.getppid()
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+
+data = torch.utils.data.TensorDataset(torch.zeros(64, 4), torch.zeros(64))
+next(iter(Loader(data, 4, seed=0, engine="process", num_workers=1, worker_init_fn=kill_the_parent)))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_whose_program_is_killed_while_it_starts_ends_too(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    source = str(Path(ending.__file__).parents[2] / "src")
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "orphan.py")],
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", MARK: str(tmp_path)},
+    )
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    try:
+        wait_for(lambda: not list(processes_of(str(tmp_path))), 30)
+    finally:
+        for left in processes_of(str(tmp_path)):
+            left.kill()

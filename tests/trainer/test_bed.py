@@ -15,6 +15,8 @@ from feedrate.dataset import build_data
 from feedrate.launch import CONF
 from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.largest import Largest, largest_batch
+from feedrate.trainer.tune import Trial
+from feedrate.trainer.tuned import compare
 
 
 @pytest.fixture
@@ -73,3 +75,10 @@ def test_the_order_digest_is_that_of_any_setting(bed: Bed) -> None:
     ((order, content),) = found
     assert (len(order), len(content)) == (64, 64)
     assert bed.digests({}, 4)[0] != order
+
+
+def test_a_former_setting_that_cannot_be_used_does_not_spoil_what_was_found(bed: Bed) -> None:
+    bed.node = {**bed.node, "engine": "inline"}  # and two workers, which that has not
+    same = compare(bed, Trial(Setting(1, 2, "process"), 0.0, 1000.0, 0.0), slowest=64.0)
+    assert same.as_before
+    assert str(same).endswith("with this setting and without workers")

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from feedrate.errors import UserError
 from feedrate.trainer import remembered
-from feedrate.trainer.remembered import Remembered, recall, remember, take
+from feedrate.trainer.remembered import Remembered, check_folder, recall, remember, take
 
 CONFIG: dict[str, Any] = {
     "dataset": {"_target_": "feedrate.dataset.Digits", "root": "data/digits", "name": None},
@@ -86,3 +88,22 @@ def test_a_run_that_finds_none_says_so_and_keeps_what_it_has(tmp_path: Path) -> 
     config = deepcopy(CONFIG)
     assert take(config, {"loader": "tuned"}, [], tmp_path).startswith("note: loader=tuned was not tuned for this")
     assert config == CONFIG
+
+
+def test_the_configuration_that_the_run_folder_keeps_is_that_of_what_is_used(tmp_path: Path) -> None:
+    remember(CONFIG, FOUND, tmp_path / "tuned")
+    written = tmp_path / "config.yaml"
+    OmegaConf.save(OmegaConf.create({**CONFIG, "seed": "${oc.env:SEED}"}), written)
+    take(deepcopy(CONFIG), {"loader": "tuned"}, [], tmp_path / "tuned", written)
+    kept = OmegaConf.to_container(OmegaConf.load(written))
+    assert kept == {**CONFIG, "loader": {**CONFIG["loader"], **FOUND.overrides}, "seed": "${oc.env:SEED}"}
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "tuned").touch()
+    said = (
+        rf"^{tmp_path}/tuned: cannot be written \(.*\); what is found is kept there, so make room, or mend the folder$"
+    )
+    for attempt in (lambda: check_folder(tmp_path / "tuned"), lambda: remember(CONFIG, FOUND, tmp_path / "tuned")):
+        with pytest.raises(UserError, match=said):
+            attempt()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "timing"))
 
 from accounts import account, setup
 
+from at_once import at_once
 from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup
@@ -95,6 +99,36 @@ def test_a_setting_that_there_is_no_room_for_is_named_and_not_taken() -> None:
     assert tried == sorted(tried, reverse=True)  # what asks for more than what was refused is not asked for
 
 
+def test_where_there_is_no_room_for_even_one_worker_the_answer_is_none() -> None:
+    class Full(Workload):
+        def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
+            if setting.num_workers:
+                self.tried.append(setting)
+                raise UserError("loader.num_workers=1 needs 90 MB of shared memory, and /dev/shm has 64 MB free\nSet 0")
+            return super().run(setting, seconds)
+
+    work = Full(load_ms=40, step_ms=10)
+    found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    assert found.best.setting == Setting(0)
+    assert found.best.samples_per_s == pytest.approx(8 / 0.050, rel=0.01)
+    (refused,) = (trial for trial in found.trials if trial.refused)
+    assert refused.refused == "loader.num_workers=1 needs 90 MB of shared memory, and /dev/shm has 64 MB free"
+    assert sum(setting.num_workers > 0 for setting in work.tried) == 1
+
+
+def test_what_the_step_can_take_is_told_of_the_samples_that_batches_have() -> None:
+    class Small(Workload):
+        """Each second batch is the last of its epoch, with 2 samples instead of 8."""
+
+        def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
+            times, how = super().run(setting, seconds)
+            return replace(times, samples=np.where(np.arange(len(times.samples)) % 2, 8, 2)), how
+
+    found = tune(Small(load_ms=0.1, step_ms=10), budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
+    assert found.step_samples_per_s == pytest.approx(5 / 0.010, rel=0.02)
+    assert found.best.predicted == pytest.approx(found.best.samples_per_s, rel=0.02)
+
+
 def test_threads_that_cannot_load_the_dataset_are_given_up() -> None:
     class Drawing(Workload):
         may_be_threads = True
@@ -132,9 +166,30 @@ def test_batches_are_left_unpinned_where_that_is_as_fast() -> None:
     assert "pin_memory" not in tune(Workload(8, 10), 1e6, 1.0).best.setting.overrides  # type: ignore[arg-type]
 
 
-def test_another_loader_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, "src/tune.py", "loader=torch", f"tune.output={tmp_path}/tuned.yaml"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1
-    assert "tunes Feedrate's loader" in done.stderr
-    assert not list(tmp_path.iterdir())
+MISTAKES = {
+    "loader=torch": "tunes Feedrate's loader",
+    "tune.output=FOLDER": "tune.output=FOLDER: cannot be written (Is a directory); name another file",
+    "tune.output=/dev/null/tuned.yaml": "tune.output=/dev/null/tuned.yaml: cannot be written (Not a directory); name",
+    "tune.output=": "tune.output=: must be a text that is not empty",
+    "tune.budget_s=0": "tune.budget_s=0: must be greater than 0",
+    "experiment=generated_feed": "experiment: tune.py has no such group; leave it out\nIts groups: dataset, loader,",
+    "scheduler=cosine": "scheduler: tune.py has no such group; leave it out",
+    "tune.bugdet_s=3": "did you mean budget_s?",
+}
+
+
+def test_a_mistake_is_answered_before_anything_is_tried(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+
+    def answer(mistake: str) -> subprocess.CompletedProcess[str]:
+        chosen = [f"tune.output={tmp_path}/tuned.yaml"] * ("output" not in mistake)
+        command = [sys.executable, "src/tune.py", *chosen, mistake.replace("FOLDER", f"{tmp_path}/folder")]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+    before = set(ROOT.glob("outputs/*"))
+    for mistake, done in at_once({mistake: partial(answer, mistake) for mistake in MISTAKES}).items():
+        assert (done.returncode, done.stdout) == (1, ""), mistake
+        assert MISTAKES[mistake].replace("FOLDER", f"{tmp_path}/folder") in done.stderr
+        assert len(done.stderr.splitlines()) <= 3
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert set(ROOT.glob("outputs/*")) == before

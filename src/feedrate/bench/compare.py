@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,17 +71,26 @@ class Entry:
         }  # fmt: skip
 
 
-def measure(entries: Sequence[Entry], settings: BenchingConfig) -> None:
+def measure(
+    entries: Sequence[Entry], settings: BenchingConfig, baseline: Sequence[Mapping[str, Any]] | None = None
+) -> None:
     """Fills the entries' measurements, taken in turns, so that what the machine does meanwhile meets all alike.
 
+    Args:
+        baseline: rows that they will be held against.
+
     Raises:
-        UserError: one of the loaders cannot be built, or fails.
+        UserError: one of the loaders cannot be built, or fails; the baseline knows none of them.
     """
     subjects: list[Subject] = []
     try:
-        subjects += [Subject(entry.config) for entry in entries]
+        for entry in entries:
+            subjects.append(Subject(entry.config))  # one by one, so that an interruption closes those that are there
         for entry, subject in zip(entries, subjects, strict=True):
             entry.about = subject.about()
+        if baseline is not None and len(names := unknown(entries, baseline)) == len(entries):
+            said = f"it has no row for {', '.join(map(repr, names))}"
+            raise UserError(f"bench.baseline: {said}; write it with the same dataset and bench.compare")
         for _ in range(settings.repeats):
             for step_ms in (0.0, *settings.step_ms):
                 for entry, subject in zip(entries, subjects, strict=True):
@@ -159,45 +169,57 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: there is none.
     """
+    remedy = "name one that python src/bench.py has written"
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(rows, list) and all(isinstance(row.get("samples_per_s"), (int, float)) for row in rows):
-            return rows
     except OSError as error:
-        raise UserError(f"bench.baseline={path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f"bench.baseline={path}: is no bench.json; name one that python src/bench.py has written")
+        raise UserError(f"bench.baseline={path}: cannot be read ({error.strerror or error}); {remedy}") from error
+    except ValueError:
+        rows = None
+    if not rows or not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise UserError(f"bench.baseline={path}: is no bench.json; {remedy}")
+    return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it can be compared with."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("name", "dataset")):
+        return False
+    rates = [row.get("samples_per_s"), *_spread(row)]
+    return len(rates) == 3 and all(isinstance(r, (int, float)) and math.isfinite(r) for r in rates) and rates[0] > 0
+
+
+def unknown(entries: Sequence[Entry], baseline: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the loaders of which the baseline has no row with the same data set."""
+    known = {(row["name"], row["dataset"]) for row in baseline}
+    return [entry.name for entry in entries if entry.about and (entry.name, entry.about.dataset) not in known]
 
 
 def slower(entries: Sequence[Entry], baseline: Sequence[Mapping[str, Any]], noise_pct: float) -> list[str]:
-    """A line for each loader that has become slower than noise explains; of the same name and data set.
-
-    Raises:
-        UserError: the baseline knows none of the loaders.
-    """
-    known = {(row.get("name"), row.get("dataset")): row for row in baseline}
-    lines, met = [], 0
-    for entry in entries:
-        row = entry.row()
+    """A line for each loader that has become slower than noise explains; of the same name and data set."""
+    known = {(row["name"], row["dataset"]): row for row in baseline}
+    lines = []
+    for row in (entry.row() for entry in entries):
         earlier = known.get((row["name"], row["dataset"]))
         if earlier is None:
             continue
-        met += 1
         band = max(noise_pct, _spread_pct(row), _spread_pct(earlier))
         loss = 100 * (1 - row["samples_per_s"] / earlier["samples_per_s"])
         if loss > band:
             lines.append(
-                f"{entry.name}: {row['samples_per_s']:,.0f} samples/s are {loss:.0f} % less than the "
+                f"{row['name']}: {row['samples_per_s']:,.0f} samples/s are {loss:.0f} % less than the "
                 f"{earlier['samples_per_s']:,.0f} of the baseline; up to {band:.0f} % count as noise"
             )
-    if not met:
-        names = ", ".join(repr(entry.name) for entry in entries)
-        raise UserError(f"bench.baseline: it has no row for {names}; write it with the same dataset and bench.compare")
     return lines
+
+
+def _spread(row: Mapping[str, Any]) -> Sequence[Any]:
+    """Lowest and highest repeat."""
+    spread = row.get("spread") or (0.0, 0.0)
+    return spread if isinstance(spread, Sequence) else ()
 
 
 def _spread_pct(row: Mapping[str, Any]) -> float:
     """Half the distance from the lowest to the highest repeat, as a share of the median."""
-    low, high = row.get("spread") or (0.0, 0.0)
+    low, high = _spread(row)
     return float(50 * (high - low) / row["samples_per_s"])

@@ -31,7 +31,11 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
     found = []
     kept = [text for text in typed if not text.startswith(("bench.", "hydra"))]
     for text in compare:
-        overrides = shlex.split(text)
+        try:
+            overrides = shlex.split(text)
+        except ValueError as error:
+            said = f"bench.compare: {text}: cannot be read ({error}); close the quote, or leave it out"
+            raise UserError(said) from error
         for override in overrides:
             if override.partition("=")[0].partition(".")[0] not in ("dataset", "loader", "seed"):
                 raise UserError(f"bench.compare: {override}: only settings of dataset, loader and seed can be compared")

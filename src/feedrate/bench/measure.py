@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
 from feedrate.errors import UserError
+from feedrate.signals import STOPPING, ignore, unheard
 
 DIGEST_BATCHES = 16  # the first ones, over whose IDs order_digest goes
 COPY_S = 0.2  # of each measurement of the machine's own limits
@@ -83,7 +86,10 @@ class Subject:
         self._connection, other = context.Pipe()
         # no daemon, since those may have no children: the loader's workers
         self._process = context.Process(target=_serve, args=(dict(config), other))
-        self._process.start()
+        with unheard(signal.SIGHUP):
+            resource_tracker.ensure_running()  # in its start it makes signals heard again that are `unheard`
+        with unheard(*STOPPING):  # they are for the main process, which ends this one
+            self._process.start()
         other.close()
 
     def about(self) -> About:
@@ -93,14 +99,15 @@ class Subject:
 
     def measure(self, step_ms: float, seconds: float) -> Taken:
         """With steps of that length, which sleep."""
-        self._connection.send((step_ms, seconds))
-        found: Taken = self._answer()
+        found: Taken = self._answer((step_ms, seconds))
         return found
 
-    def _answer(self) -> Any:
+    def _answer(self, asked: tuple[float, float] | None = None) -> Any:
         try:
+            if asked is not None:
+                self._connection.send(asked)
             found = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             raise UserError(
                 f"the process of a loader ended with exit code {self._process.exitcode}; "
@@ -127,12 +134,11 @@ class Subject:
 
 
 def _serve(config: dict[str, Any], connection: Connection) -> None:
+    ignore(STOPPING)
     import logging
-    import signal
 
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which closes this one
     logging.getLogger("feedrate").setLevel(logging.ERROR)
     from feedrate.dataset import build_data
     from feedrate.loader import build_loaders, close_loaders
@@ -149,7 +155,9 @@ def _serve(config: dict[str, Any], connection: Connection) -> None:
     except EOFError:  # whoever asked is gone
         pass
     except Exception as error:
-        connection.send(error if isinstance(error, UserError) else UserError(f"{type(error).__name__}: {error}"))
+        told = error if isinstance(error, UserError) else UserError(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # whoever asked is gone
+            connection.send(told)
     finally:
         close_loaders(loaders, at_once=True)
 

@@ -167,16 +167,16 @@ class Workers:
         if self._inner is None or not settings.persistent_workers:
             waiting = (settings.prefetch_factor or 2) if settings.num_workers else 0
             self._ring = Ring(settings.num_workers, waiting) if settings.num_workers else None
+            context = settings.multiprocessing_context or start_method(settings.num_workers)
+            by_server = (_named(context) or multiprocessing.get_start_method()) == "forkserver"
             self._inner = DataLoader(
                 self._samples if self._ring is None else self._samples.over(self._ring),
                 batch_sampler=self._tickets,
                 num_workers=settings.num_workers,
                 collate_fn=_passed_on,
                 pin_memory=settings.pin_memory,
-                worker_init_fn=_Start(settings.worker_init_fn),
-                multiprocessing_context=_preloaded(
-                    settings.multiprocessing_context or start_method(settings.num_workers)
-                ),
+                worker_init_fn=_Start(settings.worker_init_fn, None if by_server else os.getpid()),
+                multiprocessing_context=_preloaded(context),
                 # of its own: creating an iterator would otherwise draw from the global generator
                 generator=torch.Generator().manual_seed(0),
                 prefetch_factor=settings.prefetch_factor,
@@ -257,10 +257,14 @@ def _disarmed(error: BaseException) -> list[BaseProcess]:
 
 
 class _Start:
-    """The private DataLoader's `worker_init_fn`: calls the user's, to which `get_worker_info()` shows his dataset."""
+    """The private DataLoader's `worker_init_fn`: calls the user's, to which `get_worker_info()` shows his dataset.
 
-    def __init__(self, user: Callable[[int], None] | None) -> None:
-        self.user = user
+    Args:
+        parent: the main process; None where a forkserver starts the workers.
+    """
+
+    def __init__(self, user: Callable[[int], None] | None, parent: int | None) -> None:
+        self.user, self.parent = user, parent
 
     def __call__(self, worker_id: int) -> None:
         info = get_worker_info()
@@ -273,6 +277,8 @@ class _Start:
         ignore(STOPPING)
         if self.user is not None:
             self.user(worker_id)
+        if self.parent not in (None, os.getppid()):  # killed meanwhile; torch would look for whoever is there now
+            os._exit(1)
 
 
 @atexit.register  # after multiprocessing's own handler was, so before it runs: that one waits for them without end
@@ -295,13 +301,17 @@ def _passed_on(made: Any) -> Any:
 
 def _preloaded(context: Any) -> Any:
     """The context; the server of a forkserver imports torch once, instead of each worker for itself."""
-    method = context if isinstance(context, str) or context is None else context.get_start_method()
+    method = _named(context)
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(["__main__", "torch"])
     if method in ("forkserver", "spawn") and os.name == "posix":
         with unheard(signal.SIGHUP):
             resource_tracker.ensure_running()  # in its start it makes signals heard again that are `unheard`
     return context
+
+
+def _named(context: Any) -> Any:
+    return context if isinstance(context, str) or context is None else context.get_start_method()
 
 
 def start_method(num_workers: int) -> str | None:

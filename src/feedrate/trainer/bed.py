@@ -165,6 +165,7 @@ class Bed:
         loader = loaders["train"]
         assert isinstance(loader, Loader)
         try:
+            start_loaders(loaders, ("train",), self._data)
             for _ in islice(loader, batches):
                 pass
             return loader.order_digest(), loader.content_digest() or ""

@@ -17,18 +17,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from feedrate.signals import how_to_hurry, take
+from feedrate.signals import Stopped, how_to_hurry, take
 
 PATIENCE_S = 8.0  # from a signal to the end of a process that hangs; containers wait for ten seconds
 AT_ONCE_S = 1.0  # the same after Ctrl-C has come as a second signal
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Stopped):
     """The run was asked to stop, by signal `signum`."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
 
 
 class Interruption:

@@ -6,6 +6,7 @@ model. What is tuned is tune.py's affair.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -14,7 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from feedrate.config import ROOT, resolve_path
+from feedrate.trainer.whole_file import check_place, replace_file, told
 
 FOLDER = ROOT / "outputs/tuned"
 OPTION = "tuned"  # of the group loader
@@ -53,16 +57,37 @@ def recall(config: Mapping[str, Any], folder: Path = FOLDER) -> Remembered | Non
         return None
 
 
+def check_folder(folder: Path = FOLDER) -> None:
+    """That something can be remembered.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with _told(folder):
+        check_place(folder / "any")
+
+
 def remember(config: Mapping[str, Any], found: Remembered, folder: Path = FOLDER) -> None:
-    """Keeps it, in the place of an earlier one."""
-    path = _path(config, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(asdict(found), indent=2), encoding="utf-8")
-    temporary.replace(path)
+    """Keeps it, in the place of an earlier one.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with _told(folder):
+        replace_file(_path(config, folder), json.dumps(asdict(found), indent=2))
 
 
-def take(config: dict[str, Any], choices: Mapping[str, str], overrides: Iterable[str], folder: Path = FOLDER) -> str:
+def _told(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return told(str(folder), "what is found is kept there, so make room, or mend the folder")
+
+
+def take(
+    config: dict[str, Any],
+    choices: Mapping[str, str],
+    overrides: Iterable[str],
+    folder: Path = FOLDER,
+    written: Path | None = None,
+) -> str:
     """Gives a run with loader=tuned the setting of its own dataset and model; what to say of it, empty for nothing.
 
     A key of the setting that was typed is a person's own word, so then nothing is taken.
@@ -71,16 +96,21 @@ def take(config: dict[str, Any], choices: Mapping[str, str], overrides: Iterable
         config: resolved; its group loader is changed.
         choices: option of each group.
         overrides: as typed.
+        written: the file in which the run's folder keeps its configuration, changed as well.
     """
     typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
     if choices.get("loader") != OPTION or typed & {f"loader.{key}" for key in TUNED}:
         return ""
     if (found := recall(config, folder)) is None:
         return (
-            "note: loader=tuned was not tuned for this dataset, model and machine; src/tune.py with the same settings "
-            "finds what is"
+            "note: loader=tuned was not tuned for this dataset, model and machine; src/tune.py with the same dataset, "
+            "model and loader finds what is"
         )
     config["loader"] = {**config["loader"], **found.overrides}
+    if written is not None and written.is_file():
+        kept = OmegaConf.load(written)
+        kept.loader.update(found.overrides)
+        OmegaConf.save(kept, written)
     return f"loader=tuned: {found.words}, found on {found.date} for this dataset and model"
 
 

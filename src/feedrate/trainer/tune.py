@@ -118,17 +118,26 @@ class _Search:
 
     def begin(self) -> None:
         """Without workers nothing disturbs anything: it shows what loading costs, and the step. With one worker it is
-        seen which engine `auto` takes, and what taking over a batch costs.
+        seen which engine `auto` takes, and what taking over a batch costs; where not even one can be had, that is all.
         """
         times, setup = self._measured(Setting(0))
-        self._costs, self._batch, self._cores = costs_of(times, setup), setup.batch_size, float(usable_cores())
+        self._costs, self._cores = costs_of(times, setup), float(usable_cores())
+        self._batch = float(times.samples[times.counted].mean())  # the last one of an epoch may be smaller
         self.step_rate = self._batch / max(1e-9, sum(self._costs.step) / len(self._costs.step))
-        times, setup = self._measured(Setting(1, engine="auto"))
-        self._engine = setup.engine
-        self._costs = replace(self._costs, receive=times.receive_ns() / 1e9)
-        self._predictions = {setting: self.predicted(setting) for setting in self._wanted()}
+        wanted, one = [Setting(0)], Setting(1, engine="auto")
+        try:
+            times, setup = self._measured(one)
+        except SampleError:
+            raise
+        except UserError as error:
+            self._refused(one, error)
+        else:
+            self._engine = setup.engine
+            self._costs = replace(self._costs, receive=times.receive_ns() / 1e9)
+            wanted = self._wanted()
+        self._predictions = {setting: self.predicted(setting) for setting in wanted}
         for setting, trial in self.trials.items():
-            self.trials[setting] = replace(trial, predicted=self._predictions[setting])
+            self.trials[setting] = replace(trial, predicted=self._predictions.get(setting, 0.0))
 
     def _wanted(self) -> list[Setting]:
         """All that come into question, the cheapest first."""
@@ -151,12 +160,16 @@ class _Search:
             self._measured(setting)
         except SampleError:
             raise
-        except UserError as error:  # there is no room for it, or threads cannot load that
-            text = str(error).partition("\n")[0]
-            self.trials[setting] = Trial(setting, self._predictions[setting], 0.0, 0.0, 0, text)
-            self.told(self.trials[setting])
+        except UserError as error:
+            self._refused(setting, error)
             self._predictions = {s: rate for s, rate in self._predictions.items() if not _asks_more(s, setting)}
         return True
+
+    def _refused(self, setting: Setting, error: UserError) -> None:
+        """There is no room for it, or threads cannot load that."""
+        text = str(error).partition("\n")[0]
+        self.trials[setting] = Trial(setting, self._predictions.get(setting, 0.0), 0.0, 0.0, 0, text)
+        self.told(self.trials[setting])
 
     def following(self) -> Setting | None:
         """What to try next: the cheapest that promises what the best promises, then neighbours of what was best so far,

@@ -6,6 +6,7 @@ What is remembered for later is remembered.py's affair.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from feedrate.config import ROOT
 from feedrate.dataset.cores import usable_cores
-from feedrate.errors import UserError
+from feedrate.errors import SampleError, UserError
 from feedrate.tracking.note import number
 from feedrate.tracking.tuning import Tried
-from feedrate.trainer.bed import Bed
+from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.tune import Trial, Tuned
+from feedrate.trainer.whole_file import check_place, replace_file, told
 
 COMPARED_S = 1.0  # for which batches are loaded inline to compare them
 MOST_COMPARED = 16  # batches
@@ -29,40 +32,54 @@ class Same:
     """Whether tuning changed what is delivered.
 
     Attributes:
-        batches: that were compared, with the setting that was found and with the one that was there.
+        batches: that were compared, with the setting that was found and with another one.
         order: digest of their order, 64 hexadecimal digits.
         content: digest of what they hold; empty where that cannot be told.
         as_before: whether the latter is the same with both; the order is, or `compare` fails.
+        other: what that one was, in words.
     """
 
     batches: int
     order: str
     content: str
     as_before: bool
+    other: str = "with the former one"
+
+    @property
+    def kept(self) -> str:
+        """What tuning does not change, after `Tuning changes`."""
+        return "no batch" if self.as_before or not self.content else "no order"
 
     def __str__(self) -> str:
         said = f"the first {self.batches} batches: order digest {self.order[:16]}"
         if not self.content:
-            return f"{said}, with this setting and with the former one"
+            return f"{said}, with this setting and {self.other}"
         if self.as_before:
-            return f"{said}, content digest {self.content[:16]}, with this setting and with the former one"
+            return f"{said}, content digest {self.content[:16]}, with this setting and {self.other}"
         return (
-            f"{said} with this setting and with the former one, but their content differs: the dataset draws random "
+            f"{said} with this setting and {self.other}, but their content differs: the dataset draws random "
             "numbers that are not sample_rng()'s"
         )
 
 
 def compare(bed: Bed, best: Trial, slowest: float) -> Same:
-    """Loads the first batches with the setting that was found and with the former one.
+    """Loads the first batches with the setting that was found and with the former one; where that cannot be used here,
+    without workers.
 
     Args:
         slowest: samples per second without workers, which bounds how many batches are compared.
     """
     batches = max(1, min(MOST_COMPARED, int(COMPARED_S * slowest / bed.node["batch_size"])))
     order, content = bed.digests(best.setting.overrides, batches)
-    former = bed.digests({}, batches)
+    other = "with the former one"
+    try:
+        former = bed.digests({}, batches)
+    except SampleError:
+        raise
+    except UserError:
+        former, other = bed.digests(Setting(0).overrides, batches), "without workers"
     assert order == former[0], "the order of the samples depends on the loader's setting"
-    return Same(batches, order, content, content == former[1])
+    return Same(batches, order, content, content == former[1], other)
 
 
 def line(trial: Trial) -> str:
@@ -81,18 +98,17 @@ def words(found: Tuned) -> str:
 
 
 def option(node: Mapping[str, Any], found: Tuned, same: Same, command: str, data_and_model: str) -> str:
-    """The file's text.
+    """The file's text, without the command that uses it.
 
     Args:
         node: conf/loader, resolved; what was not tuned stays as it is.
         command: that made it.
     """
     lines = [
-        "# python src/train.py loader=tuned",
         f"# Written by {command}",
         f"# on {today()}, for {data_and_model} on {usable_cores()} cores.",
         f"# {words(found)}; the step can take {found.step_samples_per_s:,.0f} samples/s.",
-        f"# Tuning changes no batch: {same}.",
+        f"# Tuning changes {same.kept}: {same}.",
         "# tried:",
         *(f"#   {line(trial)}" for trial in found.trials),
     ]
@@ -100,18 +116,35 @@ def option(node: Mapping[str, Any], found: Tuned, same: Same, command: str, data
     return "\n".join(lines) + "\n" + content
 
 
+def check(path: Path) -> None:
+    """That the option can be written there, as far as that is known before.
+
+    Raises:
+        UserError: it cannot.
+    """
+    with _told(path):
+        check_place(path)
+
+
 def write(path: Path, text: str) -> None:
-    """Writes the option; an earlier one is replaced.
+    """Writes the option, with the command that uses it; an earlier one is replaced.
 
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        said = f"tune.output={path}: cannot be written ({error.strerror or error}); name another file"
-        raise UserError(said) from error
+    with _told(path):
+        replace_file(path, f"# python src/train.py loader={path.stem}\n{text}")
+
+
+def use(path: Path) -> str:
+    """How a run uses the option, in words."""
+    if path.parent == ROOT / "conf/loader" and path.suffix == ".yaml":
+        return f"use it with loader={path.stem}"
+    return "to use it with loader=NAME, copy it to conf/loader/NAME.yaml"
+
+
+def _told(path: Path) -> AbstractContextManager[None]:
+    return told(f"tune.output={path}", "name another file")
 
 
 def today() -> str:
@@ -147,7 +180,7 @@ def note(found: Tuned, same: Same, command: str) -> str:
         for t in _fastest_first(found.trials)
     ]
     head = ["| setting | samples/s | predicted | wait % | measured |", "|:--|--:|--:|--:|--:|"]
-    step = f"The step can take {number(found.step_samples_per_s)} samples/s. Tuning changes no batch: {same}."
+    step = f"The step can take {number(found.step_samples_per_s)} samples/s. Tuning changes {same.kept}: {same}."
     return "\n".join([f"**{words(found)}**", "", step, "", *head, *rows, "", "```sh", command, "```", ""])
 
 

@@ -1,0 +1,62 @@
+"""Small files that are whole at every instant, however many processes write them and whenever one is killed.
+
+What stands in them is the caller's affair.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from feedrate.errors import UserError
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes the file and the folders above it; an earlier one is replaced.
+
+    Raises:
+        OSError: it cannot be written; the earlier one is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():  # a device, which stays what it is
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Looks whether the file could be written now, and leaves nothing.
+
+    Raises:
+        OSError: it could not.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with tempfile.TemporaryFile(dir=next(folder for folder in path.parents if folder.exists())):
+        pass
+
+
+@contextmanager
+def told(what: str, remedy: str) -> Iterator[None]:
+    """Within it a file that cannot be written is the user's to mend.
+
+    Args:
+        what: is written, a setting or a path.
+        remedy: what to do instead.
+
+    Raises:
+        UserError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written ({error.strerror or error}); {remedy}") from error
