@@ -181,7 +181,7 @@ def start(digits, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize("processes", [2, 4], ids=["while the loader's process starts", "while it is measured"])
 def test_a_signal_ends_it_with_one_line_and_nothing_is_left(start, tmp_path, signum, code, processes):
     before = set(ROOT.glob("outputs/*/*"))

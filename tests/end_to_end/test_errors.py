@@ -137,6 +137,17 @@ def test_a_run_in_use_is_not_gone_on_with_and_leaves_no_folder(tmp_path):
     assert list(owner.path.iterdir()) == []
 
 
+def test_a_run_that_is_not_gone_on_with_since_its_data_has_changed_says_so_and_leaves_no_folder(digits, tmp_path):
+    own = ["tracking=none", "model=mlp", "loader.num_workers=0", f"dataset.root={digits}"]
+    assert command(*own, "dataset.limit=100", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run").returncode == 0
+    before = set(ROOT.glob("outputs/*/*"))
+    done = command(*own, "dataset.limit=90", "trainer.max_epochs=2", f"trainer.resume={tmp_path}/run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: trainer.resume: the data has changed since the checkpoint (")
+    assert len(done.stderr.splitlines()) == 2
+    assert set(ROOT.glob("outputs/*/*")) == before
+
+
 def test_cuda_without_one_says_so(run_train):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA, so that asking for it is no mistake")

@@ -139,7 +139,7 @@ def test_a_job_of_a_sweep_takes_the_setting_of_its_own_model(tuned):
 def test_before_anything_was_tuned_loader_tuned_says_which_command_writes_it(tuned, script, more):
     text = option(tuned).read_text()
     option(tuned).unlink()
-    command = [sys.executable, f"src/{script}.py", "loader=tuned", *more]
+    command = [sys.executable, f"src/{script}.py", *more, "loader=tuned"]
     done = subprocess.run(command, cwd=tuned.copy, capture_output=True, text=True, timeout=60)
     option(tuned).write_text(text)
     assert (done.returncode, done.stdout) == (1, "")

@@ -37,9 +37,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+    ("signum", "code", "whole_group"),
+    [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False), (signal.SIGHUP, 129, True)],
+    ids=["Ctrl-C", "SIGTERM to the process alone", "a closed terminal"],
 )
-@pytest.mark.parametrize("whole_group", [True, False], ids=["the group", "the process"])
 def test_a_signal_ends_it_with_one_line_and_nothing_is_left(
     start: Callable[[], Started], tmp_path: Path, signum: signal.Signals, code: int, whole_group: bool
 ) -> None:
