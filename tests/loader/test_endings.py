@@ -31,6 +31,7 @@ from loader import ending
 from loader.conftest import wait_until_loaders_are_gone
 from loader.test_slots import Numbered
 from loader.use import own_bytes
+from loader.use import workers as own_workers
 
 ENGINES = ("inline", "thread", "process")
 CODES = {"end": 0, "exception": 1, "exit": 3, "Ctrl-C": -signal.SIGINT, "SIGKILL": -signal.SIGKILL}
@@ -490,7 +491,7 @@ def test_memory_stays_the_same_over_twenty_epochs(engine: str) -> None:
             X.sum()
         del X, _y
         gc.collect()
-        used.append(own_bytes([psutil.Process(), *workers()], "Pss_Anon", "Pss_Shmem"))
+        used.append(own_bytes([psutil.Process(), *own_workers()], "Pss_Anon", "Pss_Shmem"))
     loader.close()
     assert max(used) <= 1.05 * used[0], [round(value / 1e6) for value in used]
 
