@@ -114,7 +114,7 @@ class SampleReader:
         if lengths and lengths.count(lengths[0]) == len(lengths):
             sizes = self._by_name.get(lengths[0], {})
             if len(sizes) < 2:
-                return {known: np.arange(len(paths)) for known in sizes.values()}
+                return {known: np.arange(len(paths)) for known in list(sizes.values())}  # others may add to it
         groups: dict[_Known, list[int]] = {}
         for row, (path, length) in enumerate(zip(paths, lengths, strict=True)):
             if (known := self._expected(path, length)) is not None:
