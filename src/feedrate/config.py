@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _KNOWN = ConfigDict(extra="forbid")
 
 # Strict: the text "8" or a truth value is no number, 1.5 no count; a whole number is a float. inf and nan are none.
-Count = Annotated[int, Field(ge=0, strict=True)]
-Positive = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Positive = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 NonNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]

@@ -189,7 +189,7 @@ def _describe_composition(error: BaseException) -> str:
         key = error.override.partition("=")[0]
         return (
             f"{error.override}: its value cannot be read; lists are written {key}=[VALUE,VALUE], and a text with "
-            f"brackets, commas, braces or spaces in quotes: '{key}=\"TEXT\"'"
+            f"brackets, commas, braces, spaces or letters beyond a to z in quotes: '{key}=\"TEXT\"'"
         )
     if match := re.search(r"Sweeping over Hydra's configuration is not supported : '([^']+)'", text):
         return f"{match[1]}: keys of hydra hold for a whole sweep, so they take one value"

@@ -71,6 +71,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (["loader.num_workers", "8"], ["loader.num_workers: a setting needs a value"]),
         (["model="], ["model=: no such option", "Options of model: cnn, mlp, resnet18, simulated"]),
         (["model.channels=[32"], ["model.channels=[32: its value cannot be read; lists are written"]),
+        (["dataset.root=/data/Möwen"], ["letters beyond a to z in quotes: 'dataset.root=\"TEXT\"'"]),
         (["~trainer", "trainer.max_epochs=1"], ["trainer=null: must be given"]),
         (["~dataset"], ["dataset=null: must be given"]),
         (["experiment=nope"], ["experiment=nope: no such option", "digits_mlp"]),
