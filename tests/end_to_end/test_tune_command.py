@@ -118,16 +118,22 @@ def test_the_largest_batch_is_found_where_that_is_allowed(tuned):
     option(tuned).write_text(text)
 
 
-def test_a_job_of_a_sweep_takes_the_setting_of_its_own_model(tuned):
-    (remembered,) = (
+def remembered_for_64(tuned: SimpleNamespace) -> dict[str, Any]:
+    (found,) = (
         found["overrides"]
         for path in Path(tuned.copy, "outputs/tuned").glob("*.json")
         if "batch_size: 64" in (found := json.loads(path.read_text()))["option"]
     )
+    return dict(found)
+
+
+def test_a_job_of_a_sweep_takes_the_setting_of_its_own_model(tuned):
+    text, remembered = option(tuned).read_text(), remembered_for_64(tuned)
     others = OmegaConf.load(option(tuned))
     others.num_workers, others.engine, others.prefetch_factor = 3, "thread", 5  # as if tuned for another data set
     option(tuned).write_text("# python src/train.py loader=tuned\n" + OmegaConf.to_yaml(others))
     output = tuned.python("src/train.py", "-m", "loader=tuned", "model=mlp,cnn", "trainer.max_epochs=1")
+    option(tuned).write_text(text)
     assert "found on" in output
     assert "note: loader=tuned was not tuned for this dataset, model and machine" in output
     used = {run.data.params["model"]: run.data.params for run in runs(tuned) if "model" in run.data.params}
@@ -161,9 +167,8 @@ def test_an_option_of_another_name_says_how_it_is_used(tuned):
 
 
 def test_the_run_folder_keeps_the_setting_that_was_used(tuned, tmp_path):
-    text = option(tuned).read_text()
+    text, remembered = option(tuned).read_text(), remembered_for_64(tuned)
     others = OmegaConf.load(option(tuned))
-    remembered = {key: others[key] for key in ("num_workers", "engine", "prefetch_factor")}
     others.num_workers, others.engine, others.prefetch_factor = 3, "thread", 5  # as if tuned for another data set
     option(tuned).write_text(OmegaConf.to_yaml(others))
     run = ["model=mlp", "trainer.max_epochs=1", "tracking=none", f"hydra.run.dir={tmp_path}/run"]
