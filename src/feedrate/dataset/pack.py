@@ -70,7 +70,7 @@ def pack(config: PackConfig) -> Index:
 
 def _fill(job: Job, num_workers: int | str) -> tuple[Index, str]:
     """Writes what is missing; says in words what there was to do."""
-    _remove(job.root, lambda name: name.startswith(TEMPORARY))
+    _remove(job.root, _is_left)
     kept = current(job)
     missing = [plan for plan in job.plans if plan not in kept]
     if not missing and (job.root / NAME).is_file():
@@ -86,10 +86,10 @@ def _fill(job: Job, num_workers: int | str) -> tuple[Index, str]:
         _write_shards(job, missing, entries, num_workers)
     except KeyboardInterrupt:
         with deaf():
-            _remove(job.root, lambda name: name.startswith(TEMPORARY))
+            _remove(job.root, _is_left)
             raise Interrupted(f"{len(entries):,} of {len(job.plans):,} shards are written") from None
     except (UserError, OSError):
-        _remove(job.root, lambda name: name.startswith(TEMPORARY))
+        _remove(job.root, _is_left)
         raise
     index = _finished(job, entries)
     write_file(job.root / NAME, index.as_json(), flush=True)
@@ -150,6 +150,11 @@ def _check_room(job: Job, missing: list[Plan]) -> None:
             f"root={job.root}: {len(missing):,} shards need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are "
             "free; make room, or choose another root"
         )
+
+
+def _is_left(name: str) -> bool:
+    """Whether a file is of a writer that was killed; safetensors writes to a file of its own first."""
+    return name.startswith(TEMPORARY) or re.fullmatch(r"\.tmp\w{6}", name) is not None
 
 
 def _remove(root: Path, chosen: Any) -> None:
