@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from feedrate.dataset.tensor_files import TensorFiles
+from feedrate.whole_file import replace_file
 
 VALIDATION_EVERY = 5  # every fifth image of each class validates
 
@@ -54,6 +55,4 @@ def _write(root: Path) -> None:
         seen[digit] += 1
     # partition.json comes last and by renaming: where it is, everything is
     (root / "labels.json").write_text(json.dumps(labels))
-    temporary = root / ".partition.json"
-    temporary.write_text(json.dumps(partition))
-    temporary.replace(root / "partition.json")
+    replace_file(root / "partition.json", json.dumps(partition))

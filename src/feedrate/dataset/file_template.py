@@ -12,6 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -29,7 +30,7 @@ _ENDINGS = ((b"PK\x06\x06", 48, 8), (b"PK\x06\x07", 8, 8), (b"PK\x05\x06", 16, 4
 _ALIGNED = 64  # bytes: torch.save lets each record of an archive begin at a multiple of it
 
 
-class Template:
+class Template(ABC):
     """What a file's head and tail say of the shape of its payload; places count within head and tail end to end.
 
     Attributes:
@@ -46,9 +47,9 @@ class Template:
         """Whether a file of that many bytes may be of this kind."""
         return size > self.frame_bytes
 
+    @abstractmethod
     def shape(self, frame: bytes, nbytes: int) -> tuple[int, ...] | None:
         """Of a payload of so many bytes between the head and tail in `frame`; None where the file is another."""
-        raise NotImplementedError
 
     def _holds(self, shape: Sequence[int], nbytes: int) -> bool:
         return nbytes > 0 and prod(shape) * self._itemsize == nbytes

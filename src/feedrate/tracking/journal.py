@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from feedrate.tracking.secrets import without_secrets
+from feedrate.whole_file import replace_file
 
 if TYPE_CHECKING:
     from feedrate.config import TrackingConfig
@@ -147,9 +148,7 @@ class Delivered:
 
     def write(self, folder: Path) -> None:
         """Replaces the file in one step."""
-        temporary = folder / f".{STATE}"
-        temporary.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
-        temporary.replace(folder / STATE)
+        replace_file(folder / STATE, json.dumps(asdict(self), indent=2))
 
     def left(self, folder: Path) -> int:
         """Number of events that the store does not have yet."""

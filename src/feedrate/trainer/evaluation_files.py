@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedrate.trainer.evaluate import Evaluation, Sample
+from feedrate.whole_file import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +43,7 @@ def write_evaluation(folder: Path, partition: str, found: Evaluation, about: Map
         "confusion": found.confusion,
     }
     files = [folder / f"{partition}.json"]
-    _replace(files[0], json.dumps(results, indent=2, default=str))
+    replace_file(files[0], json.dumps(results, indent=2, default=str))
     if found.worst:
         files.append(folder / f"{partition}_worst.csv")
         write_table(files[-1], ({"id": s.ID, "loss": s.loss, **s.row} for s in found.worst))
@@ -166,9 +167,3 @@ def _brief(value: Any) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 20 else f"…{text[-19:]}"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

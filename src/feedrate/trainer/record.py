@@ -23,6 +23,7 @@ from feedrate.tracking.note import run_note
 from feedrate.trainer.loop import Trainer
 from feedrate.trainer.provenance import Code, code_version, flat, job_id, result_id, size_of_diff
 from feedrate.trainer.state import Result
+from feedrate.whole_file import replace_file
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     content = _json(masked(summary), "", not_finite)
     if not_finite:  # JSON has no word for them
         content["not_finite"] = sorted({*content.get("not_finite", ()), *not_finite})
-    temporary = folder / ".summary.json"
-    temporary.write_text(json.dumps(content, indent=2, default=str, allow_nan=False), encoding="utf-8")
-    temporary.replace(folder / "summary.json")
+    replace_file(folder / "summary.json", json.dumps(content, indent=2, default=str, allow_nan=False))
 
 
 def _json(value: Any, path: str, not_finite: list[str]) -> Any:

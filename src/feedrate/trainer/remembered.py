@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from feedrate.config import ROOT, resolve_path
-from feedrate.trainer.whole_file import check_place, replace_file, told
+from feedrate.whole_file import check_place, replace_shared_file, told
 
 FOLDER = ROOT / "outputs/tuned"
 OPTION = "tuned"  # of the group loader
@@ -74,7 +74,7 @@ def remember(config: Mapping[str, Any], found: Remembered, folder: Path = FOLDER
         UserError: the folder cannot be written.
     """
     with _told(folder):
-        replace_file(_path(config, folder), json.dumps(asdict(found), indent=2))
+        replace_shared_file(_path(config, folder), json.dumps(asdict(found), indent=2))
 
 
 def _told(folder: Path) -> contextlib.AbstractContextManager[None]:

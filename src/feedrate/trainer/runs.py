@@ -16,6 +16,7 @@ from feedrate.config import ROOT, resolve_path
 from feedrate.errors import UserError
 from feedrate.tracking.journal import SILENT_END, run_id_of
 from feedrate.trainer.run_folder import RunFolder, living_owner
+from feedrate.whole_file import replace_file
 
 SUMMARY = "summary.json"
 
@@ -31,9 +32,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Replaces summary.json, which is whole at every instant."""
-    temporary = folder / f".{SUMMARY}"
-    temporary.write_text(json.dumps(summary, indent=2, default=str), encoding="utf-8")
-    temporary.replace(folder / SUMMARY)
+    replace_file(folder / SUMMARY, json.dumps(summary, indent=2, default=str))
 
 
 def folder_named(path: str) -> Path | None:

@@ -21,7 +21,7 @@ from feedrate.tracking.note import number
 from feedrate.tracking.tuning import Tried
 from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.tune import Trial, Tuned
-from feedrate.trainer.whole_file import check_place, replace_file, told
+from feedrate.whole_file import check_place, replace_shared_file, told
 
 COMPARED_S = 1.0  # for which batches are loaded inline to compare them
 MOST_COMPARED = 16  # batches
@@ -133,7 +133,7 @@ def write(path: Path, text: str) -> None:
         UserError: the file cannot be written.
     """
     with _told(path):
-        replace_file(path, f"# python src/train.py loader={path.stem}\n{text}")
+        replace_shared_file(path, f"# python src/train.py loader={path.stem}\n{text}")
 
 
 def use(path: Path) -> str:

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from feedrate.errors import UserError
-from feedrate.trainer.whole_file import check_place, replace_file, told
+from feedrate.whole_file import check_place, replace_shared_file, told
 
 TIMES = 200
 
 
 def write_often(path: Path, letter: str) -> None:
     for _ in range(TIMES):
-        replace_file(path, letter * 100_000)
+        replace_shared_file(path, letter * 100_000)
 
 
 def test_who_reads_a_file_that_several_processes_write_finds_a_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "made/option.yaml"
-    replace_file(path, "a" * 100_000)
+    replace_shared_file(path, "a" * 100_000)
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=write_often, args=(path, letter)) for letter in "ab"]
     for writer in writers:
@@ -38,12 +38,12 @@ def test_who_reads_a_file_that_several_processes_write_finds_a_whole_one(tmp_pat
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError):
-        replace_file(tmp_path / "folder", "text")
+        replace_shared_file(tmp_path / "folder", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_device_stays_a_device() -> None:
-    replace_file(Path(os.devnull), "text")
+    replace_shared_file(Path(os.devnull), "text")
     assert Path(os.devnull).is_char_device()
 
 

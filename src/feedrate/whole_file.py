@@ -9,14 +9,33 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from feedrate.errors import UserError
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes the file and the folders above it; an earlier one is replaced.
+def replace_file(path: Path, text: str, temporary: Path | None = None) -> None:
+    """Writes a file that one process writes at a time; an earlier one is replaced.
+
+    Args:
+        temporary: what it is called until it is whole; `.NAME` if not given.
+
+    Raises:
+        OSError: it cannot be written; the earlier one is as it was.
+    """
+    temporary = temporary or path.with_name(f".{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_shared_file(path: Path, text: str) -> None:
+    """The same for a file that several may write at once, with the folders above it.
 
     Raises:
         OSError: it cannot be written; the earlier one is as it was.
@@ -25,12 +44,7 @@ def replace_file(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():  # a device, which stays what it is
         path.write_text(text, encoding="utf-8")
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, text, path.with_name(f".{path.name}.{os.getpid()}"))
 
 
 def check_place(path: Path) -> None:
