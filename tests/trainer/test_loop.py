@@ -59,26 +59,24 @@ def test_a_class_beyond_the_outputs_is_refused_naming_the_samples(run_train):
         run_train("dataset.num_outputs=4")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_samples_of_any_float_type_can_be_trained_on(run_train, tmp_path, dtype):
-    root = tmp_path / "data"
+def write_folder(root, training, validation, dtype=torch.uint8):
     root.mkdir()
-    IDs = [f"s{i}" for i in range(8)]
+    IDs = [f"s{i}" for i in range(training + validation)]
     for ID in IDs:
         torch.save(torch.zeros(1, 8, 8, dtype=dtype), root / f"{ID}.pt")
-    (root / "partition.json").write_text(json.dumps({"train": IDs[:6], "validation": IDs[6:]}))
+    (root / "partition.json").write_text(json.dumps({"train": IDs[:training], "validation": IDs[training:]}))
     (root / "labels.json").write_text(json.dumps({ID: i % 2 for i, ID in enumerate(IDs)}))
+    return root
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_samples_of_any_float_type_can_be_trained_on(run_train, tmp_path, dtype):
+    root = write_folder(tmp_path / "data", 6, 2, dtype)
     summary = run_train("dataset=tensor_files", f"dataset.root={root}", "trainer.max_epochs=1")
     assert summary["status"] == "FINISHED"
 
 
 def test_the_model_is_kept_also_where_one_sample_validates(run_train, tmp_path):
-    root = tmp_path / "data"
-    root.mkdir()
-    IDs = [f"s{i}" for i in range(5)]
-    for i, ID in enumerate(IDs):
-        torch.save(torch.full((1, 8, 8), i, dtype=torch.uint8), root / f"{ID}.pt")
-    (root / "partition.json").write_text(json.dumps({"train": IDs[:4], "validation": IDs[4:]}))
-    (root / "labels.json").write_text(json.dumps({ID: i % 2 for i, ID in enumerate(IDs)}))
+    root = write_folder(tmp_path / "data", 4, 1)
     overrides = ("dataset=tensor_files", f"dataset.root={root}", "tracking.log_model=true", "trainer.max_epochs=1")
     assert run_train(*overrides)["status"] == "FINISHED"

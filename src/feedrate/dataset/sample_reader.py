@@ -229,8 +229,8 @@ class SampleReader:
             try:
                 size = os.fstat(file).st_size
                 known = sizes.get(size)
-                if known is not None:
-                    return self._by_layout(file, known)
+                if known is not None and (X := self._by_layout(file, known)) is not None:
+                    return X  # else another file of its size was odd, and its own may still have a template
                 fit = [template for template in self._templates.get(length, ()) if template.fits(size)]
                 raw = bytearray(size if fit and size <= MAX_BYTES else 0)
                 if not raw or os.preadv(file, [raw], 0) != size:
