@@ -1,8 +1,7 @@
-"""However a program ends, its loader leaves nothing behind; and however long it loads, its memory stays the same."""
+"""However a program ends, its loader leaves nothing behind."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -10,28 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from aftermath import MARK, is_orphan, processes_of, shared_memory
-from feedrate.loader import Batch, Loader, ToDevice
+from feedrate.loader import Loader
 from feedrate.loader.threads import _RUNNING
-from feedrate.loader.transfer import CopyStream
 from feedrate.signals import STOPPING
 from loader import ending
 from loader.conftest import wait_until_loaders_are_gone
 from loader.test_slots import Numbered
-from loader.use import own_bytes
-from loader.use import workers as own_workers
 
 ENGINES = ("inline", "thread", "process")
 CODES = {"end": 0, "exception": 1, "exit": 3, "Ctrl-C": -signal.SIGINT, "SIGKILL": -signal.SIGKILL}
@@ -320,6 +311,38 @@ def test_closing_waits_once_for_all_workers_and_leaves_none(persistent: bool) ->
     assert time.monotonic() - begin < 60
 
 
+ORPHAN = """
+import os, signal, sys, time
+import torch
+from feedrate.loader import Loader
+
+def kill_the_parent(worker_id):
+    parent = os.getppid()
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+
+data = torch.utils.data.TensorDataset(torch.zeros(64, 4), torch.zeros(64))
+next(iter(Loader(data, 4, seed=0, engine="process", num_workers=1, worker_init_fn=kill_the_parent)))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_whose_program_is_killed_while_it_starts_ends_too(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    source = str(Path(ending.__file__).parents[2] / "src")
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "orphan.py")],
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", MARK: str(tmp_path)},
+    )
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    try:
+        wait_for(lambda: not list(processes_of(str(tmp_path))), 30)
+    finally:
+        for left in processes_of(str(tmp_path)):
+            left.kill()
+
+
 CLOSED_TERMINAL = """
 import os, signal, torch
 from feedrate.loader import Loader
@@ -404,125 +427,3 @@ def test_no_descriptor_is_left_by_a_loader_that_was_closed(engine: str) -> None:
     for _ in range(3):
         once()
         wait_for(lambda: open_now() <= first)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# memory that is used again
-# ---------------------------------------------------------------------------------------------------------
-
-
-class LateStream(CopyStream):
-    """Stands in for a device that carries out a copy at the last moment that it is given, when it is waited for.
-
-    As a device does, it reads the memory that it was told to read, whoever owns it by then.
-    """
-
-    def __init__(self) -> None:
-        pass
-
-    def issue(self, host: Batch) -> tuple[Batch, Any]:
-        memory = (ctypes.c_char * host.X.nbytes).from_address(host.X.data_ptr())
-        X = torch.full_like(host.X, -1)
-        return replace(host, X=X, y=host.y.clone()), LateEvent(memory, X)
-
-    def hand_over(self, batch: Batch, done: Any) -> None:
-        pass
-
-
-class LateEvent:
-    def __init__(self, memory: Any, target: torch.Tensor) -> None:
-        self._memory, self._target = memory, target
-
-    def synchronize(self) -> None:
-        found = np.frombuffer(self._memory, dtype=self._target.numpy().dtype)
-        self._target.copy_(torch.from_numpy(found).view(self._target.shape))
-
-
-@pytest.mark.usefixtures("no_workers_left", "no_threads_left")
-@pytest.mark.parametrize("engine", ENGINES)
-def test_memory_is_not_filled_again_before_a_late_copy_from_it_is_complete(engine: str) -> None:
-    workers = 0 if engine == "inline" else 2
-    settings = {"engine": engine, "num_workers": workers, "persistent_workers": workers > 0}
-    loader, places = Loader(Numbered(), 4, seed=0, **settings), set()
-    for _ in range(3):
-        transfer = ToDevice(loader, torch.device("cpu"), check=lambda host: places.add(host.X.data_ptr()))
-        for batch in list(transfer._ahead(iter(loader), LateStream())):
-            assert torch.equal(batch.X, batch.y[:, None, None, None].expand_as(batch.X).int())
-    assert len(places) < 3 * 24  # of the batches: it was used again
-    loader.close()
-
-
-@pytest.mark.usefixtures("no_workers_left", "no_threads_left")
-@pytest.mark.parametrize("engine", ENGINES)
-def test_memory_that_the_user_holds_for_long_is_not_filled_again(engine: str) -> None:
-    workers = 0 if engine == "inline" else 2
-    settings = {"engine": engine, "num_workers": workers, "persistent_workers": workers > 0}
-    loader = Loader(Numbered(), 4, seed=0, **settings)
-    held: deque[Any] = deque(maxlen=9)
-    for _ in range(2):
-        for X, y in loader:
-            held.append((X[1:], y))
-            for part, names in held:
-                assert torch.equal(part, names[1:, None, None, None].expand_as(part).int())
-    loader.close()
-
-
-class Pictures(Dataset[Any]):
-    """150 KB each."""
-
-    def __len__(self) -> int:
-        return 64 * 6
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return torch.full((3, 224, 224), index % 256, dtype=torch.uint8), index
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_workers_left", "no_threads_left")
-@pytest.mark.parametrize("engine", ENGINES)
-def test_memory_stays_the_same_over_twenty_epochs(engine: str) -> None:
-    workers = 0 if engine == "inline" else 2
-    loader = Loader(Pictures(), 64, True, seed=0, engine=engine, num_workers=workers, persistent_workers=workers > 0)
-    used = []
-    for _ in range(2):  # a user who holds some batches at times makes the ring as large as it may become for one
-        deque(loader, maxlen=4)
-    for _ in range(20):
-        for X, _y in loader:
-            X.sum()
-        del X, _y
-        gc.collect()
-        used.append(own_bytes([psutil.Process(), *own_workers()], "Pss_Anon", "Pss_Shmem"))
-    loader.close()
-    assert max(used) <= 1.05 * used[0], [round(value / 1e6) for value in used]
-
-
-ORPHAN = """
-import os, signal, sys, time
-import torch
-from feedrate.loader import Loader
-
-def kill_the_parent(worker_id):
-    parent = os.getppid()
-    os.kill(parent, signal.SIGKILL)
-    while os.getppid() == parent:
-        time.sleep(0.01)
-
-data = torch.utils.data.TensorDataset(torch.zeros(64, 4), torch.zeros(64))
-next(iter(Loader(data, 4, seed=0, engine="process", num_workers=1, worker_init_fn=kill_the_parent)))
-"""
-
-
-@pytest.mark.slow
-def test_a_worker_whose_program_is_killed_while_it_starts_ends_too(tmp_path: Path) -> None:
-    (tmp_path / "orphan.py").write_text(ORPHAN)
-    source = str(Path(ending.__file__).parents[2] / "src")
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "orphan.py")],
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", MARK: str(tmp_path)},
-    )
-    assert process.wait(timeout=120) == -signal.SIGKILL
-    try:
-        wait_for(lambda: not list(processes_of(str(tmp_path))), 30)
-    finally:
-        for left in processes_of(str(tmp_path)):
-            left.kill()
