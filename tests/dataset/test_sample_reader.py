@@ -281,7 +281,7 @@ def test_a_file_cut_short_anywhere_gives_an_error_that_names_it(pristine: tuple[
 def test_every_byte_changed_gives_an_error_or_what_torch_gives(pristine: tuple[SampleReader, Path, bytes]) -> None:
     read, folder, raw = pristine
     random = np.random.default_rng(0)
-    for place in range(0, len(raw), 1 if read._many else 7):
+    for place in range(0, len(raw), 1 if read._scatter._many else 7):
         changed = bytearray(raw)
         changed[place] ^= 1 << int(random.integers(8))
         agrees_with_torch(read, folder / "ccc.pt", bytes(changed))

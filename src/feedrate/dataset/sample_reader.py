@@ -6,9 +6,7 @@ A file that is not built like one seen before is loaded by torch.load or np.load
 from __future__ import annotations
 
 import os
-import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.dataset.file_layout import MAX_BYTES, Layout, Recogniser
+from feedrate.dataset.file_layout import MAX_BYTES, Layout
 from feedrate.dataset.file_template import Template
-from feedrate.dataset.paths import Paths, c_strings
+from feedrate.dataset.paths import Paths
+from feedrate.dataset.scatter import FLAGS, Known, Scatter, differs_from_crc, parts_of
 from feedrate.dataset.shard import memory_of
-from feedrate.dataset.uring import Unavailable, Uring, address
 from feedrate.errors import SampleError
 from feedrate.timing.stages import stage
 
@@ -29,7 +27,6 @@ Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 LAYOUTS = 4096  # kept at most, a few kilobytes each
 TEMPLATES = 256  # kept at most for names of one length: one for each remainder of a sample's bytes, and some more
 TRIES = 64  # files without a layout that can be used, before no further one is looked at
-_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
 class SampleReader:
@@ -53,19 +50,19 @@ class SampleReader:
         verify: bool = False,
         at_once: bool = True,
     ) -> None:
-        self._load, self._learn, self._vary, self._verify, self._many = load, learn, vary, verify, at_once
+        self._load, self._learn, self._vary, self._verify = load, learn, vary, verify
+        self._scatter = Scatter(verify, at_once)
         self._forget()
 
     def _forget(self) -> None:
         # by length of the file's name, since an archive's own name is the file's as a rule, and moves all that follows
-        self._by_name: dict[int, dict[int, _Known]] = {}
-        self._by_size: dict[int, list[_Known]] = {}
+        self._by_name: dict[int, dict[int, Known]] = {}
+        self._by_size: dict[int, list[Known]] = {}
         self._templates: dict[int, list[Template]] = {}  # by length of the name, too
         self._layouts = self._misses = 0
-        self._scratch = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_load", "_learn", "_vary", "_verify", "_many")}
+        return {name: self.__dict__[name] for name in ("_load", "_learn", "_vary", "_verify", "_scatter")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -95,7 +92,7 @@ class SampleReader:
         for known, rows in groups.items():
             if known.layout.same_form(form):
                 some = paths if len(rows) == len(paths) else [paths[row] for row in rows.tolist()]
-                good[rows] = self._scatter(known, some, rows, out)
+                good[rows] = self._scatter.read(known, some, rows, out)
         if good.all():
             return out
         single = {row: self.read(paths[row], IDs[row]) for row in np.flatnonzero(~good).tolist()}
@@ -105,7 +102,7 @@ class SampleReader:
     # files of a known layout
     # -----------------------------------------------------------------------------------------------------
 
-    def _groups(self, paths: Sequence[str]) -> dict[_Known, np.ndarray]:
+    def _groups(self, paths: Sequence[str]) -> dict[Known, np.ndarray]:
         """The rows of the files that most likely have a layout, for each that comes into question."""
         if isinstance(paths, Paths) and paths.length is not None:
             lengths = [paths.length] * len(paths)
@@ -115,13 +112,13 @@ class SampleReader:
             sizes = self._by_name.get(lengths[0], {})
             if len(sizes) < 2:
                 return {known: np.arange(len(paths)) for known in list(sizes.values())}  # others may add to it
-        groups: dict[_Known, list[int]] = {}
+        groups: dict[Known, list[int]] = {}
         for row, (path, length) in enumerate(zip(paths, lengths, strict=True)):
             if (known := self._expected(path, length)) is not None:
                 groups.setdefault(known, []).append(row)
         return {known: np.array(rows) for known, rows in groups.items()}
 
-    def _expected(self, path: str, length: int) -> _Known | None:
+    def _expected(self, path: str, length: int) -> Known | None:
         """The layout that a file most likely has."""
         sizes = self._by_name.get(length)
         if sizes is None:
@@ -133,88 +130,6 @@ class SampleReader:
         except OSError:
             return None
 
-    def _scatter(self, known: _Known, paths: Sequence[str], rows: np.ndarray, out: Tensor) -> np.ndarray:
-        """Reads files into rows of `out`; for each whether it was of this layout: (n,) bool."""
-        room = self._room(known, len(paths))
-        whole = self._at_once(known, paths, rows, out, room)
-        if whole is None:
-            whole = self._one_after_another(known, paths, rows, out, room)
-        frames = room.frames[: len(paths)]
-        good: np.ndarray = known.recognised(frames) & whole
-        crc, n = known.layout.crc, known.nbytes
-        if self._verify and crc is not None:
-            stated = frames[:, crc : crc + 4].copy().view("<u4")[:, 0]
-            content = memory_of(out)
-            good &= [
-                c in (0, zlib.crc32(content[row * n : row * n + n]))
-                for row, c in zip(rows.tolist(), stated.tolist(), strict=True)
-            ]
-        return good
-
-    def _at_once(
-        self, known: _Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
-    ) -> np.ndarray | None:
-        """Reads files with a system call for many; whether each was as long as expected, None where that cannot be."""
-        ring, names = self._ring(), c_strings(paths)
-        if ring is None or names is None:
-            return None
-        held, places = names
-        pieces = room.pieces[: len(paths)]
-        pieces[:, 1, 0] = rows.astype(np.uint64) * known.nbytes + out.data_ptr()
-        try:
-            return ring.read(places, pieces, known.size, (held, out, room))
-        except OSError:
-            self._scratch.ring = None
-            return None
-        except BaseException:  # a signal's: the system may still write to that memory
-            self._scratch.__dict__.clear()
-            raise
-
-    def _ring(self) -> Uring | None:
-        """This thread's, None where there is none."""
-        if not self._many:
-            return None
-        try:
-            ring: Uring | None = self._scratch.ring
-            if ring is None or ring.usable():
-                return ring
-        except AttributeError:
-            pass
-        try:
-            self._scratch.ring = ring = Uring()
-        except Unavailable:
-            self._scratch.ring = ring = None
-        return ring
-
-    @staticmethod
-    def _one_after_another(
-        known: _Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
-    ) -> np.ndarray:
-        """Reads files; whether each was as long as expected."""
-        n, content, whole = known.nbytes, memory_of(out), np.zeros(len(paths), dtype=bool)
-        for at, (path, row) in enumerate(zip(paths, (rows * n).tolist(), strict=True)):
-            try:
-                file = os.open(path, _FLAGS)
-                try:
-                    # the spare byte of a tail stays unread unless the file is longer than it should be
-                    got = os.preadv(file, (room.heads[at], content[row : row + n], room.tails[at]), 0)
-                    whole[at] = got == known.size
-                finally:
-                    os.close(file)
-            except OSError:  # what is wrong is said by `load`
-                continue
-        return whole
-
-    def _room(self, known: _Known, count: int) -> _Room:
-        """Memory of this thread for so many files at least; used again and again."""
-        kept: dict[_Known, _Room] = self._scratch.__dict__.setdefault("rooms", {})
-        found = kept.get(known)
-        if found is None or len(found.frames) < count:
-            if len(kept) > 64:
-                kept.clear()
-            found = kept[known] = _Room(known, count)
-        return found
-
     def _single(self, path: str, ID: str) -> Tensor | None:
         """One file of a known layout or template; None where it has neither, or cannot be read, which `load` says.
 
@@ -225,7 +140,7 @@ class SampleReader:
         if sizes is None:
             return None
         try:
-            file = os.open(path, _FLAGS)
+            file = os.open(path, FLAGS)
             try:
                 size = os.fstat(file).st_size
                 known = sizes.get(size)
@@ -241,7 +156,7 @@ class SampleReader:
             return None
         return self._by_template(fit, raw, path, ID)
 
-    def _by_layout(self, file: int, known: _Known) -> Tensor | None:
+    def _by_layout(self, file: int, known: Known) -> Tensor | None:
         X = torch.empty(known.layout.shape, dtype=known.layout.dtype)
         content, first = memory_of(X), len(known.layout.head)
         frame = bytearray(known.size - known.nbytes)
@@ -250,13 +165,13 @@ class SampleReader:
             return None
         if not known.recognised.alone(bytes(frame)):
             return None
-        return None if self._verify and _differs_from_crc(known.layout, frame, content) else X
+        return None if self._verify and differs_from_crc(known.layout, frame, content) else X
 
     def _by_template(self, fit: Sequence[Template], raw: bytearray, path: str, ID: str) -> Tensor | None:
         for template in fit:
-            frame, content = _parts(raw, template.first, template.frame_bytes)
+            frame, content = parts_of(raw, template.first, template.frame_bytes)
             shape = template.shape(frame, len(content))
-            if shape is None or (self._verify and _differs_from_crc(template.layout, frame, content)):
+            if shape is None or (self._verify and differs_from_crc(template.layout, frame, content)):
                 continue
             X = torch.frombuffer(content, dtype=template.layout.dtype).view(shape)
             if template.confirmed:
@@ -281,7 +196,7 @@ class SampleReader:
             known = self._recognise(path, raw) if raw is not None else None
             if raw is not None and known is not None:
                 frame, content = known.parts(raw)
-                if not (self._verify and _differs_from_crc(known.layout, frame, content)):
+                if not (self._verify and differs_from_crc(known.layout, frame, content)):
                     return known.tensor(content)
             X = self._load(path, ID)
         if self._verify:
@@ -313,7 +228,7 @@ class SampleReader:
         except OSError:  # what is wrong is said by `load`
             return None
 
-    def _recognise(self, path: str, raw: bytearray) -> _Known | None:
+    def _recognise(self, path: str, raw: bytearray) -> Known | None:
         alike = self._by_size.setdefault(len(raw), [])
         found = next((known for known in alike if known.recognised.alone(known.parts(raw)[0])), None)
         if found is None:
@@ -323,7 +238,7 @@ class SampleReader:
             if layout is None:
                 self._misses += 1
                 return None
-            found = _Known(layout)
+            found = Known(layout)
             alike.append(found)
             self._layouts += 1
             if self._by_name.get(_length(path)):  # samples differ in shape
@@ -336,57 +251,6 @@ class SampleReader:
         template = self._vary(bytes(raw), layout) if self._vary is not None and len(kept) < TEMPLATES else None
         if template is not None:
             kept.append(template)
-
-
-class _Known:
-    """A layout, with what is computed once for it."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout, self.recognised = layout, Recogniser(layout)
-        self.nbytes = layout.nbytes
-        self.size = len(layout.head) + self.nbytes + len(layout.tail)
-
-    def parts(self, raw: bytearray) -> tuple[bytes, memoryview]:
-        """A whole file of this size: head and tail end to end, and the payload between them."""
-        return _parts(raw, len(self.layout.head), self.size - self.nbytes)
-
-    def tensor(self, content: memoryview) -> Tensor:
-        """The tensor with this payload."""
-        flat = torch.frombuffer(content, dtype=torch.uint8)
-        return flat.clone().view(self.layout.dtype).view(self.layout.shape)  # a copy is aligned, and no larger
-
-
-def _parts(raw: bytearray, first: int, frame_bytes: int) -> tuple[bytes, memoryview]:
-    last = len(raw) - (frame_bytes - first)
-    return bytes(raw[:first] + raw[last:]), memoryview(raw)[first:last]
-
-
-def _differs_from_crc(layout: Layout, frame: bytes | bytearray, content: memoryview) -> bool:
-    """Whether a file with this head and tail states another CRC-32 than its payload has."""
-    if layout.crc is None:
-        return False
-    stated = int.from_bytes(frame[layout.crc : layout.crc + 4], "little")
-    return stated not in (0, zlib.crc32(content))
-
-
-class _Room:
-    """Memory for the heads and tails of files of one layout.
-
-    Attributes:
-        frames: (count, width) uint8, a head, a tail and a spare byte in each.
-        heads, tails: the parts of each.
-        pieces: (count, 3, 2) uint64, address and length of head, payload and tail; where payloads go is put in later.
-    """
-
-    def __init__(self, known: _Known, count: int) -> None:
-        first, last = len(known.layout.head), len(known.layout.head) + len(known.layout.tail) + 1
-        self.frames = np.zeros((count, known.recognised.width), dtype=np.uint8)
-        views = [memoryview(frame.data) for frame in self.frames]
-        self.heads, self.tails = [v[:first] for v in views], [v[first:last] for v in views]
-        self.pieces = np.zeros((count, 3, 2), dtype=np.uint64)
-        self.pieces[:, 0, 0] = address(self.frames) + np.arange(count, dtype=np.uint64) * self.frames.shape[1]
-        self.pieces[:, 2, 0] = self.pieces[:, 0, 0] + np.uint64(first)
-        self.pieces[:, :, 1] = first, known.nbytes, last - first
 
 
 def check_crc(path: str, ID: str) -> None:

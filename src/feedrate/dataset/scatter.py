@@ -1,0 +1,171 @@
+"""Reads many files of one layout at once, each payload straight into its row of a batch.
+
+Which layout a file most likely has, and what becomes of one that has another, is sample_reader.py's affair.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feedrate.dataset.file_layout import Layout, Recogniser
+from feedrate.dataset.paths import c_strings
+from feedrate.dataset.shard import memory_of
+from feedrate.dataset.uring import Unavailable, Uring, address
+
+FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+
+
+class Known:
+    """A layout, with what is computed once for it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout, self.recognised = layout, Recogniser(layout)
+        self.nbytes = layout.nbytes
+        self.size = len(layout.head) + self.nbytes + len(layout.tail)
+
+    def parts(self, raw: bytearray) -> tuple[bytes, memoryview]:
+        """A whole file of this size: head and tail end to end, and the payload between them."""
+        return parts_of(raw, len(self.layout.head), self.size - self.nbytes)
+
+    def tensor(self, content: memoryview) -> Tensor:
+        """The tensor with this payload."""
+        flat = torch.frombuffer(content, dtype=torch.uint8)
+        return flat.clone().view(self.layout.dtype).view(self.layout.shape)  # a copy is aligned, and no larger
+
+
+def parts_of(raw: bytearray, first: int, frame_bytes: int) -> tuple[bytes, memoryview]:
+    last = len(raw) - (frame_bytes - first)
+    return bytes(raw[:first] + raw[last:]), memoryview(raw)[first:last]
+
+
+def differs_from_crc(layout: Layout, frame: bytes | bytearray, content: memoryview) -> bool:
+    """Whether a file with this head and tail states another CRC-32 than its payload has."""
+    if layout.crc is None:
+        return False
+    stated = int.from_bytes(frame[layout.crc : layout.crc + 4], "little")
+    return stated not in (0, zlib.crc32(content))
+
+
+class Scatter:
+    """The reading, with memory that is used again; each thread has its own, a copy in another process begins anew.
+
+    Args:
+        verify: compare each payload with the CRC-32 that its file carries, where it carries one.
+        at_once: read many files with one system call where the system has that.
+    """
+
+    def __init__(self, verify: bool, at_once: bool) -> None:
+        self._verify, self._many = verify, at_once
+        self._scratch = threading.local()
+
+    def __reduce__(self) -> tuple[type[Scatter], tuple[bool, bool]]:
+        return Scatter, (self._verify, self._many)
+
+    def read(self, known: Known, paths: Sequence[str], rows: np.ndarray, out: Tensor) -> np.ndarray:
+        """Reads files into rows of `out`; for each whether it was of this layout: (n,) bool."""
+        room = self._room(known, len(paths))
+        whole = self._at_once(known, paths, rows, out, room)
+        if whole is None:
+            whole = self._one_after_another(known, paths, rows, out, room)
+        frames = room.frames[: len(paths)]
+        good: np.ndarray = known.recognised(frames) & whole
+        crc, n = known.layout.crc, known.nbytes
+        if self._verify and crc is not None:
+            stated = frames[:, crc : crc + 4].copy().view("<u4")[:, 0]
+            content = memory_of(out)
+            good &= [
+                c in (0, zlib.crc32(content[row * n : row * n + n]))
+                for row, c in zip(rows.tolist(), stated.tolist(), strict=True)
+            ]
+        return good
+
+    def _at_once(
+        self, known: Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
+    ) -> np.ndarray | None:
+        """Reads files with a system call for many; whether each was as long as expected, None where that cannot be."""
+        ring, names = self._ring(), c_strings(paths)
+        if ring is None or names is None:
+            return None
+        held, places = names
+        pieces = room.pieces[: len(paths)]
+        pieces[:, 1, 0] = rows.astype(np.uint64) * known.nbytes + out.data_ptr()
+        try:
+            return ring.read(places, pieces, known.size, (held, out, room))
+        except OSError:
+            self._scratch.ring = None
+            return None
+        except BaseException:  # a signal's: the system may still write to that memory
+            self._scratch.__dict__.clear()
+            raise
+
+    def _ring(self) -> Uring | None:
+        """This thread's, None where there is none."""
+        if not self._many:
+            return None
+        try:
+            ring: Uring | None = self._scratch.ring
+            if ring is None or ring.usable():
+                return ring
+        except AttributeError:
+            pass
+        try:
+            self._scratch.ring = ring = Uring()
+        except Unavailable:
+            self._scratch.ring = ring = None
+        return ring
+
+    @staticmethod
+    def _one_after_another(
+        known: Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
+    ) -> np.ndarray:
+        """Reads files; whether each was as long as expected."""
+        n, content, whole = known.nbytes, memory_of(out), np.zeros(len(paths), dtype=bool)
+        for at, (path, row) in enumerate(zip(paths, (rows * n).tolist(), strict=True)):
+            try:
+                file = os.open(path, FLAGS)
+                try:
+                    # the spare byte of a tail stays unread unless the file is longer than it should be
+                    got = os.preadv(file, (room.heads[at], content[row : row + n], room.tails[at]), 0)
+                    whole[at] = got == known.size
+                finally:
+                    os.close(file)
+            except OSError:  # what is wrong is said by `load`
+                continue
+        return whole
+
+    def _room(self, known: Known, count: int) -> _Room:
+        """Memory of this thread for so many files at least; used again and again."""
+        kept: dict[Known, _Room] = self._scratch.__dict__.setdefault("rooms", {})
+        found = kept.get(known)
+        if found is None or len(found.frames) < count:
+            if len(kept) > 64:
+                kept.clear()
+            found = kept[known] = _Room(known, count)
+        return found
+
+
+class _Room:
+    """Memory for the heads and tails of files of one layout.
+
+    Attributes:
+        frames: (count, width) uint8, a head, a tail and a spare byte in each.
+        heads, tails: the parts of each.
+        pieces: (count, 3, 2) uint64, address and length of head, payload and tail; where payloads go is put in later.
+    """
+
+    def __init__(self, known: Known, count: int) -> None:
+        first, last = len(known.layout.head), len(known.layout.head) + len(known.layout.tail) + 1
+        self.frames = np.zeros((count, known.recognised.width), dtype=np.uint8)
+        views = [memoryview(frame.data) for frame in self.frames]
+        self.heads, self.tails = [v[:first] for v in views], [v[first:last] for v in views]
+        self.pieces = np.zeros((count, 3, 2), dtype=np.uint64)
+        self.pieces[:, 0, 0] = address(self.frames) + np.arange(count, dtype=np.uint64) * self.frames.shape[1]
+        self.pieces[:, 2, 0] = self.pieces[:, 0, 0] + np.uint64(first)
+        self.pieces[:, :, 1] = first, known.nbytes, last - first
