@@ -84,15 +84,15 @@ class SampleReader:
             SampleError: as `read`, for the first of them that cannot be read.
         """
         groups = self._groups(paths)
-        if not groups:
+        form = max(groups, key=lambda known: len(groups[known])).layout if groups else None
+        alike = {known: rows for known, rows in groups.items() if form is not None and known.layout.same_form(form)}
+        if form is None or 2 * sum(map(len, alike.values())) < len(paths):  # most will not lie in a batch anyway
             return self._stacked({row: self.read(paths[row], IDs[row]) for row in range(len(paths))}, None, empty)
-        form = next(iter(groups)).layout
         out = empty((len(paths), *form.shape), form.dtype)
         good = np.zeros(len(paths), dtype=bool)
-        for known, rows in groups.items():
-            if known.layout.same_form(form):
-                some = paths if len(rows) == len(paths) else [paths[row] for row in rows.tolist()]
-                good[rows] = self._scatter.read(known, some, rows, out)
+        for known, rows in alike.items():
+            some = paths if len(rows) == len(paths) else [paths[row] for row in rows.tolist()]
+            good[rows] = self._scatter.read(known, some, rows, out)
         if good.all():
             return out
         single = {row: self.read(paths[row], IDs[row]) for row in np.flatnonzero(~good).tolist()}
