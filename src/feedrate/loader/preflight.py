@@ -19,6 +19,7 @@ NEAR = 0.8  # of what is free: above it a warning, above all of it an error
 OWN_BYTES = {"fork": 20_000_000, "forkserver": 170_000_000, "spawn": 170_000_000}  # of a worker, beside its batches
 PRELOADED_BYTES = 55_000_000  # of one whose server has imported torch for it, as that of 'process' has
 SERVER_BYTES = 170_000_000  # of that server
+SURE_SHARE = 0.75  # of a worker's own bytes that it takes whatever the system; the rest differs with allocators
 FILES_OF_WORKER = 4  # a queue to it has two ends, and so has what tells that it ended
 FILES_OF_POOL = 4  # the queue of results, and what a hand-over opens for a moment
 LATER_FILES = 64  # for what the run opens besides: log, checkpoints, the device's driver
@@ -84,7 +85,8 @@ class Needs:
         shared_memory: bytes in /dev/shm at most.
         sure_shared: the part of it that is taken for longer than a moment.
         memory: bytes, shared ones included, beyond what the main process has now.
-        sure_memory: the part of it that batches and what is sent to workers take in any case.
+        sure_memory: the part of it that workers, batches and what is sent to workers take in any case.
+        workers_memory: the part of that which workers take before there is any batch.
         open_files: descriptors of the main process, beyond those that are open now.
         sure_files: the part of it that is open in any case.
     """
@@ -93,6 +95,7 @@ class Needs:
     sure_shared: int = 0
     memory: int = 0
     sure_memory: int = 0
+    workers_memory: int = 0
     open_files: int = 0
     sure_files: int = 0
 
@@ -115,8 +118,10 @@ def needs(setup: Setup) -> Needs:
     pinned = max(_ahead(setup, pool) * pool.batch_bytes for pool in pools) if setup.pinned else 0
     # with torch's, the workers of one loader may end before those of the next begin
     alive = pools if ours or setup.persistent else pools[:1]
-    sure = crossing + pinned + workers * sum(pool.parcel.copied for pool in alive)
-    likely = made + workers * sum(_own(setup) + pool.parcel.objects for pool in alive)
+    own = workers * len(alive) * _own(setup)
+    born = round(SURE_SHARE * own) + workers * sum(pool.parcel.copied for pool in alive)
+    sure = crossing + pinned + born
+    likely = made + own - round(SURE_SHARE * own) + workers * sum(pool.parcel.objects for pool in alive)
     if ours and setup.start_method == "forkserver":
         likely += SERVER_BYTES
     files = len(alive) * (workers * FILES_OF_WORKER + FILES_OF_POOL)
@@ -131,6 +136,7 @@ def needs(setup: Setup) -> Needs:
         sure_shared=crossing + moved - (0 if ours else max(pool.batch_bytes for pool in alive)),
         memory=sure + likely,
         sure_memory=sure,
+        workers_memory=born,
         open_files=files + tensors,
         sure_files=files,
     )
@@ -237,7 +243,7 @@ def _rows(setup: Setup, limits: Limits) -> Iterator[_Row]:
     if limits.memory is not None:
         yield _Row(
             found.memory,
-            found.sure_memory if setup.exact else 0,
+            found.sure_memory if setup.exact else found.workers_memory,
             limits.memory,
             f"{who} {about}{shown(found.memory)} of memory{_objects(setup, found)}, and {limits.memory_of} has "
             f"{shown(limits.memory)} left",
