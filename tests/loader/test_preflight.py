@@ -162,7 +162,7 @@ def test_an_estimate_is_called_one_and_refuses_nothing() -> None:
 def test_more_workers_than_there_is_memory_for_are_refused_however_small_a_batch_is(engine: str, exact: bool) -> None:
     small = (Pool(1_000, 4, 10_000), Pool(1_000, 4, 2_000))
     made = setup(engine, workers=1000, pools=small, exact=exact)
-    with pytest.raises(UserError, match=r"^loader.num_workers=1000, .* needs about 4\d.\d GB of mem") as e:
+    with pytest.raises(UserError, match=r"^loader.num_workers=1000, .* about 4\d.\d GB of mem") as e:
         preflight(made, limits(memory=22 * GB, open_files=None))
     (advised,) = after(str(e.value).splitlines()[1], made)
     assert 100 < advised.num_workers < 1000

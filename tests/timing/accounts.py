@@ -47,16 +47,31 @@ def account(
     return rows.times()
 
 
-def held_up(load_ms: float, step_ms: float, alone_ms: float, *, steps: int = 200, quiet_every: int = 25) -> EpochTimes:
-    """One thread makes the next batch in each step, but in one of `quiet_every`, after which it is waited for."""
+def held_up(
+    load_ms: float,
+    step_ms: float,
+    alone_ms: float,
+    *,
+    cpu_share: float = 0.5,
+    step_cpu_ms: float = 0.0,
+    steps: int = 200,
+    quiet_every: int = 25,
+    more_ms: Sequence[float] = (),
+) -> EpochTimes:
+    """One thread makes the next batch in each step, but in one of `quiet_every`, after which it is waited for.
+
+    Args:
+        more_ms: that each step takes longer, (steps,).
+    """
     rows, now = Steps(), 1_000 * MS
-    load = int(load_ms * MS)
-    made = Load(now - load, now, load // 2, (load, 0, 0, 0, 0), 0)
+    load, cpu = int(load_ms * MS), int(load_ms * cpu_share * MS)
+    made = Load(now - load, now, cpu, (load, 0, 0, 0, 0), 0)
     for number in range(steps):
         wait = max(0, made.end_ns - now)
-        step = int((step_ms if number % quiet_every else alone_ms) * MS)
-        rows.add(now, wait, 0, step, 0, 8, 1000, number >= 4, made)
+        more = more_ms[number] if len(more_ms) else 0.0
+        step = int(((step_ms if number % quiet_every else alone_ms) + more) * MS)
+        rows.add(now, wait, 0, step, int(step_cpu_ms * MS), 8, 1000, number >= 4, made)
         begin = now + wait + (1 if number % quiet_every else step)
-        made = Load(begin, begin + load, load // 2, (load, 0, 0, 0, 0), 0)
+        made = Load(begin, begin + load, cpu, (load, 0, 0, 0, 0), 0)
         now += wait + step
     return rows.times()

@@ -214,13 +214,19 @@ class EpochTimes:
     def work_alone_ns(self, threads: bool) -> float:
         """What a steady step takes, without its wait, where the loader does not get in its way.
 
-        Known from steps during which no batch was made; what all steps take on average where there are too few.
+        Known from steps during which no batch was made; what all steps take on average where there are too few. As
+        steps differ in length anyway, what counts is the longest time that these few still speak for; and threads hold
+        a step up for no longer than they compute.
         """
         work, quiet = self.work[self.counted], self.quiet[self.counted]
-        if quiet.sum() < (MIN_HELD if threads else max(MIN_QUIET, MIN_QUIET_SHARE * len(work))):
-            return float(work.mean())
+        mean, count = float(work.mean()), int(quiet.sum())
+        if count < (MIN_HELD if threads else max(MIN_QUIET, MIN_QUIET_SHARE * len(work))):
+            return mean
         usual = np.minimum(work, np.percentile(work, USUAL))
-        return float(work.mean() * min(1.0, usual[quiet].mean() / usual.mean()))
+        few = usual[quiet]
+        longest = few.mean() + few.std(ddof=1) / count**0.5 * (1.65 + 2.5 / (count - 1))  # Student's t, 95 %, nearly
+        alone = mean * min(1.0, float(longest / usual.mean()))
+        return max(alone, mean - float(self.load_cpu[self.counted].mean())) if threads else alone
 
     @cached_property
     def in_the_way(self) -> float:

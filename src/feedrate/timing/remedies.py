@@ -23,6 +23,7 @@ MODELLED = 2000  # batches at most that the model goes through
 RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, where it was not seen
 COPY_BYTES_PER_S = 4e9  # at which a packed batch is gathered, where it was not measured
 LOCKED = 0.6  # by how much threads that load slow each other down where they hold the interpreter
+BUSY = 0.95  # of the cores that a run could have, from which on all count as computing
 HELD_UP_PCT = 3.0  # of the time by which the loader makes steps longer, above which it counts as waiting
 
 
@@ -127,8 +128,9 @@ def costs_of(times: EpochTimes, setup: Setup) -> Costs:
     work = times.work.astype(float) / 1e9
     load = (times.load_alone if setup.threads else times.load).astype(float) / 1e9
     work *= min(1.0, times.work_alone_ns(setup.threads) / max(1e-9, 1e9 * float(work[times.counted].mean())))
-    load *= 1 - min(0.9, setup.worker_delay_s / max(load[times.counted].sum(), 1e-9))
     load_cpu = float(times.load_cpu[rows].mean() / 1e9)
+    whole_s, computed_s = load[times.counted].sum(), times.load_cpu[times.counted].sum() / 1e9
+    load *= min(1.0, max(whole_s - setup.worker_delay_s, computed_s, whole_s / 10) / max(whole_s, 1e-9))
     cpu = float(times.cpu[rows].mean() / 1e9)
     if setup.engine in ("thread", "inline"):  # the loader's computing is counted in this process, too
         cpu = max(0.0, cpu - load_cpu)
@@ -161,8 +163,15 @@ def _computing_ns(times: EpochTimes, setup: Setup) -> float:
     return float(times.cpu[steady].sum() + apart)
 
 
+def all_cores_busy(times: EpochTimes, setup: Setup) -> bool:
+    """Whether the run computed on all cores that it could have, so that whatever computes more makes it slower."""
+    return busy_cores(times, setup) > BUSY * setup.cores
+
+
 def _one_at_a_time(times: EpochTimes, setup: Setup) -> bool:
     """Whether the loader's threads hold the interpreter while they load, so that two are no faster than one."""
+    if all_cores_busy(times, setup):
+        return False
     return held_pct(times, setup) > HELD_UP_PCT or (setup.workers > 1 and times.in_the_way > LOCKED)
 
 

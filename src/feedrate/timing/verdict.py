@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from feedrate.timing.epoch_times import EpochTimes, Setup
-from feedrate.timing.remedies import HELD_UP_PCT, MARGIN, Remedy, busy_cores, held_pct, in_bytes, remedies
+from feedrate.timing.remedies import HELD_UP_PCT, MARGIN, Remedy, all_cores_busy, held_pct, in_bytes, remedies
 from feedrate.timing.stages import STAGES
 
 INPUT_BOUND_PCT = 10.0  # of the steady time waited: above it a run is input-bound
@@ -130,7 +130,7 @@ def _told_apart(first_epoch: Mapping[str, float], wait_pct: float) -> str:
 
 
 def _held_up(times: EpochTimes, setup: Setup) -> str:
-    taken = "hold the interpreter" if setup.threads else "take its cores"
+    taken = "take its cores" if not setup.threads or all_cores_busy(times, setup) else "hold the interpreter"
     makers = "threads" if setup.threads else "workers"
     alone, now = times.work_alone_ns(setup.threads) / 1e6, times.work[times.counted].mean() / 1e6
     return f"The loader's {makers} {taken}: a step takes {now:.3g} ms where it takes {alone:.3g} ms alone."
@@ -140,7 +140,7 @@ def _cores(times: EpochTimes, setup: Setup) -> str:
     """Where computing is at its limit, or others compute beside the run."""
     if setup.cores < 0.75 * setup.usable_cores:
         return f"Of {setup.usable_cores} cores only {setup.cores:.1f} were free for this run, others compute as well."
-    if setup.workers and busy_cores(times, setup) > 0.95 * setup.cores:
+    if setup.workers and all_cores_busy(times, setup):
         return f"All {setup.cores:.1f} cores are computing: more workers would make nothing faster."
     return ""
 
