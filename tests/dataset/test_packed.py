@@ -166,6 +166,20 @@ def test_a_class_without_files_is_packed_with_its_types(target: str, tmp_path: P
     assert a.content_digest() == b.content_digest()
 
 
+def test_indices_from_the_end_mean_what_they_mean_in_a_list_and_others_are_refused(root: Path) -> None:
+    pack_folder(root)
+    packed = Packed(f"{root}-packed")
+    size = len(packed)
+    found = packed.load_batch(np.array([-1, 0, -size]), fresh)
+    assert found is not None
+    for X, y, index in zip(*found, (size - 1, 0, 0), strict=True):
+        assert_same(X, packed[index][0])
+        assert_same(y, packed[index][1])
+    for index in (size, -size - 1):
+        with pytest.raises(IndexError):
+            packed.load_batch(np.array([0, index]), fresh)
+
+
 def test_a_transform_is_applied_to_what_the_shards_hold(root: Path) -> None:
     packed = Packed(pack_folder(root), transform=lambda X: X.float() + 1)
     assert torch.equal(packed[3][0], picture(3).float() + 1)

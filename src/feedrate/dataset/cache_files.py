@@ -40,7 +40,7 @@ class OwnedShard:
         self._begin = places["X"].begin
         memory = np.memmap(path, np.uint8, "r+")
         X = memory[self._begin : places["X"].end]
-        self.matrix = torch.from_numpy(X).view(-1, nbytes)
+        self.matrix = np.asarray(X).reshape(-1, nbytes)
         self.content = memoryview(X.data)
         self.crc32, self.row, self.mtime_ns, self.size = (
             memory[places[name].begin : places[name].end].view(np.int64) for name in _ARRAYS

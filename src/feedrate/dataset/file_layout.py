@@ -23,6 +23,7 @@ LOCAL, CENTRAL = 30, 46  # bytes of a ZIP's fixed structures: APPNOTE.TXT 6.3.10
 _SERIAL = ".data/serialization_id"  # a hash of the content that torch.load does not look at
 _NAME_BYTES = np.ones(256, dtype=bool)  # what a name inside an archive may hold, so that it means one name
 _NAME_BYTES[:32] = _NAME_BYTES[[ord(c) for c in "/\\:\x7f"]] = False
+_NO_NAMES = np.empty((1, 0), dtype=np.uint8)
 _PLAIN = bytes(np.flatnonzero(_NAME_BYTES).tolist())
 
 
@@ -79,6 +80,7 @@ class Recogniser:
         frame[:size], mask[:size] = layout.frame & layout.mask, layout.mask
         self._frame, self._mask = frame.view(np.uint64), mask.view(np.uint64)
         self._names, self._digits = layout.names, layout.digits
+        self._places = np.empty((len(layout.names), 0), dtype=np.intp)  # of the names' bytes, in many rows end to end
         # the same for a file by itself, for which calling NumPy would take far longer than what it does
         self._size, self._number = size, int.from_bytes(layout.frame & layout.mask, "little")
         self._matters = int.from_bytes(layout.mask, "little")
@@ -92,14 +94,27 @@ class Recogniser:
         Args:
             frames: (n, width) uint8, head and tail end to end, and then whatever.
         """
+        count, length = len(frames), self._names.shape[1]
         same = (frames.view(np.uint64) & self._mask) == self._frame
         digits = frames[:, self._digits] - 48 < 10  # unsigned: what is below '0' becomes large
-        names = frames[:, self._names]  # (n, k, length)
-        alike, plain = names == names[:, :1], _NAME_BYTES[names[:, :1]]
+        names = frames.take(self._places_of(count)) if length else _NO_NAMES  # (k, n * length)
+        alike, plain = names == names[:1], _NAME_BYTES[names[:1]]
         if same.all() and digits.all() and alike.all() and plain.all():  # as nearly always, and in half the time
-            return np.ones(len(frames), dtype=bool)
-        good: np.ndarray = same.all(axis=1) & digits.all(axis=1) & alike.all(axis=(1, 2)) & plain.all(axis=(1, 2))
+            return np.ones(count, dtype=bool)
+        good: np.ndarray = same.all(axis=1) & digits.all(axis=1)
+        if length:
+            for each in (alike, plain):
+                good &= each.reshape(-1, count, length).all(axis=(0, 2))
         return good
+
+    def _places_of(self, count: int) -> np.ndarray:
+        """Where the bytes of the names lie in so many rows, (k, n * length); each copy of the name end to end."""
+        places, wanted = self._places, count * self._names.shape[1]
+        if places.shape[1] < wanted:
+            rows = np.arange(count) * self.width
+            places = (self._names[:, None, :] + rows[:, None]).reshape(len(self._names), -1)
+            self._places = places
+        return places[:, :wanted]
 
     def alone(self, frame: bytes) -> bool:
         """The same for one file; head and tail end to end."""

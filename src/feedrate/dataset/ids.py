@@ -103,16 +103,16 @@ class IDs(Sequence[str]):
         """The UTF-8 of the IDs at `indices`, (n, length) uint8; None where lengths differ, or one holds a zero byte."""
         if self._rows is None:
             length = int(self._ends[0]) if len(self) else 0
-            alike = length and np.array_equal(self._ends, np.arange(1, len(self) + 1) * length)
+            alike = length and np.array_equal(self._ends, np.arange(1, len(self) + 1) * length) and self._text.all()
             self._rows = self._text.reshape(-1, length) if alike else self._text[:0]
         if self._rows.ndim == 2:
             found: np.ndarray = self._rows[indices]
-        else:
-            ends = self._ends[indices]
-            lengths = ends - np.where(indices > 0, self._ends[indices - 1], 0)
-            if not len(indices) or (lengths != lengths[0]).any():
-                return None
-            found = self._text[(ends - lengths)[:, None] + np.arange(lengths[0])]
+            return found
+        ends = self._ends[indices]
+        lengths = ends - np.where(indices > 0, self._ends[indices - 1], 0)
+        if not len(indices) or (lengths != lengths[0]).any():
+            return None
+        found = self._text[(ends - lengths)[:, None] + np.arange(lengths[0])]
         return found if found.all() else None
 
     @property

@@ -17,8 +17,9 @@ from torch.utils.data import Dataset, default_collate
 from feedrate.config import resolve_path
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.ids import IDs, Labels
+from feedrate.dataset.memory import copy_rows, memory_of, rows_of
 from feedrate.dataset.sample_reader import Empty
-from feedrate.dataset.shard import ACCESS, Damaged, Shard, bytes_of, memory_of
+from feedrate.dataset.shard import ACCESS, Damaged, Shard
 from feedrate.dataset.shard_index import Index, sample_error
 from feedrate.dataset.stale import CHECKS, check_sources
 from feedrate.errors import UserError
@@ -120,6 +121,9 @@ class Packed(Dataset[tuple[Any, Any]]):
 
     def load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | None:
         """What is stored of the samples at `indices`, (n, ...) in memory from `empty`; None where shapes differ."""
+        greatest = int(indices.view(np.uint64).max()) if len(indices) else 0  # a negative one is a large number then
+        if greatest >= len(self.list_IDs):
+            indices = np.array([range(len(self))[index] for index in indices.tolist()], dtype=np.int64)
         if len(self._shards) == 1:
             return self._from_one(self._shards[0], indices, indices, empty)
         numbers, rows = np.divmod(indices, self._rows)
@@ -133,10 +137,10 @@ class Packed(Dataset[tuple[Any, Any]]):
             opened = shard.opened
         except Damaged as error:
             raise sample_error(shard, self.list_IDs, int(indices[0]), error) from None
-        if opened.matrix is None or self.verify:
+        if opened.rows is None or self.verify:
             return self._from_many([shard] * len(rows), rows.tolist(), indices, empty)
         X = empty((len(rows), *opened.shape), self._X.torch_dtype)
-        torch.index_select(opened.matrix, 0, torch.from_numpy(rows), out=bytes_of(X).view(len(rows), -1))
+        copy_rows(opened.rows, rows, X)
         return X
 
     def _from_many(
@@ -168,7 +172,7 @@ class Packed(Dataset[tuple[Any, Any]]):
             shard.check(row, into)
 
     def _labels(self, indices: np.ndarray) -> Any:
-        picked = self.labels.index_select(0, torch.from_numpy(indices))
+        picked = rows_of(self.labels, indices)
         if self._y.kind == "numpy":  # collating takes their numbers, not their type
             return default_collate([self._y.restored(y) for y in picked])
         return picked

@@ -16,20 +16,35 @@ from feedrate.dataset.ids import IDs
 from feedrate.dataset.uring import address
 
 
-class Paths(Sequence[str]):
-    """`root/ID` with a suffix, for the samples at some indices.
+class Folder:
+    """Where the samples of a list of IDs are: each in the file `root/ID` with a suffix.
 
     Attributes:
-        length: bytes of each, None where they differ.
+        head, tail: what stands before and behind each ID, as the system has it.
     """
 
-    def __init__(self, root: str, list_IDs: IDs, indices: np.ndarray, suffix: str) -> None:
-        self._root, self._list_IDs, self._indices, self._suffix = f"{root}/", list_IDs, indices, suffix
-        self._table = list_IDs.table(indices) if sys.getfilesystemencoding() == "utf-8" else None
-        self._head, self._tail = os.fsencode(self._root), os.fsencode(suffix)
-        self.length = None
-        if self._table is not None:
-            self.length = len(self._head) + self._table.shape[1] + len(self._tail)
+    def __init__(self, root: str, list_IDs: IDs, suffix: str) -> None:
+        self.root, self.list_IDs, self.suffix = root, list_IDs, suffix
+        self.head, self.tail = os.fsencode(f"{root}/"), os.fsencode(suffix)
+
+    def at(self, indices: np.ndarray) -> Paths:
+        """The paths of some samples, (n,) int64."""
+        return Paths(self, indices)
+
+
+class Paths(Sequence[str]):
+    """The paths of the samples at some indices.
+
+    Attributes:
+        folder: that they are in.
+        IDs: (n, length) uint8, the samples' IDs as the system has them; None where their lengths differ.
+        length: bytes of each path, None where they differ.
+    """
+
+    def __init__(self, folder: Folder, indices: np.ndarray) -> None:
+        self.folder, self._indices = folder, indices
+        self.IDs = folder.list_IDs.table(indices) if sys.getfilesystemencoding() == "utf-8" else None
+        self.length = None if self.IDs is None else len(folder.head) + self.IDs.shape[1] + len(folder.tail)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -41,24 +56,37 @@ class Paths(Sequence[str]):
     def __getitem__(self, row: int | slice) -> str | list[str]:
         if isinstance(row, slice):
             return [self[at] for at in range(*row.indices(len(self)))]
-        return f"{self._root}{self._list_IDs[int(self._indices[row])]}{self._suffix}"
+        folder = self.folder
+        return f"{folder.root}/{folder.list_IDs[int(self._indices[row])]}{folder.suffix}"
 
-    def c_strings(self) -> np.ndarray | None:
-        """(n, length + 1) uint8, each with a zero byte at its end; None where lengths differ."""
-        if self._table is None or self.length is None:
-            return None
-        found = np.zeros((len(self), self.length + 1), dtype=np.uint8)
-        begin, end = len(self._head), self.length - len(self._tail)
-        found[:, :begin] = np.frombuffer(self._head, dtype=np.uint8)
-        found[:, begin:end] = self._table
-        found[:, end:-1] = np.frombuffer(self._tail, dtype=np.uint8)
-        return found
+
+class Names:
+    """Paths as C has them, in memory that is used again; for one thread."""
+
+    def __init__(self) -> None:
+        self._folder: Folder | None = None
+        self._bytes, self._addresses = np.zeros((0, 0), dtype=np.uint8), np.zeros(0, dtype=np.uint64)
+
+    def of(self, paths: Sequence[str]) -> tuple[Any, np.ndarray] | None:
+        """What holds their bytes, and the address of each, (n,) uint64, until it is asked again; None where a path
+        cannot be had that way.
+        """
+        if not isinstance(paths, Paths) or paths.IDs is None or paths.length is None:
+            return c_strings(paths)
+        count, begin, end = len(paths), len(paths.folder.head), paths.length - len(paths.folder.tail)
+        if self._folder is not paths.folder or self._bytes.shape[1] != paths.length + 1 or len(self._bytes) < count:
+            self._folder = paths.folder
+            one = paths.folder.head + bytes(end - begin) + paths.folder.tail + b"\0"
+            self._bytes = np.tile(np.frombuffer(one, dtype=np.uint8), (count, 1))
+            self._addresses = address(self._bytes) + np.arange(count, dtype=np.uint64) * len(one)
+        self._bytes[:count, begin:end] = paths.IDs
+        return self._bytes, self._addresses[:count]
 
 
 def c_strings(paths: Sequence[str]) -> tuple[Any, np.ndarray] | None:
-    """Paths as C has them: what holds their bytes, and the address of each, (n,) uint64; None where one cannot be."""
-    if isinstance(paths, Paths) and (table := paths.c_strings()) is not None:
-        return table, address(table) + np.arange(len(paths), dtype=np.uint64) * table.shape[1]
+    """Any paths as C has them: what holds their bytes, and the address of each, (n,) uint64; None where one cannot
+    be.
+    """
     text = np.frombuffer(os.fsencode("\0".join(paths) + "\0"), dtype=np.uint8)
     ends = np.flatnonzero(text == 0)
     if len(ends) != len(paths):  # a zero byte within one would end it

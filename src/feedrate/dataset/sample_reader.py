@@ -17,9 +17,9 @@ from torch import Tensor
 
 from feedrate.dataset.file_layout import MAX_BYTES, Layout
 from feedrate.dataset.file_template import Template
+from feedrate.dataset.memory import memory_of
 from feedrate.dataset.paths import Paths
 from feedrate.dataset.scatter import FLAGS, Known, Scatter, differs_from_crc, parts_of
-from feedrate.dataset.shard import memory_of
 from feedrate.errors import SampleError
 from feedrate.timing.stages import stage
 
@@ -83,16 +83,19 @@ class SampleReader:
         Raises:
             SampleError: as `read`, for the first of them that cannot be read.
         """
-        groups = self._groups(paths)
-        form = max(groups, key=lambda known: len(groups[known])).layout if groups else None
-        alike = {known: rows for known, rows in groups.items() if form is not None and known.layout.same_form(form)}
-        if form is None or 2 * sum(map(len, alike.values())) < len(paths):  # most will not lie in a batch anyway
-            return self._stacked({row: self.read(paths[row], IDs[row]) for row in range(len(paths))}, None, empty)
-        out = empty((len(paths), *form.shape), form.dtype)
-        good = np.zeros(len(paths), dtype=bool)
-        for known, rows in alike.items():
-            some = paths if len(rows) == len(paths) else [paths[row] for row in rows.tolist()]
-            good[rows] = self._scatter.read(known, some, rows, out)
+        if (known := self._sole(paths)) is not None:
+            out = empty((len(paths), *known.layout.shape), known.layout.dtype)
+            good = self._scatter.read(known, paths, None, out)
+        else:
+            groups = self._groups(paths)
+            form = max(groups, key=lambda known: len(groups[known])).layout if groups else None
+            alike = {known: rows for known, rows in groups.items() if form is not None and known.layout.same_form(form)}
+            if form is None or 2 * sum(map(len, alike.values())) < len(paths):  # most will not lie in a batch anyway
+                return self._stacked({row: self.read(paths[row], IDs[row]) for row in range(len(paths))}, None, empty)
+            out = empty((len(paths), *form.shape), form.dtype)
+            good = np.zeros(len(paths), dtype=bool)
+            for known, rows in alike.items():
+                good[rows] = self._scatter.read(known, [paths[row] for row in rows.tolist()], rows, out)
         if good.all():
             return out
         single = {row: self.read(paths[row], IDs[row]) for row in np.flatnonzero(~good).tolist()}
@@ -102,25 +105,28 @@ class SampleReader:
     # files of a known layout
     # -----------------------------------------------------------------------------------------------------
 
+    def _sole(self, paths: Sequence[str]) -> Known | None:
+        """The layout that all these files most likely have, where only one has been seen with names as long."""
+        length = paths.length if isinstance(paths, Paths) else None
+        if length is None:
+            lengths = set(map(_length, paths))
+            if len(lengths) != 1:
+                return None
+            (length,) = lengths
+        seen = [*self._by_name.get(length, {}).values()]  # at once, as others may add to it
+        return seen[0] if len(seen) == 1 else None
+
     def _groups(self, paths: Sequence[str]) -> dict[Known, np.ndarray]:
         """The rows of the files that most likely have a layout, for each that comes into question."""
-        if isinstance(paths, Paths) and paths.length is not None:
-            lengths = [paths.length] * len(paths)
-        else:
-            lengths = list(map(_length, paths))
-        if lengths and lengths.count(lengths[0]) == len(lengths):
-            sizes = self._by_name.get(lengths[0], {})
-            if len(sizes) < 2:
-                return {known: np.arange(len(paths)) for known in list(sizes.values())}  # others may add to it
         groups: dict[Known, list[int]] = {}
-        for row, (path, length) in enumerate(zip(paths, lengths, strict=True)):
-            if (known := self._expected(path, length)) is not None:
+        for row, path in enumerate(paths):
+            if (known := self._expected(path)) is not None:
                 groups.setdefault(known, []).append(row)
         return {known: np.array(rows) for known, rows in groups.items()}
 
-    def _expected(self, path: str, length: int) -> Known | None:
+    def _expected(self, path: str) -> Known | None:
         """The layout that a file most likely has."""
-        sizes = self._by_name.get(length)
+        sizes = self._by_name.get(_length(path))
         if sizes is None:
             return None
         if len(sizes) == 1:

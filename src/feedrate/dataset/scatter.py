@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from feedrate.dataset.file_layout import Layout, Recogniser
-from feedrate.dataset.paths import c_strings
-from feedrate.dataset.shard import memory_of
+from feedrate.dataset.memory import memory_of
+from feedrate.dataset.paths import Names
 from feedrate.dataset.uring import Unavailable, Uring, address
 
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
@@ -68,9 +68,13 @@ class Scatter:
     def __reduce__(self) -> tuple[type[Scatter], tuple[bool, bool]]:
         return Scatter, (self._verify, self._many)
 
-    def read(self, known: Known, paths: Sequence[str], rows: np.ndarray, out: Tensor) -> np.ndarray:
-        """Reads files into rows of `out`; for each whether it was of this layout: (n,) bool."""
+    def read(self, known: Known, paths: Sequence[str], rows: np.ndarray | None, out: Tensor) -> np.ndarray:
+        """Reads files into rows of `out`, None for all of them in order; for each whether it was of this layout:
+        (n,) bool.
+        """
         room = self._room(known, len(paths))
+        if rows is None:
+            rows = room.numbers[: len(paths)]
         whole = self._at_once(known, paths, rows, out, room)
         if whole is None:
             whole = self._one_after_another(known, paths, rows, out, room)
@@ -90,12 +94,14 @@ class Scatter:
         self, known: Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
     ) -> np.ndarray | None:
         """Reads files with a system call for many; whether each was as long as expected, None where that cannot be."""
-        ring, names = self._ring(), c_strings(paths)
+        ring = self._ring()
+        names = self._names().of(paths) if ring is not None else None
         if ring is None or names is None:
             return None
         held, places = names
         pieces = room.pieces[: len(paths)]
-        pieces[:, 1, 0] = rows.astype(np.uint64) * known.nbytes + out.data_ptr()
+        np.multiply(rows, known.nbytes, out=pieces[:, 1, 0], casting="unsafe")
+        pieces[:, 1, 0] += np.uint64(out.data_ptr())
         try:
             return ring.read(places, pieces, known.size, (held, out, room))
         except OSError:
@@ -104,6 +110,14 @@ class Scatter:
         except BaseException:  # a signal's: the system may still write to that memory
             self._scratch.__dict__.clear()
             raise
+
+    def _names(self) -> Names:
+        """This thread's."""
+        try:
+            found: Names = self._scratch.names
+        except AttributeError:
+            found = self._scratch.names = Names()
+        return found
 
     def _ring(self) -> Uring | None:
         """This thread's, None where there is none."""
@@ -157,6 +171,7 @@ class _Room:
     Attributes:
         frames: (count, width) uint8, a head, a tail and a spare byte in each.
         heads, tails: the parts of each.
+        numbers: (count,) int64, of its rows.
         pieces: (count, 3, 2) uint64, address and length of head, payload and tail; where payloads go is put in later.
     """
 
@@ -165,6 +180,7 @@ class _Room:
         self.frames = np.zeros((count, known.recognised.width), dtype=np.uint8)
         views = [memoryview(frame.data) for frame in self.frames]
         self.heads, self.tails = [v[:first] for v in views], [v[first:last] for v in views]
+        self.numbers = np.arange(count)
         self.pieces = np.zeros((count, 3, 2), dtype=np.uint64)
         self.pieces[:, 0, 0] = address(self.frames) + np.arange(count, dtype=np.uint64) * self.frames.shape[1]
         self.pieces[:, 2, 0] = self.pieces[:, 0, 0] + np.uint64(first)

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from feedrate.dataset.memory import array_of, memory_of
 from feedrate.errors import UserError
 
 ACCESS = ("mmap", "pread")
@@ -154,7 +155,7 @@ class _Opened:
     Attributes:
         shape: of X in all samples, where `shapes` is None.
         shapes: (n, dimensions), where they differ.
-        matrix: (n, bytes of a sample) uint8, mapped; None where shapes differ, or without mapping.
+        rows: (n, ...) all X as memory.array_of sees them, mapped; None where shapes differ, or without mapping.
         memory: the bytes of all X, mapped; None without mapping.
         file, begin: descriptor, and where in it the bytes of all X begin.
     """
@@ -172,13 +173,13 @@ class _Opened:
             self.shape = places[name].shape[1:] if self.shapes is None else ()
             self.nbytes = math.prod(self.shape) * self.itemsize
             self.begin = places[name].begin
-            self.matrix = self.memory = None
+            self.rows = self.memory = None
             self.file = -1
             if access == "mmap":
-                flat = get(name).reshape(-1).view(torch.uint8)
-                self.memory = memoryview(flat.numpy().data)
+                X = get(name)
+                self.memory = memory_of(X)
                 if self.shapes is None and self.nbytes:
-                    self.matrix = flat.view(-1, self.nbytes)
+                    self.rows = array_of(X)
             else:
                 self.file = os.open(path, _FLAGS)
 
@@ -258,13 +259,3 @@ class _translated:
             raise Damaged(f"cannot be read ({error.strerror or error})") from None
         if isinstance(error, (SafetensorError, LookupError, ValueError, TypeError)):
             raise Damaged("is damaged: its header does not fit it") from None
-
-
-def bytes_of(X: Tensor) -> Tensor:
-    """The memory of a contiguous tensor, (bytes,) uint8."""
-    return X.view(-1).view(torch.uint8)
-
-
-def memory_of(X: Tensor) -> memoryview:
-    """The memory of a contiguous tensor, to be written to."""
-    return memoryview(bytes_of(X).numpy().data)

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from feedrate.dataset.cache_files import SHIFT, OwnedShard, make_shard, placed, publish, reclaim, shard_name
 from feedrate.dataset.ids import IDs
+from feedrate.dataset.memory import bytes_of, copy_rows, memory_of
 from feedrate.dataset.sample_reader import Empty, fresh
-from feedrate.dataset.shard import Damaged, memory_of
+from feedrate.dataset.shard import Damaged
 from feedrate.errors import UserError
 
 FOLDER = ".feedrate"  # below the dataset's root
@@ -138,12 +139,11 @@ class ShardCache:
         """Copies samples into their rows of a batch; `chosen` ones, or all."""
         places = self._places.numpy()[indices] - 1
         numbers, rows = places >> SHIFT, places & ((1 << SHIFT) - 1)
-        flat, n = out.view(-1).view(torch.uint8), self._bytes
+        n = self._bytes
         if chosen is None and (numbers == numbers[0]).all():
-            matrix = self._open(int(numbers[0])).matrix
-            torch.index_select(matrix, 0, torch.from_numpy(rows), out=flat.view(len(indices), -1))
+            copy_rows(self._open(int(numbers[0])).matrix, rows, bytes_of(out).view(len(indices), -1))
             return
-        into = memoryview(flat.numpy().data)
+        into = memory_of(out)
         shards, starts = numbers.tolist(), (rows * n).tolist()
         for at in range(len(indices)) if chosen is None else chosen.tolist():
             begin = starts[at]

@@ -25,8 +25,9 @@ from torch.utils.data import Dataset, default_collate
 from feedrate.dataset.folder import sync_folder
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.look import look
+from feedrate.dataset.memory import memory_of
 from feedrate.dataset.part import list_IDs
-from feedrate.dataset.shard import KEY, Damaged, Form, memory_of, read_places
+from feedrate.dataset.shard import KEY, Damaged, Form, read_places
 from feedrate.dataset.shard_index import ShardEntry, names_crc
 from feedrate.dataset.stale import Fingerprint, fingerprint
 from feedrate.errors import SampleError

@@ -18,8 +18,9 @@ from feedrate.config import resolve_path
 from feedrate.dataset.file_layout import learn_pt
 from feedrate.dataset.file_template import pt_template
 from feedrate.dataset.ids import IDs, Labels
+from feedrate.dataset.memory import rows_of
 from feedrate.dataset.part import PickedIDs
-from feedrate.dataset.paths import Paths
+from feedrate.dataset.paths import Folder
 from feedrate.dataset.pt_file import load_tensor
 from feedrate.dataset.sample_reader import Empty, SampleReader
 from feedrate.dataset.shard_cache import open_cache
@@ -66,6 +67,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         self.labels = _aligned(self.list_IDs, labels)
         self.root = str(resolve_path(root))
         self.transform = transform
+        self._folder = Folder(self.root, self.list_IDs, self.suffix)
         self._reader = self._make_reader(verify == "crc")
         self._cache = None
         if cache == "shards" and len(self.list_IDs):
@@ -106,7 +108,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         if not isinstance(X, Tensor):
             return None
         if isinstance(self.labels, Tensor):
-            return X, self.labels.index_select(0, torch.from_numpy(indices))
+            return X, rows_of(self.labels, indices)
         return X, default_collate([self.labels[i] for i in indices.tolist()])
 
     def load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | list[Tensor] | None:
@@ -116,9 +118,12 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         if self._cache is not None and self._cache.has(indices):
             return self._cache.gather(indices, empty)
         IDs = PickedIDs(self.list_IDs, indices)  # type: ignore[arg-type]  # looked up when one is asked for
-        paths: Sequence[str] = Paths(self.root, self.list_IDs, indices, self.suffix)
         if type(self).path is not TensorFiles.path:
-            paths = [self.path(ID) for ID in IDs]
+            paths: Sequence[str] = [self.path(ID) for ID in IDs]
+        else:
+            if self._folder.root != self.root:
+                self._folder = Folder(self.root, self.list_IDs, self.suffix)
+            paths = self._folder.at(indices)
         if self._cache is not None:
             return self._cache.read_batch(indices, paths, IDs, self._reader.read_batch, empty)
         return self._reader.read_batch(paths, IDs, empty)

@@ -5,6 +5,7 @@ What is done with a dataset that gives samples one by one is fetch.py's affair.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -76,7 +77,14 @@ def getitems_of(dataset: Any) -> Callable[[list[int]], Any] | None:
 
 
 def _picked_batch(inner: LoadBatch, picked: Sequence[int], indices: np.ndarray, empty: Empty) -> Any:
-    return inner(np.array([picked[i] for i in indices.tolist()], dtype=np.int64), empty)
+    return inner(_of_those(picked, indices), empty)
+
+
+def _of_those(picked: Sequence[int], indices: np.ndarray) -> np.ndarray:
+    if isinstance(picked, array):  # as a Part's are
+        found: np.ndarray = np.frombuffer(picked, dtype=np.int64)[indices]
+        return found
+    return np.array([picked[i] for i in indices.tolist()], dtype=np.int64)
 
 
 def _from_picked(inner: FromX, picked: Sequence[int], index: int, X: Tensor) -> Any:

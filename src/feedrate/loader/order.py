@@ -13,7 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK = 65_536  # positions computed at once, and hashed at once by the digest
+_AT_ONCE = 8_192  # values enciphered at once, which fit into a core's own cache
 _SMALL = 4_096  # below this many samples a round mixes less, and a block costs little
+# SplitMix64's numbers, in arrays, as NumPy would make one of each number for each use
+_FIRST, _SECOND, _THIRD = (np.array(n, np.uint64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_27, _30, _31, _32 = (np.array(n, np.uint64) for n in (27, 30, 31, 32))
 
 
 class Order:
@@ -59,42 +63,53 @@ class Order:
             first = start - start % BLOCK
             kept, indices = self._kept
             if kept != first:
-                indices = self._permute(np.arange(first, min(first + BLOCK, self.size), dtype=np.uint64))
+                indices = self._permute(first, min(first + BLOCK, self.size))
                 self._kept = first, indices
             until = min(stop, first + BLOCK)
             parts.append(indices[start - first : until - first])
             start = until
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, dtype=np.int64)])
 
-    def _permute(self, values: np.ndarray) -> np.ndarray:
-        values = self._encipher(values)
+    def _permute(self, start: int, stop: int) -> np.ndarray:
+        whole = start == 0 and stop == self.size  # then what lies beyond N is enciphered with it, and only looked up
+        values = self._encipher(np.arange(start, self._a * self._b if whole else stop, dtype=np.uint64))
+        table, values = values, values[: stop - start]
         outside = np.flatnonzero(values >= self.size)
         while len(outside):  # cycle walking: encipher again until the value lies in the domain
-            values[outside] = self._encipher(values[outside])
+            values[outside] = table[values[outside]] if whole else self._encipher(values[outside])
             outside = outside[values[outside] >= self.size]
         return values.astype(np.int64)
 
     def _encipher(self, values: np.ndarray) -> np.ndarray:
-        a, b = np.uint64(self._a), np.uint64(self._b)
-        left, right = values // b, values % b
+        for first in range(0, len(values), _AT_ONCE):
+            self._encipher_in_place(values[first : first + _AT_ONCE])
+        return values
+
+    def _encipher_in_place(self, values: np.ndarray) -> None:
+        a, b = np.array(self._a, dtype=np.uint64), np.array(self._b, dtype=np.uint64)
+        left, right = np.divmod(values, b)
+        spare = np.empty_like(left)
         for number, key in enumerate(self._keys):
-            if number % 2 == 0:
-                left += _below(right + key, a)
-                left -= a * (left >= a)
-            else:
-                right += _below(left + key, b)
-                right -= b * (right >= b)
-        return left * b + right
+            (half, other, limit) = (left, right, a) if number % 2 == 0 else (right, left, b)
+            half += _below(other + key, limit, spare)
+            np.subtract(half, limit, out=spare)  # wraps round to a large number where it would be negative
+            np.minimum(half, spare, out=half)
+        np.multiply(left, b, out=values)
+        values += right
 
 
-def _below(values: np.ndarray, limit: np.uint64) -> np.ndarray:
-    """SplitMix64's finaliser of the values, scaled to [0, limit); limit below 2**32."""
-    z = values * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    scaled: np.ndarray = ((z >> np.uint64(32)) * limit) >> np.uint64(32)
-    return scaled
+def _below(z: np.ndarray, limit: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser of the values, scaled to [0, limit), in their place; limit below 2**32."""
+    z *= _FIRST
+    z ^= np.right_shift(z, _30, out=spare)
+    z *= _SECOND
+    z ^= np.right_shift(z, _27, out=spare)
+    z *= _THIRD
+    z ^= np.right_shift(z, _31, out=spare)
+    z >>= _32
+    z *= limit
+    z >>= _32
+    return z
 
 
 def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -136,8 +151,8 @@ class Plan:
         return full + (last > first)
 
     def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        count = len(self)
+        count, end = len(self), self.end
         for number in range(count):
             start = self.start + number * self.batch
-            first, last = rank_part(start, min(start + self.batch, self.end), self.rank, self.world_size)
-            yield start, self.end if number == count - 1 else start + self.batch, self.order.indices(first, last)
+            first, last = rank_part(start, min(start + self.batch, end), self.rank, self.world_size)
+            yield start, end if number == count - 1 else start + self.batch, self.order.indices(first, last)

@@ -1,0 +1,48 @@
+"""The memory of tensors as NumPy and the system see it: for a few rows NumPy's calls cost a third of torch's.
+
+Where such memory comes from, and whose it is, is slots.py's affair.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def bytes_of(X: Tensor) -> Tensor:
+    """The memory of a contiguous tensor, (bytes,) uint8."""
+    return X.view(-1).view(torch.uint8)
+
+
+def memory_of(X: Tensor) -> memoryview:
+    """The memory of a contiguous tensor, to be written to."""
+    return memoryview(bytes_of(X).numpy().data)
+
+
+def array_of(X: Tensor) -> np.ndarray:
+    """A contiguous tensor (n, ...) that is not empty as an array on the same memory; (n, bytes) uint8 where NumPy does
+    not know the dtype.
+    """
+    try:
+        return X.numpy()
+    except TypeError:
+        return bytes_of(X).view(len(X), -1).numpy()
+
+
+def copy_rows(source: np.ndarray, rows: np.ndarray, X: Tensor) -> None:
+    """Copies rows of what `array_of` made of a tensor like X into X, one after another; `rows` must be in range."""
+    source.take(rows, axis=0, out=array_of(X), mode="clip")  # any other mode would copy twice
+
+
+def rows_of(values: Tensor, indices: np.ndarray) -> Tensor:
+    """`values[indices]`, (n, ...), in memory of its own.
+
+    Raises:
+        IndexError: an index is out of range.
+    """
+    try:
+        array = values.numpy()
+    except TypeError:
+        return values[torch.from_numpy(indices)]
+    return torch.from_numpy(array[indices])

@@ -1,0 +1,68 @@
+"""The names of many files as the system takes them are those of the paths, from memory that is used again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from feedrate.dataset import TensorFiles
+from feedrate.dataset.ids import IDs
+from feedrate.dataset.paths import Folder, Names
+from feedrate.dataset.sample_reader import fresh
+
+
+def named(names: Names, paths: Sequence[str]) -> list[str]:
+    found = names.of(paths)
+    assert found is not None
+    _, addresses = found
+    return [os.fsdecode(ctypes.string_at(int(address))) for address in addresses]
+
+
+@pytest.mark.parametrize(
+    "every",
+    [
+        [f"{i:03d}" for i in range(50)],
+        [f"sub/{'x' * (i % 5)}{i}" for i in range(50)],
+        [f"{i:02d} \N{SNOWMAN} ä" for i in range(50)],
+    ],
+    ids=["alike", "of various lengths", "beyond ASCII"],
+)
+def test_the_system_gets_the_names_of_the_paths_for_any_batch(every: list[str]) -> None:
+    folder, other = Folder("/some/ä", IDs(every), ".pt"), Folder("/else", IDs(every), ".npy")
+    names = Names()
+    for count in (3, 50, 1, 7, 50):
+        for place, ending in ((folder, ".pt"), (other, ".npy")):
+            indices = np.random.default_rng(count).permutation(50)[:count]
+            paths = place.at(indices)
+            assert list(paths) == [f"{place.root}/{every[index]}{ending}" for index in indices.tolist()]
+            assert named(names, paths) == list(paths)
+
+
+def test_names_that_are_no_list_of_ids_are_taken_as_they_are() -> None:
+    assert named(Names(), ["/a/b", "/c", "/d/ä.pt"]) == ["/a/b", "/c", "/d/ä.pt"]
+
+
+@pytest.mark.parametrize("every", [["a\0b", "cde"], ["a\0bc", "cde"]], ids=["alike", "of various lengths"])
+def test_a_zero_byte_ends_no_name_early(every: list[str]) -> None:
+    assert Names().of(Folder("/some", IDs(every), ".pt").at(np.arange(2))) is None
+
+
+def test_a_root_that_is_changed_is_where_batches_are_read_from(tmp_path: Path) -> None:
+    every = [f"{i}" for i in range(6)]
+    for number, place in enumerate(("one", "two")):
+        (tmp_path / place).mkdir()
+        for i, ID in enumerate(every):
+            torch.save(torch.tensor([i, number]), tmp_path / place / f"{ID}.pt")
+    files = TensorFiles(every, dict.fromkeys(every, 0), tmp_path / "one")
+    for number, place in enumerate(("one", "two")):
+        files.root = str(tmp_path / place)
+        for _ in range(2):
+            found = files.load_X(np.array([3, 1, 2]), fresh)
+            assert found is not None
+            assert torch.equal(torch.stack(list(found)), torch.tensor([[3, number], [1, number], [2, number]]))
