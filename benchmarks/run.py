@@ -34,6 +34,8 @@ def main(chosen: list[str]) -> None:
         table = importlib.import_module(name).run()
         print(table, flush=True)
         _write(name, f"{table}\n\n{_where()}")
+        if name == "peers":
+            importlib.import_module("summary").write()
 
 
 def _where() -> str:

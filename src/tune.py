@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> None:
     from feedrate.signals import raise_when_stopped
     from feedrate.tracking import learn, without_secrets
     from feedrate.tracking.address import read_address
+    from feedrate.trainer import remembered
 
     resolved = plain(cfg)
     learn(resolved)
@@ -35,6 +36,8 @@ def main(cfg: DictConfig) -> None:
         read_address(config.tracking.uri, config.tracking.artifacts)  # a wrong one is told before the trials
     hydra = HydraConfig.get()
     model = str(hydra.runtime.choices["model"])
+    if given := remembered.sought(hydra.overrides.task):
+        print(f"note: not used, as this command finds them: {', '.join(given)}")
     path = resolve_path(config.tune.output)
 
     # -----------------------------------------------------------------------------------------------------
@@ -42,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     from feedrate.dataset import build_data
     from feedrate.loader.limits import read_limits
-    from feedrate.trainer import remembered, tuned
+    from feedrate.trainer import tuned
     from feedrate.trainer.bed import Bed
     from feedrate.trainer.device import choose_device
     from feedrate.trainer.largest import largest_batch

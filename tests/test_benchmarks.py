@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,22 @@ for wrong in ((X.flip(0), y), (X ^ (torch.arange(64) == 63).to(torch.uint8), y))
     sys.exit("passed")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_readme_shows_the_speeds_that_the_comparison_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    summary = importlib.import_module("summary")
+    shown = summary.text((ROOT / "benchmarks/README.md").read_text())
+    assert f"{summary.BEGIN}\n{shown}\n{summary.END}" in (ROOT / "README.md").read_text(), (
+        "python benchmarks/summary.py"
+    )
+    report = "### 1 KB: 9 samples of 3 uint8\n\n| a | b |\n|---|--:|\n"
+    report += (
+        "| torch DataLoader, 0 workers | 1,000 (900 to 1,100) |\n| torch DataLoader, 2 workers | 2,500 (1 to 3) |\n"
+    )
+    report += "| memcpy of whole batches | 9,000 (1 to 2) |\n| other, 1 thread | not measured: gone |\n"
+    report += "| WebDataset, 0 workers | 70 (60 to 80) |\n\n### What was promised\n"
+    assert summary.table(report).splitlines()[2:] == [
+        "| torch DataLoader, `torch.load` of each file | 2,500 |",
+        "| WebDataset | 70 |",
+    ]

@@ -70,6 +70,7 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
             _fail(error)
 
     try:
+        _flags_first()
         _check_arguments()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
         quit_on_interrupt()  # also where the job has said otherwise
@@ -141,6 +142,13 @@ def _no_folder(error: OSError) -> UserError:
     return UserError(
         f"{key}={error.filename}: this folder cannot be made ({error.strerror or error}); name another one"
     )
+
+
+def _flags_first() -> None:
+    """Hydra's parser takes no override behind a flag that stands behind another override."""
+    for flag in ("-m", "--multirun"):
+        if flag in sys.argv[1:]:
+            sys.argv[1:] = [flag, *(argument for argument in sys.argv[1:] if argument != flag)]
 
 
 def _check_arguments() -> None:

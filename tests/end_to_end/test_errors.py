@@ -86,6 +86,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             ["hydra.sweeper.space.optimizer.lrr.low: hydra.sweeper.space has no such key", "+hydra.sweeper.space.KEY="],
         ),
         (["-m", "experiment=search_digits", "hydra.sweeper.n_trails=1"], ["did you mean n_trials?"]),
+        (["seed=0,1", "-m", "hydra.launcher.joobs=2"], ["hydra.launcher.joobs is not a key", "did you mean jobs?"]),
     ],
 )
 def test_a_mistake_in_the_configuration_is_answered_before_any_work(answers, request, arguments, parts):

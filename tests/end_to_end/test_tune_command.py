@@ -98,8 +98,8 @@ def test_mlflow_has_one_parent_and_a_child_for_each_setting_that_was_tried(tuned
 def test_given_again_it_uses_what_is_remembered_unless_it_is_told_to_try_anew(tuned):
     text = option(tuned).read_text()
     option(tuned).unlink()
-    again = tuned.python("src/tune.py", *SHORT, "tracking=none")
-    assert again.startswith("tuned on ")
+    again = tuned.python("src/tune.py", *SHORT, "tracking=none", "loader.num_workers=7")
+    assert again.startswith("note: not used, as this command finds them: loader.num_workers=7\ntuned on ")
     assert trials(again) == []
     assert option(tuned).read_text() == text
     assert len(list(Path(tuned.copy, "outputs/tunings").iterdir())) == 1  # that of the fixture

@@ -288,6 +288,12 @@ def test_with_a_seed_mistakes_end_as_with_dataloader(settings: Settings) -> None
     assert found[1] in expected[1]
 
 
+@pytest.mark.parametrize("timeout", [1e30, float("inf"), float("nan")])
+def test_with_a_seed_a_timeout_that_no_clock_can_hold_is_refused(timeout: float) -> None:
+    with pytest.raises(UserError, match=r"^loader.timeout=.*: must be at most .* seconds; 0 waits for ever"):
+        Loader(Numbers(), seed=0, timeout=timeout, num_workers=1)
+
+
 def test_a_seed_may_be_any_whole_number() -> None:
     orders = {Loader(Numbers(), shuffle=True, seed=seed).order_digest() for seed in (0, np.int64(0))}
     assert len(orders) == 1

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from feedrate.dataset.memory import array_of, copy_rows, in_range, rows_of
 from feedrate.dataset.sample_reader import Empty
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import SampleError, UserError
@@ -60,11 +61,11 @@ class InMemory(Dataset[tuple[Tensor, Any]]):
 
     def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any]:
         """What collating the samples at `indices` gives, copied once."""
-        picked = torch.from_numpy(indices)
+        indices = in_range(indices, len(self.X))
         X = empty((len(indices), *self.X.shape[1:]), self.X.dtype)
-        torch.index_select(self.X, 0, picked, out=X)
+        copy_rows(array_of(self.X), indices, X)
         if isinstance(self.labels, Tensor):
-            return X, self.labels[picked]
+            return X, rows_of(self.labels, indices)
         return X, default_collate([self.labels[i] for i in indices.tolist()])
 
 

@@ -21,13 +21,24 @@ def memory_of(X: Tensor) -> memoryview:
 
 
 def array_of(X: Tensor) -> np.ndarray:
-    """A contiguous tensor (n, ...) that is not empty as an array on the same memory; (n, bytes) uint8 where NumPy does
-    not know the dtype.
+    """A contiguous tensor (n, ...) as an array on the same memory; (n, bytes) uint8 where NumPy does not know the
+    dtype.
     """
     try:
         return X.numpy()
     except TypeError:
-        return bytes_of(X).view(len(X), -1).numpy()
+        return bytes_of(X).view(len(X), X.nbytes // max(1, len(X))).numpy()
+
+
+def in_range(indices: np.ndarray, size: int) -> np.ndarray:
+    """The same indices, (n,) int64, with those that count from the end of `size` things made positive.
+
+    Raises:
+        IndexError: one is out of range.
+    """
+    if not len(indices) or int(indices.view(np.uint64).max()) < size:  # a negative one is a large number then
+        return indices
+    return np.array([range(size)[index] for index in indices.tolist()], dtype=np.int64)
 
 
 def copy_rows(source: np.ndarray, rows: np.ndarray, X: Tensor) -> None:

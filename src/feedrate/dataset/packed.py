@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, default_collate
 from feedrate.config import resolve_path
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.ids import IDs, Labels
-from feedrate.dataset.memory import copy_rows, memory_of, rows_of
+from feedrate.dataset.memory import copy_rows, in_range, memory_of, rows_of
 from feedrate.dataset.sample_reader import Empty
 from feedrate.dataset.shard import ACCESS, Damaged, Shard
 from feedrate.dataset.shard_index import Index, sample_error
@@ -121,9 +121,7 @@ class Packed(Dataset[tuple[Any, Any]]):
 
     def load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | None:
         """What is stored of the samples at `indices`, (n, ...) in memory from `empty`; None where shapes differ."""
-        greatest = int(indices.view(np.uint64).max()) if len(indices) else 0  # a negative one is a large number then
-        if greatest >= len(self.list_IDs):
-            indices = np.array([range(len(self))[index] for index in indices.tolist()], dtype=np.int64)
+        indices = in_range(indices, len(self.list_IDs))
         if len(self._shards) == 1:
             return self._from_one(self._shards[0], indices, indices, empty)
         numbers, rows = np.divmod(indices, self._rows)

@@ -11,20 +11,20 @@ import threading
 FIRST = 4  # batches for each thread before the gate closes for the first time
 GROWTH = 1.5  # from one closing to the next, in batches since the start
 SELDOM = 500  # batches for each thread from one closing to the next, at most
-QUIET = 2  # times that the gate is found closed and nobody behind it, after which it opens again
 
 
 class Gate:
     """Threads pass it before each batch; it changes when batches are made, and nothing else.
 
-    Closed, it lets those behind it finish, and then nobody in until the training has had its steps or wants a batch
-    that nobody makes. Then one batch is made alone, which shows whether threads get in each other's way; with that the
-    gate is open again.
+    Closed, it lets those behind it finish, and then nobody in until the training has had a step with nobody there, or
+    wants a batch that nobody makes. Then one batch is made alone, which shows whether threads get in each other's way;
+    with that the gate is open again. Where batches are ahead of the training, none of this makes it wait.
     """
 
     def __init__(self, threads: int) -> None:
         self._room: float = math.inf  # threads that may be behind it
-        self._behind = self._quiet = self._asked = 0
+        self._behind = self._asked = 0
+        self._quiet = False  # whether nobody was behind the closed gate when the present step began
         self._next: float = FIRST * threads
         self._most = SELDOM * threads
         self._changed = threading.Condition()  # re-entrant, as it may be told to stay open by a finaliser
@@ -56,10 +56,10 @@ class Gate:
             if self._room:
                 self._room, self._quiet = 0, 0
                 self._next = self._asked + min(self._asked * (GROWTH - 1), self._most)
-                return
-            self._quiet += not self._behind
-            if self._quiet >= QUIET or not begun:
+            elif self._quiet or not begun:
                 self._open(1)
+                return
+            self._quiet = not self._behind
 
     def stay_open(self) -> None:
         """Nobody asks any more."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -83,6 +84,10 @@ class Loader(DataLoader[Any]):
         given = _SIGNATURE.bind(self, dataset, *args, **kwargs).arguments
         _refuse(dataset, given, rank, world_size)
         super().__init__(dataset, *args, **kwargs)
+        if not self.timeout <= threading.TIMEOUT_MAX:
+            raise UserError(
+                f"loader.timeout={self.timeout:g}: must be at most {threading.TIMEOUT_MAX:g} seconds; 0 waits for ever"
+            )
         self.engine = checked(engine, self)
         self.rank, self.world_size = rank, world_size
         self._shuffled = bool(given.get("shuffle"))

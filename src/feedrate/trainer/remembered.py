@@ -45,6 +45,11 @@ class Remembered:
     option: str
 
 
+def sought(overrides: Iterable[str]) -> list[str]:
+    """Those of the overrides that set what tune.py finds."""
+    return [one for one in overrides if one.partition("=")[0].lstrip("+") in {f"loader.{name}" for name in TUNED}]
+
+
 def recall(config: Mapping[str, Any], folder: Path = FOLDER) -> Remembered | None:
     """What is remembered for this configuration on this machine.
 
