@@ -24,7 +24,7 @@ class Gate:
     def __init__(self, threads: int) -> None:
         self._room: float = math.inf  # threads that may be behind it
         self._behind = self._asked = 0
-        self._quiet = False  # whether nobody was behind the closed gate when the present step began
+        self._quiet = False  # whether the present step began with the gate closed and nobody behind it
         self._next: float = FIRST * threads
         self._most = SELDOM * threads
         self._changed = threading.Condition()  # re-entrant, as it may be told to stay open by a finaliser
@@ -54,7 +54,7 @@ class Gate:
             return
         with self._changed:
             if self._room:
-                self._room, self._quiet = 0, 0
+                self._room = 0
                 self._next = self._asked + min(self._asked * (GROWTH - 1), self._most)
             elif self._quiet or not begun:
                 self._open(1)

@@ -64,8 +64,10 @@ class ToDevice:
     def _in_line(self, iterator: Iterator[Any]) -> Iterator[Batch]:
         while (host := self._next(iterator)) is not None:
             X, y = host.X.to(self._device), host.y.to(self._device)  # on the CPU the same tensors
+            batch = replace(host, X=X, y=y)
             self._lap("transfer")
-            yield replace(host, X=X, y=y)
+            yield batch
+            del host, X, y, batch  # before the next one is asked for: see Trainer._train
 
     def _ahead(self, iterator: Iterator[Any], copies: CopyStream) -> Iterator[Batch]:
         host = self._next(iterator)

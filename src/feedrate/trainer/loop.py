@@ -238,6 +238,9 @@ class Trainer:
             load = batch.receipt.load if batch.receipt else None
             clock.step(len(batch.X), batch.nbytes, load)
             self.account.took(load)
+            # torch lets go of the interpreter where it frees a tensor: after the next batch was taken, the thread that
+            # is to make a further one would just be waiting for that, and would keep it
+            del batch
             if self._finished():
                 break
             if not pending:
