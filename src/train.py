@@ -185,6 +185,8 @@ def train(cfg: DictConfig) -> float:
             record.record_failure(run, tracker.run_id if tracker else run_id, status, text, verdict)
             if verdict is not None:
                 log.info("until then: %s", verdict)
+            if status == "KILLED" and (folder.path / "checkpoints/last.pt").exists():
+                log.info("run folder  %s   (goes on with trainer.resume=auto)", folder.path)
         if tracker is not None and not ended:
             if verdict is not None:
                 record.record_verdict(tracker, verdict)

@@ -53,6 +53,19 @@ def test_a_zero_byte_ends_no_name_early(every: list[str]) -> None:
     assert Names().of(Folder("/some", IDs(every), ".pt").at(np.arange(2))) is None
 
 
+@pytest.mark.parametrize("every", [["a", "b", "c"], ["a", "bb", "ccc"]], ids=["alike", "of various lengths"])
+def test_indices_from_the_end_mean_what_they_mean_in_a_list(tmp_path: Path, every: list[str]) -> None:
+    for i, ID in enumerate(every):
+        torch.save(torch.tensor([i]), tmp_path / f"{ID}.pt")
+    files = TensorFiles(every, {ID: i for i, ID in enumerate(every)}, tmp_path)
+    for _ in range(3):  # also when the files' layout is known
+        found = files.load_batch(np.array([-3, -1, 1]), fresh)
+        assert found is not None
+        assert [part.view(-1).tolist() for part in found] == [[0, 2, 1]] * 2
+    with pytest.raises(IndexError):
+        files.load_batch(np.array([0, -4]), fresh)
+
+
 def test_a_root_that_is_changed_is_where_batches_are_read_from(tmp_path: Path) -> None:
     every = [f"{i}" for i in range(6)]
     for number, place in enumerate(("one", "two")):

@@ -71,7 +71,11 @@ def workers() -> list[psutil.Process]:
 def busy(processes: list[psutil.Process]) -> bool:
     """Whether one of their threads, other than this one, computes or waits for a core."""
     for process in processes:
-        for task in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+        try:
+            tasks = list(Path(f"/proc/{process.pid}/task").glob("*/stat"))
+        except OSError:  # it has ended
+            continue
+        for task in tasks:
             with suppress(OSError):
                 state = task.read_text().rpartition(") ")[2][0]
                 if state in "RD" and task.parent.name != str(threading.get_native_id()):

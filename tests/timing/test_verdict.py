@@ -38,6 +38,11 @@ def test_ceilings_are_what_each_side_reaches_alone() -> None:
     assert figures["wait_pct"] == pytest.approx(50, rel=0.02)
 
 
+def test_a_loop_without_a_step_is_told_no_speed_of_one() -> None:
+    text = judge(account(4, 0.00001, 0), setup("inline", 0)).reason
+    assert "Without workers the loader makes 2,000 samples/s, nothing was done with them." in text
+
+
 def test_an_input_bound_run_names_figures_cause_and_an_override_with_its_gain() -> None:
     verdict = judge(account(40, 10, 2, cpu_share=0.0, stage="decode"), setup())
     assert str(verdict).startswith("input-bound: training waited 50 % of")

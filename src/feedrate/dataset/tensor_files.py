@@ -18,7 +18,7 @@ from feedrate.config import resolve_path
 from feedrate.dataset.file_layout import learn_pt
 from feedrate.dataset.file_template import pt_template
 from feedrate.dataset.ids import IDs, Labels
-from feedrate.dataset.memory import rows_of
+from feedrate.dataset.memory import in_range, rows_of
 from feedrate.dataset.part import PickedIDs
 from feedrate.dataset.paths import Folder
 from feedrate.dataset.pt_file import load_tensor
@@ -115,6 +115,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         """What the files of the samples at `indices` hold: (n, ...) in memory from `empty(shape, dtype)`, or a list
         where they are not alike; None where it cannot be had at once.
         """
+        indices = in_range(indices, len(self))
         if self._cache is not None and self._cache.has(indices):
             return self._cache.gather(indices, empty)
         IDs = PickedIDs(self.list_IDs, indices)  # type: ignore[arg-type]  # looked up when one is asked for

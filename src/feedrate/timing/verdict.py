@@ -16,6 +16,7 @@ INPUT_BOUND_PCT = 10.0  # of the steady time waited: above it a run is input-bou
 COMPUTE_BOUND_PCT = 2.0  # below it, and with a loader that could make MARGIN times what the step takes, compute-bound
 FEW_STEPS = 20  # with fewer steady steps nothing is advised
 APART_PCT = 10.0  # of the time: a first epoch whose waiting differs by more from that of later ones is told
+NO_STEP = 1e8  # samples per second: there was no step
 DISK_MB = 1.0  # that must have come from the disk for it to be named
 FIGURES = {  # of a verdict -> the metric of an epoch that means the same
     "samples_per_s": "loader/samples_per_s",
@@ -84,11 +85,11 @@ def _judged(times: EpochTimes, setup: Setup) -> Verdict:
     kept = {name: figures[metric] for name, metric in FIGURES.items() if metric in figures}
     said = [f"training waited {_percent(wait_pct)} of {_seconds(elapsed_s)}."]
     if loader is None:
-        said.append(f"It made {_rate(achieved)}, the step can take {_rate(compute)}.")
+        said.append(f"It made {_rate(achieved)}, {_takes(compute)}.")
         if kind == "input-bound":
             said.append("loader=feedrate says why.")
         return Verdict(kind=kind, reason=" ".join(said), figures=kept)
-    said.append(f"{_makers(setup)} {_rate(loader)}, the step can take {_rate(compute)}.")
+    said.append(f"{_makers(setup)} {_rate(loader)}, {_takes(compute)}.")
     if wait_pct >= COMPUTE_BOUND_PCT:
         said.append(_where(times))
     if held > HELD_UP_PCT:
@@ -155,6 +156,10 @@ def _makers(setup: Setup) -> str:
         return "Without workers the loader makes"
     kind = "thread" if setup.engine == "thread" else "worker"
     return f"{setup.workers} {kind}{'s' * (setup.workers > 1)} can make"
+
+
+def _takes(rate: float) -> str:
+    return f"the step can take {_rate(rate)}" if rate < NO_STEP else "nothing was done with them"
 
 
 def _word(stage: str) -> str:

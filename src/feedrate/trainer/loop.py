@@ -121,7 +121,7 @@ class Trainer:
         self._stop.check()
         progress = Progress(self.config.max_epochs, max(1, len(self.loaders["train"])))
         if state.random is not None:
-            checkpoint.set_random_state(state.random)
+            checkpoint.set_random_state(state.random_state())
         try:
             while state.epoch < self.config.max_epochs and not state.result.stopped:
                 metrics, wait_ms = self._epoch(state.epoch, progress)

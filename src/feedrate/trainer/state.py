@@ -80,7 +80,7 @@ class RunState:
         self.meter = new_meter()
         self.last: Receipt | None = None
         self.position: dict[str, Any] | None = None
-        self.random: dict[str, Any] | None = None
+        self.random: dict[str, Any] | checkpoint.Generators | None = None
         self.result = Result()
 
     def next_epoch(self) -> None:
@@ -90,7 +90,13 @@ class RunState:
 
     def keep_random(self) -> None:
         """Whatever is drawn from now on, a checkpoint holds the generators as they are now."""
-        self.random = checkpoint.random_state()
+        self.random = checkpoint.Generators.now()
+
+    def random_state(self) -> dict[str, Any]:
+        """The generators as a checkpoint is to hold them."""
+        if self.random is None or isinstance(self.random, checkpoint.Generators):
+            return (self.random or checkpoint.Generators.now()).plain()
+        return self.random
 
     def begin_training(self, last: bool) -> None:
         """To the loader's first batch of this epoch, or of the rest of it; after the last one none is made ahead."""
@@ -108,7 +114,7 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": self.random or checkpoint.random_state(),
+            "random": self.random_state(),
             "loader": self._place_of_loader(),
             "epoch": self.epoch,
             "phase": self.phase,

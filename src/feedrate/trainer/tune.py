@@ -88,7 +88,8 @@ def tune(bed: Tries, budget_s: float, trial_s: float, told: Callable[[Trial], No
     while (setting := search.following()) is not None and search.attempt(setting):
         pass
     best = search.cheapest()
-    return Tuned(search.trials[best], list(search.trials.values()), search.step_rate, search.spent())
+    step_rate = max(median(search.ceilings), search.trials[best].samples_per_s)
+    return Tuned(search.trials[best], list(search.trials.values()), step_rate, search.spent())
 
 
 @dataclass
@@ -97,7 +98,8 @@ class _Search:
 
     Attributes:
         trials: by setting, in their order.
-        step_rate: what the step can take, samples per second.
+        step_rate: what the step can take, samples per second, as the first trial found it.
+        ceilings: the same as each trial found it.
     """
 
     bed: Tries
@@ -107,6 +109,7 @@ class _Search:
     told: Callable[[Trial], None]
     trials: dict[Setting, Trial] = field(default_factory=dict)
     step_rate: float = 0.0
+    ceilings: list[float] = field(default_factory=list)
     _rates: dict[Setting, list[tuple[float, float]]] = field(default_factory=dict)
     _overhead: dict[str, float] = field(default_factory=dict)  # seconds of a trial's start, end and warm-up, by engine
     _predictions: dict[Setting, float] = field(default_factory=dict)  # of all that come into question, once it is known
@@ -271,6 +274,7 @@ class _Search:
         if len(times.elapsed) < FEW_STEPS and kept in self._predictions:  # the budget has cut it short
             return times, setup
         figures = times.metrics(setup)
+        self.ceilings.append(figures["compute/ceiling_samples_per_s"])
         rates = self._rates.setdefault(kept, [])
         rates.append((figures["loader/samples_per_s"], figures["loader/wait_pct"]))
         rate, wait = (median(values) for values in zip(*rates, strict=True))
