@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,3 +120,4 @@ def test_a_run_that_is_killed_has_the_verdict_of_what_was_trained(tmp_path, digi
     text = f"{summary['verdict']['kind']}: {summary['verdict']['reason']}"
     assert run.data.tags["feedrate.verdict_text"].startswith(text)
     assert f"until then: {text}" in output
+    assert re.search(r"^run folder  \S*/run   \(goes on with trainer.resume=auto\)$", output, re.MULTILINE)

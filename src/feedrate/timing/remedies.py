@@ -23,7 +23,7 @@ MODELLED = 2000  # batches at most that the model goes through
 RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, where it was not seen
 COPY_BYTES_PER_S = 4e9  # at which a packed batch is gathered, where it was not measured
 LOCKED = 0.6  # by how much threads that load slow each other down where they hold the interpreter
-BUSY = 0.95  # of the cores that a run could have, from which on all count as computing
+BUSY = 0.9  # of the cores that a run could have, from which on all count as computing
 HELD_UP_PCT = 3.0  # of the time by which the loader makes steps longer, above which it counts as waiting
 
 
