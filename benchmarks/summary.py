@@ -21,7 +21,7 @@ _FORMS = {
     "torch DataLoader": "torch DataLoader, `torch.load` of each file",
     "TensorDataset in memory": "torch DataLoader, all samples in memory",
 }
-_OURS_ELSEWHERE = ("in_memory", "memcpy")
+_LEFT_OUT = ("in_memory", "memcpy")
 
 
 def table(report: str) -> str:
@@ -47,7 +47,7 @@ def _who(name: str) -> str:
 
 
 def _shown(name: str) -> bool:
-    return not name.startswith(_OURS_ELSEWHERE)
+    return not name.startswith(_LEFT_OUT)
 
 
 def text(page: str) -> str:

@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import torch
 
 from feedrate.dataset import TensorFiles
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.paths import Folder, Names
+from feedrate.dataset.paths import Folder, Names, Paths
 from feedrate.dataset.sample_reader import fresh
+from feedrate.dataset.uring import Uring
 
 
 def named(names: Names, paths: Sequence[str]) -> list[str]:
@@ -39,7 +41,7 @@ def test_the_system_gets_the_names_of_the_paths_for_any_batch(every: list[str]) 
     for count in (3, 50, 1, 7, 50):
         for place, ending in ((folder, ".pt"), (other, ".npy")):
             indices = np.random.default_rng(count).permutation(50)[:count]
-            paths = place.at(indices)
+            paths = Paths(place, indices)
             assert list(paths) == [f"{place.root}/{every[index]}{ending}" for index in indices.tolist()]
             assert named(names, paths) == list(paths)
 
@@ -50,7 +52,7 @@ def test_names_that_are_no_list_of_ids_are_taken_as_they_are() -> None:
 
 @pytest.mark.parametrize("every", [["a\0b", "cde"], ["a\0bc", "cde"]], ids=["alike", "of various lengths"])
 def test_a_zero_byte_ends_no_name_early(every: list[str]) -> None:
-    assert Names().of(Folder("/some", IDs(every), ".pt").at(np.arange(2))) is None
+    assert Names().of(Paths(Folder("/some", IDs(every), ".pt"), np.arange(2))) is None
 
 
 @pytest.mark.parametrize("every", [["a", "b", "c"], ["a", "bb", "ccc"]], ids=["alike", "of various lengths"])
@@ -79,3 +81,28 @@ def test_a_root_that_is_changed_is_where_batches_are_read_from(tmp_path: Path) -
             found = files.load_X(np.array([3, 1, 2]), fresh)
             assert found is not None
             assert torch.equal(torch.stack(list(found)), torch.tensor([[3, number], [1, number], [2, number]]))
+
+
+def test_memory_of_a_system_call_that_failed_is_used_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = [f"{i}" for i in range(6)]
+    for i, ID in enumerate(every):
+        torch.save(torch.tensor([i]), tmp_path / f"{ID}.pt")
+    files = TensorFiles(every, dict.fromkeys(every, 0), tmp_path)
+    held: list[Any] = []
+
+    def fails(ring: Uring, names: np.ndarray, pieces: np.ndarray, size: int, memory: Any) -> np.ndarray:
+        held.append(memory)
+        raise OSError
+
+    files.load_X(np.array([0, 1]), fresh)  # their layout is learned
+    files.load_X(np.array([0, 1]), fresh)
+    monkeypatch.setattr(Uring, "read", fails)
+    for first, second in ((0, 1), (4, 5)):
+        found = files.load_X(np.array([first, second]), fresh)
+        assert found is not None
+        assert [int(X) for X in found] == [first, second]
+    if not held:
+        pytest.skip("this system has no io_uring, or does not let this process use it")
+    ((names, _, room),) = held  # the system was not asked again
+    assert bytes(names[:, len(f"{tmp_path}/")]) == b"01"
+    assert all(other is not room for other in files._reader._scatter._scratch.rooms.values())

@@ -27,13 +27,9 @@ class Folder:
         self.root, self.list_IDs, self.suffix = root, list_IDs, suffix
         self.head, self.tail = os.fsencode(f"{root}/"), os.fsencode(suffix)
 
-    def at(self, indices: np.ndarray) -> Paths:
-        """The paths of some samples, (n,) int64."""
-        return Paths(self, indices)
-
 
 class Paths(Sequence[str]):
-    """The paths of the samples at some indices.
+    """The paths of the samples at some indices, (n,) int64.
 
     Attributes:
         folder: that they are in.

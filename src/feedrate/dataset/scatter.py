@@ -104,7 +104,8 @@ class Scatter:
         pieces[:, 1, 0] += np.uint64(out.data_ptr())
         try:
             return ring.read(places, pieces, known.size, (held, out, room))
-        except OSError:
+        except OSError:  # what the system may still do must not meet heads and tails of later batches
+            self._scratch.__dict__.clear()
             self._scratch.ring = None
             return None
         except BaseException:  # a signal's: the system may still write to that memory

@@ -20,7 +20,7 @@ from feedrate.dataset.file_template import pt_template
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.memory import in_range, rows_of
 from feedrate.dataset.part import PickedIDs
-from feedrate.dataset.paths import Folder
+from feedrate.dataset.paths import Folder, Paths
 from feedrate.dataset.pt_file import load_tensor
 from feedrate.dataset.sample_reader import Empty, SampleReader
 from feedrate.dataset.shard_cache import open_cache
@@ -122,9 +122,9 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         if type(self).path is not TensorFiles.path:
             paths: Sequence[str] = [self.path(ID) for ID in IDs]
         else:
-            if self._folder.root != self.root:
+            if self._folder.root != self.root or self._folder.list_IDs is not self.list_IDs:
                 self._folder = Folder(self.root, self.list_IDs, self.suffix)
-            paths = self._folder.at(indices)
+            paths = Paths(self._folder, indices)
         if self._cache is not None:
             return self._cache.read_batch(indices, paths, IDs, self._reader.read_batch, empty)
         return self._reader.read_batch(paths, IDs, empty)
