@@ -135,6 +135,23 @@ def test_where_all_cores_compute_processes_would_not_help_against_what_threads_t
     assert verdict.remedies == ()
 
 
+@pytest.mark.parametrize(("step_cpu_ms", "cores"), [(17, 2.0), (45, 4.0)])
+def test_where_steps_compute_on_nearly_all_cores_processes_would_take_them_too(
+    step_cpu_ms: float, cores: float
+) -> None:
+    held = held_up(4, 12, 9, cpu_share=1.0, step_cpu_ms=step_cpu_ms + 4)
+    verdict = judge(held, setup("thread", 1, cores=cores))
+    assert "The loader's threads take its cores: a step takes" in verdict.reason
+    assert verdict.remedies == ()
+
+
+def test_where_a_step_computes_on_one_core_processes_help_against_threads_that_hold_it_up() -> None:
+    held = held_up(11, 12, 3, cpu_share=1.0, step_cpu_ms=12)
+    verdict = judge(held, setup("thread", 1, cores=4.0))
+    assert "The loader's threads hold the interpreter: a step takes" in verdict.reason
+    assert verdict.remedies[0].override.startswith("loader.engine=process")
+
+
 def test_queueing_for_a_core_makes_no_load_cheaper_than_what_it_computes() -> None:
     busy = account(2, 10, 2, cpu_share=0.5)
     fed = judge(busy, setup(worker_delay_s=float(busy.load[busy.counted].sum() / 1e9)))

@@ -24,6 +24,7 @@ RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, where it 
 COPY_BYTES_PER_S = 4e9  # at which a packed batch is gathered, where it was not measured
 LOCKED = 0.6  # by how much threads that load slow each other down where they hold the interpreter
 BUSY = 0.9  # of the cores that a run could have, from which on all count as computing
+CORE_LEFT = 0.75  # a core of which steps leave less is none for a worker
 HELD_UP_PCT = 3.0  # of the time by which the loader makes steps longer, above which it counts as waiting
 
 
@@ -168,9 +169,17 @@ def all_cores_busy(times: EpochTimes, setup: Setup) -> bool:
     return busy_cores(times, setup) > BUSY * setup.cores
 
 
+def no_core_left(times: EpochTimes, setup: Setup) -> bool:
+    """Whether the steps compute on so many cores that a loader takes from them whatever it computes, in any engine."""
+    steady = times.counted
+    beside = times.load_cpu[steady].sum() if setup.engine in ("thread", "inline") else 0
+    own = float((times.cpu[steady].sum() - beside) / max(1, times.elapsed[steady].sum()))
+    return own > setup.cores - CORE_LEFT or all_cores_busy(times, setup)
+
+
 def _one_at_a_time(times: EpochTimes, setup: Setup) -> bool:
     """Whether the loader's threads hold the interpreter while they load, so that two are no faster than one."""
-    if all_cores_busy(times, setup):
+    if no_core_left(times, setup):
         return False
     return held_pct(times, setup) > HELD_UP_PCT or (setup.workers > 1 and times.in_the_way > LOCKED)
 

@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from feedrate.timing.epoch_times import EpochTimes, Setup
-from feedrate.timing.remedies import HELD_UP_PCT, MARGIN, Remedy, all_cores_busy, held_pct, in_bytes, remedies
+from feedrate.timing.remedies import (
+    HELD_UP_PCT,
+    MARGIN,
+    Remedy,
+    all_cores_busy,
+    held_pct,
+    in_bytes,
+    no_core_left,
+    remedies,
+)
 from feedrate.timing.stages import STAGES
 
 INPUT_BOUND_PCT = 10.0  # of the steady time waited: above it a run is input-bound
@@ -131,7 +140,7 @@ def _told_apart(first_epoch: Mapping[str, float], wait_pct: float) -> str:
 
 
 def _held_up(times: EpochTimes, setup: Setup) -> str:
-    taken = "take its cores" if not setup.threads or all_cores_busy(times, setup) else "hold the interpreter"
+    taken = "take its cores" if not setup.threads or no_core_left(times, setup) else "hold the interpreter"
     makers = "threads" if setup.threads else "workers"
     alone, now = times.work_alone_ns(setup.threads) / 1e6, times.work[times.counted].mean() / 1e6
     return f"The loader's {makers} {taken}: a step takes {now:.3g} ms where it takes {alone:.3g} ms alone."
