@@ -1,14 +1,17 @@
 """What the account of each batch costs: the same training with it, and with its instruments taken out.
 
-Blocks of a few batches with and without follow one another within one loop, hundreds of each, so that what the machine
-does meanwhile falls on both; and the instruments alone are called again and again.
+Two processes train, one of them without; they take turns, a block of a few batches each, hundreds of times, so that
+what the machine does meanwhile falls on both. Then the instruments alone are called again and again.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,31 +21,22 @@ from figures import markdown
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, STEP_MS = 64, 0.6  # with inline loading of 64 small files, some 50,000 samples/s
 RATE = 50_000
-BLOCKS, COUNTED, LEFT_OUT = 600, 10, 6  # pairs of blocks; batches of each that count, and before them, made ahead
+FIRST = 50  # batches of each process before the first block
+PAIRS = 10  # of processes, one after another
+BLOCKS, COUNTED, LEFT_OUT = 100, 10, 6  # of each; batches of a block that count, and before them, made ahead
 CALLS, REPEATS = 2000, 15
 MOST_PCT = 1.0
 
 
 def run() -> str:
-    import torch
-    from peers.sets import SETS, make_set
-
-    from feedrate.dataset import TensorFiles
-    from feedrate.loader import Loader
-
-    torch.set_num_threads(1)
-    of = SETS[0]
-    data = TensorFiles(of.list_IDs, of.labels, make_set(of, ROOT / "data/peers") / "pt")
     rows = []
     for engine, workers in (("inline", 0), ("thread", 2), ("process", 2)):
-        chosen: dict[str, Any] = {"engine": engine, "persistent_workers": True} if workers else {}
-        loader = Loader(data, BATCH, True, num_workers=workers, seed=0, **chosen)
-        told, silent = _blocks(loader)
-        loader.close()
+        told, silent = _blocks(engine, workers)
         costs = sorted(100 * (a / b - 1) for a, b in zip(told, silent, strict=True))
         low, high = _interval(costs)
         rates = [f"{1e9 * BATCH * COUNTED / median(taken):,.0f}" for taken in (told, silent)]
         rows.append((f"{engine} {workers}", *rates, f"{median(costs):.2f} ({low:.2f} to {high:.2f})", _passes(high)))
+        print(*rows[-1], sep=" | ", flush=True)
     head = ["12 KB files, batch 64, a step of 0.6 ms", "samples/s with", "without", "cost, % (95 % interval)"]
     return f"{markdown([*head, 'at most 1 %'], rows)}\n\n{_alone()}"
 
@@ -56,25 +50,57 @@ def _passes(pct: float) -> str:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _blocks(loader: Any) -> tuple[list[int], list[int]]:
+def _blocks(engine: str, workers: int) -> tuple[list[int], list[int]]:
     """Nanoseconds of each block with the instruments, and of the one without beside it; which comes first changes."""
-    import torch
+    found: dict[bool, list[int]] = {True: [], False: []}
+    for pair in range(PAIRS):
+        with _training(engine, workers, pair) as training:
+            for number in range(BLOCKS):
+                for told in (True, False) if number % 2 else (False, True):
+                    training[told].send(True)
+                    found[told].append(training[told].recv())
+    return found[True], found[False]
 
+
+@contextmanager
+def _training(engine: str, workers: int, pair: int) -> Iterator[dict[bool, Connection]]:
+    """A process with instruments and one without; which is started first changes, as the later is a bit faster."""
+    fork = multiprocessing.get_context("fork")
+    training: dict[bool, Connection] = {}
+    for told in (True, False) if pair % 2 else (False, True):
+        training[told], theirs = fork.Pipe()
+        fork.Process(target=_train, args=(theirs, told, engine, workers)).start()
+        training[told].recv()
+    yield training
+    for connection in training.values():
+        connection.send(False)
+
+
+def _train(turns: Connection, told: bool, engine: str, workers: int) -> None:
+    """Trains a block, and says how long it took, as often as it is told to go on."""
+    import torch
+    from peers.sets import SETS, make_set
+
+    from feedrate.dataset import TensorFiles
+    from feedrate.loader import Loader
     from feedrate.timing import Clock
 
+    torch.set_num_threads(1)
+    of = SETS[0]
+    data = TensorFiles(of.list_IDs, of.labels, make_set(of, ROOT / "data/peers") / "pt")
+    chosen: dict[str, Any] = {"engine": engine, "persistent_workers": True} if workers else {}
+    loader = Loader(data, BATCH, True, num_workers=workers, seed=0, **chosen)
     clock = Clock(torch.device("cpu"), 5)
+    if not told:
+        _silence(clock)
     batches = _endless(loader, clock)
-    silence = _Silence(clock, loader)
-    found: dict[bool, list[int]] = {True: [], False: []}
-    for _ in range(50):
+    for _ in range(FIRST):
         next(batches)
-    for number in range(BLOCKS):
-        for told in (True, False) if number % 2 else (False, True):
-            silence.change(not told)
-            _steps(batches, LEFT_OUT)
-            found[told].append(_steps(batches, COUNTED))
-    silence.change(False)
-    return found[True], found[False]
+    turns.send(0)
+    while turns.recv():
+        _steps(batches, LEFT_OUT)
+        turns.send(_steps(batches, COUNTED))
+    loader.close()
 
 
 def _steps(batches: Iterator[Any], count: int) -> int:
@@ -98,42 +124,38 @@ def _endless(loader: Any, clock: Any) -> Iterator[Any]:
         for batch in ToDevice(loader, torch.device("cpu"), clock):
             yield batch
             clock.lap("compute")
-            clock.step(len(batch.X), batch.nbytes, batch.receipt.load if batch.receipt else None)
+            clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
 
 
-class _Silence:
-    """Takes the clocks and rows of this process out, and puts them back; workers go on telling."""
+def _silence(clock: Any) -> None:
+    """Takes the clocks and rows of this process out; worker processes to come get no watch either."""
+    from feedrate.loader import fetch
+    from feedrate.timing import stages
 
-    def __init__(self, clock: Any, loader: Any) -> None:
-        from feedrate.loader import fetch
-        from feedrate.timing import stages
+    nothing = stages.Load(0, 0, 0, stages.MAIN_THREAD, 0)
 
-        nothing = stages.Load(0, 0, 0, (0,) * len(stages.STAGES), None)
+    class Watch:
+        samples_ns = ()
 
-        class Watch:
-            samples_ns = ()
+        @staticmethod
+        def start() -> Watch:
+            return watch
 
-            def stop(self, worker: Any, slow: Any = ()) -> Any:
-                return nothing
+        def stop(self, worker: Any) -> stages.Load:
+            return nothing
 
-        class Clock(type(clock)):
-            def lap(self, phase: str) -> None:
-                pass
+    class Clock(type(clock)):
+        def begin(self) -> None:
+            pass
 
-            def step(self, samples: int, nbytes: int, load: Any = None) -> None:
-                pass
+        def lap(self, phase: str) -> None:
+            pass
 
-        class Report(type(loader.report())):
-            def add(self, *_: Any) -> None:
-                pass
+        def step(self, samples: int, nbytes: int, made: Any = None) -> None:
+            pass
 
-        self._fetch, self._watches = fetch, (fetch.Watch, Watch)
-        self._changed = [(thing, (type(thing), other)) for thing, other in ((clock, Clock), (loader.report(), Report))]
-
-    def change(self, silent: bool) -> None:
-        self._fetch.Watch = self._watches[silent]
-        for thing, kinds in self._changed:
-            thing.__class__ = kinds[silent]
+    watch = fetch.Watch = Watch()
+    clock.__class__ = Clock
 
 
 def _interval(values: list[float], draws: int = 1000) -> tuple[float, float]:
@@ -153,14 +175,15 @@ def _alone() -> str:
     import torch
 
     from feedrate.loader.gate import Gate
-    from feedrate.loader.report import Report
     from feedrate.timing import Clock
-    from feedrate.timing.epoch_times import Setup
     from feedrate.timing.stages import Watch
 
     clock, gate = Clock(torch.device("cpu"), 5), Gate(2)
-    report = Report(Setup(engine="thread", workers=2, prefetch=2, batch_size=BATCH, cores=2.0))
-    load = Watch().stop(0)
+
+    def watched() -> tuple[int, ...]:
+        return Watch.start().stop(0)
+
+    load = watched()
 
     def laps() -> None:
         for phase in ("wait", "transfer", "compute"):
@@ -173,9 +196,8 @@ def _alone() -> str:
         gate.leave()
 
     parts: dict[str, Callable[[], Any]] = {
-        "watch in the worker": lambda: Watch().stop(0),
+        "watch in the worker": watched,
         "clock and row of the training": laps,
-        "row of the loader": lambda: report.add(1000, 2000, load, BATCH, 1000),
         "gate of threads": passed,
     }
     taken = {name: median(_each_us(part) for _ in range(REPEATS)) for name, part in parts.items()}

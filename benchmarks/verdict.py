@@ -117,7 +117,7 @@ def train(batches: Iterable[Any], step_ms: float, clock: Clock, warmup: int) -> 
     for number, batch in enumerate(ToDevice(batches, CPU, clock)):
         time.sleep(step_ms / 1e3)
         clock.lap("compute")
-        clock.step(len(batch.X), batch.nbytes, batch.receipt.load if batch.receipt else None)
+        clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
         if number == warmup:
             begin = time.perf_counter()
         if begin is not None and time.perf_counter() - begin > SECONDS and number > 60:

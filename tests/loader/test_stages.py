@@ -81,7 +81,7 @@ def test_the_samples_that_took_longest_are_named_with_their_times(engine: str, w
     for times, indices in loader:
         took |= dict(zip(indices.tolist(), times.tolist(), strict=True))
         assert loader.delivered is not None
-        for index, ns in loader.delivered.load.slow:
+        for index, ns in loader.delivered.slow:
             assert index in indices
             told[index] = max(ns, told.get(index, 0))
     assert told.keys() >= SLOW

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +42,25 @@ def test_a_loader_without_receipts_is_served_too() -> None:
         batches = list(ToDevice(loader, CPU))
         assert len(batches) == 8
         assert all(batch.receipt is None for batch in batches)
+
+
+def test_the_loaders_report_says_what_the_clock_has_written() -> None:
+    clock = Clock(CPU, warmup_steps=0)
+    loader = Loader(Numbers(), 5, seed=0)
+    for batch in ToDevice(loader, CPU, clock):
+        clock.lap("compute")
+        clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
+    report, times = loader.report(), clock.epoch()
+    assert (report.batches, report.samples) == (8, 37)
+    assert report.first_batch_s == times.wait[0] / 1e9
+    assert (report.times.load == times.load).all()
+    assert (times.load > 0).all()
+    assert pickle.loads(pickle.dumps(report)).batches == 0  # the clock stays where it is
+    for _ in loader:  # by its own account again
+        time.sleep(0.001)
+    assert loader.report().batches == 8
+    assert (loader.report().times.compute[:-1] >= 1_000_000).all()
+    assert len(clock.epoch().wait) == 8
 
 
 def test_the_clock_is_told_of_waiting_transfer_and_nothing_else() -> None:

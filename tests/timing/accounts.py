@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, Steps
-from feedrate.timing.stages import STAGES, Load
+from feedrate.timing.stages import MAIN_THREAD, STAGES, Load
 
 MS = 1_000_000
 
@@ -29,7 +29,7 @@ def account(
 ) -> EpochTimes:
     """Batches of 8 samples by that many processes, each two batches ahead, or by the main thread."""
     loads = [load_ms] * steps if isinstance(load_ms, (int, float)) else list(load_ms)
-    rows, now, free = Steps(), 1_000 * MS, [1_000 * MS] * max(1, workers)
+    rows, cpu, now, free = Steps(2 * workers + 2), 0, 1_000 * MS, [1_000 * MS] * max(1, workers)
     issued = [now] * (2 * workers)
     for number, one in enumerate(loads):
         ns, worker = int(one * MS), number % max(1, workers)
@@ -37,14 +37,14 @@ def account(
         end = free[worker] = begin + ns
         got = max(now, end) + int(receive_ms * MS)
         spent = tuple(ns if name == stage else 0 for name in STAGES)
-        load = Load(begin, end, int(cpu_share * ns), spent, worker if workers else None)
+        load = Load(begin, end, int(cpu_share * ns), worker if workers else MAIN_THREAD, *spent)
         step = int(step_ms * MS)
-        cpu = int(step_cpu_share * step) + (int(cpu_share * ns) if not workers else 0)
-        rows.add(now, got - now, 0, step, cpu, 8, nbytes, number >= 2 * workers + 2, load)
+        cpu += int(step_cpu_share * step) + (int(cpu_share * ns) if not workers else 0)
+        rows.add((now, got - now, 0, step, 8, nbytes), load)
         if workers:
             issued[number % len(issued)] = got
         now = got + step
-    return rows.times()
+    return rows.times(cpu)
 
 
 def held_up(
@@ -63,15 +63,15 @@ def held_up(
     Args:
         more_ms: that each step takes longer, (steps,).
     """
-    rows, now = Steps(), 1_000 * MS
+    rows, now = Steps(4), 1_000 * MS
     load, cpu = int(load_ms * MS), int(load_ms * cpu_share * MS)
-    made = Load(now - load, now, cpu, (load, 0, 0, 0, 0), 0)
+    made = Load(now - load, now, cpu, 0, load)
     for number in range(steps):
         wait = max(0, made.end_ns - now)
         more = more_ms[number] if len(more_ms) else 0.0
         step = int(((step_ms if number % quiet_every else alone_ms) + more) * MS)
-        rows.add(now, wait, 0, step, int(step_cpu_ms * MS), 8, 1000, number >= 4, made)
+        rows.add((now, wait, 0, step, 8, 1000), made)
         begin = now + wait + (1 if number % quiet_every else step)
-        made = Load(begin, begin + load, cpu, (load, 0, 0, 0, 0), 0)
+        made = Load(begin, begin + load, cpu, 0, load)
         now += wait + step
-    return rows.times()
+    return rows.times(int(steps * step_cpu_ms * MS))

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from feedrate.dataset import stage
-from feedrate.timing.stages import STAGES, Slowest, Watch, samples_took
+from feedrate.timing.stages import SAMPLED, STAGES, Load, Slowest, Watch, samples_took
 
 
 def spent(load) -> dict[str, int]:
@@ -17,13 +17,13 @@ def spent(load) -> dict[str, int]:
 
 
 def test_what_is_not_marked_is_fetch_and_every_moment_is_counted_once() -> None:
-    watch = Watch()
+    watch = Watch.start()
     time.sleep(0.02)
     with stage("decode"):
         time.sleep(0.02)
     with stage("transform"):
         time.sleep(0.02)
-    load = watch.stop(worker=3)
+    load = Load(*watch.stop(worker=3))
     assert sum(load.stages_ns) == load.ns
     assert min(spent(load)[name] for name in ("fetch", "decode", "transform")) >= 20_000_000
     assert spent(load)["collate"] == spent(load)["handover"] == 0
@@ -31,38 +31,38 @@ def test_what_is_not_marked_is_fetch_and_every_moment_is_counted_once() -> None:
 
 
 def test_of_parts_within_one_another_the_inner_one_counts() -> None:
-    watch = Watch()
+    watch = Watch.start()
     with stage("transform"):
         with stage("decode"):
             time.sleep(0.03)
         with stage("transform"):
             pass
-    load = watch.stop(None)
+    load = Load(*watch.stop(None))
     assert spent(load)["decode"] >= 30_000_000 > spent(load)["transform"]
 
 
 def test_an_error_inside_a_part_leaves_it() -> None:
-    watch = Watch()
+    watch = Watch.start()
     with pytest.raises(KeyError), stage("decode"):
         raise KeyError("sample")
     time.sleep(0.02)
-    assert spent(watch.stop(None))["fetch"] >= 20_000_000
+    assert spent(Load(*watch.stop(None)))["fetch"] >= 20_000_000
 
 
 def test_a_mark_outside_of_a_loader_does_nothing() -> None:
     with stage("decode"):
         samples_took([1, 2])
-    assert Watch().stop(None).stages_ns[STAGES.index("decode")] == 0
+    assert Load(*Watch.start().stop(None)).stages_ns[STAGES.index("decode")] == 0
 
 
 def test_each_thread_has_an_account_of_its_own() -> None:
     loads = []
 
     def load(name: str) -> None:
-        watch = Watch()
+        watch = Watch.start()
         with stage(name):
             time.sleep(0.05)
-        loads.append((name, watch.stop(None)))
+        loads.append((name, Load(*watch.stop(None))))
 
     threads = [threading.Thread(target=load, args=(name,)) for name in ("decode", "transform")]
     for thread in threads:
@@ -74,10 +74,40 @@ def test_each_thread_has_an_account_of_its_own() -> None:
         assert sum(v > 0 for k, v in spent(load_of).items() if k in ("decode", "transform")) == 1
 
 
+def test_after_the_first_batches_what_one_computed_stands_for_some_others() -> None:
+    def computed(seconds: float) -> Load:
+        watch, end = Watch.start(), time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+        return Load(*watch.stop(None))
+
+    def loads() -> None:
+        told.extend(computed(0.004 if number < 2 * SAMPLED else 0.001) for number in range(3 * SAMPLED))
+
+    told: list[Load] = []
+    thread = threading.Thread(target=loads)  # one that has made none before
+    thread.start()
+    thread.join()
+    first, middle, last = (told[n * SAMPLED : (n + 1) * SAMPLED] for n in range(3))
+    assert all(load.cpu_ns >= 4_000_000 for load in first)
+    assert all(load.cpu_ns >= 4_000_000 for load in middle)
+    assert all(load.cpu_ns <= load.ns for load in told)
+    assert last[-1].cpu_ns < 4_000_000  # asked anew
+
+
+def test_a_batch_within_a_batch_has_its_own_account() -> None:
+    outer = Watch.start()
+    time.sleep(0.02)
+    inner = Load(*Watch.start().stop(1))
+    whole = Load(*outer.stop(0))
+    assert whole.begin_ns < inner.begin_ns <= inner.end_ns <= whole.end_ns
+    assert whole.ns >= 20_000_000 > inner.ns
+
+
 def test_computing_and_sleeping_are_told_apart() -> None:
-    watch = Watch()
+    watch = Watch.start()
     time.sleep(0.05)
-    assert watch.stop(None).cpu_ns < 25_000_000
+    assert Load(*watch.stop(None)).cpu_ns < 25_000_000
 
 
 def test_a_stage_that_does_not_exist_is_refused() -> None:

@@ -12,11 +12,11 @@ from feedrate.timing.stages import Load
 
 def in_turns(lone_ms: int, together_ms: int, rounds: int = 20) -> EpochTimes:
     """Of two threads: one batch made alone, then two at the same time."""
-    rows, now = Steps(), 1_000 * MS
+    rows, now = Steps(0, {8}), 1_000 * MS
     for number in range(rounds):
         for begin, took in ((now, lone_ms), (now + lone_ms * MS, together_ms), (now + lone_ms * MS, together_ms)):
-            load = Load(begin, begin + took * MS, 5 * MS, (took * MS, 0, 0, 0, 0), number % 2)
-            rows.add(begin + took * MS, 0, 0, MS, 0, 8, 1000, True, load)
+            load = Load(begin, begin + took * MS, 5 * MS, number % 2, took * MS)
+            rows.add((begin + took * MS, 0, 0, MS, 8, 1000), load)
         now += (lone_ms + together_ms + 1) * MS
     return rows.times()
 

@@ -256,7 +256,7 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
         if step_ms:
             time.sleep(step_ms / 1e3)
         clock.lap("compute")
-        clock.step(len(batch.X), batch.nbytes, batch.receipt.load if batch.receipt else None)
+        clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
         samples += len(batch.X)
         if number == warmup:
             samples, cpu, from_ = 0, _cpu_s(), time.perf_counter()

@@ -28,7 +28,7 @@ from feedrate.loader.blame import Blame
 from feedrate.loader.digest import leaves, nbytes
 from feedrate.loader.slots import Pool, Ring, Writer
 from feedrate.loader.tickets import Receipt, Ticket
-from feedrate.timing.stages import Load, Slowest, Watch, clock_ns, samples_took, stage
+from feedrate.timing.stages import Slowest, Watch, clock_ns, samples_took, stage
 
 
 class Samples(Dataset[Any]):
@@ -115,7 +115,7 @@ class Samples(Dataset[Any]):
             worker: number of the thread, None for the main one.
             given_up: asked between samples, whether nobody waits for the batch any more.
         """
-        watch = Watch()
+        watch = Watch.start()
         batch, error = None, None
         try:
             batch = self._make(
@@ -124,11 +124,11 @@ class Samples(Dataset[Any]):
         except _Failed as failed:
             error = failed.error
             error.worker = worker
-        return batch, Receipt(ticket, self._load(watch, ticket, worker), nbytes(batch), error)
+        return batch, Receipt(ticket, watch.stop(worker), nbytes(batch), error, self._slow(watch, ticket))
 
     def _in_worker(self, ticket: Ticket, worker: int) -> tuple[Any, Receipt]:
         """The same, as it is sent to the main process."""
-        watch = Watch()
+        watch = Watch.start()
         batch, size, error = None, 0, None
         if self._ring is not None and self._writer is None:
             self._writer = Writer(self._ring, worker)
@@ -149,12 +149,11 @@ class Samples(Dataset[Any]):
             error.worker = worker
             if writer is not None:
                 writer.drop()
-        return batch, Receipt(ticket, self._load(watch, ticket, worker), size, error)
+        return batch, Receipt(ticket, watch.stop(worker), size, error, self._slow(watch, ticket))
 
-    def _load(self, watch: Watch, ticket: Ticket, worker: int | None) -> Load:
+    def _slow(self, watch: Watch, ticket: Ticket) -> Sequence[tuple[int, int]]:
         times = watch.samples_ns
-        slow = self._slowest.add(ticket.indices.tolist(), times) if len(times) == len(ticket.indices) else ()
-        return watch.stop(worker, slow)
+        return self._slowest.add(ticket.indices.tolist(), times) if len(times) == len(ticket.indices) else ()
 
     def _make(
         self,

@@ -27,6 +27,7 @@ from feedrate.loader.report import Report, setup_of
 from feedrate.loader.threads import Threads
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.loader.workers import Workers
+from feedrate.timing import EpochTimes
 from feedrate.timing.stages import clock_ns
 
 FOLLOWING = -1  # the next epoch number
@@ -236,7 +237,7 @@ class Loader(DataLoader[Any]):
         ticket = receipt.ticket
         # torch's DataLoader looks at each name that is set, which costs as much as all the rest here
         vars(self).update(_last=receipt, _at=ticket.stop)
-        self._report.add(asked_ns, handed_ns, receipt.load, len(ticket.indices), receipt.nbytes)
+        self._report.add(asked_ns, handed_ns, receipt.made, len(ticket.indices), receipt.nbytes)
 
     # -----------------------------------------------------------------------------------------------------
     # what was delivered
@@ -275,6 +276,11 @@ class Loader(DataLoader[Any]):
         """Rates and waiting of the present epoch."""
         self._demand_seed("report")
         return self._report
+
+    def account_kept_by(self, times: Callable[[], EpochTimes]) -> None:
+        """The training loop writes the account of the present pass, which `times` gives; report() reads it there."""
+        if self.seed is not None:
+            self._report.kept_elsewhere(times)
 
     # -----------------------------------------------------------------------------------------------------
     # position

@@ -5,6 +5,8 @@ The training loop's own account, with transfer and validation, is timing/clock.p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,7 @@ import numpy as np
 from feedrate.dataset.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, Steps
-from feedrate.timing.stages import Load
 from feedrate.timing.verdict import Verdict, judge
-
-_AT_ONCE = 128  # batches that are entered together
 
 
 def setup_of(loader: Any) -> Setup:
@@ -42,32 +41,30 @@ class Report:
         """A pass through an epoch begins, with these workers."""
         self.epoch, self._setup = epoch, setup
         self._steps = Steps()
-        self._fresh: list[tuple[int, int, Load, int, int]] = []
-        self._handed_ns = 0
+        self._elsewhere: Callable[[], EpochTimes] | None = None
 
-    def add(self, asked_ns: int, handed_ns: int, load: Load, samples: int, nbytes: int) -> None:
+    def kept_elsewhere(self, times: Callable[[], EpochTimes]) -> None:
+        """The training loop keeps the account of this pass, as `times` gives it, and nothing is to be written twice."""
+        self._elsewhere = times
+
+    def add(self, asked_ns: int, handed_ns: int, made: tuple[int, ...], samples: int, nbytes: int) -> None:
         """A batch was asked for, and handed out."""
-        self._fresh.append((asked_ns, handed_ns, load, samples, nbytes))
-        if len(self._fresh) == _AT_ONCE:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Rows for the batches that have none yet: many at once, as code that is called seldom is slow."""
-        fresh, self._fresh = self._fresh, []
-        for asked_ns, handed_ns, load, samples, nbytes in fresh:
-            self._steps.took(asked_ns - self._handed_ns)
-            self._steps.add(asked_ns, handed_ns - asked_ns, 0, 0, 0, samples, nbytes, len(self._steps) > 0, load)
-            self._handed_ns = handed_ns
+        if self._elsewhere is None:
+            self._steps.add((asked_ns, handed_ns - asked_ns, 0, 0, samples, nbytes), made)
 
     @property
     def times(self) -> EpochTimes:
         """The account, in which all that the user did with a batch before he asked for the next is its compute."""
-        self._settle()
-        return self._steps.times()
+        if self._elsewhere is not None:
+            return self._elsewhere()
+        times = self._steps.times()
+        handed = times.asked + times.wait
+        compute = np.append(times.asked[1:] - handed[:-1], 0)[: len(handed)]
+        return replace(times, compute=compute, elapsed=times.wait + compute)
 
     @property
     def batches(self) -> int:
-        return len(self._steps) + len(self._fresh)
+        return len(self._steps) if self._elsewhere is None else len(self.times.wait)
 
     @property
     def samples(self) -> int:
@@ -117,7 +114,10 @@ class Report:
     def _elapsed_ns(self) -> int:
         """From the first batch to the last one."""
         times = self.times
-        return int(times.compute[:-1].sum() + times.wait[1:].sum())
+        return int(times.work[:-1].sum() + times.wait[1:].sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_elsewhere": None}  # a training loop's clock is no part of it
 
     def __str__(self) -> str:
         p50, p95 = self.load_ms(50, 95)

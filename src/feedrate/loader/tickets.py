@@ -6,7 +6,7 @@ A ticket says what a batch holds; who makes it, and where, is an engine's affair
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,17 +40,24 @@ class Receipt:
 
     Attributes:
         ticket: the order, as the worker read it.
-        load: who made the batch, when, and what it was spent on.
+        made: who made the batch, when, and what it was spent on: the values of `load`.
         nbytes: of the batch's dense tensors and arrays.
         error: what went wrong; the batch is None then.
+        slow: (index in the dataset, ns) of samples among the longest that this worker has seen; none where samples
+            are not timed one by one.
         content: the loader's content digest after this batch, b"" unless asked for; added on arrival.
     """
 
     ticket: Ticket
-    load: Load
+    made: tuple[int, ...]
     nbytes: int = 0
     error: SampleError | None = None
+    slow: Sequence[tuple[int, int]] = ()
     content: bytes = b""
+
+    @property
+    def load(self) -> Load:
+        return Load(*self.made)
 
 
 def tickets_of(plan: Plan) -> Iterator[Ticket]:

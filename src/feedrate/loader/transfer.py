@@ -53,10 +53,13 @@ class ToDevice:
         clock: Clock | None = None,
         check: Callable[[Batch], None] | None = None,
     ) -> None:
-        self._loader, self._device, self._clock, self._check = loader, device, clock, check
+        self._loader, self._device, self._check = loader, device, check
+        self._clock, self._lap = clock, clock.lap if clock is not None else _no_lap
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = iter(self._loader)
+        if self._clock is not None and hasattr(self._loader, "account_kept_by"):
+            self._loader.account_kept_by(self._clock.epoch)
         if self._device.type in ("cuda", "xpu"):
             return self._ahead(iterator, CopyStream(self._device))
         return self._in_line(iterator)
@@ -105,9 +108,9 @@ class ToDevice:
             self._check(batch)
         return batch
 
-    def _lap(self, phase: str) -> None:
-        if self._clock is not None:
-            self._clock.lap(phase)
+
+def _no_lap(phase: str) -> None:
+    """Nobody wants to know."""
 
 
 class CopyStream:

@@ -17,11 +17,9 @@ import psutil
 import torch
 
 from feedrate.timing.epoch_times import EpochTimes, Steps
-from feedrate.timing.stages import Load
 
 ASIDE = ("evaluation", "checkpoint")  # outside of the steps
 PHASES = ("wait", "transfer", "compute", *ASIDE)
-AT_ONCE = 128  # steps whose rows are written together: code that is called seldom, between two batches, is slow
 
 
 class Clock:
@@ -42,25 +40,27 @@ class Clock:
     def __init__(self, device: torch.device, warmup_steps: int) -> None:
         self._events = _DeviceEvents(device) if device.type != "cpu" else None
         self._warmup = max(1, warmup_steps)
-        self._count = 0
+        self._count = 0  # steps of the run before this epoch
         self._sizes: set[int] = set()
+        self._steps = Steps()
         self.first_batch_s: float | None = None
         self.first_batch_after_start_s: float | None = None
         self._totals = dict.fromkeys(PHASES, 0)
+        self._cpu, self._computing_since = 0, None  # type: int, int | None
         # what else is to be done at the end of a phase; for a step on the CPU nothing
         self._more: dict[str, Callable[[int], None]] = {name: partial(self._beside, name) for name in ASIDE}
         if (events := self._events) is not None:
             self._more |= {"transfer": lambda _: events.step_begins(), "compute": lambda _: events.step_ends()}
-        self._fresh: list[tuple[int, int, int, int, int, int, int, Load | None]] = []
         self.begin()
 
     def begin(self) -> None:
         """An epoch starts now."""
-        self._settle()
-        self._steps = Steps()
+        self._count += len(self._steps)
+        self._sizes.update(self._steps.columns(("samples",), len(self._steps))[:, 0].tolist())
+        self._steps = Steps(self._warmup - self._count, self._sizes)
         self._aside = dict.fromkeys(ASIDE, 0)
         self._before = self._of_a_step()
-        self._cpu = time.process_time_ns()
+        self._cpu, self._computing_since = 0, time.process_time_ns()
         self._asked = self._mark = time.perf_counter_ns()
         if self._events:
             self._events.begin()
@@ -78,50 +78,40 @@ class Clock:
 
     def _beside(self, phase: str, spent: int) -> None:
         self._aside[phase] += spent
-        self._cpu = time.process_time_ns()
+        self._computing_since = time.process_time_ns()
 
     def skip(self) -> None:
-        """The time since the last mark belongs to no phase."""
+        """The time since the last mark belongs to no phase, and what this process computes from now on to no step.
+
+        To be called before anything that is no step; the next `lap` of that, or `begin`, ends it.
+        """
+        self._cpu, self._computing_since = self._computed(), None
         self._mark = time.perf_counter_ns()
 
-    def step(self, samples: int, nbytes: int, load: Load | None = None) -> None:
+    def _computed(self) -> int:
+        """In the steps of this epoch."""
+        since = self._computing_since
+        return self._cpu + (time.process_time_ns() - since if since is not None else 0)
+
+    def step(self, samples: int, nbytes: int, made: tuple[int, ...] | None = None) -> None:
         """The present step is over.
 
         Args:
-            load: how its batch was made, where the loader says.
+            made: how its batch was made, the values of a Load, where the loader says.
         """
-        cpu = time.process_time_ns()
-        totals = self._totals
+        wait, transfer, compute = now = self._of_a_step()
+        before_wait, before_transfer, before_compute = self._before
         if self.first_batch_s is None:
             self._first_step()
-        self._fresh.append(
-            (
-                self._asked, totals["wait"], totals["transfer"], totals["compute"], cpu - self._cpu, samples, nbytes,
-                load,
-            )
-        )  # fmt: skip
-        self._cpu = cpu
-        if len(self._fresh) == AT_ONCE:
-            self._settle()
+        step = (self._asked, wait - before_wait, transfer - before_transfer, compute - before_compute, samples, nbytes)
+        self._steps.add(step, made)
+        self._before = now
 
     def _first_step(self) -> None:
         wait, transfer, compute = (now - then for now, then in zip(self._of_a_step(), self._before, strict=True))
         self.first_batch_s = wait / 1e9
         compute_s = (time.perf_counter_ns() - self._mark + transfer + compute) / 1e9
         self.first_batch_after_start_s = time.time() - psutil.Process().create_time() - compute_s
-
-    def _settle(self) -> None:
-        """Rows for the steps that have none yet."""
-        fresh, self._fresh = self._fresh, []
-        for asked, waited, moved, computed, cpu, samples, nbytes, load in fresh:
-            before, self._before = self._before, (waited, moved, computed)
-            # a batch of a new size is warm-up as well: memory is allocated for it, and torch.compile compiles anew
-            steady = samples in self._sizes and self._count >= self._warmup
-            self._steps.add(
-                asked, waited - before[0], moved - before[1], computed - before[2], cpu, samples, nbytes, steady, load
-            )
-            self._sizes.add(samples)
-            self._count += 1
 
     def _of_a_step(self) -> tuple[int, int, int]:
         """What steps have taken since the run began: wait, transfer, compute."""
@@ -130,9 +120,8 @@ class Clock:
 
     def epoch(self) -> EpochTimes:
         """The account of the present epoch so far; on an accelerator the host has seen its last step complete."""
-        self._settle()
         aside = {f"{name}_s": value / 1e9 for name, value in self._aside.items()}
-        times = self._steps.times(**aside)
+        times = self._steps.times(self._computed(), **aside)
         if self._events is None:
             return times
         gaps, steps = self._events.read(len(times.wait))
@@ -142,7 +131,6 @@ class Clock:
 
     def recent(self, steps: int) -> tuple[float, float, float]:
         """Samples per second, wait in ms per step and wait in percent, over the last steps by the host's clock."""
-        self._settle()
         table = self._steps.columns(("samples", *PHASES[:3]), steps)
         samples, wait, *others = table.sum(axis=0).tolist()
         elapsed = wait + sum(others)
@@ -156,7 +144,6 @@ class Clock:
 
     def go_on(self, totals_s: dict[str, float]) -> None:
         """Adds what a run that is gone on with has spent before, as `totals_s` gave it."""
-        self._settle()
         for phase, seconds in totals_s.items():
             self._totals[phase] += round(seconds * 1e9)
         self._before = self._of_a_step()

@@ -13,20 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from feedrate.timing.stages import STAGES, Load
+from feedrate.timing.stages import MAIN_THREAD, STAGES, Load
 
 MOST_AHEAD = 64  # batches that are looked at to count those that were ready
 MIN_QUIET, MIN_QUIET_SHARE = 10, 0.05  # steps without loading at their side that tell how long a step is
 MIN_HELD = 3  # where they come about at instants that the loader picks, as its threads' gate does
 APART = 0.25  # other batches at whose side, on average, one counts as made alone
 USUAL = 95  # percentile of the steps' lengths beyond which one counts as no longer, or single steps would decide
-_COLUMNS = (
-    "asked", "wait", "transfer", "compute", "cpu", "samples", "bytes", "steady", "begin", "end", "load_cpu", "worker",
-)  # fmt: skip
+_STEP = ("asked", "wait", "transfer", "compute", "samples", "bytes")
+_COLUMNS = (*_STEP, "begin", "end", "load_cpu", "worker")  # and the stages
 _ROW = Struct(f"={len(_COLUMNS) + len(STAGES)}q")
-_VALUE = Struct("=q")
-_COMPUTE = _VALUE.size * _COLUMNS.index("compute")  # bytes from a row's begin
-_UNKNOWN = Load(0, 0, 0, tuple(0 for _ in STAGES), None)
+_UNKNOWN: tuple[int, ...] = Load(0, 0, 0, MAIN_THREAD, 0)
+AT_ONCE = 128  # steps whose rows are written together: what runs once, between two batches, is five times as slow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,61 +58,70 @@ class Setup:
 
 
 class Steps:
-    """Rows of an account that is being written; a microsecond for each step, as it lies in the timed loop."""
+    """Rows of an account that is being written; half a microsecond for each step, as it lies in the timed loop.
 
-    def __init__(self) -> None:
+    Args:
+        warmup: steps that do not count; neither does the first of a size, for which memory is allocated, and which
+            torch.compile compiles anew.
+        sizes: that are none of these any more.
+    """
+
+    def __init__(self, warmup: int = 0, sizes: Iterable[int] = ()) -> None:
         self._rows = bytearray()
+        self._fresh: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self._warmup, self._sizes = warmup, frozenset(sizes)
 
     def __len__(self) -> int:
-        return len(self._rows) // _ROW.size
+        return len(self._rows) // _ROW.size + len(self._fresh)
 
-    def add(
-        self,
-        asked: int,
-        wait: int,
-        transfer: int,
-        compute: int,
-        cpu: int,
-        samples: int,
-        nbytes: int,
-        steady: bool,
-        load: Load | None,
-    ) -> None:
-        """A step, by the names of EpochTimes."""
-        begin, end, load_cpu, stages, worker, _ = load or _UNKNOWN
-        self._rows += _ROW.pack(
-            asked, wait, transfer, compute, cpu, samples, nbytes, steady, begin, end, load_cpu,
-            -1 if worker is None else worker, *stages,
-        )  # fmt: skip
+    def add(self, step: tuple[int, ...], made: tuple[int, ...] | None) -> None:
+        """A step.
 
-    def took(self, compute: int) -> None:
-        """The last step's compute, where it is known only now."""
-        if self._rows:
-            _VALUE.pack_into(self._rows, len(self._rows) - _ROW.size + _COMPUTE, compute)
+        Args:
+            step: asked, wait, transfer, compute, samples, bytes: see EpochTimes.
+            made: the values of its batch's Load, None where nobody says.
+        """
+        self._fresh.append((step, made or _UNKNOWN))
+        if len(self._fresh) == AT_ONCE:
+            self._settle()
+
+    def _settle(self) -> None:
+        self._rows += b"".join([_ROW.pack(*step, *made) for step, made in self._fresh])
+        self._fresh.clear()
 
     def columns(self, names: Sequence[str], last: int) -> np.ndarray:
         """(steps, names) int64, the values of the last steps, at most so many."""
         return self._table(last)[:, [_COLUMNS.index(name) for name in names]]
 
     def _table(self, last: int) -> np.ndarray:
+        self._settle()
         rows = self._rows[max(0, len(self) - last) * _ROW.size :]  # a copy, as what is looked at could not grow
-        return np.frombuffer(rows, dtype=np.int64).reshape(-1, _ROW.size // _VALUE.size)
+        return np.frombuffer(rows, dtype=np.int64).reshape(-1, len(_COLUMNS) + len(STAGES))
 
-    def times(self, evaluation_s: float = 0.0, checkpoint_s: float = 0.0) -> EpochTimes:
-        """The account so far."""
+    def times(self, cpu: int = 0, evaluation_s: float = 0.0, checkpoint_s: float = 0.0) -> EpochTimes:
+        """The account so far.
+
+        Args:
+            cpu: what this process computed in all these steps together, nanoseconds.
+        """
         table = self._table(len(self))
         columns = {name: table[:, at].copy() for at, name in enumerate(_COLUMNS)}
-        steady = columns.pop("steady").astype(bool)
-        stages = table[:, len(_COLUMNS) :].copy()
         elapsed = columns["wait"] + columns["transfer"] + columns["compute"]
         return EpochTimes(
             **columns,
             elapsed=elapsed,
-            stages=stages,
-            steady=steady,
+            cpu=elapsed * (cpu / max(1, elapsed.sum())),
+            stages=table[:, len(_COLUMNS) :].copy(),
+            steady=self._steady(columns["samples"]),
             evaluation_s=evaluation_s,
             checkpoint_s=checkpoint_s,
         )
+
+    def _steady(self, samples: np.ndarray) -> np.ndarray:
+        sizes, first = np.unique(samples, return_index=True)
+        steady = np.arange(len(samples)) >= self._warmup
+        steady[first[~np.isin(sizes, list(self._sizes))]] = False
+        return steady
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class EpochTimes:
         transfer: moving the batch to the device, as far as the host took part.
         compute: the step; on an accelerator by the device's own events.
         elapsed: the whole step by the host's clock.
-        cpu: what this process computed meanwhile, in all its threads.
+        cpu: float64, what this process computed meanwhile, in all its threads: of all the steps, by their length.
         begin, end: instants between which the batch was made, in its worker; both 0 where unknown.
         load_cpu: what the worker computed for it.
         worker: its number, -1 for the main thread.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 STAGES = ("fetch", "decode", "transform", "collate", "handover")
-_NOTHING = (0,) * (len(STAGES) - 1)
+MAIN_THREAD = -1  # stands for no worker
+SAMPLED = 8  # of so many batches one is asked what it computed
 SLOWEST = 20  # samples that are told by name
 clock_ns = time.perf_counter_ns  # the one clock of all accounts
 
@@ -19,25 +20,38 @@ clock_ns = time.perf_counter_ns  # the one clock of all accounts
 class Load(NamedTuple):
     """The making of one batch; nanoseconds on the clock of time.perf_counter_ns, which all processes share.
 
+    Until somebody asks it is a plain tuple of these values, which costs least: see `Watch.stop`.
+
     Attributes:
         begin_ns, end_ns: when.
         cpu_ns: what of it the thread that made it was computing.
-        stages_ns: the time by stage, in the order of STAGES; adds up to end - begin.
-        worker: number of the worker, None for the main thread of the main process.
-        slow: (index in the dataset, ns) of samples among the longest that this worker has seen; none where samples
-            are not timed one by one.
+        number: of the worker, MAIN_THREAD for the main thread of the main process.
+        fetch_ns, decode_ns, transform_ns, collate_ns, handover_ns: the time by stage; adds up to end - begin.
     """
 
     begin_ns: int
     end_ns: int
     cpu_ns: int
-    stages_ns: tuple[int, ...]
-    worker: int | None
-    slow: tuple[tuple[int, int], ...] = ()
+    number: int
+    fetch_ns: int
+    decode_ns: int = 0
+    transform_ns: int = 0
+    collate_ns: int = 0
+    handover_ns: int = 0
 
     @property
     def ns(self) -> int:
         return self.end_ns - self.begin_ns
+
+    @property
+    def worker(self) -> int | None:
+        """Number of the worker, None for the main thread of the main process."""
+        return None if self.number == MAIN_THREAD else self.number
+
+    @property
+    def stages_ns(self) -> tuple[int, ...]:
+        """The time by stage, in the order of STAGES."""
+        return self[-len(STAGES) :]
 
 
 def stage(name: str) -> _Stage:
@@ -58,34 +72,54 @@ def stage(name: str) -> _Stage:
 
 
 class Watch:
-    """Times the making of one batch, from its creation to `stop`; it is that of the present thread meanwhile."""
+    """Times the making of batches in one thread, from `start` to `stop`.
 
-    __slots__ = ("_begin", "_cpu", "_mark", "_now", "_outer", "_spent", "samples_ns")
+    What the thread computed is asked for the first SAMPLED batches and then for one in so many, since that goes through
+    the kernel; the others count as computing as much.
+    """
+
+    __slots__ = ("_before", "_begin", "_count", "_cpu", "_mark", "_now", "_outer", "_spent", "running", "samples_ns")
 
     def __init__(self) -> None:
+        self.running = False
         self.samples_ns: Sequence[int] = ()
+        self._count = self._cpu = 0
+        self._before: int | None = None  # what the thread had computed before this batch, where that is asked for it
+        self._begin = self._mark = self._now = 0
         self._spent: list[int] | None = None  # until a part is marked, all is the first
         self._outer: list[int]
-        self._now = 0
-        _thread.watch = self
-        self._cpu = time.thread_time_ns()
-        self._begin = self._mark = clock_ns()
 
-    def stop(self, worker: int | None, slow: Iterable[tuple[int, int]] = ()) -> Load:
-        """The account."""
-        end = clock_ns()
-        _thread.watch = None
-        cpu = time.thread_time_ns() - self._cpu
-        spent = self._spent
+    @staticmethod
+    def start() -> Watch:
+        """This thread's, as a batch is about to be made.
+
+        Where it is running already, in whose batch another is made, or for one that was broken off, it is a new one.
+        """
+        watch = _thread.watch
+        if watch.running:
+            watch = _thread.watch = Watch()
+        watch.running, watch.samples_ns, watch._spent = True, (), None
+        count = watch._count = watch._count + 1
+        watch._before = time.thread_time_ns() if count <= SAMPLED or not count % SAMPLED else None
+        watch._begin = clock_ns()
+        return watch
+
+    def stop(self, worker: int | None) -> tuple[int, ...]:
+        """It is made: the values of a Load."""
+        end, begin = clock_ns(), self._begin
+        self.running = False
+        if self._before is not None:
+            self._cpu = time.thread_time_ns() - self._before
+        cpu, number, spent = min(self._cpu, end - begin), MAIN_THREAD if worker is None else worker, self._spent
         if spent is None:
-            return Load(self._begin, end, cpu, (end - self._begin, *_NOTHING), worker, tuple(slow))
+            return begin, end, cpu, number, end - begin, 0, 0, 0, 0
         spent[self._now] += end - self._mark
-        return Load(self._begin, end, cpu, tuple(spent), worker, tuple(slow))
+        return begin, end, cpu, number, *spent
 
     def enter(self, number: int) -> None:
         now = clock_ns()
         if self._spent is None:
-            self._spent, self._outer = [0] * len(STAGES), []
+            self._spent, self._outer, self._now, self._mark = [0] * len(STAGES), [], 0, self._begin
         self._spent[self._now] += now - self._mark
         self._mark = now
         self._outer.append(self._now)
@@ -103,7 +137,7 @@ class Watch:
 
 def samples_took(ns: Sequence[int]) -> None:
     """Tells what each sample of the batch that is being made took, in its order, nanoseconds."""
-    if _thread.watch is not None:
+    if _thread.watch.running:
         _thread.watch.samples_ns = ns
 
 
@@ -155,17 +189,18 @@ class _Stage:
 
     def __enter__(self) -> None:
         watch = _thread.watch
-        if watch is not None:
+        if watch.running:
             watch.enter(self._number)
 
     def __exit__(self, *error: Any) -> None:
         watch = _thread.watch
-        if watch is not None:
+        if watch.running:
             watch.leave()
 
 
 class _Thread(threading.local):
-    watch: Watch | None = None
+    def __init__(self) -> None:
+        self.watch = Watch()
 
 
 _thread = _Thread()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import psutil
 
 from feedrate.dataset.cores import usable_cores
 from feedrate.loader import Loader, setup_of
-from feedrate.timing import EpochTimes, Load
+from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, cut, joined
 from feedrate.timing.machine import Machine, Task
 from feedrate.timing.stages import Slowest
@@ -93,11 +93,10 @@ class Account:
         names = ("samples_per_s", "wait_pct")
         return {**{name: metrics[FIGURES[name]] for name in names}, "read_mb": machine.read_mb}
 
-    def took(self, load: Load | None) -> None:
-        """A batch of training was made."""
-        if load is not None and load.slow:
-            indices, times_ns = zip(*load.slow, strict=True)
-            self._slowest.add(indices, times_ns)
+    def took_long(self, samples: Sequence[tuple[int, int]]) -> None:
+        """Samples for training, (index, ns) each."""
+        indices, times_ns = zip(*samples, strict=True)
+        self._slowest.add(indices, times_ns)
 
     @property
     def times(self) -> EpochTimes | None:

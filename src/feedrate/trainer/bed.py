@@ -181,7 +181,7 @@ def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: floa
     for steps, batch in enumerate(_endless(loader, bed.device, clock), 1):
         bed.step(batch.X, batch.y)
         clock.lap("compute")
-        clock.step(len(batch.X), batch.nbytes, batch.receipt.load if batch.receipt else None)
+        clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
         now = time.perf_counter()
         if steps < warm and now - begin >= seconds:  # long steps need no more
             warm = steps

@@ -134,6 +134,7 @@ class Trainer:
                 log.info(state.result.stopped)
         except Interrupted:
             if state.phase != "done":  # the end of an epoch is saved already
+                self.clock.skip()
                 self._save()
             raise
         except RuntimeError as error:
@@ -235,9 +236,10 @@ class Trainer:
             if progress.due:  # reading the loss waits for the device, twice a second, and only in a terminal
                 progress.step(epoch, number, float(loss.detach()), *clock.recent(RECENT))
             clock.lap("compute")
-            load = batch.receipt.load if batch.receipt else None
-            clock.step(len(batch.X), batch.nbytes, load)
-            self.account.took(load)
+            receipt = batch.receipt
+            clock.step(len(batch.X), batch.nbytes, receipt.made if receipt else None)
+            if receipt and receipt.slow:
+                self.account.took_long(receipt.slow)
             # torch lets go of the interpreter where it frees a tensor: after the next batch was taken, the thread that
             # is to make a further one would just be waiting for that, and would keep it
             del batch
@@ -376,6 +378,7 @@ class Trainer:
     def _save_if_due(self) -> None:
         every = self.config.checkpoint_every_s
         if every is not None and time.perf_counter() - self._saved_at >= every:
+            self.clock.skip()
             self._save()
             self.clock.lap("checkpoint")
 
