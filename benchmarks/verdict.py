@@ -112,12 +112,14 @@ def together(cell: Cell, step_ms: float) -> tuple[float, Verdict | None]:
 
 def train(batches: Iterable[Any], step_ms: float, clock: Clock, warmup: int) -> None:
     """Training for SECONDS after its warm-up, with a step that sleeps."""
-    begin = None
+    begin, number = None, -1
     clock.begin()
-    for number, batch in enumerate(ToDevice(batches, CPU, clock)):
+    for batch in ToDevice(batches, CPU, clock):
+        number += 1
         time.sleep(step_ms / 1e3)
         clock.lap("compute")
         clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
+        del batch  # as the trainer does; enumerate() would keep it, too
         if number == warmup:
             begin = time.perf_counter()
         if begin is not None and time.perf_counter() - begin > SECONDS and number > 60:

@@ -178,6 +178,10 @@ class _Batches:
         if self.clock is not None:
             self.clock.lap(phase)
 
+    def epoch(self) -> Any:
+        """As Clock's, of the clock that is set."""
+        return self.clock.epoch()
+
     def _endless(self) -> Iterator[Any]:
         import torch
 
@@ -251,13 +255,15 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
     warmup = 2 * setup.workers * setup.prefetch + 2
     clock = batches.clock = Clock(torch.device("cpu"), warmup)
     begin = time.perf_counter()
-    samples, cpu, from_ = 0, _cpu_s(), begin
-    for number, batch in enumerate(batches):
+    number, samples, cpu, from_ = -1, 0, _cpu_s(), begin
+    for batch in batches:
+        number += 1
         if step_ms:
             time.sleep(step_ms / 1e3)
         clock.lap("compute")
         clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
         samples += len(batch.X)
+        del batch  # as in Trainer._train; enumerate() would keep it, too
         if number == warmup:
             samples, cpu, from_ = 0, _cpu_s(), time.perf_counter()
         if number > warmup and time.perf_counter() - from_ >= seconds:

@@ -66,11 +66,16 @@ class ToDevice:
 
     def _in_line(self, iterator: Iterator[Any]) -> Iterator[Batch]:
         while (host := self._next(iterator)) is not None:
-            X, y = host.X.to(self._device), host.y.to(self._device)  # on the CPU the same tensors
-            batch = replace(host, X=X, y=y)
+            batch = self._moved(host)
             self._lap("transfer")
             yield batch
-            del host, X, y, batch  # before the next one is asked for: see Trainer._train
+            del host, batch  # before the next one is asked for: see Trainer._train
+
+    def _moved(self, host: Batch) -> Batch:
+        """On the CPU the same, without asking torch, which would let the loader's threads go first."""
+        if host.X.device == host.y.device == self._device:
+            return host
+        return replace(host, X=host.X.to(self._device), y=host.y.to(self._device))
 
     def _ahead(self, iterator: Iterator[Any], copies: CopyStream) -> Iterator[Batch]:
         host = self._next(iterator)

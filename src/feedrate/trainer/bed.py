@@ -177,11 +177,14 @@ def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: floa
     """Trains for `seconds` after the warm-up; how many steps that took: each worker's first batch, and a few more."""
     warm = loader.num_workers + 3 + (MEASURED if loader.engine != "inline" else 0)
     begin = steady_from = time.perf_counter()
+    steps = 0
     clock.begin()
-    for steps, batch in enumerate(_endless(loader, bed.device, clock), 1):
+    for batch in _endless(loader, bed.device, clock):
+        steps += 1
         bed.step(batch.X, batch.y)
         clock.lap("compute")
         clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
+        del batch  # as in Trainer._train; enumerate() would keep it, too
         now = time.perf_counter()
         if steps < warm and now - begin >= seconds:  # long steps need no more
             warm = steps
