@@ -180,7 +180,7 @@ def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: floa
     steps = 0
     clock.begin()
     for batch in _endless(loader, bed.device, clock):
-        steps += 1
+        steps += 1  # noqa: SIM113
         bed.step(batch.X, batch.y)
         clock.lap("compute")
         clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
