@@ -30,6 +30,7 @@ from verdict import burn
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
+from feedrate.timing.ceilings import metrics
 from feedrate.timing.knee import AS_GOOD
 from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.tune import tune
@@ -196,7 +197,7 @@ def _conf(name: str) -> dict[str, Any]:
 
 def _rate(bed: Bed, setting: Setting, seconds: float) -> float:
     times, setup = bed.run(setting, seconds)
-    return times.metrics(setup)["loader/samples_per_s"]
+    return metrics(times, setup)["loader/samples_per_s"]
 
 
 def _optuna(bed: Bed, seconds: float) -> Setting:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from feedrate.loader import Loader, ToDevice
-from feedrate.timing import Clock
+from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.remedies import MARGIN, WORTH
 from feedrate.timing.verdict import COMPUTE_BOUND_PCT, INPUT_BOUND_PCT, Verdict
 from feedrate.trainer.account import Account
@@ -28,7 +29,8 @@ BATCH = 8
 SAMPLE_MS = (0.25, 1.0, 4.0)
 STEP_MS = (1.0, 6.0, 24.0)
 ENGINES = (("inline", 0), ("process", 1), ("process", 2), ("thread", 1), ("thread", 2))
-SECONDS = 1.2  # of each measurement
+SECONDS = 1.5  # of each measurement
+SETTLED = 40  # batches of each thread after which the loader seldom makes them pause
 OFF = 0.10  # cells nearer to a boundary are not counted
 REPEATS = 3  # of each control
 WARMUP = 10  # steps of the step alone
@@ -67,7 +69,11 @@ CONTROLS = [
 
 
 class Costly(Dataset[tuple[Tensor, int]]):
-    """A sample takes `sample_ms`: asleep, or computing in pure Python."""
+    """A sample takes `sample_ms`: asleep, or computing in pure Python.
+
+    The system wakes a sleeper late, the later the more it is idle. Within a batch the next sample sleeps the less, so
+    that what loading takes is known.
+    """
 
     thread_safe = True
 
@@ -79,10 +85,16 @@ class Costly(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if self.kind == "sleep":
-            time.sleep(self.seconds)
+            if index % BATCH == 0:
+                _sleeper.until = time.perf_counter()
+            _sleeper.until += self.seconds
+            time.sleep(max(0.0, _sleeper.until - time.perf_counter()))
         else:
             burn(self.seconds)
         return torch.zeros(16), 0
+
+
+_sleeper = threading.local()
 
 
 def burn(seconds: float) -> None:
@@ -93,25 +105,30 @@ def burn(seconds: float) -> None:
 
 
 def together(cell: Cell, step_ms: float) -> tuple[float, Verdict | None]:
-    """Samples per second with a step that sleeps, and the verdict."""
+    """Samples per second in the long run, with a step that sleeps, and the verdict on all steps but the warm-up."""
     data = Costly(cell.kind, cell.sample_ms)
     engine = {"engine": cell.engine} if cell.workers else {}
     ahead = {"prefetch_factor": cell.prefetch, "persistent_workers": True} if cell.workers else {}
     loader = Loader(data, BATCH, seed=0, num_workers=cell.workers, **engine, **ahead)
     warmup = 2 * cell.workers * cell.prefetch + 2
+    settled = max(warmup, SETTLED * cell.workers if cell.engine == "thread" else 0)
     account, clock = Account(loader), Clock(CPU, warmup)
     account.begin()
-    train(loader, step_ms, clock, warmup)
+    train(loader, step_ms, clock, settled)
     account.trained()
     times = clock.epoch()
     account.end(times)
     loader.close(at_once=True)
-    verdict = account.verdict()
-    return times.metrics(account.setup(times))["loader/samples_per_s"], verdict
+    return _rate(times, settled), account.verdict()
 
 
-def train(batches: Iterable[Any], step_ms: float, clock: Clock, warmup: int) -> None:
-    """Training for SECONDS after its warm-up, with a step that sleeps."""
+def _rate(times: EpochTimes, settled: int) -> float:
+    """Samples per second of the steps from that one on."""
+    return float(times.samples[settled:].sum() / times.elapsed[settled:].sum() * 1e9)
+
+
+def train(batches: Iterable[Any], step_ms: float, clock: Clock, settled: int) -> None:
+    """Training for SECONDS after so many steps, with a step that sleeps."""
     begin, number = None, -1
     clock.begin()
     for batch in ToDevice(batches, CPU, clock):
@@ -120,7 +137,7 @@ def train(batches: Iterable[Any], step_ms: float, clock: Clock, warmup: int) -> 
         clock.lap("compute")
         clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
         del batch  # as the trainer does; enumerate() would keep it, too
-        if number == warmup:
+        if number == settled:
             begin = time.perf_counter()
         if begin is not None and time.perf_counter() - begin > SECONDS and number > 60:
             break
@@ -152,8 +169,7 @@ def alone(step_ms: float) -> float:
     clock = Clock(CPU, WARMUP)
     there = torch.zeros(BATCH, 16), torch.zeros(BATCH)
     train(itertools.repeat(there), step_ms, clock, WARMUP)
-    times = clock.epoch()
-    return float(times.samples[times.counted].sum() / times.elapsed[times.counted].sum() * 1e9)
+    return _rate(clock.epoch(), WARMUP)
 
 
 def applied_to(cell: Cell, override: str) -> Cell:

@@ -6,6 +6,7 @@ import pytest
 from accounts import MS, setup
 
 from feedrate.timing import EpochTimes
+from feedrate.timing.ceilings import loader_ns
 from feedrate.timing.epoch_times import Steps
 from feedrate.timing.stages import Load
 
@@ -25,14 +26,14 @@ def test_threads_that_hold_the_interpreter_are_no_faster_than_one() -> None:
     times = in_turns(10, 20)
     assert times.in_the_way == pytest.approx(1.0)
     assert times.load_alone == pytest.approx(10 * MS)
-    assert times.loader_ns(setup("thread", 2)) == pytest.approx(10 * MS)
-    assert times.loader_ns(setup("thread", 4)) == pytest.approx(10 * MS)
+    assert loader_ns(times, setup("thread", 2)) == pytest.approx(10 * MS)
+    assert loader_ns(times, setup("thread", 4)) == pytest.approx(10 * MS)
 
 
 def test_threads_that_do_not_are_faster_by_their_number() -> None:
     times = in_turns(10, 10)
     assert times.in_the_way == 0
-    assert times.loader_ns(setup("thread", 2)) == pytest.approx(5 * MS)
+    assert loader_ns(times, setup("thread", 2)) == pytest.approx(5 * MS)
 
 
 def test_nothing_is_claimed_where_all_batches_were_made_together() -> None:

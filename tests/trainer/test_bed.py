@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from feedrate.config import TrainerConfig
 from feedrate.dataset import build_data
 from feedrate.launch import CONF
+from feedrate.timing.ceilings import metrics
 from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.largest import Largest, largest_batch
 from feedrate.trainer.tune import Trial
@@ -64,7 +65,7 @@ def test_a_step_for_which_the_machine_stands_still_does_not_count(bed: Bed, monk
     times, setup = bed.run(Setting(0), 1.0)
     assert times.work.max() > 7e8
     assert not times.steady[times.work.argmax()]
-    assert times.metrics(setup)["loader/samples_per_s"] > 1.5 * times.samples.sum() / (times.elapsed.sum() / 1e9)
+    assert metrics(times, setup)["loader/samples_per_s"] > 1.5 * times.samples.sum() / (times.elapsed.sum() / 1e9)
 
 
 def test_the_order_digest_is_that_of_any_setting(bed: Bed) -> None:

@@ -18,6 +18,7 @@ from accounts import account, setup
 from at_once import at_once
 from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
+from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import Setup
 from feedrate.trainer.bed import Setting
 from feedrate.trainer.tune import tune
@@ -45,7 +46,7 @@ class Workload:
 
     def rate(self, setting: Setting) -> float:
         times, how = self.run(setting, 0)
-        return times.metrics(how)["loader/samples_per_s"]
+        return metrics(times, how)["loader/samples_per_s"]
 
 
 @pytest.mark.parametrize(

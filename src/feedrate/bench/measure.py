@@ -248,6 +248,7 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
 
     from feedrate.loader import setup_of
     from feedrate.timing import Clock
+    from feedrate.timing.ceilings import metrics
     from feedrate.timing.stages import STAGES
 
     loader = batches.loader
@@ -271,7 +272,7 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
     spent_cpu = _cpu_s() - cpu
     batches.clock = None
     times = clock.epoch()
-    found = times.metrics(setup)
+    found = metrics(times, setup)
     return Taken(
         samples_per_s=found["loader/samples_per_s"],
         mb_per_s=found["loader/mb_per_s"],

@@ -9,7 +9,8 @@ import math
 import threading
 
 FIRST = 4  # batches for each thread before the gate closes for the first time
-GROWTH = 1.5  # from one closing to the next, in batches since the start
+GROWTH = 2.0  # from one closing to the next, in batches since the start
+LONE = 5  # batches made alone, after which no more are: one of the threads would work while the others wait
 SELDOM = 500  # batches for each thread from one closing to the next, at most
 
 
@@ -18,12 +19,13 @@ class Gate:
 
     Closed, it lets those behind it finish, and then nobody in until the training has had a step with nobody there, or
     wants a batch that nobody makes. Then one batch is made alone, which shows whether threads get in each other's way;
-    with that the gate is open again. Where batches are ahead of the training, none of this makes it wait.
+    with that the gate is open again. LONE of these are enough: later on it opens for all at once. Where batches are
+    ahead of the training, none of this makes it wait.
     """
 
     def __init__(self, threads: int) -> None:
         self._room: float = math.inf  # threads that may be behind it
-        self._behind = self._asked = 0
+        self._behind = self._asked = self._lone = 0
         self._quiet = False  # whether the present step began with the gate closed and nobody behind it
         self._next: float = FIRST * threads
         self._most = SELDOM * threads
@@ -41,6 +43,7 @@ class Gate:
         with self._changed:
             self._behind -= 1
             if self._room == 1:
+                self._lone += 1
                 self._open(math.inf)
 
     def asked(self, begun: bool) -> None:
@@ -57,7 +60,7 @@ class Gate:
                 self._room = 0
                 self._next = self._asked + min(self._asked * (GROWTH - 1), self._most)
             elif self._quiet or not begun:
-                self._open(1)
+                self._open(1 if self._lone < LONE else math.inf)
                 return
             self._quiet = not self._behind
 

@@ -26,7 +26,7 @@ from feedrate.loader.passes import Pass
 from feedrate.loader.report import Report, setup_of
 from feedrate.loader.threads import Threads
 from feedrate.loader.tickets import Receipt, Tickets
-from feedrate.loader.workers import Workers
+from feedrate.loader.workers import Workers, helpers
 from feedrate.timing import EpochTimes
 from feedrate.timing.stages import clock_ns
 
@@ -256,6 +256,10 @@ class Loader(DataLoader[Any]):
     def tasks(self) -> list[tuple[int, int]]:
         """Process and thread of each worker that lives now, as the system numbers them."""
         return self._engine.tasks() if self.seed is not None and self._engine is not None else []
+
+    def helpers(self) -> list[tuple[int, int]]:
+        """The same of threads in this process that take batches over from worker processes, whichever loader's."""
+        return helpers() if self.seed is not None and self.engine == "process" else []
 
     def IDs(self, receipt: Receipt) -> list[str]:
         """IDs of the samples in a receipt's batch."""

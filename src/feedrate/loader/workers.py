@@ -288,6 +288,13 @@ def _kill_left() -> None:
     end_all()
 
 
+def helpers() -> list[tuple[int, int]]:
+    """Process and thread of each thread in this one that takes batches over, or sends tickets."""
+    names = (NAME, "QueueFeeder", "pin_memory")
+    found = [thread for thread in threading.enumerate() if any(name in thread.name for name in names)]
+    return [(os.getpid(), thread.native_id) for thread in found if thread.native_id is not None]
+
+
 def _opened(made: tuple[Any, Receipt]) -> tuple[Any, Receipt]:
     """As its user gets it."""
     batch, receipt = made

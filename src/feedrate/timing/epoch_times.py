@@ -38,6 +38,7 @@ class Setup:
         usable_cores: that it may use at all, whoever else computes on them; 0 where that is not asked.
         worker_mb: memory that each worker has for itself, 0 where unknown.
         worker_delay_s: seconds for which the workers, all together, stood in the queue for a core in the measured time.
+        receive_cpu_ns: what threads beside the training compute, on average, to take over a batch from a process.
         packable: the override that lets later epochs read shards, empty where there is none.
     """
 
@@ -49,6 +50,7 @@ class Setup:
     usable_cores: int = 0
     worker_mb: float = 0.0
     worker_delay_s: float = 0.0
+    receive_cpu_ns: float = 0.0
     packable: str = ""
 
     @property
@@ -261,50 +263,6 @@ class EpochTimes:
         if not threads or workers < 2:
             return float(self.load[self.counted].mean())
         return float(self.load_alone[self.counted].mean()) * (1 + self.in_the_way * (workers - 1))
-
-    def metrics(self, setup: Setup) -> dict[str, float]:
-        """Loader and compute metrics of the steady steps, by the names of docs/metrics.md."""
-        steady = self.counted
-        if not steady.size:
-            return {}
-        elapsed_s, samples = self.elapsed[steady].sum() / 1e9, self.samples[steady].sum()
-        wait_ms = self.wait[steady] / 1e6
-        p50, p95, p99 = np.percentile(wait_ms, [50, 95, 99])
-        rate = samples / elapsed_s
-        each = samples / steady.sum() * 1e9
-        found = {
-            "loader/samples_per_s": rate,
-            "loader/mb_per_s": self.bytes[steady].sum() / 1e6 / elapsed_s,
-            "loader/wait_pct": 100 * wait_ms.sum() / 1e3 / elapsed_s,
-            "loader/wait_ms_p50": p50,
-            "loader/wait_ms_p95": p95,
-            "loader/wait_ms_p99": p99,
-            "loader/transfer_ms_p50": np.median(self.transfer[steady]) / 1e6,
-            "compute/step_ms_p50": np.median(self.compute[steady]) / 1e6,
-            "compute/ceiling_samples_per_s": each / max(1.0, self.work_alone_ns(setup.threads)),
-        }
-        if self.known:
-            load_ms, spent = self.load[steady] / 1e6, self.stages[steady].sum(axis=0)
-            makers = max(1, setup.workers)
-            found["loader/load_ms_p50"], found["loader/load_ms_p95"] = np.percentile(load_ms, [50, 95])
-            found["loader/worker_busy_pct"] = min(100.0, 100 * load_ms.sum() / 1e3 / elapsed_s / makers)
-            found["loader/ready_batches"] = self.ready[steady].mean()
-            found["loader/ceiling_samples_per_s"] = each / max(1.0, self.loader_ns(setup))
-            lower = min(found["loader/ceiling_samples_per_s"], found["compute/ceiling_samples_per_s"])
-            found["loader/efficiency_pct"] = 100 * rate / lower
-            for name, share in zip(STAGES, spent / max(1, spent.sum()), strict=True):
-                found[f"loader/{name}_pct"] = 100 * share
-        return {name: float(value) for name, value in found.items()}
-
-    def loader_ns(self, setup: Setup) -> float:
-        """What the loader alone would take for a batch: its workers without a pause, or the hand-over in the main
-        process, or the computing of all on the cores there are, whichever is longest.
-        """
-        load, receive = self.load_together_ns(setup.threads, setup.workers), self.receive_ns()
-        if not setup.workers:
-            return load + receive
-        computing = (float(self.load_cpu[self.counted].mean()) + receive) / setup.cores
-        return max(load / setup.workers, receive, computing)
 
     def receive_ns(self) -> float:
         """What it takes the main process to take over a batch that is made; the middle one of the steady steps.

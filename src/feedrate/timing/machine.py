@@ -26,27 +26,31 @@ class Machine:
         seconds: that passed.
         idle_s: of all cores that this process may use, together.
         workers_queued_s: that the loader's workers, all together, could have run but had no core.
+        helpers_s: that the threads computed which take batches over for the main process, all together.
         read_mb: that this process and those of the workers read and the page cache did not hold, megabytes.
     """
 
     seconds: float = 0.0
     idle_s: float = 0.0
     workers_queued_s: float = 0.0
+    helpers_s: float = 0.0
     read_mb: float = 0.0
 
     @staticmethod
-    def now(workers: Iterable[Task]) -> Machine:
+    def now(workers: Iterable[Task], helpers: Iterable[Task] = ()) -> Machine:
         """Since the machine started; differences count."""
         main = os.getpid(), threading.main_thread().native_id or os.getpid()
         workers = list(workers)
         read_mb = _read_mb([main, *workers])
-        return Machine(time.perf_counter(), _idle_s(), _queued_s(workers), read_mb)
+        helpers_s, (_, queued_s) = _ran_s(helpers)[0], _ran_s(workers)
+        return Machine(time.perf_counter(), _idle_s(), queued_s, helpers_s, read_mb)
 
     def __sub__(self, other: Machine) -> Machine:
         return Machine(
             self.seconds - other.seconds,
             max(0.0, self.idle_s - other.idle_s),
             max(0.0, self.workers_queued_s - other.workers_queued_s),
+            max(0.0, self.helpers_s - other.helpers_s),
             max(0.0, self.read_mb - other.read_mb),
         )
 
@@ -55,6 +59,7 @@ class Machine:
             self.seconds + other.seconds,
             self.idle_s + other.idle_s,
             self.workers_queued_s + other.workers_queued_s,
+            self.helpers_s + other.helpers_s,
             self.read_mb + other.read_mb,
         )
 
@@ -65,16 +70,17 @@ def _idle_s() -> float:
     return float(sum(cores[core].idle + getattr(cores[core], "iowait", 0.0) for core in usable if core < len(cores)))
 
 
-def _queued_s(tasks: Iterable[Task]) -> float:
-    """Of all tasks together; those that are gone count as none.
+def _ran_s(tasks: Iterable[Task]) -> tuple[float, float]:
+    """Seconds that all tasks together computed, and that they stood in the queue; those that are gone count as none.
 
-    Source: the second number of /proc/PID/task/TID/schedstat, Linux's Documentation/scheduler/sched-stats.
+    Source: the first numbers of /proc/PID/task/TID/schedstat, Linux's Documentation/scheduler/sched-stats.
     """
-    found = 0
+    computed = queued = 0
     for process, thread in tasks:
         with contextlib.suppress(OSError, ValueError, IndexError):
-            found += int(Path(f"/proc/{process}/task/{thread}/schedstat").read_text().split()[1])
-    return found / 1e9
+            times = Path(f"/proc/{process}/task/{thread}/schedstat").read_text().split()
+            computed, queued = computed + int(times[0]), queued + int(times[1])
+    return computed / 1e9, queued / 1e9
 
 
 def _read_mb(tasks: Iterable[Task]) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from feedrate.timing.ceilings import one_at_a_time
 from feedrate.timing.epoch_times import EpochTimes, Setup
 from feedrate.timing.pipeline import Costs, Plan, seconds_per_batch
 from feedrate.timing.stages import STAGES
@@ -20,12 +21,9 @@ MARGIN = 1.25  # how much more than the step takes a loader should make
 MOST_WORKERS = 16  # advised; more want trying, as tune.py does
 PREFETCHES = (2, 4, 8, 16)
 MODELLED = 2000  # batches at most that the model goes through
-RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, where it was not seen
+RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, computing as well, where it was not seen
+SEND_S = 3e-4  # what it takes the process to send it
 COPY_BYTES_PER_S = 4e9  # at which a packed batch is gathered, where it was not measured
-LOCKED = 0.6  # by how much threads that load slow each other down where they hold the interpreter
-BUSY = 0.9  # of the cores that a run could have, from which on all count as computing
-CORE_LEFT = 0.75  # a core of which steps leave less is none for a worker
-HELD_UP_PCT = 3.0  # of the time by which the loader makes steps longer, above which it counts as waiting
 
 
 @dataclass(frozen=True)
@@ -55,21 +53,21 @@ def remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
     """At most two, the best first; for a compute-bound run what would do with less."""
     costs = costs_of(times, setup)
     measured = float(times.elapsed[times.counted].mean() / 1e9)
-    locked = setup.threads and _one_at_a_time(times, setup)
+    locked = setup.threads and one_at_a_time(times, setup)
 
     def seconds(costs: Costs = costs, workers: int = setup.workers, prefetch: int = setup.prefetch,
                 threads: bool = setup.threads) -> float:  # fmt: skip
         return seconds_per_batch(costs, Plan(workers, prefetch, threads), 1.0 if locked and threads else setup.cores)
 
     now = measured if locked else min(seconds(), measured)  # by model or measurement: what promises less
-    plans = {k: seconds(workers=k) for k in _counts(costs, setup)}
+    with_workers = costs if setup.workers else _in_processes(costs)
+    plans = {k: seconds(with_workers if k else costs, workers=k) for k in _counts(costs, setup)}
     if kind == "compute-bound":
         enough = [k for k, s in plans.items() if k < setup.workers and s <= now * AS_GOOD and _ample(costs, k)]
         saved = (setup.workers - min(enough)) * setup.worker_mb if enough else 0
         return (Remedy(f"loader.num_workers={min(enough)}", saved_mb=saved),) if enough else ()
     if locked:  # neither more threads nor more batches ahead would change that
-        apart = replace(costs, receive=RECEIVE_S)
-        others = {k: seconds(apart, workers=k, threads=False) for k in _counts(costs, setup) if k}
+        others = {k: seconds(_in_processes(costs), workers=k, threads=False) for k in _counts(costs, setup) if k}
         fewest = min(k for k, s in others.items() if s <= min(others.values()) * NEARLY)
         number = f" loader.num_workers={fewest}" if fewest != setup.workers else ""
         gain = now / others[fewest]
@@ -101,6 +99,17 @@ def _counts(costs: Costs, setup: Setup) -> list[int]:
     load = sum(costs.load) / len(costs.load)
     most = int(setup.cores + 0.5) if costs.load_cpu > 0.5 * load else MOST_WORKERS
     return list(range(max(most, setup.workers) + 1))
+
+
+def _in_processes(costs: Costs) -> Costs:
+    """The costs with batches that come from worker processes, where none have so far."""
+    return Costs(
+        load=[load + SEND_S for load in costs.load],
+        step=costs.step,
+        load_cpu=costs.load_cpu + SEND_S,
+        step_cpu=costs.step_cpu + RECEIVE_S,
+        receive=RECEIVE_S,
+    )
 
 
 def _packed(costs: Costs, times: EpochTimes) -> Costs:
@@ -142,46 +151,6 @@ def costs_of(times: EpochTimes, setup: Setup) -> Costs:
 def with_step(costs: Costs, seconds: float) -> Costs:
     """The same loading beside a step of that length, which does not compute."""
     return replace(costs, step=[seconds] * len(costs.load), step_cpu=0.0)
-
-
-def held_pct(times: EpochTimes, setup: Setup) -> float:
-    """Share of the steady time by which the loader, at work beside the steps, made them longer."""
-    steady = times.counted
-    extra = times.work[steady].sum() - times.work_alone_ns(setup.threads) * steady.sum()
-    return float(100 * max(0.0, extra) / max(1, times.elapsed[steady].sum()))
-
-
-def busy_cores(times: EpochTimes, setup: Setup) -> float:
-    """Cores on which the run computed, on average."""
-    steady = times.counted
-    return float(_computing_ns(times, setup) / max(1, times.elapsed[steady].sum()))
-
-
-def _computing_ns(times: EpochTimes, setup: Setup) -> float:
-    """What main process and workers computed in the steady time."""
-    steady = times.counted
-    apart = times.load_cpu[steady].sum() if setup.engine == "process" else 0
-    return float(times.cpu[steady].sum() + apart)
-
-
-def all_cores_busy(times: EpochTimes, setup: Setup) -> bool:
-    """Whether the run computed on all cores that it could have, so that whatever computes more makes it slower."""
-    return busy_cores(times, setup) > BUSY * setup.cores
-
-
-def no_core_left(times: EpochTimes, setup: Setup) -> bool:
-    """Whether the steps compute on so many cores that a loader takes from them whatever it computes, in any engine."""
-    steady = times.counted
-    beside = times.load_cpu[steady].sum() if setup.engine in ("thread", "inline") else 0
-    own = float((times.cpu[steady].sum() - beside) / max(1, times.elapsed[steady].sum()))
-    return own > setup.cores - CORE_LEFT or all_cores_busy(times, setup)
-
-
-def _one_at_a_time(times: EpochTimes, setup: Setup) -> bool:
-    """Whether the loader's threads hold the interpreter while they load, so that two are no faster than one."""
-    if no_core_left(times, setup):
-        return False
-    return held_pct(times, setup) > HELD_UP_PCT or (setup.workers > 1 and times.in_the_way > LOCKED)
 
 
 def in_bytes(mb: float) -> str:

@@ -8,17 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from feedrate.timing.ceilings import HELD_UP_PCT, all_cores_busy, held_pct, metrics, no_core_left
 from feedrate.timing.epoch_times import EpochTimes, Setup
-from feedrate.timing.remedies import (
-    HELD_UP_PCT,
-    MARGIN,
-    Remedy,
-    all_cores_busy,
-    held_pct,
-    in_bytes,
-    no_core_left,
-    remedies,
-)
+from feedrate.timing.remedies import MARGIN, Remedy, in_bytes, remedies
 from feedrate.timing.stages import STAGES
 
 INPUT_BOUND_PCT = 10.0  # of the steady time waited: above it a run is input-bound
@@ -79,7 +71,7 @@ def judge(times: EpochTimes, setup: Setup, first_epoch: Mapping[str, float] | No
 
 def _judged(times: EpochTimes, setup: Setup) -> Verdict:
     steady = times.counted
-    figures = times.metrics(setup)
+    figures = metrics(times, setup)
     elapsed_s = float(times.elapsed[steady].sum() / 1e9)
     wait_pct, achieved = figures["loader/wait_pct"], figures["loader/samples_per_s"]
     compute, loader = figures["compute/ceiling_samples_per_s"], figures.get("loader/ceiling_samples_per_s")

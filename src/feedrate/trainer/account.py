@@ -16,8 +16,9 @@ import psutil
 from feedrate.dataset.cores import usable_cores
 from feedrate.loader import Loader, setup_of
 from feedrate.timing import EpochTimes
+from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup, cut, joined
-from feedrate.timing.machine import Machine, Task
+from feedrate.timing.machine import Machine
 from feedrate.timing.stages import Slowest
 from feedrate.timing.trace import WINDOW
 from feedrate.timing.verdict import FEW_STEPS, FIGURES, Verdict, judge
@@ -50,12 +51,12 @@ class Account:
     def begin(self) -> None:
         """The training of an epoch begins."""
         self._open = self._training = True
-        self._before = Machine.now(self._tasks())
+        self._before = self._machine()
 
     def trained(self) -> None:
         """It has ended; validation follows."""
         self._training = False
-        self._during = Machine.now(self._tasks()) - self._before
+        self._during = self._machine() - self._before
 
     def end(self, times: EpochTimes) -> None:
         """The epoch has ended, with this account of its training."""
@@ -89,7 +90,7 @@ class Account:
 
     def _figures_of_first(self) -> dict[str, float]:
         times, (machine,) = self._epochs[0], self._meanwhile
-        metrics = times.metrics(self.setup(times))
+        metrics = metrics_of(times, self.setup(times))
         names = ("samples_per_s", "wait_pct")
         return {**{name: metrics[FIGURES[name]] for name in names}, "read_mb": machine.read_mb}
 
@@ -123,6 +124,7 @@ class Account:
             usable_cores=usable_cores(),
             worker_mb=self._worker_mb or 0.0,
             worker_delay_s=machine.workers_queued_s,
+            receive_cpu_ns=1e9 * machine.helpers_s / max(1, sum(len(kept.wait) for kept in self._epochs)),
             packable=self._packable,
         )
 
@@ -142,8 +144,9 @@ class Account:
             for index, ns in self._slowest.longest()
         ]
 
-    def _tasks(self) -> list[Task]:
-        return self._loader.tasks() if isinstance(self._loader, Loader) else []
+    def _machine(self) -> Machine:
+        loader = self._loader
+        return Machine.now(loader.tasks(), loader.helpers()) if isinstance(loader, Loader) else Machine.now(())
 
 
 def packable(dataset: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, Point, points
+from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.trainer import checkpoint
 from feedrate.trainer.account import Account
@@ -197,7 +198,7 @@ class Trainer:
         state.schedule.epoch(metrics["validation/loss"])
         times = clock.epoch()
         self.account.end(times)
-        metrics.update(times.metrics(self.account.setup(times)))
+        metrics.update(metrics_of(times, self.account.setup(times)))
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
         if not result.best or _lower(metrics["validation/loss"], result.best["validation/loss"]):

@@ -14,6 +14,7 @@ from typing import Protocol
 from feedrate.dataset.cores import usable_cores
 from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
+from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import Setup
 from feedrate.timing.knee import knee
 from feedrate.timing.pipeline import Plan, seconds_per_batch
@@ -273,7 +274,7 @@ class _Search:
         kept = replace(setting, engine=setup.engine)
         if len(times.elapsed) < FEW_STEPS and kept in self._predictions:  # the budget has cut it short
             return times, setup
-        figures = times.metrics(setup)
+        figures = metrics(times, setup)
         self.ceilings.append(figures["compute/ceiling_samples_per_s"])
         rates = self._rates.setdefault(kept, [])
         rates.append((figures["loader/samples_per_s"], figures["loader/wait_pct"]))

@@ -1,0 +1,105 @@
+"""What an account comes to: rates, the ceilings of loader and step, and whether the two get in each other's way.
+
+The account itself is epoch_times.py; what follows for the user is verdict.py's affair.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from feedrate.timing.epoch_times import EpochTimes, Setup
+from feedrate.timing.stages import STAGES
+
+LOCKED = 0.6  # by how much threads that load slow each other down where they hold the interpreter
+BUSY = 0.9  # of the cores that a run could have, from which on all count as computing
+CORE_LEFT = 0.75  # a core of which steps leave less is none for a worker
+HELD_UP_PCT = 3.0  # of the time by which the loader makes steps longer, above which it counts as waiting
+
+
+def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
+    """Loader and compute metrics of the steady steps, by the names of docs/metrics.md."""
+    steady = times.counted
+    if not steady.size:
+        return {}
+    elapsed_s, samples = times.elapsed[steady].sum() / 1e9, times.samples[steady].sum()
+    wait_ms = times.wait[steady] / 1e6
+    p50, p95, p99 = np.percentile(wait_ms, [50, 95, 99])
+    rate = samples / elapsed_s
+    each = samples / steady.sum() * 1e9
+    found = {
+        "loader/samples_per_s": rate,
+        "loader/mb_per_s": times.bytes[steady].sum() / 1e6 / elapsed_s,
+        "loader/wait_pct": 100 * wait_ms.sum() / 1e3 / elapsed_s,
+        "loader/wait_ms_p50": p50,
+        "loader/wait_ms_p95": p95,
+        "loader/wait_ms_p99": p99,
+        "loader/transfer_ms_p50": np.median(times.transfer[steady]) / 1e6,
+        "compute/step_ms_p50": np.median(times.compute[steady]) / 1e6,
+        "compute/ceiling_samples_per_s": each / max(1.0, times.work_alone_ns(setup.threads)),
+    }
+    if times.known:
+        load_ms, spent = times.load[steady] / 1e6, times.stages[steady].sum(axis=0)
+        makers = max(1, setup.workers)
+        found["loader/load_ms_p50"], found["loader/load_ms_p95"] = np.percentile(load_ms, [50, 95])
+        found["loader/worker_busy_pct"] = min(100.0, 100 * load_ms.sum() / 1e3 / elapsed_s / makers)
+        found["loader/ready_batches"] = times.ready[steady].mean()
+        found["loader/ceiling_samples_per_s"] = each / max(1.0, loader_ns(times, setup))
+        lower = min(found["loader/ceiling_samples_per_s"], found["compute/ceiling_samples_per_s"])
+        found["loader/efficiency_pct"] = 100 * rate / lower
+        for name, share in zip(STAGES, spent / max(1, spent.sum()), strict=True):
+            found[f"loader/{name}_pct"] = 100 * share
+    return {name: float(value) for name, value in found.items()}
+
+
+def loader_ns(times: EpochTimes, setup: Setup) -> float:
+    """What the loader alone would take for a batch.
+
+    That is its workers without a pause, or the hand-over in the main process, or the computing of all on the cores
+    there are, or on one where threads hold the interpreter meanwhile; whichever is longest.
+    """
+    load, receive = times.load_together_ns(setup.threads, setup.workers), times.receive_ns()
+    if not setup.workers:
+        return load + receive
+    computing = float(times.load_cpu[times.counted].mean()) + receive + setup.receive_cpu_ns
+    cores = 1.0 if setup.threads and setup.workers > 1 and one_at_a_time(times, setup) else setup.cores
+    return max(load / setup.workers, receive, computing / cores)
+
+
+def held_pct(times: EpochTimes, setup: Setup) -> float:
+    """Share of the steady time by which the loader, at work beside the steps, made them longer."""
+    steady = times.counted
+    extra = times.work[steady].sum() - times.work_alone_ns(setup.threads) * steady.sum()
+    return float(100 * max(0.0, extra) / max(1, times.elapsed[steady].sum()))
+
+
+def busy_cores(times: EpochTimes, setup: Setup) -> float:
+    """Cores on which the run computed, on average."""
+    steady = times.counted
+    return float(_computing_ns(times, setup) / max(1, times.elapsed[steady].sum()))
+
+
+def _computing_ns(times: EpochTimes, setup: Setup) -> float:
+    """What main process and workers computed in the steady time."""
+    steady = times.counted
+    apart = times.load_cpu[steady].sum() if setup.engine == "process" else 0
+    return float(times.cpu[steady].sum() + apart)
+
+
+def all_cores_busy(times: EpochTimes, setup: Setup) -> bool:
+    """Whether the run computed on all cores that it could have, so that whatever computes more makes it slower."""
+    return busy_cores(times, setup) > BUSY * setup.cores
+
+
+def no_core_left(times: EpochTimes, setup: Setup) -> bool:
+    """Whether the steps compute on so many cores that a loader takes from them whatever it computes, in any engine."""
+    steady = times.counted
+    beside = times.load_cpu[steady].sum() if setup.engine in ("thread", "inline") else 0
+    own = float((times.cpu[steady].sum() - beside) / max(1, times.elapsed[steady].sum()))
+    return own > setup.cores - CORE_LEFT or all_cores_busy(times, setup)
+
+
+def one_at_a_time(times: EpochTimes, setup: Setup) -> bool:
+    """Whether the loader's threads hold the interpreter while they load, so that two are no faster than one."""
+    if no_core_left(times, setup):
+        return False
+    return held_pct(times, setup) > HELD_UP_PCT or (setup.workers > 1 and times.in_the_way > LOCKED)
