@@ -134,9 +134,10 @@ def train(batches: Iterable[Any], step_ms: float, clock: Clock, settled: int) ->
     for batch in ToDevice(batches, CPU, clock):
         number += 1
         time.sleep(step_ms / 1e3)
-        clock.lap("compute")
-        clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
+        samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
         del batch  # as the trainer does; enumerate() would keep it, too
+        clock.lap("compute")
+        clock.step(samples, nbytes, receipt.made if receipt else None)
         if number == settled:
             begin = time.perf_counter()
         if begin is not None and time.perf_counter() - begin > SECONDS and number > 60:

@@ -261,10 +261,11 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
         number += 1
         if step_ms:
             time.sleep(step_ms / 1e3)
-        clock.lap("compute")
-        clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
-        samples += len(batch.X)
+        count, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
         del batch  # as in Trainer._train; enumerate() would keep it, too
+        clock.lap("compute")
+        clock.step(count, nbytes, receipt.made if receipt else None)
+        samples += count
         if number == warmup:
             samples, cpu, from_ = 0, _cpu_s(), time.perf_counter()
         if number > warmup and time.perf_counter() - from_ >= seconds:

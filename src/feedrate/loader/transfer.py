@@ -65,11 +65,12 @@ class ToDevice:
         return self._in_line(iterator)
 
     def _in_line(self, iterator: Iterator[Any]) -> Iterator[Batch]:
+        held: list[Batch] = []
         while (host := self._next(iterator)) is not None:
-            batch = self._moved(host)
+            held.append(self._moved(host))
+            del host
             self._lap("transfer")
-            yield batch
-            del host, batch  # before the next one is asked for: see Trainer._train
+            yield held.pop()  # the loop alone has it then, and may let go of it while that is its own time
 
     def _moved(self, host: Batch) -> Batch:
         """On the CPU the same, without asking torch, which would let the loader's threads go first."""

@@ -161,6 +161,7 @@ class Workers:
         if iterator is not self._started.iterator:  # else those of the epoch before live on
             self._started = _Started(iterator._workers, iterator)
             _remember(self._started)
+            _ITERATORS.add(iterator)
 
     def _private(self, settings: DataLoader[Any]) -> DataLoader[Any]:
         """The private DataLoader, kept while its workers live on between epochs."""
@@ -232,6 +233,18 @@ class _Started:
             # who waits for a batch finds out at once, not at torch's next look at the workers, one in five seconds
             iterator._worker_result_queue._writer.close()
 
+
+_ITERATORS: weakref.WeakSet[Any] = weakref.WeakSet()  # torch's, of this process
+
+
+def _leave_to_parent() -> None:
+    """In a process that was forked: torch's iterators are none of its affair, and print no traceback when collected."""
+    for iterator in list(_ITERATORS):
+        iterator._shutdown = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 _LEFT: dict[int, set[_Started]] = {}  # by the process that started them, as a forked one inherits all this
 

@@ -62,7 +62,8 @@ def loader_ns(times: EpochTimes, setup: Setup) -> float:
         return load + receive
     computing = float(times.load_cpu[times.counted].mean()) + receive + setup.receive_cpu_ns
     cores = 1.0 if setup.threads and setup.workers > 1 and one_at_a_time(times, setup) else setup.cores
-    return max(load / setup.workers, receive, computing / cores)
+    pause = times.pause_ns(setup.workers * setup.prefetch) if setup.engine == "process" else 0.0
+    return max((load + pause) / setup.workers, receive, computing / cores)
 
 
 def held_pct(times: EpochTimes, setup: Setup) -> float:

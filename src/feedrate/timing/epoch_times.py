@@ -264,6 +264,25 @@ class EpochTimes:
             return float(self.load[self.counted].mean())
         return float(self.load_alone[self.counted].mean()) * (1 + self.in_the_way * (workers - 1))
 
+    def pause_ns(self, ahead: int) -> float:
+        """What a worker process takes from the end of a batch to the beginning of its next one, where it knew of that already.
+
+        The middle one; 0 where there are too few.
+
+        Args:
+            ahead: batches that are ordered at a time: one is when that many before it was handed out, at the latest.
+        """
+        ordered = np.zeros_like(self.asked)
+        ordered[ahead:] = (self.asked + self.wait)[: max(0, len(ordered) - ahead)]
+        pauses: list[np.ndarray] = []
+        for worker in np.unique(self.worker[self.end > 0]):
+            (rows,) = np.nonzero((self.worker == worker) & (self.end > 0))
+            begin, end = self.begin[rows[1:]], self.end[rows[:-1]]
+            known = (ordered[rows[1:]] <= end) & (rows[1:] >= ahead)
+            pauses.append(np.maximum(0, begin - end)[known])
+        found = np.concatenate(pauses) if pauses else np.zeros(0)
+        return float(np.median(found)) if len(found) >= MIN_QUIET else 0.0
+
     def receive_ns(self) -> float:
         """What it takes the main process to take over a batch that is made; the middle one of the steady steps.
 

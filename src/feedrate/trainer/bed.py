@@ -182,9 +182,10 @@ def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: floa
     for batch in _endless(loader, bed.device, clock):
         steps += 1  # noqa: SIM113
         bed.step(batch.X, batch.y)
-        clock.lap("compute")
-        clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
+        samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
         del batch  # as in Trainer._train; enumerate() would keep it, too
+        clock.lap("compute")
+        clock.step(samples, nbytes, receipt.made if receipt else None)
         now = time.perf_counter()
         if steps < warm and now - begin >= seconds:  # long steps need no more
             warm = steps

@@ -236,14 +236,14 @@ class Trainer:
                 self._guard.read()
             if progress.due:  # reading the loss waits for the device, twice a second, and only in a terminal
                 progress.step(epoch, number, float(loss.detach()), *clock.recent(RECENT))
+            samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
+            # torch lets go of the interpreter where it frees a tensor: after the next batch was taken, the thread that
+            # is to make a further one would just be waiting for that, and would keep it; nor is it waiting for data
+            del batch
             clock.lap("compute")
-            receipt = batch.receipt
-            clock.step(len(batch.X), batch.nbytes, receipt.made if receipt else None)
+            clock.step(samples, nbytes, receipt.made if receipt else None)
             if receipt and receipt.slow:
                 self.account.took_long(receipt.slow)
-            # torch lets go of the interpreter where it frees a tensor: after the next batch was taken, the thread that
-            # is to make a further one would just be waiting for that, and would keep it
-            del batch
             if self._finished():
                 break
             if not pending:
