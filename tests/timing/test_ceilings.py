@@ -55,4 +55,3 @@ def test_threads_that_hold_up_the_steps_make_no_more_than_one_would() -> None:
     times, threads = rows.times(cpu=100 * cpu), setup("thread", 2)
     assert one_at_a_time(times, threads)
     assert loader_ns(times, threads) == pytest.approx(cpu)
-    assert loader_ns(times, setup("process", 2)) == pytest.approx(load / 2)

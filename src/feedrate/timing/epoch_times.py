@@ -265,7 +265,7 @@ class EpochTimes:
         return float(self.load_alone[self.counted].mean()) * (1 + self.in_the_way * (workers - 1))
 
     def pause_ns(self, ahead: int) -> float:
-        """What a worker process takes from the end of a batch to the beginning of its next one, where it knew of that already.
+        """What a worker process takes from the end of a batch to the beginning of its next, if it knew of that by then.
 
         The middle one; 0 where there are too few.
 
