@@ -136,7 +136,6 @@ def train(batches: Iterable[Any], step_ms: float, clock: Clock, settled: int) ->
         time.sleep(step_ms / 1e3)
         samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
         del batch  # as the trainer does; enumerate() would keep it, too
-        clock.lap("compute")
         clock.step(samples, nbytes, receipt.made if receipt else None)
         if number == settled:
             begin = time.perf_counter()
@@ -225,11 +224,12 @@ class Judged:
 
 
 def judged(cell: Cell) -> Judged:
-    loader, _ = together(cell, 0.0)
+    before, _ = together(cell, 0.0)
     step = alone(cell.step_ms)
     rate, verdict = together(cell, cell.step_ms)
+    after, _ = together(cell, 0.0)
     assert verdict is not None
-    return Judged(cell, loader, step, rate, verdict)
+    return Judged(cell, (before + after) / 2, step, rate, verdict)
 
 
 def run() -> str:

@@ -263,7 +263,6 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
             time.sleep(step_ms / 1e3)
         count, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
         del batch  # as in Trainer._train; enumerate() would keep it, too
-        clock.lap("compute")
         clock.step(count, nbytes, receipt.made if receipt else None)
         samples += count
         if number == warmup:

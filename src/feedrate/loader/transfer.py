@@ -67,16 +67,13 @@ class ToDevice:
     def _in_line(self, iterator: Iterator[Any]) -> Iterator[Batch]:
         held: list[Batch] = []
         while (host := self._next(iterator)) is not None:
-            held.append(self._moved(host))
+            if self._device.type == "cpu" and host.X.is_cpu and host.y.is_cpu:
+                held.append(host)  # torch, asked to move it nowhere, would let the loader's threads go first
+            else:
+                held.append(replace(host, X=host.X.to(self._device), y=host.y.to(self._device)))
+                self._lap("transfer")
             del host
-            self._lap("transfer")
             yield held.pop()  # the loop alone has it then, and may let go of it while that is its own time
-
-    def _moved(self, host: Batch) -> Batch:
-        """On the CPU the same, without asking torch, which would let the loader's threads go first."""
-        if host.X.device == host.y.device == self._device:
-            return host
-        return replace(host, X=host.X.to(self._device), y=host.y.to(self._device))
 
     def _ahead(self, iterator: Iterator[Any], copies: CopyStream) -> Iterator[Batch]:
         host = self._next(iterator)

@@ -33,7 +33,7 @@ class Clock:
         first_batch_s: seconds that the loop waited for the run's first batch, None before it.
         first_batch_after_start_s: seconds from the start of the process until that batch was there.
 
-    Use: `begin()` at an epoch's start; in each step `lap("wait")`, `lap("transfer")`, `lap("compute")`, `step(...)`;
+    Use: `begin()` at an epoch's start; in each step `lap("wait")`, `lap("transfer")` if it is moved, and `step(...)`;
     afterwards `lap("evaluation")`, `lap("checkpoint")`, and `epoch()` for the account.
     """
 
@@ -50,7 +50,7 @@ class Clock:
         # what else is to be done at the end of a phase; for a step on the CPU nothing
         self._more: dict[str, Callable[[int], None]] = {name: partial(self._beside, name) for name in ASIDE}
         if (events := self._events) is not None:
-            self._more |= {"transfer": lambda _: events.step_begins(), "compute": lambda _: events.step_ends()}
+            self._more["transfer"] = lambda _: events.step_begins()
         self.begin()
 
     def begin(self) -> None:
@@ -94,18 +94,22 @@ class Clock:
         return self._cpu + (time.process_time_ns() - since if since is not None else 0)
 
     def step(self, samples: int, nbytes: int, made: tuple[int, ...] | None = None) -> None:
-        """The present step is over.
+        """The present step is over, and the time since the last mark was its compute.
 
         Args:
             made: how its batch was made, the values of a Load, where the loader says.
         """
-        wait, transfer, compute = now = self._of_a_step()
-        before_wait, before_transfer, before_compute = self._before
+        now, totals, before = time.perf_counter_ns(), self._totals, self._before
+        totals["compute"] += now - self._mark
+        self._mark = now
+        if self._events is not None:
+            self._events.step_ends()
         if self.first_batch_s is None:
             self._first_step()
-        step = (self._asked, wait - before_wait, transfer - before_transfer, compute - before_compute, samples, nbytes)
+        # not by _of_a_step: each call between two batches finds nothing of it in the caches
+        wait, transfer, compute = self._before = totals["wait"], totals["transfer"], totals["compute"]
+        step = (self._asked, wait - before[0], transfer - before[1], compute - before[2], samples, nbytes)
         self._steps.add(step, made)
-        self._before = now
 
     def _first_step(self) -> None:
         wait, transfer, compute = (now - then for now, then in zip(self._of_a_step(), self._before, strict=True))

@@ -184,7 +184,6 @@ def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: floa
         bed.step(batch.X, batch.y)
         samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
         del batch  # as in Trainer._train; enumerate() would keep it, too
-        clock.lap("compute")
         clock.step(samples, nbytes, receipt.made if receipt else None)
         now = time.perf_counter()
         if steps < warm and now - begin >= seconds:  # long steps need no more

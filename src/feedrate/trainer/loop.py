@@ -240,7 +240,6 @@ class Trainer:
             # torch lets go of the interpreter where it frees a tensor: after the next batch was taken, the thread that
             # is to make a further one would just be waiting for that, and would keep it; nor is it waiting for data
             del batch
-            clock.lap("compute")
             clock.step(samples, nbytes, receipt.made if receipt else None)
             if receipt and receipt.slow:
                 self.account.took_long(receipt.slow)
