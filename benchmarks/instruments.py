@@ -137,7 +137,7 @@ def _silence(clock: Any) -> None:
         samples_ns = ()
 
         @staticmethod
-        def start() -> Watch:
+        def start(computed: Any) -> Watch:
             return watch
 
         def stop(self, worker: Any) -> stages.Load:
@@ -175,12 +175,12 @@ def _alone() -> str:
 
     from feedrate.loader.gate import Gate
     from feedrate.timing import Clock
-    from feedrate.timing.stages import Watch
+    from feedrate.timing.stages import Computed, Watch
 
-    clock, gate = Clock(torch.device("cpu"), 5), Gate(2)
+    clock, gate, computed = Clock(torch.device("cpu"), 5), Gate(2), Computed()
 
     def watched() -> tuple[int, ...]:
-        return Watch.start().stop(0)
+        return Watch.start(computed).stop(0)
 
     load = watched()
 

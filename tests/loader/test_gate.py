@@ -6,12 +6,15 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from feedrate.loader import Loader
 from feedrate.loader.gate import FIRST, Gate
+from feedrate.timing import EpochTimes
+from feedrate.timing.epoch_times import MIN_HELD
 
 STEP_S = 0.002
 
@@ -48,6 +51,28 @@ def test_some_steps_have_no_loading_at_their_side_though_threads_never_idle(work
     for step in times.quiet.nonzero()[0]:
         left, right = times.asked[step] + times.wait[step], times.asked[step] + times.elapsed[step]
         assert not ((begin < right) & (end > left)).any()
+
+
+def test_the_second_epoch_shows_by_itself_how_long_a_step_is_and_a_batch_alone() -> None:
+    loader = Loader(Slow(), 4, seed=0, num_workers=2, engine="thread", persistent_workers=True)
+    told = []
+    for _ in range(2):
+        for _ in loader:
+            time.sleep(STEP_S)
+        told.append(loader.report().times)
+    loader.close()
+    for times in told:
+        assert times.quiet.sum() >= MIN_HELD
+        lone = [i for i in range(len(times.begin)) if not _beside(times, i)]
+        assert len(lone) >= MIN_HELD
+
+
+def _beside(times: EpochTimes, number: int) -> bool:
+    """Whether another batch was in the making for a fourth of the time of that one."""
+    begin, end = times.begin[number], times.end[number]
+    other = np.arange(len(times.begin)) != number
+    shared = np.minimum(times.end, end) - np.maximum(times.begin, begin)
+    return bool((shared[other] > 0.25 * (end - begin)).any())
 
 
 def test_a_gate_changes_no_batch() -> None:

@@ -44,7 +44,7 @@ def account(
         if workers:
             issued[number % len(issued)] = got
         now = got + step
-    return rows.times(cpu)
+    return rows.times([(len(loads), cpu)])
 
 
 def held_up(
@@ -74,4 +74,4 @@ def held_up(
         begin = now + wait + (1 if number % quiet_every else step)
         made = Load(begin, begin + load, cpu, 0, load)
         now += wait + step
-    return rows.times(int(steps * step_cpu_ms * MS))
+    return rows.times([(steps, int(steps * step_cpu_ms * MS))])

@@ -52,6 +52,6 @@ def test_threads_that_hold_up_the_steps_make_no_more_than_one_would() -> None:
         begin = now + (step if quiet else 0)
         rows.add((now, 0, 0, step, 8, 1000), Load(begin, begin + load, cpu, number % 2, load))
         now += step
-    times, threads = rows.times(cpu=100 * cpu), setup("thread", 2)
+    times, threads = rows.times([(100, 100 * cpu)]), setup("thread", 2)
     assert one_at_a_time(times, threads)
     assert loader_ns(times, threads) == pytest.approx(cpu)

@@ -95,6 +95,24 @@ def test_a_later_epoch_has_no_warm_up_and_its_own_account():
     assert clock.epoch().steady.tolist() == [True] * 4
 
 
+def test_what_was_computed_in_the_warm_up_is_not_shared_out_over_steady_steps():
+    clock = Clock(CPU, warmup_steps=1)
+    step(clock, 2.0, 0.0)
+    for _ in range(10):
+        clock.lap("wait")
+        end = time.process_time() + 0.01
+        while time.process_time() < end:
+            pass
+        clock.step(8, 0)
+    clock.skip()
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass  # not in any step
+    times = clock.epoch()
+    assert times.cpu[1:].sum() / 1e9 == pytest.approx(0.1, rel=0.3)
+    assert times.cpu[0] / 1e9 < 0.1
+
+
 def test_skipped_time_belongs_to_no_phase():
     clock = Clock(CPU, warmup_steps=0)
     clock.begin()

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from feedrate.dataset import stage
-from feedrate.timing.stages import SAMPLED, STAGES, Load, Slowest, Watch, samples_took
+from feedrate.timing.stages import SAMPLED, STAGES, Computed, Load, Slowest, Watch, samples_took
 
 
 def spent(load) -> dict[str, int]:
@@ -17,7 +17,7 @@ def spent(load) -> dict[str, int]:
 
 
 def test_what_is_not_marked_is_fetch_and_every_moment_is_counted_once() -> None:
-    watch = Watch.start()
+    watch = Watch.start(Computed())
     time.sleep(0.02)
     with stage("decode"):
         time.sleep(0.02)
@@ -31,7 +31,7 @@ def test_what_is_not_marked_is_fetch_and_every_moment_is_counted_once() -> None:
 
 
 def test_of_parts_within_one_another_the_inner_one_counts() -> None:
-    watch = Watch.start()
+    watch = Watch.start(Computed())
     with stage("transform"):
         with stage("decode"):
             time.sleep(0.03)
@@ -42,7 +42,7 @@ def test_of_parts_within_one_another_the_inner_one_counts() -> None:
 
 
 def test_an_error_inside_a_part_leaves_it() -> None:
-    watch = Watch.start()
+    watch = Watch.start(Computed())
     with pytest.raises(KeyError), stage("decode"):
         raise KeyError("sample")
     time.sleep(0.02)
@@ -52,14 +52,14 @@ def test_an_error_inside_a_part_leaves_it() -> None:
 def test_a_mark_outside_of_a_loader_does_nothing() -> None:
     with stage("decode"):
         samples_took([1, 2])
-    assert Load(*Watch.start().stop(None)).stages_ns[STAGES.index("decode")] == 0
+    assert Load(*Watch.start(Computed()).stop(None)).stages_ns[STAGES.index("decode")] == 0
 
 
 def test_each_thread_has_an_account_of_its_own() -> None:
     loads = []
 
     def load(name: str) -> None:
-        watch = Watch.start()
+        watch = Watch.start(Computed())
         with stage(name):
             time.sleep(0.05)
         loads.append((name, Load(*watch.stop(None))))
@@ -75,19 +75,12 @@ def test_each_thread_has_an_account_of_its_own() -> None:
 
 
 def test_after_the_first_batches_what_one_computed_stands_for_some_others() -> None:
-    def computed(seconds: float) -> Load:
-        watch, end = Watch.start(), time.thread_time() + seconds
+    computed, told = Computed(), []
+    for number in range(3 * SAMPLED):
+        watch, end = Watch.start(computed), time.thread_time() + (0.004 if number < 2 * SAMPLED else 0.001)
         while time.thread_time() < end:
             pass
-        return Load(*watch.stop(None))
-
-    def loads() -> None:
-        told.extend(computed(0.004 if number < 2 * SAMPLED else 0.001) for number in range(3 * SAMPLED))
-
-    told: list[Load] = []
-    thread = threading.Thread(target=loads)  # one that has made none before
-    thread.start()
-    thread.join()
+        told.append(Load(*watch.stop(None)))
     first, middle, last = (told[n * SAMPLED : (n + 1) * SAMPLED] for n in range(3))
     assert all(load.cpu_ns >= 4_000_000 for load in first)
     assert all(load.cpu_ns >= 4_000_000 for load in middle)
@@ -96,16 +89,33 @@ def test_after_the_first_batches_what_one_computed_stands_for_some_others() -> N
 
 
 def test_a_batch_within_a_batch_has_its_own_account() -> None:
-    outer = Watch.start()
-    time.sleep(0.02)
-    inner = Load(*Watch.start().stop(1))
+    outer = Watch.start(Computed())
+    with stage("decode"):
+        time.sleep(0.02)
+        inner = Load(*Watch.start(Computed()).stop(1))
+    with stage("transform"):
+        time.sleep(0.03)
     whole = Load(*outer.stop(0))
     assert whole.begin_ns < inner.begin_ns <= inner.end_ns <= whole.end_ns
-    assert whole.ns >= 20_000_000 > inner.ns
+    assert whole.decode_ns >= 20_000_000
+    assert whole.transform_ns >= 30_000_000
+    assert inner.decode_ns == inner.transform_ns == 0
+
+
+def test_what_one_loader_computes_stands_for_no_other() -> None:
+    dear, cheap = Computed(), Computed()
+    for _ in range(3 * SAMPLED):
+        watch, end = Watch.start(dear), time.thread_time() + 0.004
+        while time.thread_time() < end:
+            pass
+        assert Load(*watch.stop(None)).cpu_ns >= 4_000_000
+        watch = Watch.start(cheap)
+        time.sleep(0.005)
+        assert Load(*watch.stop(None)).cpu_ns < 4_000_000
 
 
 def test_computing_and_sleeping_are_told_apart() -> None:
-    watch = Watch.start()
+    watch = Watch.start(Computed())
     time.sleep(0.05)
     assert Load(*watch.stop(None)).cpu_ns < 25_000_000
 

@@ -28,7 +28,7 @@ from feedrate.loader.blame import Blame
 from feedrate.loader.digest import leaves, nbytes
 from feedrate.loader.slots import Pool, Ring, Writer
 from feedrate.loader.tickets import Receipt, Ticket
-from feedrate.timing.stages import Slowest, Watch, clock_ns, samples_took, stage
+from feedrate.timing.stages import Computed, Slowest, Watch, clock_ns, samples_took, stage
 
 
 class Samples(Dataset[Any]):
@@ -66,7 +66,7 @@ class Samples(Dataset[Any]):
         self._writer: Writer | None = None  # of a worker's own
         self._pool = Pool()
         self._seeds = GlobalSeeds()
-        self._slowest = Slowest()
+        self._slowest, self._computed = Slowest(), Computed()
         self._in_threads = False
         self.came_one_by_one = False
 
@@ -115,7 +115,7 @@ class Samples(Dataset[Any]):
             worker: number of the thread, None for the main one.
             given_up: asked between samples, whether nobody waits for the batch any more.
         """
-        watch = Watch.start()
+        watch = Watch.start(self._computed)
         batch, error = None, None
         try:
             batch = self._make(
@@ -124,11 +124,14 @@ class Samples(Dataset[Any]):
         except _Failed as failed:
             error = failed.error
             error.worker = worker
+        except BaseException:
+            watch.end()
+            raise
         return batch, Receipt(ticket, watch.stop(worker), nbytes(batch), error, self._slow(watch, ticket))
 
     def _in_worker(self, ticket: Ticket, worker: int) -> tuple[Any, Receipt]:
         """The same, as it is sent to the main process."""
-        watch = Watch.start()
+        watch = Watch.start(self._computed)
         batch, size, error = None, 0, None
         if self._ring is not None and self._writer is None:
             self._writer = Writer(self._ring, worker)

@@ -28,6 +28,7 @@ class Gate:
         self._behind = self._asked = self._lone = 0
         self._quiet = False  # whether the present step began with the gate closed and nobody behind it
         self._next: float = FIRST * threads
+        self._first = self._next
         self._most = SELDOM * threads
         self._changed = threading.Condition()  # re-entrant, as it may be told to stay open by a finaliser
 
@@ -63,6 +64,12 @@ class Gate:
                 self._open(1 if self._lone < LONE else math.inf)
                 return
             self._quiet = not self._behind
+
+    def begin_anew(self) -> None:
+        """As at first: an epoch follows whose account is to stand for itself."""
+        with self._changed:
+            self._asked = self._lone = 0
+            self._next = self._first
 
     def stay_open(self) -> None:
         """Nobody asks any more."""

@@ -60,7 +60,8 @@ class Report:
         times = self._steps.times()
         handed = times.asked + times.wait
         compute = np.append(times.asked[1:] - handed[:-1], 0)[: len(handed)]
-        return replace(times, compute=compute, elapsed=times.wait + compute)
+        steady = np.arange(len(handed)) > 0
+        return replace(times, compute=compute, elapsed=times.wait + compute, steady=steady)
 
     @property
     def batches(self) -> int:

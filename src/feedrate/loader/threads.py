@@ -42,6 +42,7 @@ class Threads:
         self._samples, self._tickets = samples.in_threads(), tickets
         self._kept: _Batches | None = None  # of threads that live on: the batches after those of a pass
         self._running: weakref.ref[_Batches] | None = None
+        self._passes = 0  # of the threads that live on
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
         """Batches with their receipts; the threads begin at once."""
@@ -49,13 +50,16 @@ class Threads:
             self._kept.crew.draw_due()
         goes_on = self._tickets.begin(plan)
         if self._kept is not None and goes_on:
+            self._passes += 1
+            if self._passes == 2:  # the first one's account is left out of the verdict as soon as there is another
+                self._kept.crew.gate.begin_anew()
             return self._kept
         self.end()
         waiting = settings.num_workers * (settings.prefetch_factor or 2)
         pinned = settings.pin_memory and torch.accelerator.is_available()
         crew = _Crew(self._samples, pinned, iter(self._tickets), Gate(settings.num_workers))
         batches = _Batches(crew, settings.num_workers, waiting, settings.timeout)
-        self._kept = batches if settings.persistent_workers else None
+        self._kept, self._passes = batches if settings.persistent_workers else None, 1
         self._running = weakref.ref(batches)
         return batches
 

@@ -54,8 +54,9 @@ def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
 def loader_ns(times: EpochTimes, setup: Setup) -> float:
     """What the loader alone would take for a batch.
 
-    That is its workers without a pause, or the hand-over in the main process, or the computing of all on the cores
-    there are, or on one where threads hold the interpreter meanwhile; whichever is longest.
+    That is its workers, without a pause but what a process needs from one batch to the next, or the hand-over in the
+    main process, or the computing of all on the cores there are, or on one where threads hold the interpreter
+    meanwhile; whichever is longest.
     """
     load, receive = times.load_together_ns(setup.threads, setup.workers), times.receive_ns()
     if not setup.workers:

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import torch
 
-from feedrate.timing.epoch_times import EpochTimes, Steps
+from feedrate.timing.epoch_times import AT_ONCE, EpochTimes, Steps
 
 ASIDE = ("evaluation", "checkpoint")  # outside of the steps
 PHASES = ("wait", "transfer", "compute", *ASIDE)
@@ -61,6 +61,8 @@ class Clock:
         self._aside = dict.fromkeys(ASIDE, 0)
         self._before = self._of_a_step()
         self._cpu, self._computing_since = 0, time.process_time_ns()
+        self._told: list[tuple[int, int]] = []
+        self._until = max(0, self._warmup - self._count) or AT_ONCE  # steps until it is asked what was computed
         self._asked = self._mark = time.perf_counter_ns()
         if self._events:
             self._events.begin()
@@ -83,7 +85,8 @@ class Clock:
     def skip(self) -> None:
         """The time since the last mark belongs to no phase, and what this process computes from now on to no step.
 
-        To be called before anything that is no step; the next `lap` of that, or `begin`, ends it.
+        To be called after the last step before anything else; the next `lap` of evaluation or checkpoint, or `begin`,
+        ends it.
         """
         self._cpu, self._computing_since = self._computed(), None
         self._mark = time.perf_counter_ns()
@@ -110,6 +113,14 @@ class Clock:
         wait, transfer, compute = self._before = totals["wait"], totals["transfer"], totals["compute"]
         step = (self._asked, wait - before[0], transfer - before[1], compute - before[2], samples, nbytes)
         self._steps.add(step, made)
+        self._until -= 1
+        if not self._until:
+            self.settle()
+
+    def settle(self) -> None:
+        """What this process has computed until now belongs to the steps so far, to be called after a warm-up."""
+        self._told.append((len(self._steps), self._computed()))
+        self._until = AT_ONCE
 
     def _first_step(self) -> None:
         wait, transfer, compute = (now - then for now, then in zip(self._of_a_step(), self._before, strict=True))
@@ -125,7 +136,7 @@ class Clock:
     def epoch(self) -> EpochTimes:
         """The account of the present epoch so far; on an accelerator the host has seen its last step complete."""
         aside = {f"{name}_s": value / 1e9 for name, value in self._aside.items()}
-        times = self._steps.times(self._computed(), **aside)
+        times = self._steps.times([*self._told, (len(self._steps), self._computed())], **aside)
         if self._events is None:
             return times
         gaps, steps = self._events.read(len(times.wait))

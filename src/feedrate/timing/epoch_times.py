@@ -38,7 +38,8 @@ class Setup:
         usable_cores: that it may use at all, whoever else computes on them; 0 where that is not asked.
         worker_mb: memory that each worker has for itself, 0 where unknown.
         worker_delay_s: seconds for which the workers, all together, stood in the queue for a core in the measured time.
-        receive_cpu_ns: what threads beside the training compute, on average, to take over a batch from a process.
+        receive_cpu_ns: what threads beside the training compute, on average, to take over a batch from a process; 0
+            where they end with each epoch.
         packable: the override that lets later epochs read shards, empty where there is none.
     """
 
@@ -100,11 +101,13 @@ class Steps:
         rows = self._rows[max(0, len(self) - last) * _ROW.size :]  # a copy, as what is looked at could not grow
         return np.frombuffer(rows, dtype=np.int64).reshape(-1, len(_COLUMNS) + len(STAGES))
 
-    def times(self, cpu: int = 0, evaluation_s: float = 0.0, checkpoint_s: float = 0.0) -> EpochTimes:
+    def times(
+        self, cpu: Sequence[tuple[int, int]] = (), evaluation_s: float = 0.0, checkpoint_s: float = 0.0
+    ) -> EpochTimes:
         """The account so far.
 
         Args:
-            cpu: what this process computed in all these steps together, nanoseconds.
+            cpu: (steps, ns): what this process had computed by the end of that many of them; the last for all.
         """
         table = self._table(len(self))
         columns = {name: table[:, at].copy() for at, name in enumerate(_COLUMNS)}
@@ -112,7 +115,7 @@ class Steps:
         return EpochTimes(
             **columns,
             elapsed=elapsed,
-            cpu=elapsed * (cpu / max(1, elapsed.sum())),
+            cpu=_shared_out(cpu, elapsed),
             stages=table[:, len(_COLUMNS) :].copy(),
             steady=self._steady(columns["samples"]),
             evaluation_s=evaluation_s,
@@ -136,14 +139,15 @@ class EpochTimes:
         transfer: moving the batch to the device, as far as the host took part.
         compute: the step; on an accelerator by the device's own events.
         elapsed: the whole step by the host's clock.
-        cpu: float64, what this process computed meanwhile, in all its threads: of all the steps, by their length.
+        cpu: float64, what this process computed meanwhile, in all its threads; it is asked for many steps at once, of
+            which each counts by its length.
         begin, end: instants between which the batch was made, in its worker; both 0 where unknown.
         load_cpu: what the worker computed for it.
         worker: its number, -1 for the main thread.
         stages: (steps, stages), what of its making belongs to each of STAGES.
         samples: samples of the step.
         bytes: bytes of its batch.
-        steady: (steps,) bool, whether the step counts: warm-up steps and the run's first batch do not.
+        steady: (steps,) bool, whether the step counts: warm-up steps and the first of each size do not.
         evaluation_s, checkpoint_s: seconds, outside of every rate.
     """
 
@@ -293,6 +297,18 @@ class EpochTimes:
         if ready.any():
             return float(np.median(handed[ready]))
         return float(handed.min()) if handed.size else 0.0
+
+
+def _shared_out(cpu: Sequence[tuple[int, int]], elapsed: np.ndarray) -> np.ndarray:
+    """(steps,) float64: each step's share of what was computed in the steps that it was asked for with."""
+    shares = np.zeros(len(elapsed))
+    begin = before = 0
+    for end, ns in cpu:
+        if end > begin:
+            part = slice(begin, end)
+            shares[part] = elapsed[part] * ((ns - before) / max(1, elapsed[part].sum()))
+            begin, before = end, ns
+    return shares
 
 
 def _company(begin: np.ndarray, end: np.ndarray) -> np.ndarray:

@@ -71,50 +71,69 @@ def stage(name: str) -> _Stage:
         raise ValueError(f"stage({name!r}): must be one of {', '.join(STAGES)}") from None
 
 
-class Watch:
-    """Times the making of batches in one thread, from `start` to `stop`.
+class Computed:
+    """What a loader's batches compute: asked for the first SAMPLED of them and then for one in so many.
 
-    What the thread computed is asked for the first SAMPLED batches and then for one in so many, since that goes through
-    the kernel; the others count as computing as much.
+    That goes through the kernel; the others count as computing as much. Its threads share it: what one of them has just
+    been asked for stands for them all.
     """
 
-    __slots__ = ("_before", "_begin", "_count", "_cpu", "_mark", "_now", "_outer", "_spent", "running", "samples_ns")
+    __slots__ = ("count", "ns")
 
     def __init__(self) -> None:
+        self.count = self.ns = 0
+
+    def is_due(self) -> bool:
+        """Whether the batch that begins now is asked for it."""
+        count = self.count = self.count + 1
+        return count <= SAMPLED or not count % SAMPLED
+
+
+class Watch:
+    """Times the making of a batch in one thread, from `start` to `stop`; that of the next one, too."""
+
+    __slots__ = ("_around", "_before", "_begin", "_computed", "_mark", "_now", "_outer", "_spent", "running",
+                 "samples_ns")  # fmt: skip
+
+    def __init__(self, around: Watch | None = None) -> None:
         self.running = False
         self.samples_ns: Sequence[int] = ()
-        self._count = self._cpu = 0
+        self._around = around  # of the batch in whose making this one is made
+        self._computed: Computed
         self._before: int | None = None  # what the thread had computed before this batch, where that is asked for it
         self._begin = self._mark = self._now = 0
         self._spent: list[int] | None = None  # until a part is marked, all is the first
         self._outer: list[int]
 
     @staticmethod
-    def start() -> Watch:
-        """This thread's, as a batch is about to be made.
-
-        Where it is running already, in whose batch another is made, or for one that was broken off, it is a new one.
-        """
+    def start(computed: Computed) -> Watch:
+        """This thread's, as a batch of the loader of `computed` is about to be made; a new one within another batch."""
         watch = _thread.watch
         if watch.running:
-            watch = _thread.watch = Watch()
+            watch = _thread.watch = Watch(watch)
         watch.running, watch.samples_ns, watch._spent = True, (), None
-        count = watch._count = watch._count + 1
-        watch._before = time.thread_time_ns() if count <= SAMPLED or not count % SAMPLED else None
+        watch._computed = computed
+        watch._before = time.thread_time_ns() if computed.is_due() else None
         watch._begin = clock_ns()
         return watch
 
     def stop(self, worker: int | None) -> tuple[int, ...]:
         """It is made: the values of a Load."""
-        end, begin = clock_ns(), self._begin
-        self.running = False
+        end, begin, computed = clock_ns(), self._begin, self._computed
+        self.end()
         if self._before is not None:
-            self._cpu = time.thread_time_ns() - self._before
-        cpu, number, spent = min(self._cpu, end - begin), MAIN_THREAD if worker is None else worker, self._spent
+            computed.ns = time.thread_time_ns() - self._before
+        cpu, number, spent = min(computed.ns, end - begin), MAIN_THREAD if worker is None else worker, self._spent
         if spent is None:
             return begin, end, cpu, number, end - begin, 0, 0, 0, 0
         spent[self._now] += end - self._mark
         return begin, end, cpu, number, *spent
+
+    def end(self) -> None:
+        """It is made, or was broken off."""
+        self.running = False
+        if self._around is not None:
+            _thread.watch = self._around
 
     def enter(self, number: int) -> None:
         now = clock_ns()

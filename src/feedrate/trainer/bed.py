@@ -188,6 +188,8 @@ def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: floa
         now = time.perf_counter()
         if steps < warm and now - begin >= seconds:  # long steps need no more
             warm = steps
+        if steps == warm:
+            clock.settle()
         if steps <= warm:
             steady_from = now
         elif now >= until or (steps >= warm + FEW_STEPS and now - steady_from >= seconds):

@@ -250,6 +250,7 @@ class Trainer:
                 self._save_if_due()
                 self._may_stop()
         self._stop.safe = False
+        clock.skip()
         if not state.meter.samples:
             raise UserError("the training loader gave no batch; lower loader.batch_size or set loader.drop_last=false")
         if pending:  # the epoch's last batches do not fill an accumulation window
