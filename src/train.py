@@ -159,8 +159,7 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Record
         # -------------------------------------------------------------------------------------------------
-        engine = getattr(loaders["train"], "engine", "torch")
-        facts = {**trainer.digests(), "engine": engine, **trial.facts(result.stopped)}
+        facts = {**trainer.digests(), "engine": record.engine_of(trainer), **trial.facts(result.stopped)}
         verdict = trainer.verdict()
         summary = record.record_end(tracker, run, trainer, result, verdict, facts)
         if config.tracking.log_model:
@@ -182,14 +181,15 @@ def train(cfg: DictConfig) -> float:
         text = str(error) or "interrupted" if status == "KILLED" else describe(error)
         if not ended:
             verdict = trainer.verdict() if trainer is not None else None
-            record.record_failure(run, tracker.run_id if tracker else run_id, status, text, verdict)
+            record.record_failure(run, tracker.run_id if tracker else run_id, status, text, trainer, verdict)
             if verdict is not None:
                 log.info("until then: %s", verdict)
             if status == "KILLED" and (folder.path / "checkpoints/last.pt").exists():
                 log.info("run folder  %s   (goes on with trainer.resume=auto)", folder.path)
         if tracker is not None and not ended:
-            if verdict is not None:
+            if trainer is not None and verdict is not None:
                 record.record_verdict(tracker, verdict)
+                tracker.tags({"feedrate.engine": record.engine_of(trainer)})
             tracker.end(status, text)
             record.record_run_id(run, tracker.run_id)
         raise

@@ -136,7 +136,10 @@ def test_SIGTERM_while_a_checkpoint_is_written_lets_it_be_written(tmp_path, digi
     assert process.wait(timeout=60) == 143
     state = checkpoint.load(folder / "checkpoints/last.pt")
     assert state["step"] >= 1
-    assert json.loads((folder / "summary.json").read_text())["status"] == "KILLED"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "KILLED"
+    assert summary["engine"] in ("thread", "process")
+    assert summary["slow_samples"] == []  # of samples that are read as a whole batch none is timed
     assert sorted(path.name for path in folder.glob(".[!h]*")) == []
     assert not list(folder.glob("checkpoints/.*"))
 

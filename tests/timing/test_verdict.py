@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from accounts import account, held_up, setup
+from accounts import MS, account, held_up, setup
 
-from feedrate.timing.epoch_times import joined
+from feedrate.timing.epoch_times import Steps, joined
+from feedrate.timing.stages import Load
 from feedrate.timing.trace import rows_of, trace
 from feedrate.timing.verdict import judge
 
@@ -72,6 +74,30 @@ def test_a_run_without_workers_is_told_how_many_are_enough() -> None:
     remedy = judge(account(8, 10, 0, cpu_share=0.0), setup("inline", 0)).remedies[0]
     assert remedy.override == "loader.num_workers=1"
     assert 1.5 < remedy.gain <= 1.8  # taking batches over costs something
+
+
+def test_small_batches_are_left_to_a_thread_where_the_dataset_allows_it() -> None:
+    times = account(0.3, 1.1, 0)
+    remedy = judge(times, setup("inline", 0, threadable=True)).remedies[0]
+    assert remedy.override == "loader.num_workers=1"
+    assert 1.15 < remedy.gain < 1.4 / 1.1
+    assert judge(times, setup("inline", 0)).remedies == ()  # a process takes as long to hand a batch over
+
+
+def test_being_held_up_is_told_beside_the_waiting() -> None:
+    verdict = judge(held_up(2.0, 3.0, 2.0), setup("thread", 1))
+    assert verdict.kind == "input-bound"
+    assert re.match(r"training waited \S+ % of \S+ s and was held up for 3\d %\.", verdict.reason)
+
+
+def test_what_was_achieved_is_no_more_than_a_ceiling() -> None:
+    rows = Steps(0, {8})
+    for number in range(30):  # each batch was made while the run evaluated, which belongs to no step
+        begin = number * 100 * MS
+        rows.add((begin, 0, 0, MS, 8, 1000), Load(begin - 50 * MS, begin - 10 * MS, 40 * MS, 0, 40 * MS))
+    figures = judge(rows.times(), setup("process", 1)).figures
+    assert figures["samples_per_s"] == pytest.approx(8000)
+    assert figures["efficiency_pct"] == pytest.approx(100)
 
 
 def test_shards_are_advised_where_the_dataset_can_keep_them_and_reading_is_the_load() -> None:

@@ -171,6 +171,7 @@ MISTAKES = {
     "loader=torch": "tunes Feedrate's loader",
     "tune.output=FOLDER": "tune.output=FOLDER: cannot be written (Is a directory); name another file",
     "tune.output=/dev/null/tuned.yaml": "tune.output=/dev/null/tuned.yaml: cannot be written (Not a directory); name",
+    "tune.output=FOLDER/own.yaml": "tune.output=FOLDER/own.yaml: that file was not written by tune.py",
     "tune.output=": "tune.output=: must be a text that is not empty",
     "tune.budget_s=0": "tune.budget_s=0: must be greater than 0",
     "experiment=generated_feed": "experiment: tune.py has no such group; leave it out\nIts groups: dataset, loader,",
@@ -181,6 +182,7 @@ MISTAKES = {
 
 def test_a_mistake_is_answered_before_anything_is_tried(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "own.yaml").write_text("num_workers: 3\n")
 
     def answer(mistake: str) -> subprocess.CompletedProcess[str]:
         chosen = [f"tune.output={tmp_path}/tuned.yaml"] * ("output" not in mistake)
@@ -193,4 +195,5 @@ def test_a_mistake_is_answered_before_anything_is_tried(tmp_path: Path) -> None:
         assert MISTAKES[mistake].replace("FOLDER", f"{tmp_path}/folder") in done.stderr
         assert len(done.stderr.splitlines()) <= 3
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "own.yaml").read_text() == "num_workers: 3\n"
     assert set(ROOT.glob("outputs/*")) == before

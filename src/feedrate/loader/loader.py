@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from feedrate.dataset.build import list_IDs
 from feedrate.errors import UserError
 from feedrate.loader.digest import OrderDigest, content_hash
-from feedrate.loader.engine import checked, choose
+from feedrate.loader.engine import checked, choose, may_be_threads
 from feedrate.loader.fetch import Samples
 from feedrate.loader.inline import Inline
 from feedrate.loader.order import Order, Plan
@@ -101,8 +101,7 @@ class Loader(DataLoader[Any]):
         self._tickets = Tickets(dataset)
         self._expect(1)
         self._engine: Inline | Threads | Workers | None = None
-        self._setup = setup_of(self)
-        self._report = Report(self._setup)
+        self._report = Report(setup_of(self))
         # the position: `_at` in the epoch of `_order`, and whether a pass through that epoch has begun
         self._order, self._at, self._begun = Order(self._size(), self.seed, 0, self._shuffled), 0, False
         self._digest = OrderDigest(names)
@@ -219,7 +218,7 @@ class Loader(DataLoader[Any]):
         rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
         batches = self._engine.begin(rest, self)
         self._begun = True
-        self._report.begin(self._order.epoch, replace(self._setup, engine=self.engine))
+        self._report.begin(self._order.epoch, setup_of(self))
         return Pass(self, self._engine, _joined(made, batches) if made else batches, plan, self._passes)
 
     def _plan(self, start: int) -> Plan:
@@ -256,6 +255,11 @@ class Loader(DataLoader[Any]):
     def tasks(self) -> list[tuple[int, int]]:
         """Process and thread of each worker that lives now, as the system numbers them."""
         return self._engine.tasks() if self.seed is not None and self._engine is not None else []
+
+    @property
+    def threadable(self) -> bool:
+        """Whether threads can be trusted with what this loader has loaded without workers."""
+        return self.seed is not None and self.engine == "inline" and may_be_threads(self)
 
     def helpers(self) -> list[tuple[int, int]]:
         """The same of threads in this process that take batches over from worker processes, whichever loader's."""

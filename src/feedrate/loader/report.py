@@ -25,6 +25,7 @@ def setup_of(loader: Any) -> Setup:
         prefetch=getattr(loader, "prefetch_factor", None) or 2,
         batch_size=getattr(loader, "batch_size", None) or 1,
         cores=float(usable_cores()),
+        threadable=getattr(loader, "threadable", False),
     )
 
 

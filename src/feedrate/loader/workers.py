@@ -355,6 +355,12 @@ def start_method(num_workers: int) -> str | None:
 def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError | None:
     """The error for the user, with what usually helps."""
     text = str(error).partition("\n")[0].strip()
+    if isinstance(error, (RuntimeError, OSError)) and ("Too many open files" in text):
+        return UserError(
+            "the loader's worker processes need more open files than the system allows\n"
+            "Raise the limit (ulimit -n), lower loader.num_workers or loader.prefetch_factor, or set "
+            "loader.engine=thread"
+        )
     died = isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
     # a batch that was on its way cannot be fetched from a worker that is gone; "Caught" begins what a worker reports
     broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not text.startswith("Caught")

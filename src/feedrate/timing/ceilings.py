@@ -43,7 +43,8 @@ def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
         found["loader/load_ms_p50"], found["loader/load_ms_p95"] = np.percentile(load_ms, [50, 95])
         found["loader/worker_busy_pct"] = min(100.0, 100 * load_ms.sum() / 1e3 / elapsed_s / makers)
         found["loader/ready_batches"] = times.ready[steady].mean()
-        found["loader/ceiling_samples_per_s"] = each / max(1.0, loader_ns(times, setup))
+        # batches that are made while a run evaluates are ready afterwards, in no time of a step
+        found["loader/ceiling_samples_per_s"] = max(rate, each / max(1.0, loader_ns(times, setup)))
         lower = min(found["loader/ceiling_samples_per_s"], found["compute/ceiling_samples_per_s"])
         found["loader/efficiency_pct"] = 100 * rate / lower
         for name, share in zip(STAGES, spent / max(1, spent.sum()), strict=True):

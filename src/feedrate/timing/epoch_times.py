@@ -40,6 +40,7 @@ class Setup:
         worker_delay_s: seconds for which the workers, all together, stood in the queue for a core in the measured time.
         receive_cpu_ns: what threads beside the training compute, on average, to take over a batch from a process; 0
             where they end with each epoch.
+        threadable: whether workers may be threads, where there are none so far.
         packable: the override that lets later epochs read shards, empty where there is none.
     """
 
@@ -52,6 +53,7 @@ class Setup:
     worker_mb: float = 0.0
     worker_delay_s: float = 0.0
     receive_cpu_ns: float = 0.0
+    threadable: bool = False
     packable: str = ""
 
     @property

@@ -22,6 +22,8 @@ MOST_WORKERS = 16  # advised; more want trying, as tune.py does
 PREFETCHES = (2, 4, 8, 16)
 MODELLED = 2000  # batches at most that the model goes through
 RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, computing as well, where it was not seen
+TAKE_S = 5e-5  # and from a thread
+THREADS_S = 1e-3  # of computing in a batch, up to which loader.engine=auto surely takes threads, if it may
 SEND_S = 3e-4  # what it takes the process to send it
 COPY_BYTES_PER_S = 4e9  # at which a packed batch is gathered, where it was not measured
 
@@ -57,11 +59,15 @@ def remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
 
     def seconds(costs: Costs = costs, workers: int = setup.workers, prefetch: int = setup.prefetch,
                 threads: bool = setup.threads) -> float:  # fmt: skip
-        return seconds_per_batch(costs, Plan(workers, prefetch, threads), 1.0 if locked and threads else setup.cores)
+        alone = threads and workers and (locked or not setup.workers)  # where it was not seen, they count as locked
+        return seconds_per_batch(costs, Plan(workers, prefetch, threads), 1.0 if alone else setup.cores)
 
     now = measured if locked else min(seconds(), measured)  # by model or measurement: what promises less
-    with_workers = costs if setup.workers else _in_processes(costs)
-    plans = {k: seconds(with_workers if k else costs, workers=k) for k in _counts(costs, setup)}
+    with_workers, threads = costs, setup.threads
+    if not setup.workers:
+        threads = setup.threadable and costs.load_cpu <= THREADS_S
+        with_workers = replace(costs, receive=TAKE_S) if threads else _in_processes(costs)
+    plans = {k: seconds(with_workers if k else costs, workers=k, threads=threads) for k in _counts(costs, setup)}
     if kind == "compute-bound":
         enough = [k for k, s in plans.items() if k < setup.workers and s <= now * AS_GOOD and _ample(costs, k)]
         saved = (setup.workers - min(enough)) * setup.worker_mb if enough else 0

@@ -84,7 +84,8 @@ def _judged(times: EpochTimes, setup: Setup) -> Verdict:
     else:
         kind = "balanced"
     kept = {name: figures[metric] for name, metric in FIGURES.items() if metric in figures}
-    said = [f"training waited {_percent(wait_pct)} of {_seconds(elapsed_s)}."]
+    also = f" and was held up for {_percent(held)}" if held > HELD_UP_PCT else ""
+    said = [f"training waited {_percent(wait_pct)} of {_seconds(elapsed_s)}{also}."]
     if loader is None:
         said.append(f"It made {_rate(achieved)}, {_takes(compute)}.")
         if kind == "input-bound":

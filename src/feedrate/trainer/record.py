@@ -182,10 +182,27 @@ def closing_line(result: Result, seconds: float, verdict: Verdict | None) -> str
     return text if verdict is None else f"{text}  {verdict.figures['samples_per_s']:,.0f} samples/s"
 
 
-def record_failure(run: Run, run_id: str | None, status: str, error: str, verdict: Verdict | None = None) -> None:
-    """summary.json of a run that did not end well, so that the folder tells what happened."""
+def record_failure(
+    run: Run,
+    run_id: str | None,
+    status: str,
+    error: str,
+    trainer: Trainer | None = None,
+    verdict: Verdict | None = None,
+) -> None:
+    """summary.json of a run that did not end well, so that the folder tells what happened.
+
+    Args:
+        trainer: where it came so far.
+    """
     judged = {"verdict": asdict(verdict)} if verdict is not None else {}
-    write_summary(run.folder, {**_birth(run, run_id), "status": status, "error": error, **judged})
+    trained = {"engine": engine_of(trainer), "slow_samples": trainer.account.slow_samples()} if trainer else {}
+    write_summary(run.folder, {**_birth(run, run_id), "status": status, "error": error, **judged, **trained})
+
+
+def engine_of(trainer: Trainer) -> str:
+    """Of the training partition's loader."""
+    return str(getattr(trainer.loaders["train"], "engine", "torch"))
 
 
 def record_run_id(run: Run, run_id: str | None) -> None:

@@ -23,6 +23,7 @@ from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.tune import Trial, Tuned
 from feedrate.whole_file import check_place, replace_shared_file, told
 
+WRITTEN = "# Written by "  # begins the second line of an option's file
 COMPARED_S = 1.0  # for which batches are loaded inline to compare them
 MOST_COMPARED = 16  # batches
 
@@ -105,7 +106,7 @@ def option(node: Mapping[str, Any], found: Tuned, same: Same, command: str, data
         command: that made it.
     """
     lines = [
-        f"# Written by {command}",
+        f"{WRITTEN}{command}",
         f"# on {today()}, for {data_and_model} on {usable_cores()} cores.",
         f"# {words(found)}; the step can take {found.step_samples_per_s:,.0f} samples/s.",
         f"# Tuning changes {same.kept}: {same}.",
@@ -124,6 +125,11 @@ def check(path: Path) -> None:
     """
     with _told(path):
         check_place(path)
+        foreign = path.is_file() and WRITTEN not in path.read_text(encoding="utf-8", errors="replace")
+    if foreign:
+        raise UserError(
+            f"tune.output={path}: that file was not written by tune.py, and would be lost; name another one"
+        )
 
 
 def write(path: Path, text: str) -> None:
