@@ -92,6 +92,16 @@ def test_a_closed_gate_opens_for_a_batch_that_nobody_makes() -> None:
     assert passed.wait(60)
 
 
+def test_between_two_epochs_the_gate_is_open() -> None:
+    gate = Gate(1)
+    for _ in range(FIRST):
+        gate.asked(begun=True)  # the last one closes it
+    gate.rest()
+    passed = threading.Event()
+    threading.Thread(target=lambda: (gate.enter(), passed.set()), daemon=True).start()
+    assert passed.wait(60)
+
+
 def test_closing_a_loader_ends_threads_that_stand_at_a_closed_gate() -> None:
     before = set(threading.enumerate())
     loader = Loader(Slow(), 4, seed=0, num_workers=2, engine="thread")

@@ -65,6 +65,12 @@ class Gate:
                 return
             self._quiet = not self._behind
 
+    def rest(self) -> None:
+        """Nobody asks for a while."""
+        with self._changed:
+            if self._room != math.inf:
+                self._open(math.inf)
+
     def begin_anew(self) -> None:
         """As at first: an epoch follows whose account is to stand for itself."""
         with self._changed:

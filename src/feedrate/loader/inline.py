@@ -45,6 +45,9 @@ class Inline:
     def lost(self, error: BaseException) -> UserError | None:
         return None
 
+    def rest(self) -> None:
+        """Nothing runs ahead."""
+
     def end(self) -> None:
         """Nothing runs ahead."""
 

@@ -33,6 +33,7 @@ class Pass(Iterator[Any]):
         self, loader: Loader, engine: Inline | Threads | Workers, batches: Iterator[Any], plan: Plan, number: int
     ) -> None:
         self._loader, self._watched, self._next = loader, engine.watched, batches.__next__
+        self._rest = engine.rest
         self._plan, self._number = plan, number
         self._at, self._left = plan.start, len(plan)
         self._error: Exception | None = None
@@ -73,6 +74,7 @@ class Pass(Iterator[Any]):
         self._at = self._loader._at = self._plan.end  # also where there was nothing for this rank
         self._next = iter(()).__next__
         self._loader._tickets.end()
+        self._rest()
 
     def _stop(self, error: BaseException) -> None:
         """After an error the pass is over: asked again it fails again. Workers that serve it alone end now."""

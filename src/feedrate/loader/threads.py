@@ -76,6 +76,12 @@ class Threads:
     def lost(self, error: BaseException) -> UserError | None:
         return None
 
+    def rest(self) -> None:
+        """A pass is over, and nobody asks for a batch until the next one: they are to make what that begins with."""
+        batches = self._running() if self._running is not None else None
+        if batches is not None:
+            batches.crew.gate.rest()
+
     def end(self) -> None:
         """Ends the threads, each after the sample or whole batch that it is loading; hardly waits for that."""
         self._stop(CLOSE_S)

@@ -102,6 +102,9 @@ class Workers:
         """What an error of torch's says of a worker that died or hung; None for any other error."""
         return _lost(error, self._started.processes)
 
+    def rest(self) -> None:
+        """A pass is over; they go on with the next one by themselves."""
+
     def end(self) -> None:
         """Ends them, whether they serve a pass or wait for the next epoch; who does not listen to torch is killed."""
         received = self._running() if self._running is not None else None
