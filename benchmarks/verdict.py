@@ -224,12 +224,11 @@ class Judged:
 
 
 def judged(cell: Cell) -> Judged:
-    before, _ = together(cell, 0.0)
+    loader, _ = together(cell, 0.0)
     step = alone(cell.step_ms)
     rate, verdict = together(cell, cell.step_ms)
-    after, _ = together(cell, 0.0)
     assert verdict is not None
-    return Judged(cell, (before + after) / 2, step, rate, verdict)
+    return Judged(cell, loader, step, rate, verdict)
 
 
 def run() -> str:
