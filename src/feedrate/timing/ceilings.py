@@ -75,30 +75,23 @@ def held_pct(times: EpochTimes, setup: Setup) -> float:
     return float(100 * max(0.0, extra) / max(1, times.elapsed[steady].sum()))
 
 
-def busy_cores(times: EpochTimes, setup: Setup) -> float:
-    """Cores on which the run computed, on average."""
-    steady = times.counted
-    return float(_computing_ns(times, setup) / max(1, times.elapsed[steady].sum()))
-
-
-def _computing_ns(times: EpochTimes, setup: Setup) -> float:
-    """What main process and workers computed in the steady time."""
-    steady = times.counted
-    apart = times.load_cpu[steady].sum() if setup.engine == "process" else 0
-    return float(times.cpu[steady].sum() + apart)
-
-
 def all_cores_busy(times: EpochTimes, setup: Setup) -> bool:
     """Whether the run computed on all cores that it could have, so that whatever computes more makes it slower."""
-    return busy_cores(times, setup) > BUSY * setup.cores
+    return sum(_computing(times, setup)) > BUSY * setup.cores
 
 
 def no_core_left(times: EpochTimes, setup: Setup) -> bool:
     """Whether the steps compute on so many cores that a loader takes from them whatever it computes, in any engine."""
+    return _computing(times, setup)[0] > setup.cores - CORE_LEFT or all_cores_busy(times, setup)
+
+
+def _computing(times: EpochTimes, setup: Setup) -> tuple[float, float]:
+    """Cores on which the steps computed in the steady time, on average, and on which the loader did."""
     steady = times.counted
-    beside = times.load_cpu[steady].sum() if setup.engine in ("thread", "inline") else 0
-    own = float((times.cpu[steady].sum() - beside) / max(1, times.elapsed[steady].sum()))
-    return own > setup.cores - CORE_LEFT or all_cores_busy(times, setup)
+    elapsed, main, loader = (part[steady].sum() for part in (times.elapsed, times.cpu, times.load_cpu))
+    if setup.engine in ("thread", "inline"):  # the loader's computing is counted in the main process, too
+        main -= loader
+    return float(main / max(1, elapsed)), float(loader / max(1, elapsed))
 
 
 def one_at_a_time(times: EpochTimes, setup: Setup) -> bool:

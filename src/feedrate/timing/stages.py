@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 STAGES = ("fetch", "decode", "transform", "collate", "handover")
 MAIN_THREAD = -1  # stands for no worker
+_NO_OTHER = (0,) * (len(STAGES) - 1)
 SAMPLED = 8  # of so many batches one is asked what it computed
 SLOWEST = 20  # samples that are told by name
 clock_ns = time.perf_counter_ns  # the one clock of all accounts
@@ -125,7 +126,7 @@ class Watch:
             computed.ns = time.thread_time_ns() - self._before
         cpu, number, spent = min(computed.ns, end - begin), MAIN_THREAD if worker is None else worker, self._spent
         if spent is None:
-            return begin, end, cpu, number, end - begin, 0, 0, 0, 0
+            return (begin, end, cpu, number, end - begin, *_NO_OTHER)
         spent[self._now] += end - self._mark
         return begin, end, cpu, number, *spent
 
