@@ -5,6 +5,7 @@ HYDRA_FULL_ERROR=1 shows the whole traceback instead. Heavy packages are importe
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -12,11 +13,12 @@ import os
 import re
 import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -38,9 +40,37 @@ FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # what the user asked f
 def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Composes conf/`config_name`.yaml with the command line's overrides and calls `job` with it.
 
-    Ctrl-C ends the process at once, until the job takes it (feedrate.signals). Does not return when the job fails: exit
-    code 1 for a mistake or a failure, 128 + signal where one has stopped it.
+    Ctrl-C ends the process at once, until the job takes it (feedrate.signals). For the last statement of a program: it
+    ends the process, with exit code 1 for a mistake or a failure, 128 + signal where one has stopped it. Where
+    something else has started the program, a profiler or a debugger, it returns, or raises SystemExit.
     """
+    alone = sys._getframe(1).f_back is None and not sys.flags.inspect
+    code = 0
+    try:
+        _run(job, config_name)
+    except SystemExit as ended:
+        if not alone or not isinstance(ended.code, int):  # a text is Python's to print
+            raise
+        code = ended.code
+    if alone:
+        _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process as Python does, but for taking the interpreter apart.
+
+    That takes a third of a second with torch, and a thread that comes back from torch in this time, as one that loads,
+    aborts the process.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for all that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+            stream.flush()
+    os._exit(code & 0xFF)
+
+
+def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     quit_on_interrupt()
     outlive_readers()
     root = str(CONF.parent)

@@ -1,0 +1,92 @@
+"""How a program that `launch` has run comes to its end."""
+
+from __future__ import annotations
+
+import os
+import pstats
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+
+BUSY_IN_TORCH = """
+import torch
+from feedrate.launch import launch
+from feedrate.loader import Loader, threads
+
+threads.PATIENCE_S = threads.CLOSE_S = 0.02  # a sample takes longer than Python waits for one
+
+class Samples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        return X @ X  # a single call, which lets go of the interpreter and wants it back
+
+def job(config):
+    global batches
+    batches = iter(Loader(Samples(), 1, seed=0, engine="thread", num_workers=8, prefetch_factor=99))
+    next(batches)
+    if config.seed == 1:
+        raise ValueError("no more")
+    if config.seed == 2:
+        raise KeyboardInterrupt
+
+torch.set_num_threads(1)
+X = torch.ones(1400, 1400)
+launch(job, "train")
+"""
+
+AT_THE_END = """
+import atexit, sys, threading, time
+from feedrate.launch import launch
+
+def late():
+    time.sleep(0.3)
+    print("thread", flush=True)
+
+def job(config):
+    atexit.register(print, "handler")
+    threading.Thread(target=late).start()
+    print("job")
+    if config.seed:
+        sys.exit(config.seed)
+
+launch(job, "train")
+"""
+
+
+def end(folder: Path, program: str, *arguments: str, through: tuple[str, ...] = ()) -> tuple[int, str, str]:
+    """Exit code, output and errors of a program that Python runs, by itself or through a module's command."""
+    (folder / "program.py").write_text(program)
+    ended = subprocess.run(
+        [sys.executable, *through, str(folder / "program.py"), f"hydra.run.dir={folder}/run", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(SRC)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("seed", "code", "words"),
+    [(0, 0, ""), (1, 1, "error: ValueError: no more"), (2, 130, "interrupted\n")],
+    ids=["finished", "failed", "stopped"],
+)
+def test_threads_that_are_still_in_torch_do_not_abort_the_process(tmp_path, seed, code, words):
+    found, _, said = end(tmp_path, BUSY_IN_TORCH, f"seed={seed}")
+    assert (found, words in said, "terminate" in said) == (code, True, False), said
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("through", [(), ("-m", "cProfile", "-o", "profile")], ids=["alone", "in a profiler"])
+def test_what_runs_at_the_end_of_a_program_runs_and_its_output_is_there(tmp_path, through, code):
+    told = 0 if through else code  # the profiler's own
+    assert end(tmp_path, AT_THE_END, f"seed={code}", through=through) == (told, "job\nthread\nhandler\n", "")
+    if through:
+        assert pstats.Stats(str(tmp_path / "profile")).total_calls > 1000  # type: ignore[attr-defined]
