@@ -594,6 +594,9 @@ def test_the_report_counts_what_was_delivered() -> None:
     assert report.first_batch_s > 0
     assert min(report.load_ms(50, 95)) > 0
     assert "37 samples in 8 batches" in str(report)
+    assert report.verdict is not None
+    assert f"waited {report.verdict.figures['wait_pct']:.1f} % of the time" in str(report)
+    assert report.samples_per_s == pytest.approx(report.verdict.figures["samples_per_s"])
 
 
 # ---------------------------------------------------------------------------------------------------------

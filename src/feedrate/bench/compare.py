@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from feedrate.bench.measure import About, Subject, Taken
+from feedrate.bench.measure import FED_PCT, About, Subject, Taken
 from feedrate.config import BenchingConfig
 from feedrate.errors import UserError
 
@@ -42,6 +42,14 @@ class Entry:
         alone = self.taken[0.0]
         return {stage: float(median(one.stages_pct[stage] for one in alone)) for stage in alone[0].stages_pct}
 
+    def sufficient_step_ms(self) -> float:
+        """The shortest step that it feeds: as its costs alone tell, but none that was seen to wait longer; 0 where none
+        is known.
+        """
+        told = self.middle("sufficient_step_ms")
+        short = max((step for step in self.taken if step and self.middle("wait_pct", step) > FED_PCT), default=0.0)
+        return told if told > short else min((step for step in self.taken if step > short), default=0.0)
+
     def row(self) -> dict[str, Any]:
         """For bench.json."""
         assert self.about is not None
@@ -60,7 +68,7 @@ class Entry:
             "spread": [min(alone), max(alone)],
             "load_ms": self.middle("load_ms"),
             "stages_pct": self.stages(),
-            "sufficient_step_ms": self.middle("sufficient_step_ms"),
+            "sufficient_step_ms": self.sufficient_step_ms(),
             "copy_samples_per_s": self.about.copy_samples_per_s,
             "read_samples_per_s": self.about.read_samples_per_s,
             "steps": [
@@ -105,7 +113,8 @@ def told(entry: Entry) -> str:
     about = entry.about
     assert about is not None
     size = f"{about.sample_bytes / 1e3:.1f} KB" if about.sample_bytes < 1e6 else f"{about.sample_bytes / 1e6:.1f} MB"
-    how = f"{about.workers} workers, {about.engine}" if about.workers else "no workers"
+    plural = "" if about.workers == 1 else "s"
+    how = f"{about.workers} worker{plural}, {about.engine}" if about.workers else "no workers"
     rates = entry.rates()
     lines = [
         f"{entry.name}",
@@ -129,7 +138,7 @@ def told(entry: Entry) -> str:
             f"  step {step:>4g} ms {entry.middle('samples_per_s', step):,.0f} samples/s, "
             f"waited {entry.middle('wait_pct', step):.1f} %"
         )
-    if least := entry.middle("sufficient_step_ms"):
+    if least := entry.sufficient_step_ms():
         rate = 1e3 * about.batch_size / least
         lines.append(f"  suffices    for steps of {least:.3g} ms and more ({rate:,.0f} samples/s)")
     return "\n".join(lines)

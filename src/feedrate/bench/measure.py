@@ -19,6 +19,7 @@ from feedrate.errors import UserError
 from feedrate.signals import STOPPING, ignore, unheard
 
 DIGEST_BATCHES = 16  # the first ones, over whose IDs order_digest goes
+FED_PCT = 2.0  # of waiting at most, where a loader suffices
 COPY_S = 0.2  # of each measurement of the machine's own limits
 _MB = 1e6
 
@@ -34,7 +35,7 @@ class Taken:
         ceiling_samples_per_s: what the loader can make.
         load_ms: what a batch takes in its worker, the middle one; 0 where unknown.
         stages_pct: what the load is made of, by stage.
-        sufficient_step_ms: the shortest step that it feeds with 2 % of waiting at most; 0 where unknown.
+        sufficient_step_ms: the shortest step that it feeds with FED_PCT of waiting at most, as its costs tell; 0 where unknown.
     """
 
     samples_per_s: float
@@ -287,7 +288,7 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
 
 
 def _sufficient(times: Any, setup: Any) -> float:
-    """By the model of timing/pipeline.py: with which step a batch takes 2 % longer than the step at most."""
+    """By the model of timing/pipeline.py: with which step a batch takes FED_PCT longer than the step at most."""
     from feedrate.timing.pipeline import Plan, seconds_per_batch
     from feedrate.timing.remedies import costs_of, with_step
 
@@ -295,7 +296,7 @@ def _sufficient(times: Any, setup: Any) -> float:
     low, high = 0.0, 100 * max(1e-6, sum(costs.load) / len(costs.load) + costs.receive)
     for _ in range(30):
         middle = (low + high) / 2
-        if seconds_per_batch(with_step(costs, middle), plan, setup.cores) <= 1.02 * middle:
+        if seconds_per_batch(with_step(costs, middle), plan, setup.cores) <= (1 + FED_PCT / 100) * middle:
             high = middle
         else:
             low = middle

@@ -32,7 +32,8 @@ def setup_of(loader: Any) -> Setup:
 class Report:
     """Times of one epoch, a row per batch.
 
-    The first batch counts as start-up: it is reported as `first_batch_s` and left out of rates and waiting.
+    The first batch counts as start-up: it is reported as `first_batch_s`. Rates and waiting, here as in the verdict, are
+    of the steps between it and the last batch, of whose step the end is not known; of all where there are none.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -61,7 +62,8 @@ class Report:
         times = self._steps.times()
         handed = times.asked + times.wait
         compute = np.append(times.asked[1:] - handed[:-1], 0)[: len(handed)]
-        steady = np.arange(len(handed)) > 0
+        number = np.arange(len(handed))
+        steady = (number > 0) & (number < len(handed) - 1)
         return replace(times, compute=compute, elapsed=times.wait + compute, steady=steady)
 
     @property
@@ -84,22 +86,21 @@ class Report:
 
     @property
     def samples_per_s(self) -> float:
-        """Samples after the first batch, over the time in which they came."""
-        elapsed = self._elapsed_ns()
-        return float(self.times.samples[1:].sum()) / elapsed * 1e9 if elapsed else 0.0
+        """Samples of the steps that count, over the time that these took."""
+        times = self.times
+        return 1e9 * self._share(times.samples, times)
 
     @property
     def wait_pct(self) -> float:
         """Share of that time for which the loop stood still for the next batch."""
-        elapsed = self._elapsed_ns()
-        return 100 * float(self.times.wait[1:].sum()) / elapsed if elapsed else 0.0
+        times = self.times
+        return 100 * self._share(times.wait, times)
 
     @property
     def worker_busy_pct(self) -> float:
         """Share of that time for which the workers made batches, on average."""
-        elapsed = self._elapsed_ns()
-        workers = max(1, self._setup.workers)
-        return min(100.0, 100 * float(self.times.load[1:].sum()) / elapsed / workers) if elapsed else 0.0
+        times = self.times
+        return min(100.0, 100 * self._share(times.load, times) / max(1, self._setup.workers))
 
     def load_ms(self, *percentiles: float) -> list[float]:
         """Percentiles of the time that a worker spent to make a batch."""
@@ -113,10 +114,11 @@ class Report:
         """Whether and why its user waited, and what would end it; None before the first batch."""
         return judge(self.times, self._setup) if self.batches else None
 
-    def _elapsed_ns(self) -> int:
-        """From the first batch to the last one."""
-        times = self.times
-        return int(times.work[:-1].sum() + times.wait[1:].sum())
+    @staticmethod
+    def _share(part: np.ndarray, times: EpochTimes) -> float:
+        """Of what counts, for each nanosecond; 0 without any."""
+        elapsed = int(times.elapsed[times.counted].sum())
+        return float(part[times.counted].sum()) / elapsed if elapsed else 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_elsewhere": None}  # a training loop's clock is no part of it

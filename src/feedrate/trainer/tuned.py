@@ -52,7 +52,8 @@ class Same:
         return "no batch" if self.as_before or not self.content else "no order"
 
     def __str__(self) -> str:
-        said = f"the first {self.batches} batches: order digest {self.order[:16]}"
+        first = f"first {self.batches} batches" if self.batches > 1 else "first batch"
+        said = f"the {first}: order digest {self.order[:16]}"
         if not self.content:
             return f"{said}, with this setting and {self.other}"
         if self.as_before:
