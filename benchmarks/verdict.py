@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 import torch
@@ -224,10 +225,12 @@ class Judged:
 
 
 def judged(cell: Cell) -> Judged:
-    loader, _ = together(cell, 0.0)
-    step = alone(cell.step_ms)
+    """The truths are measured before and after the run that is judged, as the machine's own speed changes."""
+    before = together(cell, 0.0)[0], alone(cell.step_ms)
     rate, verdict = together(cell, cell.step_ms)
+    after = together(cell, 0.0)[0], alone(cell.step_ms)
     assert verdict is not None
+    loader, step = (float(mean(rates)) for rates in zip(before, after, strict=True))
     return Judged(cell, loader, step, rate, verdict)
 
 

@@ -35,7 +35,8 @@ class Taken:
         ceiling_samples_per_s: what the loader can make.
         load_ms: what a batch takes in its worker, the middle one; 0 where unknown.
         stages_pct: what the load is made of, by stage.
-        sufficient_step_ms: the shortest step that it feeds with FED_PCT of waiting at most, as its costs tell; 0 where unknown.
+        sufficient_step_ms: the shortest step that it feeds with FED_PCT of waiting at most, as its costs tell; 0 where
+            unknown.
     """
 
     samples_per_s: float

@@ -32,8 +32,8 @@ def setup_of(loader: Any) -> Setup:
 class Report:
     """Times of one epoch, a row per batch.
 
-    The first batch counts as start-up: it is reported as `first_batch_s`. Rates and waiting, here as in the verdict, are
-    of the steps between it and the last batch, of whose step the end is not known; of all where there are none.
+    The first batch counts as start-up: it is reported as `first_batch_s`. Rates and waiting, here as in the verdict,
+    are of the steps between it and the last batch, of whose step the end is not known; of all where there are none.
     """
 
     def __init__(self, setup: Setup) -> None:
