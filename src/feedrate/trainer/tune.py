@@ -22,7 +22,7 @@ from feedrate.timing.remedies import costs_of
 from feedrate.trainer.bed import FEW_STEPS, Setting
 
 CLOSE = 1.10  # rates that differ by less are measured again, since noise may have decided
-TIMES = 3  # measurements of those
+TIMES = 5  # measurements of those
 PATIENCE = 3  # settings in a row that may bring nothing
 WAITS_PCT = 2.0  # of the time; less is hardly worth a search
 FED = 1.02  # times its rate is what the step alone makes: no setting can gain more
