@@ -97,6 +97,7 @@ def test_the_task_can_be_stated_either_way() -> None:
         (10**400, [0.5, 2], "auto", "1000", "at most 3.4e+38"),
         (10**60, [1, 2], "regression", "1000", "at most 3.4e+38"),
         ("n/a", [0.5, 2], "auto", '"n/a"', "dataset.task=classification"),
+        (2.5, ["a", "b"], "auto", "2.5", "give no number"),
         ("a", [1, 2], "regression", '"a"', "numbers"),
         (True, [1, 2], "regression", "true", "numbers"),
         ([1], [1, 2], "classification", "[1]", "one class"),
