@@ -84,8 +84,8 @@ def read_labels(
         if bad := _first_or_none(labels, partition, lambda v: type(v) is float and not _fits(v)):
             raise UserError(f"labels: ID {bad[0]!r} has the label {_shown(bad[1])}; labels must be {_FINITE}")
         if task == "auto" and (broken := _first_or_none(labels, partition, lambda v: type(v) is float and v % 1 != 0)):
-            numbers = Counter(_number(value) for values in labels.values() for value in values)
-            few = numbers[True] < numbers[False]
+            kind_counts = Counter(_number(value) for values in labels.values() for value in values)
+            few = kind_counts[True] < kind_counts[False]
             ID, value = broken if few else _first(labels, partition, lambda v: not _number(v))
             others, wanted = ("no numbers", "no number") if few else ("numbers with a fraction", "numbers only")
             raise UserError(
