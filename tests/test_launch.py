@@ -49,8 +49,12 @@ def late():
     print("thread", flush=True)
 
 def job(config):
+    global file
+    file = open("kept open", "w")
+    file.write("all of it")
     atexit.register(print, "handler")
     threading.Thread(target=late).start()
+    threading.Thread(target=time.sleep, args=(60 * config.trainer.max_epochs,), daemon=True).start()
     print("job")
     if config.seed:
         sys.exit(config.seed)
@@ -84,9 +88,12 @@ def test_threads_that_are_still_in_torch_do_not_abort_the_process(tmp_path, seed
 
 
 @pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("left", [0, 1], ids=["no thread left", "a thread left"])
 @pytest.mark.parametrize("through", [(), ("-m", "cProfile", "-o", "profile")], ids=["alone", "in a profiler"])
-def test_what_runs_at_the_end_of_a_program_runs_and_its_output_is_there(tmp_path, through, code):
+def test_what_runs_at_the_end_of_a_program_runs_and_its_output_is_there(tmp_path, through, left, code):
+    found = end(tmp_path, AT_THE_END, f"seed={code}", f"trainer.max_epochs={left}", through=through)
     told = 0 if through else code  # the profiler's own
-    assert end(tmp_path, AT_THE_END, f"seed={code}", through=through) == (told, "job\nthread\nhandler\n", "")
+    assert found == (told, "job\nthread\nhandler\n", "")
+    assert (tmp_path / "kept open").read_text() == "all of it"
     if through:
         assert pstats.Stats(str(tmp_path / "profile")).total_calls > 1000  # type: ignore[attr-defined]

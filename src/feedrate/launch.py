@@ -8,6 +8,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
+import io
 import logging
 import os
 import re
@@ -18,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -40,33 +42,35 @@ FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # what the user asked f
 def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Composes conf/`config_name`.yaml with the command line's overrides and calls `job` with it.
 
-    Ctrl-C ends the process at once, until the job takes it (feedrate.signals). For the last statement of a program: it
-    ends the process, with exit code 1 for a mistake or a failure, 128 + signal where one has stopped it. Where
-    something else has started the program, a profiler or a debugger, it returns, or raises SystemExit.
+    Ctrl-C ends the process at once, until the job takes it (feedrate.signals). Raises SystemExit with code 1 for a
+    mistake or a failure, 128 + signal where one has stopped it. For the last statement of a program, whose end it may
+    take over.
     """
-    alone = sys._getframe(1).f_back is None and not sys.flags.inspect
-    code = 0
+    alone = sys._getframe(1).f_back is None and not sys.flags.inspect  # no profiler, debugger or shell goes on after it
     try:
         _run(job, config_name)
     except SystemExit as ended:
-        if not alone or not isinstance(ended.code, int):  # a text is Python's to print
-            raise
-        code = ended.code
+        if alone and isinstance(ended.code, int):
+            _leave(ended.code)
+        raise
     if alone:
-        _leave(code)
+        _leave(0)
 
 
-def _leave(code: int) -> NoReturn:
-    """Ends the process as Python does, but for taking the interpreter apart.
+def _leave(code: int) -> None:
+    """Ends the process at once where a thread is left that nobody has been able to end; returns where there is none.
 
-    That takes a third of a second with torch, and a thread that comes back from torch in this time, as one that loads,
-    aborts the process.
+    When Python takes itself apart, such a thread aborts the process, if it comes back from torch meanwhile. All else
+    happens as at Python's own end.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # waits for all that are no daemons
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
-            stream.flush()
+    if threading.active_count() == 1:
+        return
+    for written in gc.get_objects():
+        if issubclass(type(written), (io.TextIOWrapper, io.BufferedWriter)):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+                written.flush()
     os._exit(code & 0xFF)
 
 
