@@ -22,6 +22,7 @@ def account(
     *,
     steps: int = 100,
     receive_ms: float = 0.0,
+    way_ms: float = 0.0,
     cpu_share: float = 1.0,
     step_cpu_share: float = 0.0,
     stage: str = "fetch",
@@ -35,7 +36,7 @@ def account(
         ns, worker = int(one * MS), number % max(1, workers)
         begin = max(free[worker], issued[number % len(issued)]) if workers else now
         end = free[worker] = begin + ns
-        got = max(now, end) + int(receive_ms * MS)
+        got = max(now, end + int(way_ms * MS)) + int(receive_ms * MS)
         spent = tuple(ns if name == stage else 0 for name in STAGES)
         load = Load(begin, end, int(cpu_share * ns), worker if workers else MAIN_THREAD, *spent)
         step = int(step_ms * MS)

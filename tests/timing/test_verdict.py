@@ -55,6 +55,16 @@ def test_an_input_bound_run_names_figures_cause_and_an_override_with_its_gain() 
     assert "Try loader.num_workers=4 (about 2.0x)" in str(verdict)
 
 
+@pytest.mark.parametrize("way_ms", [0.0, 0.9, 3.0])
+def test_that_batches_are_long_on_their_way_does_not_hide_what_another_worker_brings(way_ms: float) -> None:
+    """A process sends while it makes the next one; in pure Python it hardly comes to that."""
+    times = account(9, 6, 1, receive_ms=0.02, way_ms=way_ms)
+    assert times.way_ns() + times.receive_ns() == pytest.approx((way_ms + 0.02) * MS, abs=2)
+    (told, *_) = judge(times, setup("process", 1, 2.0)).remedies
+    assert told.override == "loader.num_workers=2"
+    assert told.gain == pytest.approx(1.5, rel=0.07)
+
+
 def test_where_loading_is_computing_no_more_workers_than_cores_are_advised() -> None:
     computing = account(40, 10, 2, cpu_share=1.0)
     verdict = judge(computing, setup(cores=2.0))

@@ -24,6 +24,7 @@ _STEP = ("asked", "wait", "transfer", "compute", "samples", "bytes")
 _COLUMNS = (*_STEP, "begin", "end", "load_cpu", "worker")  # and the stages
 _ROW = Struct(f"={len(_COLUMNS) + len(STAGES)}q")
 _UNKNOWN: tuple[int, ...] = Load(0, 0, 0, MAIN_THREAD, 0)
+RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, computing as well, where it was not seen
 AT_ONCE = 128  # steps whose rows are written together: what runs once, between two batches, is five times as slow
 
 
@@ -290,15 +291,26 @@ class EpochTimes:
         return float(np.median(found)) if len(found) >= MIN_QUIET else 0.0
 
     def receive_ns(self) -> float:
-        """What it takes the main process to take over a batch that is made; the middle one of the steady steps.
+        """What it takes the main process to take over a batch that is there; the middle one of the steady steps.
 
-        Where none was ready in time, the shortest way from its worker that was seen.
+        A batch is surely there once the one after it is made, too; before that it may be on its way from its worker.
+        Where hardly any was, the shortest that was seen, way and all, but no more than RECEIVE_S from a worker.
         """
         handed = (self.wait - self.starved)[self.counted]
-        ready = self.ready[self.counted] > 0
-        if ready.any():
-            return float(np.median(handed[ready]))
-        return float(handed.min()) if handed.size else 0.0
+        there = self.ready[self.counted] > 1
+        if there.sum() >= MIN_HELD:
+            return float(np.median(handed[there]))
+        by_workers = self.known and int(self.worker[self.counted].max()) > MAIN_THREAD
+        return min(float(handed.min()), 1e9 * RECEIVE_S if by_workers else np.inf) if handed.size else 0.0
+
+    def way_ns(self) -> float:
+        """How long a batch is on its way from its worker, once it is made, until it can be taken over; the middle one
+        of those that were waited for, 0 where hardly any was. Others are made meanwhile.
+        """
+        late = self.counted & (self.ready <= 1) & (self.wait > 1e9 * RECEIVE_S)
+        if late.sum() < MIN_HELD:
+            return 0.0
+        return max(0.0, float(np.median((self.asked + self.wait - self.end)[late])) - self.receive_ns())
 
 
 def _shared_out(cpu: Sequence[tuple[int, int]], elapsed: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ class Costs:
         load_cpu: what of `load` is computing, on average.
         step_cpu: what all threads of the main process compute for it, on average.
         receive: what it takes the main process to take it over from a worker.
+        way: what it is on its way before that, while the worker makes the next one.
     """
 
     load: Sequence[float]
@@ -27,6 +28,7 @@ class Costs:
     load_cpu: float
     step_cpu: float
     receive: float
+    way: float = 0.0
 
     def __post_init__(self) -> None:
         assert len(self.load) == len(self.step) > 0
@@ -81,7 +83,7 @@ def _simulated(costs: Costs, plan: Plan) -> float:
         else:
             worker = i % plan.workers
             end = free[worker] = max(free[worker], asked) + load
-        got = max(now, end) + costs.receive
+        got = max(now, end + costs.way) + costs.receive
         issued[i % ahead] = got
         now = got + step
     return (now - warm) / count

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from feedrate.timing.ceilings import one_at_a_time
-from feedrate.timing.epoch_times import EpochTimes, Setup
+from feedrate.timing.epoch_times import RECEIVE_S, EpochTimes, Setup
 from feedrate.timing.pipeline import Costs, Plan, seconds_per_batch
 from feedrate.timing.stages import STAGES
 
@@ -21,8 +21,7 @@ MARGIN = 1.25  # how much more than the step takes a loader should make
 MOST_WORKERS = 16  # advised; more want trying, as tune.py does
 PREFETCHES = (2, 4, 8, 16)
 MODELLED = 2000  # batches at most that the model goes through
-RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, computing as well, where it was not seen
-TAKE_S = 5e-5  # and from a thread
+TAKE_S = 5e-5  # what it takes to take over a batch from a thread, where it was not seen
 THREADS_S = 1e-3  # of computing in a batch, up to which loader.engine=auto surely takes threads, if it may
 SEND_S = 3e-4  # what it takes the process to send it
 COPY_BYTES_PER_S = 4e9  # at which a packed batch is gathered, where it was not measured
@@ -130,6 +129,7 @@ def _packed(costs: Costs, times: EpochTimes) -> Costs:
         load_cpu=min(costs.load_cpu, costs.load_cpu * share),
         step_cpu=costs.step_cpu,
         receive=costs.receive,
+        way=costs.way,
     )
 
 
@@ -150,8 +150,16 @@ def costs_of(times: EpochTimes, setup: Setup) -> Costs:
     cpu = float(times.cpu[rows].mean() / 1e9)
     if setup.engine in ("thread", "inline"):  # the loader's computing is counted in this process, too
         cpu = max(0.0, cpu - load_cpu)
-    receive = times.receive_ns() / 1e9 if setup.workers else RECEIVE_S
-    return Costs(load=load[rows].tolist(), step=work[rows].tolist(), load_cpu=load_cpu, step_cpu=cpu, receive=receive)
+    if setup.engine == "process":
+        load += times.pause_ns(setup.workers * setup.prefetch) / 1e9
+    return Costs(
+        load=load[rows].tolist(),
+        step=work[rows].tolist(),
+        load_cpu=load_cpu,
+        step_cpu=cpu,
+        receive=times.receive_ns() / 1e9 if setup.workers else RECEIVE_S,
+        way=times.way_ns() / 1e9 if setup.workers else 0.0,
+    )
 
 
 def with_step(costs: Costs, seconds: float) -> Costs:

@@ -137,7 +137,7 @@ class _Search:
             self._refused(one, error)
         else:
             self._engine = setup.engine
-            self._costs = replace(self._costs, receive=times.receive_ns() / 1e9)
+            self._costs = replace(self._costs, receive=times.receive_ns() / 1e9, way=times.way_ns() / 1e9)
             wanted = self._wanted()
         self._predictions = {setting: self.predicted(setting) for setting in wanted}
         for setting, trial in self.trials.items():
