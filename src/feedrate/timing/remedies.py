@@ -23,7 +23,8 @@ PREFETCHES = (2, 4, 8, 16)
 MODELLED = 2000  # batches at most that the model goes through
 TAKE_S = 5e-5  # what it takes to take over a batch from a thread, where it was not seen
 THREADS_S = 1e-3  # of computing in a batch, up to which loader.engine=auto surely takes threads, if it may
-SEND_S = 3e-4  # what it takes the process to send it
+SEND_S = 3e-4  # by how much longer the process takes to make it
+SEND_CPU_S = 6e-4  # what the process computes for that, and for sending it while it makes the next one
 COPY_BYTES_PER_S = 4e9  # at which a packed batch is gathered, where it was not measured
 
 
@@ -111,7 +112,7 @@ def _in_processes(costs: Costs) -> Costs:
     return Costs(
         load=[load + SEND_S for load in costs.load],
         step=costs.step,
-        load_cpu=costs.load_cpu + SEND_S,
+        load_cpu=costs.load_cpu + SEND_CPU_S,
         step_cpu=costs.step_cpu + RECEIVE_S,
         receive=RECEIVE_S,
     )
