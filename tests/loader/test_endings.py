@@ -244,6 +244,36 @@ def test_workers_say_nothing_of_the_iterators_that_their_parent_is_done_with(tmp
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+FORKED = """
+import gc, os
+import torch
+
+os.register_at_fork(after_in_child=gc.collect)  # as it may come by itself, before anything else in a new process
+gc.disable()
+from feedrate.loader import Loader
+
+data = torch.utils.data.TensorDataset(torch.zeros(64, 4), torch.zeros(64))
+loader = Loader(data, 4, seed=0, engine="process", num_workers=1, multiprocessing_context="fork")
+batches = iter(loader)
+next(batches)
+circle = [loader._engine._started.iterator]
+circle.append(circle)
+del batches, circle
+loader.close(at_once=True)
+if (pid := os.fork()) == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+def test_a_process_that_is_forked_has_nothing_to_say_about_workers_of_another() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(ending.__file__).parents[2] / "src")}
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKED], env=environment, stderr=subprocess.PIPE, timeout=200, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @pytest.mark.slow  # torch waits for such a worker for ten seconds
 def test_a_sample_that_hangs_in_a_loader_that_is_gone_keeps_no_program_from_ending(tmp_path: Path) -> None:
     assert run_to_its_end(tmp_path, NEVER_ASKED) == (0, "")

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
@@ -164,7 +165,6 @@ class Workers:
         if iterator is not self._started.iterator:  # else those of the epoch before live on
             self._started = _Started(iterator._workers, iterator)
             _remember(self._started)
-            _ITERATORS.add(iterator)
 
     def _private(self, settings: DataLoader[Any]) -> DataLoader[Any]:
         """The private DataLoader, kept while its workers live on between epochs."""
@@ -173,7 +173,7 @@ class Workers:
             self._ring = Ring(settings.num_workers, waiting) if settings.num_workers else None
             context = settings.multiprocessing_context or start_method(settings.num_workers)
             by_server = (_named(context) or multiprocessing.get_start_method()) == "forkserver"
-            self._inner = DataLoader(
+            self._inner = _Private(
                 self._samples if self._ring is None else self._samples.over(self._ring),
                 batch_sampler=self._tickets,
                 num_workers=settings.num_workers,
@@ -187,6 +187,27 @@ class Workers:
                 persistent_workers=settings.persistent_workers,
             )
         return self._inner
+
+
+class _Private(DataLoader[Any]):
+    """torch's, with iterators that know whose they are."""
+
+    def _get_iterator(self) -> Any:
+        return _Iterator(self) if self.num_workers else super()._get_iterator()
+
+
+class _Iterator(_MultiProcessingDataLoaderIter):
+    """In a process that was forked while it lived, its workers are nobody's affair: torch's would print a traceback
+    when it is collected there, which may be before anything else happens in that process.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._owner = os.getpid()
+        super().__init__(loader)
+
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
+        if getpid() == self._owner:
+            super().__del__()
 
 
 class _Started:
@@ -237,18 +258,6 @@ class _Started:
             iterator._worker_result_queue._writer.close()
 
 
-_ITERATORS: weakref.WeakSet[Any] = weakref.WeakSet()  # torch's, of this process
-
-
-def _leave_to_parent() -> None:
-    """In a process that was forked: torch's iterators are none of its affair, and print no traceback when collected."""
-    for iterator in list(_ITERATORS):
-        iterator._shutdown = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
-
 _LEFT: dict[int, set[_Started]] = {}  # by the process that started them, as a forked one inherits all this
 
 
@@ -265,7 +274,7 @@ def _disarmed(error: BaseException) -> list[BaseProcess]:
     step = error.__traceback__
     while step is not None:
         half: Any = step.tb_frame.f_locals.get("self")
-        if type(half).__name__ == "_MultiProcessingDataLoaderIter":
+        if isinstance(half, _Iterator):
             half._shutdown = True
             return list(half._workers)
         step = step.tb_next
