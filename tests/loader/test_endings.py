@@ -213,6 +213,7 @@ def test_the_workers_of_a_pass_that_was_never_asked_for_a_batch_keep_no_program_
 COLLECTED = """
 import gc
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from feedrate.loader import Loader
 
 class Numbers(torch.utils.data.Dataset):
@@ -227,7 +228,7 @@ if __name__ == "__main__":
     for _ in range(2):
         loader = Loader(Numbers(), 4, seed=0, num_workers=1, engine="process", persistent_workers=True)
         assert len(list(loader)) == 2
-        circle = [one for one in gc.get_objects() if type(one).__name__ == "_MultiProcessingDataLoaderIter"]
+        circle = [one for one in gc.get_objects() if issubclass(type(one), _MultiProcessingDataLoaderIter)]
         assert circle
         circle.append(circle)
         del circle
