@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import psutil
 import pytest
@@ -38,13 +38,18 @@ def workers() -> list[psutil.Process]:
     return found
 
 
-def wait_until_loaders_are_gone() -> None:
+def wait_until_loaders_are_gone(others: Collection[threading.Thread] = ()) -> None:
     """Until no thread of a loader that has ended is left: it may still close a pipe, or hold memory of a batch.
 
     For some seconds at most, as one that somebody holds stays, and does nothing.
+
+    Args:
+        others: threads that another test has left.
     """
     own, deadline = ("feedrate-loader", NAME, "QueueFeeder"), time.monotonic() + 15
-    while any(thread.name.startswith(own) for thread in threading.enumerate()) and time.monotonic() < deadline:
+    while (
+        any(t.name.startswith(own) and t not in others for t in threading.enumerate()) and time.monotonic() < deadline
+    ):
         gc.collect()
         time.sleep(0.01)
 

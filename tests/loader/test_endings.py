@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -487,8 +488,9 @@ def test_no_descriptor_is_left_by_a_loader_that_was_closed(engine: str) -> None:
         loader.close()
         del loader
         gc.collect()
-        wait_until_loaders_are_gone()
+        wait_until_loaders_are_gone(others)
 
+    others = set(threading.enumerate())
     once()
     first = open_now()  # what torch opens once
     for _ in range(3):

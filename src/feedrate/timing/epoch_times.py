@@ -293,15 +293,17 @@ class EpochTimes:
     def receive_ns(self) -> float:
         """What it takes the main process to take over a batch that is there; the middle one of the steady steps.
 
-        A batch is surely there once the one after it is made, too; before that it may be on its way from its worker.
+        It counts as there once the one after it is made, too; before that it may be on its way from its worker.
         Where hardly any was, the shortest that was seen, way and all, but no more than RECEIVE_S from a worker.
         """
         handed = (self.wait - self.starved)[self.counted]
         there = self.ready[self.counted] > 1
         if there.sum() >= MIN_HELD:
             return float(np.median(handed[there]))
+        if not handed.size:
+            return 0.0
         by_workers = self.known and int(self.worker[self.counted].max()) > MAIN_THREAD
-        return min(float(handed.min()), 1e9 * RECEIVE_S if by_workers else np.inf) if handed.size else 0.0
+        return min(float(handed.min()), 1e9 * RECEIVE_S) if by_workers else float(handed.min())
 
     def way_ns(self) -> float:
         """How long a batch is on its way from its worker, once it is made, until it can be taken over; the middle one

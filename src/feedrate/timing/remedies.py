@@ -140,7 +140,10 @@ def _packed(costs: Costs, times: EpochTimes) -> Costs:
 
 
 def costs_of(times: EpochTimes, setup: Setup) -> Costs:
-    """What the steady batches cost, with the time in the queue for a core, or for the interpreter, taken out."""
+    """What the steady batches cost, with the time in the queue for a core, or for the interpreter, taken out.
+
+    What a process needs from one batch to the next counts as making it.
+    """
     rows = np.flatnonzero(times.counted)[-MODELLED:]
     work = times.work.astype(float) / 1e9
     load = (times.load_alone if setup.threads else times.load).astype(float) / 1e9
