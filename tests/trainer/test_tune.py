@@ -66,6 +66,12 @@ def test_it_comes_near_the_best_of_the_grid_with_the_fewest_workers_and_few_tria
     assert trials <= GRID / 4
 
 
+def test_where_a_step_hardly_waits_without_workers_nothing_is_measured_again() -> None:
+    work = Workload(0.1, 10)
+    assert tune(work, budget_s=1e6, trial_s=1.0).best.setting == Setting(0)  # type: ignore[arg-type]
+    assert work.tried.count(Setting(0)) == 1
+
+
 def test_the_budget_ends_the_trials() -> None:
     work = Workload(100, 2)
     found = tune(work, budget_s=1e-6, trial_s=1.0)  # type: ignore[arg-type]

@@ -254,6 +254,8 @@ class _Search:
         ranked = sorted(self.trials, key=lambda s: -self.trials[s].samples_per_s)
         close = [s for i, s in enumerate(ranked) if i < 2 or self.trials[s].samples_per_s * CLOSE >= self._top]
         cheapest = self.cheapest()
+        if not cheapest.num_workers and self.trials[cheapest].wait_pct < WAITS_PCT:  # nothing costs or waits less
+            return
         less = [setting for setting in close if setting.cost < cheapest.cost]
         fastest = {max(some, key=lambda s: self.trials[s].samples_per_s) for some in (close, less) if some}
         for setting in {cheapest, *fastest}:
