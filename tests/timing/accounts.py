@@ -37,11 +37,11 @@ def account(
         begin = max(free[worker], issued[number % len(issued)]) if workers else now
         end = free[worker] = begin + ns
         got = max(now, end + int(way_ms * MS)) + int(receive_ms * MS)
-        spent = tuple(ns if name == stage else 0 for name in STAGES)
-        load = Load(begin, end, int(cpu_share * ns), worker if workers else MAIN_THREAD, *spent)
+        marked = tuple(ns if name == stage else 0 for name in STAGES[1:])
+        load = Load(begin, end, int(cpu_share * ns), worker if workers else MAIN_THREAD, *marked)
         step = int(step_ms * MS)
         cpu += int(step_cpu_share * step) + (int(cpu_share * ns) if not workers else 0)
-        rows.add((now, got - now, 0, step, 8, nbytes), load)
+        rows.fresh.append((now, got, got, got + step, 8, nbytes, load))
         if workers:
             issued[number % len(issued)] = got
         now = got + step
@@ -66,13 +66,13 @@ def held_up(
     """
     rows, now = Steps(4), 1_000 * MS
     load, cpu = int(load_ms * MS), int(load_ms * cpu_share * MS)
-    made = Load(now - load, now, cpu, 0, load)
+    made = Load(now - load, now, cpu, 0)
     for number in range(steps):
         wait = max(0, made.end_ns - now)
         more = more_ms[number] if len(more_ms) else 0.0
         step = int(((step_ms if number % quiet_every else alone_ms) + more) * MS)
-        rows.add((now, wait, 0, step, 8, 1000), made)
+        rows.fresh.append((now, now + wait, now + wait, now + wait + step, 8, 1000, made))
         begin = now + wait + (1 if number % quiet_every else step)
-        made = Load(begin, begin + load, cpu, 0, load)
+        made = Load(begin, begin + load, cpu, 0)
         now += wait + step
     return rows.times([(steps, int(steps * step_cpu_ms * MS))])

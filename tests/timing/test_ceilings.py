@@ -19,7 +19,8 @@ def worker_that_rests(rest_ms: float, load_ms: float = 4.0, step_ms: float = 1.0
         begin = max(free, issued[number % 2]) + int(rest_ms * MS)
         end = free = begin + int(load_ms * MS)
         got = max(now, end)
-        rows.add((now, got - now, 0, int(step_ms * MS), 8, 1000), Load(begin, end, end - begin, 0, end - begin))
+        load = Load(begin, end, end - begin, 0)
+        rows.fresh.append((now, got, got, got + int(step_ms * MS), 8, 1000, load))
         issued[number % 2] = got
         now = got + int(step_ms * MS)
     return rows.times()
@@ -50,7 +51,7 @@ def test_threads_that_hold_up_the_steps_make_no_more_than_one_would() -> None:
         quiet = number % 10 == 0  # nothing is loaded meanwhile, and the step takes a fifth of what it does otherwise
         step = (1 if quiet else 5) * MS
         begin = now + (step if quiet else 0)
-        rows.add((now, 0, 0, step, 8, 1000), Load(begin, begin + load, cpu, number % 2, load))
+        rows.fresh.append((now, now, now, now + step, 8, 1000, Load(begin, begin + load, cpu, number % 2)))
         now += step
     times, threads = rows.times([(100, 100 * cpu)]), setup("thread", 2)
     assert one_at_a_time(times, threads)

@@ -22,7 +22,7 @@ def step(clock: Clock, wait: float, compute: float, samples: int = 8) -> None:
     clock.lap("transfer")
     time.sleep(compute)
     now = time.perf_counter_ns()
-    load = Load(now - 2_000_000, now, 1_000_000, 0, 2_000_000)
+    load = Load(now - 2_000_000, now, 1_000_000, 0)
     clock.step(samples, nbytes=1000 * samples, made=load)
 
 

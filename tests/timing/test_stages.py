@@ -9,7 +9,7 @@ import time
 import pytest
 
 from feedrate.dataset import stage
-from feedrate.timing.stages import SAMPLED, STAGES, Computed, Load, Slowest, Watch, samples_took
+from feedrate.timing.stages import MAIN_THREAD, SAMPLED, STAGES, Computed, Load, Slowest, Watch, samples_took
 
 
 def spent(load) -> dict[str, int]:
@@ -23,7 +23,7 @@ def test_what_is_not_marked_is_fetch_and_every_moment_is_counted_once() -> None:
         time.sleep(0.02)
     with stage("transform"):
         time.sleep(0.02)
-    load = Load(*watch.stop(worker=3))
+    load = Load(*watch.stop(3))
     assert sum(load.stages_ns) == load.ns
     assert min(spent(load)[name] for name in ("fetch", "decode", "transform")) >= 20_000_000
     assert spent(load)["collate"] == spent(load)["handover"] == 0
@@ -37,7 +37,7 @@ def test_of_parts_within_one_another_the_inner_one_counts() -> None:
             time.sleep(0.03)
         with stage("transform"):
             pass
-    load = Load(*watch.stop(None))
+    load = Load(*watch.stop(MAIN_THREAD))
     assert spent(load)["decode"] >= 30_000_000 > spent(load)["transform"]
 
 
@@ -46,13 +46,13 @@ def test_an_error_inside_a_part_leaves_it() -> None:
     with pytest.raises(KeyError), stage("decode"):
         raise KeyError("sample")
     time.sleep(0.02)
-    assert spent(Load(*watch.stop(None)))["fetch"] >= 20_000_000
+    assert spent(Load(*watch.stop(MAIN_THREAD)))["fetch"] >= 20_000_000
 
 
 def test_a_mark_outside_of_a_loader_does_nothing() -> None:
     with stage("decode"):
         samples_took([1, 2])
-    assert Load(*Watch.start(Computed()).stop(None)).stages_ns[STAGES.index("decode")] == 0
+    assert Load(*Watch.start(Computed()).stop(MAIN_THREAD)).stages_ns[STAGES.index("decode")] == 0
 
 
 def test_each_thread_has_an_account_of_its_own() -> None:
@@ -62,7 +62,7 @@ def test_each_thread_has_an_account_of_its_own() -> None:
         watch = Watch.start(Computed())
         with stage(name):
             time.sleep(0.05)
-        loads.append((name, Load(*watch.stop(None))))
+        loads.append((name, Load(*watch.stop(MAIN_THREAD))))
 
     threads = [threading.Thread(target=load, args=(name,)) for name in ("decode", "transform")]
     for thread in threads:
@@ -80,7 +80,7 @@ def test_after_the_first_batches_what_one_computed_stands_for_some_others() -> N
         watch, end = Watch.start(computed), time.thread_time() + (0.004 if number < 2 * SAMPLED else 0.001)
         while time.thread_time() < end:
             pass
-        told.append(Load(*watch.stop(None)))
+        told.append(Load(*watch.stop(MAIN_THREAD)))
     first, middle, last = (told[n * SAMPLED : (n + 1) * SAMPLED] for n in range(3))
     assert all(load.cpu_ns >= 4_000_000 for load in first)
     assert all(load.cpu_ns >= 4_000_000 for load in middle)
@@ -108,16 +108,16 @@ def test_what_one_loader_computes_stands_for_no_other() -> None:
         watch, end = Watch.start(dear), time.thread_time() + 0.004
         while time.thread_time() < end:
             pass
-        assert Load(*watch.stop(None)).cpu_ns >= 4_000_000
+        assert Load(*watch.stop(MAIN_THREAD)).cpu_ns >= 4_000_000
         watch = Watch.start(cheap)
         time.sleep(0.005)
-        assert Load(*watch.stop(None)).cpu_ns < 4_000_000
+        assert Load(*watch.stop(MAIN_THREAD)).cpu_ns < 4_000_000
 
 
 def test_computing_and_sleeping_are_told_apart() -> None:
     watch = Watch.start(Computed())
     time.sleep(0.05)
-    assert Load(*watch.stop(None)).cpu_ns < 25_000_000
+    assert Load(*watch.stop(MAIN_THREAD)).cpu_ns < 25_000_000
 
 
 def test_a_stage_that_does_not_exist_is_refused() -> None:

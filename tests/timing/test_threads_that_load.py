@@ -16,8 +16,9 @@ def in_turns(lone_ms: int, together_ms: int, rounds: int = 20) -> EpochTimes:
     rows, now = Steps(0, {8}), 1_000 * MS
     for number in range(rounds):
         for begin, took in ((now, lone_ms), (now + lone_ms * MS, together_ms), (now + lone_ms * MS, together_ms)):
-            load = Load(begin, begin + took * MS, 5 * MS, number % 2, took * MS)
-            rows.add((begin + took * MS, 0, 0, MS, 8, 1000), load)
+            load = Load(begin, begin + took * MS, 5 * MS, number % 2)
+            end = begin + took * MS
+            rows.fresh.append((end, end, end, end + MS, 8, 1000, load))
         now += (lone_ms + together_ms + 1) * MS
     return rows.times()
 

@@ -104,7 +104,8 @@ def test_what_was_achieved_is_no_more_than_a_ceiling() -> None:
     rows = Steps(0, {8})
     for number in range(30):  # each batch was made while the run evaluated, which belongs to no step
         begin = number * 100 * MS
-        rows.add((begin, 0, 0, MS, 8, 1000), Load(begin - 50 * MS, begin - 10 * MS, 40 * MS, 0, 40 * MS))
+        load = Load(begin - 50 * MS, begin - 10 * MS, 40 * MS, 0)
+        rows.fresh.append((begin, begin, begin, begin + MS, 8, 1000, load))
     figures = judge(rows.times(), setup("process", 1)).figures
     assert figures["samples_per_s"] == pytest.approx(8000)
     assert figures["efficiency_pct"] == pytest.approx(100)

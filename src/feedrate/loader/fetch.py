@@ -28,7 +28,7 @@ from feedrate.loader.blame import Blame
 from feedrate.loader.digest import leaves, nbytes
 from feedrate.loader.slots import Pool, Ring, Writer
 from feedrate.loader.tickets import Receipt, Ticket
-from feedrate.timing.stages import Computed, Slowest, Watch, clock_ns, samples_took, stage
+from feedrate.timing.stages import MAIN_THREAD, Computed, Slowest, Watch, clock_ns, samples_took, stage
 
 
 class Samples(Dataset[Any]):
@@ -127,7 +127,8 @@ class Samples(Dataset[Any]):
         except BaseException:
             watch.end()
             raise
-        return batch, Receipt(ticket, watch.stop(worker), nbytes(batch), error, self._slow(watch, ticket))
+        made = watch.stop(MAIN_THREAD if worker is None else worker)
+        return batch, Receipt(ticket, made, nbytes(batch), error, self._slow(watch, ticket))
 
     def _in_worker(self, ticket: Ticket, worker: int) -> tuple[Any, Receipt]:
         """The same, as it is sent to the main process."""

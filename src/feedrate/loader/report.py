@@ -13,7 +13,7 @@ import numpy as np
 
 from feedrate.dataset.cores import usable_cores
 from feedrate.timing import EpochTimes
-from feedrate.timing.epoch_times import Setup, Steps
+from feedrate.timing.epoch_times import AT_ONCE, Setup, Steps
 from feedrate.timing.verdict import Verdict, judge
 
 
@@ -52,7 +52,10 @@ class Report:
     def add(self, asked_ns: int, handed_ns: int, made: tuple[int, ...], samples: int, nbytes: int) -> None:
         """A batch was asked for, and handed out."""
         if self._elsewhere is None:
-            self._steps.add((asked_ns, handed_ns - asked_ns, 0, 0, samples, nbytes), made)
+            rows = self._steps
+            rows.fresh.append((asked_ns, handed_ns, handed_ns, handed_ns, samples, nbytes, made))
+            if len(rows.fresh) == AT_ONCE:
+                rows.settle()
 
     @property
     def times(self) -> EpochTimes:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import psutil
 import torch
 
-from feedrate.timing.epoch_times import AT_ONCE, EpochTimes, Steps
+from feedrate.timing.epoch_times import AT_ONCE, PARTS, EpochTimes, Steps
+from feedrate.timing.stages import clock_ns
 
 ASIDE = ("evaluation", "checkpoint")  # outside of the steps
-PHASES = ("wait", "transfer", "compute", *ASIDE)
+PHASES = (*PARTS, *ASIDE)
 
 
 class Clock:
@@ -45,42 +44,37 @@ class Clock:
         self._steps = Steps()
         self.first_batch_s: float | None = None
         self.first_batch_after_start_s: float | None = None
-        self._totals = dict.fromkeys(PHASES, 0)
-        self._cpu, self._computing_since = 0, None  # type: int, int | None
-        # what else is to be done at the end of a phase; for a step on the CPU nothing
-        self._more: dict[str, Callable[[int], None]] = {name: partial(self._beside, name) for name in ASIDE}
-        if (events := self._events) is not None:
-            self._more["transfer"] = lambda _: events.step_begins()
+        self._totals = dict.fromkeys(PHASES, 0)  # of the run before this epoch
+        self._aside = dict.fromkeys(ASIDE, 0)  # of this epoch
+        self._asked = self._got = self._mark = 0
         self.begin()
 
     def begin(self) -> None:
         """An epoch starts now."""
+        self._totals = self._all()
         self._count += len(self._steps)
-        self._sizes.update(self._steps.columns(("samples",), len(self._steps))[:, 0].tolist())
+        self._sizes.update(self._steps.columns(len(self._steps))["samples"].tolist())
         self._steps = Steps(self._warmup - self._count, self._sizes)
+        self._write = self._steps.fresh.append
         self._aside = dict.fromkeys(ASIDE, 0)
-        self._before = self._of_a_step()
-        self._cpu, self._computing_since = 0, time.process_time_ns()
+        self._cpu, self._computing_since = 0, time.process_time_ns()  # type: int, int | None
         self._told: list[tuple[int, int]] = []
-        self._until = max(0, self._warmup - self._count) or AT_ONCE  # steps until it is asked what was computed
-        self._asked = self._mark = time.perf_counter_ns()
+        self._until = self._steps_until_pause()
+        self._asked = self._got = self._mark = clock_ns()
         if self._events:
             self._events.begin()
 
     def lap(self, phase: str) -> None:
-        """The time since the last mark was `phase`."""
-        now = time.perf_counter_ns()
+        """The time since the last mark was `phase`: wait, transfer, evaluation or checkpoint."""
+        now = clock_ns()
         if phase == "wait":
-            self._asked = self._mark
-        spent = now - self._mark
+            self._asked, self._got = self._mark, now
+        elif phase in ASIDE:
+            self._aside[phase] += now - self._mark
+            self._computing_since = time.process_time_ns()
         self._mark = now
-        self._totals[phase] += spent
-        if phase in self._more:
-            self._more[phase](spent)
-
-    def _beside(self, phase: str, spent: int) -> None:
-        self._aside[phase] += spent
-        self._computing_since = time.process_time_ns()
+        if phase == "transfer" and self._events is not None:
+            self._events.step_begins()
 
     def skip(self) -> None:
         """The time since the last mark belongs to no phase, and what this process computes from now on to no step.
@@ -89,7 +83,12 @@ class Clock:
         ends it.
         """
         self._cpu, self._computing_since = self._computed(), None
-        self._mark = time.perf_counter_ns()
+        self._totals["wait"] += self._waited_in_vain()
+        self._mark = clock_ns()
+
+    def _waited_in_vain(self) -> int:
+        """What was waited since the last step; nothing more where it is counted, and the mark went on."""
+        return self._got - self._asked if self._mark == self._got else 0
 
     def _computed(self) -> int:
         """In the steps of this epoch."""
@@ -102,36 +101,37 @@ class Clock:
         Args:
             made: how its batch was made, the values of a Load, where the loader says.
         """
-        now, totals, before = time.perf_counter_ns(), self._totals, self._before
-        totals["compute"] += now - self._mark
-        self._mark = now
+        now = clock_ns()
         if self._events is not None:
             self._events.step_ends()
-        if self.first_batch_s is None:
-            self._first_step()
-        # not by _of_a_step: each call between two batches finds nothing of it in the caches
-        wait, transfer, compute = self._before = totals["wait"], totals["transfer"], totals["compute"]
-        step = (self._asked, wait - before[0], transfer - before[1], compute - before[2], samples, nbytes)
-        self._steps.add(step, made)
+        # instants, and no call that is not needed: what runs between two batches finds nothing of it in the caches
+        self._write((self._asked, self._got, self._mark, now, samples, nbytes, made))
+        self._mark = now
         self._until -= 1
         if not self._until:
             self.settle()
 
     def settle(self) -> None:
         """What this process has computed until now belongs to the steps so far, to be called after a warm-up."""
+        if self.first_batch_s is None:
+            self._first_step()
+        self._steps.settle()
         self._told.append((len(self._steps), self._computed()))
-        self._until = AT_ONCE
+        self._until = self._steps_until_pause()
+
+    def _steps_until_pause(self) -> int:
+        """Steps until it is asked what was computed: after the run's first, after its warm-up, and regularly."""
+        if self.first_batch_s is None:
+            return 1
+        warmup = self._warmup - self._count - len(self._steps)
+        return min(warmup, AT_ONCE) if warmup > 0 else AT_ONCE
 
     def _first_step(self) -> None:
-        wait, transfer, compute = (now - then for now, then in zip(self._of_a_step(), self._before, strict=True))
-        self.first_batch_s = wait / 1e9
-        compute_s = (time.perf_counter_ns() - self._mark + transfer + compute) / 1e9
-        self.first_batch_after_start_s = time.time() - psutil.Process().create_time() - compute_s
-
-    def _of_a_step(self) -> tuple[int, int, int]:
-        """What steps have taken since the run began: wait, transfer, compute."""
-        totals = self._totals
-        return totals["wait"], totals["transfer"], totals["compute"]
+        if not self._steps.fresh:
+            return
+        asked, got, *_ = self._steps.fresh[0]
+        self.first_batch_s = (got - asked) / 1e9
+        self.first_batch_after_start_s = time.time() - psutil.Process().create_time() - (clock_ns() - got) / 1e9
 
     def epoch(self) -> EpochTimes:
         """The account of the present epoch so far; on an accelerator the host has seen its last step complete."""
@@ -146,22 +146,26 @@ class Clock:
 
     def recent(self, steps: int) -> tuple[float, float, float]:
         """Samples per second, wait in ms per step and wait in percent, over the last steps by the host's clock."""
-        table = self._steps.columns(("samples", *PHASES[:3]), steps)
-        samples, wait, *others = table.sum(axis=0).tolist()
-        elapsed = wait + sum(others)
+        columns = self._steps.columns(steps)
+        wait, transfer, compute = (int(columns[phase].sum()) for phase in PARTS)
+        elapsed = wait + transfer + compute
         if not elapsed:
             return 0.0, 0.0, 0.0
-        return samples / elapsed * 1e9, wait / len(table) / 1e6, 100 * wait / elapsed
+        return 1e9 * int(columns["samples"].sum()) / elapsed, wait / len(columns["wait"]) / 1e6, 100 * wait / elapsed
 
     def totals_s(self) -> dict[str, float]:
         """Seconds of the whole run by phase, warm-up included."""
-        return {phase: ns / 1e9 for phase, ns in self._totals.items()}
+        return {phase: ns / 1e9 for phase, ns in self._all().items()}
+
+    def _all(self) -> dict[str, int]:
+        wait, *others = *self._steps.spent(), *self._aside.values()
+        of_epoch = dict(zip(PHASES, (wait + self._waited_in_vain(), *others), strict=True))
+        return {phase: ns + of_epoch[phase] for phase, ns in self._totals.items()}
 
     def go_on(self, totals_s: dict[str, float]) -> None:
         """Adds what a run that is gone on with has spent before, as `totals_s` gave it."""
         for phase, seconds in totals_s.items():
             self._totals[phase] += round(seconds * 1e9)
-        self._before = self._of_a_step()
 
 
 class _DeviceEvents:

@@ -20,10 +20,12 @@ MIN_QUIET, MIN_QUIET_SHARE = 10, 0.05  # steps without loading at their side tha
 MIN_HELD = 3  # where they come about at instants that the loader picks, as its threads' gate does
 APART = 0.25  # other batches at whose side, on average, one counts as made alone
 USUAL = 95  # percentile of the steps' lengths beyond which one counts as no longer, or single steps would decide
-_STEP = ("asked", "wait", "transfer", "compute", "samples", "bytes")
-_COLUMNS = (*_STEP, "begin", "end", "load_cpu", "worker")  # and the stages
-_ROW = Struct(f"={len(_COLUMNS) + len(STAGES)}q")
-_UNKNOWN: tuple[int, ...] = Load(0, 0, 0, MAIN_THREAD, 0)
+PARTS = ("wait", "transfer", "compute")  # of a step
+_INSTANTS = ("asked", "got", "moved", "done")  # between which they lie
+_COLUMNS = (*_INSTANTS, "samples", "bytes", "begin", "end", "load_cpu", "worker")  # and the stages but fetch
+_ROW = Struct(f"={len(_COLUMNS) + len(STAGES) - 1}q")
+_PLAIN = Struct(f"={len(_COLUMNS)}q{8 * (len(STAGES) - 1)}x")  # the same where no stage is marked: what follows is 0
+_UNKNOWN: tuple[int, ...] = Load(0, 0, 0, MAIN_THREAD)
 RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, computing as well, where it was not seen
 AT_ONCE = 128  # steps whose rows are written together: what runs once, between two batches, is five times as slow
 
@@ -64,45 +66,57 @@ class Setup:
 
 
 class Steps:
-    """Rows of an account that is being written; half a microsecond for each step, as it lies in the timed loop.
+    """Rows of an account that is being written.
 
     Args:
         warmup: steps that do not count; neither does the first of a size, for which memory is allocated, and which
             torch.compile compiles anew.
         sizes: that are none of these any more.
+
+    Attributes:
+        fresh: rows that were written last, each a tuple of asked, got, moved, done, samples, bytes, made: the instants
+            at which the batch was asked for, was there, was on the device, and its step was over; the values of its
+            Load, None where nobody says. Whoever writes appends to it, which costs least, and every AT_ONCE of them
+            settles.
     """
 
     def __init__(self, warmup: int = 0, sizes: Iterable[int] = ()) -> None:
+        self.fresh: list[tuple[int, int, int, int, int, int, tuple[int, ...] | None]] = []
         self._rows = bytearray()
-        self._fresh: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self._added = 0  # steps that are part of the sum
+        self._spent: tuple[int, ...] = (0, 0, 0)
         self._warmup, self._sizes = warmup, frozenset(sizes)
 
     def __len__(self) -> int:
-        return len(self._rows) // _ROW.size + len(self._fresh)
+        return len(self._rows) // _ROW.size + len(self.fresh)
 
-    def add(self, step: tuple[int, ...], made: tuple[int, ...] | None) -> None:
-        """A step.
+    def settle(self) -> None:
+        """Writes what is fresh where it takes the least memory."""
+        # hundreds of times less often than a step, but with nothing in the caches
+        self._rows += b"".join(
+            [
+                _PLAIN.pack(asked, got, moved, done, samples, nbytes, *made)
+                if made is not None and len(made) == 4
+                else _ROW.pack(asked, got, moved, done, samples, nbytes, *Load(*(made or _UNKNOWN)))
+                for asked, got, moved, done, samples, nbytes, made in self.fresh
+            ]
+        )
+        self.fresh.clear()
 
-        Args:
-            step: asked, wait, transfer, compute, samples, bytes: see EpochTimes.
-            made: the values of its batch's Load, None where nobody says.
-        """
-        self._fresh.append((step, made or _UNKNOWN))
-        if len(self._fresh) == AT_ONCE:
-            self._settle()
+    def spent(self) -> tuple[int, ...]:
+        """Of all steps together: wait, transfer and compute, nanoseconds."""
+        columns = self.columns(len(self) - self._added)
+        self._spent = tuple(before + int(columns[part].sum()) for before, part in zip(self._spent, PARTS, strict=True))
+        self._added = len(self)
+        return self._spent
 
-    def _settle(self) -> None:
-        self._rows += b"".join([_ROW.pack(*step, *made) for step, made in self._fresh])
-        self._fresh.clear()
+    def columns(self, last: int) -> dict[str, np.ndarray]:
+        """Of the last steps, at most so many, by the names that EpochTimes has for them, each (steps,) int64."""
+        return _columns(self._last(last))
 
-    def columns(self, names: Sequence[str], last: int) -> np.ndarray:
-        """(steps, names) int64, the values of the last steps, at most so many."""
-        return self._table(last)[:, [_COLUMNS.index(name) for name in names]]
-
-    def _table(self, last: int) -> np.ndarray:
-        self._settle()
-        rows = self._rows[max(0, len(self) - last) * _ROW.size :]  # a copy, as what is looked at could not grow
-        return np.frombuffer(rows, dtype=np.int64).reshape(-1, len(_COLUMNS) + len(STAGES))
+    def _last(self, steps: int) -> np.ndarray:
+        self.settle()
+        return _table(self._rows[max(0, len(self) - steps) * _ROW.size :])  # a copy: what is looked at could not grow
 
     def times(
         self, cpu: Sequence[tuple[int, int]] = (), evaluation_s: float = 0.0, checkpoint_s: float = 0.0
@@ -112,14 +126,15 @@ class Steps:
         Args:
             cpu: (steps, ns): what this process had computed by the end of that many of them; the last for all.
         """
-        table = self._table(len(self))
-        columns = {name: table[:, at].copy() for at, name in enumerate(_COLUMNS)}
+        table = self._last(len(self))
+        columns = _columns(table)
         elapsed = columns["wait"] + columns["transfer"] + columns["compute"]
+        marked, load = table[:, len(_COLUMNS) :], columns["end"] - columns["begin"]
         return EpochTimes(
             **columns,
             elapsed=elapsed,
             cpu=_shared_out(cpu, elapsed),
-            stages=table[:, len(_COLUMNS) :].copy(),
+            stages=np.column_stack([load - marked.sum(axis=1), marked]),
             steady=self._steady(columns["samples"]),
             evaluation_s=evaluation_s,
             checkpoint_s=checkpoint_s,
@@ -130,6 +145,15 @@ class Steps:
         steady = np.arange(len(samples)) >= self._warmup
         steady[first[~np.isin(sizes, list(self._sizes))]] = False
         return steady
+
+
+def _table(packed: bytes | bytearray) -> np.ndarray:
+    return np.frombuffer(packed, dtype=np.int64).reshape(-1, len(_COLUMNS) + len(STAGES) - 1)
+
+
+def _columns(table: np.ndarray) -> dict[str, np.ndarray]:
+    kept = {name: table[:, at].copy() for at, name in enumerate(_COLUMNS) if name not in _INSTANTS[1:]}
+    return kept | {name: table[:, at + 1] - table[:, at] for at, name in enumerate(PARTS)}
 
 
 @dataclass(frozen=True)

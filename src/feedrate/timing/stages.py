@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 STAGES = ("fetch", "decode", "transform", "collate", "handover")
 MAIN_THREAD = -1  # stands for no worker
-_NO_OTHER = (0,) * (len(STAGES) - 1)
 SAMPLED = 8  # of so many batches one is asked what it computed
 SLOWEST = 20  # samples that are told by name
 clock_ns = time.perf_counter_ns  # the one clock of all accounts
@@ -27,14 +26,13 @@ class Load(NamedTuple):
         begin_ns, end_ns: when.
         cpu_ns: what of it the thread that made it was computing.
         number: of the worker, MAIN_THREAD for the main thread of the main process.
-        fetch_ns, decode_ns, transform_ns, collate_ns, handover_ns: the time by stage; adds up to end - begin.
+        decode_ns, transform_ns, collate_ns, handover_ns: the time of these stages; all else is fetch.
     """
 
     begin_ns: int
     end_ns: int
     cpu_ns: int
     number: int
-    fetch_ns: int
     decode_ns: int = 0
     transform_ns: int = 0
     collate_ns: int = 0
@@ -51,8 +49,9 @@ class Load(NamedTuple):
 
     @property
     def stages_ns(self) -> tuple[int, ...]:
-        """The time by stage, in the order of STAGES."""
-        return self[-len(STAGES) :]
+        """The time by stage, in the order of STAGES; adds up to end - begin."""
+        others = self[-len(STAGES) + 1 :]
+        return (self.ns - sum(others), *others)
 
 
 def stage(name: str) -> _Stage:
@@ -84,14 +83,13 @@ class Computed:
     def __init__(self) -> None:
         self.count = self.ns = 0
 
-    def is_due(self) -> bool:
-        """Whether the batch that begins now is asked for it."""
-        count = self.count = self.count + 1
-        return count <= SAMPLED or not count % SAMPLED
-
 
 class Watch:
-    """Times the making of a batch in one thread, from `start` to `stop`; that of the next one, too."""
+    """Times the making of a batch in one thread, from `start` to `stop`; that of the next one, too.
+
+    Both run where nothing of them is in the processor's caches, so that each call and each name that they do without
+    counts.
+    """
 
     __slots__ = ("_around", "_before", "_begin", "_computed", "_mark", "_now", "_outer", "_spent", "running",
                  "samples_ns")  # fmt: skip
@@ -114,24 +112,28 @@ class Watch:
             watch = _thread.watch = Watch(watch)
         watch.running, watch.samples_ns, watch._spent = True, (), None
         watch._computed = computed
-        watch._before = time.thread_time_ns() if computed.is_due() else None
+        count = computed.count = computed.count + 1
+        watch._before = None if count > SAMPLED and count % SAMPLED else time.thread_time_ns()
         watch._begin = clock_ns()
         return watch
 
-    def stop(self, worker: int | None) -> tuple[int, ...]:
-        """It is made: the values of a Load."""
+    def stop(self, number: int) -> tuple[int, ...]:
+        """It is made: the values of a Load of the worker of that number, those at its end left out where they are 0."""
         end, begin, computed = clock_ns(), self._begin, self._computed
-        self.end()
+        self.running = False
+        if self._around is not None:
+            _thread.watch = self._around
         if self._before is not None:
             computed.ns = time.thread_time_ns() - self._before
-        cpu, number, spent = min(computed.ns, end - begin), MAIN_THREAD if worker is None else worker, self._spent
-        if spent is None:
-            return (begin, end, cpu, number, end - begin, *_NO_OTHER)
-        spent[self._now] += end - self._mark
-        return begin, end, cpu, number, *spent
+        cpu = computed.ns
+        cpu = min(cpu, end - begin)
+        if self._spent is None:
+            return begin, end, cpu, number
+        self._spent[self._now] += end - self._mark
+        return begin, end, cpu, number, *self._spent[1:]
 
     def end(self) -> None:
-        """It is made, or was broken off."""
+        """It was broken off."""
         self.running = False
         if self._around is not None:
             _thread.watch = self._around
