@@ -2,7 +2,8 @@
 
 Each workload is trained with every setting of the grid, as long as a trial of the tuner; then tuner, Optuna and
 loadtune choose, each in a quarter of the grid's time. What they chose, and the best of the grid for each number of
-workers, is measured again, in turns: only these figures count, as the best of many noisy ones is too good to be true.
+workers, is measured again, in turns: only these figures count. Which is the best, one half of the rounds says, and how near to it
+another one comes, the other half, and the other way round: the best of several noisy ones is too good to be true.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ CONF = HERE.parent / "conf"
 TRIAL_S = 0.6
 NEAR = 0.95  # of the best rate: near enough
 QUARTER = 4  # the tuner's budget is the grid's time divided by it
-ROUNDS = 6
+ROUNDS = 10
 AGAIN_S = 0.5  # of each setting in a round
 CPU = torch.device("cpu")
 GRID = [
@@ -145,18 +146,26 @@ class Found:
     @property
     def best(self) -> Setting:
         """Of the grid, as measured again."""
-        of_round = [max(rates) for rates in zip(*self.rates.values(), strict=True)]
-        in_grid = [setting for setting in self.rates if setting in GRID]
-        return max(in_grid, key=lambda s: median(r / most for r, most in zip(self.rates[s], of_round, strict=True)))
+        return self._best(slice(None))
+
+    def _best(self, rounds: slice) -> Setting:
+        rates = {setting: all_[rounds] for setting, all_ in self.rates.items()}
+        of_round = [max(each) for each in zip(*rates.values(), strict=True)]
+        shares = {s: median(r / most for r, most in zip(rates[s], of_round, strict=True)) for s in rates if s in GRID}
+        return max(shares, key=lambda setting: shares[setting])
 
     def share(self, setting: Setting) -> float:
         """Of the best one's rate: the middle one of the rounds, since the machine's own speed changes meanwhile."""
-        return median(one / best for one, best in zip(self.rates[setting], self.rates[self.best], strict=True))
+        halves, shares = (slice(0, None, 2), slice(1, None, 2)), []
+        for named, compared in (halves, halves[::-1]):
+            best = self.rates[self._best(named)]
+            shares += [one / top for one, top in zip(self.rates[setting][compared], best[compared], strict=True)]
+        return median(shares)
 
     @property
     def fewest(self) -> int:
         """Workers of the cheapest setting of the grid within 3 % of the best."""
-        return min(s.num_workers for s in self.rates if s in GRID and self.share(s) * AS_GOOD >= 1)
+        return min(s.num_workers for s in self.rates if s in GRID and (self.share(s) * AS_GOOD >= 1 or s == self.best))
 
 
 def measured(work: Workload, loadtune: Any) -> Found:
