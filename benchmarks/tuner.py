@@ -2,8 +2,8 @@
 
 Each workload is trained with every setting of the grid, as long as a trial of the tuner; then tuner, Optuna and
 loadtune choose, each in a quarter of the grid's time. What they chose, and the best of the grid for each number of
-workers, is measured again, in turns: only these figures count. Which is the best, one half of the rounds says, and how near to it
-another one comes, the other half, and the other way round: the best of several noisy ones is too good to be true.
+workers, is measured again, in turns: only these figures count. Which is the best, one half of the rounds says, and how
+near others come to it, the other half, and the other way round: the best of several noisy ones is too good to be true.
 """
 
 from __future__ import annotations
