@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import build_data
+from feedrate.dataset.cores import usable_cores
 from feedrate.launch import CONF
 from feedrate.timing.ceilings import metrics
 from feedrate.trainer.bed import Bed, Setting
@@ -83,3 +85,10 @@ def test_a_former_setting_that_cannot_be_used_does_not_spoil_what_was_found(bed:
     same = compare(bed, Trial(Setting(1, 2, "process"), 0.0, 1000.0, 0.0), slowest=64.0)
     assert same.as_before
     assert str(same).endswith("with this setting and without workers")
+
+
+def test_a_trial_has_no_notes_on_settings_that_nobody_has_chosen(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "feedrate")
+    bed.run(Setting(usable_cores() + 1, engine="thread"), 0.1)
+    assert not [record for record in caplog.records if "usable cores" in record.getMessage()]
+    assert logging.getLogger("feedrate").isEnabledFor(logging.INFO)

@@ -5,6 +5,7 @@ Which settings are tried is tune.py's affair; a real training is loop.py.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -114,7 +115,7 @@ class Bed:
         Raises:
             UserError: there is no room for it, or a sample or the model fails.
         """
-        loaders = build_loaders({**self.node, **setting.overrides}, self._data, self._seed, self.device)
+        loaders = self._loaders(setting.overrides)
         loader = loaders["train"]
         assert isinstance(loader, Loader)
         clock = Clock(self.device, 1)
@@ -160,8 +161,18 @@ class Bed:
         except UserError:  # they hold something without a definite content
             return self._digests(overrides, batches)
 
+    def _loaders(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Without the notes on settings that nobody has chosen."""
+        log = logging.getLogger("feedrate")
+        level = log.level
+        log.setLevel(logging.WARNING)
+        try:
+            return build_loaders({**self.node, **overrides}, self._data, self._seed, self.device)
+        finally:
+            log.setLevel(level)
+
     def _digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
-        loaders = build_loaders({**self.node, **overrides}, self._data, self._seed, self.device)
+        loaders = self._loaders(overrides)
         loader = loaders["train"]
         assert isinstance(loader, Loader)
         try:
