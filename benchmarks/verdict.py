@@ -188,13 +188,18 @@ def applied_to(cell: Cell, override: str) -> Cell:
 
 @dataclass(frozen=True)
 class Judged:
-    """A cell, and what came of it: samples per second of the loader alone, of the step alone, and of both."""
+    """A cell, and what came of it: samples per second of the loader alone, of the step alone, and of both.
+
+    Attributes:
+        changed: by how much, in percent, the first two were different before and after.
+    """
 
     cell: Cell
     alone: float
     step: float
     rate: float
     verdict: Verdict
+    changed: tuple[float, float]
 
     @property
     def lost(self) -> float:
@@ -231,7 +236,8 @@ def judged(cell: Cell) -> Judged:
     after = together(cell, 0.0)[0], alone(cell.step_ms)
     assert verdict is not None
     loader, step = (float(mean(rates)) for rates in zip(before, after, strict=True))
-    return Judged(cell, loader, step, rate, verdict)
+    changed_loader, changed_step = (100 * (max(rates) / min(rates) - 1) for rates in zip(before, after, strict=True))
+    return Judged(cell, loader, step, rate, verdict, (changed_loader, changed_step))
 
 
 def run() -> str:
@@ -254,21 +260,39 @@ def grid(cells: Sequence[Cell]) -> str:
                 promises.append((gained - 1) / (found.promised - 1))
             applied = f"{found.verdict.remedies[0].override}: {found.promised:.2f}, {gained:.2f}"
         loader, step = found.ceilings
-        rates = [f"{found.alone:,.0f}", f"{found.step:,.0f}", f"{loader:.2f}", f"{step:.2f}", f"{found.rate:,.0f}"]
+        truths = [f"{found.alone:,.0f} ({found.changed[0]:.0f})", f"{found.step:,.0f} ({found.changed[1]:.0f})"]
+        rates = [*truths, f"{loader:.2f}", f"{step:.2f}", f"{found.rate:,.0f}"]
         rows.append([str(cell), *rates, f"{found.verdict.figures['wait_pct']:.1f}", said, applied])
         print(*rows[-1], sep=" | ", flush=True)
     counted = [found for found in all_judged if found.truth[1]]
     right = sum(found.verdict.kind == found.truth[0] for found in counted)
-    within = [sum(abs(found.ceilings[side] - 1) <= 0.1 for found in all_judged) / len(all_judged) for side in (0, 1)]
+    within = [_within(all_judged, side) for side in (0, 1)]
     kept = sum(share >= 0.8 for share in promises) / max(1, len(promises))
     summary = (
         f"{len(rows)} cells; right in {right} of {len(counted)} that lie more than {OFF:.0%} off a boundary. "
-        f"Ceilings within 10 %: loader {within[0]:.0%}, compute {within[1]:.0%}. "
+        f"Ceilings within 10 %: loader {within[0]}; compute {within[1]}. "
         f"Of {len(promises)} remedies that promised more, {kept:.0%} gained at least 80 % of it."
     )
-    head = ["cell", "loader alone", "step alone", "loader ceiling / truth", "compute ceiling / truth", "together"]
+    head = [
+        "cell",
+        "loader alone (change, %)",
+        "step alone (change, %)",
+        "loader ceiling / truth",
+        "compute ceiling / truth",
+        "together",
+    ]
     head += ["wait %", "verdict", "first remedy: promised, gained"]
     return f"{summary}\n\n{markdown(head, rows)}"
+
+
+def _within(found: Sequence[Judged], side: int) -> str:
+    """How many of the ceilings are within OFF of their truths, and how many of those whose truth stayed the same."""
+    near = {one.cell: abs(one.ceilings[side] - 1) <= OFF for one in found}
+    same = [near[one.cell] for one in found if one.changed[side] <= 100 * OFF]
+    return (
+        f"{sum(near.values()) / len(near):.0%}, {sum(same) / max(1, len(same)):.0%} of the {len(same)} whose truth "
+        f"itself was within {OFF:.0%} before and after"
+    )
 
 
 def healthy() -> str:
