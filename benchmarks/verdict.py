@@ -273,15 +273,8 @@ def grid(cells: Sequence[Cell]) -> str:
         f"Ceilings within 10 %: loader {within[0]}; compute {within[1]}. "
         f"Of {len(promises)} remedies that promised more, {kept:.0%} gained at least 80 % of it."
     )
-    head = [
-        "cell",
-        "loader alone (change, %)",
-        "step alone (change, %)",
-        "loader ceiling / truth",
-        "compute ceiling / truth",
-        "together",
-    ]
-    head += ["wait %", "verdict", "first remedy: promised, gained"]
+    head = ["cell", "loader alone (change, %)", "step alone (change, %)", "loader ceiling / truth"]
+    head += ["compute ceiling / truth", "together", "wait %", "verdict", "first remedy: promised, gained"]
     return f"{summary}\n\n{markdown(head, rows)}"
 
 
@@ -290,8 +283,8 @@ def _within(found: Sequence[Judged], side: int) -> str:
     near = {one.cell: abs(one.ceilings[side] - 1) <= OFF for one in found}
     same = [near[one.cell] for one in found if one.changed[side] <= 100 * OFF]
     return (
-        f"{sum(near.values()) / len(near):.0%}, {sum(same) / max(1, len(same)):.0%} of the {len(same)} whose truth "
-        f"itself was within {OFF:.0%} before and after"
+        f"{sum(near.values()) / len(near):.0%}, and {sum(same) / max(1, len(same)):.0%} of the {len(same)} whose truth "
+        "itself was so before and after"
     )
 
 
