@@ -127,8 +127,6 @@ class Clock:
         return min(warmup, AT_ONCE) if warmup > 0 else AT_ONCE
 
     def _first_step(self) -> None:
-        if not self._steps.fresh:
-            return
         asked, got, *_ = self._steps.fresh[0]
         self.first_batch_s = (got - asked) / 1e9
         self.first_batch_after_start_s = time.time() - psutil.Process().create_time() - (clock_ns() - got) / 1e9
