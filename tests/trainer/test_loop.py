@@ -9,18 +9,66 @@ import torch
 
 from feedrate.errors import UserError
 from feedrate.trainer import checkpoint
+from feedrate.trainer.accumulation import AccumulationWindow
 
 
 def weights(summary):
     return checkpoint.load(summary["folder"] / "checkpoints" / "last.pt")["model"]
 
 
-def test_accumulated_batches_give_the_weights_of_the_large_batch(run_train):
-    common = ("trainer.max_epochs=1", "optimizer=sgd", "scheduler=none", "model.dropout=0.0", "dataset.limit=256")
-    large = run_train(*common, "loader.batch_size=64")
-    small = run_train(*common, "loader.batch_size=16", "trainer.accumulate=4")
-    for name, tensor in weights(large).items():
-        torch.testing.assert_close(weights(small)[name], tensor, rtol=1e-4, atol=1e-5)
+SGD = (
+    "model=mlp",
+    "model.dropout=0.0",
+    "optimizer=sgd",
+    "optimizer.momentum=0.0",
+    "optimizer.nesterov=false",
+    "scheduler=none",
+    "loader.shuffle=false",
+)
+
+
+@pytest.mark.parametrize(
+    ("large", "small"),
+    [
+        (
+            "dataset.limit=80 loader.batch_size=64",
+            "loader.batch_size=16 trainer.accumulate=4",
+        ),  # the last window is short
+        ("dataset.limit=40 loader.batch_size=40", "loader.batch_size=24 trainer.accumulate=2"),  # the last batch is
+        ("dataset.limit=88 loader.batch_size=80 loader.drop_last=true", "loader.batch_size=16 trainer.accumulate=5"),
+        ("dataset.limit=80 loader.batch_size=48 trainer.max_steps=3", "loader.batch_size=16 trainer.accumulate=3"),
+        ("dataset.limit=40 loader.batch_size=40 trainer.clip_norm=0.1", "loader.batch_size=24 trainer.accumulate=2"),
+    ],
+)
+def test_each_optimizer_step_is_the_mean_over_the_samples_of_its_window(run_train, large, small):
+    once = run_train(*SGD, "optimizer.lr=0.5", *large.split())
+    kept = [setting for setting in large.split() if not setting.startswith("loader.batch_size")]
+    accumulated = run_train(*SGD, "optimizer.lr=0.5", *kept, *small.split())
+    assert (
+        checkpoint.load(once["folder"] / "checkpoints" / "last.pt")["step"]
+        == (checkpoint.load(accumulated["folder"] / "checkpoints" / "last.pt")["step"])
+    )
+    for name, tensor in weights(once).items():
+        torch.testing.assert_close(weights(accumulated)[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_window_holds_its_gradients_as_a_gradient_scaler_expects_them():
+    weight = torch.nn.Parameter(torch.ones(1))
+    scaler, window = torch.amp.GradScaler("cpu", init_scale=1024.0), AccumulationWindow(4)
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    for batch in (torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0])):
+        scaler.scale(window.scale((weight * batch).mean(), len(batch))).backward()
+    window.rescale([weight])
+    scaler.step(optimizer)
+    assert weight.item() == pytest.approx(1 - 16 / 4)
+
+
+def test_a_run_resumed_with_fewer_steps_than_it_has_made_makes_no_other(run_train):
+    run = run_train(*SGD, "loader.batch_size=64", "trainer.max_epochs=1")  # 4 steps
+    resumed = run_train(*SGD, "loader.batch_size=64", f"trainer.resume={run['folder']}", "trainer.max_steps=2",
+                        "trainer.max_epochs=2")  # fmt: skip
+    assert checkpoint.load(resumed["folder"] / "checkpoints" / "last.pt")["step"] == 4
+    assert resumed["stopped"] == "stopped at trainer.max_steps=2"
 
 
 def test_a_rest_that_does_not_fill_the_window_is_used_too(run_train):

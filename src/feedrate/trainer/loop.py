@@ -25,6 +25,7 @@ from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.trainer import checkpoint
 from feedrate.trainer.account import Account
+from feedrate.trainer.accumulation import AccumulationWindow
 from feedrate.trainer.device import Precision
 from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
@@ -85,6 +86,7 @@ class Trainer:
             data,
             lambda: self.task.meter(device),
         )
+        self._window = AccumulationWindow(config.accumulate)
         self._guard = LossGuard(
             optimizer,
             device,
@@ -213,9 +215,10 @@ class Trainer:
         return metrics, times.mean_wait_ms()
 
     def _train(self, epoch: int, loader: Any, progress: Progress) -> None:
-        state, clock, accumulate = self.state, self.clock, self.config.accumulate
+        state, clock, window = self.state, self.clock, self._window
+        if self._finished():  # resumed within an epoch, with a lower max_steps
+            return
         state.model.train()
-        pending = False
         batches = iter(ToDevice(loader, self.device, clock, self.forward.check(loader)))  # starts workers
         self._may_stop()
         for batch in batches:
@@ -225,10 +228,9 @@ class Trainer:
             with self.forward.autocast():
                 loss = self.task.loss(outputs, batch.y)
             self._guard.look(loss, state.step, batch.receipt)
-            state.scaler.scale(loss / accumulate).backward()
+            state.scaler.scale(window.scale(loss, len(batch.X))).backward()
             number = state.batches
-            pending = (number + 1) % accumulate != 0
-            if not pending:
+            if window.full:
                 self._optimize()
             state.meter.update(loss, outputs, batch.y)
             state.last, state.batches = batch.receipt, number + 1
@@ -245,7 +247,7 @@ class Trainer:
                 self.account.took_long(receipt.slow)
             if self._finished():
                 break
-            if not pending:
+            if window.empty:  # a checkpoint never lies within a window, so none holds gradients
                 self._stop.check()
                 self._save_if_due()
                 self._may_stop()
@@ -253,7 +255,7 @@ class Trainer:
         clock.skip()
         if not state.meter.samples:
             raise UserError("the training loader gave no batch; lower loader.batch_size or set loader.drop_last=false")
-        if pending:  # the epoch's last batches do not fill an accumulation window
+        if not window.empty:  # the epoch's last batches do not fill a window
             self._optimize()
 
     def _tell_verdict(self) -> None:
@@ -271,6 +273,8 @@ class Trainer:
 
     def _optimize(self) -> None:
         state = self.state
+        self._window.rescale(state.model.parameters())
+        self._window.clear()
         if self.config.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
@@ -361,7 +365,7 @@ class Trainer:
         self._earlier_s = float(times.get("all", 0.0))
         if state["phase"] == "done":
             epoch = int(state["epoch"])
-            if ours.result.stopped.startswith((STOPPED_EARLY, STOPPED_AT)):
+            if not ours.result.stopped or ours.result.stopped.startswith((STOPPED_EARLY, STOPPED_AT)):
                 ours.result.stopped = self._reason_to_stop(epoch)
             if ours.result.best_epoch == epoch:  # a kill may have come between the two checkpoints of that epoch's end
                 checkpoint.save(self._folder, "best", state, ours.about())
