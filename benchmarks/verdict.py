@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
@@ -31,9 +34,14 @@ SAMPLE_MS = (0.25, 1.0, 4.0)
 STEP_MS = (1.0, 6.0, 24.0)
 ENGINES = (("inline", 0), ("process", 1), ("process", 2), ("thread", 1), ("thread", 2))
 SECONDS = 1.5  # of each measurement
+BESIDE_SECONDS, TURN_SECONDS = (
+    4.0,
+    1.0,
+)  # of each one beside a neighbour, and after which a changing one starts or stops
 SETTLED = 40  # batches of each thread after which the loader seldom makes them pause
 OFF = 0.10  # cells nearer to a boundary are not counted
 REPEATS = 3  # of each control
+NEIGHBOURS = ("none", "steady", "changing")
 WARMUP = 10  # steps of the step alone
 CPU = torch.device("cpu")
 
@@ -66,6 +74,14 @@ CONTROLS = [
     Cell("sleep", 4.0, 24.0, "thread", 2),
     Cell("sleep", 4.0, 24.0, "process", 2),
     Cell("burn", 4.0, 40.0, "process", 1),
+]
+
+
+BESIDE = [
+    Cell(kind, sample_ms, step_ms, engine, workers)
+    for kind, sample_ms in (("sleep", 1.0), ("burn", 1.0), ("burn", 4.0))
+    for engine, workers in (("inline", 0), ("process", 1), ("thread", 1))
+    for step_ms in (6.0, 24.0)
 ]
 
 
@@ -105,7 +121,24 @@ def burn(seconds: float) -> None:
         sum(range(200))
 
 
-def together(cell: Cell, step_ms: float) -> tuple[float, Verdict | None]:
+@contextmanager
+def neighbour(kind: str) -> Iterator[None]:
+    """Other programs beside the block: none; a steady one, which computes all the time; or changing ones, two that
+    compute for TURN_SECONDS and rest for as long.
+    """
+    turn = f"end = time.monotonic() + {TURN_SECONDS}\n while time.monotonic() < end: pass\n time.sleep({TURN_SECONDS})"
+    codes = {"none": [], "steady": ["while True: pass"], "changing": 2 * [f"import time\nwhile True:\n {turn}"]}[kind]
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
+    try:
+        time.sleep(0.3)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def together(cell: Cell, step_ms: float, seconds: float = SECONDS) -> tuple[float, Verdict | None]:
     """Samples per second in the long run, with a step that sleeps, and the verdict on all steps but the warm-up."""
     data = Costly(cell.kind, cell.sample_ms)
     engine = {"engine": cell.engine} if cell.workers else {}
@@ -115,7 +148,7 @@ def together(cell: Cell, step_ms: float) -> tuple[float, Verdict | None]:
     settled = max(warmup, SETTLED * cell.workers if cell.engine == "thread" else 0)
     account, clock = Account(loader), Clock(CPU, warmup)
     account.begin()
-    train(loader, step_ms, clock, settled)
+    train(loader, step_ms, clock, settled, seconds, account)
     account.trained()
     times = clock.epoch()
     account.end(times)
@@ -128,8 +161,15 @@ def _rate(times: EpochTimes, settled: int) -> float:
     return float(times.samples[settled:].sum() / times.elapsed[settled:].sum() * 1e9)
 
 
-def train(batches: Iterable[Any], step_ms: float, clock: Clock, settled: int) -> None:
-    """Training for SECONDS after so many steps, with a step that sleeps."""
+def train(
+    batches: Iterable[Any],
+    step_ms: float,
+    clock: Clock,
+    settled: int,
+    seconds: float = SECONDS,
+    account: Account | None = None,
+) -> None:
+    """Training for so long after so many steps, with a step that sleeps."""
     begin, number = None, -1
     clock.begin()
     for batch in ToDevice(batches, CPU, clock):
@@ -137,10 +177,12 @@ def train(batches: Iterable[Any], step_ms: float, clock: Clock, settled: int) ->
         time.sleep(step_ms / 1e3)
         samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
         del batch  # as the trainer does; enumerate() would keep it, too
+        if account is not None:
+            account.step()
         clock.step(samples, nbytes, receipt.made if receipt else None)
         if number == settled:
             begin = time.perf_counter()
-        if begin is not None and time.perf_counter() - begin > SECONDS and number > 60:
+        if begin is not None and time.perf_counter() - begin > seconds and number > 60:
             break
 
 
@@ -221,7 +263,7 @@ class Judged:
     @property
     def promised(self) -> float:
         """By the first remedy; 1 where none promises more."""
-        return self.verdict.remedies[0].gain if self.verdict.remedies else 1.0
+        return (self.verdict.remedies[0].gain or 1.0) if self.verdict.remedies else 1.0
 
     def gained(self) -> float:
         """With the first remedy."""
@@ -242,7 +284,7 @@ def judged(cell: Cell) -> Judged:
 
 def run() -> str:
     logging.getLogger("feedrate").setLevel(logging.ERROR)
-    return f"{grid(CELLS)}\n\n{healthy()}"
+    return f"{grid(CELLS)}\n\n{healthy()}\n\n{beside(BESIDE)}"
 
 
 def grid(cells: Sequence[Cell]) -> str:
@@ -258,7 +300,8 @@ def grid(cells: Sequence[Cell]) -> str:
             gained = found.gained()
             if found.promised > 1:
                 promises.append((gained - 1) / (found.promised - 1))
-            applied = f"{found.verdict.remedies[0].override}: {found.promised:.2f}, {gained:.2f}"
+            promised = f"{found.promised:.2f}" if found.verdict.remedies[0].gain is not None else "nothing"
+            applied = f"{found.verdict.remedies[0].override}: {promised}, {gained:.2f}"
         loader, step = found.ceilings
         truths = [f"{found.alone:,.0f} ({found.changed[0]:.0f})", f"{found.step:,.0f} ({found.changed[1]:.0f})"]
         rates = [*truths, f"{loader:.2f}", f"{step:.2f}", f"{found.rate:,.0f}"]
@@ -286,6 +329,29 @@ def _within(found: Sequence[Judged], side: int) -> str:
         f"{sum(near.values()) / len(near):.0%}, and {sum(same) / max(1, len(same)):.0%} of the {len(same)} whose truth "
         "itself was so before and after"
     )
+
+
+def beside(cells: Sequence[Cell]) -> str:
+    """Promises beside no neighbour, a steady one, and one that comes and goes."""
+    rows, wrong, made = [], dict.fromkeys(NEIGHBOURS, 0), dict.fromkeys(NEIGHBOURS, 0)
+    for cell, kind in itertools.product(cells, NEIGHBOURS):
+        with neighbour(kind):
+            rate, verdict = together(cell, cell.step_ms, BESIDE_SECONDS)
+            assert verdict is not None
+            remedy = verdict.remedies[0] if verdict.remedies else None
+            gained = (
+                together(applied_to(cell, remedy.override), cell.step_ms, BESIDE_SECONDS)[0] / rate if remedy else 1.0
+            )
+        promised = remedy.gain if remedy else None
+        if promised is not None:
+            made[kind] += 1
+            wrong[kind] += not 0.75 <= gained / promised <= 1.25
+        told = "none" if promised is None else f"{promised:.2f}"
+        rows.append([str(cell), kind, remedy.override if remedy else "", told, f"{gained:.2f}" if remedy else ""])
+        print(*rows[-1], sep=" | ", flush=True)
+    counts = "; ".join(f"{kind}: {made[kind]}, of which {wrong[kind]} wrong" for kind in NEIGHBOURS)
+    summary = f"Gains that were promised, and those wrong by more than a quarter, by the neighbour. {counts}."
+    return f"{summary}\n\n{markdown(['cell', 'neighbour', 'first remedy', 'promised', 'gained'], rows)}"
 
 
 def healthy() -> str:

@@ -168,8 +168,7 @@ def train(cfg: DictConfig) -> float:
         tracker.end("FINISHED")
         record.record_run_id(run, tracker.run_id)
         log.info("%s", record.closing_line(result, summary["seconds"], verdict))
-        if verdict is not None:
-            log.info("%s", verdict)
+        log.info("%s", record.verdict_words(trainer, verdict))
         log.info("run folder  %s", folder.path)
         if tracker.url:
             log.info("this run    %s", tracker.url)

@@ -120,7 +120,7 @@ def _slowly(X: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_report_says_what_the_waiting_was_for() -> None:
-    loader = loader_of(Marked(), "inline", 0)
+    loader = Loader(Marked(), 2, seed=0)
     list(loader)
     report = loader.report()
     assert report.verdict is not None

@@ -80,6 +80,36 @@ def test_cores_that_others_compute_on_are_not_promised() -> None:
     assert [remedy.override for remedy in verdict.remedies] == ["loader.num_workers=1"]
 
 
+@pytest.mark.parametrize(("free_cores", "promised"), [((0.9, 1.0), True), ((0.9, 1.1), False), (None, True)])
+def test_nothing_is_promised_where_the_free_cores_changed_by_more_than_a_tenth(
+    free_cores: tuple[float, float] | None, promised: bool
+) -> None:
+    beside = setup("inline", 0, cores=1.0, usable_cores=2, free_cores=free_cores)
+    verdict = judge(account(40, 10, 0, cpu_share=0.4), beside)
+    assert verdict.remedies[0].override == "loader.num_workers=3"
+    if promised:
+        assert "Of 2 cores only 1.0 were free for this run, others compute as well" in verdict.reason
+        assert "what more workers gain, they take from those" in verdict.reason
+        assert "Try loader.num_workers=3 (about " in str(verdict)
+    else:
+        assert "0.9 to 1.1 of 2 cores were free, so no gain is promised." in verdict.reason
+        assert str(verdict).endswith("Try loader.num_workers=3.")
+        assert [remedy.gain for remedy in verdict.remedies] == [None]
+
+
+def test_workers_that_only_wait_take_nothing_from_those_who_compute() -> None:
+    beside = setup("inline", 0, cores=1.0, usable_cores=2, free_cores=(1.0, 1.0))
+    verdict = judge(account(40, 10, 0, cpu_share=0.0), beside)
+    assert verdict.remedies
+    assert "they take from those" not in verdict.reason
+
+
+def test_on_shifting_cores_no_worker_is_called_superfluous() -> None:
+    waste = account(0.15, 10, 2)
+    assert judge(waste, setup(cores=2.0, usable_cores=2)).remedies
+    assert judge(waste, setup(cores=2.0, usable_cores=2, free_cores=(1.0, 2.0))).remedies == ()
+
+
 def test_a_run_without_workers_is_told_how_many_are_enough() -> None:
     remedy = judge(account(8, 10, 0, cpu_share=0.0), setup("inline", 0)).remedies[0]
     assert remedy.override == "loader.num_workers=1"
@@ -196,9 +226,9 @@ def test_queueing_for_a_core_makes_no_load_cheaper_than_what_it_computes() -> No
 
 
 def test_few_steps_get_a_word_but_no_advice() -> None:
-    verdict = judge(account(40, 10, 2, steps=12), setup())
+    verdict = judge(account(40, 10, 2, steps=18), setup())
     assert verdict.kind == "input-bound"
-    assert "Too few steps for advice: 6." in verdict.reason
+    assert "Too few steps for advice: 12." in verdict.reason
     assert verdict.remedies == ()
 
 

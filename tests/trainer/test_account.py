@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from accounts import account
 from feedrate.errors import UserError
 from feedrate.loader import Loader
 from feedrate.timing.epoch_times import EpochTimes
-from feedrate.timing.machine import Machine
+from feedrate.timing.machine import MOST_INTERVALS, FreeCores, Machine
 from feedrate.tracking.journal import run_id_of
 from feedrate.trainer.account import Account
 from kills import ROOT, start_training
@@ -56,6 +57,65 @@ def test_a_first_epoch_like_the_others_is_not_mentioned() -> None:
     only = told(WAITING).verdict()
     assert only is not None
     assert only.first_epoch == {}
+
+
+def test_fewer_than_ten_counted_steps_are_not_judged() -> None:
+    for steps, judged in ((15, False), (16, True)):  # six are warm-up
+        assert (told(account(40, 10, 2, steps=steps)).verdict() is not None) == judged
+    few = account(40, 10, 2, steps=15)
+    assert told(few, few).verdict() is None  # the first epoch is left out
+    assert told(few, few, few).verdict() is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what others compute is known on Linux only")
+def test_a_neighbour_that_comes_while_a_run_trains_is_noticed() -> None:
+    usable, core = os.sched_getaffinity(0), max(os.sched_getaffinity(0))
+    burn = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    os.sched_setaffinity(0, {core})
+    try:
+        for _ in range(5):  # other programs may come and go at the same instants
+            free = FreeCores()
+            free.begin([])
+            for _ in range(2):
+                until(lambda free=free: free.due)
+                free.look([])
+            with subprocess.Popen([sys.executable, "-c", burn]) as neighbour:
+                time.sleep(0.2)  # until it computes
+                for _ in range(2):
+                    until(lambda free=free: free.due)
+                    free.look([])
+                neighbour.kill()
+            low, high = free.between() or (0.0, 0.0)
+            if high - low > 0.25:
+                return
+    finally:
+        os.sched_setaffinity(0, usable)
+    if high < 0.5:
+        pytest.skip("other programs compute on this core all the time")
+    raise AssertionError(f"{low:.2f} to {high:.2f} of one core were free, half of the time with a neighbour")
+
+
+def test_time_in_which_a_worker_ends_says_nothing_of_free_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = (1, 1)
+    instants = iter([(0.0, 0.0, {worker: 0.0}), (1.0, 0.6, {worker: 0.9}), (2.0, 0.7, {}), (3.0, 2.2, {})])
+    monkeypatch.setattr(FreeCores, "_now", staticmethod(lambda workers: next(instants)))
+    free = FreeCores()
+    free.begin([])
+    for _ in range(3):
+        free.look([])
+    assert free.mean() == pytest.approx((0.6 + 0.9 + 1.5) / 2)
+    assert free.between() == pytest.approx((1.5, 1.5))
+
+
+def test_a_long_run_keeps_few_intervals_of_free_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(100_000))
+    monkeypatch.setattr(FreeCores, "_now", staticmethod(lambda workers: ((s := float(next(seconds))), 2 * s, {})))
+    free = FreeCores()
+    free.begin([])
+    for _ in range(50_000):
+        free.look([])
+    assert len(free._intervals) <= MOST_INTERVALS
+    assert free.mean() == pytest.approx(2)
 
 
 def test_what_the_disk_gave_is_counted(tmp_path: Path) -> None:

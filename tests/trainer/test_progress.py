@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def outputs(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         return [
             *(sys.executable, "src/train.py", f"dataset.root={digits}", f"hydra.run.dir={folder}/{name}"),
             *("tracking=none", "trainer.max_epochs=2", "loader.num_workers=0", "dataset.limit=512"),
-            *("model=simulated", "model.step_ms=90"),
+            *("model=simulated", "model.step_ms=25", "loader.batch_size=16"),
         ]
 
     return at_once(
@@ -58,11 +59,13 @@ def in_terminal(command: list[str]) -> str:
 
 def test_a_terminal_shows_a_live_line_that_leaves_only_the_epochs_lines(outputs):
     output = outputs["terminal"]
-    drawn = [part for part in output.split("\r\x1b[2K") if "/8  loss" in part]
-    assert drawn
-    for part in drawn:
-        for word in ("epoch", "loss", "samples/s", "wait", "ms (", " %)", "left"):
+    drawn = {step: part for part in output.split("\r\x1b[2K") for step in re.findall(r"(\d+)/32  loss", part)}
+    assert any(int(step) >= 10 for step in drawn)
+    for step, part in drawn.items():
+        for word in ("epoch", "loss", "left"):
             assert word in part
+        for word in ("samples/s", "wait", "ms (", " %)"):
+            assert (word in part) == (int(step) >= 10)  # a rate needs ten steps
         assert "\n" not in part  # each is erased before the next line is written
     assert "\x1b[2Kepoch 1/2  loss" in output
 

@@ -251,6 +251,7 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
     from feedrate.loader import setup_of
     from feedrate.timing import Clock
     from feedrate.timing.ceilings import metrics
+    from feedrate.timing.epoch_times import MIN_STEPS
     from feedrate.timing.stages import STAGES
 
     loader = batches.loader
@@ -269,7 +270,7 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
         samples += count
         if number == warmup:
             samples, cpu, from_ = 0, _cpu_s(), time.perf_counter()
-        if number > warmup and time.perf_counter() - from_ >= seconds:
+        if number >= warmup + MIN_STEPS and time.perf_counter() - from_ >= seconds:
             break
     spent_cpu = _cpu_s() - cpu
     batches.clock = None

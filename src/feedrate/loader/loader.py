@@ -218,7 +218,7 @@ class Loader(DataLoader[Any]):
         rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
         batches = self._engine.begin(rest, self)
         self._begun = True
-        self._report.begin(self._order.epoch, setup_of(self))
+        self._report.begin(self._order.epoch, setup_of(self), self.tasks())
         return Pass(self, self._engine, _joined(made, batches) if made else batches, plan, self._passes)
 
     def _plan(self, start: int) -> Plan:
@@ -237,6 +237,8 @@ class Loader(DataLoader[Any]):
         # torch's DataLoader looks at each name that is set, which costs as much as all the rest here
         vars(self).update(_last=receipt, _at=ticket.stop)
         self._report.add(asked_ns, handed_ns, receipt.made, len(ticket.indices), receipt.nbytes)
+        if self._report.due:
+            self._report.look(self.tasks())
 
     # -----------------------------------------------------------------------------------------------------
     # what was delivered

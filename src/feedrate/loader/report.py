@@ -5,7 +5,8 @@ The training loop's own account, with transfer and validation, is timing/clock.p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 from feedrate.dataset.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import AT_ONCE, Setup, Steps
-from feedrate.timing.verdict import Verdict, judge
+from feedrate.timing.machine import FreeCores, Task
+from feedrate.timing.verdict import Verdict, judge, undecided
 
 
 def setup_of(loader: Any) -> Setup:
@@ -33,15 +35,17 @@ class Report:
     """Times of one epoch, a row per batch.
 
     The first batch counts as start-up: it is reported as `first_batch_s`. Rates and waiting, here as in the verdict,
-    are of the steps between it and the last batch, of whose step the end is not known; of all where there are none.
+    are of the steps between it and the last batch, of whose step the end is not known.
     """
 
     def __init__(self, setup: Setup) -> None:
         self.begin(0, setup)
 
-    def begin(self, epoch: int, setup: Setup) -> None:
+    def begin(self, epoch: int, setup: Setup, workers: Iterable[Task] = ()) -> None:
         """A pass through an epoch begins, with these workers."""
         self.epoch, self._setup = epoch, setup
+        self._free_cores = FreeCores()
+        self._free_cores.begin(workers)
         self._steps = Steps()
         self._elsewhere: Callable[[], EpochTimes] | None = None
 
@@ -56,6 +60,15 @@ class Report:
             rows.fresh.append((asked_ns, handed_ns, handed_ns, handed_ns, samples, nbytes, made))
             if len(rows.fresh) == AT_ONCE:
                 rows.settle()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look at what others take of the cores."""
+        return self._elsewhere is None and self._free_cores.due
+
+    def look(self, workers: Iterable[Task]) -> None:
+        """Looks at what others take of the cores."""
+        self._free_cores.look(workers)
 
     @property
     def times(self) -> EpochTimes:
@@ -89,21 +102,21 @@ class Report:
 
     @property
     def samples_per_s(self) -> float:
-        """Samples of the steps that count, over the time that these took."""
+        """Samples of the steps that count, over the time that these took; nan where those are too few."""
         times = self.times
         return 1e9 * self._share(times.samples, times)
 
     @property
     def wait_pct(self) -> float:
-        """Share of that time for which the loop stood still for the next batch."""
+        """Share of that time for which the loop stood still for the next batch; nan as `samples_per_s`."""
         times = self.times
         return 100 * self._share(times.wait, times)
 
     @property
     def worker_busy_pct(self) -> float:
-        """Share of that time for which the workers made batches, on average."""
+        """Share of that time for which the workers made batches, on average; nan as `samples_per_s`."""
         times = self.times
-        return min(100.0, 100 * self._share(times.load, times) / max(1, self._setup.workers))
+        return min(100 * self._share(times.load, times) / max(1, self._setup.workers), 100.0)  # nan stays nan
 
     def load_ms(self, *percentiles: float) -> list[float]:
         """Percentiles of the time that a worker spent to make a batch."""
@@ -114,24 +127,34 @@ class Report:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether and why its user waited, and what would end it; None before the first batch."""
-        return judge(self.times, self._setup) if self.batches else None
+        """Whether and why its user waited, and what would end it; None where there are too few batches."""
+        times, setup = self.times, self._setup
+        if (free := self._free_cores.mean()) is not None:
+            setup = replace(
+                setup,
+                cores=max(1.0, min(setup.cores, free)),
+                usable_cores=usable_cores(),
+                free_cores=self._free_cores.between(),
+            )
+        return judge(times, setup) if times.enough else None
 
     @staticmethod
     def _share(part: np.ndarray, times: EpochTimes) -> float:
-        """Of what counts, for each nanosecond; 0 without any."""
-        elapsed = int(times.elapsed[times.counted].sum())
-        return float(part[times.counted].sum()) / elapsed if elapsed else 0.0
+        """Of what counts, for each nanosecond; nan where that is too little."""
+        return float(part[times.counted].sum()) / int(times.elapsed[times.counted].sum()) if times.enough else math.nan
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_elsewhere": None}  # a training loop's clock is no part of it
 
     def __str__(self) -> str:
+        if not self.times.enough:
+            delivered = f"epoch {self.epoch}: {self.samples:,} samples in {self.batches:,} batches"
+            return f"{delivered}; {undecided(self.times)}" if self.batches else delivered
         p50, p95 = self.load_ms(50, 95)
         return (
             f"epoch {self.epoch}: {self.samples:,} samples in {self.batches:,} batches, "
             f"{self.samples_per_s:,.0f} samples/s; "
             f"waited {self.wait_pct:.1f} % of the time, first batch after {self.first_batch_s:.2f} s; "
             f"load {p50:.1f} ms a batch (p95 {p95:.1f}), workers busy {self.worker_busy_pct:.0f} %"
-            + (f"\n{self.verdict}" if self.batches else "")
+            f"\n{self.verdict}"
         )

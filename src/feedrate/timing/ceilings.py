@@ -75,9 +75,11 @@ def held_pct(times: EpochTimes, setup: Setup) -> float:
     return float(100 * max(0.0, extra) / max(1, times.elapsed[steady].sum()))
 
 
-def all_cores_busy(times: EpochTimes, setup: Setup) -> bool:
-    """Whether the run computed on all cores that it could have, so that whatever computes more makes it slower."""
-    return sum(_computing(times, setup)) > BUSY * setup.cores
+def all_cores_busy(times: EpochTimes, setup: Setup, faster: float = 1.0) -> bool:
+    """Whether the run computed on all cores that it could have, so that whatever computes more makes it slower; or
+    would do so at `faster` times its rate.
+    """
+    return faster * sum(_computing(times, setup)) > BUSY * setup.cores
 
 
 def no_core_left(times: EpochTimes, setup: Setup) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from feedrate.timing.epoch_times import AT_ONCE, PARTS, EpochTimes, Steps
+from feedrate.timing.epoch_times import AT_ONCE, MIN_STEPS, PARTS, EpochTimes, Steps
 from feedrate.timing.stages import clock_ns
 
 ASIDE = ("evaluation", "checkpoint")  # outside of the steps
@@ -142,13 +142,15 @@ class Clock:
         wait = np.where(gaps >= 0, np.minimum(times.wait, gaps), times.wait)
         return replace(times, wait=wait, compute=np.where(steps >= 0, steps, times.compute))
 
-    def recent(self, steps: int) -> tuple[float, float, float]:
-        """Samples per second, wait in ms per step and wait in percent, over the last steps by the host's clock."""
+    def recent(self, steps: int) -> tuple[float, float, float] | None:
+        """Samples per second, wait in ms per step and wait in percent, over the last steps by the host's clock; None
+        where the epoch has had too few.
+        """
         columns = self._steps.columns(steps)
         wait, transfer, compute = (int(columns[phase].sum()) for phase in PARTS)
         elapsed = wait + transfer + compute
-        if not elapsed:
-            return 0.0, 0.0, 0.0
+        if not elapsed or len(columns["wait"]) < MIN_STEPS:
+            return None
         return 1e9 * int(columns["samples"].sum()) / elapsed, wait / len(columns["wait"]) / 1e6, 100 * wait / elapsed
 
     def totals_s(self) -> dict[str, float]:

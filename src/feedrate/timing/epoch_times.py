@@ -27,6 +27,8 @@ _ROW = Struct(f"={len(_COLUMNS) + len(STAGES) - 1}q")
 _PLAIN = Struct(f"={len(_COLUMNS)}q{8 * (len(STAGES) - 1)}x")  # the same where no stage is marked: what follows is 0
 _UNKNOWN: tuple[int, ...] = Load(0, 0, 0, MAIN_THREAD)
 RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, computing as well, where it was not seen
+SHIFTING = 0.1  # of the free cores: a larger change during a run leaves nothing to promise
+MIN_STEPS = 10  # counted steps below which there is neither a rate nor a verdict
 AT_ONCE = 128  # steps whose rows are written together: what runs once, between two batches, is five times as slow
 
 
@@ -39,6 +41,8 @@ class Setup:
         workers, prefetch, batch_size: as configured.
         cores: that the run could use: those that it computed on, and those that were idle meanwhile.
         usable_cores: that it may use at all, whoever else computes on them; 0 where that is not asked.
+        free_cores: (low, high), between which `cores` lay during the run, but for a tenth of the time at each end; None
+            where that is not known.
         worker_mb: memory that each worker has for itself, 0 where unknown.
         worker_delay_s: seconds for which the workers, all together, stood in the queue for a core in the measured time.
         receive_cpu_ns: what threads beside the training compute, on average, to take over a batch from a process; 0
@@ -53,11 +57,17 @@ class Setup:
     batch_size: int
     cores: float
     usable_cores: int = 0
+    free_cores: tuple[float, float] | None = None
     worker_mb: float = 0.0
     worker_delay_s: float = 0.0
     receive_cpu_ns: float = 0.0
     threadable: bool = False
     packable: str = ""
+
+    @property
+    def shifting(self) -> bool:
+        """Whether what others took of the cores changed by more than a tenth of what was free."""
+        return self.free_cores is not None and self.free_cores[1] - self.free_cores[0] > SHIFTING * self.cores
 
     @property
     def threads(self) -> bool:
@@ -199,6 +209,11 @@ class EpochTimes:
     def counted(self) -> np.ndarray:
         """(steps,) bool: the steady steps, all where none is."""
         return self.steady if self.steady.any() else np.ones_like(self.steady)
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are as many steady steps as a rate or a verdict needs."""
+        return int(self.steady.sum()) >= MIN_STEPS
 
     @property
     def load(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the machine did while a run trained: cores that were idle, threads that queued for one, what the disk gave.
+"""What the machine did while a run trained: cores that were idle or free, threads that queued, what the disk gave.
 
 As Linux counts it; elsewhere nothing is known of the queue, and it counts as none.
 """
@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
+
+INTERVAL_S = 0.5  # that is looked at as one; Linux counts idle time in steps of 10 ms for each core
+MOST_INTERVALS = 256  # that are kept; beyond them two become one
 
 Task = tuple[int, int]  # process and thread, as the system numbers them
 
@@ -62,6 +67,72 @@ class Machine:
             self.helpers_s + other.helpers_s,
             self.read_mb + other.read_mb,
         )
+
+
+class FreeCores:
+    """How many cores a run could have had, interval by interval: those that it computed on, and those that were idle.
+
+    The rest is what other processes took. Linux only; nothing is collected elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self._intervals: list[tuple[float, float]] = []  # seconds, and core seconds that were free
+        self._length_s = INTERVAL_S
+        self._open = (0.0, 0.0)
+        self._since: tuple[float, float, dict[Task, float]] | None = None
+
+    def begin(self, workers: Iterable[Task]) -> None:
+        """A time that counts begins now, such as the training of an epoch."""
+        self._since = self._now(workers) if sys.platform == "linux" else None
+
+    @property
+    def due(self) -> bool:
+        """Whether the present interval is long enough to be looked at."""
+        return self._since is not None and time.perf_counter() - self._since[0] >= self._length_s
+
+    def look(self, workers: Iterable[Task]) -> None:
+        """Counts the time until now, and goes on. Time in which a worker has ended is left out: it says no more what it
+        computed.
+        """
+        if self._since is None:
+            return
+        (begin, idle_and_own, before), now = self._since, self._now(workers)
+        self._since = now
+        if not before.keys() <= now[2].keys():
+            return
+        by_workers = sum(seconds - before.get(task, 0.0) for task, seconds in now[2].items())
+        self._open = self._open[0] + now[0] - begin, self._open[1] + now[1] - idle_and_own + by_workers
+        if self._open[0] >= self._length_s:
+            self._intervals.append(self._open)
+            self._open = (0.0, 0.0)
+        if len(self._intervals) > MOST_INTERVALS:
+            pairs = zip(self._intervals[::2], self._intervals[1::2], strict=False)
+            self._intervals = [(a[0] + b[0], a[1] + b[1]) for a, b in pairs]
+            self._length_s *= 2
+
+    def end(self, workers: Iterable[Task]) -> None:
+        """The time that counts ends now."""
+        self.look(workers)
+        self._since = None
+
+    def mean(self) -> float | None:
+        """Free cores on average; None where no interval is known."""
+        if not self._intervals:
+            return None
+        seconds, core_s = (sum(column) for column in zip(*self._intervals, strict=True))
+        return float(core_s / seconds)
+
+    def between(self) -> tuple[float, float] | None:
+        """10th and 90th percentile of the free cores; None where fewer than two intervals are known."""
+        if len(self._intervals) < 2:
+            return None
+        low, high = np.percentile([cores_s / seconds for seconds, cores_s in self._intervals], [10, 90])
+        return float(low), float(high)
+
+    @staticmethod
+    def _now(workers: Iterable[Task]) -> tuple[float, float, dict[Task, float]]:
+        own = {task: computed for task in workers if (computed := _ran_s([task])[0]) > 0 and task[0] != os.getpid()}
+        return time.perf_counter(), _idle_s() + time.process_time(), own
 
 
 def _idle_s() -> float:

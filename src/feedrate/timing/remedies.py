@@ -34,25 +34,42 @@ class Remedy:
 
     Attributes:
         override: as it is typed.
-        gain: how many times the present rate it promises; 1 where it only saves.
+        gain: how many times the present rate it promises; 1 where it only saves, None where nothing can be promised.
         saved_mb: memory it saves.
         condition: what it needs, in words; empty for nothing.
     """
 
     override: str
-    gain: float = 1.0
+    gain: float | None = 1.0
     saved_mb: float = 0.0
     condition: str = ""
 
+    @property
+    def faster(self) -> bool:
+        """Whether it promises a higher rate that is worth it."""
+        return self.gain is not None and self.gain >= WORTH
+
     def __str__(self) -> str:
-        promise = f"about {self.gain:.1f}x" if self.gain >= WORTH else "at the same rate"
+        if self.gain is None:
+            return f"{self.override}{self.condition}"
+        promise = f"about {self.gain:.1f}x" if self.faster else "at the same rate"
         if self.saved_mb >= 10:
             promise += f", saves {in_bytes(self.saved_mb)}"
         return f"{self.override}{self.condition} ({promise})"
 
 
 def remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
-    """At most two, the best first; for a compute-bound run what would do with less."""
+    """At most two, the best first; for a compute-bound run what would do with less.
+
+    Where the free cores changed during the run, none that only saves, and the first of the others without its gain.
+    """
+    found = _remedies(times, setup, kind)
+    if not setup.shifting:
+        return found
+    return tuple(replace(remedy, gain=None) for remedy in found[:1] if remedy.faster)
+
+
+def _remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
     costs = costs_of(times, setup)
     measured = float(times.elapsed[times.counted].mean() / 1e9)
     locked = setup.threads and one_at_a_time(times, setup)
@@ -91,7 +108,7 @@ def remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
     if setup.packable:
         gain = now / seconds(_packed(costs, times))
         found.append(Remedy(setup.packable, gain, condition=" from the second epoch on"))
-    return tuple(sorted((r for r in found if r.gain >= WORTH), key=lambda remedy: -remedy.gain)[:2])
+    return tuple(sorted((r for r in found if r.faster), key=lambda remedy: -(remedy.gain or 0.0))[:2])
 
 
 def _ample(costs: Costs, workers: int) -> bool:

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from feedrate.timing.ceilings import HELD_UP_PCT, all_cores_busy, held_pct, metrics, no_core_left
-from feedrate.timing.epoch_times import EpochTimes, Setup
+from feedrate.timing.epoch_times import MIN_STEPS, EpochTimes, Setup
 from feedrate.timing.remedies import MARGIN, Remedy, in_bytes, remedies
 from feedrate.timing.stages import STAGES
 
 INPUT_BOUND_PCT = 10.0  # of the steady time waited: above it a run is input-bound
 COMPUTE_BOUND_PCT = 2.0  # below it, and with a loader that could make MARGIN times what the step takes, compute-bound
-FEW_STEPS = 20  # with fewer steady steps nothing is advised
+FEW_STEPS = 20  # with fewer steady steps there is a verdict, but no advice
 APART_PCT = 10.0  # of the time: a first epoch whose waiting differs by more from that of later ones is told
 NO_STEP = 1e8  # samples per second: there was no step
 DISK_MB = 1.0  # that must have come from the disk for it to be named
@@ -56,8 +56,17 @@ class Verdict:
         return text
 
 
+def undecided(times: EpochTimes) -> str:
+    """What is said in place of a verdict where there are not enough steps."""
+    steady, steps, seconds = int(times.steady.sum()), len(times.wait), float(times.elapsed.sum() / 1e9)
+    return (
+        f"too few steps for a rate or a verdict: {steady} of {steps} count, {MIN_STEPS} are needed; "
+        f"all took {_seconds(seconds)}"
+    )
+
+
 def judge(times: EpochTimes, setup: Setup, first_epoch: Mapping[str, float] | None = None) -> Verdict:
-    """The verdict on the steady steps of an account, which must have at least one step.
+    """The verdict on the steady steps of an account, of which there must be `enough`.
 
     Args:
         first_epoch: see Verdict; where `times` are those of later ones.
@@ -96,12 +105,12 @@ def _judged(times: EpochTimes, setup: Setup) -> Verdict:
         said.append(_where(times))
     if held > HELD_UP_PCT:
         said.append(_held_up(times, setup))
-    if kind != "compute-bound" and (text := _cores(times, setup)):
+    found = remedies(times, setup, kind) if steady.sum() >= FEW_STEPS else ()
+    if kind != "compute-bound" and (text := _cores(times, setup, found)):
         said.append(text)
     if steady.sum() < FEW_STEPS:
         said.append(f"Too few steps for advice: {int(steady.sum())}.")
         return Verdict(kind=kind, reason=" ".join(said), figures=kept)
-    found = remedies(times, setup, kind)
     if kind == "input-bound" and not found:
         said.append("No setting of the loader would change that here.")
     return Verdict(kind=kind, reason=" ".join(said), figures=kept, remedies=found)
@@ -139,10 +148,17 @@ def _held_up(times: EpochTimes, setup: Setup) -> str:
     return f"The loader's {makers} {taken}: a step takes {now:.3g} ms where it takes {alone:.3g} ms alone."
 
 
-def _cores(times: EpochTimes, setup: Setup) -> str:
+def _cores(times: EpochTimes, setup: Setup, found: Sequence[Remedy]) -> str:
     """Where computing is at its limit, or others compute beside the run."""
+    if setup.shifting and setup.free_cores is not None:
+        low, high = setup.free_cores
+        text = f"Others computed now more, now less: {low:.1f} to {high:.1f} of {setup.usable_cores} cores were free"
+        return f"{text}, so no gain is promised." if found else f"{text}."
     if setup.cores < 0.75 * setup.usable_cores:
-        return f"Of {setup.usable_cores} cores only {setup.cores:.1f} were free for this run, others compute as well."
+        free = sum(setup.free_cores) / 2 if setup.free_cores is not None else setup.cores
+        text = f"Of {setup.usable_cores} cores only {free:.1f} were free for this run, others compute as well"
+        taken = any(remedy.gain is not None and all_cores_busy(times, setup, remedy.gain) for remedy in found)
+        return f"{text}: what more workers gain, they take from those." if taken else f"{text}."
     if setup.workers and all_cores_busy(times, setup):
         return f"All {setup.cores:.1f} cores are computing: more workers would make nothing faster."
     return ""

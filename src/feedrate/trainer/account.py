@@ -18,7 +18,7 @@ from feedrate.loader import Loader, setup_of
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup, cut, joined
-from feedrate.timing.machine import Machine
+from feedrate.timing.machine import FreeCores, Machine
 from feedrate.timing.stages import Slowest
 from feedrate.timing.trace import WINDOW
 from feedrate.timing.verdict import FEW_STEPS, FIGURES, Verdict, judge
@@ -46,17 +46,25 @@ class Account:
         self._slowest = Slowest()
         self._meanwhile: deque[Machine] = deque()  # what the machine did in each epoch kept
         self._before = self._during = Machine()
+        self._free_cores = FreeCores()
         self._worker_mb: float | None = None
 
     def begin(self) -> None:
         """The training of an epoch begins."""
         self._open = self._training = True
         self._before = self._machine()
+        self._free_cores.begin(self._workers())
+
+    def step(self) -> None:
+        """A step is over; twice a second this looks at what others take of the cores."""
+        if self._free_cores.due:
+            self._free_cores.look(self._workers())
 
     def trained(self) -> None:
         """It has ended; validation follows."""
         self._training = False
         self._during = self._machine() - self._before
+        self._free_cores.end(self._workers())
 
     def end(self, times: EpochTimes) -> None:
         """The epoch has ended, with this account of its training."""
@@ -69,6 +77,7 @@ class Account:
             self._cold, self._first = False, self._figures_of_first()
             self._epochs.clear()
             self._meanwhile.clear()
+            self._free_cores = FreeCores()
         self._epochs.append(times)
         self._meanwhile.append(self._during)
         while len(self._epochs) > 1 and sum(len(kept.wait) for kept in self._epochs) > MOST_STEPS:
@@ -90,6 +99,8 @@ class Account:
 
     def _figures_of_first(self) -> dict[str, float]:
         times, (machine,) = self._epochs[0], self._meanwhile
+        if not times.enough:
+            return {}
         metrics = metrics_of(times, self.setup(times))
         names = ("samples_per_s", "wait_pct")
         return {**{name: metrics[FIGURES[name]] for name in names}, "read_mb": machine.read_mb}
@@ -105,9 +116,9 @@ class Account:
         return joined(self._epochs) if self._epochs else None
 
     def verdict(self) -> Verdict | None:
-        """On all epochs so far but the first, or on the first; None before it."""
+        """On all epochs so far but the first, or on the first; None where there are too few steps."""
         times = self.times
-        if times is None:
+        if times is None or not times.enough:
             return None
         return judge(times, self.setup(times), self._first)
 
@@ -122,6 +133,7 @@ class Account:
             found,
             cores=cores,
             usable_cores=usable_cores(),
+            free_cores=self._free_cores.between(),
             worker_mb=self._worker_mb or 0.0,
             worker_delay_s=machine.workers_queued_s,
             receive_cpu_ns=1e9 * machine.helpers_s / max(1, sum(len(kept.wait) for kept in self._epochs)),
@@ -145,8 +157,10 @@ class Account:
         ]
 
     def _machine(self) -> Machine:
-        loader = self._loader
-        return Machine.now(loader.tasks(), loader.helpers()) if isinstance(loader, Loader) else Machine.now(())
+        return Machine.now(self._workers(), self._loader.helpers() if isinstance(self._loader, Loader) else ())
+
+    def _workers(self) -> list[tuple[int, int]]:
+        return self._loader.tasks() if isinstance(self._loader, Loader) else []
 
 
 def packable(dataset: Mapping[str, Any]) -> str:

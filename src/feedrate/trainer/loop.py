@@ -20,7 +20,7 @@ from feedrate.dataset import Data
 from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice
-from feedrate.timing import Clock, Point, points
+from feedrate.timing import Clock, EpochTimes, Point, points
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.trainer import checkpoint
@@ -127,9 +127,9 @@ class Trainer:
             checkpoint.set_random_state(state.random_state())
         try:
             while state.epoch < self.config.max_epochs and not state.result.stopped:
-                metrics, wait_ms = self._epoch(state.epoch, progress)
+                metrics, times = self._epoch(state.epoch, progress)
                 self._send(points(metrics, state.epoch))
-                progress.epoch(state.epoch, metrics, wait_ms)
+                progress.epoch(state.epoch, metrics, times.mean_wait_ms(), float(times.elapsed.sum() / 1e9))
                 self._tell_verdict()
                 self._stop.check()
                 state.next_epoch()
@@ -151,11 +151,8 @@ class Trainer:
         return state.result
 
     def verdict(self) -> Verdict | None:
-        """On what was trained, also where that was broken off; None where there was hardly anything."""
+        """On what was trained, also where that was broken off; None where those are too few steps."""
         self.account.broken_off(self.clock.epoch())
-        times = self.account.times
-        if times is None or (not self.state.result.history and times.steady.sum() < FEW_STEPS):
-            return None
         return self.account.verdict()
 
     def digests(self) -> dict[str, str]:
@@ -176,7 +173,7 @@ class Trainer:
     # one epoch
     # -----------------------------------------------------------------------------------------------------
 
-    def _epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], float]:
+    def _epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], EpochTimes]:
         loader, clock, state, result = self.loaders["train"], self.clock, self.state, self.state.result
         clock.begin()
         self.account.begin()
@@ -200,7 +197,8 @@ class Trainer:
         state.schedule.epoch(metrics["validation/loss"])
         times = clock.epoch()
         self.account.end(times)
-        metrics.update(metrics_of(times, self.account.setup(times)))
+        if times.enough:
+            metrics.update(metrics_of(times, self.account.setup(times)))
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
         if not result.best or _lower(metrics["validation/loss"], result.best["validation/loss"]):
@@ -212,7 +210,7 @@ class Trainer:
         if result.best_epoch == epoch:
             checkpoint.copy(self._folder, "last", "best")
         clock.lap("checkpoint")
-        return metrics, times.mean_wait_ms()
+        return metrics, times
 
     def _train(self, epoch: int, loader: Any, progress: Progress) -> None:
         state, clock, window = self.state, self.clock, self._window
@@ -237,11 +235,12 @@ class Trainer:
             if (number + 1) % self.config.log_every == 0:
                 self._guard.read()
             if progress.due:  # reading the loss waits for the device, twice a second, and only in a terminal
-                progress.step(epoch, number, float(loss.detach()), *clock.recent(RECENT))
+                progress.step(epoch, number, float(loss.detach()), clock.recent(RECENT))
             samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
             # torch lets go of the interpreter where it frees a tensor: after the next batch was taken, the thread that
             # is to make a further one would just be waiting for that, and would keep it; nor is it waiting for data
             del batch
+            self.account.step()
             clock.step(samples, nbytes, receipt.made if receipt else None)
             if receipt and receipt.slow:
                 self.account.took_long(receipt.slow)

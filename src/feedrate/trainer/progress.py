@@ -32,31 +32,41 @@ class Progress:
         """Whether a step should be shown now; a few nanoseconds where no line is drawn."""
         return self._live and time.perf_counter() - self._drawn > INTERVAL_S
 
-    def step(self, epoch: int, step: int, loss: float, rate: float, wait_ms: float, wait_pct: float) -> None:
+    def step(self, epoch: int, step: int, loss: float, recent: tuple[float, float, float] | None) -> None:
         """Draws the live line.
 
         Args:
             epoch, step: from 0.
             loss: of this step.
-            rate: samples per second of the last steps.
-            wait_ms: what a step waited for its batch; wait_pct: the same as a share of its time.
+            recent: of the last steps: samples per second, what a step waited for its batch in ms, and the same as a
+                share of its time in percent; None where there are too few.
         """
         self._drawn = time.perf_counter()
         done = (epoch + (step + 1) / self._steps) / self._epochs
+        rate, wait_ms, wait_pct = recent or (0.0, 0.0, 0.0)
+        rates = f"{rate:,.0f} samples/s  wait {wait_ms:.1f} ms ({wait_pct:.0f} %)  " if recent else ""
         text = (
-            f"epoch {epoch + 1}/{self._epochs}  {step + 1}/{self._steps}  loss {loss:.4f}  {rate:,.0f} samples/s  "
-            f"wait {wait_ms:.1f} ms ({wait_pct:.0f} %)  {self._left(done)} left"
+            f"epoch {epoch + 1}/{self._epochs}  {step + 1}/{self._steps}  loss {loss:.4f}  {rates}"
+            f"{self._left(done)} left"
         )
         self._write(_ERASE + text[: shutil.get_terminal_size().columns - 1])
 
-    def epoch(self, epoch: int, metrics: dict[str, float], wait_ms: float) -> None:
-        """One line for an epoch that is over, with its metrics by their names, and the mean wait of a step."""
+    def epoch(self, epoch: int, metrics: dict[str, float], wait_ms: float, training_s: float) -> None:
+        """One line for an epoch that is over.
+
+        Args:
+            metrics: by their names; without rates where the epoch had too few steps for any.
+            wait_ms: mean wait of a step.
+            training_s: seconds of the epoch's steps, shown in place of the rates.
+        """
         width = len(str(self._epochs))
         parts = [f"epoch {epoch + 1:>{width}}/{self._epochs}", f"loss {metrics['train/loss']:.4f}"]
         parts += _shown(metrics, "validation")
         if "loader/samples_per_s" in metrics:
             parts.append(f"{metrics['loader/samples_per_s']:,.0f} samples/s")
             parts.append(f"wait {wait_ms:.1f} ms ({metrics['loader/wait_pct']:.0f} %)")
+        else:
+            parts.append(f"{training_s:.2g} s")
         if epoch + 1 < self._epochs:
             parts.append(f"{self._left((epoch + 1) / self._epochs)} left")
         self.close()

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from feedrate.dataset import Data
 from feedrate.timing import points
 from feedrate.timing.trace import rows_of, trace
-from feedrate.timing.verdict import FIGURES, Verdict
+from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.note import run_note
 from feedrate.trainer.loop import Trainer
@@ -136,7 +136,7 @@ def record_end(
         command=run.command,
         epochs=len(result.history),
         seconds=seconds,
-        verdict=str(verdict or ""),
+        verdict=verdict_words(trainer, verdict),
         slow=slow,
     )
     tracker.note(note)
@@ -166,6 +166,12 @@ def record_end(
     for name in ("best.pt", "best.json"):
         tracker.artifact(run.folder / "checkpoints" / name, "checkpoints")
     return summary
+
+
+def verdict_words(trainer: Trainer, verdict: Verdict | None) -> str:
+    """The verdict, or why there is none."""
+    times = trainer.account.times
+    return str(verdict) if verdict is not None else undecided(times) if times is not None else ""
 
 
 def record_verdict(tracker: Tracker, verdict: Verdict) -> None:
