@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from feedrate.trainer.evaluate import Evaluation, Sample
 from feedrate.whole_file import replace_file
 
@@ -105,8 +107,8 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.9g}"  # as many digits as float32 has
+    if isinstance(value, float):  # a float32 in as many digits as it has; of a label, which is none, all digits
+        return f"{value:.9g}" if float(np.float32(value)) == value else repr(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -147,8 +149,6 @@ def picture_of(X: Tensor) -> Any:
 
     Images are (H, W), (C, H, W) and (H, W, C) with one or three channels.
     """
-    import numpy as np
-
     array = X.detach().float().numpy()
     if array.ndim == 3 and array.shape[0] in (1, 3):
         array = np.moveaxis(array, 0, -1)
