@@ -44,6 +44,16 @@ def test_predictions_as_CSV_give_back_the_texts_that_were_read(tmp_path: Path, l
     assert predicted(tmp_path, Catalog.read(tmp_path, "classification", suffix=None)) == labels
 
 
+def test_whole_numbers_of_any_size_are_written_to_Parquet(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    labels = {"a": 10**30, "b": 10**30 + 1}
+    catalog = Catalog.of(tmp_path, {"train": ["a", "b"], "validation": ["v"]}, {**labels, "v": 10**30})
+    write_table(tmp_path / "p.parquet", rows_of(torch.eye(2), catalog.targets))
+    found = pyarrow.parquet.read_table(tmp_path / "p.parquet")["prediction"].to_pylist()
+    assert found == [str(value) for value in labels.values()]
+
+
 def test_classes_from_JSON_that_are_numbers_are_written_in_full(tmp_path: Path) -> None:
     values: list[Any] = [0.1, 0.1234567890123, 0.1234567890124, 3]
     labels = {f"x{i}": value for i, value in enumerate(values)}

@@ -176,7 +176,9 @@ class Index:
 
     def _value(self, label: Any) -> Any:
         """A label as it was before it became a class."""
-        return label if self.classes is None else self.classes[label]
+        if self.classes is None:
+            return label
+        return self.classes[label[0] if isinstance(label, list) else label]
 
 
 def _names_and_labels(root: Path, entry: ShardEntry, index: Index) -> tuple[np.ndarray, np.ndarray, Tensor]:

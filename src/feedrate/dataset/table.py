@@ -71,7 +71,7 @@ def _read_csv(path: Path) -> Table:
         ),
         pyarrow.csv.ParseOptions(newlines_in_values=True),
         pyarrow.csv.ConvertOptions(
-            include_columns=COLUMNS, column_types=dict.fromkeys(COLUMNS, pyarrow.large_binary()), check_utf8=False
+            include_columns=COLUMNS, column_types=dict.fromkeys(COLUMNS, pyarrow.large_binary())
         ),
     )
     ids, partitions, labels = (_decoded(path, column, table[column]) for column in COLUMNS)

@@ -100,7 +100,8 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     for name, values in columns.items():
-        if len({type(value) for value in values}) > 1:  # classes of several kinds, such as 1 and "one"
+        mixed = len({type(value) for value in values}) > 1  # classes of several kinds, such as 1 and "one"
+        if mixed or any(type(value) is int and abs(value) >= 2**63 for value in values):
             columns[name] = [_shown(value) for value in values]
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return len(next(iter(columns.values()), []))
