@@ -87,7 +87,7 @@ def read_texts(
     if len(numbers) == len(texts):
         whole = all(type(value) is int for value in numbers.values())
         if len(set(numbers.values())) == len(texts) and (whole or all(map(_fits, numbers.values()))):
-            exact = whole and all(str(value) == text for text, value in numbers.items())
+            exact = whole and all(str(value) == text and abs(value) < 2**63 for text, value in numbers.items())
             return read_labels(values, partition, task, {} if exact else {v: text for text, v in numbers.items()})
         note = "labels: some texts are the same number, such as {}; each is a class of its own"
         notes = _same_number(numbers, note) if len(set(numbers.values())) < len(texts) else []
