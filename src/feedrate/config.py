@@ -42,6 +42,12 @@ def resolve_path(path: str | Path) -> Path:
     return (ROOT / Path(path).expanduser()).resolve()
 
 
+def nearby(path: Path) -> str:
+    """A hint for a resolved path that does not exist: the same relative path in the current folder, if that exists."""
+    here = Path.cwd() / path.relative_to(ROOT) if path.is_relative_to(ROOT) else None
+    return f"; relative paths count from the repository: did you mean {here}?" if here and here.exists() else ""
+
+
 def shown_path(path: Path) -> str:
     """The path within the repository, as a record keeps it; an absolute one where it lies elsewhere."""
     path = path.absolute()

@@ -252,6 +252,9 @@ def test_classes_counted_in_some_of_the_samples_are_noted(notes: Any) -> None:
         ([1, 2, 3], {"task": "regression"}, "regression", 1),
         ([1.0, 2.0], {"task": "regression"}, "regression", 1),
         ([[1.0, 2.0], [3.0, 4.0]], {}, "regression", 2),
+        ([[0], [4], [2]], {}, "classification", 5),
+        ([[0.5], [1.0]], {}, "regression", 1),
+        ([[1.0], [2.0]], {"task": "regression"}, "regression", 1),
     ],
 )
 def test_what_y_means_is_told_from_the_samples(
@@ -271,7 +274,8 @@ def test_what_y_means_is_told_from_the_samples(
         ([[1.0], [1.0, 2.0]], {}, ["as that of ID", "each label must be a list of"]),
         ([[[1.0]]], {}, ["[[1.0]]"]),
         ([float("nan"), 0.5], {}, ["NaN", "finite"]),
-        ([[1.0]], {"task": "classification"}, ["[1.0]", "dataset.task=classification"]),
+        ([[1.0]], {"task": "classification"}, ["y=1.0", "int(y)"]),
+        ([[1.0, 2.0]], {"task": "classification"}, ["[1.0, 2.0]", "dataset.task=classification"]),
     ],
     ids=repr,
 )

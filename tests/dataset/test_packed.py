@@ -366,6 +366,17 @@ def test_whole_numbers_that_were_packed_as_classes_can_be_taken_for_numbers(root
     assert data.partition["train"][1][1].dtype == torch.float32
 
 
+def test_labels_of_a_table_are_packed_as_they_were_read(root: Path) -> None:
+    partition, labels = (json.loads((root / f"{name}.json").read_text()) for name in ("partition", "labels"))
+    rows = [f"{ID},0{labels[ID]}.0,{name}" for name, IDs in partition.items() for ID in IDs]
+    (root / "samples.csv").write_text("\n".join(["id,label,partition", *rows, ""]), encoding="utf-8")
+    (root / "partition.json").unlink()
+    packed = pack_folder(root)
+    assert data_of(packed, SHARDS).targets.classes == ("00.0", "01.0", "02.0")
+    for task in ("auto", "regression"):
+        assert_same_data(data_of(root, FILES, task=task), data_of(packed, SHARDS, task=task))
+
+
 def test_the_index_holds_size_and_digest_of_each_shard(root: Path) -> None:
     import hashlib
 

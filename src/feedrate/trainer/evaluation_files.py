@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from feedrate.trainer.evaluate import Evaluation, Sample
 from feedrate.whole_file import replace_file
 
@@ -98,15 +100,16 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     for name, values in columns.items():
-        if len({type(value) for value in values}) > 1:  # classes of several kinds, such as 1 and "one"
+        mixed = len({type(value) for value in values}) > 1  # classes of several kinds, such as 1 and "one"
+        if mixed or any(type(value) is int and abs(value) >= 2**63 for value in values):
             columns[name] = [_shown(value) for value in values]
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return len(next(iter(columns.values()), []))
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.9g}"  # as many digits as float32 has
+    if isinstance(value, float):  # a float32 in as many digits as it has; of a label, which is none, all digits
+        return f"{value:.9g}" if float(np.float32(value)) == value else repr(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -147,8 +150,6 @@ def picture_of(X: Tensor) -> Any:
 
     Images are (H, W), (C, H, W) and (H, W, C) with one or three channels.
     """
-    import numpy as np
-
     array = X.detach().float().numpy()
     if array.ndim == 3 and array.shape[0] in (1, 3):
         array = np.moveaxis(array, 0, -1)
