@@ -156,8 +156,10 @@ class JournalTracker(Tracker):
         self.artifact(path, _parent(name))
 
     def figure(self, figure: Figure, name: str) -> None:
+        from feedrate.tracking.picture import save
+
         path = self._file(name)
-        figure.savefig(path, dpi=figure.dpi)
+        save(figure, path)
         self.artifact(path, _parent(name))
 
     def note(self, markdown: str) -> None:

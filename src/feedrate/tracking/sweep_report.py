@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedrate.tracking.picture import save
 from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
 from feedrate.tracking.sweep_results import Result, figures, groups
 from feedrate.tracking.sweep_table import as_csv, best_job, markdown
@@ -61,5 +62,5 @@ class Report:
             (folder / name).write_text(text, encoding="utf-8")
         figures = self.figures(results)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=figure.dpi)
+            save(figure, folder / f"{name}.png")
         return [folder / name for name in [*texts, *(f"{name}.png" for name in figures)]]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedrate.tracking.picture import optional, save
 from feedrate.trainer.evaluate import Evaluation, Sample
 from feedrate.whole_file import replace_file
 
@@ -47,9 +49,11 @@ def write_evaluation(folder: Path, partition: str, found: Evaluation, about: Map
     if found.worst:
         files.append(folder / f"{partition}_worst.csv")
         write_table(files[-1], ({"id": s.ID, "loss": s.loss, **s.row} for s in found.worst))
-    for name, figure in _figures(partition, found):
-        files.append(folder / f"{partition}_{name}.png")
-        figure.savefig(files[-1], dpi=figure.dpi)
+    for name, draw in _figures(partition, found).items():
+        path = folder / f"{partition}_{name}.png"
+        with optional(path.name):
+            save(draw(), path)
+            files.append(path)
     return files
 
 
@@ -110,16 +114,19 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _figures(partition: str, found: Evaluation) -> Iterable[tuple[str, Figure]]:
+def _figures(partition: str, found: Evaluation) -> dict[str, Callable[[], Figure]]:
     from feedrate.tracking.plots import confusion_matrix, predicted_against_true
 
+    drawn: dict[str, Callable[[], Figure]] = {}
     if found.confusion is not None:
         names = [str(row["class"]) for row in found.per_class or []]
-        yield "confusion", confusion_matrix(found.confusion, names, title=partition)
+        drawn["confusion"] = partial(confusion_matrix, found.confusion, names, title=partition)
     if found.pairs is not None:
-        yield "predicted", predicted_against_true(found.pairs[1], found.pairs[0])
-    if found.worst and picture_of(found.worst[0].X) is not None:
-        yield "worst", worst_samples(found.worst, partition)
+        drawn["predicted"] = partial(predicted_against_true, found.pairs[1], found.pairs[0])
+    with optional(f"{partition}_worst.png"):
+        if found.worst and picture_of(found.worst[0].X) is not None:
+            drawn["worst"] = partial(worst_samples, found.worst, partition)
+    return drawn
 
 
 def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
@@ -136,7 +143,7 @@ def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
             place.imshow(image, cmap="gray" if image.ndim == 2 else None)
         label, prediction = sample.row.get("label"), sample.row.get("prediction")
         said = f"\n{_brief(label)}, predicted {_brief(prediction)}" if prediction is not None else ""
-        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{said}", fontsize=8, parse_math=False)
+        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{said}", fontsize=8)
     for place in figure.axes:
         place.set_axis_off()
     return figure
