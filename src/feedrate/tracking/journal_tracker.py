@@ -152,7 +152,7 @@ class JournalTracker(Tracker):
 
     def text(self, text: str, name: str) -> None:
         path = self._file(name)
-        path.write_text(without_secrets(text), encoding="utf-8")
+        path.write_text(without_secrets(text), encoding="utf-8", errors="backslashreplace")
         self.artifact(path, _parent(name))
 
     def figure(self, figure: Figure, name: str) -> None:

@@ -125,7 +125,7 @@ def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
     elif tags.get("git.dirty") == "true" and saved.recorded is not None:
         found["uncommitted"] = size_of_diff(saved.recorded.text("uncommitted.diff") or "")
     elif tags:
-        found["uncommitted"] = "nothing"
+        found["uncommitted"] = UNKNOWN if tags.get("git.dirty") == "unknown" else "nothing"
     return found
 
 

@@ -92,7 +92,7 @@ def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, 
             "feedrate.device": device,
             "feedrate.precision": precision,
             "git.commit": code.commit or "unknown",
-            "git.dirty": str(bool(code.diff)).lower(),
+            "git.dirty": "unknown" if code.diff is None else str(bool(code.diff)).lower(),
         }
     )
     for name, dataset in data.partition.items():
