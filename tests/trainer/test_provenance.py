@@ -11,7 +11,6 @@ import pytest
 
 from feedrate.trainer import provenance
 
-
 WHO = ["-c", "user.name=a", "-c", "user.email=a@b"]
 
 

@@ -162,7 +162,7 @@ def _hash(config: Mapping[str, Any]) -> str:
 
 
 def _git(end: float, *arguments: str) -> bytes | None:
-    """What git prints, its beginning where that is more than BYTES; None where it fails, is not there, or has not ended at the instant `end`."""
+    """What git prints, or its beginning; None where it fails, is not there, or has not ended at the instant `end`."""
     elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}  # set within git's hooks
     own = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
