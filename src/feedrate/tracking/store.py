@@ -143,9 +143,10 @@ def translated_errors(address: Address) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         text = without_secrets(" ".join(str(error).split()))[:300]
         if "out-of-date database schema" in text or "Can't locate revision" in text:
+            scheme, separator, path = without_secrets(address.uri).partition(":///")
             raise UserError(
                 f"tracking.uri={address.shown} was written by another version of MLflow.\n"
-                f"Back the file up, then run: mlflow db upgrade {shlex.quote(without_secrets(address.uri))}"
+                f"Back the file up, then run: mlflow db upgrade {scheme}{separator}{shlex.quote(path) if path else ''}"
             ) from error
         remedy = (
             "Mend what it says, or give another file (tracking.uri=PATH), or do not record (tracking=none)."
