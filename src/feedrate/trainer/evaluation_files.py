@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.tracking.picture import optional, save
+from feedrate.tracking.picture import has_fonts, optional, save
 from feedrate.trainer.evaluate import Evaluation, Sample
 from feedrate.whole_file import replace_file
 
@@ -83,7 +83,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count, writer = 0, None
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         for row in rows:
             if writer is None:
                 writer = csv.DictWriter(file, list(row))
@@ -135,7 +135,7 @@ def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
 
     rows = -(-len(samples) // COLUMNS)
     figure = Figure(figsize=(2.0 * COLUMNS, 2.5 * rows + 0.4), dpi=110, layout="constrained", facecolor="white")
-    figure.suptitle(f"{partition}: the {len(samples)} samples with the largest loss", fontsize=11)
+    heading = f"{partition}: the {len(samples)} samples with the largest loss"
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
     for place, sample in zip(axes, samples, strict=False):
         image = picture_of(sample.X)
@@ -143,7 +143,10 @@ def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
             place.imshow(image, cmap="gray" if image.ndim == 2 else None)
         label, prediction = sample.row.get("label"), sample.row.get("prediction")
         said = f"\n{_brief(label)}, predicted {_brief(prediction)}" if prediction is not None else ""
+        if not has_fonts(f"{sample.ID}{label}{prediction}"):
+            heading = f"{heading.partition('; ')[0]}; texts that no font can draw: {partition}_worst.csv"
         place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{said}", fontsize=8)
+    figure.suptitle(heading, fontsize=11)
     for place in figure.axes:
         place.set_axis_off()
     return figure
@@ -173,4 +176,5 @@ def _brief(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= 20 else f"…{text[-19:]}"
