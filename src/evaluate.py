@@ -79,9 +79,9 @@ def main(cfg: DictConfig) -> dict[str, float]:
     # Record
     # -----------------------------------------------------------------------------------------------------
     metrics = {f"{partition}/{name}": value for name, value in found.metrics.items()}
-    about = {"run_id": saved.run_id, "checkpoint": checkpoint.name, "epoch": state["epoch"], "data_digest": data.digest}
+    about = {"run_id": saved.run_id, "checkpoint": checkpoint.name, "epoch": state["epoch"] + 1}
     try:
-        files = write_evaluation(saved.folder / "evaluate", partition, found, about)
+        files = write_evaluation(saved.folder / "evaluate", partition, found, {**about, "data_digest": data.digest})
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{saved.folder}/evaluate: cannot be written ({reason}); make room, or mend it") from error

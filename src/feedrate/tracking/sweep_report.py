@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedrate.tracking.picture import optional, save
 from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
 from feedrate.tracking.sweep_results import Result, figures, groups
 from feedrate.tracking.sweep_table import as_csv, best_job, markdown
@@ -59,7 +60,9 @@ class Report:
         texts = {"sweep.md": self.table(results), "sweep.csv": self.csv(results)}
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-        figures = self.figures(results)
-        for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=figure.dpi)
-        return [folder / name for name in [*texts, *(f"{name}.png" for name in figures)]]
+        paths = [folder / name for name in texts]
+        with optional("of the sweep"):
+            for name, figure in self.figures(results).items():
+                save(figure, folder / f"{name}.png")
+                paths.append(folder / f"{name}.png")
+        return paths

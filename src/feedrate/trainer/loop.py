@@ -128,7 +128,8 @@ class Trainer:
         try:
             while state.epoch < self.config.max_epochs and not state.result.stopped:
                 metrics, times = self._epoch(state.epoch, progress)
-                self._send(points(metrics, state.epoch))
+                best = state.result.best_figures() if state.result.best_epoch == state.epoch else {}
+                self._send(points({**metrics, **best}, state.epoch))
                 progress.epoch(state.epoch, metrics, times.mean_wait_ms(), float(times.elapsed.sum() / 1e9))
                 self._tell_verdict()
                 self._stop.check()
@@ -191,7 +192,6 @@ class Trainer:
         self._stop.check()
         checked = self.evaluate("validation")
         metrics.update({f"validation/{name}": value for name, value in checked.metrics().items()})
-        result.confusion, result.per_class = checked.confusion(), checked.per_class()
         clock.lap("evaluation")
 
         state.schedule.epoch(metrics["validation/loss"])
@@ -203,6 +203,7 @@ class Trainer:
             metrics["loader/first_batch_s"] = clock.first_batch_s
         if not result.best or _lower(metrics["validation/loss"], result.best["validation/loss"]):
             result.best_epoch, result.best = epoch, metrics
+            result.confusion, result.per_class = checked.confusion(), checked.per_class()
         result.stopped = self._reason_to_stop(epoch) or self._advise(epoch, metrics)
         result.history.append(metrics)
         result.metrics, state.phase, state.random = metrics, "done", None

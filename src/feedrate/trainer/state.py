@@ -32,8 +32,8 @@ class Result:
         history: metrics of every epoch.
         best_epoch: epoch (from 0) with the lowest validation loss.
         best: its metrics.
-        confusion: rows are true classes; of the last epoch, None for regression.
-        per_class: samples and accuracy of each class in the validation partition.
+        confusion: rows are true classes; of the best epoch, None for regression.
+        per_class: samples and accuracy of each class in the validation partition, of the best epoch.
         stopped: why training ended before max_epochs, or an empty text.
     """
 
@@ -44,6 +44,11 @@ class Result:
     confusion: list[list[int]] | None = None
     per_class: list[dict[str, Any]] | None = None
     stopped: str = ""
+
+    def best_figures(self) -> dict[str, float]:
+        """What validation measured in the best epoch, as metrics of their own; `best/epoch` is counted from 1."""
+        validated = {k.replace("validation/", "best/"): v for k, v in self.best.items() if k.startswith("validation/")}
+        return {**validated, "best/epoch": self.best_epoch + 1}
 
 
 class RunState:
@@ -149,9 +154,10 @@ class RunState:
         return self.position if self.last is None else self._loader.state_dict(self.last)
 
     def about(self) -> dict[str, Any]:
-        """What a person wants to know of a checkpoint."""
+        """What a person wants to know of a checkpoint; epochs are counted from 1."""
         return {
-            **{name: getattr(self, name) for name in ("epoch", "phase", "batches", "step")},
+            "epoch": self.epoch + 1,
+            **{name: getattr(self, name) for name in ("phase", "batches", "step")},
             "data_digest": self._data.digest,
             "position": (self._place_of_loader() or {}).get("position"),
             "metrics": self.result.metrics,
