@@ -85,13 +85,14 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Data
         # -------------------------------------------------------------------------------------------------
-        from feedrate.dataset import build_data
+        from feedrate.dataset import build_data, check_shapes
         from feedrate.trainer.device import choose_device, choose_precision
         from feedrate.trainer.seeds import seed_everything
 
         seed_everything(config.seed, config.trainer.num_threads)
         device = choose_device(config.trainer.device)
         data = build_data(config.dataset, config.seed)
+        check_shapes(data, config.dataset)
         if state:
             resume.check_data(state, data, config.trainer.resume_changed)
 
