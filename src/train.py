@@ -39,9 +39,9 @@ def train(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     mask_files(Path(hydra.runtime.output_dir) / ".hydra")
     mask_logs()
-    resolved = plain(cfg)
-    learn(resolved)
     written = Path(hydra.runtime.output_dir) / ".hydra/config.yaml"
+    resolved = plain(cfg, written)
+    learn(resolved)
     if said := remembered.take(resolved, hydra.runtime.choices, hydra.overrides.task, written=written):
         log.info("%s", said)
     config = check(resolved)

@@ -32,6 +32,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from feedrate.errors import UserError
 from feedrate.output import outlive_readers
+from feedrate.replaced import own_defaults
 from feedrate.signals import on_the_way_out, quit_on_interrupt
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -119,12 +120,24 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
         _fail(_no_folder(error) if isinstance(error, OSError) and composed and not begun else error)
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig, written: Path | None = None, *, quiet: bool = False) -> dict[str, Any]:
     """The configuration as plain containers with every interpolation resolved.
+
+    A class that takes the place of an option's own begins with its own defaults (feedrate.replaced), which is said.
+
+    Args:
+        written: the file in which the run's folder keeps its configuration, changed as well.
 
     Raises:
         UserError: for an interpolation that leads nowhere, or a value still missing (`???`).
     """
+    config, notes = own_defaults(config)
+    if notes and written is not None and written.is_file():
+        from feedrate.tracking import masked
+
+        OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(config))), written)
+    for note in () if quiet else notes:
+        logging.getLogger("feedrate").info("%s", note)
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -71,7 +71,7 @@ def _describe(error: ValidationError, schema: type, prefix: str) -> str:
             value = None if item["type"] == "missing" else item["input"]
             wrong.setdefault(key, (value, []))[1].append(rule)
     lines = [
-        f"{key}={_as_yaml(value)}: must be {' or '.join(dict.fromkeys(rules))}" for key, (value, rules) in wrong.items()
+        f"{key}={as_yaml(value)}: must be {' or '.join(dict.fromkeys(rules))}" for key, (value, rules) in wrong.items()
     ]
     return "\n".join((unknown[:1] or lines)[:3])
 
@@ -88,5 +88,6 @@ def _walk(schema: type, names: list[str]) -> tuple[type, list[str]]:
     return owner, path
 
 
-def _as_yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """A value as it is typed."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

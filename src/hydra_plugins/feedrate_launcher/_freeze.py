@@ -90,7 +90,7 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
     task = copy.deepcopy(composed)
     with open_dict(task):
         del task["hydra"]
-    resolved = plain(task)
+    resolved = plain(task, quiet=True)  # each job says it by itself
     learn(resolved)
     take(resolved, composed.hydra.runtime.choices, overrides)
     typed = settings(overrides)
