@@ -1,4 +1,4 @@
-"""Models as a user of the repository would write them."""
+"""Models and optimizers as a user of the repository would write them."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ class Needy(nn.Module):
 
     def forward(self, X):
         return self.layers(X)
+
+
+class TwiceThrough(torch.optim.SGD):
+    """Goes through the model again in each step."""
+
+    def step(self, loss, *, again, retain=False):
+        raise NotImplementedError
