@@ -148,7 +148,8 @@ def train(cfg: DictConfig) -> float:
                           packable(config.dataset), functools.partial(record.record_verdict, tracker))  # fmt: skip
         if state:
             resume.check_model(state["model"], model.state_dict())
-            resume.check_optimizer(state["optimizer"], optimizer.state_dict())
+            if config.trainer.resume_optimizer:
+                resume.check_optimizer(state, optimizer, schedule)
             trainer.load_state_dict(state)
             record.record_resumed(tracker, run, trainer)
         else:

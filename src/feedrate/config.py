@@ -211,6 +211,7 @@ class TrainerConfig:
     early_stopping: Positive | None
     resume: NotEmpty | None
     resume_changed: Flag
+    resume_optimizer: Flag
     checkpoint_every_s: NonNegative | None
     keep_checkpoints: Count
     log_every: Positive

@@ -116,7 +116,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in ("tracking", "sweep")}
     kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k != "root"}
-    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k != "resume"}
+    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in ("resume", "resume_optimizer")}
     return kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,7 @@ class Schedule:
         self._scheduler: LRScheduler | ReduceLROnPlateau | None = None
         self._interval = "epoch"
         self._optimizer, self._highest, self._told = optimizer, [0.0] * len(optimizer.param_groups), False
+        self._node = node or {}
         if node is None:
             return
         self._interval = str(node.get("interval", "epoch"))
@@ -91,6 +93,24 @@ class Schedule:
                     "learned from now on; %s changes it after each %s (scheduler.interval)",
                     highest, rate, self._interval, done, self._length, type(self._scheduler).__name__, self._interval,
                 )  # fmt: skip
+
+    def kept(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Settings that a state would bring back, by key: the state's value and the present one, where they differ."""
+        ours = vars(self._scheduler) if self._scheduler is not None else {}
+        pairs = {key: (state[key], ours[key]) for key in self._node if key in state and key in ours}
+        return {f"scheduler.{key}": pair for key, pair in pairs.items() if pair[0] != pair[1] and key not in _LENGTH}
+
+    def advance(self, steps: int, epochs: int) -> None:
+        """To where a run is after so many steps and epochs, as if it had been scheduled so from its start.
+
+        What depends on the validation loss begins there.
+        """
+        if self._scheduler is None or isinstance(self._scheduler, ReduceLROnPlateau):
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # no optimizer step was left out
+            for _ in range(steps if self._interval == "step" else epochs):
+                self._scheduler.step()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state; over how many steps the schedule stretches is as it was built now."""
