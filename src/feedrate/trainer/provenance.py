@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -59,6 +60,12 @@ def _as_new(name: str) -> str:
     except UnicodeDecodeError:
         return f"Binary files /dev/null and b/{name} differ ({hashlib.sha256(content).hexdigest()[:16]})\n"
     return "".join(f"{line.rstrip()}\n" for line in difflib.unified_diff([], lines, "/dev/null", f"b/{name}"))
+
+
+def has_commit(commit: str) -> bool:
+    """Whether a commit is one of this repository."""
+    named = re.fullmatch(r"[0-9a-f]{40,64}", commit) is not None
+    return named and _git("cat-file", "-t", commit).strip() == "commit"
 
 
 def size_of_diff(diff: str) -> str:
