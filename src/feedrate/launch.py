@@ -307,7 +307,7 @@ def _groups() -> list[str]:
 def _unknown_option(group: str, option: str) -> str:
     from feedrate.validation import nearest
 
-    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    options = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.is_file())
     listed = ", ".join(options) or "none"
     if (group, option) == ("loader", "tuned"):
         said = "has not been written yet; python src/tune.py with your dataset and model writes it"
