@@ -191,6 +191,13 @@ def test_a_folder_that_is_named_to_an_evaluation_is_read_and_nothing_is_written_
     assert not list((tmp_path / "empty").iterdir())
 
 
+@pytest.mark.parametrize("key", ["run_id", "run", "checkpoint"])
+def test_a_run_whose_name_is_empty_is_answered_with_the_likely_cause(key, tmp_path):
+    for entry, name, own in ((evaluate.main, "evaluate", []), (predict.main, "predict", [f"output={tmp_path}/p.csv"])):
+        with pytest.raises(UserError, match=f"^{key}= names no run; is it a shell variable that is not set?"):
+            call(entry, name, f"{key}=", "tracking=none", *own)
+
+
 def test_of_a_table_that_is_not_finished_nothing_is_left(tmp_path):
     def rows():
         yield {"id": "a"}

@@ -25,6 +25,7 @@ from feedrate.trainer.assemble import build_model
 from feedrate.trainer.provenance import has_commit
 from feedrate.trainer.runs import folder_named, read_summary
 from feedrate.trainer.unlabelled import data_of, unlabelled
+from feedrate.validation import yaml_fault
 
 if TYPE_CHECKING:
     from feedrate.tracking.recorded import RecordedRun
@@ -279,12 +280,13 @@ def config_of_folder(folder: Path) -> dict[str, Any] | None:
 def _parse(text: str, name: str, resolve: bool) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
     try:
         config = OmegaConf.to_container(OmegaConf.create(text), resolve=resolve, throw_on_missing=True)
     except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from error
+        reason = yaml_fault(error) if isinstance(error, MarkedYAMLError) else str(error).splitlines()[0]
+        raise UserError(f"{name}: cannot be read: {reason}") from error
     if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
         raise UserError(f"{name}: is no configuration of a run")
     return {str(key): value for key, value in config.items()}
