@@ -359,7 +359,7 @@ class Trainer:
         What ends training is judged anew, by the present configuration.
         """
         ours = self.state
-        ours.load_state_dict(state)
+        ours.load_state_dict(state, self.config.resume_optimizer)
         times = state.get("times_s", {})
         self.clock.go_on(times.get("phases", {}))
         self._earlier_s = float(times.get("all", 0.0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import select
 import shlex
 import stat
@@ -94,6 +95,14 @@ def _shown(name: bytes) -> str:
         return text
 
 
+def has_commit(commit: str) -> bool:
+    """Whether a commit is one of this repository."""
+    if re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
+        return False
+    kind = _git(time.monotonic() + SECONDS, "cat-file", "-t", commit)
+    return kind is not None and kind.strip() == b"commit"
+
+
 def size_of_diff(diff: str | None) -> str:
     """What tells two states of uncommitted changes apart: lines, new files, and 8 hexadecimal digits of their hash."""
     if not diff:
@@ -153,7 +162,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in ("tracking", "sweep")}
     kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k != "root"}
-    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k != "resume"}
+    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in ("resume", "resume_optimizer")}
     return kept
 
 

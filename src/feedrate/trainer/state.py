@@ -131,11 +131,18 @@ class RunState:
             "data": facts_of(self._data),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a state of `state_dict`, but for the random generators' and the loader's, which takes its own."""
+    def load_state_dict(self, state: dict[str, Any], optimizer: bool = True) -> None:
+        """Takes up a state of `state_dict`, but for the random generators' and the loader's, which takes its own.
+
+        Args:
+            optimizer: False: optimizer and schedule begin anew, the schedule at the step where the state is.
+        """
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        if optimizer:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        else:
+            self.schedule.advance(int(state["step"]), len(state["result"]["history"]))
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.result = int(state["step"]), Result(**state["result"])
         self.epoch, self.phase, self.batches = int(state["epoch"]), str(state["phase"]), int(state["batches"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from feedrate.config import DatasetConfig, common_keys, nearby
-from feedrate.dataset import Data, IDs, Labels, Packed, list_IDs
+from feedrate.dataset import Data, IDs, Labels, Packed, list_IDs, without_transform
 from feedrate.dataset.labels import Targets
 from feedrate.dataset.part import Part
 from feedrate.dataset.shard_index import NAME as INDEX
@@ -73,13 +73,14 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
         UserError: there is no such folder or no sample in it, one of its folders or files cannot be read, or the class
             does not read files by ID.
     """
+    node = without_transform(node)
     if "cache" in node:  # prediction leaves nothing beside the files
         node = {**node, "cache": "none"}
     if str(node["_target_"]) == "feedrate.dataset.Packed":
         if (root / INDEX).is_file():
             return replace(data, partition={"train": _all_packed(node, root)}, source=str(root))
         suffix = ".pt" if _listing(root, ".pt")[0] else ".npy"
-        kept = {key: value for key, value in node.items() if key in ("transform", *common_keys(DatasetConfig))}
+        kept = {key: value for key, value in node.items() if key in common_keys(DatasetConfig)}
         node = {"_target_": f"feedrate.dataset.{'TensorFiles' if suffix == '.pt' else 'ArrayFiles'}", **kept}
     path = str(node["_target_"])
     target = locate(path, "dataset")
