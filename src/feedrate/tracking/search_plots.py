@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from feedrate.tracking.note import number
 from feedrate.tracking.plots import BLUE, DPI, GREY, ORANGE
+from feedrate.tracking.sweep_ranks import words
 from feedrate.tracking.sweep_results import Result, is_number, ordered
-from feedrate.tracking.sweep_table import words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.tracking.note import number
 from feedrate.tracking.search_plots import history, slices
+from feedrate.tracking.sweep_ranks import words
 from feedrate.tracking.sweep_report import Report
 from feedrate.tracking.sweep_results import Result, figures, steady
-from feedrate.tracking.sweep_table import best_job, cell, chosen_words, fenced, one_line, table, words, words_of_metric
+from feedrate.tracking.sweep_table import best_job, cell, chosen_words, fenced, one_line, table, words_of_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
