@@ -118,7 +118,7 @@ def test_jobs_beside_which_others_computed_are_ranked_by_waiting_and_a_line_says
 
 def test_steps_that_differ_with_as_many_cores_free_may_be_the_jobs_own_doing():
     text = markdown([measured(0, "0", 800, 5.0, step=10.0), measured(1, "2", 700, 0.5, step=12.0)], KEYS[:1])
-    assert "12.0 ms in job 1 with as many cores free (a job's own workers may slow its step); so speed is ranked" in text
+    assert "12.0 ms in job 1 with as many cores free (a job's own workers may slow its step); so speed" in text
 
 
 def test_threads_that_hold_a_step_up_are_not_said_to_wait_least():
