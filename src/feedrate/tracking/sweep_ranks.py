@@ -73,8 +73,12 @@ def cost(group: Group) -> tuple[float, bool, float]:
     return numbers[0], settings.get(ENGINE) == "process", numbers[1]
 
 
-def not_the_same(found: Sequence[Group]) -> str:
-    """That compute steps, or free cores, differed by more than a tenth between jobs; nothing where they did not."""
+def not_the_same(found: Sequence[Group], job: str = "job") -> str:
+    """That compute steps, or free cores, differed by more than a tenth between jobs; nothing where they did not.
+
+    Args:
+        job: what each is called.
+    """
     results = [result for group in found for result in group.results]
     cores = [result for result in results if result.free_cores is not None and math.isfinite(result.free_cores)]
     fewer = unlike([result.free_cores or 0.0 for result in cores])
@@ -83,18 +87,19 @@ def not_the_same(found: Sequence[Group]) -> str:
         quick, slow = steps
         at = f" at batch size {slow.settings[BATCH_SIZE]}" if BATCH_SIZE in slow.settings else ""
         facts.append(
-            f"the compute step{at} took {shown(quick.step_ms or 0.0)} ms in job {quick.number} and "
-            f"{shown(slow.step_ms or 0.0)} ms in job {slow.number}"
+            f"the compute step{at} took {shown(quick.step_ms or 0.0)} ms in {job} {quick.number} and "
+            f"{shown(slow.step_ms or 0.0)} ms in {job} {slow.number}"
         )
     if fewer:
         few = min(cores, key=lambda result: result.free_cores or 0.0)
         many = max(cores, key=lambda result: result.free_cores or 0.0)
         facts.append(
-            f"{many.free_cores:.1f} cores were free for job {many.number} and {few.free_cores:.1f} for job {few.number}"
+            f"{many.free_cores:.1f} cores were free for {job} {many.number} and {few.free_cores:.1f} for {job} "
+            f"{few.number}"
         )
     if not facts:
         return ""
-    why = "" if fewer or not cores else " with as many cores free (a job's own workers may slow its step)"
+    why = "" if fewer or not cores else f" with as many cores free (a {job}'s own workers may slow its step)"
     return f"**Samples/s do not compare:** {', and '.join(facts)}{why}; so speed is ranked by waiting."
 
 
