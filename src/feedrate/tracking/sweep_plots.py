@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from feedrate.tracking.plots import BLUE, DPI, GREEN, GREY, ORANGE
 from feedrate.tracking.sweep_ranks import Knee, Ranking, by_speed, knee_words, knees, ranked, words
 from feedrate.tracking.sweep_results import Group, is_number, ordered, varying
-from feedrate.tracking.sweep_table import chosen_words, figure, first_words, words_of_metric
+from feedrate.tracking.sweep_table import chosen_words, figure, words_of_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,15 +48,20 @@ def _label(groups: Sequence[Group], measure: str) -> str:
     return words_of_metric(metric) if measure == METRIC else MEASURES[measure]
 
 
+def _compares(groups: Sequence[Group], measure: str) -> bool:
+    return measure != "samples_per_s" or by_speed(groups).by == measure
+
+
 def _best_words(ranking: Ranking, measure: str) -> str:
     """Which setting is the best, where that can be told."""
-    if measure == "samples_per_s" and by_speed(ranking.groups).by != measure:
+    if not _compares(ranking.groups, measure):
         return "do not compare: the machine was not the same for all jobs"
     if ranking.undecided:
         return "the same with every setting, within the noise"
     word = {"samples_per_s": "most", "wait_pct": "least", METRIC: "best"}[measure]
-    equal = ", within the noise" if len(ranking.first) > 1 else ""
-    return f"{word}{equal}: {figure(ranking.first[0], measure)} with {first_words(ranking)}"
+    best, *others = ranking.first
+    equal = f", or with {len(others)} others" if others else ""
+    return f"{word}: {figure(best, measure)} with {chosen_words(best.settings)}{equal}"
 
 
 def _heat_map(ranking: Ranking, keys: Sequence[str], measure: str) -> tuple[Figure, Any]:
@@ -75,11 +80,12 @@ def _heat_map(ranking: Ranking, keys: Sequence[str], measure: str) -> tuple[Figu
     low = np.nanmin(grid) if measure == METRIC else 0.0
     axes.set_facecolor("#eeeeee")
     axes.imshow(grid, cmap=_MAPS[measure], vmin=low, vmax=top, aspect="auto")
+    compares = _compares(groups, measure)
     cells = {tuple(group.settings[key] for key in keys): group for group in groups}
     for (row, column), value in np.ndenumerate(grid):
         cell, missing = cells.get((down[row], across[column])), not np.isfinite(value)
         colour = GREY if missing else "white" if value - low > 0.6 * (top - low) else "black"
-        weight = "bold" if cell in ranking.first else "normal"
+        weight = "bold" if cell in ranking.first and compares else "normal"
         text = "none" if cell is None or missing else figure(cell, measure)
         axes.text(column, row, text, ha="center", va="center", color=colour, weight=weight)
     for bend in _knees(groups, measure):

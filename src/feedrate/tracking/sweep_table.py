@@ -229,14 +229,17 @@ def figure(group: Group, name: str) -> str:
     measured, spread = group.measured(name), group.spread(name)
     if measured is None:
         return ""
-    if spread is not None:
-        mean = rounded(measured.value, spread / 20) if name == "best" else str(measured)
-        return f"{mean} ± {rounded(spread, spread / 20)}"
     if name.endswith("_pct"):
-        return f"{measured.value:.0f}" if measured.value >= 10 else f"{measured.value:.1f}"
-    if name == "free_cores":
-        return f"{measured.value:.1f}"
-    return number(measured.value) if name.startswith("best") else str(measured)
+        texts = [
+            f"{value:.0f}" if measured.value >= 10 else f"{value:.1f}" for value in (measured.value, spread or 0.0)
+        ]
+    elif name == "free_cores":
+        texts = [f"{value:.1f}" for value in (measured.value, spread or 0.0)]
+    else:
+        two_digits = (spread or 0.0) / 20
+        metric = rounded(measured.value, two_digits) if two_digits else number(measured.value)
+        texts = [metric if name.startswith("best") else str(measured), rounded(spread or 0.0, two_digits)]
+    return texts[0] if spread is None else " ± ".join(texts)
 
 
 def cell(value: float | None) -> str:
