@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedrate.tracking.picture import optional, save
-from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
+from feedrate.tracking.sweep_plots import MEASURES, METRIC, sweep_figure
+from feedrate.tracking.sweep_ranks import is_about_speed
 from feedrate.tracking.sweep_results import Result, figures, groups
 from feedrate.tracking.sweep_table import as_csv, best_job, markdown
 
@@ -52,8 +53,10 @@ class Report:
     def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
         """Pictures by name, without suffix."""
         found = groups(results, self.keys)
-        shown = [name for name in MEASURES if any(group.mean(name) is not None for group in found)]
-        return {name: sweep_figure(found, name) for name in shown}
+        wanted = {"metric": METRIC} if not is_about_speed(self.keys) else {}
+        wanted |= {measure: measure for measure in MEASURES}
+        shown = {name: measure for name, measure in wanted.items() if any(g.mean(measure) is not None for g in found)}
+        return {name: sweep_figure(found, measure) for name, measure in shown.items()}
 
     def write(self, results: Sequence[Result], folder: Path) -> list[Path]:
         """sweep.md, sweep.csv and the pictures; returns their paths."""
