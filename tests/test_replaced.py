@@ -88,3 +88,13 @@ def test_a_configuration_that_is_kept_in_the_run_folder_holds_what_the_run_had(t
     assert resolved["optimizer"] == {"_target_": "torch.optim.RMSprop", "lr": 0.01, "weight_decay": 0}
     assert OmegaConf.to_container(kept.scheduler)["max_lr"] == "${optimizer.lr}"
     assert resolved["scheduler"]["max_lr"] == 0.01
+
+
+def test_another_loader_keeps_what_every_loader_has():
+    from feedrate.launch import plain
+    from saved_run import composed_with_hydra
+
+    with composed_with_hydra("train", "loader._target_=torch.utils.data.DataLoader") as config:
+        kept = plain(config)["loader"]
+    assert kept["batch_size"] == 64
+    assert not {"engine", "content_digest"} & set(kept)  # Feedrate's alone

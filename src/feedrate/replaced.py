@@ -112,9 +112,9 @@ def _begun_anew(group: str, target: str, node: DictConfig, given: DictConfig) ->
 def _is_carried_over(group: str, key: str, parameter: Any, known: Mapping[str, Any]) -> bool:
     """Whether a value of the option is needed: there is no default of the class that could stand in its place."""
     if group == "loader":  # those of every loader, which other groups refer to
+        return parameter is not None
+    if key == "root" and "list_IDs" in known:
         return True
-    if key == "root":
-        return "list_IDs" in known or (parameter is not None and parameter.default is parameter.empty)
     return parameter is not None and parameter.default is parameter.empty
 
 
