@@ -37,8 +37,9 @@ def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
         "loader/transfer_ms_p50": np.median(times.transfer[steady]) / 1e6,
         "compute/step_ms_p50": np.median(times.compute[steady]) / 1e6,
         "compute/ceiling_samples_per_s": each / max(1.0, times.work_alone_ns(setup.threads)),
-        "compute/free_cores": setup.cores,
     }
+    if setup.free_cores is not None:
+        found["compute/free_cores"] = setup.free_cores
     if (noise := block_noise(times.samples[steady], times.elapsed[steady])) is not None:
         found["loader/noise_pct"] = 100 * noise
     if times.known:

@@ -122,7 +122,7 @@ class FreeCores:
         seconds, core_s = (sum(column) for column in zip(*self._intervals, strict=True))
         return float(core_s / seconds)
 
-    def between(self) -> tuple[float, float] | None:
+    def range(self) -> tuple[float, float] | None:
         """10th and 90th percentile of the free cores; None where fewer than two intervals are known."""
         if len(self._intervals) < 2:
             return None

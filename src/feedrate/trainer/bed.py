@@ -22,13 +22,12 @@ from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
 from feedrate.loader.engine import may_be_threads
 from feedrate.timing import Clock, EpochTimes
-from feedrate.timing.epoch_times import Setup, cut
+from feedrate.timing.epoch_times import MIN_STEPS, Setup, cut
 from feedrate.trainer.assemble import build_model, build_optimizer
 from feedrate.trainer.device import choose_precision
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.task import Task
 
-FEW_STEPS = 6  # that are measured at least, whatever their time
 MEASURED = 10  # batches that the engine `auto` makes to decide, and hands out without anybody waiting for them
 
 STALL_S, STALL = 0.5, 20  # a step takes longer than so many seconds, and so many times the middle one
@@ -203,7 +202,7 @@ def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: floa
             clock.settle()
         if steps <= warm:
             steady_from = now
-        elif now >= until or (steps >= warm + FEW_STEPS and now - steady_from >= seconds):
+        elif now >= until or (steps >= warm + MIN_STEPS and now - steady_from >= seconds):
             break
     return warm
 

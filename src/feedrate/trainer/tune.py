@@ -15,11 +15,11 @@ from feedrate.dataset.cores import usable_cores
 from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics
-from feedrate.timing.epoch_times import Setup
+from feedrate.timing.epoch_times import MIN_STEPS, Setup
 from feedrate.timing.noise import FLOOR, Measured, knee, noise, shown, unlike
 from feedrate.timing.pipeline import Plan, seconds_per_batch
 from feedrate.timing.remedies import costs_of
-from feedrate.trainer.bed import FEW_STEPS, Setting
+from feedrate.trainer.bed import Setting
 
 CLOSE = 1.10  # rates that differ by less are measured again, since noise may have decided
 TIMES = 5  # measurements of those
@@ -302,7 +302,7 @@ class _Search:
         each = self._batch / max(1e-9, self._value(setting))
         first = sum(self._costs.load) / len(self._costs.load) + setting.num_workers * each  # before they are under way
         beside = self._overhead.get(setting.engine, max(self._overhead.values()))
-        return self.spent() + beside + first + max(self.trial_s, FEW_STEPS * each) <= self.budget_s
+        return self.spent() + beside + first + max(self.trial_s, MIN_STEPS * each) <= self.budget_s
 
     def _measured(self, setting: Setting) -> tuple[EpochTimes, Setup]:
         begin = time.perf_counter()
@@ -310,7 +310,7 @@ class _Search:
         beside = time.perf_counter() - begin - float(times.elapsed.sum()) / 1e9
         self._overhead[setup.engine] = max(0.0, beside, self._overhead.get(setup.engine, 0.0))
         kept = replace(setting, engine=setup.engine)
-        if len(times.elapsed) < FEW_STEPS and kept in self._predictions:  # the budget has cut it short
+        if len(times.elapsed) < MIN_STEPS and kept in self._predictions:  # the budget has cut it short
             return times, setup
         figures = metrics(times, setup)
         self.ceilings.setdefault(kept, []).append(figures["compute/ceiling_samples_per_s"])
