@@ -24,6 +24,7 @@ from feedrate.loader.limits import free_shared_memory, shown
 from feedrate.loader.order import Plan
 from feedrate.loader.preflight import Pool, Setup, needs
 from feedrate.loader.tickets import Receipt, Ticket, tickets_of
+from feedrate.loader.workers import refuse_to_run_again
 
 if TYPE_CHECKING:
     from feedrate.loader.loader import Loader
@@ -83,8 +84,11 @@ def choose(samples: Samples, plan: Plan, loader: Loader) -> Choice:
     No thread is left when it returns, so that processes can still be forked.
 
     Raises:
-        UserError: engine=thread is asked for, and the dataset draws from a global random generator.
+        UserError: engine=thread is asked for, and the dataset draws from a global random generator; or worker processes
+            would run the whole program.
     """
+    if loader.engine in ("auto", "process"):
+        refuse_to_run_again()
     if loader.engine == "thread":
         return _thread(samples.in_threads(), plan)
     if loader.engine != "auto":

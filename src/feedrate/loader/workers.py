@@ -32,7 +32,7 @@ from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
 from feedrate.loader.receiver import NAME, PATIENCE_S, Received, end_all
-from feedrate.loader.slots import Lent, Ring
+from feedrate.loader.slots import Lent, Ring, send_all_tensors
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.signals import STOPPING, ignore, unheard
 
@@ -129,6 +129,7 @@ class Workers:
         # workers inherit the main process's temporary folder, which it removes at its end: their own, for the sockets
         # that tensors are sent by, would stay when they are killed
         multiprocessing.util.get_temp_dir()
+        send_all_tensors()  # of the dataset
         try:
             with warnings.catch_warnings():
                 # too many workers: said when the user's loader was made
@@ -149,6 +150,8 @@ class Workers:
                 "Define dataset, transforms and collate_fn at the top of a module and keep open files out of them, "
                 "or set loader.multiprocessing_context=fork"
             ) from error
+        except (EOFError, ConnectionError) as error:  # the forkserver ended, as it imports the program's file too
+            raise UserError(f"the loader's worker processes could not be started\n{_GUARD}") from error
         except OSError as error:  # no process, no memory or no file descriptor is left
             if error.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                 raise
@@ -296,6 +299,7 @@ class _Start:
         assert info is not None
         assert isinstance(info.dataset, Samples)
         object.__setattr__(info, "dataset", info.dataset.dataset)
+        send_all_tensors()
         # a signal to the whole process group, as SLURM, containers, Ctrl-C and a closed terminal send it, is for the
         # main process, which ends its workers itself; dying by themselves, they would take the training with them
         # before its checkpoint
@@ -364,6 +368,23 @@ def start_method(num_workers: int) -> str | None:
     return "forkserver" if device_in_use or (others and not notebook) else "fork"
 
 
+_GUARD = (
+    'Put what the program runs behind `if __name__ == "__main__":`, and its classes and functions before that; '
+    "workers that are not forked import its file"
+)
+
+
+def refuse_to_run_again() -> None:
+    """For a process that multiprocessing starts, while it imports the program's file.
+
+    Raises:
+        UserError: this is such a process: each worker would silently run the whole program.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.tracebacklimit = 0  # this process ends here, and its traceback would only hide the sentence
+        raise UserError(f"a worker process of the loader was about to run the whole program again\n{_GUARD}")
+
+
 def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError | None:
     """The error for the user, with what usually helps."""
     text = str(error).partition("\n")[0].strip()
@@ -381,7 +402,9 @@ def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError |
     code = _exit_code(processes)
     if code is None or code >= 0:
         how = "ended by itself" if code is None else f"ended with exit code {code}"
-        return UserError(f"a worker of the loader {how}\nloader.num_workers=0 shows which sample made it end or crash")
+        forked = all(getattr(process, "_start_method", "fork") == "fork" for process in processes)
+        remedy = "loader.num_workers=0 shows which sample made it end or crash"
+        return UserError(f"a worker of the loader {how}\n{remedy if forked or code != 1 else _GUARD}")
     name = signal.Signals(-code).name
     remedy = {
         "SIGKILL": "Most likely memory ran out: lower loader.num_workers, loader.prefetch_factor or loader.batch_size",
