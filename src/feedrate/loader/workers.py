@@ -30,6 +30,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
+from feedrate.loader.open_files import warn_of_open_files
 from feedrate.loader.order import Plan
 from feedrate.loader.receiver import NAME, PATIENCE_S, Received, end_all
 from feedrate.loader.slots import Lent, Ring, send_all_tensors
@@ -135,6 +136,8 @@ class Workers:
                 # too many workers: said when the user's loader was made
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
                 private = self._private(settings)
+                if _named(private.multiprocessing_context or multiprocessing) == "fork":
+                    warn_of_open_files(self._samples.dataset)
                 # a worker that has not begun yet would be ended by them, and by a closed terminal the helpers of
                 # multiprocessing, which ignore the other two
                 with unheard(*STOPPING):
