@@ -275,7 +275,7 @@ def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
     with pytest.raises(UserError) as raised:
         list(loader(Faulty("hang"), 1, timeout=0.3))
     assert str(raised.value) == (
-        "loader.timeout: no batch came in time (none after 0.3 seconds)\n"
+        "loader.timeout: the batch of 's/8', 's/9', 's/10', 's/11' did not come within 0.3 seconds\n"
         "A sample hangs, or loader.timeout is too short (0 waits for ever)"
     )
 

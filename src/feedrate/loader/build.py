@@ -160,7 +160,9 @@ def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         log.info("note: not used by threads: loader.multiprocessing_context=%s", settings["multiprocessing_context"])
         settings["multiprocessing_context"] = None
     if workers == 0:
-        aside = {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0, "engine": "auto"}
+        aside: dict[str, Any] = {"prefetch_factor": None, "multiprocessing_context": None, "engine": "auto"}
+        if settings.get("_target_") != "feedrate.loader.Loader":
+            aside["timeout"] = 0  # torch refuses it
         quiet = (None, "inline")
         said = [f"loader.{key}={settings[key]}" for key, off in aside.items() if settings.get(key) not in (off, *quiet)]
         if said:

@@ -76,6 +76,10 @@ class Samples(Dataset[Any]):
         """Of the user's class."""
         return self._blame.name
 
+    def named(self, ticket: Ticket) -> str:
+        """The first IDs of a batch."""
+        return self._blame.named(ticket)
+
     @property
     def whole(self) -> bool:
         """Whether the dataset is asked for whole batches first."""
