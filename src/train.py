@@ -19,6 +19,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
+from feedrate.errors import LostWorker
 from feedrate.launch import describe, launch, plain
 
 log = logging.getLogger("feedrate")
@@ -185,7 +186,7 @@ def train(cfg: DictConfig) -> float:
             record.record_failure(run, tracker.run_id if tracker else run_id, status, text, trainer, verdict)
             if verdict is not None:
                 log.info("until then: %s", verdict)
-            if status == "KILLED" and (folder.path / "checkpoints/last.pt").exists():
+            if isinstance(error, (KeyboardInterrupt, LostWorker)) and (folder.path / "checkpoints/last.pt").exists():
                 log.info("run folder  %s   (goes on with trainer.resume=auto)", folder.path)
         if tracker is not None and not ended:
             if trainer is not None and verdict is not None:

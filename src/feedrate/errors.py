@@ -12,6 +12,10 @@ class UserError(ValueError):
     """A mistake that the user can mend; the message alone is shown, without a traceback."""
 
 
+class LostWorker(UserError):
+    """A worker process of a loader was killed, or ended by itself; what was trained before is not affected."""
+
+
 class SampleError(UserError):
     """One sample cannot be used.
 

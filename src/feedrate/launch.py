@@ -157,6 +157,10 @@ def plain(config: DictConfig, written: Path | None = None, *, quiet: bool = Fals
 
 def describe(error: BaseException) -> str:
     """What a user reads of an exception: its own text for a mistake, type and place for anything else."""
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        from feedrate.loader import lost_worker  # torch raises that wherever the main process is
+
+        error = lost_worker(error) or error
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)):

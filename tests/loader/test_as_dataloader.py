@@ -278,7 +278,7 @@ def test_with_a_seed_pin_memory_is_dataloaders(workers: Settings) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"num_workers": -1}, {"batch_size": 0}, {"num_wokers": 1}, {"prefetch_factor": 2}, {"timeout": 1}],
+    [{"num_workers": -1}, {"batch_size": 0}, {"num_wokers": 1}, {"prefetch_factor": 2}, {"timeout": -1}],
     ids=",".join,
 )
 def test_with_a_seed_mistakes_end_as_with_dataloader(settings: Settings) -> None:

@@ -234,7 +234,7 @@ MISTAKES = {
     "tune.output=FOLDER": "tune.output=FOLDER: cannot be written (Is a directory); name another file",
     "tune.output=/dev/null/tuned.yaml": "tune.output=/dev/null/tuned.yaml: cannot be written (Not a directory); name",
     "tune.output=FOLDER/own.yaml": "tune.output=FOLDER/own.yaml: that file was not written by tune.py",
-    "tune.output=": "tune.output=: must be a text that is not empty",
+    "tune.output=": "tune.output= has no value (a shell variable that is not set?)",
     "tune.budget_s=0": "tune.budget_s=0: must be greater than 0",
     "experiment=generated_feed": "experiment: tune.py has no such group; leave it out\nIts groups: dataset, loader,",
     "scheduler=cosine": "scheduler: tune.py has no such group; leave it out",

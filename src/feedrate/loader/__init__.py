@@ -6,6 +6,7 @@ from feedrate.loader.order import Order
 from feedrate.loader.report import Report, setup_of
 from feedrate.loader.tickets import Receipt
 from feedrate.loader.transfer import Batch, ToDevice
+from feedrate.loader.workers import lost_worker
 
 __all__ = [
     "Batch",
@@ -16,6 +17,7 @@ __all__ = [
     "ToDevice",
     "build_loaders",
     "close_loaders",
+    "lost_worker",
     "setup_of",
     "start_loaders",
 ]

@@ -22,6 +22,7 @@ from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
 from feedrate.loader.limits import read_limits
 from feedrate.loader.loader import Loader
+from feedrate.loader.open_files import warn_of_open_files
 from feedrate.loader.parcel import NOTHING, inherited, sent
 from feedrate.loader.preflight import Pool, Setup, preflight
 from feedrate.loader.workers import start_method
@@ -83,6 +84,9 @@ def start_loaders(loaders: Mapping[str, Any], names: Sequence[str], data: Data, 
         first.start(check)
     elif checkable:
         check()
+        if first.num_workers and _method(first, "torch") == "fork":
+            for loader in used:
+                warn_of_open_files(loader.dataset)
     for loader in used:
         if isinstance(loader, Loader) and isinstance(first, Loader) and loader is not first:
             loader.engine = first.engine
@@ -156,7 +160,9 @@ def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         log.info("note: not used by threads: loader.multiprocessing_context=%s", settings["multiprocessing_context"])
         settings["multiprocessing_context"] = None
     if workers == 0:
-        aside = {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0, "engine": "auto"}
+        aside: dict[str, Any] = {"prefetch_factor": None, "multiprocessing_context": None, "engine": "auto"}
+        if settings.get("_target_") != "feedrate.loader.Loader":
+            aside["timeout"] = 0  # torch refuses it
         quiet = (None, "inline")
         said = [f"loader.{key}={settings[key]}" for key, off in aside.items() if settings.get(key) not in (off, *quiet)]
         if said:

@@ -75,7 +75,7 @@ def content_hash(chain: bytes, batch: Any) -> bytes:
     """
     digest = hashlib.sha256(chain)
     for name, value in leaves(batch):
-        if isinstance(value, torch.Tensor) and is_dense(value):
+        if isinstance(value, torch.Tensor) and is_dense(value) and not value.is_quantized:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
             plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
             digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
@@ -84,7 +84,9 @@ def content_hash(chain: bytes, batch: Any) -> bytes:
         elif value is None or isinstance(value, (str, bytes, bool, int, float, complex, np.generic)):
             digest.update(f"{name} {value!r};".encode())
         else:
-            kind = str(value.layout) if isinstance(value, torch.Tensor) else type(value).__name__
+            kind = type(value).__name__
+            if isinstance(value, torch.Tensor):
+                kind = str(value.dtype if value.is_quantized else value.layout)
             raise UserError(
                 f"loader.content_digest=true: a batch holds {kind} at {name or 'its top'}, which cannot be hashed; "
                 "return dense tensors, arrays, numbers and texts, or set loader.content_digest=false"

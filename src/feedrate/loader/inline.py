@@ -15,6 +15,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
+from feedrate.loader.threads import one_at_a_time
 from feedrate.loader.tickets import Tickets
 
 T = TypeVar("T")
@@ -27,12 +28,13 @@ class Inline:
         self._samples, self._tickets = samples, tickets
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
-        """Batches with their receipts."""
-        if settings.timeout:
-            iter(DataLoader(self._samples, timeout=settings.timeout))  # which torch refuses without workers
+        """Batches with their receipts; where one may take only so many seconds, a thread makes it."""
         self._tickets.begin(plan)
+        pinned = settings.pin_memory and torch.accelerator.is_available()
+        if settings.timeout:
+            return one_at_a_time(self._samples, iter(self._tickets), pinned, settings.timeout)
         made = map(self._samples.make, iter(self._tickets))
-        return map(_pinned, made) if settings.pin_memory and torch.accelerator.is_available() else made
+        return map(_pinned, made) if pinned else made
 
     def watched(self, step: Callable[[], T]) -> T:
         """What `step` returns; there is no process that could be lost."""

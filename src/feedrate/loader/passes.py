@@ -6,11 +6,13 @@ Batches come from an engine; positions, digests and the account of what was deli
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
-from feedrate.loader.blame import with_cause
+from feedrate.loader.blame import TimedOut, with_cause
 from feedrate.loader.order import Plan
+from feedrate.loader.tickets import tickets_of
 from feedrate.timing.stages import clock_ns
 
 if TYPE_CHECKING:
@@ -57,6 +59,11 @@ class Pass(Iterator[Any]):
             batch, receipt = self._watched(self._next)
         except StopIteration:
             raise AssertionError(f"no batch at {self._at}, of {self._plan}") from None
+        except TimedOut as error:
+            due = next(tickets_of(replace(self._plan, start=self._at)))
+            named = TimedOut(error.seconds, loader._samples.named(due), error.at)
+            self._stop(named)
+            raise named from None
         except BaseException as error:  # Ctrl-C too: what it has broken off cannot go on
             self._stop(error)
             raise

@@ -15,6 +15,7 @@ from torch import Tensor
 from feedrate.errors import UserError
 from feedrate.loader.digest import nbytes
 from feedrate.loader.tickets import Receipt
+from feedrate.loader.workers import lost_worker
 from feedrate.timing import Clock
 
 
@@ -96,6 +97,10 @@ class ToDevice:
             found = next(iterator)
         except StopIteration:
             return None
+        except (RuntimeError, OSError, EOFError) as error:
+            if (lost := lost_worker(error)) is not None:  # of a loader of torch's
+                raise lost from error
+            raise
         finally:
             self._lap("wait")
         if not (isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(v, Tensor) for v in found)):

@@ -154,6 +154,11 @@ def _ran_s(tasks: Iterable[Task]) -> tuple[float, float]:
     return computed / 1e9, queued / 1e9
 
 
+def queued_ns() -> int:
+    """That this thread could have run until now but had no core; 0 where the system does not tell."""
+    return round(1e9 * _ran_s([(os.getpid(), threading.get_native_id())])[1])
+
+
 def _read_mb(tasks: Iterable[Task]) -> float:
     """Of all their processes together, from storage; those that are gone count as none."""
     found = 0

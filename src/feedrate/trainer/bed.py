@@ -93,7 +93,7 @@ class Bed:
         precision = choose_precision(config.precision, device)
         self._model = build_model(model, data, device)
         self._optimizer = build_optimizer(optimizer, self._model, device)
-        self._forward = Forward(self._model, data, [], device, precision, config.compile)
+        self._forward = Forward(self._model, data, device, precision, config.compile)
         self._task = Task(data.targets, config.label_smoothing, top5=False)
         self._model.train()
 

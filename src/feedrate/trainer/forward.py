@@ -5,7 +5,7 @@ fault it is. Training and evaluation share it; what is done with the answer is t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from feedrate.dataset import Data
 from feedrate.dataset.look import look_again, sample_error
 from feedrate.errors import SampleError, UserError
-from feedrate.loader import Batch, Receipt
+from feedrate.loader import Batch, Receipt, lost_worker
 from feedrate.trainer.device import Precision
 from feedrate.trainer.inputs import Inputs
 
@@ -32,14 +32,13 @@ class Forward:
         self,
         model: nn.Module,
         data: Data,
-        loaders: Sequence[Any],
         device: torch.device,
         precision: Precision,
         compile: bool = False,
         remedy: str = "lower loader.batch_size",
     ) -> None:
         self.model, self.inputs, self.device = model, Inputs(data, device), device
-        self._loaders, self._precision, self._remedy = loaders, precision, remedy
+        self._precision, self._remedy = precision, remedy
         self._call: Callable[..., Tensor] = torch.compile(model) if compile else model
 
     def __call__(self, loaded: Tensor) -> Tensor:
@@ -55,8 +54,10 @@ class Forward:
         except torch.OutOfMemoryError as error:
             raise UserError(f"the device ran out of memory on a batch of {len(X)} samples; {self._remedy}") from error
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, UserError) or self.lost_worker(error):
+            if isinstance(error, UserError):
                 raise
+            if (lost := lost_worker(error)) is not None:
+                raise lost from error
             name, text = type(self.model).__name__, str(error).strip().splitlines()
             raise UserError(
                 f"model: {name} failed on X of shape {tuple(X.shape)}: {text[0] if text else type(error).__name__}"
@@ -71,11 +72,6 @@ class Forward:
     def check(self, loader: Any) -> Callable[[Batch], None]:
         """Looks at a batch of that loader on the host; raises SampleError naming its samples."""
         return lambda batch: self.inputs.check(batch.X, batch.y, lambda: names(loader, batch.receipt))
-
-    def lost_worker(self, error: Exception) -> UserError | None:
-        """What torch's error about a worker that died means, None for any other error."""
-        able = [loader for loader in self._loaders if hasattr(loader, "lost_worker")]
-        return next((lost for loader in able if (lost := loader.lost_worker(error))), None)
 
 
 def not_finite(loader: Any, receipt: Receipt | None) -> SampleError | None:

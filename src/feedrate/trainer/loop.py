@@ -18,8 +18,8 @@ from torch import nn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.dataset.look import size_of
-from feedrate.errors import UserError
-from feedrate.loader import Loader, ToDevice
+from feedrate.errors import LostWorker, UserError
+from feedrate.loader import Loader, ToDevice, lost_worker
 from feedrate.timing import Clock, EpochTimes, Point, points
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
@@ -76,7 +76,7 @@ class Trainer:
         self.config, self.data, self.loaders, self.device = config, data, loaders, device
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
-        self.forward = Forward(model, data, list(loaders.values()), device, precision, config.compile, MORE_MEMORY)
+        self.forward = Forward(model, data, device, precision, config.compile, MORE_MEMORY)
         self.state = RunState(
             model,
             optimizer,
@@ -116,6 +116,7 @@ class Trainer:
 
         Raises:
             UserError: a training loss is not finite, a sample cannot be used, or the model does not fit the data.
+            LostWorker: a process that loads has died; the checkpoint of the last step is written where it can be.
             Interrupted: a signal came; the checkpoint of the last step is written.
         """
         state = self.state
@@ -141,9 +142,13 @@ class Trainer:
                 self.clock.skip()
                 self._save()
             raise
-        except RuntimeError as error:
-            lost = self.forward.lost_worker(error)  # torch raises that wherever the main process is when a worker dies
-            if lost is None:
+        except (RuntimeError, LostWorker) as error:
+            # torch raises that wherever the main process is when a worker dies, also in the middle of a step
+            lost = error if isinstance(error, LostWorker) else lost_worker(error)
+            if lost is not None and self._stop.safe and state.phase != "done":
+                self.clock.skip()
+                self._save()
+            if lost is None or lost is error:
                 raise
             raise lost from error
         finally:
