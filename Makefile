@@ -44,7 +44,7 @@ soak: $(VENV)/.requirements-dev ## kill runs at random instants, and start many 
 test-gpu: $(VENV)/.requirements-dev ## the tests that need an accelerator
 	$(PY) -m pytest -m gpu $(ARGS)
 
-test-peers: $(TEST_PEERS)/.requirements ## the Loader in Lightning, Fabric, accelerate and ignite, in an environment of their own
+test-peers: $(TEST_PEERS)/.requirements ## the Loader in Lightning, Fabric, accelerate and ignite, with an environment of their own
 	$(TEST_PEERS)/bin/python -m pytest tests/peers $(ARGS)
 
 bench: $(VENV)/.requirements-dev ## regenerate the tables of benchmarks/README.md; ARGS=verdict for one

@@ -204,9 +204,12 @@ class Wrapped:
         return len(self._batch_sampler)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._batch_sampler:
-            self.seen.append(batch)
-            yield batch
+        self.seen, self._iterator = [], iter(self._batch_sampler)
+        return self
+
+    def __next__(self) -> list[int]:
+        self.seen.append(next(self._iterator))
+        return self.seen[-1]
 
 
 class Later(BatchSampler):

@@ -584,8 +584,14 @@ def _part_given(plan: Plan, given: Iterator[Any], name: str) -> tuple[Plan, Iter
         return replace(plan, start=plan.end), given
     for start, _, indices in plan:
         if indices.tolist() == list(first):
-            return replace(plan, start=start), chain([first], given)
+            return replace(plan, start=start), chain([first], _others(given))
     raise _other_order(name)
+
+
+def _others(given: Iterator[Any]) -> Iterator[Any]:
+    """All that is left; Lightning's iterator would begin again with iter()."""
+    while (indices := next(given, None)) is not None:
+        yield indices
 
 
 def _as_given(batches: Iterator[Any], given: Iterator[Any], name: str) -> Iterator[Any]:
