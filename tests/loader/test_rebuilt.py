@@ -270,6 +270,10 @@ def test_a_sequential_sampler_turns_shuffling_off() -> None:
     plain = again(made, sampler=SequentialSampler(data), batch_sampler=None, shuffle=False)
     assert [i for row in rows(plain) for i in row] == list(range(37))
     assert type(plain) is SeededLoader
+    with pytest.raises(ValueError, match="sampler option is mutually exclusive with shuffle"):
+        again(made, sampler=SequentialSampler(data), batch_sampler=None, shuffle=True)
+    with pytest.raises(UserError, match=r"batch_sampler \(SequentialSampler\) cannot be used"):
+        Loader(data, batch_sampler=SequentialSampler(data), seed=0)
 
 
 class Reversed(BatchSampler):

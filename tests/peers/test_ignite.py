@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.engine.deterministic import DeterministicEngine
+from ignite.handlers import Checkpoint, DiskSaver
 from own_loop import SETTINGS, digest, flat, values, whole
 
 from feedrate.loader import Loader
@@ -72,6 +74,17 @@ def test_an_engine_goes_on_after_any_batch(kind: str, stop: int) -> None:
     assert before + after == flat(whole(2))
     if kind == "engine":
         assert loader.order_digest() == digest(2)
+
+
+def test_a_checkpoint_holds_the_position(made: Any, kind: str, tmp_path: Path) -> None:
+    loader, other = made(), made()
+    iterator = iter(loader)
+    head = [values(next(iterator)) for _ in range(3)]
+    trainer = engine(kind, [])
+    Checkpoint({"loader": loader, "engine": trainer}, DiskSaver(tmp_path))(trainer)
+    (path,) = tmp_path.glob("*.pt")
+    Checkpoint.load_objects({"loader": other}, torch.load(path, weights_only=False))  # ignite's engine holds arrays
+    assert head + [values(batch) for batch in other] == whole(1)[0]
 
 
 def test_without_a_seed_it_is_what_dataloader_is(kind: str) -> None:

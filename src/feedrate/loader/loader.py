@@ -201,7 +201,7 @@ class SeededLoader(Loader[T_co]):
         if order is None:
             order = (OrderSampler if given.get("shuffle") else InOrderSampler)(dataset, self.seed)
         if given.get("batch_sampler") is None:
-            given |= {"sampler": order, "shuffle": None}
+            given |= {"sampler": order, "shuffle": given.get("sampler") is not None and given.get("shuffle")}
         DataLoader.__init__(self, **given)
         vars(self)["sampler"] = order  # with a batch_sampler torch sets one of its own
         self._foreign: Any = given.get("batch_sampler")
@@ -547,34 +547,30 @@ def _refuse(dataset: Dataset[Any], given: dict[str, Any], rank: int, world_size:
         raise UserError("Loader: seed is for map-style datasets, an iterable dataset has its own order; pass seed=None")
     if not hasattr(dataset, "__len__"):
         raise UserError(f"Loader: seed needs the number of samples, so give {type(dataset).__name__} a __len__")
-    for name, own in (("sampler", _is_own), ("batch_sampler", order_sampler_of), ("generator", _never)):
+    for name in ("sampler", "batch_sampler", "generator"):
         found = given.get(name)
+        if found is None or _keeps_order(name, found, dataset):
+            continue
+        instead = "pass seed=None"
         if isinstance(found, DistributedSampler):
-            raise UserError(
-                f"Loader: seed fixes the order, so {name} ({type(found).__name__}) cannot be used; pass rank and "
-                "world_size to Loader, and use_distributed_sampler=False to Lightning's Trainer or setup_dataloaders"
+            instead = (
+                "pass rank and world_size to Loader, and use_distributed_sampler=False to Lightning's Trainer or "
+                "setup_dataloaders"
             )
-        if found is not None and not own(found) and not _is_sequential(found, dataset):
-            raise UserError(
-                f"Loader: seed fixes the order, so {name} ({type(found).__name__}) cannot be used; pass seed=None"
-            )
+        raise UserError(f"Loader: seed fixes the order, so {name} ({type(found).__name__}) cannot be used; {instead}")
     if given.get("in_order") is False:
         raise UserError("Loader: seed fixes the order, so in_order=False cannot be used; pass seed=None")
     if not 0 <= rank < world_size:
         raise UserError(f"Loader: rank={rank} must be at least 0 and below world_size={world_size}")
 
 
-def _is_own(sampler: Any) -> bool:
-    return isinstance(sampler, OrderSampler)
-
-
-def _never(found: Any) -> bool:
-    return False
-
-
-def _is_sequential(sampler: Any, dataset: Any) -> bool:
-    """Whether it only says that the dataset is not to be shuffled."""
-    return type(sampler) is SequentialSampler and sampler.data_source is dataset
+def _keeps_order(name: str, found: Any, dataset: Any) -> bool:
+    """Whether a library has only handed on a Loader's own order, or turned shuffling off."""
+    if name == "batch_sampler":
+        return order_sampler_of(found) is not None
+    if type(found) is SequentialSampler:
+        return found.data_source is dataset
+    return isinstance(found, OrderSampler)
 
 
 def _part_given(plan: Plan, given: Iterator[Any], name: str) -> tuple[Plan, Iterator[Any]]:
