@@ -242,7 +242,8 @@ class SeededLoader(Loader[T_co]):
             self._early = self._begin(check)
 
     def close(self, at_once: bool = False) -> None:
-        self._end_pass()
+        self._early = None
+        self.sampler.passes += 1
         if self._engine is None:
             return
         if at_once:
