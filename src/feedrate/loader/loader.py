@@ -11,11 +11,9 @@ import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, TypeVar
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, default_convert
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from feedrate.dataset.build import list_IDs
 from feedrate.errors import UserError
@@ -25,8 +23,9 @@ from feedrate.loader.fetch import Samples
 from feedrate.loader.inline import Inline
 from feedrate.loader.order import Order, Plan
 from feedrate.loader.passes import Pass
+from feedrate.loader.rebuilt import as_given, order_given, part_given, refuse
 from feedrate.loader.report import Report, setup_of
-from feedrate.loader.sampler import InOrderSampler, OrderSampler, order_sampler_of
+from feedrate.loader.sampler import InOrderSampler, OrderSampler
 from feedrate.loader.threads import Threads
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.loader.workers import Workers, helpers
@@ -195,8 +194,8 @@ class SeededLoader(Loader[T_co]):
         given = _SIGNATURE.bind(self, dataset, *args, **kwargs).arguments
         del given["self"]
         self.seed = operator.index(seed)
-        _refuse(dataset, given, rank, world_size)
-        order, self._batch, self._drop_last = _order_given(given, dataset, self.seed)
+        refuse(dataset, given, rank, world_size)
+        order, self._batch, self._drop_last = order_given(given, dataset, self.seed)
         fresh = order is None
         if order is None:
             order = (OrderSampler if given.get("shuffle") else InOrderSampler)(dataset, self.seed)
@@ -309,7 +308,7 @@ class SeededLoader(Loader[T_co]):
         plan = self._plan(place.order, place.at)
         given = iter(self._foreign) if self._foreign is not None else None
         if given is not None:
-            plan, given = _part_given(plan, given, type(self._foreign).__name__)
+            plan, given = part_given(plan, given, type(self._foreign).__name__)
         made: list[Any] = []
         if self._engine is None:
             if not len(plan):  # nothing to choose an engine by
@@ -326,7 +325,7 @@ class SeededLoader(Loader[T_co]):
         if made:
             batches = _joined(made, batches)
         if given is not None:
-            batches = _as_given(batches, given, type(self._foreign).__name__)
+            batches = as_given(batches, given, type(self._foreign).__name__)
         return Pass(self, self._engine, batches, plan, place.passes)
 
     def _settle(self) -> None:
@@ -336,7 +335,7 @@ class SeededLoader(Loader[T_co]):
             UserError: it does not go with a seed, or with the engine.
         """
         late = {"generator": self.generator, "in_order": self.in_order}
-        _refuse(self.dataset, late, self.rank, self.world_size)
+        refuse(self.dataset, late, self.rank, self.world_size)
         if self.seed != self.sampler.seed:
             raise UserError(
                 f"Loader: seed={self.seed} was set after construction; make another Loader for another order"
@@ -526,80 +525,3 @@ def _joined(made: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
     while made:
         yield made.pop()
     yield from rest
-
-
-def _order_given(given: dict[str, Any], dataset: Any, seed: int) -> tuple[OrderSampler | None, int, bool]:
-    """The order of another SeededLoader, where a library hands on its sampler or batch_sampler; and the batches."""
-    order, batch, drop_last = given.get("sampler"), given.get("batch_size", 1) or 1, bool(given.get("drop_last"))
-    if given.get("batch_sampler") is not None:
-        order, batch, drop_last = order_sampler_of(given["batch_sampler"]) or (None, batch, drop_last)
-    if not isinstance(order, OrderSampler):
-        return None, batch, drop_last
-    if order.seed != seed or order.dataset is not dataset:
-        raise UserError(
-            f"Loader: the sampler of a Loader with seed={order.seed} keeps its order only with the same seed and "
-            f"dataset, and seed={seed} was passed; pass the same, or seed=None"
-        )
-    return order, batch, drop_last
-
-
-def _refuse(dataset: Dataset[Any], given: dict[str, Any], rank: int, world_size: int) -> None:
-    if isinstance(dataset, IterableDataset):
-        raise UserError("Loader: seed is for map-style datasets, an iterable dataset has its own order; pass seed=None")
-    if not hasattr(dataset, "__len__"):
-        raise UserError(f"Loader: seed needs the number of samples, so give {type(dataset).__name__} a __len__")
-    for name in ("sampler", "batch_sampler", "generator"):
-        found = given.get(name)
-        if found is None or _keeps_order(name, found, dataset):
-            continue
-        instead = "pass seed=None"
-        if isinstance(found, DistributedSampler):
-            instead = (
-                "pass rank and world_size to Loader, and use_distributed_sampler=False to Lightning's Trainer or "
-                "setup_dataloaders"
-            )
-        raise UserError(f"Loader: seed fixes the order, so {name} ({type(found).__name__}) cannot be used; {instead}")
-    if given.get("in_order") is False:
-        raise UserError("Loader: seed fixes the order, so in_order=False cannot be used; pass seed=None")
-    if not 0 <= rank < world_size:
-        raise UserError(f"Loader: rank={rank} must be at least 0 and below world_size={world_size}")
-
-
-def _keeps_order(name: str, found: Any, dataset: Any) -> bool:
-    """Whether a library has only handed on a Loader's own order, or turned shuffling off."""
-    if name == "batch_sampler":
-        return order_sampler_of(found) is not None
-    if type(found) is SequentialSampler:
-        return found.data_source is dataset
-    return isinstance(found, OrderSampler)
-
-
-def _part_given(plan: Plan, given: Iterator[Any], name: str) -> tuple[Plan, Iterator[Any]]:
-    """The plan from the first batch on that a library's batch sampler gives, which may leave out some."""
-    first = next(given, None)
-    if first is None:
-        return replace(plan, start=plan.end), given
-    for start, _, indices in plan:
-        if indices.tolist() == list(first):
-            return replace(plan, start=start), chain([first], _others(given))
-    raise _other_order(name)
-
-
-def _others(given: Iterator[Any]) -> Iterator[Any]:
-    """All that is left; Lightning's iterator would begin again with iter()."""
-    while (indices := next(given, None)) is not None:
-        yield indices
-
-
-def _as_given(batches: Iterator[Any], given: Iterator[Any], name: str) -> Iterator[Any]:
-    """The batches, as long as a library's batch sampler gives the same ones."""
-    for indices in given:
-        batch, receipt = next(batches)
-        if receipt.ticket.indices.tolist() != list(indices):
-            break
-        yield batch, receipt
-    raise _other_order(name)
-
-
-def _other_order(name: str) -> UserError:
-    return UserError(f"Loader: {name} gives other batches than the seed's order; pass seed=None to follow it")
