@@ -16,11 +16,11 @@ from feedrate.dataset import Data
 from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.labels import Targets
 from feedrate.errors import UserError
-from feedrate.loader import Loader, build_loaders, close_loaders, start_loaders
+from feedrate.loader import SeededLoader, build_loaders, close_loaders, start_loaders
 from loader.datasets import Numbers, Whole
 
 CPU = torch.device("cpu")
-KINDS = {"feedrate": Loader, "torch": DataLoader}
+KINDS = {"feedrate": SeededLoader, "torch": DataLoader}
 
 
 def data(train: int = 20, validation: int = 7) -> Data:

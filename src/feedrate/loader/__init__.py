@@ -1,7 +1,7 @@
 """How batches arrive: order, fetching, digest, transfer to the device."""
 
 from feedrate.loader.build import build_loaders, close_loaders, start_loaders
-from feedrate.loader.loader import Loader
+from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.order import Order
 from feedrate.loader.report import Report, setup_of
 from feedrate.loader.tickets import Receipt
@@ -14,6 +14,7 @@ __all__ = [
     "Order",
     "Receipt",
     "Report",
+    "SeededLoader",
     "ToDevice",
     "build_loaders",
     "close_loaders",

@@ -22,10 +22,14 @@ _START = hashlib.sha256(b"feedrate order digest 1").digest()
 
 
 class OrderDigest:
-    """The chain up to a position of the present epoch; earlier epochs are part of the chain."""
+    """The chain up to a position of the present epoch; earlier epochs are part of the chain.
+
+    Attributes:
+        list_IDs: by index; None where the index is the ID.
+    """
 
     def __init__(self, list_IDs: Sequence[str] | None) -> None:
-        self._list_IDs = list_IDs
+        self.list_IDs = list_IDs
         self._order: Order | None = None
         self._first = 0  # position of the first block whose chain is known
         self._chains = [_START]  # before that block, and before each one after it: 32 bytes for 65,536 samples
@@ -64,7 +68,7 @@ class OrderDigest:
 
     def _hash(self, chain: bytes, start: int, stop: int) -> bytes:
         assert self._order is not None
-        return hashlib.sha256(chain + encode(self._list_IDs, self._order.indices(start, stop))).digest()
+        return hashlib.sha256(chain + encode(self.list_IDs, self._order.indices(start, stop))).digest()
 
 
 def content_hash(chain: bytes, batch: Any) -> bytes:

@@ -76,14 +76,14 @@ def checked(engine: str, settings: DataLoader[Any]) -> str:
     return engine
 
 
-def may_be_threads(loader: Loader) -> bool:
+def may_be_threads(loader: Loader[Any]) -> bool:
     """Whether threads can be trusted with what a loader without workers has loaded; as `auto` sees it."""
     samples = loader._samples
     said = _says_thread_safe(samples.dataset) or not samples.came_one_by_one
     return said and _given(samples, loader) is None
 
 
-def choose(samples: Samples, plan: Plan, loader: Loader) -> Choice:
+def choose(samples: Samples, plan: Plan, loader: Loader[Any]) -> Choice:
     """Settles `loader.engine`, with some of the plan's batches made where that is needed; says so on one line.
 
     No thread is left when it returns, so that processes can still be forked.
@@ -114,7 +114,7 @@ def _thread(samples: Samples, plan: Plan, timeout: float) -> Choice:
     return Choice("thread", made=made)
 
 
-def _given(samples: Samples, loader: Loader) -> Choice | None:
+def _given(samples: Samples, loader: Loader[Any]) -> Choice | None:
     """What other settings decide, and what threads cannot be trusted with."""
     if loader.worker_init_fn is not None:
         return Choice("process", "which worker_init_fn is for")
@@ -126,7 +126,7 @@ def _given(samples: Samples, loader: Loader) -> Choice | None:
     return None
 
 
-def _pick(samples: Samples, plan: Plan, loader: Loader) -> Choice:
+def _pick(samples: Samples, plan: Plan, loader: Loader[Any]) -> Choice:
     made, drawn_from = _look(samples, plan, loader.timeout)
     if drawn_from:
         return Choice("process", f"since {samples.name} draws from {drawn_from} global random generator")

@@ -183,7 +183,7 @@ class Bed:
             close_loaders(loaders, at_once=loader.engine != "thread")
 
 
-def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: float) -> int:
+def _trained(bed: Bed, loader: Loader[Any], clock: Clock, seconds: float, until: float) -> int:
     """Trains for `seconds` after the warm-up; how many steps that took: each worker's first batch, and a few more."""
     warm = loader.num_workers + 3 + (MEASURED if loader.engine != "inline" else 0)
     begin = steady_from = time.perf_counter()
@@ -215,6 +215,6 @@ def _without_stalls(times: EpochTimes) -> EpochTimes:
     return replace(times, steady=times.steady & ~stalled)
 
 
-def _endless(loader: Loader, device: torch.device, clock: Clock) -> Iterator[Any]:
+def _endless(loader: Loader[Any], device: torch.device, clock: Clock) -> Iterator[Any]:
     while True:
         yield from ToDevice(loader, device, clock)
