@@ -242,7 +242,7 @@ def test_the_death_of_a_worker_is_told_where_its_batch_is_asked_for_and_disturbs
     with pytest.raises(UserError, match="^a worker of the loader was ended by SIGKILL\n"):
         list(iterator)
     for error in (RuntimeError("shapes do not match"), ValueError("DataLoader worker")):
-        assert made.lost_worker(error) is None
+        assert lost_worker(error) is None
 
 
 def test_the_signal_that_ended_a_worker_is_told_of_torchs_loader_too() -> None:

@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from feedrate.errors import UserError
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
 from feedrate.loader.threads import one_at_a_time
@@ -43,9 +42,6 @@ class Inline:
     def tasks(self) -> list[tuple[int, int]]:
         """None beside the training's own thread."""
         return []
-
-    def lost(self, error: BaseException) -> UserError | None:
-        return None
 
     def rest(self) -> None:
         """Nothing runs ahead."""

@@ -121,14 +121,6 @@ class Loader(DataLoader[T_co]):
                 are used; None for none. Another one may be asked for all the same.
         """
 
-    def lost_worker(self, error: BaseException) -> UserError | None:
-        """With a seed, what torch's error about a dead worker means, None for any other error.
-
-        Here `next()` asks this itself. But torch also raises that error in whatever the main process does when a worker
-        dies, such as a step of training.
-        """
-        return None
-
     @property
     def delivered(self) -> Receipt | None:
         """With a seed, the receipt of the batch that was handed out last, None before the first."""
@@ -254,9 +246,6 @@ class SeededLoader(Loader[T_co]):
         """The position after an epoch's last batch."""
         size, batch = self._size(), self._batch * self.world_size
         return size - size % batch if self._drop_last else size
-
-    def lost_worker(self, error: BaseException) -> UserError | None:
-        return self._engine.lost(error) if self._engine is not None else None
 
     def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
         self._to(epoch)

@@ -23,7 +23,6 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from feedrate.errors import UserError
 from feedrate.loader.blame import TimedOut, hanging_at
 from feedrate.loader.fetch import Samples
 from feedrate.loader.gate import Gate
@@ -73,9 +72,6 @@ class Threads:
         batches = self._running() if self._running is not None else None
         threads = batches.threads if batches is not None else ()
         return [(os.getpid(), t.native_id) for t in threads if t.native_id is not None and t.is_alive()]
-
-    def lost(self, error: BaseException) -> UserError | None:
-        return None
 
     def rest(self) -> None:
         """A pass is over, and nobody asks for a batch until the next one: they are to make what that begins with."""

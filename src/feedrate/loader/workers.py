@@ -87,7 +87,7 @@ class Workers:
         except StopIteration:
             raise
         except BaseException as error:
-            lost = self.lost(error)  # before the others are ended too
+            lost = lost_worker(error, self._started.processes)  # before the others are ended too
             self.kill()
             # torch's frames hold the workers and the error in a circle: they would outlive it, and end slowly
             clear_frames(error.__traceback__)
@@ -98,10 +98,6 @@ class Workers:
     def tasks(self) -> list[tuple[int, int]]:
         """Process and main thread of each worker that lives."""
         return [(p.pid, p.pid) for p in self._started.processes if p.pid is not None and p.exitcode is None]
-
-    def lost(self, error: BaseException) -> UserError | None:
-        """What an error of torch's says of a worker that died or hung; None for any other error."""
-        return lost_worker(error, self._started.processes)
 
     def rest(self) -> None:
         """A pass is over; they go on with the next one by themselves."""
