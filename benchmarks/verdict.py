@@ -41,7 +41,7 @@ BESIDE_SECONDS, TURN_SECONDS = (
 SETTLED = 40  # batches of each thread after which the loader seldom makes them pause
 OFF = 0.10  # cells nearer to a boundary are not counted
 REPEATS = 3  # of each control
-NEIGHBOURS = ("none", "steady", "changing")
+NEIGHBOURS = ("none", "one", "four", "changing")
 WARMUP = 10  # steps of the step alone
 CPU = torch.device("cpu")
 
@@ -79,7 +79,7 @@ CONTROLS = [
 
 BESIDE = [
     Cell(kind, sample_ms, step_ms, engine, workers)
-    for kind, sample_ms in (("sleep", 1.0), ("burn", 1.0), ("burn", 4.0))
+    for kind, sample_ms in (("sleep", 1.0), ("burn", 4.0))
     for engine, workers in (("inline", 0), ("process", 1), ("thread", 1))
     for step_ms in (6.0, 24.0)
 ]
@@ -123,11 +123,12 @@ def burn(seconds: float) -> None:
 
 @contextmanager
 def neighbour(kind: str) -> Iterator[None]:
-    """Other programs beside the block: none; a steady one, which computes all the time; or changing ones, two that
-    compute for TURN_SECONDS and rest for as long.
+    """Other programs beside the block: none; one or four that compute all the time; or two that compute for
+    TURN_SECONDS and rest for as long, again and again.
     """
     turn = f"end = time.monotonic() + {TURN_SECONDS}\n while time.monotonic() < end: pass\n time.sleep({TURN_SECONDS})"
-    codes = {"none": [], "steady": ["while True: pass"], "changing": 2 * [f"import time\nwhile True:\n {turn}"]}[kind]
+    steady, changing = "while True: pass", f"import time\nwhile True:\n {turn}"
+    codes = {"none": [], "one": [steady], "four": 4 * [steady], "changing": 2 * [changing]}[kind]
     processes = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
     try:
         time.sleep(0.3)
@@ -332,7 +333,7 @@ def _within(found: Sequence[Judged], side: int) -> str:
 
 
 def beside(cells: Sequence[Cell]) -> str:
-    """Promises beside no neighbour, a steady one, and one that comes and goes."""
+    """Promises beside no neighbour, steady ones, and such as come and go."""
     rows, wrong, made = [], dict.fromkeys(NEIGHBOURS, 0), dict.fromkeys(NEIGHBOURS, 0)
     for cell, kind in itertools.product(cells, NEIGHBOURS):
         with neighbour(kind):
@@ -350,7 +351,7 @@ def beside(cells: Sequence[Cell]) -> str:
         rows.append([str(cell), kind, remedy.override if remedy else "", told, f"{gained:.2f}" if remedy else ""])
         print(*rows[-1], sep=" | ", flush=True)
     counts = "; ".join(f"{kind}: {made[kind]}, of which {wrong[kind]} wrong" for kind in NEIGHBOURS)
-    summary = f"Gains that were promised, and those wrong by more than a quarter, by the neighbour. {counts}."
+    summary = f"Gains that were promised, and those wrong by more than a quarter, by the neighbours. {counts}."
     return f"{summary}\n\n{markdown(['cell', 'neighbour', 'first remedy', 'promised', 'gained'], rows)}"
 
 

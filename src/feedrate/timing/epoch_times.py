@@ -27,6 +27,7 @@ _ROW = Struct(f"={len(_COLUMNS) + len(STAGES) - 1}q")
 _PLAIN = Struct(f"={len(_COLUMNS)}q{8 * (len(STAGES) - 1)}x")  # the same where no stage is marked: what follows is 0
 _UNKNOWN: tuple[int, ...] = Load(0, 0, 0, MAIN_THREAD)
 RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, computing as well, where it was not seen
+LEAST_SHIFT = 0.05  # of a core: smaller changes are not told apart from those of the system's counting
 SHIFTING = 0.1  # of the free cores: a larger change during a run leaves nothing to promise
 MIN_STEPS = 10  # counted steps below which there is neither a rate nor a verdict
 AT_ONCE = 128  # steps whose rows are written together: what runs once, between two batches, is five times as slow
@@ -69,7 +70,10 @@ class Setup:
     @property
     def shifting(self) -> bool:
         """Whether what others took of the cores changed by more than a tenth of what was free."""
-        return self.free_range is not None and self.free_range[1] - self.free_range[0] > SHIFTING * self.cores
+        if self.free_range is None or self.free_cores is None:
+            return False
+        low, high = self.free_range
+        return high - low > max(SHIFTING * self.free_cores, LEAST_SHIFT)
 
     @property
     def threads(self) -> bool:
