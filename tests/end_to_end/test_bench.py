@@ -92,7 +92,7 @@ def test_a_loader_that_has_become_slower_than_noise_explains_fails_the_command(c
         ('bench.compare=["loader.num_wokers=1"]', "did you mean num_workers?"),
         ('bench.compare=["loader.num_workers=\'1"]', "cannot be read (No closing quotation); close the quote"),
         ("bench.baseline=/nowhere/bench.json", "cannot be read (No such file or directory); name one that"),
-        ("bench.baseline=", "bench.baseline=: must be a text that is not empty"),
+        ("bench.baseline=", "bench.baseline= has no value (a shell variable that is not set?)"),
         ("model=cnn", "model: bench.py has no such group; leave it out"),
         ("bench.repeats=0", "bench.repeats=0"),
         ("dataset=tensor_files", "dataset.root"),
