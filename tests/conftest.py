@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the tests' own classes, import
 
 import pytest
 from hypothesis import HealthCheck, settings  # imported here: it asks the collector, which `short_collections` silences
+
+import accelerator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +33,8 @@ def pytest_configure() -> None:
     for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
         if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
             signal.signal(getattr(signal, name), handler)
+    if accelerator.wanted():
+        accelerator.load()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +42,17 @@ def short_collections() -> None:
     """Garbage collection leaves out what was there before a module's tests: all of torch and MLflow, in each pass."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def simulated() -> Iterator[accelerator.Simulated]:
+    """The simulated accelerator, where the tests run on it (see accelerator/__init__.py)."""
+    if not accelerator.loaded():
+        pytest.skip("needs the simulated accelerator, on which make test-slow runs this")
+    device = accelerator.Simulated()
+    device.reset()
+    yield device
+    device.reset()
 
 
 @pytest.fixture(scope="session")
