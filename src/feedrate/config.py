@@ -32,7 +32,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 # bounds beyond any use, since the system answers far larger numbers by crashing or by forking without end
 Workers = Annotated[int, Field(ge=0, le=1024, strict=True)]
 AtMost1024 = Annotated[int, Field(ge=1, le=1024, strict=True)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu|privateuseone)(:\d+)?)$")]
 PerChannel = list[Number] | Number | None
 NotEmpty = Annotated[str, Field(min_length=1)]
 

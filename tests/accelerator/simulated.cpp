@@ -947,7 +947,7 @@ void launch(const c10::OperatorHandle& shown, const c10::OperatorHandle& op, Sta
       results.emplace_back();
       continue;
     }
-    TORCH_CHECK(alias->isWrite(), name, ": the simulated accelerator does not know this view");
+    TORCH_CHECK(alias->isWrite() && name != "aten::set_", name, ": the simulated accelerator does not know this view");
     for (size_t j = 0; j < schema.arguments().size(); ++j) {
       const auto* other = schema.arguments()[j].alias_info();
       if (other != nullptr && other->beforeSets() == alias->beforeSets()) {
@@ -1088,6 +1088,14 @@ Tensor& set_storage(Tensor& self, c10::Storage storage, c10::SymInt offset, c10:
   return self;
 }
 
+Tensor& set_whole_storage(Tensor& self, c10::Storage storage) {
+  const auto elements = static_cast<int64_t>(storage.nbytes() / self.itemsize());
+  self.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(storage));
+  self.unsafeGetTensorImpl()->set_storage_offset(0);
+  self.unsafeGetTensorImpl()->set_sizes_contiguous({elements});
+  return self;
+}
+
 Tensor copy_from(const Tensor& self, const Tensor& to, bool non_blocking) {
   const bool from_device = on_device(self), to_device = on_device(to);
   const auto device = from_device ? self.device() : to.device();
@@ -1165,6 +1173,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_reshape_alias", &reshape_alias);
   m.impl("resize_", &resize_);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
+  m.impl("set_.source_Storage", &set_whole_storage);
   m.impl("_copy_from", &copy_from);
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("_local_scalar_dense", &local_scalar);
@@ -1199,7 +1208,8 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   for (const char* name : {"linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&cast_arguments<true>>());
   }
-  for (const char* name : {"mse_loss", "l1_loss", "nll_loss", "cross_entropy_loss", "log_softmax.int", "softmax.int"}) {
+  for (const char* name : {"mse_loss", "l1_loss", "nll_loss", "cross_entropy_loss", "log_softmax.int", "softmax.int",
+                           "layer_norm", "group_norm"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&cast_arguments<false>>());
   }
 }

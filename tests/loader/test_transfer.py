@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 import accelerator as simulated_accelerator
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Batch, Loader, ToDevice
+from feedrate.loader.device import has_streams
 from feedrate.timing import Clock
 from loader.datasets import Faulty, Formed, Numbers
 from loader.test_loader import same
@@ -124,7 +125,7 @@ def accelerator() -> torch.device:
 
 
 def pin(tensor: Tensor) -> Tensor:
-    return tensor.pin_memory() if accelerator().type in ("cuda", "xpu") else tensor
+    return tensor.pin_memory() if has_streams(accelerator()) else tensor
 
 
 # of a sample: 128 MB a batch, so that a copy takes its time; on the simulated accelerator it does so whatever its size
@@ -208,7 +209,7 @@ def test_on_an_accelerator_a_pass_that_ends_early_or_in_an_error_leaves_the_next
 @pytest.mark.usefixtures("slow_copies")
 def test_on_an_accelerator_receipts_belong_to_their_batches_and_the_clock_reads_events() -> None:
     device = accelerator()
-    loader: Any = Loader(Numbers(), 5, shuffle=True, seed=0, pin_memory=device.type in ("cuda", "xpu"))
+    loader: Any = Loader(Numbers(), 5, shuffle=True, seed=0, pin_memory=has_streams(device))
     clock = Clock(device, warmup_steps=0)
     for batch in ToDevice(loader, device, clock):
         assert loader.IDs(batch.receipt) == [str(i) for i in batch.y.tolist()]

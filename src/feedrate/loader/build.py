@@ -20,6 +20,7 @@ from feedrate.dataset.build import Data
 from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
+from feedrate.loader.device import has_streams
 from feedrate.loader.limits import read_limits
 from feedrate.loader.loader import Loader
 from feedrate.loader.parcel import NOTHING, inherited, sent
@@ -149,7 +150,7 @@ def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     if workers > cores:
         log.info("note: loader.num_workers=%d on %d usable cores", workers, cores)
     if settings.get("pin_memory") == "auto":
-        settings["pin_memory"] = device.type in ("cuda", "xpu")  # page-locked memory serves only their copies
+        settings["pin_memory"] = has_streams(device)  # page-locked memory serves only their copies
     if settings.get("multiprocessing_context") == "auto":
         settings["multiprocessing_context"] = None
     if workers and settings.get("engine") == "thread" and settings.get("multiprocessing_context") is not None:

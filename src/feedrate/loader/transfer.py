@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from feedrate.errors import UserError
+from feedrate.loader.device import has_streams
 from feedrate.loader.digest import nbytes
 from feedrate.loader.tickets import Receipt
 from feedrate.timing import Clock
@@ -60,7 +61,7 @@ class ToDevice:
         iterator = iter(self._loader)
         if self._clock is not None and hasattr(self._loader, "account_kept_by"):
             self._loader.account_kept_by(self._clock.epoch)
-        if self._device.type in ("cuda", "xpu"):
+        if has_streams(self._device):
             return self._ahead(iterator, CopyStream(self._device))
         return self._in_line(iterator)
 

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from feedrate.errors import UserError
+from feedrate.loader.device import in_use
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
 from feedrate.loader.receiver import NAME, PATIENCE_S, Received, end_all
@@ -352,7 +353,6 @@ def start_method(num_workers: int) -> str | None:
         return None
     if multiprocessing.get_start_method(allow_none=True) not in (None, "fork"):
         return None  # chosen by the user with set_start_method, or the default of this Python
-    device_in_use = torch.cuda.is_initialized() or (hasattr(torch, "xpu") and torch.xpu.is_initialized())
     # a notebook always has threads, and its classes cannot be imported by another process
     notebook = not hasattr(sys.modules["__main__"], "__file__")
     # the threads at the queues of another loader's workers hold no lock that a worker of this one could want
@@ -361,7 +361,7 @@ def start_method(num_workers: int) -> str | None:
         for thread in threading.enumerate()
         if thread is not threading.main_thread() and thread.name != NAME and "QueueFeeder" not in thread.name
     ]
-    return "forkserver" if device_in_use or (others and not notebook) else "fork"
+    return "forkserver" if in_use() or (others and not notebook) else "fork"
 
 
 def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError | None:

@@ -44,7 +44,7 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
         )
     injected: dict[str, Any] = {"params": parameters}
     takes_fused = "fused" in inspect.signature(locate(str(node["_target_"]), "optimizer")).parameters
-    if takes_fused and device.type in ("cuda", "xpu", "mps") and "fused" not in node:
+    if takes_fused and device.type != "cpu" and "fused" not in node:
         injected["fused"] = True
     optimizer = build(node, "optimizer", injected)
     if not isinstance(optimizer, torch.optim.Optimizer):

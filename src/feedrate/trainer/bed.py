@@ -20,6 +20,7 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
+from feedrate.loader.device import has_streams
 from feedrate.loader.engine import may_be_threads
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.epoch_times import Setup, cut
@@ -90,7 +91,7 @@ class Bed:
     ) -> None:
         self._data, self.node, self._seed, self.device = data, node, seed, device
         self.may_be_threads = False
-        self.pins = device.type in ("cuda", "xpu") and node["pin_memory"] in ("auto", True)
+        self.pins = has_streams(device) and node["pin_memory"] in ("auto", True)
         precision = choose_precision(config.precision, device)
         self._model = build_model(model, data, device)
         self._optimizer = build_optimizer(optimizer, self._model, device)

@@ -1,0 +1,30 @@
+"""What loader and trainer ask of a device, whatever its type: CUDA, XPU, or one that a package brings to torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data._utils.pin_memory import pin_memory
+
+
+def has_streams(device: torch.device) -> bool:
+    """Whether page-locked batches are copied to it while a step runs; neither the CPU nor MPS has such streams."""
+    return device.type not in ("cpu", "mps")
+
+
+def in_use() -> bool:
+    """Whether the accelerator's runtime runs in this process, so that a process forked from it could not use it."""
+    device = torch.accelerator.current_accelerator()
+    initialized = getattr(torch.get_device_module(device), "is_initialized", None) if device is not None else None
+    return initialized is not None and bool(initialized())
+
+
+def pinned(batch: Any, device: str) -> Any:
+    """The batch in page-locked memory.
+
+    Args:
+        device: in whose context it is allocated, in whichever thread; empty for the current one.
+    """
+    with torch.accelerator.device_index(torch.device(device).index if device else None):
+        return pin_memory(batch)
