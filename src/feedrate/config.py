@@ -157,6 +157,7 @@ class AdamWConfig:
     lr: Above0
     weight_decay: NonNegative
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    fused: Flag | None = None
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -165,6 +166,7 @@ class SGDConfig:
     momentum: Share
     nesterov: Flag
     weight_decay: NonNegative
+    fused: Flag | None = None
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)

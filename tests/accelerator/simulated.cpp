@@ -1179,6 +1179,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_local_scalar_dense", &local_scalar);
   m.impl("record_stream", &record_stream);
   m.impl("native_dropout", &native_dropout);
+  for (const char* name : {"mse_loss", "smooth_l1_loss"}) {  // whose out= form on the CPU resizes its output twice
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
+  }
   m.impl("convolution_overrideable", torch::CppFunction::makeFromBoxedFunction<&convolution>());
   m.impl("convolution_backward_overrideable", torch::CppFunction::makeFromBoxedFunction<&convolution_backward>());
 }

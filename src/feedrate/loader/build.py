@@ -51,6 +51,8 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
         injected = {"dataset": dataset, "seed": seed, "generator": torch.Generator().manual_seed(seed)}
         if chosen["_target_"] == "feedrate.loader.Loader":
             injected.pop("generator")  # its order comes from the seed
+            if chosen.get("pin_memory") and device.index is not None:
+                injected["pin_memory_device"] = str(device)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")  # said below
             loaders[name] = build(chosen, "loader", injected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 
@@ -13,11 +14,23 @@ def has_streams(device: torch.device) -> bool:
     return device.type not in ("cpu", "mps")
 
 
+def make_current(device: torch.device) -> None:
+    """The accelerator on which this thread creates what names no device is that one, where it has a number."""
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+
+
 def in_use() -> bool:
     """Whether the accelerator's runtime runs in this process, so that a process forked from it could not use it."""
     device = torch.accelerator.current_accelerator()
     initialized = getattr(torch.get_device_module(device), "is_initialized", None) if device is not None else None
     return initialized is not None and bool(initialized())
+
+
+def pins(settings: DataLoader[Any]) -> str | None:
+    """What `pinned` is to be given for the batches of a loader; None where it is to be left."""
+    able = settings.pin_memory and torch.accelerator.is_available()
+    return settings.pin_memory_device if able else None
 
 
 def pinned(batch: Any, device: str) -> Any:

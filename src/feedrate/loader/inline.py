@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import torch
 from torch.utils.data import DataLoader
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from feedrate.errors import UserError
+from feedrate.loader.device import pinned, pins
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
 from feedrate.loader.tickets import Tickets
@@ -32,7 +31,7 @@ class Inline:
             iter(DataLoader(self._samples, timeout=settings.timeout))  # which torch refuses without workers
         self._tickets.begin(plan)
         made = map(self._samples.make, iter(self._tickets))
-        return map(_pinned, made) if settings.pin_memory and torch.accelerator.is_available() else made
+        return made if (device := pins(settings)) is None else (_pinned(one, device) for one in made)
 
     def watched(self, step: Callable[[], T]) -> T:
         """What `step` returns; there is no process that could be lost."""
@@ -55,6 +54,6 @@ class Inline:
         """Nothing runs ahead."""
 
 
-def _pinned(made: tuple[Any, Any]) -> tuple[Any, Any]:
+def _pinned(made: tuple[Any, Any], device: str) -> tuple[Any, Any]:
     batch, receipt = made
-    return (batch if receipt.error is not None else pin_memory(batch)), receipt
+    return (batch if receipt.error is not None else pinned(batch, device)), receipt

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-import torch
 from torch.utils.data import DataLoader
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from feedrate.errors import UserError
 from feedrate.loader.blame import timed_out
+from feedrate.loader.device import pinned, pins
 from feedrate.loader.fetch import Samples
 from feedrate.loader.gate import Gate
 from feedrate.loader.order import Plan
@@ -56,8 +55,7 @@ class Threads:
             return self._kept
         self.end()
         waiting = settings.num_workers * (settings.prefetch_factor or 2)
-        pinned = settings.pin_memory and torch.accelerator.is_available()
-        crew = _Crew(self._samples, pinned, iter(self._tickets), Gate(settings.num_workers))
+        crew = _Crew(self._samples, pins(settings), iter(self._tickets), Gate(settings.num_workers))
         batches = _Batches(crew, settings.num_workers, waiting, settings.timeout)
         self._kept, self._passes = batches if settings.persistent_workers else None, 1
         self._running = weakref.ref(batches)
@@ -121,8 +119,8 @@ class _Crew:
         drawn: tasks in the order of their tickets, whose batches have not been taken.
     """
 
-    def __init__(self, samples: Samples, pinned: bool, tickets: Iterator[Ticket], gate: Gate) -> None:
-        self.samples, self.pinned, self._tickets, self.gate = samples, pinned, tickets, gate
+    def __init__(self, samples: Samples, pins: str | None, tickets: Iterator[Ticket], gate: Gate) -> None:
+        self.samples, self.pins, self._tickets, self.gate = samples, pins, tickets, gate
         self.wanted: SimpleQueue[bool] = SimpleQueue()
         self.drawn: deque[_Task] = deque()
         self._left: deque[_Task] = deque()  # drawn by another than who is to do it
@@ -217,7 +215,9 @@ class _Thread(threading.Thread):
             return
         try:
             batch, receipt = crew.samples.make(ticket, self._number, lambda: crew.stopped)
-            task.made = pin_memory(batch) if crew.pinned and receipt.error is None else batch, receipt
+            if crew.pins is not None and receipt.error is None:
+                batch = pinned(batch, crew.pins)
+            task.made = batch, receipt
         except BaseException as failure:  # whatever it is, the main thread waits for an answer
             task.failure = failure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from torch import nn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
+from feedrate.loader.device import make_current
 from feedrate.targets import build, locate
 
 
@@ -22,6 +24,7 @@ def build_model(node: Mapping[str, Any], data: Data, device: torch.device) -> nn
     Raises:
         UserError: the target is no torch.nn.Module, or its constructor refuses.
     """
+    make_current(device)  # before anything else is done with it
     model = build(node, "model", {"sample_shape": tuple(data.sample_shape), "num_outputs": data.targets.num_outputs})
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={node['_target_']}: builds a {type(model).__name__}, not a torch.nn.Module")
@@ -31,8 +34,8 @@ def build_model(node: Mapping[str, Any], data: Data, device: torch.device) -> nn
 def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of the model's parameters.
 
-    On an accelerator it is fused where torch can: one kernel for a step, and it can leave the weights alone when
-    a loss is not finite, without the host looking.
+    On an accelerator it is fused where torch can and `fused` is not set: one kernel for a step, and it can leave the
+    weights alone when a loss is not finite, without the host looking.
 
     Raises:
         UserError: the model has nothing to train, or the target is no optimizer.
@@ -43,13 +46,32 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
             f"model: {type(model).__name__} has no parameter that requires a gradient; nothing can be trained"
         )
     injected: dict[str, Any] = {"params": parameters}
-    takes_fused = "fused" in inspect.signature(locate(str(node["_target_"]), "optimizer")).parameters
-    if takes_fused and device.type != "cpu" and "fused" not in node:
-        injected["fused"] = True
-    optimizer = build(node, "optimizer", injected)
+    target = locate(str(node["_target_"]), "optimizer")
+    optimizer = None
+    if device.type != "cpu" and "fused" not in node and "fused" in inspect.signature(target).parameters:
+        # with dampening torch must know which step is the first, and zero_momentum makes it one like the others
+        dampened = isinstance(target, type) and issubclass(target, torch.optim.SGD) and bool(node.get("dampening"))
+        if all(p.is_floating_point() for p in parameters) and not dampened:
+            with contextlib.suppress(UserError):  # the class has no fused form for this device
+                optimizer = build(node, "optimizer", {**injected, "fused": True})
+    if optimizer is None:
+        optimizer = build(node, "optimizer", injected)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(f"optimizer._target_={node['_target_']}: builds a {type(optimizer).__name__}, not an Optimizer")
+    zero_momentum(optimizer)
     return optimizer
+
+
+def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives fused SGD its momentum buffers now: torch leaves them uninitialised where the first step is skipped.
+
+    A first step without dampening is the same with buffers of zeros.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def total_steps(config: TrainerConfig, loader: Any, state: Mapping[str, Any] | None = None) -> int:

@@ -15,7 +15,7 @@ from feedrate.dataset import Data
 from feedrate.dataset.look import look_again, sample_error
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Batch, Receipt
-from feedrate.trainer.device import Precision
+from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.inputs import Inputs
 
 
@@ -40,6 +40,7 @@ class Forward:
     ) -> None:
         self.model, self.inputs, self.device = model, Inputs(data, device), device
         self._loaders, self._precision, self._remedy = loaders, precision, remedy
+        self._samples = 0  # of the last batch
         self._call: Callable[..., Tensor] = torch.compile(model) if compile else model
 
     def __call__(self, loaded: Tensor) -> Tensor:
@@ -48,18 +49,19 @@ class Forward:
         Raises:
             UserError: the model fails on it, or the device's memory is too small.
         """
-        X = self.inputs(loaded)
+        self._samples = len(loaded)
         try:
+            X = self.inputs(loaded)
             with self.autocast():
                 return self._call(X)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"the device ran out of memory on a batch of {len(X)} samples; {self._remedy}") from error
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, UserError) or self.lost_worker(error):
                 raise
+            if out_of_memory(error):
+                raise self._no_memory() from error
             name, text = type(self.model).__name__, str(error).strip().splitlines()
             raise UserError(
-                f"model: {name} failed on X of shape {tuple(X.shape)}: {text[0] if text else type(error).__name__}"
+                f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text[0] if text else type(error).__name__}"
             ) from error
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -71,6 +73,16 @@ class Forward:
     def check(self, loader: Any) -> Callable[[Batch], None]:
         """Looks at a batch of that loader on the host; raises SampleError naming its samples."""
         return lambda batch: self.inputs.check(batch.X, batch.y, lambda: names(loader, batch.receipt))
+
+    def explained(self, error: Exception) -> UserError | None:
+        """What an error means that came up anywhere in a step: the device's memory ran out, or a worker died; torch
+        raises the latter wherever the main process is then. None for any other error.
+        """
+        return self._no_memory() if out_of_memory(error) else self.lost_worker(error)
+
+    def _no_memory(self) -> UserError:
+        on = f"a batch of {self._samples} samples" if self._samples else "its first batch"
+        return UserError(f"the device ran out of memory on {on}; {self._remedy}")
 
     def lost_worker(self, error: Exception) -> UserError | None:
         """What torch's error about a worker that died means, None for any other error."""

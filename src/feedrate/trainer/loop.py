@@ -85,6 +85,7 @@ class Trainer:
             loaders["train"],
             data,
             lambda: self.task.meter(device),
+            device,
         )
         self._window = AccumulationWindow(config.accumulate)
         self._guard = LossGuard(
@@ -124,7 +125,7 @@ class Trainer:
         self._stop.check()
         progress = Progress(self.config.max_epochs, max(1, len(self.loaders["train"])))
         if state.random is not None:
-            checkpoint.set_random_state(state.random_state())
+            checkpoint.set_random_state(state.random_state(), self.device)
         try:
             while state.epoch < self.config.max_epochs and not state.result.stopped:
                 metrics, times = self._epoch(state.epoch, progress)
@@ -141,10 +142,10 @@ class Trainer:
                 self._save()
             raise
         except RuntimeError as error:
-            lost = self.forward.lost_worker(error)  # torch raises that wherever the main process is when a worker dies
-            if lost is None:
+            told = self.forward.explained(error)
+            if told is None:
                 raise
-            raise lost from error
+            raise told from error
         finally:
             self._stop.safe = False
             progress.close()
