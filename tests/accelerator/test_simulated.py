@@ -130,8 +130,7 @@ def test_a_network_learns_the_same_as_on_the_cpu(
     assert losses(SIM) == pytest.approx(losses("cpu"), rel=1e-5 if dtype is None else 0.05)
 
 
-def test_a_child_process_has_it_only_where_it_is_asked_to() -> None:
-    accelerator.build()
+def test_a_child_process_has_it_only_where_it_is_asked_to(simulated: accelerator.Simulated) -> None:
     command = [sys.executable, "-c", "import torch; print(torch.accelerator.is_available())"]
     plain = {**os.environ, "PYTHONPATH": accelerator.child_environment()["PYTHONPATH"]}
     plain.pop(accelerator.VARIABLE, None)

@@ -35,7 +35,7 @@ from feedrate.trainer.loop import Trainer
 from on_device import Wide
 
 pytestmark = pytest.mark.gpu
-SIM = torch.device("sim")
+SIM = torch.device("privateuseone")  # which is called sim where it is loaded
 ORDINARY = {"event.synchronize"}  # the wait for the end of a step long ago, and of a copy that lies before a step
 
 
@@ -361,7 +361,7 @@ if __name__ == "__main__":
 """
 
 
-def test_closing_a_loader_with_page_locked_batches_prints_nothing(tmp_path: Path) -> None:
+def test_closing_a_loader_with_page_locked_batches_prints_nothing(simulated, tmp_path: Path) -> None:
     script = tmp_path / "closing.py"
     script.write_text(CLOSED)
     environment = accelerator.child_environment()
