@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
@@ -220,11 +221,17 @@ def test_a_run_on_the_second_device_leaves_the_first_one_alone(simulated, run_tr
 # ---------------------------------------------------------------------------------------------------------
 
 
+def leave_memory(simulated: accelerator.Simulated, nbytes: int) -> None:
+    """So many bytes more than what is in use now."""
+    gc.collect()
+    simulated.synchronize()
+    simulated.limit_memory(0, torch.accelerator.memory_allocated(0) + nbytes)
+
+
 @pytest.mark.parametrize("where", ["forward", "backward", "optimizer", "mps", "copy"])
 def test_wherever_memory_runs_out_the_advice_is_the_same(simulated, run_train, where):
     limit = {"optimizer": 5 << 20, "copy": 1 << 16}.get(where, 2 << 20)
-    simulated.synchronize()
-    simulated.limit_memory(0, torch.accelerator.memory_allocated(0) + limit)
+    leave_memory(simulated, limit)
     model = f"model.where={'nowhere' if where == 'copy' else where}"
     size = 512 if where == "copy" else 32
     with pytest.raises(UserError, match="the device ran out of memory on .*batch.*; lower loader.batch_size"):
@@ -235,8 +242,7 @@ def test_wherever_memory_runs_out_the_advice_is_the_same(simulated, run_train, w
 def test_a_copy_that_finds_no_memory_in_an_evaluation_gives_the_advice(simulated):
     data = wide_data()
     forward = Forward(nn.Linear(64, 10).to(SIM), data, [], SIM, choose_precision(32, SIM))
-    simulated.synchronize()
-    simulated.limit_memory(0, torch.accelerator.memory_allocated(0) + 1000)
+    leave_memory(simulated, 1000)
     with pytest.raises(UserError, match="the device ran out of memory on its first batch; lower loader.batch_size"):
         list(answers(forward, Loader(Wide("train"), 64, seed=0)))
 
