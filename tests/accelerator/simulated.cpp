@@ -134,6 +134,10 @@ class Queue {
 
   void push(Kind kind, std::function<void()> task) {
     use(static_cast<DeviceIndex>(device_));
+    push_freed(kind, std::move(task));
+  }
+
+  void push_freed(Kind kind, std::function<void()> task) {  // that memory was freed is no use of a device
     std::lock_guard<std::mutex> lock(mutex_);
     if (!started_) {
       started_ = true;
@@ -424,7 +428,7 @@ struct Quarantine {
     for (int d = 0; d < DEVICES; ++d) {
       for (int s = 0; s <= STREAMS; ++s) {
         if (queue(d, s).started()) {
-          queue(d, s).push(OTHER, [leaving] {});
+          queue(d, s).push_freed(OTHER, [leaving] {});
         }
       }
     }
@@ -503,6 +507,9 @@ DeviceMemory& device_memory() {
 }
 
 void free_block(void* context) {
+  if (state().bad_fork) {
+    return;  // it is the parent's, and so are the streams
+  }
   auto* block = static_cast<Block*>(context);
   auto& memory = device_memory();
   auto streams = block->others;
@@ -521,7 +528,7 @@ void free_block(void* context) {
     delete last;
   });
   for (auto stream : streams) {
-    queue(block->device, stream).push(OTHER, [shared] {});
+    queue(block->device, stream).push_freed(OTHER, [shared] {});
   }
 }
 
@@ -619,6 +626,9 @@ PinnedMemory& pinned_memory() {
 }
 
 void free_pinned(void* context) {
+  if (state().bad_fork) {
+    return;
+  }
   auto& all = pinned_memory();
   std::lock_guard<std::mutex> lock(all.mutex);
   auto* block = static_cast<PinnedBlock*>(context);
