@@ -4,9 +4,10 @@ PORT ?= 5000
 VENV := .venv
 PY := $(VENV)/bin/python
 PEERS := benchmarks/.venv
+TEST_PEERS := tests/peers/.venv
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow ui sweep lint test-gpu bench bench-peers tune soak docs clean
+.PHONY: help train test test-slow ui sweep lint test-gpu test-peers bench bench-peers tune soak docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,9 @@ soak: $(VENV)/.requirements-dev ## kill runs at random instants, and start many 
 test-gpu: $(VENV)/.requirements-dev ## the tests that need an accelerator
 	$(PY) -m pytest -m gpu $(ARGS)
 
+test-peers: $(TEST_PEERS)/.requirements ## the Loader in Lightning, Fabric, accelerate and ignite, with an environment of their own
+	$(TEST_PEERS)/bin/python -m pytest tests/peers $(ARGS)
+
 bench: $(VENV)/.requirements-dev ## regenerate the tables of benchmarks/README.md; ARGS=verdict for one
 	$(PY) benchmarks/run.py $(ARGS)
 
@@ -50,7 +54,7 @@ bench-peers: $(VENV)/.requirements-dev $(PEERS)/.requirements ## one file per sa
 	$(PY) benchmarks/run.py peers
 
 clean: ## remove the environment and caches; data and outputs are yours and stay
-	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(TEST_PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written only after everything is installed, so an interrupted installation goes on where it was.
@@ -63,8 +67,10 @@ $(VENV)/.requirements-dev: requirements.txt
 
 # The peers' own, so that what they need never meets what the product needs.
 $(PEERS)/.requirements: benchmarks/requirements.txt
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install --disable-pip-version-check -r $<
+$(TEST_PEERS)/.requirements: tests/peers/requirements.txt
+$(PEERS)/.requirements $(TEST_PEERS)/.requirements:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check -r $<
 	@touch $@
 
 $(VENV)/bin/pip:

@@ -32,7 +32,7 @@ from verdict import burn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.timing.ceilings import metrics
-from feedrate.timing.knee import AS_GOOD
+from feedrate.timing.noise import FLOOR
 from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.tune import tune
 
@@ -165,7 +165,7 @@ class Found:
     @property
     def fewest(self) -> int:
         """Workers of the cheapest setting of the grid within 3 % of the best."""
-        return min(s.num_workers for s in self.rates if s in GRID and (self.share(s) * AS_GOOD >= 1 or s == self.best))
+        return min(s.num_workers for s in self.rates if s in GRID and (self.share(s) >= 1 - FLOOR or s == self.best))
 
 
 def measured(work: Workload, loadtune: Any) -> Found:

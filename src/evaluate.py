@@ -64,7 +64,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     loader = restore.open_loader(saved, data, partition, device)
     try:
         module = restore.load_model(saved, state, data, device)
-        forward = Forward(module, data, [loader], device, choose_precision(settings.precision, device))
+        forward = Forward(module, data, device, choose_precision(settings.precision, device))
         log.info("%s, epoch %d, on %s of %s", checkpoint, state["epoch"] + 1, partition, data.name)
 
         # -------------------------------------------------------------------------------------------------
@@ -79,9 +79,9 @@ def main(cfg: DictConfig) -> dict[str, float]:
     # Record
     # -----------------------------------------------------------------------------------------------------
     metrics = {f"{partition}/{name}": value for name, value in found.metrics.items()}
-    about = {"run_id": saved.run_id, "checkpoint": checkpoint.name, "epoch": state["epoch"], "data_digest": data.digest}
+    about = {"run_id": saved.run_id, "checkpoint": checkpoint.name, "epoch": state["epoch"] + 1}
     try:
-        files = write_evaluation(saved.folder / "evaluate", partition, found, about)
+        files = write_evaluation(saved.folder / "evaluate", partition, found, {**about, "data_digest": data.digest})
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{saved.folder}/evaluate: cannot be written ({reason}); make room, or mend it") from error

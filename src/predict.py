@@ -75,7 +75,7 @@ def main(cfg: DictConfig) -> int:
     loader = restore.open_loader(saved, data, partition, device)
     try:
         module = restore.load_model(saved, state, data, device)
-        forward = Forward(module, data, [loader], device, choose_precision(settings.precision, device))
+        forward = Forward(module, data, device, choose_precision(settings.precision, device))
         log.info("%s, epoch %d, on %d samples of %s", checkpoint, state["epoch"] + 1, len(loader.dataset), data.source)
 
         # -------------------------------------------------------------------------------------------------

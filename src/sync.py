@@ -67,6 +67,9 @@ def main() -> int:
             for line in state.rejected:
                 failed += 1
                 print(f"  refused: {line}", file=sys.stderr)
+            for item in state.aside:
+                failed += 1
+                print(f"  not stored: {item['reason']}", file=sys.stderr)
         finally:
             if own is not None:
                 own.release()

@@ -19,6 +19,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
+from feedrate.errors import LostWorker
 from feedrate.launch import describe, launch, plain
 
 log = logging.getLogger("feedrate")
@@ -39,9 +40,9 @@ def train(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     mask_files(Path(hydra.runtime.output_dir) / ".hydra")
     mask_logs()
-    resolved = plain(cfg)
-    learn(resolved)
     written = Path(hydra.runtime.output_dir) / ".hydra/config.yaml"
+    resolved = plain(cfg, written)
+    learn(resolved)
     if said := remembered.take(resolved, hydra.runtime.choices, hydra.overrides.task, written=written):
         log.info("%s", said)
     config = check(resolved)
@@ -85,13 +86,14 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Data
         # -------------------------------------------------------------------------------------------------
-        from feedrate.dataset import build_data
+        from feedrate.dataset import build_data, check_shapes
         from feedrate.trainer.device import choose_device, choose_precision
         from feedrate.trainer.seeds import seed_everything
 
         seed_everything(config.seed, config.trainer.num_threads)
         device = choose_device(config.trainer.device)
         data = build_data(config.dataset, config.seed)
+        check_shapes(data, config.dataset)
         if state:
             resume.check_data(state, data, config.trainer.resume_changed)
 
@@ -147,7 +149,8 @@ def train(cfg: DictConfig) -> float:
                           packable(config.dataset), functools.partial(record.record_verdict, tracker))  # fmt: skip
         if state:
             resume.check_model(state["model"], model.state_dict())
-            resume.check_optimizer(state["optimizer"], optimizer.state_dict())
+            if config.trainer.resume_optimizer:
+                resume.check_optimizer(state, optimizer, schedule)
             trainer.load_state_dict(state)
             record.record_resumed(tracker, run, trainer)
         else:
@@ -183,7 +186,7 @@ def train(cfg: DictConfig) -> float:
             record.record_failure(run, tracker.run_id if tracker else run_id, status, text, trainer, verdict)
             if verdict is not None:
                 log.info("until then: %s", verdict)
-            if status == "KILLED" and (folder.path / "checkpoints/last.pt").exists():
+            if isinstance(error, (KeyboardInterrupt, LostWorker)) and (folder.path / "checkpoints/last.pt").exists():
                 log.info("run folder  %s   (goes on with trainer.resume=auto)", folder.path)
         if tracker is not None and not ended:
             if trainer is not None and verdict is not None:

@@ -60,6 +60,9 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(config.trainer.device)
     data = build_data(config.dataset, config.seed)
     command = without_secrets(command_line(hydra.overrides.task))
+    data_and_model, about = f"{data.name} and {model}", remembered.data_and_model(resolved)
+    if said := tuned.replaces(path, data_and_model, about):
+        print(said, flush=True)
     known = None if config.tune.again or config.tune.batch_size else remembered.recall(resolved)
     if known is not None and known.data_digest == data.digest:
         tuned.write(path, known.option)
@@ -70,7 +73,7 @@ def main(cfg: DictConfig) -> None:
     # Try
     # -----------------------------------------------------------------------------------------------------
     bed = Bed(config.trainer, data, config.loader, config.model, config.optimizer, config.seed, device)
-    print(f"{data.name} and {model} on {device}: trials for at most {config.tune.budget_s:g} s", flush=True)
+    print(f"{data_and_model} on {device}: trials for at most {config.tune.budget_s:g} s", flush=True)
     begin = time.perf_counter()
     if config.tune.batch_size:
         size, samples = config.loader["batch_size"], len(data.partition["train"])  # type: ignore[arg-type]
@@ -85,7 +88,7 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     # Write
     # -----------------------------------------------------------------------------------------------------
-    text = tuned.option(bed.node, found, same, command, f"{data.name} and {model}")
+    text = tuned.option(bed.node, found, same, command, data_and_model, about)
     tuned.write(path, text)
     remembered.remember(
         resolved,
@@ -100,7 +103,8 @@ def main(cfg: DictConfig) -> None:
     print(
         f"\n{tuned.words(found)}; the step can take {found.step_samples_per_s:,.0f}; "
         f"{len(found.trials)} settings tried in {found.seconds:.0f} s\n{same}\n"
-        f"written to {path}; {tuned.use(path)}"
+        + (f"note: {found.unsteady}\n" if found.unsteady else "")
+        + f"written to {path}; {tuned.use(path)}"
     )
 
     # -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from feedrate.errors import UserError
 from feedrate.tracking.address import Address, read_address
+from feedrate.tracking.moved import follow
 from feedrate.tracking.ui_server import UIServer, free_port
 
 DEFAULT_URI = "outputs/mlflow.db"  # as in conf/tracking/local.yaml
@@ -41,6 +42,7 @@ def main() -> int:
     if not address.database.exists():
         print(f"No run is recorded in {address.shown} yet; making an empty one.")
         _make_store(address)
+    follow(address.database)
 
     # -- The server ----------------------------------------------------------------------------------------
     port = free_port(int(arguments.port))

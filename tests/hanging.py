@@ -1,7 +1,12 @@
-"""Samples and a model that hang at a chosen place, longer than any test waits, and leave a note when they begin to."""
+"""Samples and a model that hang at a chosen place, longer than any test waits, and leave a note when they begin to.
+
+Or the worker that loads a sample is killed there, once.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -15,7 +20,8 @@ class Samples(torch.utils.data.Dataset):
     """64 samples of noise in each partition.
 
     Args:
-        where: start (when the dataset is made), sample or validation (at one sample of a partition), or nowhere.
+        where: start (when the dataset is made), sample or validation (at one sample of a partition), nowhere, or
+            killed (at one sample, while there is no note).
         note: file that is made when it begins to hang.
     """
 
@@ -23,6 +29,7 @@ class Samples(torch.utils.data.Dataset):
 
     def __init__(self, partition: str, where: str, note: str) -> None:
         self._note = Path(note)
+        self._kills = where == "killed" and partition == "train"
         self._slow = {"sample": "train", "validation": "validation"}.get(where) == partition
         self.list_IDs = [f"sample-{i}" for i in range(64)]
         if where == "start":
@@ -38,6 +45,9 @@ class Samples(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         if self._slow and index == 41:
             self._hang()
+        if self._kills and index == 41 and torch.utils.data.get_worker_info() and not self._note.exists():
+            self._note.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return torch.full((4,), float(index)), index % 2
 
 

@@ -53,3 +53,10 @@ class Halved:
 
     def __call__(self, X: torch.Tensor) -> torch.Tensor:
         return X.float() / 2
+
+
+class Inverted:
+    """A transform that leaves shape and dtype as they are."""
+
+    def __call__(self, X: torch.Tensor) -> torch.Tensor:
+        return 255 - X

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from feedrate.launch import CONF, _register_resolvers
 
@@ -48,3 +50,18 @@ def with_test_partition(digits: Path, root: Path) -> Path:
     (root / "partition.json").write_text(json.dumps(parts))
     (root / "labels.json").write_text(json.dumps({ID: CLASSES[labels[ID]] for ID in IDs}))
     return root
+
+
+@contextmanager
+def composed_with_hydra(name: str, *overrides: str) -> Iterator[DictConfig]:
+    """A configuration as a job gets it, with HydraConfig saying where it comes from."""
+    _register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose(name, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    try:
+        yield config
+    finally:
+        HydraConfig.instance().cfg = None

@@ -112,7 +112,7 @@ def loader_alone(root: Path) -> tuple[str, dict[str, object]]:
     list_IDs = [f"id-{i}" for i in range(10)]
     for ID in list_IDs:
         torch.save(torch.rand(2), root / f"{ID}.pt")
-    given = {"list_IDs": list_IDs, "labels": {ID: i % 2 for i, ID in enumerate(list_IDs)}}
+    given = {"list_IDs": list_IDs, "labels": {ID: i % 2 for i, ID in enumerate(list_IDs)}, "__name__": "__main__"}
     return code.replace('root="data"', f"root={str(root)!r}"), given
 
 
@@ -120,6 +120,27 @@ def test_the_loader_alone_works_as_shown(tmp_path):
     code, names = loader_alone(tmp_path)
     exec(code.replace("num_workers=2", "num_workers=0"), names)
     assert names["state"]["position"] == 10
+
+
+WITH_A_THREAD = """
+import threading, time
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+list_IDs, labels = {list_IDs!r}, {labels!r}
+{code}
+"""
+
+
+def test_the_loader_alone_works_as_a_script_that_has_a_thread_of_its_own(tmp_path):
+    """Its worker processes are not forked then: they import the script, which must not run again."""
+    code, given = loader_alone(tmp_path)
+    program = WITH_A_THREAD.format(**given, code=code.replace("seed=0", 'seed=0, engine="process"'))
+    (tmp_path / "script.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("10 samples in 1 batches") == 1
 
 
 ELSEWHERE = """

@@ -6,17 +6,21 @@ A configuration that the user writes on this machine may name anything: see targ
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Collection, Iterator, Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
-from feedrate.config import SHIPPED
+from feedrate.config import ROOT, SHIPPED
 from feedrate.errors import UserError
 from feedrate.targets import locate
 
 _TORCH = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler")
+_SHIPPED_PACKAGES = ("feedrate", "hydra_plugins")  # of these only some kinds of classes are allowed
 
 
-def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = ()) -> None:
+def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = (), *, own: bool = False) -> None:
     """Looks at every `_target_`, nested ones too, before any is imported or built.
 
     Allowed are what conf/ ships, the models, datasets and loaders of feedrate, and the modules, optimizers and
@@ -26,10 +30,12 @@ def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = ()) -> None
     Args:
         nodes: configuration nodes by name, plain containers without interpolations.
         allow: further import paths, which the user vouches for.
+        own: this repository made the run, so classes that are defined in its files are allowed, too.
 
     Raises:
-        UserError: naming the first target that is not allowed, and the key that allows it.
+        UserError: naming the targets that are not allowed, and the key that allows them.
     """
+    foreign: dict[str, str] = {}
     for key, value in _walk(nodes, ""):
         if isinstance(value, str) and "${" in value:
             raise UserError(
@@ -40,12 +46,14 @@ def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = ()) -> None
             continue
         if not isinstance(value, str):
             raise UserError(f"{key}={value!r}: must be the import path of a class")
-        if value not in SHIPPED and value not in allow and not _is_known(value):
-            given = ",".join([*allow, value])
-            raise UserError(
-                f"{key}={value}: the run's configuration names code that Feedrate does not ship; "
-                f"if you trust it, add allow=[{given}]"
-            )
+        if value not in SHIPPED and value not in allow and not _is_known(value) and not (own and _lies_here(value)):
+            foreign[key] = value
+    if foreign:
+        named = ", ".join(f"{key}={value}" for key, value in foreign.items())
+        raise UserError(
+            f"{named}: the run's configuration names code that Feedrate does not ship; "
+            f"if you trust it, add allow=[{','.join(dict.fromkeys([*allow, *foreign.values()]))}]"
+        )
 
 
 def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -71,7 +79,7 @@ def _is_known(path: str) -> bool:
     """
     module, _, name = path.rpartition(".")
     own = path.startswith("feedrate.")
-    if any(not part.isidentifier() or part.startswith("_") for part in path.split(".")):
+    if not _is_public(path):
         return False
     if not own and module not in _TORCH:
         return False
@@ -85,3 +93,37 @@ def _is_known(path: str) -> bool:
     kinds = (nn.Module, Dataset, DataLoader) if own else (nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler)
     home = "feedrate." if own else "torch."
     return inspect.isclass(found) and issubclass(found, kinds) and found.__module__.startswith(home)
+
+
+def _is_public(path: str) -> bool:
+    return all(part.isidentifier() and not part.startswith("_") for part in path.split("."))
+
+
+def _lies_here(path: str) -> bool:
+    """Whether it is a class of the user's own, defined in a file of this repository; imports nothing from elsewhere.
+
+    Raises:
+        UserError: its module lies here, and cannot be imported.
+    """
+    parts, places, found = path.split("."), None, False
+    if not _is_public(path) or parts[0] in _SHIPPED_PACKAGES:
+        return False
+    for count in range(1, len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[:count]), places)
+        if spec is None:
+            break
+        if spec.origin is not None and not _is_of_repository(spec.origin):  # a package is imported, too
+            return False
+        found, places = spec.origin is not None, list(spec.submodule_search_locations or ())
+    if not found:
+        return False
+    target = locate(path, path)
+    return inspect.isclass(target) and _is_of_repository(getattr(sys.modules.get(target.__module__), "__file__", None))
+
+
+def _is_of_repository(file: str | None) -> bool:
+    if file is None:
+        return False
+    path, environment = Path(file).resolve(), Path(sys.prefix).resolve()
+    installed = "site-packages" in path.parts or (environment.is_relative_to(ROOT) and path.is_relative_to(environment))
+    return path.is_relative_to(ROOT) and not installed

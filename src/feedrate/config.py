@@ -6,8 +6,10 @@ Neither torch nor mlflow is imported here, so a mistake is answered at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,6 +42,12 @@ NotEmpty = Annotated[str, Field(min_length=1)]
 def resolve_path(path: str | Path) -> Path:
     """`path` as an absolute path; a relative one counts from the repository root, whatever the working folder."""
     return (ROOT / Path(path).expanduser()).resolve()
+
+
+def nearby(path: Path) -> str:
+    """A hint for a resolved path that does not exist: the same relative path in the current folder, if that exists."""
+    here = Path.cwd() / path.relative_to(ROOT) if path.is_relative_to(ROOT) else None
+    return f"; relative paths count from the repository: did you mean {here}?" if here and here.exists() else ""
 
 
 def shown_path(path: Path) -> str:
@@ -213,6 +221,7 @@ class TrainerConfig:
     early_stopping: Positive | None
     resume: NotEmpty | None
     resume_changed: Flag
+    resume_optimizer: Flag
     checkpoint_every_s: NonNegative | None
     keep_checkpoints: Count
     log_every: Positive
@@ -356,32 +365,43 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
     Raises:
         UserError: naming the key, its value, the rule, and the nearest valid key.
     """
-    checked: TrainConfig = validate(TrainConfig, config, "")
-    for group in ("dataset", "loader", "model", "optimizer", "scheduler"):
-        node = getattr(checked, group)
-        if node is not None:
-            _check_node(node, group)
+    # the dataset last: its keys may refer to others, as dataset.limit to loader.batch_size
+    checked: TrainConfig = _checked(TrainConfig, config, ("loader", "model", "optimizer", "scheduler", "dataset"))
     return checked
 
 
 def check_bench(config: Mapping[str, Any]) -> BenchConfig:
     """As `check`, for a loader without a training."""
-    checked: BenchConfig = validate(BenchConfig, config, "")
-    _check_node(checked.dataset, "dataset")
-    _check_node(checked.loader, "loader")
+    checked: BenchConfig = _checked(BenchConfig, config, ("loader", "dataset"))
     return checked
 
 
 def check_tune(config: Mapping[str, Any]) -> TuneConfig:
     """As `check`, for a loader that is to be tuned; it must be Feedrate's."""
-    checked: TuneConfig = validate(TuneConfig, config, "")
-    for group in ("dataset", "loader", "model", "optimizer"):
-        _check_node(getattr(checked, group), group)
+    checked: TuneConfig = _checked(TuneConfig, config, ("loader", "model", "optimizer", "dataset"))
     if checked.loader["_target_"] != "feedrate.loader.Loader":
         raise UserError(
             "loader: tune.py tunes Feedrate's loader, whose batches no setting changes; leave loader=... out"
         )
     return checked
+
+
+def _checked(schema: type, config: Mapping[str, Any], groups: Sequence[str]) -> Any:
+    """The configuration and those of its groups that have a `_target_`; of several mistakes a key that was typed is
+    named, since others may refer to it.
+    """
+    checks = [partial(validate, schema, config, "")]
+    checks += [partial(_check_node, config[g], g) for g in groups if isinstance(config.get(g), Mapping)]
+    mistakes, results = [], []
+    for one in checks:
+        try:
+            results.append(one())
+        except UserError as error:
+            mistakes.append(error)
+    if mistakes:
+        typed = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
+        raise next((error for error in mistakes if str(error).partition("=")[0] in typed), mistakes[0])
+    return results[0]
 
 
 def check_dataset(node: Mapping[str, Any]) -> None:

@@ -5,9 +5,15 @@ Anything else that escapes is a defect of this program; `assert` is for those.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """A mistake that the user can mend; the message alone is shown, without a traceback."""
+
+
+class LostWorker(UserError):
+    """A worker process of a loader was killed, or ended by itself; what was trained before is not affected."""
 
 
 class SampleError(UserError):
@@ -38,6 +44,16 @@ class SampleError(UserError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (str(self), self.ID, self.path, self.worker, self.cause)
+
+
+def offence(fault: str, offenders: Sequence[object], remedy: str) -> str:
+    """A message that names up to five offenders and their number."""
+    shown = ", ".join(_cut(repr(offender)) for offender in offenders[:5]) + (", ..." if len(offenders) > 5 else "")
+    return f"{fault}: {shown} ({len(offenders):,} in all); {remedy}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
 
 def _restore(message: str, ID: str | None, path: str | None, worker: int | None, cause: str) -> SampleError:

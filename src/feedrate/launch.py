@@ -5,6 +5,7 @@ HYDRA_FULL_ERROR=1 shows the whole traceback instead. Heavy packages are importe
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import functools
@@ -17,10 +18,10 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -28,10 +29,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
+from feedrate.config import shown_path
 from feedrate.errors import UserError
 from feedrate.output import outlive_readers
+from feedrate.replaced import own_defaults
 from feedrate.signals import on_the_way_out, quit_on_interrupt
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -104,7 +107,7 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
             _fail(error)
 
     try:
-        _flags_first()
+        _flags_last()
         _check_arguments()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
         quit_on_interrupt()  # also where the job has said otherwise
@@ -119,12 +122,28 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
         _fail(_no_folder(error) if isinstance(error, OSError) and composed and not begun else error)
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig, written: Path | None = None, *, quiet: bool = False) -> dict[str, Any]:
     """The configuration as plain containers with every interpolation resolved.
+
+    A class that takes the place of an option's own begins with its own defaults (feedrate.replaced), which is said.
+
+    Args:
+        written: the file in which the run's folder keeps its configuration, changed as well.
 
     Raises:
         UserError: for an interpolation that leads nowhere, or a value still missing (`???`).
     """
+    if HydraConfig.initialized():
+        for key in config:
+            if misplaced := _lacking_package(HydraConfig.get().runtime.choices, str(key)):
+                raise UserError(misplaced)
+    config, notes = own_defaults(config)
+    if notes and written is not None and written.is_file():
+        from feedrate.tracking import masked
+
+        OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(config))), written)
+    for note in () if quiet else notes:
+        logging.getLogger("feedrate").info("%s", note)
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -138,10 +157,16 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def describe(error: BaseException) -> str:
     """What a user reads of an exception: its own text for a mistake, type and place for anything else."""
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        from feedrate.loader import lost_worker  # torch raises that wherever the main process is
+
+        error = lost_worker(error) or error
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _describe_composition(error)
+    if fault := _fault_in_file(error):
+        return fault
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
@@ -178,18 +203,39 @@ def _no_folder(error: OSError) -> UserError:
     )
 
 
-def _flags_first() -> None:
+def _flags_last() -> None:
     """Hydra's parser takes no override behind a flag that stands behind another override."""
-    for flag in ("-m", "--multirun"):
-        if flag in sys.argv[1:]:
-            sys.argv[1:] = [flag, *(argument for argument in sys.argv[1:] if argument != flag)]
+    known = _parser()._option_string_actions
+    overrides, flags, rest = [], [], sys.argv[1:]
+    while rest:
+        argument, *rest = rest
+        name, given, _ = argument.partition("=")
+        if not name.startswith("-"):
+            overrides.append(argument)
+            continue
+        flags.append(argument)
+        meant = {id(action): action for flag, action in known.items() if flag.startswith(name)}
+        action = known.get(name) or (next(iter(meant.values())) if len(meant) == 1 else None)
+        if rest and not given and action is not None and (action.nargs is None or rest[0] in (action.choices or ())):
+            flags.append(rest.pop(0))
+    sys.argv[1:] = [*overrides, *flags]
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Hydra's, which answers a mistake with one line instead of a page of usage."""
+    from hydra._internal.utils import get_args_parser
+
+    def error(message: str) -> NoReturn:
+        raise UserError(f"{message}; python {sys.argv[0]} --hydra-help lists the options")
+
+    parser: argparse.ArgumentParser = get_args_parser()
+    parser.error = error  # type: ignore[method-assign]
+    return parser
 
 
 def _check_arguments() -> None:
     """Finds what is no Hydra flag and no override, before Hydra's parser answers with a page of usage."""
-    from hydra._internal.utils import get_args_parser
-
-    known, unknown = get_args_parser().parse_known_args()
+    known, unknown = _parser().parse_known_args()
     if unknown:
         raise UserError(
             f"{unknown[0]} is no option; settings are written GROUP.KEY=VALUE, such as loader.num_workers=8"
@@ -199,6 +245,12 @@ def _check_arguments() -> None:
             raise UserError(f"{override}: a setting needs a value, without spaces: {override}=VALUE")
         if override in ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir="):  # Hydra takes the current folder
             raise UserError(f"{override} names no folder; leave it out for a new one under outputs/")
+        key, _, value = override.partition("=")
+        if not value and "~" not in key and not (CONF / key.lstrip("+")).is_dir():
+            raise UserError(
+                f"{override} has no value (a shell variable that is not set?); none at all is written {key}=null, "
+                f"an empty text '{key}=\"\"'"
+            )
 
 
 def _register_resolvers() -> None:
@@ -218,9 +270,64 @@ def instant() -> str:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def _fault_in_file(error: BaseException) -> str:
+    """Of a file that Hydra cannot read as YAML: its name, the line, and what is wrong; else an empty text."""
+    from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
+
+    from feedrate.validation import yaml_fault
+
+    file = _file_read(error)
+    if file is None:
+        return ""
+    if isinstance(error, MarkedYAMLError):
+        return f"{shown_path(file)}, {yaml_fault(error)}"
+    if isinstance(error, UnicodeDecodeError):
+        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        return f"{shown_path(file)}, line {line}: is not in UTF-8; save the file in UTF-8"
+    return f"{shown_path(file)}: {str(error).splitlines()[0]}" if isinstance(error, YAMLError) else ""
+
+
+def _file_read(error: BaseException) -> Path | None:
+    """The configuration file that Hydra was reading when it failed; None where it was not reading one."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename.endswith("file_config_source.py") and "full_path" in frame.f_locals:
+            return Path(frame.f_locals["full_path"])
+    return None
+
+
+def _lacking_package(choices: Mapping[str, Any], key: str) -> str:
+    """Says which option's file lacks its package, so that what it sets counts for a key of the group's own name.
+
+    Args:
+        choices: option of each group.
+        key: that is not known, as GROUP or GROUP.KEY.
+    """
+    for group in ("experiment", "debug", "local"):  # of whole configurations, which are no keys themselves
+        if choices.get(group) and re.match(rf"{group}(\.|$)", key):
+            name = f"{group}/{choices[group]}.yaml"
+            places = [CONF, *(Path(place) for place in re.findall(r"file://([^\],'\"]+)", " ".join(sys.argv)))]
+            file = next((place / name for place in places if (place / name).is_file()), Path(name))
+            shown = shown_path(file) if file.is_file() else name
+            return (
+                f"{shown}, line 1: `# @package _global_` must stand there; without it what the file sets is taken for "
+                f"keys below {group}"
+            )
+    return ""
+
+
 def _describe_composition(error: BaseException) -> str:
     text = str(error)
+    file = _file_read(error)
+    if file is not None and isinstance(error.__cause__ or error, GrammarParseError):
+        lines, text = file.read_text(encoding="utf-8").splitlines(), str(error.__cause__ or error).splitlines()[0]
+        wrong = text.rpartition(" input ")[2].strip("'\"")
+        numbers = [number for number, line in enumerate(lines, 1) if wrong and wrong in line]
+        where = f", line {numbers[0]}" if numbers else ""
+        return f"{shown_path(file)}{where}: an interpolation cannot be read ({text}); it is written ${{GROUP.KEY}}"
     if match := re.search(r"Could not override '([\w.@/]+)'", text):
+        typed = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+        if said := _lacking_package(typed, match[1].partition("@")[2]):  # as model@experiment.model
+            return said
         return _unknown_key(match[1])
     if match := re.search(r"Could not find '([\w/-]+)/([^/']*)'", text):
         group, option = match[1], match[2]
@@ -231,7 +338,7 @@ def _describe_composition(error: BaseException) -> str:
         key = error.override.partition("=")[0]
         return (
             f"{error.override}: its value cannot be read; lists are written {key}=[VALUE,VALUE], and a text with "
-            f"brackets, commas, braces, spaces or letters beyond a to z in quotes: '{key}=\"TEXT\"'"
+            f"'=', brackets, commas, braces, quotes, spaces or letters beyond a to z in quotes: '{key}=\"TEXT\"'"
         )
     if match := re.search(r"Sweeping over Hydra's configuration is not supported : '([^']+)'", text):
         return f"{match[1]}: keys of hydra hold for a whole sweep, so they take one value"
@@ -294,7 +401,7 @@ def _groups() -> list[str]:
 def _unknown_option(group: str, option: str) -> str:
     from feedrate.validation import nearest
 
-    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    options = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.is_file())
     listed = ", ".join(options) or "none"
     if (group, option) == ("loader", "tuned"):
         said = "has not been written yet; python src/tune.py with your dataset and model writes it"

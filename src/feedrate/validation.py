@@ -6,6 +6,7 @@ What is allowed stands in config.py; here is only the wording.
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
@@ -71,7 +72,8 @@ def _describe(error: ValidationError, schema: type, prefix: str) -> str:
             value = None if item["type"] == "missing" else item["input"]
             wrong.setdefault(key, (value, []))[1].append(rule)
     lines = [
-        f"{key}={_as_yaml(value)}: must be {' or '.join(dict.fromkeys(rules))}" for key, (value, rules) in wrong.items()
+        f"{key}={as_yaml(value)}: must be {' or '.join(dict.fromkeys(rules))}{_in_quotes(key, value, rules)}"
+        for key, (value, rules) in wrong.items()
     ]
     return "\n".join((unknown[:1] or lines)[:3])
 
@@ -88,5 +90,30 @@ def _walk(schema: type, names: list[str]) -> tuple[type, list[str]]:
     return owner, path
 
 
-def _as_yaml(value: Any) -> str:
+def _in_quotes(key: str, value: Any, rules: list[str]) -> str:
+    """How a text is typed that YAML takes for something else: 2024, 1e5, true."""
+    if _RULES["string_type"] not in rules or not isinstance(value, (bool, int, float)):
+        return ""
+    typed = (argument.lstrip("+").partition("=") for argument in sys.argv[1:])
+    text = next((given for name, _, given in typed if name == key), as_yaml(value))
+    return f"""; write '{key}="{text}"' on the command line, "{text}" in a file"""
+
+
+def yaml_fault(error: Any) -> str:
+    """What is wrong with a YAML file, with its line; as `line 3: a tab ...`."""
+    mark, begun = error.problem_mark, error.context_mark
+    problem = error.problem or error.context or type(error).__name__
+    if "'\\t'" in problem:
+        problem = "a tab stands where only spaces may be"
+    elif problem.startswith("but "):
+        problem = f"{error.context} {problem}"
+    elif "<block" in problem:
+        problem = "its indentation does not fit that of the lines above"
+    elif begun is not None and begun.line != mark.line:
+        problem += f" ({error.context}, which begins in line {begun.line + 1})"
+    return f"line {mark.line + 1}: {problem}"
+
+
+def as_yaml(value: Any) -> str:
+    """A value as it is typed."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -254,6 +254,30 @@ class Scale:
         return X * self.factor
 
 
+class Augmented(Dataset):
+    """Has a transform for each of its samples, and no partitions; draws its samples when it is built."""
+
+    def __init__(self, transform, size: int = 20, base: int = 0) -> None:
+        self.X = torch.rand(size, 3) + base
+        self.transform = transform
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, index):
+        X = self.X[index]
+        return X if self.transform is None else self.transform(X), index % 2
+
+
+class AugmentedParts(Augmented):
+    """The same with partitions, and with a transform that is named for those that are not trained on."""
+
+    partitions = ("train", "validation", "test")
+
+    def __init__(self, partition, transform, test_transform=None) -> None:
+        super().__init__(test_transform if partition == "test" else transform)
+
+
 def make_squares(size: int) -> Dataset:
     """A function may stand in the place of a class."""
     return torch.utils.data.TensorDataset(torch.arange(float(size)), torch.arange(size) % 4)

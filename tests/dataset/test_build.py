@@ -141,6 +141,53 @@ def test_a_transform_is_a_nested_target_in_YAML(folder: Path) -> None:
         build_data(node, 0)  # type: ignore[arg-type]
 
 
+SCALE = {"_target_": "own_datasets.Scale", "factor": 10.0}
+
+
+@pytest.mark.parametrize("target", ["feedrate.dataset.TensorFiles", "own_datasets.Doubled"])
+def test_a_transform_never_touches_validation_or_test_of_a_folder(folder: Path, notes: Any, target: str) -> None:
+    node = {"_target_": target, "root": str(folder)}
+    plain, data = build_data(node, 0), build_data({**node, "transform": SCALE}, 0)
+    assert "dataset.transform is applied to training samples, not to those of validation and test" in notes.text
+    for name, part in data.partition.items():
+        factor = 10.0 if name == "train" else 1.0
+        assert torch.equal(part[0][0], plain.partition[name][0][0] * factor)
+    assert (data.digest, data.targets) == (plain.digest, plain.targets)
+
+
+def test_a_transform_never_touches_validation_or_test_of_an_own_class_unless_named_for_them() -> None:
+    data = own("AugmentedParts", transform=SCALE)
+    for name, part in data.partition.items():
+        assert isinstance(part[0][0], torch.Tensor)
+        assert (part.transform is not None) == (name == "train"), name  # type: ignore[attr-defined]
+    named = own("AugmentedParts", transform=SCALE, test_transform={**SCALE, "factor": 2.0})
+    assert named.partition["test"].transform.factor == 2.0  # type: ignore[attr-defined]
+    assert named.partition["validation"].transform is None  # type: ignore[attr-defined]
+
+
+def test_a_transform_never_touches_the_fifth_that_is_held_out() -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    plain = own("Augmented", transform=None, base=1)
+    torch.set_rng_state(state)
+    data = own("Augmented", transform=SCALE, base=1)
+    assert sizes(data) == [16, 4]
+    for name, factor in (("train", 10.0), ("validation", 1.0)):
+        for (X, y), (X0, y0) in zip(data.partition[name], plain.partition[name], strict=True):
+            assert torch.equal(X, X0 * factor)
+            assert y == y0
+
+
+def test_a_transform_that_makes_training_samples_unlike_the_others_is_refused_before_training(folder: Path) -> None:
+    from feedrate.dataset import check_shapes
+
+    node = {"_target_": "feedrate.dataset.TensorFiles", "root": str(folder), "transform": SCALE}
+    check_shapes(build_data(node, 0), node)
+    node["transform"] = {"_target_": "torch.nn.Flatten", "start_dim": 0}
+    with pytest.raises(UserError, match=r"makes training samples \(6,\) torch.float32; those of validation, to which"):
+        check_shapes(build_data(node, 0), node)
+
+
 def test_the_first_sample_that_cannot_be_read_is_named_before_training(folder: Path) -> None:
     (folder / "a.pt").write_bytes(b"")
     with pytest.raises(SampleError, match=r"sample 'a' .*is an empty file"):
@@ -252,6 +299,9 @@ def test_classes_counted_in_some_of_the_samples_are_noted(notes: Any) -> None:
         ([1, 2, 3], {"task": "regression"}, "regression", 1),
         ([1.0, 2.0], {"task": "regression"}, "regression", 1),
         ([[1.0, 2.0], [3.0, 4.0]], {}, "regression", 2),
+        ([[0], [4], [2]], {}, "classification", 5),
+        ([[0.5], [1.0]], {}, "regression", 1),
+        ([[1.0], [2.0]], {"task": "regression"}, "regression", 1),
     ],
 )
 def test_what_y_means_is_told_from_the_samples(
@@ -271,7 +321,8 @@ def test_what_y_means_is_told_from_the_samples(
         ([[1.0], [1.0, 2.0]], {}, ["as that of ID", "each label must be a list of"]),
         ([[[1.0]]], {}, ["[[1.0]]"]),
         ([float("nan"), 0.5], {}, ["NaN", "finite"]),
-        ([[1.0]], {"task": "classification"}, ["[1.0]", "dataset.task=classification"]),
+        ([[1.0]], {"task": "classification"}, ["y=1.0", "int(y)"]),
+        ([[1.0, 2.0]], {"task": "classification"}, ["[1.0, 2.0]", "dataset.task=classification"]),
     ],
     ids=repr,
 )

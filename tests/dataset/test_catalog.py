@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from feedrate.config import resolve_path
 from feedrate.dataset import Catalog
 from feedrate.errors import UserError
 
@@ -227,6 +228,10 @@ def test_a_label_that_does_not_fit_is_named_by_its_ID(tmp_path: Path) -> None:
         ({}, LABELS, ["no partition 'train'"]),
         ({"train": ["a"], "valid": ["b"]}, LABELS, ["'valid'", "did you mean validation?"]),
         ({"training": ["a"], "validation": ["b"]}, LABELS, ["'training'", "did you mean train?"]),
+        ({"train": ["a"], "val": ["b"]}, LABELS, ["'val'", "did you mean validation?"]),
+        ({"train": ["a"], "VAL ": ["b"]}, LABELS, ["'VAL '", "did you mean validation?"]),
+        ({"train": ["a"], "dev": ["b"]}, LABELS, ["'dev'", "did you mean validation?"]),
+        ({"TRAIN": ["a"], "validation": ["b"]}, LABELS, ["'TRAIN'", "did you mean train?"]),
         ({"train": ["a"], "validation": ["b"], "holdout": ["c"]}, LABELS, ["'holdout'", "train, validation, test"]),
         ({"train": "a", "validation": ["b"]}, LABELS, ["'train' holds a str", "list of IDs"]),
         ({"train": {"a": 1}, "validation": ["b"]}, LABELS, ["'train' holds a dict", "list of IDs"]),
@@ -260,7 +265,9 @@ def test_text_that_is_no_UTF_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "2/samples.csv").write_bytes(ROWS.encode() + b"\xff\xfe,0,train\n")
     assert "samples.csv" in refused(tmp_path / "2")
     (tmp_path / "2/samples.csv").write_bytes("id,label,partition\na,Käse,train\nb,x,validation\n".encode("latin-1"))
-    assert refused(tmp_path / "2").endswith("samples.csv: its labels are not in UTF-8; save the table in UTF-8")
+    message = refused(tmp_path / "2")
+    assert "samples.csv: UTF-8 is expected, and the label of row 1 is in another encoding" in message
+    assert "as Windows-1252 it is 'Käse'; save the table in UTF-8" in message
 
 
 @pytest.mark.parametrize(
@@ -278,7 +285,6 @@ def test_text_that_is_no_UTF_8_is_refused(tmp_path: Path) -> None:
         (ROWS + "x,0,\n", ["unknown partition ''"]),
         (ROWS + ",0,train\n", ["no path below", "''"]),
         (ROWS.replace(",0,", ",nan,").replace(",1,", ",0.5,"), ["without a label: 'a', 'scans/007' (2 in all)"]),
-        (ROWS.replace(",0,", ",2026-01-02,").replace(",1,", ",2026-01-03,"), ["'a'", "2026-01-02"]),
     ],
     ids=repr,
 )
@@ -363,6 +369,36 @@ def test_files_with_another_ending_are_pointed_out(tmp_path: Path) -> None:
     assert "'scans/007' (1 in all)" in message
     assert "There is scans/007.npy" in message
     assert "suffix = '.npy'" in message
+
+
+@pytest.mark.parametrize(
+    ("ID", "file", "parts"),
+    [
+        ("a.pt", "a", ["write IDs without the ending .pt: there is a.pt"]),
+        ("scans\\007", "scans/007", ["with '/' between folders, not '\\'", "there is scans/007.pt"]),
+        ("scans\\007.pt", "scans/007", ["without the ending .pt, with '/' between folders"]),
+        ("Käse/ö", "Ka\u0308se/o\u0308", ["in the Unicode form of the file names", "normalize('NFD', ID)"]),
+        ("o\u0308", "ö", ["normalize('NFC', ID)"]),
+    ],
+)
+def test_an_ID_that_is_spelled_otherwise_than_its_file_is_told_so(
+    tmp_path: Path, ID: str, file: str, parts: list[str]
+) -> None:
+    message = refused(write(tmp_path, {"train": [ID], "validation": ["c"]}, {ID: 0, "c": 1}, [file, "c"]))
+    assert f"without a file ID.pt: {ID!r} (1 in all)" in message
+    for part in parts:
+        assert part in message
+
+
+def test_a_relative_root_that_is_in_the_current_folder_is_hinted_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "fresh/scans")
+    monkeypatch.chdir(tmp_path)
+    hint = f"relative paths count from the repository: did you mean {tmp_path}/fresh/scans?"
+    assert refused(resolve_path("fresh/scans")).endswith(hint)
+    assert "did you mean" not in refused(resolve_path("fresh/other"))
+    assert "did you mean" not in refused(tmp_path / "no/where")
 
 
 def test_a_class_may_have_files_with_another_ending_or_none(tmp_path: Path) -> None:

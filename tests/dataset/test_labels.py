@@ -75,6 +75,22 @@ def test_lists_are_vectors() -> None:
     assert read([[1], [2]], task="regression")[0].num_outputs == 1
 
 
+@pytest.mark.parametrize(
+    ("labels", "task", "classes", "found"),
+    [
+        ([[2], [0], [2]], "classification", (0, 2), [1, 0, 1]),
+        ([[2.0], [0.0]], "classification", (0, 2), [1, 0]),
+        ([[True], [False]], "classification", (False, True), [1, 0]),
+        ([[0.5], [2]], "regression", None, [0.5, 2.0]),
+    ],
+    ids=repr,
+)
+def test_lists_of_one_number_are_that_number(labels: list[Any], task: str, classes: Any, found: list[Any]) -> None:
+    targets, (train, _) = read(labels)
+    assert (targets.task, targets.classes, train) == (task, classes, found)
+    assert targets.num_outputs == (len(classes) if classes else 1)
+
+
 def test_the_task_can_be_stated_either_way() -> None:
     targets, (found, _) = read([1, 5, 9], task="regression")
     assert (targets.task, targets.num_outputs, found) == ("regression", 1, [1.0, 5.0, 9.0])

@@ -186,12 +186,33 @@ def test_a_transform_is_applied_to_what_the_shards_hold(root: Path) -> None:
     assert packed.load_batch(np.arange(4), fresh) is None
 
 
-def test_a_transform_is_named_in_the_configuration(root: Path) -> None:
+def test_a_transform_is_named_in_the_configuration_and_is_for_training_samples_alone(root: Path) -> None:
     from feedrate.config import check_dataset
 
     node = {"_target_": SHARDS, "root": str(pack_folder(root)), "transform": {"_target_": "packed_datasets.Halved"}}
     check_dataset(node)
-    assert torch.equal(build_data(node, 0).partition["train"][3][0], picture(3).float() / 2)
+    data = build_data(node, 0)
+    assert torch.equal(data.partition["train"][3][0], picture(3).float() / 2)
+    for name, first in (("validation", 16), ("test", 20)):
+        assert torch.equal(data.partition[name][0][0], picture(first))
+
+
+def test_what_is_predicted_from_shards_or_files_is_not_transformed(root: Path) -> None:
+    from feedrate.trainer.unlabelled import unlabelled
+
+    packed = pack_folder(root)
+    node = {"_target_": SHARDS, "root": str(packed), "transform": {"_target_": "packed_datasets.Halved"}}
+    data = build_data(node, 0)
+    files = {**node, "_target_": "feedrate.dataset.TensorFiles"}
+    for of, folder in ((node, packed), (node, root), (files, root)):
+        assert {X.dtype for X, _ in unlabelled(of, folder, data, 0).partition["train"]} == {torch.uint8}
+
+
+def test_packing_transforms_training_samples_alone(root: Path) -> None:
+    packed = pack_folder(root, transform={"_target_": "packed_datasets.Inverted"})
+    for name, first in (("train", 0), ("validation", 16), ("test", 20)):
+        wanted = 255 - picture(first) if name == "train" else picture(first)
+        assert torch.equal(Packed(packed, name)[0][0], wanted)
 
 
 def test_what_a_sample_gives_can_be_changed_without_changing_the_next(root: Path) -> None:
@@ -364,6 +385,17 @@ def test_whole_numbers_that_were_packed_as_classes_can_be_taken_for_numbers(root
     data = data_of(packed, SHARDS, task="regression")
     assert_same_data(data_of(root, FILES, task="regression"), data)
     assert data.partition["train"][1][1].dtype == torch.float32
+
+
+def test_labels_of_a_table_are_packed_as_they_were_read(root: Path) -> None:
+    partition, labels = (json.loads((root / f"{name}.json").read_text()) for name in ("partition", "labels"))
+    rows = [f"{ID},0{labels[ID]}.0,{name}" for name, IDs in partition.items() for ID in IDs]
+    (root / "samples.csv").write_text("\n".join(["id,label,partition", *rows, ""]), encoding="utf-8")
+    (root / "partition.json").unlink()
+    packed = pack_folder(root)
+    assert data_of(packed, SHARDS).targets.classes == ("00.0", "01.0", "02.0")
+    for task in ("auto", "regression"):
+        assert_same_data(data_of(root, FILES, task=task), data_of(packed, SHARDS, task=task))
 
 
 def test_the_index_holds_size_and_digest_of_each_shard(root: Path) -> None:

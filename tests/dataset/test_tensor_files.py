@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from feedrate.config import ROOT
-from feedrate.dataset import IDs, Labels, TensorFiles
+from feedrate.dataset import Catalog, IDs, Labels, TensorFiles, build_data
 from feedrate.dataset.pt_file import wasted_bytes
 from feedrate.errors import SampleError, UserError
 
@@ -61,8 +61,8 @@ def test_of_a_file_that_holds_the_whole_sample_x_is_taken_singly_and_in_batches(
     tmp_path: Path, form: Callable[[Tensor, Any], Any]
 ) -> None:
     list_IDs, X = [f"s{i}" for i in range(8)], torch.arange(48, dtype=torch.float32).view(8, 6)
-    for i, ID in enumerate(list_IDs):  # among files of the tensor alone; their y is none of the labels
-        torch.save(X[i].clone() if i % 3 == 0 else form(X[i].clone(), torch.tensor(i)), tmp_path / f"{ID}.pt")
+    for i, ID in enumerate(list_IDs):  # among files of the tensor alone
+        torch.save(X[i].clone() if i % 3 == 0 else form(X[i].clone(), torch.tensor(10 + i)), tmp_path / f"{ID}.pt")
     data = TensorFiles(list_IDs, {ID: 10 + i for i, ID in enumerate(list_IDs)}, tmp_path)
     for _ in range(2):
         for i in range(8):
@@ -72,6 +72,80 @@ def test_of_a_file_that_holds_the_whole_sample_x_is_taken_singly_and_in_batches(
         assert batch is not None
         assert torch.equal(batch[0], X.flip(0))
         assert batch[1].tolist() == [17, 16, 15, 14, 13, 12, 11, 10]
+
+
+@pytest.mark.parametrize(
+    ("y", "label", "shown"),
+    [
+        (torch.zeros(64, 64, dtype=torch.uint8), 0, "a tensor of shape (64, 64), torch.uint8"),  # a mask
+        (torch.tensor(3), 2, "3"),
+        (torch.tensor([1, 0]), 1, "[1, 0]"),
+        (torch.tensor(0), "cat", "0"),
+        ("dog", "cat", "'dog'"),
+        ([0.5, 1.5], [0.5, 2.0], "[0.5, 1.5]"),
+        ({"boxes": torch.zeros(4)}, 0, "{'boxes'"),
+        (torch.zeros(2).to_sparse(), [0.0, 0.0], "a tensor of shape (2,)"),
+    ],
+    ids=lambda value: str(type(value)),
+)
+def test_a_y_in_a_file_that_is_not_the_label_is_an_error_that_names_both(
+    tmp_path: Path, y: Any, label: Any, shown: str
+) -> None:
+    for number in range(4):
+        torch.save(torch.ones(3) if number < 2 else (torch.ones(3), y), tmp_path / f"s{number}.pt")
+    list_IDs = [f"s{number}" for number in range(4)]
+    data = TensorFiles(list_IDs, dict.fromkeys(list_IDs, label), tmp_path)
+    assert data[0][0].tolist() == [1, 1, 1]
+    for read in (
+        lambda: data[2],
+        lambda: data.load_batch(np.arange(4), lambda shape, dtype: torch.empty(shape, dtype=dtype)),
+        lambda: pickle.loads(pickle.dumps(data))[2],
+    ):
+        with pytest.raises(SampleError) as caught:
+            read()
+        message = str(caught.value)
+        assert message.startswith(f"sample 's2' ({tmp_path}/s2.pt): holds y = {shown}")
+        assert f"and its label is {label!r}; y in a file is not used" in message
+        assert "torch.save(X, path)" in message
+        assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    ("y", "labels"),
+    [
+        (torch.tensor(3), [3, 1]),
+        (torch.tensor([3]), [3, 1]),
+        (3.0, [[3], [1]]),
+        (torch.tensor(0.1), [0.1, 0.2]),
+        ([0.1, 0.2], [[0.1, 0.2], [1, 2]]),
+        ("cat", ["cat", "dog"]),
+        (True, [True, False]),
+        (None, ["cat", "dog"]),
+    ],
+    ids=str,
+)
+def test_a_y_in_a_file_may_repeat_the_label_as_it_was_given(tmp_path: Path, y: Any, labels: list[Any]) -> None:
+    for name in "ab":
+        torch.save((torch.ones(3), y) if name == "a" else torch.ones(3), tmp_path / f"{name}.pt")
+    given = dict(zip("ab", labels, strict=True))
+    catalog = Catalog.of(tmp_path, {"train": ["a"], "validation": ["b"]}, given)
+    for those in (given, catalog.labels["train"]):
+        data = TensorFiles(catalog.partition["train"], those, tmp_path)
+        assert data[0][0].tolist() == [1, 1, 1]
+
+
+def test_a_folder_of_images_with_masks_is_refused_before_training(tmp_path: Path) -> None:
+    for name in "abc":
+        torch.save({"X": torch.zeros(8, 8), "y": torch.zeros(8, 8)}, tmp_path / f"{name}.pt")
+    (tmp_path / "samples.csv").write_text("id,label,partition\na,x,train\nb,y,train\nc,x,validation\n")
+    for target in ("TensorFiles", "InMemory"):
+        with pytest.raises(SampleError, match=r"sample 'a' .*y = a tensor of shape \(8, 8\).* its label is 'x'"):
+            build_data({"_target_": f"feedrate.dataset.{target}", "root": str(tmp_path)}, 0)
+
+
+def test_lists_of_one_number_are_that_number(tmp_path: Path) -> None:
+    torch.save(torch.ones(3), tmp_path / "a.pt")
+    assert TensorFiles(["a"], {"a": [2]}, tmp_path).labels.tolist() == [2]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -17,7 +17,9 @@ import torch
 
 from at_once import at_once
 from feedrate.errors import SampleError, UserError
+from feedrate.launch import describe, plain
 from feedrate.trainer.run_folder import RunFolder
+from saved_run import composed_with_hydra
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +76,12 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (["dataset.root=/data/Möwen"], ["letters beyond a to z in quotes: 'dataset.root=\"TEXT\"'"]),
         (["~trainer", "trainer.max_epochs=1"], ["trainer=null: must be given"]),
         (["~dataset"], ["dataset=null: must be given"]),
+        (["debug=one_batch", "loader.batch_size=abc"], ["error: loader.batch_size=abc: must be a whole number"]),
+        (["tracking.experiment=2024"], ["must be a text; write 'tracking.experiment=\"2024\"' on the command line"]),
+        (["tracking.run_name=1e5"], ['\'tracking.run_name="1e5"\' on the command line, "1e5" in a file']),
+        (["tracking.run_name=lr=0.1"], ["a text with '=', brackets, commas", "'tracking.run_name=\"TEXT\"'"]),
+        (["dataset.root="], ["dataset.root= has no value (a shell variable that is not set?)", "dataset.root=null"]),
+        (["loader.num_workers=0", "--cfg", "jobs", "seed=3"], ["argument --cfg/-c: invalid choice: 'jobs'"]),
         (["experiment=nope"], ["experiment=nope: no such option", "digits_mlp"]),
         (["hydra.run.dir=/dev/null/x"], ["hydra.run.dir=/dev/null/x: this folder cannot be made", "name another one"]),
         (["hydra.run.dir="], ["hydra.run.dir= names no folder; leave it out"]),
@@ -117,6 +125,41 @@ def test_a_mistake_that_needs_torch_to_be_found_reads_the_same_way(answers, requ
     assert "Traceback" not in done.stderr
     for part in parts:
         assert part in done.stderr
+
+
+def test_flags_of_hydra_may_stand_among_the_overrides():
+    done = command("loader.batch_size=3", "--cfg", "job", "seed=4", "-p", "loader", "loader.timeout=5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "batch_size: 3" in done.stdout
+    assert "timeout: 5" in done.stdout
+
+
+FAULTS = {
+    "tab": ("# @package _global_\nmodel:\n\thidden: [3]\n", "line 3: a tab stands where only spaces may be"),
+    "open": ("# @package _global_\nmodel: [1, 2\n", "line 3: expected ',' or ']', but got '<stream end>'"),
+    "twice": ("# @package _global_\nseed: 1\nseed: 2\n", "line 3: found duplicate key seed"),
+    "indented": ("# @package _global_\nmodel:\n  width: 1\n   depth: 3\n", "line 4: "),
+    "documents": ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document"),
+    "alias": ("# @package _global_\nseed: *one\n", "line 2: found undefined alias 'one'"),
+    "brace": ("# @package _global_\n\nseed: ${a\n", "line 3: an interpolation cannot be read"),
+    "latin": ("# @package _global_\n# M\xf6we\n", "line 2: is not in UTF-8; save the file in UTF-8"),
+    "bare": ("trainer:\n  max_epochs: 3\n", "line 1: `# @package _global_` must stand there"),
+    "choosing": ("defaults:\n  - override /model: mlp\n", "line 1: `# @package _global_` must stand there"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_a_file_of_the_configuration_is_told_with_file_and_line(tmp_path, monkeypatch, name):
+    text, said = FAULTS[name]
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / f"experiment/{name}.yaml").write_bytes(text.encode("latin-1"))
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", f"experiment={name}"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+    with pytest.raises(Exception) as caught, composed_with_hydra("train", *overrides) as config:
+        plain(config)
+    lines = describe(caught.value).splitlines()
+    assert lines[0].startswith(f"{tmp_path}/experiment/{name}.yaml, {said}")
+    assert len(lines) == 1
 
 
 def test_a_folder_that_the_user_named_stays_when_the_run_never_began(tmp_path):

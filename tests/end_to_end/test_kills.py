@@ -123,6 +123,36 @@ def test_a_signal_ends_a_run_in_order_wherever_it_hangs(hanging, name):
         assert not (folder / "lock").exists()
 
 
+def test_a_run_whose_worker_is_killed_names_the_signal_and_the_cause_and_goes_on_from_where_it_was(tmp_path):
+    """With either loader: as the kernel kills a process where memory has run out."""
+    common = [f"hydra.searchpath=[file://{ROOT}/tests/conf]", "dataset=hanging", "dataset.where=killed", "model=mlp"]
+    common += ["tracking=none", "trainer.max_epochs=1", "loader.batch_size=4", "loader.prefetch_factor=1"]
+    common += ["loader.num_workers=1", "trainer.checkpoint_every_s=0"]
+
+    def start(loader: str, name: str) -> subprocess.Popen[bytes]:
+        folder = tmp_path / loader / name
+        own = [f"loader={loader}", f"dataset.note={tmp_path / loader / 'note'}"]
+        own += ["trainer.resume=auto"] if name == "second" else []
+        return start_training(folder, *common, *own)
+
+    for name, code in (("first", 1), ("second", 0)):
+        started = {loader: start(loader, name) for loader in ("feedrate", "torch")}
+        for loader, process in started.items():
+            process.wait(timeout=200)
+            output = (tmp_path / loader / f"{name}.out").read_text()
+            assert process.returncode == code, output
+            if name == "first":
+                folder = tmp_path / loader / "first"
+                assert output.splitlines()[-3:] == [
+                    f"run folder  {folder}   (goes on with trainer.resume=auto)",
+                    "error: a worker of the loader was ended by SIGKILL",
+                    "Most likely memory ran out: lower loader.num_workers, loader.prefetch_factor or loader.batch_size",
+                ]
+                assert json.loads((folder / "summary.json").read_text())["status"] == "FAILED"
+            else:
+                assert f"going on with first after {'15' if loader == 'feedrate' else ''}" in output
+
+
 def test_SIGTERM_while_a_checkpoint_is_written_lets_it_be_written(tmp_path, digits):
     folder = tmp_path / "run"
     large = ["model=mlp", "model.hidden=[2500,2500]", "trainer.checkpoint_every_s=0", "dataset.limit=256"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from statistics import mean, median, stdev
 from types import SimpleNamespace
 
@@ -11,7 +12,6 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from feedrate.tracking.note import number
 from sweep_process import sweep
 
 pytestmark = pytest.mark.slow
@@ -108,13 +108,15 @@ def test_the_same_command_again_skips_what_finished_and_runs_the_rest(swept):
 def test_the_parent_shows_table_pictures_and_the_command_of_the_best_job(swept):
     (parent,) = swept.after_second.parents
     names = {artifact.path for artifact in swept.client.list_artifacts(parent.info.run_id)}
-    assert names == {"sweep.md", "sweep.csv", "samples_per_s.png", "wait_pct.png"}
+    assert names == {"sweep.md", "sweep.csv", "metric.png", "samples_per_s.png", "wait_pct.png"}
     note = parent.data.tags["mlflow.note.content"].replace("\u00a0\u00a0", " ")
-    assert note.startswith("**Fastest: death ")
+    assert re.match(r"(\*\*Best|The best) validation accuracy", note)  # it is not the loader that is swept
+    assert all(f" {head} |" in note for head in ("best epoch", "step ms", "free cores"))
     assert "| FINISHED |" in note
     assert "python src/train.py experiment=tiny" in note
     pictures = [line for line in note.splitlines() if line.startswith("![")]
     assert pictures == [
+        f"![metric.png](get-artifact?path=metric.png&run_uuid={parent.info.run_id}) "
         f"![samples_per_s.png](get-artifact?path=samples_per_s.png&run_uuid={parent.info.run_id}) "
         f"![wait_pct.png](get-artifact?path=wait_pct.png&run_uuid={parent.info.run_id})"
     ]
@@ -122,12 +124,18 @@ def test_the_parent_shows_table_pictures_and_the_command_of_the_best_job(swept):
     assert note.replace(f"{pictures[0]}\n\n", "").strip() == table
     assert table in swept.second.stdout
     rows = list(csv.DictReader((swept.folder / "first/sweep.csv").open()))
-    assert parent.data.metrics["loader/samples_per_s"] == pytest.approx(
-        max(float(row["samples_per_s"]) for row in rows), rel=1e-5
-    )
+    best = max(float(row["validation/accuracy"]) for row in rows)
+    assert parent.data.metrics["validation/accuracy"] == pytest.approx(best)
+    shown = [row for row in rows if float(row["validation/accuracy"]) == best]
+    assert parent.data.metrics["loader/samples_per_s"] in [
+        pytest.approx(float(row["samples_per_s"]), rel=1e-5) for row in shown
+    ]
+    assert {row["best_epoch"] for row in rows} == {"1"}
+    assert all(float(row["free_cores"]) > 0 and float(row["step_ms"]) > 0 for row in rows)
     assert parent.data.tags["feedrate.best"].startswith("death ")
-    with Image.open(swept.folder / "first/samples_per_s.png") as picture:
-        assert min(picture.size) > 200
+    for name in ("samples_per_s", "metric"):
+        with Image.open(swept.folder / f"first/{name}.png") as picture:
+            assert min(picture.size) > 200
 
 
 def test_jobs_at_once_have_their_lines_marked_and_seeds_give_true_mean_and_spread(tmp_path, digits):
@@ -142,10 +150,15 @@ def test_jobs_at_once_have_their_lines_marked_and_seeds_give_true_mean_and_sprea
     rates = [median(epoch["loader/samples_per_s"] for epoch in summary["history"][1:]) for summary in summaries]
     assert len(set(best)) > 1  # the seeds make a difference
     text = (tmp_path / "out/sweep.md").read_text()
-    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert [rows[2][i] for i in (1, 2, 5)] == [
-        "3 of 3", f"{number(mean(rates))} ± {number(stdev(rates))}", f"{number(mean(best))} ± {number(stdev(best))}",
-    ]  # fmt: skip
+    head, _, row = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")][
+        :3
+    ]
+    shown = dict(zip(head, row, strict=True))
+    assert shown["finished"] == "3 of 3"
+    for name, values in (("samples/s", rates), ("validation accuracy", best)):
+        middle, spread = (float(figure.replace(",", "")) for figure in shown[name].split(" ± "))
+        assert middle == pytest.approx(mean(values), rel=0.05)
+        assert spread == pytest.approx(stdev(values), rel=0.05)
 
 
 def test_fail_fast_starts_no_job_after_one_that_failed(tmp_path, digits):

@@ -50,7 +50,7 @@ def wait_until_in_the_middle(process: subprocess.Popen[str], job: Path, epoch: i
         assert process.poll() is None, process.communicate()
         with contextlib.suppress(OSError, ValueError):
             about = json.loads((job / "checkpoints/last.json").read_text())
-            if (about["epoch"], about["phase"]) >= (epoch, "training") and about["batches"] > 3:
+            if (about["epoch"], about["phase"]) >= (epoch + 1, "training") and about["batches"] > 3:
                 return
         time.sleep(0.02)
 

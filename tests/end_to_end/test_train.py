@@ -19,7 +19,7 @@ ISSUED = {
 
 
 def test_a_run_writes_every_metric_digest_and_time_to_its_summary(run_train):
-    summary = run_train()
+    summary = run_train("loader.batch_size=16")
     assert set(summary["metrics"]) >= ISSUED
     assert summary["status"] == "FINISHED"
     assert summary["epochs"] == 2
@@ -27,6 +27,16 @@ def test_a_run_writes_every_metric_digest_and_time_to_its_summary(run_train):
     assert set(summary["phases_s"]) == {"wait", "transfer", "compute", "evaluation", "checkpoint"}
     assert summary["value"] == summary["best"]["validation/loss"]
     assert not (summary["folder"] / "lock").exists()
+
+
+def test_a_run_of_a_few_steps_says_its_time_but_neither_a_rate_nor_a_verdict(run_train, caplog):
+    with caplog.at_level("INFO", "feedrate"):
+        summary = run_train("loader.batch_size=64", "trainer.max_epochs=1")  # 4 steps
+    assert summary["verdict"] is None
+    assert not {name for name in summary["metrics"] if name.startswith(("loader/", "compute/")) and "first" not in name}
+    assert "too few steps for a rate or a verdict: 0 of 4 count, 10 are needed; all took" in caplog.text
+    assert "samples/s" not in caplog.text
+    assert "-bound" not in caplog.text
 
 
 def test_workers_and_start_method_change_neither_losses_nor_digest(run_train):
@@ -64,7 +74,7 @@ def test_content_digest_is_recorded_when_asked_for(run_train):
     ids=" ".join,
 )
 def test_every_option_of_every_group_trains(run_train, overrides):
-    summary = run_train("trainer.max_epochs=1", *overrides)
+    summary = run_train("trainer.max_epochs=1", "loader.batch_size=4", *overrides)
     assert summary["status"] == "FINISHED"
     assert summary["metrics"]["train/loss"] > 0
     assert "loader/samples_per_s" in summary["metrics"]
@@ -99,7 +109,7 @@ def test_checkpoints_load_without_code_and_hold_what_resuming_needs(run_train):
     assert set(state) >= {"model", "optimizer", "schedule", "scaler", "random", "loader", "epoch", "step", "data"}
     assert state["loader"]["position"] == 256
     about = json.loads((folder / "last.json").read_text())
-    assert about["epoch"] == 1
+    assert about["epoch"] == 2  # counted from 1
     assert about["step"] == 8
     assert not list(folder.glob(".*"))  # no temporary file is left
     assert (folder / "best.pt").exists()

@@ -97,14 +97,19 @@ def test_mlflow_has_one_parent_and_a_child_for_each_setting_that_was_tried(tuned
 
 def test_given_again_it_uses_what_is_remembered_unless_it_is_told_to_try_anew(tuned):
     text = option(tuned).read_text()
-    option(tuned).unlink()
+    option(tuned).write_text(re.sub(r"for digits and mlp (on .*) \[\w+\]", r"for mine and cnn \1 [0123]", text))
     again = tuned.python("src/tune.py", *SHORT, "tracking=none", "loader.num_workers=7")
-    assert again.startswith("note: not used, as this command finds them: loader.num_workers=7\ntuned on ")
+    assert again.startswith(
+        "note: not used, as this command finds them: loader.num_workers=7\n"
+        f"note: {option(tuned)} was tuned for another dataset or model, mine and cnn, and is replaced; "
+        "tune.output=conf/loader/NAME.yaml keeps it\ntuned on "
+    )
     assert trials(again) == []
     assert option(tuned).read_text() == text
     assert len(list(Path(tuned.copy, "outputs/tunings").iterdir())) == 1  # that of the fixture
     other = tuned.python("src/tune.py", *SHORT, "tracking=none", "loader.batch_size=32")
     assert len(trials(other)) >= 2  # another batch size is another question
+    assert "was tuned for another" not in other
     option(tuned).write_text(text)
 
 

@@ -496,3 +496,44 @@ def test_no_descriptor_is_left_by_a_loader_that_was_closed(engine: str) -> None:
     for _ in range(3):
         once()
         wait_for(lambda: open_now() <= first)
+
+
+UNGUARDED = """
+import pathlib, sys, threading, time
+import torch
+from feedrate.loader import Loader
+
+method, engine, record = sys.argv[1:]
+data = torch.utils.data.TensorDataset(torch.zeros(8, 4), torch.zeros(8))
+if method == "forkserver":  # as it is then chosen
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+chosen = None if method == "forkserver" else method
+loader = Loader(data, 4, seed=0, engine=engine, num_workers=2, multiprocessing_context=chosen)
+for _ in loader:
+    with pathlib.Path(record).open("a") as file:
+        file.write("a batch\\n")
+"""
+
+
+def test_a_program_that_its_workers_would_run_again_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(UNGUARDED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(ending.__file__).parents[2] / "src")}
+    record = tmp_path / "record"
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "program.py"), method, engine, str(record)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for method, engine in (("forkserver", "process"), ("spawn", "auto"))
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 1
+        *_, error, remedy = said.strip().splitlines()
+        assert error.startswith("feedrate.errors.")
+        assert remedy.startswith('Put what the program runs behind `if __name__ == "__main__":`')
+        assert said.count("was about to run the whole program again") <= 2  # one of the two workers may have no time
+        assert "spawn.py" not in said
+    assert not record.exists()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import random
 import re
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,16 +196,60 @@ def test_closing_does_not_wait_for_a_thread_that_hangs(at_once: bool) -> None:
     data.go.set()  # and then it ends, as the fixture sees
 
 
-def test_a_sample_that_hangs_in_a_thread_ends_in_the_timeout_with_the_remedy() -> None:
-    data = Hanging()
-    made = loader(data, engine="thread", shuffle=False, timeout=0.2)
+class HangingFirst(Hanging):
+    """Sample `hung` is loaded until somebody says `go`; `whole` batches come by load_batch."""
+
+    thread_safe = True
+
+    def __init__(self, hung: int) -> None:
+        super().__init__()
+        self.hung = hung
+
+    def __getitem__(self, index: int) -> Any:
+        if index == self.hung:
+            self.begun.set()
+            self.go.wait()
+        return Numbers.__getitem__(self, index)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hung"),
+    [
+        ({"num_workers": 0}, 0),
+        ({"num_workers": 0}, 7),
+        ({"engine": "auto"}, 1),  # in the look
+        ({"engine": "auto"}, 6),  # in the measurement, alone
+        ({"engine": "auto"}, 11),  # in it, beside another batch
+        ({"engine": "thread"}, 2),
+        ({"engine": "thread"}, 5),
+    ],
+    ids=str,
+)
+def test_a_sample_that_hangs_ends_in_the_timeout_wherever_it_is_loaded_with_its_name_and_the_remedy(
+    settings: dict[str, Any], hung: int
+) -> None:
+    data = HangingFirst(hung)
+    made = loader(data, shuffle=False, timeout=1.0, **settings)
+    interval = sys.getswitchinterval()
     with pytest.raises(UserError) as raised:
         list(made)
-    assert str(raised.value) == (
-        "loader.timeout: no batch came in time (none after 0.2 seconds)\n"
-        "A sample hangs, or loader.timeout is too short (0 waits for ever)"
+    first = hung // 5 * 5
+    said, remedy = str(raised.value).splitlines()
+    batch = ", ".join(f"'{i}'" for i in range(first, first + 5))
+    assert said.startswith(
+        f"loader.timeout: the batch of {batch} did not come within 1 seconds: sample '{hung}' is still"
     )
+    assert said.endswith("in __getitem__)")
+    assert "test_engines.py, line " in said
+    assert remedy == "A sample hangs, or loader.timeout is too short (0 waits for ever)"
+    assert sys.getswitchinterval() == interval
     data.go.set()
+
+
+def test_a_timeout_changes_nothing_of_what_the_main_process_loads() -> None:
+    assert same(delivered(loader(Augmented(NAMES), 0, timeout=60)), delivered(loader(Augmented(NAMES), 0)))
+    with pytest.raises(SampleError, match="not a picture"):
+        list(loader(Faulty("value"), 0, timeout=60))
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -257,6 +306,47 @@ def test_auto_measures_a_dataset_that_gives_whole_batches_and_says_what_it_found
         assert engine in ENGINES
         assert re.match(rf"loader.engine=auto: {engine}, as a batch of \d\.\d KB takes ", said), said
         assert "holds the interpreter for" in said
+
+
+class Costly(Whole):
+    """A batch costs some 30 ms of a core, as decoders do that let go of the interpreter's lock, or that keep it."""
+
+    def __init__(self, keeps_lock: bool) -> None:
+        super().__init__(100)
+        self.keeps_lock = keeps_lock
+
+    def load_batch(self, indices: np.ndarray, empty: Any) -> Any:
+        if self.keeps_lock:
+            sum(i * i for i in range(500_000))
+        else:
+            hashlib.pbkdf2_hmac("sha256", b"a", b"b", 60_000)
+        return super().load_batch(indices, empty)
+
+
+@pytest.fixture
+def burning() -> Iterator[None]:
+    """Twice as many processes of others that compute all the time as there are cores."""
+    program = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    started = [subprocess.Popen(program, stdout=subprocess.PIPE) for _ in range(2 * (os.cpu_count() or 1))]
+    for process in started:
+        assert process.stdout is not None
+        process.stdout.readline()
+    yield
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.usefixtures("burning")
+@pytest.mark.parametrize(("keeps_lock", "engine"), [(False, "thread"), (True, "process")])
+def test_auto_does_not_take_a_lack_of_cores_for_the_interpreters_lock(
+    keeps_lock: bool, engine: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = loader(Costly(keeps_lock), shuffle=False)
+    with caplog.at_level(logging.INFO, "feedrate"):
+        next(iter(made))
+    made.close()
+    assert made.engine == engine, caplog.messages
 
 
 def test_auto_leaves_to_processes_what_threads_cannot_be_trusted_with(caplog: pytest.LogCaptureFixture) -> None:

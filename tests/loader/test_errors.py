@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset
 
-from feedrate.errors import SampleError, UserError
-from feedrate.loader import Loader
+from feedrate.errors import LostWorker, SampleError, UserError
+from feedrate.loader import Loader, lost_worker
 from loader.conftest import wait_until_loaders_are_gone, workers
 from loader.datasets import BAD, Faulty, Numbers
 from loader.test_loader import same
@@ -231,29 +231,51 @@ def test_after_a_lost_worker_the_same_loader_goes_on_from_its_position(tmp_path:
     made.close()
 
 
-def test_the_death_of_a_worker_during_a_step_can_be_told_too() -> None:
+def test_the_death_of_a_worker_is_told_where_its_batch_is_asked_for_and_disturbs_no_step() -> None:
     before = set(workers())
     made = loader(Numbers(), 1)
     iterator = iter(made)
     next(iterator)
     (worker,) = set(workers()) - before
+    worker.kill()
+    time.sleep(1)  # a step, in which torch's loader would raise it
+    with pytest.raises(UserError, match="^a worker of the loader was ended by SIGKILL\n"):
+        list(iterator)
+    for error in (RuntimeError("shapes do not match"), ValueError("DataLoader worker")):
+        assert lost_worker(error) is None
+
+
+def test_the_signal_that_ended_a_worker_is_told_of_torchs_loader_too() -> None:
+    before = set(workers())
+    torchs = torch.utils.data.DataLoader(Numbers(), 4, num_workers=1, multiprocessing_context="fork")
+    iterator: Any = iter(torchs)
+    next(iterator)
+    (worker,) = set(workers()) - before
 
     def step() -> None:
-        worker.kill()  # it may be told at once
+        worker.kill()  # torch may tell it at once
         time.sleep(60)
 
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(RuntimeError, match="killed by signal") as at_once:
         step()
-    assert str(made.lost_worker(raised.value)).startswith("a worker of the loader was ended by SIGKILL\n")
-    assert made.lost_worker(RuntimeError("shapes do not match")) is None
-    assert made.lost_worker(ValueError("DataLoader worker")) is None
+
+    def wait() -> None:
+        while True:  # what it has made ahead comes first
+            iterator._try_get_data(0.1)
+
+    with pytest.raises(RuntimeError, match="exited unexpectedly") as awaited:
+        wait()
+    for raised in (at_once, awaited):
+        told = lost_worker(raised.value)
+        assert isinstance(told, LostWorker)
+        assert str(told).startswith("a worker of the loader was ended by SIGKILL\nMost likely memory ran out")
 
 
 def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
     with pytest.raises(UserError) as raised:
         list(loader(Faulty("hang"), 1, timeout=0.3))
     assert str(raised.value) == (
-        "loader.timeout: no batch came in time (none after 0.3 seconds)\n"
+        "loader.timeout: the batch of 's/8', 's/9', 's/10', 's/11' did not come within 0.3 seconds\n"
         "A sample hangs, or loader.timeout is too short (0 waits for ever)"
     )
 

@@ -99,7 +99,7 @@ def test_workers_that_nobody_waits_for_any_more_are_given_up(
 def test_a_batch_that_does_not_come_in_time_ends_in_an_error_with_the_remedy() -> None:
     source = Source(9, hangs_at=0)
     received = Received(source, 0.05, pytest.fail)
-    with pytest.raises(UserError, match=r"loader\.timeout: no batch came in time \(none after 0\.05 seconds\)"):
+    with pytest.raises(UserError, match=r"loader\.timeout: a batch did not come within 0\.05 seconds"):
         next(received)
     source.free.set()
     assert received.end() is True

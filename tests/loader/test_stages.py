@@ -105,7 +105,7 @@ def test_a_transform_of_tensor_files_is_a_part_of_its_own(tmp_path: Path) -> Non
 
 def test_a_file_that_only_torch_load_understands_is_decoded(tmp_path: Path) -> None:
     for name in "abcdefgh":
-        torch.save((torch.zeros(3), 1), tmp_path / f"{name}.pt")
+        torch.save((torch.zeros(3), 0), tmp_path / f"{name}.pt")
     data = TensorFiles(list("abcdefgh"), dict.fromkeys("abcdefgh", 0), tmp_path)
     shares = []
     for _ in range(20):  # a pause of the machine may fall into what is not decoding

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
@@ -15,6 +17,8 @@ from feedrate.tracking.address import (
     ui_address_file,
     without_secrets,
 )
+
+ODD_NAMES = ["My%20Drive", "why?", "a#b", "a b", "größe 猫", "100%", "{x}$HOME", "a@b:c@d;e&f=g", "'\"\\"]
 
 
 @pytest.mark.parametrize("uri", ["outputs/mlflow.db", "sqlite:///outputs/mlflow.db", f"{ROOT}/outputs/mlflow.db"])
@@ -33,6 +37,18 @@ def test_artifacts_lie_beside_the_file_unless_said_otherwise(tmp_path: Path) -> 
     assert read_address(f"{tmp_path}/x.db", "s3://bucket/runs").artifacts == "s3://bucket/runs"
     assert read_address("http://host:5000", "outputs/artifacts").artifacts is None
     assert read_address("http://host:5000", "s3://bucket/runs").artifacts == "s3://bucket/runs"
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_path_is_the_same_file_for_sqlalchemy_whatever_characters_it_has(tmp_path: Path, name: str) -> None:
+    from sqlalchemy.engine import make_url
+
+    for uri in (f"{tmp_path}/{name}/x.db", f"sqlite:///{tmp_path}/{name}/x.db"):
+        address = read_address(uri)
+        assert address.database == tmp_path / name / "x.db"
+        assert make_url(address.uri).database == str(address.database)
+        assert make_url(address.uri.format(SCHEMA_VERSION=1)).database == str(address.database)  # as Optuna does
+        assert url2pathname(urlsplit(str(address.artifacts)).path) == str(tmp_path / name / "artifacts")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from feedrate.config import ROOT
 from feedrate.timing.point import Point, points
+from feedrate.tracking.backlog import Sender, destination, waiting
 from feedrate.tracking.journal import JOURNAL, STATE, Claim, Delivered, events
 
 
@@ -106,3 +109,54 @@ def test_one_process_at_a_time_carries_a_journal(tmp_path: Path) -> None:
     assert "another process is carrying this record" in other().stderr
     held.release()
     assert other().returncode == 0
+
+
+def test_an_artifact_that_cannot_be_stored_is_named_and_kept_and_all_that_follows_arrives(
+    track: Any, read: Any, tmp_path: Path, caplog: Any
+) -> None:
+    (tmp_path / "disk").write_text("in the way")
+    tracker = track(experiment="on a disk", artifacts=f"{tmp_path}/disk/artifacts")
+    tracker.text("lr: 1", "config.yaml")
+    tracker.metrics(points({"train/loss": 1.0}, 0))
+    tracker.end("FINISHED")
+    run = read.get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 1.0})
+    assert "not stored: artifact record/config.yaml" in caplog.text
+    assert f"{tmp_path}/disk" in caplog.text
+    assert "src/sync.py" in caplog.text
+    assert waiting(tmp_path / "run") == 1
+
+    goal = destination(tmp_path / "run", None)
+    assert len(Sender().send(tmp_path / "run", goal).aside) == 1
+    (tmp_path / "disk").unlink()
+    assert Sender().send(tmp_path / "run", goal).aside == []
+    assert waiting(tmp_path / "run") == 0
+    assert [path.read_text() for path in (tmp_path / "disk/artifacts").rglob("config.yaml")] == ["lr: 1"]
+
+
+def test_a_record_goes_on_in_a_repository_that_was_moved(
+    make_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed here, in a store that lies elsewhere by now, is the same run there."""
+    from feedrate import config
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "outputs/runs/one").mkdir(parents=True)
+    make_store(old / "outputs")
+    begin = {"event": "begin", "time_ms": 1, "journal": "j1", "name": "one", "tags": {}, "uri": "outputs/mlflow.db",
+             "artifacts": "outputs/artifacts", "experiment": "feedrate", "run_id": None}  # fmt: skip
+    loss = {"event": "metrics", "time_ms": 1, "points": [["train/loss", 1.0, 0, 1]]}
+    (old / "outputs/runs/one" / JOURNAL).write_text(json.dumps(begin) + "\n" + json.dumps(loss) + "\n")
+    monkeypatch.setattr(config, "ROOT", old)
+    sent = Sender().send(old / "outputs/runs/one", destination(old / "outputs/runs/one", None))
+    assert sent.store == "outputs/mlflow.db"
+
+    old.rename(new)
+    monkeypatch.setattr(config, "ROOT", new)
+    folder = new / "outputs/runs/one"
+    with (folder / JOURNAL).open("a") as journal:
+        journal.write(json.dumps({"event": "end", "time_ms": 2, "status": "FINISHED", "error": ""}) + "\n")
+    again = Sender().send(folder, destination(folder, None))
+    assert again.run_id == sent.run_id
+    assert again.parts == sent.parts + 1  # only what was new
+    assert not old.exists()

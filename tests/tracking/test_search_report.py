@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -40,6 +41,30 @@ def test_the_best_trial_is_a_finished_one_and_stands_first_with_its_command():
     assert "python src/train.py trial=1\n" in text
     assert "- trial 3 FAILED: it failed" in text
     assert "lr 0.005235" in report(direction="minimize").table(RESULTS).splitlines()[0]
+
+
+def fast(number: int, workers: str, rate: float, cores: float = 2.0) -> Result:
+    return Result(
+        number=number, settings={"loader.num_workers": workers}, command=f"python src/train.py trial={number}",
+        status="FINISHED", objective=rate, samples_per_s=rate, wait_pct=1.0, step_ms=8.0, free_cores=cores,
+    )  # fmt: skip
+
+
+def test_of_a_search_for_speed_the_best_trial_is_the_cheapest_of_those_within_the_noise():
+    search = report("loader/samples_per_s", keys=["loader.num_workers"])
+    found = [fast(0, "4", 1020.0), fast(1, "1", 1000.0), fast(2, "0", 500.0)]
+    text = search.table(found)
+    assert text.startswith(
+        "**Best trial: workers 1** · loader samples per s 1,000, the cheapest of 2 that are equal within the noise, of "
+    )
+    assert search.figures(found)["search"].axes[0].get_title(loc="left").endswith("best: 1,000 in trial 1")
+    assert "1.0 for trial 1" in search.table([fast(0, "4", 1020.0), fast(1, "1", 1000.0, cores=1.0)])
+
+
+def test_the_best_epoch_is_named_counted_from_1():
+    text = report().table([replace(trial(0, 0.8), best_epoch=12), trial(1, 0.7)])
+    assert "validation accuracy 0.8 in epoch 12, the largest of 2 trials" in text
+    assert "| best epoch |" in text
 
 
 def test_a_search_of_failures_says_so():

@@ -80,3 +80,10 @@ def test_the_shells_own_folder_is_no_password(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("OLDPWD", "/projects/elsewhere")
     text = "run folder  /projects/project/outputs/runs/1, before /projects/elsewhere"
     assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize("word", ["a", "0a", "1", "a."])
+def test_a_line_of_one_very_long_word_is_masked_too(word: str) -> None:
+    """A line of minified code or of encoded data: time that grows with the square of its length would be hours."""
+    line = word * 150_000
+    assert without_secrets(f"{line} api_key=abcdefgh {line}") == f"{line} api_key=*** {line}"

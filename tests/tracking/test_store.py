@@ -17,6 +17,7 @@ import pytest
 from feedrate.config import ROOT
 from feedrate.errors import UserError
 from feedrate.tracking.address import Address, read_address
+from feedrate.tracking.recorded import RecordedRun
 from feedrate.tracking.store import open_store
 from feedrate.tracking.view import VIEW_TAG
 
@@ -94,6 +95,22 @@ def test_the_experiment_gets_its_artifact_folder_and_a_view_that_later_runs_leav
     read.set_experiment_tag(experiment_id, VIEW_TAG, "changed by the user")
     assert open_store(address, "feedrate")[1] == experiment_id
     assert read.get_experiment(experiment_id).tags[VIEW_TAG] == "changed by the user"
+
+
+def test_a_store_and_a_search_in_a_folder_with_any_name_lie_there_and_nothing_lies_beside_it(tmp_path: Path) -> None:
+    from feedrate.trainer.trial import open_storage
+
+    folder = tmp_path / "My%20Drive? {x}#é"
+    address = read_address(f"{folder}/mlflow.db")
+    client, experiment_id = open_store(address, "feedrate")  # made here
+    run_id = client.create_run(experiment_id).info.run_id
+    client.log_text(run_id, "kept", "a.txt")
+    open_storage(folder / "study.db", new=True)
+    open_storage(folder / "study.db", new=False)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert {"mlflow.db", "study.db", "artifacts"} <= {path.name for path in folder.iterdir()}
+    assert RecordedRun(f"{folder}/mlflow.db", run_id).text("a.txt") == "kept"
+    assert open_store(address, "feedrate")[1] == experiment_id
 
 
 def test_nothing_is_written_into_the_working_folder(

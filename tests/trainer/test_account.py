@@ -85,7 +85,7 @@ def test_a_neighbour_that_comes_while_a_run_trains_is_noticed() -> None:
                     until(lambda free=free: free.due)
                     free.look([])
                 neighbour.kill()
-            low, high = free.between() or (0.0, 0.0)
+            low, high = free.range() or (0.0, 0.0)
             if high - low > 0.25:
                 return
     finally:
@@ -104,7 +104,7 @@ def test_time_in_which_a_worker_ends_says_nothing_of_free_cores(monkeypatch: pyt
     for _ in range(3):
         free.look([])
     assert free.mean() == pytest.approx((0.6 + 0.9 + 1.5) / 2)
-    assert free.between() == pytest.approx((1.5, 1.5))
+    assert free.range() == pytest.approx((1.5, 1.5))
 
 
 def test_a_long_run_keeps_few_intervals_of_free_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,3 +83,16 @@ def test_the_commit_is_compared_without_tracking_too(run_train, capsys, monkeypa
     compare.main()
     rows = {line.split("  ")[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert rows["commit"] == [summary["commit"][:12] or "not", *([] if summary["commit"] else ["recorded"]), "f" * 12]
+
+
+def test_the_best_epoch_is_named_and_its_figures_stand_beside_the_last_ones(tmp_path):
+    from feedrate.trainer.compare import comparison, facts
+    from feedrate.trainer.restore import SavedRun
+
+    def of(best_epoch: int, loss: float) -> SavedRun:
+        summary = {"best_epoch": best_epoch, "best": {"validation/loss": loss}, "metrics": {"validation/loss": 9.0}}
+        return SavedRun({}, tmp_path, None, None, None, summary)
+
+    text = comparison([facts("a", of(1, 0.5)), facts("b", of(7, 0.25))])
+    rows = {tuple(line.split()[:-2]): line.split()[-2:] for line in text.splitlines() if line.startswith("best")}
+    assert rows == {("best", "epoch"): ["1", "7"], ("best", "validation/loss"): ["0.5", "0.25"]}

@@ -96,6 +96,14 @@ def test_an_optimizer_of_torch_that_is_not_shipped_can_be_named(run_train):
     assert run_train("optimizer._target_=torch.optim.RMSprop", "trainer.max_epochs=1")["status"] == "FINISHED"
 
 
+@pytest.mark.parametrize("target", ["torch.optim.LBFGS", "own_models.TwiceThrough"])
+def test_an_optimizer_whose_step_needs_an_argument_is_refused_when_it_is_built(run_train, tmp_path, target):
+    needed = "closure" if "LBFGS" in target else "loss, again"
+    with pytest.raises(UserError, match=rf"optimizer._target_={target}: its step\(\) needs {needed}, and training"):
+        run_train(f"optimizer._target_={target}", "scheduler=none")
+    assert not (tmp_path / "run1/checkpoints/last.pt").exists()
+
+
 def test_a_scheduler_of_torch_that_is_not_shipped_can_be_named(run_train):
     overrides = ("scheduler=plateau", "scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=1")
     summary = run_train(*overrides, "+scheduler.gamma=0.5")

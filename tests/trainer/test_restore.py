@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -60,6 +62,54 @@ def test_nothing_else_is_allowed_at_any_depth_unless_the_user_names_it(target):
     assert f"allow=[my_package.Other,{target}]" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     check_targets({"model": node}, allow=[target])
+
+
+OWN = {"_target_": "own_models.Needy", "hidden": [8], "head": {"_target_": "packed_datasets.Halved"}}
+
+
+def test_classes_in_the_files_of_this_repository_are_allowed_for_runs_that_it_made():
+    nodes = {"model": OWN, "dataset": {"_target_": "packed_datasets.Noisy"}}
+    check_targets(nodes, own=True)
+    with pytest.raises(UserError) as caught:
+        check_targets(nodes)
+    named = "model._target_=own_models.Needy, model.head._target_=packed_datasets.Halved, "
+    assert str(caught.value).startswith(f"{named}dataset._target_=packed_datasets.Noisy: ")
+    assert str(caught.value).endswith("add allow=[own_models.Needy,packed_datasets.Halved,packed_datasets.Noisy]")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "own_models.nn.Linear",  # a class of torch, found through one of ours
+        "own_models.torch.hub.load",
+        "saved_run.compose",  # a function may do anything
+        "feedrate.trainer.run_folder.RunFolder",
+        "hydra_plugins.feedrate_launcher.FeedrateLauncher",
+        "elsewhere_models.Net",
+        "json.JSONDecoder",
+        "pytest.MonkeyPatch",
+        "os.system",
+        "own_models",
+    ],
+)
+def test_what_is_only_reached_through_this_repository_is_not_allowed(target, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere_models.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="names code that Feedrate does not ship"):
+        check_targets({"model": {"_target_": target}}, own=True)
+
+
+def test_a_run_with_own_classes_comes_back_without_being_asked_to_allow_them(run_train, monkeypatch):
+    folder = with_config(run_train("model=mlp", "model._target_=own_models.Needy", "trainer.max_epochs=1"))
+    saved = restore.find_saved(str(folder), None)
+    if not saved.summary["commit"]:
+        pytest.skip("this copy is outside git, and the run's folder outside of it")
+    _, state = restore.load_weights(saved, "best")
+    data = restore.open_data(saved, state, [], other_data=False)
+    assert type(restore.load_model(saved, state, data, torch.device("cpu"))).__name__ == "Needy"
+    foreign = replace(saved, summary={**saved.summary, "commit": "0" * 40})
+    with pytest.raises(UserError, match=r"model._target_=own_models.Needy: .*allow=\[own_models.Needy\]"):
+        restore.open_data(foreign, state, [], other_data=False)
 
 
 def test_interpolations_and_targets_that_are_no_text_are_refused():
@@ -139,6 +189,13 @@ def test_a_folder_that_is_named_to_an_evaluation_is_read_and_nothing_is_written_
             call(predict.main, "predict", *common, f"output={output}")
     assert not (tmp_path / "nowhere").exists()
     assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize("key", ["run_id", "run", "checkpoint"])
+def test_a_run_whose_name_is_empty_is_answered_with_the_likely_cause(key, tmp_path):
+    for entry, name, own in ((evaluate.main, "evaluate", []), (predict.main, "predict", [f"output={tmp_path}/p.csv"])):
+        with pytest.raises(UserError, match=f"^{key}= names no run; is it a shell variable that is not set?"):
+            call(entry, name, f"{key}=", "tracking=none", *own)
 
 
 def test_of_a_table_that_is_not_finished_nothing_is_left(tmp_path):

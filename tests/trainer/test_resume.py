@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,72 @@ def test_other_data_is_taken_where_that_is_allowed(run_train, tmp_path, stop_aft
     assert resumed["status"] == "FINISHED"
     assert last(folder)["step"] == 11 + 7  # the epoch that was interrupted begins anew, over the 200 samples
     assert last(folder)["meter"]["samples"] == 200
+
+
+def test_the_learning_rate_that_is_typed_is_taken_where_that_is_asked_for(
+    run_train, tmp_path, undisturbed, stop_after, monkeypatch, caplog
+):
+    stop_after(5)
+    folder = interrupted(run_train, tmp_path, 2)
+    shutil.copytree(folder, tmp_path / "run-copy")
+    monkeypatch.undo()
+    typed = ("optimizer.lr=0.0003", "optimizer.weight_decay=0.5")
+    kept = run_train(*SETTINGS, f"trainer.resume={folder}", *typed)
+    said = [text for text in caplog.messages if "is not used: the run goes on with" in text]
+    assert len(said) == 2
+    assert said[0] == (
+        "note: optimizer.lr=0.0003 is not used: the run goes on with 0.003, as its checkpoint has it; "
+        "trainer.resume_optimizer=false takes what is set now"
+    )
+    same_run(kept, undisturbed)
+    caplog.clear()
+    folder = tmp_path / "run-copy"
+    taken = run_train(*SETTINGS, f"trainer.resume={folder}", *typed, "trainer.resume_optimizer=false")
+    assert "is not used" not in caplog.text
+    group = last(folder)["optimizer"]["param_groups"][0]
+    assert (group["initial_lr"], group["weight_decay"]) == (0.0003, 0.5)
+    assert last(folder)["optimizer"]["state"][0]["step"] == 16 - 5  # the running means began anew
+    for mine, other in zip(taken["history"], undisturbed["history"], strict=True):  # the schedule is where it was
+        assert mine["train/learning_rate"] == pytest.approx(other["train/learning_rate"] / 10)
+    assert taken["order_digest"] == undisturbed["order_digest"]
+
+
+def test_another_optimizer_and_scheduler_are_taken_where_that_is_asked_for(
+    run_train, tmp_path, stop_after, monkeypatch
+):
+    stop_after(11)
+    folder = interrupted(run_train, tmp_path, 1)
+    monkeypatch.undo()
+    own = ("optimizer=sgd", "scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=1")
+    with pytest.raises(UserError, match=r"has changed; .*those of now: trainer.resume_optimizer=false"):
+        run_train(*SETTINGS, f"trainer.resume={folder}", *own)
+    resumed = run_train(*SETTINGS, f"trainer.resume={folder}", *own, "trainer.resume_optimizer=false")
+    assert resumed["history"][1]["train/learning_rate"] == pytest.approx(0.1 * 0.1)  # one epoch was there before
+    assert "momentum_buffer" in last(folder)["optimizer"]["state"][0]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "typed", "said"),
+    [
+        (("scheduler=plateau",), "scheduler.patience=9", "scheduler.patience=9 is not used: the run goes on with 3,"),
+        (("scheduler=one_cycle",), "scheduler.max_lr=0.5", "optimizer.lr=0.5 is not used: the run goes on with 0.003,"),
+        (("scheduler=none",), "optimizer.lr=0.5", "optimizer.lr=0.5 is not used: the run goes on with 0.003,"),
+    ],
+    ids=["plateau", "one cycle", "none"],
+)
+def test_settings_that_a_checkpoint_brings_back_are_said_and_no_others(
+    run_train, tmp_path, stop_after, monkeypatch, caplog, scheduler, typed, said
+):
+    stop_after(9)
+    folder = interrupted(run_train, tmp_path, 1, *scheduler)
+    shutil.copytree(folder, tmp_path / "run-copy")
+    monkeypatch.undo()
+    run_train(*SETTINGS, *scheduler, f"trainer.resume={folder}")
+    assert "is not used" not in caplog.text
+    run_train(*SETTINGS, *scheduler, f"trainer.resume={tmp_path}/run-copy", typed)
+    assert [text for text in caplog.messages if "is not used" in text] == [
+        f"note: {said} as its checkpoint has it; trainer.resume_optimizer=false takes what is set now"
+    ]
 
 
 @pytest.fixture

@@ -34,6 +34,10 @@ def test_classification_metrics_equal_scikit_learns(batch):
     assert found["top5_accuracy"] == pytest.approx(metrics.top_k_accuracy_score(y, probability, k=5, labels=range(12)))
     assert found["loss"] == pytest.approx(metrics.log_loss(y, probability, labels=range(12)), rel=1e-5)
     assert np.array_equal(meter.confusion(), metrics.confusion_matrix(y, predicted, labels=range(12)))
+    assert (
+        fill(Task(Targets("classification", tuple(range(12)), 12), top5=True), outputs, y[:, None], batch).metrics()
+        == found
+    )
     for row in meter.per_class():
         mask = y == row["class"]
         assert row["samples"] == int(mask.sum())

@@ -13,6 +13,9 @@ from typing import Any
 from feedrate.bench.measure import FED_PCT, About, Subject, Taken
 from feedrate.config import BenchingConfig
 from feedrate.errors import UserError
+from feedrate.timing.noise import Measured, noise, same
+
+EQUAL = "~"  # behind a ratio that noise may have made
 
 
 @dataclass
@@ -66,6 +69,7 @@ class Entry:
             "order_digest": self.about.order_digest,
             "repeats": len(alone),
             "spread": [min(alone), max(alone)],
+            "noise_pct": 100 * noise(alone) / self.middle("samples_per_s"),
             "load_ms": self.middle("load_ms"),
             "stages_pct": self.stages(),
             "sufficient_step_ms": self.sufficient_step_ms(),
@@ -145,7 +149,7 @@ def told(entry: Entry) -> str:
 
 
 def side_by_side(entries: Sequence[Entry]) -> str:
-    """The table of several: rates alone and with each step, against the first."""
+    """The table of several: rates alone and with each step, against the first, repeat by repeat."""
     steps = [step for step in entries[0].taken if step]
     head = ["", "samples/s", "lowest to highest", "times the first", "CPU s per 1,000", "MB"]
     head += [f"wait %, {step:g} ms" for step in steps] + ["order digest"]
@@ -153,9 +157,11 @@ def side_by_side(entries: Sequence[Entry]) -> str:
     for entry in entries:
         assert entry.about is not None
         rates = entry.rates()
-        ratio = median(a / b for a, b in zip(rates, entries[0].rates(), strict=True))
+        ratios = [a / b for a, b in zip(rates, entries[0].rates(), strict=True)]
+        equal = entry is not entries[0] and same(Measured(median(ratios), noise(ratios)), Measured(1.0))
         rows.append(
-            [entry.name, f"{median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}", f"{ratio:.2f}",
+            [entry.name, f"{median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}",
+             f"{median(ratios):.2f}{EQUAL * equal}",
              f"{entry.middle('cpu_s_per_1000'):.3g}", f"{max(one.peak_rss_mb for one in entry.taken[0.0]):,.0f}",
              *(f"{entry.middle('wait_pct', step):.1f}" for step in steps), entry.about.order_digest[:8] or "-"]
         )  # fmt: skip
@@ -164,6 +170,8 @@ def side_by_side(entries: Sequence[Entry]) -> str:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
+    if any(row[3].endswith(EQUAL) for row in rows):
+        lines.append(f"{EQUAL} equal to the first, within the noise")
     return "\n".join(lines)
 
 
@@ -212,23 +220,26 @@ def slower(entries: Sequence[Entry], baseline: Sequence[Mapping[str, Any]], nois
         earlier = known.get((row["name"], row["dataset"]))
         if earlier is None:
             continue
-        band = max(noise_pct, _spread_pct(row), _spread_pct(earlier))
-        loss = 100 * (1 - row["samples_per_s"] / earlier["samples_per_s"])
-        if loss > band:
+        now, before = _measured(row, noise_pct), _measured(earlier, noise_pct)
+        if now.value < before.value and not same(now, before):
+            loss = 100 * (1 - now.value / before.value)
             lines.append(
-                f"{row['name']}: {row['samples_per_s']:,.0f} samples/s are {loss:.0f} % less than the "
-                f"{earlier['samples_per_s']:,.0f} of the baseline; up to {band:.0f} % count as noise"
+                f"{row['name']}: {now.value:,.0f} samples/s are {loss:.0f} % less than the {before.value:,.0f} of the "
+                f"baseline, more than noise explains (up to {noise_pct:g} % count as noise in any case)"
             )
     return lines
+
+
+def _measured(row: Mapping[str, Any], noise_pct: float) -> Measured:
+    """A row's rate; files of earlier versions have no noise, but the lowest and highest repeat."""
+    rate, known = row["samples_per_s"], row.get("noise_pct")
+    if isinstance(known, (int, float)) and math.isfinite(known):
+        return Measured(rate, known * rate / 100, noise_pct / 100)
+    low, high = _spread(row)
+    return Measured(rate, noise([low, rate, high]) if high else 0.0, noise_pct / 100)
 
 
 def _spread(row: Mapping[str, Any]) -> Sequence[Any]:
     """Lowest and highest repeat."""
     spread = row.get("spread") or (0.0, 0.0)
     return spread if isinstance(spread, Sequence) else ()
-
-
-def _spread_pct(row: Mapping[str, Any]) -> float:
-    """Half the distance from the lowest to the highest repeat, as a share of the median."""
-    low, high = _spread(row)
-    return float(50 * (high - low) / row["samples_per_s"])

@@ -1,7 +1,7 @@
 """What a sample is: catalogs, datasets, and random numbers that belong to a sample."""
 
 from feedrate.dataset.array_files import ArrayFiles
-from feedrate.dataset.build import Data, build_data, list_IDs
+from feedrate.dataset.build import Data, build_data, check_shapes, list_IDs, without_transform
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.digits import Digits
 from feedrate.dataset.generated import Generated
@@ -24,7 +24,9 @@ __all__ = [
     "Packed",
     "TensorFiles",
     "build_data",
+    "check_shapes",
     "list_IDs",
     "sample_rng",
     "stage",
+    "without_transform",
 ]

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from feedrate.config import nearby
 from feedrate.errors import UserError
 
 SUFFIXES = (".pt", ".pth", ".npz")
@@ -57,7 +58,7 @@ class BigFile:
         if path.suffix.lower() not in SUFFIXES:
             raise UserError(f"source={path}: its ending must be one of {', '.join(SUFFIXES)}; {_REMEDY}")
         if not path.exists():
-            raise UserError(f"source={path}: no such file{_nearby(path)}")
+            raise UserError(f"source={path}: no such file{nearby(path)}")
         if not path.is_file():
             raise UserError(f"source={path}: is a folder; name the file that holds X and y")
         if path.suffix.lower() == ".npz":
@@ -257,9 +258,3 @@ def _kind(y: Any, labels: NDArray[Any]) -> str:
     if isinstance(y, list):
         return "a list of " + (", ".join(sorted({type(value).__name__ for value in y})[:4]) or "nothing")
     return str(labels.dtype) if isinstance(y, (Tensor, np.ndarray)) else f"a {type(y).__name__}"
-
-
-def _nearby(path: Path) -> str:
-    """Where the file may be meant instead: relative paths count from the repository, not from where one stands."""
-    here = Path.cwd() / path.name
-    return f"; relative paths count from the repository: did you mean source={here}?" if here.is_file() else ""

@@ -25,11 +25,12 @@ from feedrate.dataset.labels import Targets
 from feedrate.dataset.look import check_outputs, look, one_line, size_of, targets_of
 from feedrate.dataset.part import Part, held_out, list_IDs
 from feedrate.dataset.pt_file import load_tensor, wasted_bytes
+from feedrate.dataset.rng import sample_seeds
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError
 from feedrate.targets import build, locate, takes
 
-__all__ = ["Data", "build_data", "list_IDs"]
+__all__ = ["Data", "build_data", "check_shapes", "list_IDs", "without_transform"]
 
 log = logging.getLogger("feedrate")
 HELD_OUT = 5  # a class that knows no partition keeps one of so many samples for validation
@@ -67,7 +68,8 @@ def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True) -> D
     A class may have a classmethod `prepare(root)`, which is called once before anything is read, and `suffix`, the
     ending of its files ('.pt' otherwise; None where samples are no files), or a classmethod `catalog(root, task)` that
     returns partition and labels. Its constructor gets what it names of:
-    `list_IDs` and `labels` (from the folder `dataset.root`), `root`, `partition`, `seed`.
+    `list_IDs` and `labels` (from the folder `dataset.root`), `root`, `partition`, `seed`. The key `transform` is for
+    the partition 'train' alone.
 
     Args:
         prepare: False: the folder must hold the data already; nothing is written into it.
@@ -95,11 +97,46 @@ def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True) -> D
         data = _from_catalog(node, keys, catalog, seed)
     else:
         data = _from_class(node, keys, seed, has_partition="partition" in wanted)
+    if _has_transform(node):
+        log.info("note: dataset.transform is applied to training samples, not to those of validation and test")
     if keys.limit is not None:
         digest = hashlib.sha256(f"{data.digest},{keys.limit}".encode()).hexdigest()
         partition = {name: _first(part, keys.limit) for name, part in data.partition.items()}
         return replace(data, partition=partition, digest=digest)
     return data
+
+
+def _has_transform(node: Mapping[str, Any]) -> bool:
+    return node.get("transform") is not None
+
+
+def without_transform(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A dataset node as it holds for samples that are not trained on."""
+    if not _has_transform(node):
+        return node
+    needed = takes(locate(str(node["_target_"]), "dataset")).get("transform")
+    kept = {key: value for key, value in node.items() if key != "transform"}
+    return {**kept, "transform": None} if needed is not None and needed.default is needed.empty else kept
+
+
+def check_shapes(data: Data, node: Mapping[str, Any]) -> None:
+    """That a transform leaves training samples like those of validation and test; reads one sample of each partition.
+
+    Raises:
+        UserError: it changes their shape or dtype, so that the model could not be given both.
+    """
+    if not _has_transform(node):
+        return
+    for name, part in data.partition.items():
+        X = look(part, 0, str(node["_target_"]), 0)[0]
+        found = f"{tuple(X.shape)} {torch.as_tensor(X).dtype}" if hasattr(X, "shape") else type(X).__name__
+        wanted = f"{data.sample_shape} {data.sample_dtype}"
+        if found != wanted:
+            raise UserError(
+                f"dataset.transform makes training samples {wanted}; those of {name}, to which it is not applied, are "
+                f"{found}\nDo what all samples need in the files or in the dataset class, and leave shape and dtype as "
+                "they are in dataset.transform"
+            )
 
 
 def _prepare(target: Any, path: str, root: Path | None) -> None:
@@ -127,11 +164,13 @@ def _prepare(target: Any, path: str, root: Path | None) -> None:
 def _from_catalog(node: Mapping[str, Any], keys: DatasetConfig, catalog: Catalog, seed: int) -> Data:
     path = str(node["_target_"])
     node = {**node, "root": str(catalog.root)}
+    others = without_transform(node)
     partition = {}
     for name, ids in catalog.partition.items():
         labels = catalog.labels[name]
         injected = {"list_IDs": ids, "labels": labels, "partition": name, "seed": seed}
-        dataset = _checked(build(node, "dataset", injected, common_keys(DatasetConfig)), node)
+        own = node if name == "train" else others
+        dataset = _checked(build(own, "dataset", injected, common_keys(DatasetConfig)), node)
         if list_IDs(dataset) is None and len(dataset) == len(ids):  # the class does not keep them; errors and order do
             dataset = Part(dataset, range(len(ids)), ids)
         partition[name] = dataset
@@ -162,14 +201,22 @@ def _from_class(node: Mapping[str, Any], keys: DatasetConfig, seed: int, has_par
     path = str(node["_target_"])
     common = common_keys(DatasetConfig)
     resolved = {**node, "root": str(resolve_path(keys.root))} if keys.root else node
+    others = without_transform(resolved)
     partition: dict[str, Dataset[Any]]
     if has_partition:
         partition = {
-            name: _checked(build(resolved, "dataset", {"seed": seed, "partition": name}, common), node)
+            name: _checked(
+                build(resolved if name == "train" else others, "dataset", {"seed": seed, "partition": name}, common),
+                node,
+            )
             for name in getattr(locate(path, "dataset"), "partitions", ("train", "validation"))
         }
         stated = getattr(partition["train"], "num_outputs", None)
     else:
+        plain = None
+        if _has_transform(node):
+            with sample_seeds():  # a class that draws numbers when it is built draws the same ones again
+                plain = _checked(build(others, "dataset", {"seed": seed}, common), node)
         whole = _checked(build(resolved, "dataset", {"seed": seed}, common), node)
         stated = getattr(whole, "num_outputs", None)
         if len(whole) < HELD_OUT:
@@ -177,6 +224,13 @@ def _from_class(node: Mapping[str, Any], keys: DatasetConfig, seed: int, has_par
                 f"dataset: {path} has {len(whole)} samples; at least {HELD_OUT} are needed to hold some out"
             )
         train, validation = held_out(whole, len(whole) // HELD_OUT, seed)
+        if plain is not None:
+            if len(plain) != len(whole):
+                raise UserError(
+                    f"dataset: {path} has {len(plain):,} samples without dataset.transform and {len(whole):,} with it; "
+                    "both must be the same samples"
+                )
+            validation = Part(plain, validation.indices)
         partition = {"train": train, "validation": validation}
         log.info("note: %s takes no `partition`, so a fifth of its samples (by seed) is held out for validation", path)
     first, _ = look(partition["train"], 0, path, seed)

@@ -211,11 +211,13 @@ class Labels(Mapping[str, Any]):
 
     Attributes:
         tensor: (N,) int64 class indices, (N,) float32 numbers, or (N, K) float32 vectors.
+        classes: what the labels call each class index; None where the tensor itself says all.
+        known: False where the tensor holds placeholders for samples without labels.
     """
 
-    def __init__(self, list_IDs: IDs, tensor: Tensor) -> None:
+    def __init__(self, list_IDs: IDs, tensor: Tensor, classes: Sequence[Any] | None = None, known: bool = True) -> None:
         assert len(list_IDs) == len(tensor)
-        self.list_IDs, self.tensor = list_IDs, tensor
+        self.list_IDs, self.tensor, self.classes, self.known = list_IDs, tensor, classes, known
         self._sorted: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -228,6 +230,11 @@ class Labels(Mapping[str, Any]):
         """A number for classes and scalars, a (K,) tensor for vectors."""
         value = self.tensor[self.position(ID)]
         return value if value.dim() else value.item()
+
+    def stated(self, ID: str) -> Any:
+        """The label of an ID as it was given: a text, a number, true or false, or a list of numbers."""
+        value: Any = self.tensor[self.position(ID)].tolist()
+        return value if self.classes is None else self.classes[value]
 
     @property
     def indexed(self) -> bool:

@@ -6,20 +6,27 @@ Which ID has which label is the catalog's affair.
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.errors import UserError
+from feedrate.errors import UserError, offence
 
 MANY = 20  # from so many classes on, about one for each sample is worth a note
 _LARGEST = float(np.finfo(np.float32).max)
 _FINITE = f"finite and at most {_LARGEST:.1e} in size"
+_NOT_IN_NUMBERS = re.compile(r"[^0-9eE.+\- \t]")
+_TRUTH = {"true": True, "false": False}
+# what spreadsheets and statistics programs write in the place of a number that they do not have
+_NO_NUMBER = frozenset({"", "#N/A", "#NA", "N/A", "n/a", "NA", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"})
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Targets:
 
     Attributes:
         task: 'classification' or 'regression'.
-        classes: the JSON scalar that each class index stands for, or None for regression.
+        classes: the label (a JSON scalar) that each class index stands for, or None for regression.
         num_outputs: number of classes, length of the vector, or 1 for a number.
         notes: sentences for the user about what is odd but no error.
     """
@@ -45,8 +52,89 @@ class Targets:
         return "a number to predict" if self.num_outputs == 1 else f"{self.num_outputs} numbers to predict"
 
 
+def read_texts(
+    labels: Mapping[str, Sequence[str]], partition: Mapping[str, Sequence[str]], task: str = "auto"
+) -> tuple[Targets, dict[str, Tensor]]:
+    """As `read_labels`, for the texts of a table.
+
+    Texts that all are numbers are numbers; '[...]' is a vector, and true and false are what they are in JSON where no
+    other text occurs; all others are texts. Classes are the texts themselves, so no two texts become one class;
+    those that all are numbers are in the order of their values. Where two texts are the same number, as '01' and '1',
+    classes are in the order of the texts.
+
+    Raises:
+        UserError: as `read_labels`; also where there is no label, which a text such as 'NA' says among numbers only.
+    """
+    texts = set().union(*labels.values())
+    every = _all_numbers(texts)
+    if every is not None and (task == "regression" or (task == "auto" and (every != np.floor(every)).any())):
+        note = "labels: some numbers are written in several ways, such as {}, and count as one quantity; "
+        note += "dataset.task=classification takes each text as a class"
+        notes = _same_number({x: float(x) for x in texts}, note) if len(np.unique(every)) < len(texts) else []
+        quantities = {name: list(map(float, those)) for name, those in labels.items()}
+        return _noted(read_labels(quantities, partition, task), notes)
+    typed: dict[str, Any] = {text: _typed(text) for text in texts}
+    if texts - _NO_NUMBER <= _TRUTH.keys():
+        typed |= {text: _TRUTH[text] for text in texts & _TRUTH.keys()}
+    numbers = {text: value for text, value in typed.items() if _number(value)}
+    words = {text for text, value in typed.items() if type(value) is str}
+    none = words if words <= _NO_NUMBER and len(words) < len(texts) else words & {""}
+    if none:
+        pairs = (pair for name, ids in partition.items() for pair in zip(ids, labels[name], strict=True))
+        IDs = [ID for ID, text in pairs if text in none]
+        raise UserError(offence("labels: IDs without a label", IDs, "write their labels, or take out their rows"))
+    values = {name: [typed[text] for text in those] for name, those in labels.items()}
+    if len(numbers) == len(texts):
+        whole = all(type(value) is int for value in numbers.values())
+        if len(set(numbers.values())) == len(texts) and (whole or all(map(_fits, numbers.values()))):
+            exact = whole and all(str(value) == text and abs(value) < 2**63 for text, value in numbers.items())
+            return read_labels(values, partition, task, {} if exact else {v: text for text, v in numbers.items()})
+        note = "labels: some texts are the same number, such as {}; each is a class of its own"
+        notes = _same_number(numbers, note) if len(set(numbers.values())) < len(texts) else []
+        return _noted(read_labels(labels, partition, task), notes)
+    fraction = any(value % 1 > 0 for value in numbers.values())
+    if len(words) + len(numbers) < len(texts) or task == "regression" or (task == "auto" and fraction):
+        return read_labels(values, partition, task)  # of one kind, or refused with the reason
+    return _noted(read_labels(labels, partition, task), _odd_kinds(values, partition) if numbers else [])
+
+
+def _all_numbers(texts: Collection[str]) -> np.ndarray | None:
+    """(N,) float64 where `_typed` would find numbers only, else None; faster for a million of them."""
+    if _NOT_IN_NUMBERS.search("".join(texts)):
+        return None
+    try:
+        return np.fromiter(map(float, texts), dtype=np.float64, count=len(texts))
+    except ValueError:
+        return None
+
+
+def _typed(text: str) -> Any:
+    """The number or the list of numbers that a text is; other texts as they are."""
+    try:
+        if not _NOT_IN_NUMBERS.search(text):
+            return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
+        value = json.loads(text) if text.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):  # also of more digits than Python takes
+        return text
+    return value if isinstance(value, list) and all(type(x) in (int, float, bool) for x in value) else text
+
+
+def _same_number(numbers: Mapping[str, float], note: str) -> list[str]:
+    """The note with an example of two texts that are the same number."""
+    first: dict[float, str] = {}
+    pair = next((first[v], text) for text, v in sorted(numbers.items()) if first.setdefault(v, text) != text)
+    return [note.format(" and ".join(map(_shown, pair)))]
+
+
+def _noted(found: tuple[Targets, dict[str, Tensor]], notes: list[str]) -> tuple[Targets, dict[str, Tensor]]:
+    return replace(found[0], notes=(*notes, *found[0].notes)), found[1]
+
+
 def read_labels(
-    labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], task: str = "auto"
+    labels: Mapping[str, Sequence[Any]],
+    partition: Mapping[str, Sequence[str]],
+    task: str = "auto",
+    names: Mapping[Any, str] | None = None,
 ) -> tuple[Targets, dict[str, Tensor]]:
     """Labels of every partition as one kind of tensor.
 
@@ -54,6 +142,7 @@ def read_labels(
         labels: JSON values by partition, aligned with `partition`.
         partition: the IDs, to name an offender.
         task: 'auto' takes vectors and floats with a fraction for regression, everything else for classes.
+        names: what each class is called, where that is not its value.
 
     Returns:
         What they are, and by partition (N,) int64 class indices, (N,) float32 numbers or (N, K) float32 vectors.
@@ -61,6 +150,7 @@ def read_labels(
     Raises:
         UserError: naming the first ID whose label does not fit the others.
     """
+    labels = single(labels)
     kinds = {type(value) for values in labels.values() for value in values}
     if wrong := kinds - {int, float, str, bool, list}:
         ID, value = _first(labels, partition, lambda value: type(value) in wrong)
@@ -92,7 +182,17 @@ def read_labels(
                 f"labels: ID {ID!r} has the label {_shown(value)}, while others are {others}; "
                 f"give {wanted}, or set dataset.task=classification"
             )
-    return _classes(labels, partition, kinds, task)
+    return _classes(labels, partition, kinds, task, names or {})
+
+
+def single(labels: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+    """The same labels; where each is a list of one number, or each of one truth value, that stands for the list."""
+    if all(isinstance(value, (list, tuple)) and len(value) == 1 for values in labels.values() for value in values):
+        found = {name: [value[0] for value in values] for name, values in labels.items()}
+        kinds = {type(value) for values in found.values() for value in values}
+        if kinds == {bool} or (kinds <= {int, float} and all(_fits(v) for values in found.values() for v in values)):
+            return found
+    return labels
 
 
 def _vectors(
@@ -105,12 +205,11 @@ def _vectors(
         )
     listed, first = _first(labels, partition, lambda v: isinstance(v, list))
     length = len(first)
+    kinds = (bool,) if first and type(first[0]) is bool else (int, float)  # true and false are 1 and 0, if not mixed
 
     def odd(value: Any) -> bool:
         return (
-            not isinstance(value, list)
-            or len(value) != length
-            or not all(type(x) in (int, float) and _fits(x) for x in value)
+            not isinstance(value, list) or len(value) != length or not all(type(x) in kinds and _fits(x) for x in value)
         )
 
     if length == 0:
@@ -127,16 +226,22 @@ def _vectors(
 
 
 def _classes(
-    labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], kinds: set[type], task: str
+    labels: Mapping[str, Sequence[Any]],
+    partition: Mapping[str, Sequence[str]],
+    kinds: set[type],
+    task: str,
+    called: Mapping[Any, str],
 ) -> tuple[Targets, dict[str, Tensor]]:
     numeric = kinds <= {int, float}
     notes = [] if numeric or len(kinds) == 1 else _odd_kinds(labels, partition)
+    notes += _nearly_alike(labels) if str in kinds else []
     if not numeric and len(kinds) > 1:  # true is not 1 and "1" is not 1; each kind in its own order
         labels = {name: [(_kind(value), value) for value in values] for name, values in labels.items()}
     found = {name: set(values) for name, values in labels.items()}
     ordered = sorted(set().union(*found.values()))
     position = {value: index for index, value in enumerate(ordered)}
-    names = tuple(_whole(value[1] if isinstance(value, tuple) else value) for value in ordered)
+    plain = (value[1] if isinstance(value, tuple) else value for value in ordered)
+    names = tuple(called.get(value, _whole(value)) for value in plain)
     if unseen := [_shown(name) for name, value in zip(names, ordered, strict=True) if value not in found["train"]]:
         listed = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         count = "1 class" if len(unseen) == 1 else f"{len(unseen):,} classes"
@@ -167,6 +272,22 @@ def _odd_kinds(labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequ
     ]
 
 
+def _nearly_alike(labels: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A note that counts the labels that are another one but for case, outer white space or Unicode form."""
+    spellings: dict[str, list[str]] = {}
+    for text in sorted({value for values in labels.values() for value in values if type(value) is str}):
+        spellings.setdefault(unicodedata.normalize("NFC", text).strip().casefold(), []).append(text)
+    several = [group for group in spellings.values() if len(group) > 1]
+    if not several:
+        return []
+    counts = Counter(chain.from_iterable(labels.values()))
+    rare = sum(sum(sorted(map(counts.__getitem__, group))[:-1]) for group in several)
+    return [
+        f"labels: {rare:,} labels differ from others only by case, outer white space or Unicode form, such as "
+        f"{' and '.join(map(_shown, several[0][:2]))}; each spelling is a class of its own"
+    ]
+
+
 def _numbers(values: Sequence[Any], list_IDs: Sequence[str]) -> np.ndarray:
     """(N,) float64, each within what float32 can hold."""
     try:
@@ -183,6 +304,22 @@ def _numbers(values: Sequence[Any], list_IDs: Sequence[str]) -> np.ndarray:
 
 def _fits(value: float) -> bool:
     return -_LARGEST <= value <= _LARGEST
+
+
+def same(y: Any, label: Any) -> bool:
+    """Whether y, as a file holds it beside X, is the label of that sample."""
+    if isinstance(y, Tensor):
+        plain = not y.is_nested and y.layout == torch.strided and y.device.type == "cpu"
+        few = plain and y.numel() <= (len(label) if isinstance(label, list) else 1)
+        y = y.flatten().tolist() if few else None
+    y, label = (v[0] if isinstance(v, (list, tuple)) and len(v) == 1 else v for v in (y, label))
+    if isinstance(y, (list, tuple)) and isinstance(label, list):
+        return len(y) == len(label) and all(map(same, y, label))
+    if isinstance(label, str) and not isinstance(y, str):
+        label = _typed(label)
+    if type(y) is float and isinstance(label, (int, float)) and _fits(y) and _fits(label):
+        return bool(np.float32(y) == np.float32(label))  # as precise as a label is kept
+    return type(y) in (int, float, bool, str) and bool(y == label)
 
 
 def _number(value: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from feedrate.config import DatasetConfig
-from feedrate.dataset.labels import Targets, read_labels
+from feedrate.dataset.labels import Targets, read_labels, single
 from feedrate.dataset.part import list_IDs
 from feedrate.dataset.rng import name_sample, sample_seeds
 from feedrate.errors import SampleError, UserError
@@ -40,6 +40,7 @@ def targets_of(train: Dataset[Any], keys: DatasetConfig, stated: int | None, pat
             said = True
             log.info("note: looking at %d samples to learn how many classes there are; dataset.num_outputs=... "
                      "or an attribute num_outputs states it", count)  # fmt: skip
+    values = list(single({"train": values})["train"])
     IDs_ = [_name(train, index) for index in picked]
     try:
         targets, _ = read_labels({"train": values}, {"train": IDs_}, keys.task)

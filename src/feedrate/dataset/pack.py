@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from feedrate.config import PackConfig
-from feedrate.dataset.build import build_data
+from feedrate.dataset.build import build_data, check_shapes
 from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.counted import counted
 from feedrate.dataset.folder import Interrupted, locked, sync_folder
@@ -44,6 +44,7 @@ def pack(config: PackConfig) -> Index:
     root = root_of(config)
     check_root(root)
     data = build_data(config.dataset, config.seed)
+    check_shapes(data, config.dataset)
     job = job_of(config, root, data)
     try:
         root.mkdir(parents=True, exist_ok=True)

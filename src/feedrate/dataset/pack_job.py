@@ -90,6 +90,8 @@ def job_of(config: PackConfig, root: Path, data: Data) -> Job:
     )
     folder = resolve_path(config.dataset["root"]) if config.dataset.get("root") else None
     kept = {key: value for key, value in config.dataset.items() if key not in _ASIDE and value is not None}
+    if "transform" in kept:  # shards of a version that transformed every partition are out of date
+        kept["transform"] = {"train": kept["transform"]}
     settings = hashlib.sha256(json.dumps([kept, seed], sort_keys=True, default=str).encode()).hexdigest()
     suffix = _suffix(train, folder)
     source = Source(target, str(folder) if folder else None, suffix, settings, catalog_files(folder) if folder else {})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from feedrate.config import resolve_path
+from feedrate.config import nearby, resolve_path
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.memory import copy_rows, in_range, memory_of, rows_of
@@ -85,7 +85,8 @@ class Packed(Dataset[tuple[Any, Any]]):
         """Partition and labels of a folder of shards, from within these; see Index.catalog."""
         if not root.is_dir():
             fault = "is no folder" if root.exists() else "no such folder"
-            raise UserError(f"dataset.root={root}: {fault}; name the one that python src/pack.py has written")
+            remedy = f"name the one that python src/pack.py has written{nearby(root)}"
+            raise UserError(f"dataset.root={root}: {fault}; {remedy}")
         return Index.complete(root).catalog(root, task)
 
     def __len__(self) -> int:

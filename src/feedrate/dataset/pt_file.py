@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from feedrate.dataset.labels import same
 from feedrate.errors import SampleError
 
 MAX_EXPANDED_BYTES = 1 << 30  # a tensor may be larger than its file (torch.Tensor.expand), up to this
@@ -31,29 +33,44 @@ for _text in ("Detected pickle protocol", "'torch.load' received a zip file that
     warnings.filterwarnings("ignore", _text, UserWarning)
 
 
-def load_tensor(path: str, ID: str) -> Tensor:
+def load_tensor(path: str, ID: str, label_of: Callable[[str], Any] | None = None) -> Tensor:
     """The tensor in a file that torch.save wrote; of a pair `(X, y)` or `{"X": X, "y": y}` it is X.
 
     Never runs code from the file, and never retries in a way that would.
 
+    Args:
+        label_of: the label of an ID, which a y in the file must equal; None: a y is not looked at.
+
     Raises:
-        SampleError: the file is missing, empty, damaged, needs code to load, or holds no single dense tensor.
+        SampleError: the file is missing, empty, damaged, needs code to load, holds no single dense tensor, or beside
+            it a y that is not the sample's label.
     """
     try:
-        value = _X(torch.load(path, map_location="cpu", weights_only=True))
+        value, y = _pair(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         # from None: the texts of torch advise to load with weights_only=False, which would run a file's code
         raise SampleError(f"sample {ID!r} ({path}): {_reason(path, error)}", ID=ID, path=path) from None
-    if fault := _unfit(value, path):
+    fault = _unfit(value, path)
+    if not fault and y is not None and label_of is not None and not same(y, label := label_of(ID)):
+        rule = "y in a file is not used, so it must equal the label or be left out"
+        fault = f"holds y = {_brief(y)}, and its label is {_brief(label)}; {rule}: {_SAVE}"
+    if fault:
         raise SampleError(f"sample {ID!r} ({path}): {fault}", ID=ID, path=path)
     return value.detach()  # type: ignore[no-any-return]
 
 
-def _X(value: Any) -> Any:
-    """X where a file holds the whole sample; what y is, the labels say, which may number classes in their own way."""
+def _pair(value: Any) -> tuple[Any, Any]:
+    """X and y where a file holds the whole sample; all else as X, and no y."""
     if isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], Tensor):
-        return value[0]
-    return value["X"] if isinstance(value, dict) and value.keys() == {"X", "y"} else value
+        return value[0], value[1]
+    return (value["X"], value["y"]) if isinstance(value, dict) and value.keys() == {"X", "y"} else (value, None)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Tensor) and (value.dim() > 1 or value.numel() > 4 or value.layout != torch.strided):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}" if not value.is_nested else "a nested tensor"
+    text = repr(value.tolist() if isinstance(value, Tensor) and value.device.type == "cpu" else value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def wasted_bytes(X: Tensor) -> int:

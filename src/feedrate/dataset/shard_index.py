@@ -171,11 +171,14 @@ class Index:
             return found
         values = {name: [self._value(v) for v in of.tensor.tolist()] for name, of in labels.items()}
         flat = {ID: v for name, ids in packed.items() for ID, v in zip(ids, values[name], strict=True)}
-        return replace(Catalog.of(root, packed, flat, task=task, source=NAME), root=root)
+        as_text = all(isinstance(name, str) for name in self.classes or (None,))
+        return replace(Catalog.of(root, packed, flat, task=task, source=NAME, as_text=as_text), root=root)
 
     def _value(self, label: Any) -> Any:
         """A label as it was before it became a class."""
-        return label if self.classes is None else self.classes[label]
+        if self.classes is None:
+            return label
+        return self.classes[label[0] if isinstance(label, list) else label]
 
 
 def _names_and_labels(root: Path, entry: ShardEntry, index: Index) -> tuple[np.ndarray, np.ndarray, Tensor]:

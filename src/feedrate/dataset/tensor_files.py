@@ -6,6 +6,7 @@ Order, batches and workers are the loader's affair.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from feedrate.config import resolve_path
 from feedrate.dataset.file_layout import learn_pt
 from feedrate.dataset.file_template import pt_template
 from feedrate.dataset.ids import IDs, Labels
+from feedrate.dataset.labels import single
 from feedrate.dataset.memory import in_range, rows_of
 from feedrate.dataset.part import PickedIDs
 from feedrate.dataset.paths import Folder, Paths
@@ -41,7 +43,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         partition: its name, for the cache.
 
     A sample is `(X, y)`: the file's tensor, and the label as a tensor (0-d for classes and numbers, (K,) for vectors).
-    Labels that are no numbers are returned as they are.
+    Labels that are no numbers are returned as they are. A file may also hold `(X, y)`, y being the label.
 
     Raises:
         UserError: an ID has no label, or is no text.
@@ -65,6 +67,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
                 raise UserError(f"dataset.{key}={value}: must be none or {other}")
         self.list_IDs = list_IDs if isinstance(list_IDs, IDs) else IDs(list_IDs)
         self.labels = _aligned(self.list_IDs, labels)
+        self._label_of = _label_of(self.list_IDs, labels, self.labels)
         self.root = str(resolve_path(root))
         self.transform = transform
         self._folder = Folder(self.root, self.list_IDs, self.suffix)
@@ -75,7 +78,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
             self._cache = open_cache(Path(self.root), partition, self.list_IDs, first, verify == "crc")
 
     def _make_reader(self, verify: bool) -> SampleReader:
-        return SampleReader(load_tensor, learn_pt, pt_template, verify)
+        return SampleReader(partial(load_tensor, label_of=self._label_of), learn_pt, pt_template, verify)
 
     def __len__(self) -> int:
         return len(self.list_IDs)
@@ -134,6 +137,13 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         return f"{self.root}/{ID}{self.suffix}"
 
 
+def _label_of(list_IDs: IDs, labels: Mapping[str, Any], aligned: Tensor | list[Any]) -> Callable[[str], Any] | None:
+    """The label of an ID as it was given; None for samples that have no labels."""
+    if isinstance(labels, Labels):
+        return labels.stated if labels.known else None
+    return Labels(list_IDs, aligned).stated if isinstance(aligned, Tensor) else labels.__getitem__
+
+
 def _aligned(list_IDs: IDs, labels: Mapping[str, Any]) -> Tensor | list[Any]:
     """Labels in the order of the IDs: a tensor that workers share, or a list where they are no numbers."""
     if isinstance(labels, Labels) and labels.list_IDs is list_IDs:
@@ -145,6 +155,7 @@ def _aligned(list_IDs: IDs, labels: Mapping[str, Any]) -> Tensor | list[Any]:
         return labels.tensor[[labels.position(ID) for ID in list_IDs]]
     # what pandas and NumPy hand out are numbers too
     values = [v.item() if isinstance(v, np.generic) else v for v in (labels[ID] for ID in list_IDs)]
+    values = list(single({"": values})[""])
     kinds = {type(value) for value in values}
     try:
         if kinds and kinds <= {int, bool}:

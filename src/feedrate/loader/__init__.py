@@ -1,11 +1,12 @@
 """How batches arrive: order, fetching, digest, transfer to the device."""
 
 from feedrate.loader.build import build_loaders, close_loaders, start_loaders
-from feedrate.loader.loader import Loader
+from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.order import Order
 from feedrate.loader.report import Report, setup_of
 from feedrate.loader.tickets import Receipt
 from feedrate.loader.transfer import Batch, ToDevice
+from feedrate.loader.workers import lost_worker
 
 __all__ = [
     "Batch",
@@ -13,9 +14,11 @@ __all__ = [
     "Order",
     "Receipt",
     "Report",
+    "SeededLoader",
     "ToDevice",
     "build_loaders",
     "close_loaders",
+    "lost_worker",
     "setup_of",
     "start_loaders",
 ]

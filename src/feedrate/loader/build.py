@@ -22,7 +22,8 @@ from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
 from feedrate.loader.device import has_streams
 from feedrate.loader.limits import read_limits
-from feedrate.loader.loader import Loader
+from feedrate.loader.loader import Loader, SeededLoader
+from feedrate.loader.open_files import warn_of_open_files
 from feedrate.loader.parcel import NOTHING, inherited, sent
 from feedrate.loader.preflight import Pool, Setup, preflight
 from feedrate.loader.workers import start_method
@@ -80,14 +81,17 @@ def start_loaders(loaders: Mapping[str, Any], names: Sequence[str], data: Data, 
         if text := preflight(_setup(counted, data), read_limits()):
             log.warning("%s", text)
 
-    if isinstance(first, Loader) and first.seed is not None and checkable:
+    if isinstance(first, SeededLoader) and checkable:
         if first.engine == "auto":  # to find out, batches are made; threads need no more than any engine does
             preflight(replace(_setup(counted, data), engine="thread"), read_limits())
         first.start(check)
     elif checkable:
         check()
+        if first.num_workers and _method(first, "torch") == "fork":
+            for loader in used:
+                warn_of_open_files(loader.dataset)
     for loader in used:
-        if isinstance(loader, Loader) and isinstance(first, Loader) and loader is not first:
+        if isinstance(loader, SeededLoader) and isinstance(first, SeededLoader) and loader is not first:
             loader.engine = first.engine
         if hasattr(loader, "start"):
             loader.start()
@@ -97,7 +101,7 @@ def _setup(loaders: Sequence[DataLoader[Any]], data: Data) -> Setup:
     """What the pre-flight must know of the loaders that are started."""
     first, workers = loaders[0], loaders[0].num_workers
     engine = "torch" if workers else "inline"
-    if isinstance(first, Loader) and first.seed is not None:
+    if isinstance(first, SeededLoader):
         engine = first.engine
     y = data.targets.num_outputs if data.targets.task == "regression" else 1
     sample_bytes = math.prod(data.sample_shape) * data.sample_dtype.itemsize + 8 * y
@@ -159,7 +163,9 @@ def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         log.info("note: not used by threads: loader.multiprocessing_context=%s", settings["multiprocessing_context"])
         settings["multiprocessing_context"] = None
     if workers == 0:
-        aside = {"prefetch_factor": None, "multiprocessing_context": None, "timeout": 0, "engine": "auto"}
+        aside: dict[str, Any] = {"prefetch_factor": None, "multiprocessing_context": None, "engine": "auto"}
+        if settings.get("_target_") != "feedrate.loader.Loader":
+            aside["timeout"] = 0  # torch refuses it
         quiet = (None, "inline")
         said = [f"loader.{key}={settings[key]}" for key, off in aside.items() if settings.get(key) not in (off, *quiet)]
         if said:

@@ -22,10 +22,14 @@ _START = hashlib.sha256(b"feedrate order digest 1").digest()
 
 
 class OrderDigest:
-    """The chain up to a position of the present epoch; earlier epochs are part of the chain."""
+    """The chain up to a position of the present epoch; earlier epochs are part of the chain.
+
+    Attributes:
+        list_IDs: by index; None where the index is the ID.
+    """
 
     def __init__(self, list_IDs: Sequence[str] | None) -> None:
-        self._list_IDs = list_IDs
+        self.list_IDs = list_IDs
         self._order: Order | None = None
         self._first = 0  # position of the first block whose chain is known
         self._chains = [_START]  # before that block, and before each one after it: 32 bytes for 65,536 samples
@@ -64,7 +68,7 @@ class OrderDigest:
 
     def _hash(self, chain: bytes, start: int, stop: int) -> bytes:
         assert self._order is not None
-        return hashlib.sha256(chain + encode(self._list_IDs, self._order.indices(start, stop))).digest()
+        return hashlib.sha256(chain + encode(self.list_IDs, self._order.indices(start, stop))).digest()
 
 
 def content_hash(chain: bytes, batch: Any) -> bytes:
@@ -75,7 +79,7 @@ def content_hash(chain: bytes, batch: Any) -> bytes:
     """
     digest = hashlib.sha256(chain)
     for name, value in leaves(batch):
-        if isinstance(value, torch.Tensor) and is_dense(value):
+        if isinstance(value, torch.Tensor) and is_dense(value) and not value.is_quantized:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
             plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
             digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
@@ -84,7 +88,9 @@ def content_hash(chain: bytes, batch: Any) -> bytes:
         elif value is None or isinstance(value, (str, bytes, bool, int, float, complex, np.generic)):
             digest.update(f"{name} {value!r};".encode())
         else:
-            kind = str(value.layout) if isinstance(value, torch.Tensor) else type(value).__name__
+            kind = type(value).__name__
+            if isinstance(value, torch.Tensor):
+                kind = str(value.dtype if value.is_quantized else value.layout)
             raise UserError(
                 f"loader.content_digest=true: a batch holds {kind} at {name or 'its top'}, which cannot be hashed; "
                 "return dense tensors, arrays, numbers and texts, or set loader.content_digest=false"

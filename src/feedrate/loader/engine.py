@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +25,18 @@ from feedrate.loader.fetch import Samples
 from feedrate.loader.limits import free_shared_memory, shown
 from feedrate.loader.order import Plan
 from feedrate.loader.preflight import Pool, Setup, needs
+from feedrate.loader.threads import within
 from feedrate.loader.tickets import Receipt, Ticket, tickets_of
+from feedrate.loader.workers import refuse_to_run_again
+from feedrate.timing.machine import queued_ns
 
 if TYPE_CHECKING:
     from feedrate.loader.loader import Loader
 
 log = logging.getLogger("feedrate")
 NAMES = ("auto", "inline", "thread", "process")
-HELD_MS = 1.0  # of the interpreter's lock for a batch, above which threads cost the training more than processes do
+HELD_MS = 1.0  # of the interpreter's lock for a batch, up to which threads cost the training no more than processes do
+HELD_SHARE = 0.1  # of a batch's own time, up to which threads are picked whatever it takes
 ROUNDS = 3  # of the measurement, each of one batch and then two at once
 BUDGET_MS = 200.0  # after which no other round begins
 PATIENCE_MS = 1000.0  # of a batch that takes longer no more are made for the sake of measuring
@@ -70,23 +76,26 @@ def checked(engine: str, settings: DataLoader[Any]) -> str:
     return engine
 
 
-def may_be_threads(loader: Loader) -> bool:
+def may_be_threads(loader: Loader[Any]) -> bool:
     """Whether threads can be trusted with what a loader without workers has loaded; as `auto` sees it."""
     samples = loader._samples
     said = _says_thread_safe(samples.dataset) or not samples.came_one_by_one
     return said and _given(samples, loader) is None
 
 
-def choose(samples: Samples, plan: Plan, loader: Loader) -> Choice:
+def choose(samples: Samples, plan: Plan, loader: Loader[Any]) -> Choice:
     """Settles `loader.engine`, with some of the plan's batches made where that is needed; says so on one line.
 
     No thread is left when it returns, so that processes can still be forked.
 
     Raises:
-        UserError: engine=thread is asked for, and the dataset draws from a global random generator.
+        UserError: engine=thread is asked for, and the dataset draws from a global random generator; or worker processes
+            would run the whole program.
     """
+    if loader.engine in ("auto", "process"):
+        refuse_to_run_again()
     if loader.engine == "thread":
-        return _thread(samples.in_threads(), plan)
+        return _thread(samples.in_threads(), plan, loader.timeout)
     if loader.engine != "auto":
         return Choice(loader.engine)
     choice = _given(samples, loader) or _pick(samples.in_threads(), plan, loader)
@@ -94,8 +103,8 @@ def choose(samples: Samples, plan: Plan, loader: Loader) -> Choice:
     return choice
 
 
-def _thread(samples: Samples, plan: Plan) -> Choice:
-    made, drew = _look(samples, plan)
+def _thread(samples: Samples, plan: Plan, timeout: float) -> Choice:
+    made, drew = _look(samples, plan, timeout)
     if drew:
         raise UserError(
             f"loader.engine=thread: {samples.name} draws from {drew} global random generator, which threads share with "
@@ -105,7 +114,7 @@ def _thread(samples: Samples, plan: Plan) -> Choice:
     return Choice("thread", made=made)
 
 
-def _given(samples: Samples, loader: Loader) -> Choice | None:
+def _given(samples: Samples, loader: Loader[Any]) -> Choice | None:
     """What other settings decide, and what threads cannot be trusted with."""
     if loader.worker_init_fn is not None:
         return Choice("process", "which worker_init_fn is for")
@@ -117,8 +126,8 @@ def _given(samples: Samples, loader: Loader) -> Choice | None:
     return None
 
 
-def _pick(samples: Samples, plan: Plan, loader: Loader) -> Choice:
-    made, drawn_from = _look(samples, plan)
+def _pick(samples: Samples, plan: Plan, loader: Loader[Any]) -> Choice:
+    made, drawn_from = _look(samples, plan, loader.timeout)
     if drawn_from:
         return Choice("process", f"since {samples.name} draws from {drawn_from} global random generator")
     if not made or made[0][1].error is not None:
@@ -138,7 +147,7 @@ def _pick(samples: Samples, plan: Plan, loader: Loader) -> Choice:
     if first_ns > PATIENCE_MS * 1e6:
         return Choice("process", f"since a batch takes {first_ns / 1e9:.1f} s, too long to measure more", made)
     with draws_from_globals() as drew:
-        choice = _measured(samples, plan, made[0])
+        choice = _measured(samples, plan, made[0], loader.timeout)
     return (
         Choice("process", f"since {samples.name} draws from {drew[0]} global random generator", made)
         if drew
@@ -146,60 +155,120 @@ def _pick(samples: Samples, plan: Plan, loader: Loader) -> Choice:
     )
 
 
-def _look(samples: Samples, plan: Plan) -> tuple[list[Made], str]:
+def _look(samples: Samples, plan: Plan, timeout: float) -> tuple[list[Made], str]:
     """The first batch, and whose global random generator it drew from; then there is no batch, as it would be wrong."""
     ticket = next(tickets_of(plan), None)
     if ticket is None:
         return [], ""
     with draws_from_globals() as drew:
-        made = samples.make(ticket)
+        made = within(timeout, lambda: samples.make(ticket), samples.named(ticket))
     return ([], drew[0]) if drew else ([made], "")
 
 
-def _measured(samples: Samples, plan: Plan, first: Made) -> Choice:
-    """By what a batch costs, and by how far two threads get in each other's way; of each the best time counts."""
-    made, ones, twos = [first], [], []
+def _measured(samples: Samples, plan: Plan, first: Made, timeout: float) -> Choice:
+    """By what a batch costs, and by how far two threads get in each other's way; of each the best time counts.
+
+    What a thread waits for a core counts for neither: on a busy machine that is no sign of the interpreter's lock.
+    """
+    made = [first]
+    alone_ns, waited_ns, shares = list[int](), list[int](), list[float]()
+    begin = time.perf_counter()
     tickets = islice(tickets_of(plan), 1, None)  # with the first batch it was also learned how the files are built
     for _ in range(ROUNDS):
-        ones.append(_timed(samples, tickets, 1, made))
-        twos.append(_timed(samples, tickets, 2, made))
+        for threads in (1, 2):
+            wanted = list(islice(tickets, threads))
+            if not wanted:
+                break
+            with _long_turns():
+                timed = within(timeout, partial(_timed, samples, wanted, made), samples.named(wanted[0]))
+            if threads == 1:
+                alone_ns.append(timed.ns - timed.queued_ns)
+                waited_ns.append(max(0, timed.ns - timed.ready_ns[0]))  # for the disk, as a rule
+            elif len(wanted) == threads:
+                shares.append(_share_held(timed, min(waited_ns)))
         if any(receipt.error is not None for _, receipt in made):
             return Choice("process", "since a sample failed while it was measured", _until_error(made))
-        if sum(ones) + sum(twos) > BUDGET_MS * 1e6:
+        if time.perf_counter() - begin > BUDGET_MS / 1e3:
             break
-    one = min([ns for ns in ones if ns] or [first[1].load.ns])
-    two = min([ns for ns in twos if ns] or [2 * one])
-    # of two batches at once, the shares that hold the interpreter's lock come one after the other
-    share = min(1.0, max(0.0, two / one - 1))
-    batch_ms, held_ms, count = one / 1e6, share * one / 1e6, len(first[1].ticket.indices)
+    batch_ms = min(alone_ns, default=first[1].load.ns) / 1e6
+    share = min(shares, default=1.0)
+    held_ms, count = share * batch_ms, len(first[1].ticket.indices)
     size = nbytes(first[0])
     shown = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} KB"
     text = f"as a batch of {shown} takes {batch_ms:.2g} ms"
     text += f" ({1e3 * batch_ms / count:.0f} us a sample)"
     text += f" and holds the interpreter for {'at most ' * (share == 1)}{held_ms:.2g} ms of it"
-    return Choice("thread" if held_ms <= HELD_MS else "process", text, made)
+    return Choice("thread" if held_ms <= max(HELD_MS, HELD_SHARE * batch_ms) else "process", text, made)
 
 
-def _timed(samples: Samples, tickets: Iterator[Ticket], threads: int, made: list[Made]) -> int:
-    """Nanoseconds for the next batches, each on a thread of its own, all at once; 0 where there are not enough left."""
-    wanted = list(islice(tickets, threads))
+def _share_held(timed: _Timed, waited_ns: int) -> float:
+    """Of two batches at once, the shares that hold the interpreter's lock come one after the other.
+
+    Args:
+        waited_ns: what a batch alone waits for other than a core.
+    """
+    shorter, longer = sorted(timed.ready_ns)
+    return min(1.0, max(0.0, (timed.ns - longer - waited_ns) / max(1, shorter + waited_ns)))
+
+
+@contextmanager
+def _long_turns() -> Iterator[None]:
+    """Within it a thread that waits for the interpreter's lock sleeps until it is given up.
+
+    It would look each 5 ms whether the lock is free, and queue for a core each time where these are scarce.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(PATIENCE_MS / 1e3)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Batches that were made at once, each on a thread of its own.
+
+    Attributes:
+        ns: from the begin of the first to the end of the last.
+        ready_ns: of each, that its thread was computing, or could have but had no core.
+        queued_ns: the latter of the first one.
+    """
+
+    ns: int
+    ready_ns: list[int]
+    queued_ns: int
+
+
+def _timed(samples: Samples, wanted: list[Ticket], made: list[Made]) -> _Timed:
+    """Makes batches, which are added to `made` in their order."""
     samples.warm(made[0][0], len(wanted))
     found: list[Made | None] = [None] * len(wanted)
+    ready_ns, queue = [0] * len(wanted), [0] * len(wanted)
+    go = threading.Event()
 
     def load(at: int) -> None:
+        queued, computed = queued_ns(), time.thread_time_ns()
+        if at:
+            waiting.release()
+            go.wait()
         found[at] = samples.make(wanted[at])
+        queue[at] = queued_ns() - queued
+        ready_ns[at] = queue[at] + time.thread_time_ns() - computed
 
-    others = [threading.Thread(target=load, args=(at,)) for at in range(1, len(wanted))]
-    begin = time.perf_counter_ns()
+    waiting = threading.Semaphore(0)
+    others = [threading.Thread(target=load, args=(at,), daemon=True) for at in range(1, len(wanted))]
     for thread in others:
         thread.start()
-    if wanted:
-        load(0)
+        waiting.acquire()
+    begin = time.perf_counter_ns()
+    go.set()
+    load(0)
     for thread in others:
         thread.join()
     spent = time.perf_counter_ns() - begin
     made += [one for one in found if one is not None]
-    return spent if len(wanted) == threads else 0
+    return _Timed(spent, ready_ns, queue[0])
 
 
 def _until_error(made: list[Made]) -> list[Made]:

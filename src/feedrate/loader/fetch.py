@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from feedrate.dataset.ids import IDs
@@ -74,6 +75,10 @@ class Samples(Dataset[Any]):
     def name(self) -> str:
         """Of the user's class."""
         return self._blame.name
+
+    def named(self, ticket: Ticket) -> str:
+        """The first IDs of a batch."""
+        return self._blame.named(ticket)
 
     @property
     def whole(self) -> bool:
@@ -294,8 +299,8 @@ class Samples(Dataset[Any]):
     def _key(self, epoch: int, index: int, ID: str) -> bytes:
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
 
-    def _demand_sendable(self, batch: Any, ticket: Ticket) -> list[Tensor]:
-        """The tensors that are sent as they are.
+    def _demand_sendable(self, batch: Any, ticket: Ticket) -> list[Tensor | torch.UntypedStorage]:
+        """The tensors that are sent as they are, of sparse and nested ones and of subclasses their storages.
 
         Fails where a batch cannot leave the worker; torch would print a traceback and wait for it for ever.
         """
@@ -308,17 +313,22 @@ class Samples(Dataset[Any]):
 
 
 class _Probe(ForkingPickler):
-    """Pickles everything but tensors and arrays, which would be copied: shows whether a batch can be sent."""
+    """Pickles all but the data of tensors and arrays, which would be copied: shows whether a batch can be sent."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
-        self.tensors: list[Tensor] = []
+        self.tensors: list[Tensor | torch.UntypedStorage] = []
 
     def persistent_id(self, obj: Any) -> int | None:
         if isinstance(obj, Tensor):
             if obj.requires_grad and not obj.is_leaf:
                 raise ValueError("a tensor carries its gradient's history: detach() it")
+            if type(obj) not in (Tensor, Parameter) or obj.layout != torch.strided or obj.is_nested:
+                return None  # what it is made of comes here, too
             self.tensors.append(obj)
+            return 0
+        if isinstance(obj, (torch.UntypedStorage, torch.TypedStorage)):
+            self.tensors.append(obj if isinstance(obj, torch.UntypedStorage) else obj._untyped_storage)
             return 0
         return 0 if isinstance(obj, np.ndarray) and not obj.dtype.hasobject else None
 

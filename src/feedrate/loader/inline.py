@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from feedrate.errors import UserError
 from feedrate.loader.device import pinned, pins
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
+from feedrate.loader.threads import one_at_a_time
 from feedrate.loader.tickets import Tickets
 
 T = TypeVar("T")
@@ -26,12 +26,13 @@ class Inline:
         self._samples, self._tickets = samples, tickets
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
-        """Batches with their receipts."""
-        if settings.timeout:
-            iter(DataLoader(self._samples, timeout=settings.timeout))  # which torch refuses without workers
+        """Batches with their receipts; where one may take only so many seconds, a thread makes it."""
         self._tickets.begin(plan)
+        device = pins(settings)
+        if settings.timeout:
+            return one_at_a_time(self._samples, iter(self._tickets), device, settings.timeout)
         made = map(self._samples.make, iter(self._tickets))
-        return made if (device := pins(settings)) is None else (_pinned(one, device) for one in made)
+        return made if device is None else (_pinned(one, device) for one in made)
 
     def watched(self, step: Callable[[], T]) -> T:
         """What `step` returns; there is no process that could be lost."""
@@ -40,9 +41,6 @@ class Inline:
     def tasks(self) -> list[tuple[int, int]]:
         """None beside the training's own thread."""
         return []
-
-    def lost(self, error: BaseException) -> UserError | None:
-        return None
 
     def rest(self) -> None:
         """Nothing runs ahead."""

@@ -6,22 +6,26 @@ Batches come from an engine; positions, digests and the account of what was deli
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
-from feedrate.loader.blame import with_cause
+from feedrate.loader.blame import TimedOut, with_cause
 from feedrate.loader.order import Plan
+from feedrate.loader.tickets import tickets_of
 from feedrate.timing.stages import clock_ns
 
 if TYPE_CHECKING:
     from feedrate.loader.inline import Inline
-    from feedrate.loader.loader import Loader
+    from feedrate.loader.loader import SeededLoader
     from feedrate.loader.threads import Threads
     from feedrate.loader.workers import Workers
 
 
 class Pass(Iterator[Any]):
     """From a position of an epoch to its end; the engine's batches go on after that.
+
+    Where another epoch is named by `sampler.set_epoch` before the first batch is asked for, it is that one.
 
     Args:
         engine: that the batches come from.
@@ -30,12 +34,17 @@ class Pass(Iterator[Any]):
     """
 
     def __init__(
-        self, loader: Loader, engine: Inline | Threads | Workers, batches: Iterator[Any], plan: Plan, number: int
+        self,
+        loader: SeededLoader[Any],
+        engine: Inline | Threads | Workers,
+        batches: Iterator[Any],
+        plan: Plan,
+        number: int,
     ) -> None:
         self._loader, self._watched, self._next = loader, engine.watched, batches.__next__
         self._rest = engine.rest
         self._plan, self._number = plan, number
-        self._at, self._left = plan.start, len(plan)
+        self._at, self._left, self._begun = plan.start, 0, False
         self._error: Exception | None = None
 
     def __next__(self) -> Any:
@@ -43,20 +52,24 @@ class Pass(Iterator[Any]):
         loader = self._loader
         if self._error is not None:
             raise self._error
-        if loader._passes != self._number:
+        if loader.sampler.passes != self._number:
             if self._at == self._plan.end:
                 raise StopIteration
             raise UserError(
                 "this pass over the loader has ended, as iter(), set_epoch(), load_state_dict() or close() was called; "
                 "make a second Loader for a pass within a pass"
             )
-        if not self._left:
-            self._end()
+        if not self._left and not self._goes_on():
             raise StopIteration
         try:
             batch, receipt = self._watched(self._next)
         except StopIteration:
             raise AssertionError(f"no batch at {self._at}, of {self._plan}") from None
+        except TimedOut as error:
+            due = next(tickets_of(replace(self._plan, start=self._at)))
+            named = TimedOut(error.seconds, loader._samples.named(due), error.at)
+            self._stop(named)
+            raise named from None
         except BaseException as error:  # Ctrl-C too: what it has broken off cannot go on
             self._stop(error)
             raise
@@ -69,9 +82,22 @@ class Pass(Iterator[Any]):
         loader._delivered(batch, receipt, asked_ns)
         return batch
 
+    def _goes_on(self) -> bool:
+        """Whether there is another batch; called before the first one and after the last."""
+        if not self._begun:
+            asked = self._loader.sampler.asked
+            if asked not in (None, self._plan.order.epoch):
+                vars(self).update(vars(iter(self._loader)))
+            self._loader.sampler.begin()
+            self._begun, self._left = True, len(self._plan)
+        if not self._left:
+            self._end()
+        return self._left > 0
+
     def _end(self) -> None:
         """All is delivered. Workers that serve this pass alone end with the last reference to its batches."""
-        self._at = self._loader._at = self._plan.end  # also where there was nothing for this rank
+        self._at = self._plan.end  # also where there was nothing for this rank
+        self._loader.sampler.end(self._at)
         self._next = iter(()).__next__
         self._loader._tickets.end()
         self._rest()

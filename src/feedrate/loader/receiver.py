@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from feedrate.loader.blame import timed_out
+from feedrate.loader.blame import TimedOut
 
 NAME = "feedrate-receiver"
 PATIENCE_S = 5.0  # for a batch that is being waited for when nobody wants it any more; as torch waits for a worker
@@ -50,7 +50,7 @@ class Received(Iterator[Any]):
         try:
             made, error = self._found.get(timeout=self._timeout or None)
         except Empty:
-            raise timed_out(self._timeout) from None
+            raise TimedOut(self._timeout) from None
         if error is not None:
             self._found.put((None, StopIteration()))  # the thread has ended
             raise error

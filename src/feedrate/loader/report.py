@@ -134,7 +134,8 @@ class Report:
                 setup,
                 cores=max(1.0, min(setup.cores, free)),
                 usable_cores=usable_cores(),
-                free_cores=self._free_cores.between(),
+                free_cores=free,
+                free_range=self._free_cores.range(),
             )
         return judge(times, setup) if times.enough else None
 

@@ -11,11 +11,14 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
+from torch.nn import Parameter
 
 _ALIGNMENT = 64  # bytes; as torch's own allocator
 _PAGE = 4096
@@ -148,14 +151,14 @@ class Writer:
         self._sent.add(self._slot)
         return _Outgoing(self._number, self._worker, self._slot, None if known else self._slots[self._slot], places)
 
-    def leave(self, tensors: Iterable[Tensor]) -> None:
+    def leave(self, tensors: Iterable[Tensor | torch.UntypedStorage]) -> None:
         """Fills the slot's memory no more if one of those that are sent as they are lies in it, as in a container that
         `finish` does not look into: nobody would tell when that one is gone.
         """
         if self._slot is None:
             return
         memory = self._slots[self._slot]
-        if any(_lies_in(memory, tensor) for tensor in tensors if tensor is not memory):
+        if any(0 <= one.data_ptr() - memory.data_ptr() < len(memory) for one in tensors if one is not memory):
             self._slots[self._slot] = torch.empty(0, dtype=torch.uint8)
 
     def drop(self) -> None:
@@ -168,7 +171,14 @@ class Writer:
         assert self._slot is not None
         memory = self._slots[self._slot]
         plain = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not plain or not tensor.numel() or tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        if (
+            not plain
+            or tensor.is_nested
+            or not tensor.numel()
+            or tensor.requires_grad
+            or tensor.is_conj()
+            or tensor.is_neg()
+        ):
             return tensor
         if tensor.is_quantized or not tensor.is_contiguous():
             return tensor  # torch's own way keeps strides
@@ -182,10 +192,19 @@ class Writer:
         return _Place(offset, tensor.nbytes, tensor.dtype, tuple(tensor.shape))
 
 
-def _lies_in(memory: Tensor, tensor: Tensor) -> bool:
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
-        return False
-    return 0 <= tensor.data_ptr() - memory.data_ptr() < len(memory)
+def send_all_tensors() -> None:
+    """Makes multiprocessing send every kind of tensor from this process, wherever it stands in a batch or a dataset."""
+    for kind in (Tensor, Parameter):
+        ForkingPickler.register(kind, _reduced)
+
+
+def _reduced(tensor: Tensor) -> Any:
+    """As torch does it, but for what that loses: the conjugate and negative bits of a view, and a quantizer."""
+    if tensor.layout == torch._mkldnn:  # type: ignore[attr-defined]
+        return Tensor.to_mkldnn, (tensor.to_dense(),)
+    if tensor.is_conj() or tensor.is_neg() or tensor.is_quantized:
+        return tensor.__reduce_ex__(2)
+    return reduce_tensor(tensor)
 
 
 class _Outgoing:

@@ -15,13 +15,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, NoReturn, TypeVar
 
 from torch.utils.data import DataLoader
 
-from feedrate.errors import UserError
-from feedrate.loader.blame import timed_out
+from feedrate.loader.blame import TimedOut, hanging_at
 from feedrate.loader.device import pinned, pins
 from feedrate.loader.fetch import Samples
 from feedrate.loader.gate import Gate
@@ -31,7 +31,7 @@ from feedrate.loader.tickets import Receipt, Ticket, Tickets
 T = TypeVar("T")
 PATIENCE_S = 5.0  # for a sample that is being loaded when Python ends; as torch waits for a worker
 CLOSE_S = 0.5  # for one that is being loaded when the loader is closed, which nobody wants any more
-_RUNNING: weakref.WeakSet[_Thread] = weakref.WeakSet()
+_RUNNING: weakref.WeakSet[_Thread | _Once] = weakref.WeakSet()
 
 
 class Threads:
@@ -56,7 +56,7 @@ class Threads:
         self.end()
         waiting = settings.num_workers * (settings.prefetch_factor or 2)
         crew = _Crew(self._samples, pins(settings), iter(self._tickets), Gate(settings.num_workers))
-        batches = _Batches(crew, settings.num_workers, waiting, settings.timeout)
+        batches = _Batches(crew, range(settings.num_workers), waiting, settings.timeout)
         self._kept, self._passes = batches if settings.persistent_workers else None, 1
         self._running = weakref.ref(batches)
         return batches
@@ -70,9 +70,6 @@ class Threads:
         batches = self._running() if self._running is not None else None
         threads = batches.threads if batches is not None else ()
         return [(os.getpid(), t.native_id) for t in threads if t.native_id is not None and t.is_alive()]
-
-    def lost(self, error: BaseException) -> UserError | None:
-        return None
 
     def rest(self) -> None:
         """A pass is over, and nobody asks for a batch until the next one: they are to make what that begins with."""
@@ -97,10 +94,11 @@ class Threads:
 
 @dataclass
 class _Task:
-    """A ticket, and what came of it once `done` is released; `begun` by a thread before that."""
+    """A ticket, and what came of it once `done` is released; `begun` by thread `by` before that."""
 
     ticket: Ticket | None
     begun: bool = False
+    by: int | None = None
     done: threading.Lock = field(default_factory=threading.Lock)
     made: tuple[Any, Receipt] | None = None
     failure: BaseException | None = None
@@ -132,7 +130,7 @@ class _Crew:
         with self._lock:
             task = self._left.popleft() if self._left else self._draw()
             if task is not None:
-                task.begun = True
+                task.begun, task.by = True, threading.get_ident()
             return task
 
     def draw_due(self) -> _Task | None:
@@ -162,11 +160,17 @@ class _Crew:
 
 
 class _Batches(Iterator[Any]):
-    """The batches in the order of their tickets; each that is taken lets a further one be made."""
+    """The batches in the order of their tickets; each that is taken lets a further one be made.
 
-    def __init__(self, crew: _Crew, workers: int, waiting: int, timeout: float) -> None:
-        self.crew, self._timeout = crew, timeout
-        self.threads = [_Thread(crew, number) for number in range(workers)]
+    Args:
+        numbers: of the threads; None stands for the main thread, in whose place one makes batches.
+        waiting: batches that are made ahead; with 0 each is made when it is asked for.
+        timeout: seconds that a batch may take, 0 for ever.
+    """
+
+    def __init__(self, crew: _Crew, numbers: Sequence[int | None], waiting: int, timeout: float) -> None:
+        self.crew, self._timeout, self._ahead = crew, timeout, waiting > 0
+        self.threads = [_Thread(crew, number) for number in numbers]
         weakref.finalize(self, crew.stop).atexit = False
         for thread in self.threads:
             thread.start()
@@ -179,10 +183,13 @@ class _Batches(Iterator[Any]):
         if task is None:
             raise StopIteration
         crew.gate.asked(task.begun)
+        if not self._ahead:
+            crew.wanted.put(True)
         if not task.done.acquire(timeout=self._timeout or -1):
-            raise timed_out(self._timeout)
+            raise TimedOut(self._timeout, at=hanging_at(task.by))
         crew.drawn.popleft()
-        crew.wanted.put(True)
+        if self._ahead:
+            crew.wanted.put(True)
         if task.failure is not None:
             raise task.failure
         return task.made
@@ -191,7 +198,7 @@ class _Batches(Iterator[Any]):
 class _Thread(threading.Thread):
     """One of the crew. Daemonic, since Python would wait without end for a sample that hangs."""
 
-    def __init__(self, crew: _Crew, number: int) -> None:
+    def __init__(self, crew: _Crew, number: int | None) -> None:
         super().__init__(name=f"feedrate-loader-{number}", daemon=True)
         self._crew, self._number = crew, number
         _RUNNING.add(self)
@@ -225,7 +232,58 @@ class _Thread(threading.Thread):
         self._crew.stop()
 
 
-def _end(threads: Sequence[_Thread], seconds: float) -> None:
+class _Once(threading.Thread):
+    """Calls a function. Daemonic, as one that hangs is left where it is."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        super().__init__(target=call, name="feedrate-loader-once", daemon=True)
+        _RUNNING.add(self)
+
+    def stop(self) -> None:
+        """It ends by itself."""
+
+
+def within(seconds: float, call: Callable[[], T], batch: str) -> T:
+    """What a call returns that makes a batch; for a time that is not 0 it is made in a thread.
+
+    Args:
+        batch: the first IDs in it.
+
+    Raises:
+        TimedOut: it takes longer.
+    """
+    if not seconds:
+        return call()
+    made: SimpleQueue[Callable[[], T]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            found = call()
+        except BaseException as error:  # the main thread waits for an answer
+            made.put(partial(_raised, error))
+        else:
+            made.put(lambda: found)
+
+    thread = _Once(run)
+    thread.start()
+    try:
+        answer = made.get(timeout=seconds)
+    except Empty:
+        raise TimedOut(seconds, batch, hanging_at(thread.ident)) from None
+    thread.join()
+    return answer()
+
+
+def _raised(error: BaseException) -> NoReturn:
+    raise error
+
+
+def one_at_a_time(samples: Samples, tickets: Iterator[Ticket], pins: str | None, timeout: float) -> Iterator[Any]:
+    """Batches in place of the main thread's, each made when it is asked for, so that it may take so many seconds."""
+    return _Batches(_Crew(samples, pins, tickets, Gate(1)), [None], 0, timeout)
+
+
+def _end(threads: Sequence[_Thread | _Once], seconds: float) -> None:
     """Tells them to end, and waits for so long at most."""
     for thread in threads:
         thread.stop()

@@ -17,6 +17,7 @@ from feedrate.errors import UserError
 from feedrate.loader.device import has_streams
 from feedrate.loader.digest import nbytes
 from feedrate.loader.tickets import Receipt
+from feedrate.loader.workers import lost_worker
 from feedrate.timing import Clock
 from feedrate.timing.ahead import HostAhead, record
 
@@ -102,6 +103,10 @@ class ToDevice:
             found = next(iterator)
         except StopIteration:
             return None
+        except (RuntimeError, OSError, EOFError) as error:
+            if (lost := lost_worker(error)) is not None:  # of a loader of torch's
+                raise lost from error
+            raise
         finally:
             self._lap("wait")
         if not (isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(v, Tensor) for v in found)):

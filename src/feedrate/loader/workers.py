@@ -10,6 +10,7 @@ import errno
 import multiprocessing
 import multiprocessing.util
 import os
+import re
 import signal
 import sys
 import threading
@@ -29,16 +30,18 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from feedrate.errors import UserError
+from feedrate.errors import LostWorker, UserError
 from feedrate.loader.device import in_use, pinned, pins
 from feedrate.loader.fetch import Samples
+from feedrate.loader.open_files import warn_of_open_files
 from feedrate.loader.order import Plan
 from feedrate.loader.receiver import NAME, PATIENCE_S, Received, end_all
-from feedrate.loader.slots import Lent, Ring
+from feedrate.loader.slots import Lent, Ring, send_all_tensors
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.signals import STOPPING, ignore, unheard
 
 T = TypeVar("T")
+LOOK_S = 0.5  # between two looks whether the workers live, while a batch is waited for
 
 
 class Workers:
@@ -86,10 +89,7 @@ class Workers:
         except StopIteration:
             raise
         except BaseException as error:
-            try:
-                lost = self.lost(error)  # before the others are ended too
-            except RuntimeError as late:  # torch's handler of SIGCHLD, which raises once, wherever that may be
-                lost = self.lost(late)
+            lost = lost_worker(error, self._started.processes)  # before the others are ended too
             self.kill()
             # torch's frames hold the workers and the error in a circle: they would outlive it, and end slowly
             clear_frames(error.__traceback__)
@@ -100,10 +100,6 @@ class Workers:
     def tasks(self) -> list[tuple[int, int]]:
         """Process and main thread of each worker that lives."""
         return [(p.pid, p.pid) for p in self._started.processes if p.pid is not None and p.exitcode is None]
-
-    def lost(self, error: BaseException) -> UserError | None:
-        """What an error of torch's says of a worker that died or hung; None for any other error."""
-        return _lost(error, self._started.processes)
 
     def rest(self) -> None:
         """A pass is over; they go on with the next one by themselves."""
@@ -131,11 +127,14 @@ class Workers:
         # workers inherit the main process's temporary folder, which it removes at its end: their own, for the sockets
         # that tensors are sent by, would stay when they are killed
         multiprocessing.util.get_temp_dir()
+        send_all_tensors()  # of the dataset
         try:
             with warnings.catch_warnings():
                 # too many workers: said when the user's loader was made
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
                 private = self._private(settings)
+                if _named(private.multiprocessing_context or multiprocessing) == "fork":
+                    warn_of_open_files(self._samples.dataset)
                 # a worker that has not begun yet would be ended by them, and by a closed terminal the helpers of
                 # multiprocessing, which ignore the other two
                 with unheard(*STOPPING):
@@ -151,10 +150,14 @@ class Workers:
                 "Define dataset, transforms and collate_fn at the top of a module and keep open files out of them, "
                 "or set loader.multiprocessing_context=fork"
             ) from error
+        except (EOFError, ConnectionError) as error:  # the forkserver ended, as it imports the program's file too
+            raise UserError(f"the loader's worker processes could not be started\n{_GUARD}") from error
         except OSError as error:  # no process, no memory or no file descriptor is left
             if error.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                 raise
-            self._started = _Started(_disarmed(error))
+            if (half := _iterator_of(error)) is not None:
+                half._shutdown = True  # or it would print a traceback when it is collected
+            self._started = _Started(list(half._workers) if half is not None else [])
             raise UserError(
                 f"loader.num_workers={settings.num_workers}: the system starts only "
                 f"{len(self._started.processes)} of them "
@@ -198,13 +201,21 @@ class _Private(DataLoader[Any]):
 
 
 class _Iterator(_MultiProcessingDataLoaderIter):
-    """In a process that was forked while it lived, its workers are nobody's affair: torch's would print a traceback
+    """A worker that dies is told where its batch is waited for; torch's handler of SIGCHLD would raise that in whatever
+    the main process does just then, such as a step of training or the writing of a checkpoint.
+
+    In a process that was forked while it lived, its workers are nobody's affair: torch's would print a traceback
     when it is collected there, which may be before anything else happens in that process.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._owner = os.getpid()
         super().__init__(loader)
+        torch._C._remove_worker_pids(id(self))
+        self._worker_pids_set = False
+
+    def _try_get_data(self, timeout: float = LOOK_S) -> Any:
+        return super()._try_get_data(timeout)  # type: ignore[no-untyped-call]
 
     def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
         if getpid() == self._owner:
@@ -241,10 +252,6 @@ class _Started:
         if os.getpid() != self._owner:
             return
         iterator = self.iterator
-        if iterator is not None and iterator._worker_pids_set:
-            # or torch would raise an error for each of them, wherever the main process is just then
-            torch._C._remove_worker_pids(id(iterator))
-            iterator._worker_pids_set = False
         for process in self.processes:
             process.kill()
         for process in self.processes:
@@ -269,16 +276,14 @@ def _remember(started: _Started) -> None:
     _LEFT[os.getpid()] = {*alive, started}
 
 
-def _disarmed(error: BaseException) -> list[BaseProcess]:
-    """The workers of torch's iterator, which was only half built, and prints no traceback when it is collected."""
-    step = error.__traceback__
+def _iterator_of(error: BaseException) -> Any:
+    """torch's iterator over worker processes that has raised an error, None for any other error."""
+    step, found = error.__traceback__, None
     while step is not None:
-        half: Any = step.tb_frame.f_locals.get("self")
-        if isinstance(half, _Iterator):
-            half._shutdown = True
-            return list(half._workers)
+        holder: Any = step.tb_frame.f_locals.get("self")
+        found = holder if isinstance(holder, _MultiProcessingDataLoaderIter) else found
         step = step.tb_next
-    return []
+    return found
 
 
 class _Start:
@@ -296,6 +301,7 @@ class _Start:
         assert info is not None
         assert isinstance(info.dataset, Samples)
         object.__setattr__(info, "dataset", info.dataset.dataset)
+        send_all_tensors()
         # a signal to the whole process group, as SLURM, containers, Ctrl-C and a closed terminal send it, is for the
         # main process, which ends its workers itself; dying by themselves, they would take the training with them
         # before its checkpoint
@@ -367,8 +373,31 @@ def start_method(num_workers: int) -> str | None:
     return "forkserver" if in_use() or (others and not notebook) else "fork"
 
 
-def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError | None:
-    """The error for the user, with what usually helps."""
+_GUARD = (
+    'Put what the program runs behind `if __name__ == "__main__":`, and its classes and functions before that; '
+    "workers that are not forked import its file"
+)
+
+
+def refuse_to_run_again() -> None:
+    """For a process that multiprocessing starts, while it imports the program's file.
+
+    Raises:
+        UserError: this is such a process: each worker would silently run the whole program.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.tracebacklimit = 0  # this process ends here, and its traceback would only hide the sentence
+        raise UserError(f"a worker process of the loader was about to run the whole program again\n{_GUARD}")
+
+
+def lost_worker(error: BaseException, processes: Sequence[BaseProcess] = ()) -> UserError | None:
+    """What an error says of a worker process that died, torch's DataLoader's included; None for any other error.
+
+    Args:
+        processes: the workers of the loader, where they are known.
+    """
+    while isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker") and error.__context__:
+        error = error.__context__  # what torch raises meanwhile, as where it has been writing a file
     text = str(error).partition("\n")[0].strip()
     if isinstance(error, (RuntimeError, OSError)) and ("Too many open files" in text):
         return UserError(
@@ -379,24 +408,32 @@ def _lost(error: BaseException, processes: Sequence[BaseProcess]) -> UserError |
     died = isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
     # a batch that was on its way cannot be fetched from a worker that is gone; "Caught" begins what a worker reports
     broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not text.startswith("Caught")
-    if not (died or broken):
+    raised_by = _iterator_of(error)
+    if not (died or (broken and (processes or raised_by is not None))):
         return None
-    code = _exit_code(processes)
-    if code is None or code >= 0:
-        how = "ended by itself" if code is None else f"ended with exit code {code}"
-        return UserError(f"a worker of the loader {how}\nloader.num_workers=0 shows which sample made it end or crash")
+    processes = [*processes, *(raised_by._workers if raised_by is not None else ())]
+    told = re.search(r"is killed by signal: (.+?)\.|exit code (\d+)", text)  # by torch's handler of SIGCHLD
+    code = _exit_code(processes) if told is None else _NUMBERS.get(told[1]) or int(told[2] or 0)
+    if not code or code > 0:
+        how = "ended by itself" if not code else f"ended with exit code {code}"
+        forked = all(getattr(process, "_start_method", "fork") == "fork" for process in processes)
+        remedy = "loader.num_workers=0 shows which sample made it end or crash"
+        return LostWorker(f"a worker of the loader {how}\n{remedy if forked or code != 1 else _GUARD}")
     name = signal.Signals(-code).name
     remedy = {
         "SIGKILL": "Most likely memory ran out: lower loader.num_workers, loader.prefetch_factor or loader.batch_size",
         "SIGBUS": "Most likely shared memory ran out: enlarge /dev/shm, or lower loader.num_workers or prefetch_factor",
     }.get(name, "loader.num_workers=0 shows which sample made it crash, if none was stopped from outside")
-    return UserError(f"a worker of the loader was ended by {name}\n{remedy}")
+    return LostWorker(f"a worker of the loader was ended by {name}\n{remedy}")
+
+
+_NUMBERS = {signal.strsignal(one): -one.value for one in signal.Signals}
 
 
 def _exit_code(processes: Sequence[BaseProcess]) -> int | None:
     """Exit code of the worker that is gone, negative for a signal; it may take a moment until the system tells."""
     deadline = time.monotonic() + 1
-    while time.monotonic() < deadline:
+    while processes and time.monotonic() < deadline:
         try:
             if codes := [process.exitcode for process in processes if process.exitcode]:
                 return codes[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from feedrate.timing.epoch_times import EpochTimes, Setup
+from feedrate.timing.noise import block_noise
 from feedrate.timing.stages import STAGES
 
 LOCKED = 0.6  # by how much threads that load slow each other down where they hold the interpreter
@@ -37,6 +38,10 @@ def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
         "compute/step_ms_p50": np.median(times.compute[steady]) / 1e6,
         "compute/ceiling_samples_per_s": each / max(1.0, times.work_alone_ns(setup.threads)),
     }
+    if setup.free_cores is not None:
+        found["compute/free_cores"] = setup.free_cores
+    if (noise := block_noise(times.samples[steady], times.elapsed[steady])) is not None:
+        found["loader/noise_pct"] = 100 * noise
     if times.known:
         load_ms, spent = times.load[steady] / 1e6, times.stages[steady].sum(axis=0)
         makers = max(1, setup.workers)

@@ -39,10 +39,11 @@ class Setup:
     Attributes:
         engine: inline, thread, process, or torch.
         workers, prefetch, batch_size: as configured.
-        cores: that the run could use: those that it computed on, and those that were idle meanwhile.
+        cores: that the run can use: the free ones, and one at least, since others leave it a share.
         usable_cores: that it may use at all, whoever else computes on them; 0 where that is not asked.
-        free_cores: (low, high), between which `cores` lay during the run, but for a tenth of the time at each end; None
-            where that is not known.
+        free_cores: on average, those that the run computed on and those that were idle meanwhile; None where that is
+            not known.
+        free_range: (low, high), 10th and 90th percentile of the free cores through the run; None likewise.
         worker_mb: memory that each worker has for itself, 0 where unknown.
         worker_delay_s: seconds for which the workers, all together, stood in the queue for a core in the measured time.
         receive_cpu_ns: what threads beside the training compute, on average, to take over a batch from a process; 0
@@ -57,7 +58,8 @@ class Setup:
     batch_size: int
     cores: float
     usable_cores: int = 0
-    free_cores: tuple[float, float] | None = None
+    free_cores: float | None = None
+    free_range: tuple[float, float] | None = None
     worker_mb: float = 0.0
     worker_delay_s: float = 0.0
     receive_cpu_ns: float = 0.0
@@ -67,7 +69,7 @@ class Setup:
     @property
     def shifting(self) -> bool:
         """Whether what others took of the cores changed by more than a tenth of what was free."""
-        return self.free_cores is not None and self.free_cores[1] - self.free_cores[0] > SHIFTING * self.cores
+        return self.free_range is not None and self.free_range[1] - self.free_range[0] > SHIFTING * self.cores
 
     @property
     def threads(self) -> bool:

@@ -122,7 +122,7 @@ class FreeCores:
         seconds, core_s = (sum(column) for column in zip(*self._intervals, strict=True))
         return float(core_s / seconds)
 
-    def between(self) -> tuple[float, float] | None:
+    def range(self) -> tuple[float, float] | None:
         """10th and 90th percentile of the free cores; None where fewer than two intervals are known."""
         if len(self._intervals) < 2:
             return None
@@ -152,6 +152,11 @@ def _ran_s(tasks: Iterable[Task]) -> tuple[float, float]:
             times = Path(f"/proc/{process}/task/{thread}/schedstat").read_text().split()
             computed, queued = computed + int(times[0]), queued + int(times[1])
     return computed / 1e9, queued / 1e9
+
+
+def queued_ns() -> int:
+    """That this thread could have run until now but had no core; 0 where the system does not tell."""
+    return round(1e9 * _ran_s([(os.getpid(), threading.get_native_id())])[1])
 
 
 def _read_mb(tasks: Iterable[Task]) -> float:

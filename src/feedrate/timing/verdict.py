@@ -150,12 +150,12 @@ def _held_up(times: EpochTimes, setup: Setup) -> str:
 
 def _cores(times: EpochTimes, setup: Setup, found: Sequence[Remedy]) -> str:
     """Where computing is at its limit, or others compute beside the run."""
-    if setup.shifting and setup.free_cores is not None:
-        low, high = setup.free_cores
+    if setup.shifting and setup.free_range is not None:
+        low, high = setup.free_range
         text = f"Others computed now more, now less: {low:.1f} to {high:.1f} of {setup.usable_cores} cores were free"
         return f"{text}, so no gain is promised." if found else f"{text}."
     if setup.cores < 0.75 * setup.usable_cores:
-        free = sum(setup.free_cores) / 2 if setup.free_cores is not None else setup.cores
+        free = setup.free_cores if setup.free_cores is not None else setup.cores
         text = f"Of {setup.usable_cores} cores only {free:.1f} were free for this run, others compute as well"
         taken = any(remedy.gain is not None and all_cores_busy(times, setup, remedy.gain) for remedy in found)
         return f"{text}: what more workers gain, they take from those." if taken else f"{text}."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from feedrate.config import resolve_path
+from feedrate.config import resolve_path, shown_path
 from feedrate.errors import UserError
 from feedrate.tracking.secrets import without_secrets
 
@@ -43,6 +43,11 @@ class Address:
     def shown(self) -> str:
         """The address for people: the file's path, or the URI without its password."""
         return str(self.database) if self.database else without_secrets(self.uri)
+
+    @property
+    def name(self) -> str:
+        """The address as a record keeps it: within the repository, which may be moved, the path from its root."""
+        return shown_path(self.database) if self.database else self.shown
 
     @property
     def page(self) -> str:
@@ -89,7 +94,16 @@ def read_address(uri: str, artifacts: str | None = None) -> Address:
             f"tracking.uri={uri}: {database} is a folder, and runs are kept in one SQLite file;"
             f" for example tracking.uri={path.rstrip('/')}/mlflow.db"
         )
-    return Address(f"sqlite:///{database}", database, _folder_uri(artifacts or f"{database.parent}/artifacts"))
+    return Address(sqlite_url(database), database, _folder_uri(artifacts or f"{database.parent}/artifacts"))
+
+
+def sqlite_url(path: Path) -> str:
+    """An SQLite file for SQLAlchemy, which decodes %XX and takes what follows a `?` for options, and for Optuna, which
+    fills in what stands in braces.
+    """
+    escaped = str(path).translate({ord(character): quote(character) for character in "%?{}"})
+    # with a driver where it matters: below sqlite:/// MLflow makes the folder of the escaped path
+    return f"{'sqlite' if escaped == str(path) else 'sqlite+pysqlite'}:///{escaped}"
 
 
 def experiment_link(page: str, experiment_id: str, view: str | None = None) -> str:

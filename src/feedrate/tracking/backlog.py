@@ -39,7 +39,7 @@ def journals(paths: Iterable[Path]) -> list[Path]:
 def waiting(folder: Path) -> int:
     """Number of records that the store lacks; at least one for a run that the store still thinks alive."""
     state = Delivered.read(folder)
-    return state.left(folder) or int(state.status in ("", "RUNNING"))
+    return state.left(folder) + len(state.aside) or int(state.status in ("", "RUNNING"))
 
 
 def destination(folder: Path, uri: str | None) -> Destination:

@@ -68,12 +68,45 @@ class Calls:
             self._params(event["values"])
         elif kind == "tags":
             self._tags(event["values"])
+        elif kind == "dataset":
+            self._one(lambda: self._dataset(event), f"dataset {event['name']}")
+        elif kind in ("artifact", "model"):
+            if (reason := self._stored(event)) is not None:
+                self._state.aside.append({"event": event, "reason": reason})
         else:
-            one = {"dataset": self._dataset, "artifact": self._artifact, "model": self._model}.get(kind)
-            if one is None:
-                self._reject(kind, "this version does not know it")
-                return
-            self._one(lambda: one(event), f"{kind} {event.get('path') or event.get('name') or ''}")
+            self._reject(kind, "this version does not know it")
+
+    def store_set_aside(self) -> None:
+        """Tries again what was set aside.
+
+        Raises:
+            StoreFault: the store is away.
+        """
+        for item in list(self._state.aside):
+            if (reason := self._stored(item["event"])) is None:
+                self._state.aside.remove(item)
+            else:
+                item["reason"] = reason
+            self._note()
+
+    def _stored(self, event: Event) -> str | None:
+        """Stores a file or a model, which have a place of their own; why that place does not take it, if it does not.
+
+        Raises:
+            StoreFault: the store itself is away.
+        """
+        send = self._artifact if event["event"] == "artifact" else self._model
+        words = f"{event['event']} {event['path']}"
+        try:
+            with translated_errors(self._address):
+                send(event)
+        except StoreRefusal as refusal:
+            self._reject(words, str(refusal).splitlines()[0])
+        except Exception as error:  # whatever the libraries of that place raise
+            with translated_errors(self._address):
+                self._client.get_run(self._state.run_id)
+            return without_secrets(f"{words}: {' '.join(str(error.__cause__ or error).split())}")[:400]
+        return None
 
     def _metrics(self, points: Sequence[Sequence[Any]]) -> None:
         from mlflow.entities import Metric

@@ -138,7 +138,7 @@ class Courier:
 
         assert self._store is not None
         address = read_address(self._settings["uri"], self._settings["artifacts"])
-        if Delivered.read(folder).store not in ("", address.shown):
+        if Delivered.read(folder).store not in ("", address.name, address.shown):
             return  # it went elsewhere
         try:
             delivery = Delivery(folder, address, *self._store)

@@ -112,12 +112,15 @@ class Delivery:
         if first is None:
             return
         self._journal_id = str(first[0].get("journal", ""))
-        shown = self._address.shown
-        known = self.state.store in ("", shown) and (not self.state.run_id or self._known(self.state.run_id))
+        name = self._address.name
+        known = self.state.store in ("", name, self._address.shown) and (
+            not self.state.run_id or self._known(self.state.run_id)
+        )
         if not known:
             self.state = Delivered()
-        self.state.store = shown
+        self.state.store = name
         self._calls = Calls(self._folder, self._address, self._client, self.state, self._note, self._journal_id)
+        self._calls.store_set_aside()
 
     def _known(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -156,6 +159,8 @@ class Delivery:
 
     def _parent(self, folder: Path) -> str:
         """MLflow's id of a sweep that has a journal; it is sent first if need be."""
+        if not folder.exists() and folder.name == self._folder.parent.name:
+            folder = self._folder.parent  # the repository was moved
         if Delivered.read(folder).run_id == "" and (folder / JOURNAL).exists():
             try:
                 parent = Delivery(folder, self._address, self._client, self._experiment_id)
@@ -179,6 +184,9 @@ class Delivery:
             self._client.set_tag(self.state.run_id, "feedrate.error", cut(event["error"], TAG_CHARACTERS))
         self._client.set_terminated(self.state.run_id, event["status"], end_time=event["time_ms"])
         self.state.status = event["status"]
+        self._note()
+        if self._calls is not None:
+            self._calls.store_set_aside()
 
     def _carry(self, group: Sequence[tuple[Event, int]]) -> None:
         event = group[0][0]

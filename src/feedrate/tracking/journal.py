@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from feedrate.tracking.secrets import without_secrets
 from feedrate.whole_file import replace_file
@@ -111,6 +111,13 @@ def as_json(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
+class SetAside(TypedDict):
+    """A file that could not be stored, by its event."""
+
+    event: Event
+    reason: str
+
+
 @dataclass
 class Delivered:
     """How much of a run's journal the store has; kept beside the journal.
@@ -121,6 +128,8 @@ class Delivered:
         run_id, experiment_id: MLflow's, empty until the run is made there.
         status: of the run in the store.
         rejected: what the store refused for good, in words.
+        aside: events of files that could not be stored while the store itself answered, and why; tried again at the end
+            of the run and by src/sync.py.
         sending: bytes of the file that is on its way now.
         parts: counts what the store has taken, so that progress can be seen.
         error: why the last attempt failed, empty if it did not.
@@ -133,6 +142,7 @@ class Delivered:
     experiment_id: str = ""
     status: str = ""
     rejected: list[str] = field(default_factory=list)
+    aside: list[SetAside] = field(default_factory=list)
     sending: int = 0
     parts: int = 0
     error: str = ""

@@ -152,12 +152,14 @@ class JournalTracker(Tracker):
 
     def text(self, text: str, name: str) -> None:
         path = self._file(name)
-        path.write_text(without_secrets(text), encoding="utf-8")
+        path.write_text(without_secrets(text), encoding="utf-8", errors="backslashreplace")
         self.artifact(path, _parent(name))
 
     def figure(self, figure: Figure, name: str) -> None:
+        from feedrate.tracking.picture import save
+
         path = self._file(name)
-        figure.savefig(path, dpi=figure.dpi)
+        save(figure, path)
         self.artifact(path, _parent(name))
 
     def note(self, markdown: str) -> None:
@@ -191,8 +193,14 @@ class JournalTracker(Tracker):
                 state.left(self._folder), self._address.shown, _first_line(state.error) or "no answer yet",
                 shown_path(self._folder),
             )  # fmt: skip
-        for line in Delivered.read(self._folder).rejected:
+        state = Delivered.read(self._folder)
+        for line in state.rejected:
             _log.warning("tracking.uri=%s refused %s", self._address.shown, line)
+        for item in state.aside:
+            _log.warning("not stored: %s", item["reason"])
+        if state.aside:
+            _log.warning("everything else is recorded; when that is mended: python src/sync.py %s",
+                         shown_path(self._folder))  # fmt: skip
 
     def _read_back(self) -> dict[str, int]:
         """Of a run that goes on: the last step of each metric, and the values that were left out."""

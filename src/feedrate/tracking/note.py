@@ -39,6 +39,7 @@ def run_note(
     *,
     command: str,
     epochs: int,
+    best_epoch: int | None = None,
     seconds: float | None = None,
     verdict: str = "",
     slow: Sequence[Mapping[str, Any]] = (),
@@ -47,15 +48,16 @@ def run_note(
     """The note.
 
     Args:
-        metrics: final values under the names of the table of metrics; those that are missing are left out.
+        metrics: values under the names of the table of metrics; those that are missing are left out.
         command: what was typed, without secrets.
         epochs: epochs that were finished.
+        best_epoch: the epoch that the metrics are of, counted from 1; None: the last one.
         seconds: duration of the training.
         verdict: the loader's verdict in words.
         slow: ID and load_ms of the samples that took longest to load.
         error: why the run stopped early, empty where it did not.
     """
-    lines = [headline(metrics, epochs=epochs, seconds=seconds)]
+    lines = [headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
     if error:
         lines.insert(0, f"**Stopped:** {' '.join(error.split())}\n")
     if verdict:
@@ -63,6 +65,9 @@ def run_note(
     rows = [(words, number(metrics[name]) + unit) for name, words, unit in _ROWS if name in metrics]
     if rows:
         lines += ["", "| | |", "|:--|--:|", *(f"| {words} | {value} |" for words, value in rows)]
+    if best_epoch is not None:
+        lines += ["", f"Losses and accuracies are those of epoch {best_epoch}, which has the lowest validation loss and"
+                      " whose weights are best.pt. MLflow's charts count steps from 0: step 0 is epoch 1."]  # fmt: skip
     if slow:
         named = ", ".join(f"{one['ID']} ({number(one['load_ms'])} ms)" for one in slow[:SLOW])
         lines += ["", f"Slowest samples: {named}"]
@@ -70,12 +75,15 @@ def run_note(
     return "\n".join([*lines, "", f"{fence}sh", command, fence, ""])
 
 
-def headline(metrics: Mapping[str, float], *, epochs: int, seconds: float | None = None) -> str:
-    """Result first: `**0.982 validation accuracy** after 15 epochs · 3,210 samples/s · waited 4 %`."""
+def headline(
+    metrics: Mapping[str, float], *, epochs: int, best_epoch: int | None = None, seconds: float | None = None
+) -> str:
+    """Result first: `**0.982 validation accuracy** in epoch 12, the best of 15 · 3,210 samples/s · waited 4 %`."""
     result = next(((metrics[name], words) for name, words in _RESULTS if name in metrics), None)
-    after = f"after {epochs} epoch{'' if epochs == 1 else 's'}"
+    among = best_epoch is not None and epochs > 1
+    after = f"in epoch {best_epoch}, the best of {epochs}" if among else f"after {epochs} epoch{'s'[: epochs != 1]}"
     if seconds is not None:
-        after += f" in {duration(seconds)}"
+        after += f"{' ·' if among else ' in'} {duration(seconds)}"
     parts = [f"**{number(result[0])} {result[1]}** {after}" if result else f"No result {after}"]
     if "loader/samples_per_s" in metrics:
         parts.append(f"{number(metrics['loader/samples_per_s'])} samples/s")

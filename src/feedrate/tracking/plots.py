@@ -6,6 +6,7 @@ one is drawn. Colours: Okabe and Ito's (jfly.uni-koeln.de/color), which colour-b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ History = Mapping[str, Mapping[int, float]]  # metric name -> epoch -> value
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6b6b6b"
 DPI = 130
 MAX_NUMBERED_CLASSES = 40  # above that, counts in the cells are too small to read
+LABEL_CHARACTERS = 14
+LEGEND_LINES, LEGEND_CHARACTERS = 12, 80
 INPUT_BOUND_PCT = 10.0  # as in the verdict
 
 
@@ -32,20 +35,27 @@ def history(points: Iterable[Point]) -> dict[str, dict[int, float]]:
 
 
 def loss_curves(values: History) -> Figure:
-    """Training and validation loss over epochs, and beside it accuracy (or MAE) where there is one."""
-    measures = [("loss", "loss", min)]
-    measures += [("accuracy", "accuracy", max)] if "validation/accuracy" in values else []
-    measures += [("mae", "mean absolute error", min)] if "validation/mae" in values else []
+    """Training and validation loss over epochs, and beside it accuracy (or MAE) where there is one.
+
+    The epoch with the lowest validation loss, whose weights are kept, is ringed.
+    """
+    measures = [("loss", "loss")]
+    measures += [("accuracy", "accuracy")] if "validation/accuracy" in values else []
+    measures += [("mae", "mean absolute error")] if "validation/mae" in values else []
+    losses = _finite(values.get("validation/loss", {}))
+    epoch = min(losses, key=losses.__getitem__, default=None)
     figure = _figure(5.2 * len(measures), 3.9)
     row = figure.subplots(1, len(measures), squeeze=False)[0]
-    for axes, (key, label, best) in zip(row, measures, strict=True):
+    for axes, (key, label) in zip(row, measures, strict=True):
         for name, colour in (("train", BLUE), ("validation", ORANGE)):
             if curve := _finite(values.get(f"{name}/{key}", {})):
                 axes.plot(list(curve), list(curve.values()), **_line(curve, colour), label=name)
-        if curve := _finite(values.get(f"validation/{key}", {})):
-            epoch = best(curve, key=curve.__getitem__)
+        curve = _finite(values.get(f"validation/{key}", {}))
+        if epoch in curve:
             axes.plot([epoch], [curve[epoch]], "o", mfc="none", mec=ORANGE, mew=1.6, ms=10, zorder=3)
-            axes.set_title(f"{label}: best validation {curve[epoch]:.4g} in epoch {epoch}")
+            which = "best validation" if key == "loss" else "validation"
+            also = "" if key == "loss" else " (lowest loss)"
+            axes.set_title(f"{label}: {which} {curve[epoch]:.4g} in epoch {epoch}{also}")
         else:
             axes.set_title(label)
         _epochs(axes, label)
@@ -170,13 +180,15 @@ def confusion_matrix(
     colour_bar.set_label("share of the true class")
     colour_bar.outline.set_visible(False)
     font = 9 if size <= 12 else max(5.0, min(9.0, 0.55 * 72 * (inches - 2.2) / size))
-    short = [name if len(name) <= 14 else name[:13] + "…" for name in names]
+    short, legend = _labels(names)
     upright = max((len(name) for name in short), default=0) > 2
     axes.set_xticks(range(size), short, rotation=90 if upright else 0, fontsize=font)
     axes.set_yticks(range(size), short, fontsize=font)
     axes.tick_params(length=0)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    if legend:
+        figure.supxlabel(legend, x=0.01, ha="left", fontsize=7, color=GREY)
     axes.set_title(f"confusion matrix, {title}: {np.trace(counts) / max(counts.sum(), 1):.3f} right\n", loc="left")
     axes.text(0, 1.01, _worst(counts, short), transform=axes.transAxes, fontsize=8, color=GREY, va="bottom")
     if size <= MAX_NUMBERED_CLASSES:
@@ -242,6 +254,35 @@ def _finite(curve: Mapping[int, float]) -> dict[int, float]:
     from math import isfinite
 
     return {step: value for step, value in sorted(curve.items()) if isfinite(value)}
+
+
+def _labels(names: Sequence[str]) -> tuple[list[str], str]:
+    """Short labels, all different, and a legend of the classes that are labelled by their numbers.
+
+    These are names that no font can draw, empty ones, and those that are equal once they are shortened.
+    """
+    from feedrate.tracking.picture import has_fonts
+
+    lines = [" ".join(name.split()) for name in names]
+    short = [line if len(line) <= LABEL_CHARACTERS else line[: LABEL_CHARACTERS - 1] + "…" for line in lines]
+    count, half = Counter(short), LABEL_CHARACTERS // 2
+    short = [f"{line[: half - 1]}…{line[-half:]}" if count[s] > 1 else s for s, line in zip(short, lines, strict=True)]
+    count = Counter(short)
+    numbered = [i for i, text in enumerate(short) if not text or count[text] > 1 or not has_fonts(names[i])]
+    legend = [f"#{i} = {_written(names[i])}" for i in numbered[:LEGEND_LINES]]
+    if len(numbered) > LEGEND_LINES:
+        legend.append(f"and {len(numbered) - LEGEND_LINES} more, by their numbers in classes.json")
+    for i in numbered:
+        short[i] = f"#{i}"
+    return short, "\n".join(legend)
+
+
+def _written(name: str) -> str:
+    """A name with what cannot be drawn as Python writes it: `\\u732b`."""
+    from feedrate.tracking.picture import has_fonts
+
+    text = "".join(c if c.isprintable() and has_fonts(c) else c.encode("unicode_escape").decode() for c in name)
+    return f'"{text if len(text) <= LEGEND_CHARACTERS else text[: LEGEND_CHARACTERS - 1] + "…"}"'
 
 
 def _worst(counts: np.ndarray, names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from feedrate.errors import UserError
 from feedrate.tracking.address import Address, read_address, run_link
+from feedrate.tracking.moved import follow
 from feedrate.tracking.store import set_environment, translated_errors
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class RecordedRun:
         if self._address.database is not None and not self._address.database.is_file():
             raise UserError(f"tracking.uri={uri}: there is no file {self._address.database}, so no run {run_id} in it")
         set_environment()
+        if self._address.database is not None:
+            follow(self._address.database)
         with translated_errors(self._address):
             self._client, self._run = _open(self._address, run_id)
         self.run_id = run_id

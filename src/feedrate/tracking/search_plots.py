@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from feedrate.tracking.note import number
 from feedrate.tracking.plots import BLUE, DPI, GREY, ORANGE
+from feedrate.tracking.sweep_ranks import words
 from feedrate.tracking.sweep_results import Result, is_number, ordered
-from feedrate.tracking.sweep_table import words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 _ACROSS = 3
 
 
-def history(results: Sequence[Result], label: str, *, largest: bool) -> Figure:
-    """A dot for each trial, and the best so far as a line.
+def history(results: Sequence[Result], label: str, best: Result | None, *, largest: bool) -> Figure:
+    """A dot for each trial, and the largest or smallest so far as a line.
 
     Args:
         label: the metric in words.
+        best: the trial that is ringed.
         largest: the best is the largest.
     """
     from matplotlib.ticker import MaxNLocator
@@ -34,12 +35,12 @@ def history(results: Sequence[Result], label: str, *, largest: bool) -> Figure:
     pruned, finished = _points(results, "PRUNED"), _points(results, "FINISHED")
     better = max if largest else min
     if finished:
-        best = [better(list(finished.values())[: i + 1]) for i in range(len(finished))]
-        axes.step(list(finished), best, where="post", color=BLUE, lw=1.6, label="best so far")
+        so_far = [better(list(finished.values())[: i + 1]) for i in range(len(finished))]
+        axes.step(list(finished), so_far, where="post", color=BLUE, lw=1.6, label="best so far")
         axes.plot(list(finished), list(finished.values()), "o", color=BLUE, ms=5, label="trial")
-        trial = next(key for key, value in finished.items() if value == best[-1])
-        axes.plot([trial], [best[-1]], "o", mfc="none", mec=ORANGE, mew=1.8, ms=11, zorder=3)
-        axes.set_title(f"{label}\nbest: {number(best[-1])} in trial {trial}", fontsize=10, loc="left")
+    if best is not None and best.objective is not None:
+        axes.plot([best.number], [best.objective], "o", mfc="none", mec=ORANGE, mew=1.8, ms=11, zorder=3)
+        axes.set_title(f"{label}\nbest: {number(best.objective)} in trial {best.number}", fontsize=10, loc="left")
     if pruned:
         axes.plot(list(pruned), list(pruned.values()), "x", color=GREY, ms=5, label="stopped early")
     axes.set_xlabel("trial")

@@ -14,14 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.tracking.note import number
 from feedrate.tracking.search_plots import history, slices
+from feedrate.tracking.sweep_ranks import Ranking, by_speed, not_the_same, words
 from feedrate.tracking.sweep_report import Report
-from feedrate.tracking.sweep_results import Result, figures, steady
-from feedrate.tracking.sweep_table import best_job, cell, chosen_words, fenced, one_line, table, words, words_of_metric
+from feedrate.tracking.sweep_results import Group, Result, figures, steady
+from feedrate.tracking.sweep_table import best_job, cell, chosen_words, fenced, figure, one_line, table, words_of_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SHOWN = {"samples_per_s": "samples/s", "wait_pct": "wait %", "epoch_s": "epoch s"}
+_SHOWN = {
+    "best_epoch": "best epoch",
+    "samples_per_s": "samples/s",
+    "wait_pct": "wait %",
+    "step_ms": "step ms",
+    "free_cores": "free cores",
+    "epoch_s": "epoch s",
+}
 _SAME = {"loader/samples_per_s": "samples_per_s", "loader/wait_pct": "wait_pct"}  # columns that are there anyway
 
 
@@ -58,7 +66,7 @@ class SearchReport(Report):
         return chosen_words(self._settings(best)), {**metrics, self.metric: float(best.objective or 0.0)}
 
     def table(self, results: Sequence[Result], rows: int | None = None, pictures: str = "") -> str:
-        best, parts = self._best(results), []
+        best, parts = self._best(results), list[str]()
         ended = [
             f"{sum(r.status == s for r in results)} {s.lower()}" for s in ("FINISHED", "PRUNED", "FAILED", "KILLED")
         ]
@@ -67,10 +75,16 @@ class SearchReport(Report):
         if best is None:
             parts.append(f"**No trial finished** ({', '.join(ended)}).")
         else:
-            parts.append(
-                f"**Best trial: {chosen_words(self._settings(best))}** · {words_of_metric(self.metric)}"
-                f" {cell(best.objective)}, the {goal} of {len(results)} trials ({', '.join(ended)})"
-            )
+            what = f"{words_of_metric(self.metric)} {self._value(best)}"
+            if best.best_epoch is not None and not _is_of_all_epochs(self.metric):
+                what += f" in epoch {best.best_epoch}"
+            ranking = self._speeds(results)
+            equal = len(ranking.first) if ranking is not None else 1
+            which = f"the {goal}" if equal == 1 else f"the cheapest of {equal} that are equal within the noise,"
+            of = f"of {len(results)} trials ({', '.join(ended)})"
+            parts.append(f"**Best trial: {chosen_words(self._settings(best))}** · {what}, {which} {of}")
+            if ranking is not None and (line := not_the_same(ranking.groups, "trial")):
+                parts.append(line)
             parts.append(fenced(best.command))
         if self._importance:
             shares = ", ".join(f"{words(key)} {100 * share:.0f} %" for key, share in self._importance.items())
@@ -88,7 +102,7 @@ class SearchReport(Report):
     def csv(self, results: Sequence[Result]) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        shown = [name for name in _SHOWN if name != _SAME.get(self.metric)]
+        shown = self._shown()
         writer.writerow(["trial", *self.keys, self.metric, *shown, "status", "error", "command"])
         for r in results:
             measured = ["" if (value := getattr(r, name)) is None else value for name in ("objective", *shown)]
@@ -101,7 +115,7 @@ class SearchReport(Report):
             return {}
         label, best = words_of_metric(self.metric), self._best(results)
         return {
-            "search": history(results, label, largest=self._largest),
+            "search": history(results, label, best, largest=self._largest),
             "parameters": slices(results, self.keys, label, best, self._importance, self._logarithmic),
         }
 
@@ -109,23 +123,41 @@ class SearchReport(Report):
         self._importance = {} if len(self.keys) < 2 else dict(self._ask())
         return super().write(results, folder)
 
+    def _shown(self) -> dict[str, str]:
+        """Figures beside the metric -> their heads."""
+        without = [_SAME.get(self.metric), "best_epoch" if _is_of_all_epochs(self.metric) else None]
+        return {name: head for name, head in _SHOWN.items() if name not in without}
+
     def _trials(self, results: Sequence[Result]) -> str:
-        shown = {name: head for name, head in _SHOWN.items() if name != _SAME.get(self.metric)}
-        names = ("objective", *shown)
+        shown = self._shown()
         head = ["trial", *map(words, self.keys), words_of_metric(self.metric), *shown.values(), "status"]
-        rows = [
-            [str(r.number), *self._settings(r).values(), *(cell(getattr(r, name)) for name in names), r.status]
-            for r in results
-        ]
+        rows = []
+        for r in results:
+            figures = (figure(Group(r.settings, [r]), name) for name in shown)
+            rows.append([str(r.number), *self._settings(r).values(), self._value(r), *figures, r.status])
         return table(head, rows)
+
+    def _value(self, result: Result) -> str:
+        """The metric of a trial."""
+        same = _SAME.get(self.metric)
+        return figure(Group(result.settings, [result]), same) if same is not None else cell(result.objective)
 
     def _settings(self, result: Result) -> dict[str, str]:
         """As a person reads them; the command has all digits."""
         return {key: _short(result.settings.get(key, "")) for key in self.keys}
 
     def _best(self, results: Sequence[Result]) -> Result | None:
+        if (ranking := self._speeds(results)) is not None:
+            return ranking.first[0].results[0]
         finished = [r for r in results if r.status == "FINISHED" and r.objective is not None]
         return min(finished, key=self._rank, default=None)
+
+    def _speeds(self, results: Sequence[Result]) -> Ranking | None:
+        """Of a search for speed the finished trials ranked by it, since the best may differ by no more than noise."""
+        if self.metric != "loader/samples_per_s" or not self._largest:
+            return None
+        ranking = by_speed([Group(r.settings, [r]) for r in results if r.status == "FINISHED"])
+        return ranking if ranking.first else None
 
     def _rank(self, result: Result) -> float:
         """Finished trials first, the best in front."""
@@ -139,10 +171,15 @@ def objective(summary: Mapping[str, Any], metric: str) -> float | None:
     """A run's value of a metric: of rates and waits the median over the epochs, without the first where there are more;
     of everything else that of the best epoch, whose weights are kept. None if the run has no such metric.
     """
-    if metric.startswith(("loader/", "compute/")):
+    if _is_of_all_epochs(metric):
         return steady(summary, metric)
     found = (summary.get("best") or {}).get(metric)
     return None if found is None else float(found)
+
+
+def _is_of_all_epochs(metric: str) -> bool:
+    """Whether it is a rate or a duration, of which the best epoch has none of its own."""
+    return metric.startswith(("loader/", "compute/"))
 
 
 def _short(text: str) -> str:

@@ -27,9 +27,11 @@ _FOLDERS = {"PWD", "OLDPWD"}  # of the shell: where it stands, no password
 _KEY = r"[A-Za-z_][\w.@/-]*"
 _USER_INFO = re.compile(r"(?<=://)[^/\s'\"]+@")
 _QUERY = re.compile(rf"(?<=[?&;])(?P<key>{_KEY})=(?P<value>[^&;#\s'\"]+)")
-# `key=value`, `key: value`, `"key": "value"`
+# `key=value`, `key: value`, `"key": "value"`; a key begins only where no other character of a key stands before, and is
+# matched without backtracking, so that a long word takes linear time
 _PAIR = re.compile(
-    rf"(?P<key>{_KEY})(?P<between>['\"]?\s?[=:]\s?)(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&'\"()\[\]{{}}]+)"
+    rf"(?<![\w.@/-])(?P<lead>(?:(?![A-Za-z_])[\w.@/-])*)(?=(?P<key>{_KEY}))(?P=key)(?P<between>['\"]?\s?[=:]\s?)"
+    rf"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&'\"()\[\]{{}}]+)"
 )
 _OVERRIDE = re.compile(rf"^(?P<key>[+~]*{_KEY})=(?P<value>.*)$", re.DOTALL)
 _INTERPOLATION = re.compile(r"^\$\{[^{}]*\}$")
@@ -124,7 +126,7 @@ def _mask_pair(match: re.Match[str]) -> str:
     if value.startswith("$") or not bare.strip("*"):
         return match[0]
     quotes = value[0] if value[0] in "'\"" else ""
-    return f"{match['key']}{match['between']}{quotes}{MASK}{quotes}"
+    return f"{match['lead']}{match['key']}{match['between']}{quotes}{MASK}{quotes}"
 
 
 def _of_environment() -> set[str]:

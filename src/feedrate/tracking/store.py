@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from feedrate.errors import UserError
-from feedrate.tracking.address import Address
+from feedrate.tracking.address import Address, sqlite_url
+from feedrate.tracking.moved import follow
 from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.view import write_view
 
@@ -113,6 +115,8 @@ def open_answering(address: Address, experiment: str) -> tuple[MlflowClient, str
                 if not address.database.exists():
                     _create_database(address.database, address.artifacts)
                 MlflowClient(address.uri).search_experiments(max_results=1)  # an empty file gets its tables here
+        if address.database is not None:
+            follow(address.database)
         client = MlflowClient(address.uri)
         return client, _open_experiment(client, experiment, address.artifacts)
 
@@ -139,9 +143,10 @@ def translated_errors(address: Address) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         text = without_secrets(" ".join(str(error).split()))[:300]
         if "out-of-date database schema" in text or "Can't locate revision" in text:
+            scheme, separator, path = without_secrets(address.uri).partition(":///")
             raise UserError(
                 f"tracking.uri={address.shown} was written by another version of MLflow.\n"
-                f"Back the file up, then run: mlflow db upgrade {without_secrets(address.uri)}"
+                f"Back the file up, then run: mlflow db upgrade {scheme}{separator}{shlex.quote(path) if path else ''}"
             ) from error
         remedy = (
             "Mend what it says, or give another file (tracking.uri=PATH), or do not record (tracking=none)."
@@ -233,7 +238,7 @@ def _create_database(database: Path, artifacts: str | None) -> None:
     unfinished = database.with_name(f".{database.name}.new")
     for suffix in ("", "-journal", "-wal", "-shm"):
         unfinished.with_name(f"{unfinished.name}{suffix}").unlink(missing_ok=True)
-    open_untyped(f"sqlite:///{unfinished}", artifacts).engine.dispose()
+    open_untyped(sqlite_url(unfinished), artifacts).engine.dispose()
     if not _on_network(database):
         # before it has its name, from when on others may be at it, and would keep it from being changed
         with closing(sqlite3.connect(unfinished)) as connection:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
+from feedrate.tracking.picture import optional, save
+from feedrate.tracking.sweep_plots import MEASURES, METRIC, sweep_figure
+from feedrate.tracking.sweep_ranks import is_about_speed
 from feedrate.tracking.sweep_results import Result, figures, groups
 from feedrate.tracking.sweep_table import as_csv, best_job, markdown
 
@@ -51,15 +53,19 @@ class Report:
     def figures(self, results: Sequence[Result]) -> dict[str, Figure]:
         """Pictures by name, without suffix."""
         found = groups(results, self.keys)
-        shown = [name for name in MEASURES if any(group.mean(name) is not None for group in found)]
-        return {name: sweep_figure(found, name) for name in shown}
+        wanted = {"metric": METRIC} if not is_about_speed(self.keys) else {}
+        wanted |= {measure: measure for measure in MEASURES}
+        shown = {name: measure for name, measure in wanted.items() if any(g.mean(measure) is not None for g in found)}
+        return {name: sweep_figure(found, measure) for name, measure in shown.items()}
 
     def write(self, results: Sequence[Result], folder: Path) -> list[Path]:
         """sweep.md, sweep.csv and the pictures; returns their paths."""
         texts = {"sweep.md": self.table(results), "sweep.csv": self.csv(results)}
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-        figures = self.figures(results)
-        for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=figure.dpi)
-        return [folder / name for name in [*texts, *(f"{name}.png" for name in figures)]]
+        paths = [folder / name for name in texts]
+        with optional("of the sweep"):
+            for name, figure in self.figures(results).items():
+                save(figure, folder / f"{name}.png")
+                paths.append(folder / f"{name}.png")
+        return paths

@@ -1,23 +1,41 @@
-"""The table of a sweep in Markdown and CSV: the best settings first, a row for each job, means over seeds.
+"""The table of a sweep in Markdown and CSV: the best settings first, a row for each job, means over seeds and folds.
 
-The results themselves come from sweep_results.py.
+How settings are ranked is in sweep_ranks.py.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from feedrate.timing.knee import AS_GOOD_PCT, knee
+from feedrate.timing.noise import rounded
 from feedrate.tracking.note import number
-from feedrate.tracking.sweep_results import METRICS, SEED, Group, Result, groups, ordered, varying
+from feedrate.tracking.sweep_ranks import (
+    BATCH_SIZE,
+    WORKERS,
+    Ranking,
+    by_speed,
+    cost,
+    is_about_speed,
+    knee_words,
+    knees,
+    not_the_same,
+    ranked,
+    words,
+)
+from feedrate.tracking.sweep_results import Group, Result, groups, is_repeat
 
-WORKERS, BATCH_SIZE = "loader.num_workers", "loader.batch_size"
-_WORDS = {WORKERS: "workers", BATCH_SIZE: "batch size"}
 _ERROR_CHARACTERS = 200
-KNEE = f"the fewest workers within {AS_GOOD_PCT} % of the fastest"
+_NAMED = 3  # settings that are equal and cost the same
+_SPEEDS = {
+    "samples_per_s": "samples/s",
+    "wait_pct": "wait %",
+    "held_pct": "held up %",
+    "step_ms": "step ms",
+    "free_cores": "free cores",
+    "epoch_s": "epoch s",
+}
 
 
 def columns(keys: Sequence[str]) -> list[str]:
@@ -25,84 +43,30 @@ def columns(keys: Sequence[str]) -> list[str]:
     return [WORKERS, BATCH_SIZE, *(key for key in keys if key not in (WORKERS, BATCH_SIZE))]
 
 
-def words(key: str) -> str:
-    """A key as a column's head."""
-    return _WORDS.get(key, key.rpartition(".")[2].replace("_", " "))
-
-
-def fastest(found: Sequence[Group]) -> Group | None:
-    """The group with the most samples per second."""
-    return _best(found, "samples_per_s", max)
-
-
-def most_exact(found: Sequence[Group]) -> Group | None:
-    """The group with the best validation metric, the fastest of those that are equal."""
-    metric = _metric([result for group in found for result in group.results])
-    quick = sorted(found, key=lambda group: -(group.mean("samples_per_s") or 0.0))
-    return _best(quick, "best", max if dict(METRICS).get(metric, False) else min)
-
-
-@dataclass(frozen=True)
-class Knee:
-    """The fewest workers that are as good as any at one batch size, or at one value of what else was swept.
-
-    Attributes:
-        group: with these workers.
-        over: the other swept key; None: workers alone were swept.
-        at_the_end: no larger number was measured, so more may be faster still.
-    """
-
-    group: Group
-    over: str | None
-    at_the_end: bool
-
-    def __str__(self) -> str:
-        workers = self.group.settings[WORKERS]
-        text = f"{workers} worker{'' if workers == '1' else 's'}"
-        text += f" at {words(self.over)} {self.group.settings[self.over]}" if self.over else ""
-        return text + (" (the most measured)" if self.at_the_end else "")
-
-
-def knees(found: Sequence[Group]) -> list[Knee]:
-    """One for each value of the other swept key at which two numbers of workers or more were measured.
-
-    None unless workers are swept, alone or with one other key besides the seed.
-    """
-    keys = varying(found)
-    if WORKERS not in keys or len(keys) > 2:
-        return []
-    over = next((key for key in keys if key != WORKERS), None)
-    counts = ordered({group.settings[WORKERS] for group in found})
-    kept = []
-    for value in ordered({group.settings[over] for group in found}) if over else [""]:
-        row = {
-            counts.index(group.settings[WORKERS]): (group, rate)
-            for group in found
-            if (over is None or group.settings[over] == value) and (rate := group.mean("samples_per_s")) is not None
-        }
-        if len(row) > 1:
-            place = knee({place: rate for place, (_, rate) in row.items()}, cost=int)
-            kept.append(Knee(row[place][0], over, at_the_end=place == max(row)))
-    return kept
+def primary(results: Sequence[Result], keys: Sequence[str]) -> Ranking:
+    """By speed where only the loader's settings are swept, by the validation metric elsewhere."""
+    found = groups(results, keys)
+    speed, metric = by_speed(found), ranked(found, "best")
+    return speed if (is_about_speed(keys) and speed.first) or not metric.first else metric
 
 
 def markdown(results: Sequence[Result], keys: Sequence[str], rows: int | None = None, pictures: str = "") -> str:
-    """The best settings with their commands, then the table; over several seeds also means and spread.
+    """The best settings with their commands, then the table; over seeds and folds also means and spread.
 
     Args:
         keys: what is swept.
-        rows: how many jobs the table shows, the fastest first; None: all, in their order.
+        rows: how many jobs the table shows, the best first; None: all, in their order.
         pictures: Markdown that stands before the table.
     """
-    found = groups(results, keys)
-    parts = [*_headline(found), *([pictures] if pictures else [])]
-    if SEED in keys:
-        parts += ["Over the seeds, mean ± standard deviation:", _seeds(found, results), "Each job:"]
+    ranking = primary(results, keys)
+    parts = [*_headline(ranking), *([pictures] if pictures else [])]
+    if repeated := [words(key) for key in keys if is_repeat(key)]:
+        parts += [f"Over {' and '.join(repeated)}, mean ± standard deviation:", _means(ranking), "Each job:"]
     shown = list(results)
     if rows is not None and rows < len(results):
-        shown = sorted(results, key=lambda result: -(result.samples_per_s or 0.0))[:rows]
-        parts.append(f"The {rows} fastest of {len(results)} jobs; sweep.csv has all.")
-    parts.append(_jobs(shown, keys))
+        shown = sorted(results, key=lambda result: ranking.rank_of(result) or len(results) + 1)[:rows]
+        parts.append(f"The {rows} best of {len(results)} jobs; sweep.csv has all.")
+    parts.append(_jobs(shown, keys, ranking, with_rank=not repeated))
     wrong = [result for result in shown if result.error]
     if wrong:
         parts.append("\n".join(f"- job {r.number} {r.status}: {one_line(r.error)}" for r in wrong))
@@ -115,8 +79,8 @@ def as_csv(results: Sequence[Result], keys: Sequence[str]) -> str:
     metric = _metric(results)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = ("samples_per_s", "wait_pct", "epoch_s", "best")
-    writer.writerow(["job", *shown, *names[:3], metric or "best", "status", "error", "command"])
+    names = (*_SPEEDS, "best", "best_epoch")
+    writer.writerow(["job", *shown, *_SPEEDS, metric or "best", "best_epoch", "status", "error", "command"])
     for r in results:
         measured = ["" if (value := getattr(r, name)) is None else value for name in names]
         chosen = [r.settings.get(key, "") for key in shown]
@@ -125,14 +89,14 @@ def as_csv(results: Sequence[Result], keys: Sequence[str]) -> str:
 
 
 def best_job(results: Sequence[Result], keys: Sequence[str]) -> tuple[str, dict[str, float]]:
-    """The fastest setting in words, and its figures under the names of a run's metrics; means over seeds."""
-    group = fastest(groups(results, keys))
-    if group is None:
+    """The best setting in words, and its figures under the names of a run's metrics; means over seeds and folds."""
+    first = primary(results, keys).first
+    if not first:
         return "", {}
     names = {"loader/samples_per_s": "samples_per_s", "loader/wait_pct": "wait_pct", "validation/loss": "value"}
-    names[_metric(group.results) or "validation/loss"] = "best"
-    means = {metric: group.mean(name) for metric, name in names.items()}
-    return chosen_words(group.settings), {metric: mean for metric, mean in means.items() if mean is not None}
+    names[_metric(first[0].results) or "validation/loss"] = "best"
+    means = {metric: first[0].mean(name) for metric, name in names.items()}
+    return chosen_words(first[0].settings), {metric: mean for metric, mean in means.items() if mean is not None}
 
 
 def chosen_words(chosen: Mapping[str, str]) -> str:
@@ -140,29 +104,69 @@ def chosen_words(chosen: Mapping[str, str]) -> str:
     return ", ".join(f"{words(key)} {value}" for key, value in chosen.items()) or "the only setting"
 
 
-def _headline(found: Sequence[Group]) -> list[str]:
-    quick, exact = fastest(found), most_exact(found)
-    if quick is None:
+def _headline(ranking: Ranking) -> list[str]:
+    found = ranking.groups
+    speed, exact = by_speed(found), ranked(found, "best")
+    if not speed.first and not exact.first:
         return ["**No job finished.**"]
-    lines = [
-        f"**Fastest: {chosen_words(quick.settings)}** · {_mean(quick, 'samples_per_s')} samples/s"
-        f" · waited {_mean(quick, 'wait_pct')} %"
-    ]
-    commands = [_command(quick)]
-    if exact is not None:
-        name = words_of_metric(_metric(exact.results))
-        reached = [mean for group in found if (mean := group.mean("best")) is not None]
-        if len(set(reached)) == 1 and len(reached) > 1:
-            which = "every setting" if len(reached) == len(found) else "every setting that finished"
-            lines.append(f"The best {name} is {_mean(exact, 'best')} with {which}.")
-        else:
-            lines.append(f"**Best {name}: {chosen_words(exact.settings)}** · {_mean(exact, 'best')}")
-        if exact is not quick:
-            commands.append(_command(exact))
+    about_speed = ranking.by != "best"
+    lines = [_speed_line(speed)] if speed.first else ["No job has enough steps for a rate."]
+    lines += [line for line in [not_the_same(found)] if line]
+    if exact.first:
+        lines.insert(len(lines) if about_speed else 0, _metric_line(exact))
+    order = (speed, exact) if about_speed else (exact, speed)
+    commands = dict.fromkeys(_command(one.first[0]) for one in order if one.first)
     lines.append(fenced("\n".join(commands)))
-    if bends := knees(found):
-        lines.append(f"**Knee: {', '.join(map(str, bends))}** · {KNEE}")
+    if bends := knees(speed):
+        lines.append(f"**Knee: {', '.join(map(str, bends))}** · {knee_words(speed)}")
     return lines
+
+
+def _speed_line(speed: Ranking) -> str:
+    """The fastest setting, or the one that waits least."""
+    best, fastest = speed.first[0], speed.by == "samples_per_s"
+    parts = [f"**{'Fastest' if fastest else 'Waits least'}: {first_words(speed)}**"]
+    if speed.undecided:
+        parts = [f"**Every setting {'is as fast' if fastest else 'waits as little'}, within the noise**"]
+    parts += [f"{figure(best, 'samples_per_s')} samples/s", f"waited {figure(best, 'wait_pct')} %"]
+    if best.mean("held_pct"):
+        parts.append(f"held up for {figure(best, 'held_pct')} %")
+    return " · ".join([*parts, *_equals(speed)])
+
+
+def _metric_line(exact: Ranking) -> str:
+    """The setting with the best validation metric."""
+    best = exact.first[0]
+    name = words_of_metric(_metric(best.results))
+    epochs = sorted({result.best_epoch for result in best.results if result.best_epoch is not None})
+    reached = figure(best, "best")
+    if epochs:
+        reached += f" in epoch {epochs[0]}" if len(epochs) == 1 else f" in epochs {epochs[0]} to {epochs[-1]}"
+    if exact.undecided:
+        which = "every setting" if None not in exact.ranks else "every setting that finished"
+        equal = len({group.mean("best") for group in exact.first}) == 1
+        return f"The best {name} is {reached if equal else 'the same within the noise'} with {which}."
+    return " · ".join([f"**Best {name}: {first_words(exact)}**", reached, *_equals(exact)])
+
+
+def first_words(ranking: Ranking) -> str:
+    """The settings of the first rank that cost the least."""
+    least = [group for group in ranking.first if cost(group) == cost(ranking.first[0])]
+    named = " or ".join(chosen_words(group.settings) for group in least[:_NAMED])
+    return named + (f" or {len(least) - _NAMED} more" if len(least) > _NAMED else "")
+
+
+def _equals(ranking: Ranking) -> list[str]:
+    """How many share the first rank, and which is the cheapest of those."""
+    best, last = ranking.first[0], ranking.first[-1]
+    if ranking.undecided:
+        return [f"the cheapest: {first_words(ranking)}"] * (cost(best) != cost(last))
+    if len(ranking.first) == 1:
+        return []
+    return [
+        f"{len(ranking.first)} settings are equal within the noise"
+        + ", the cheapest named" * (cost(best) != cost(last))
+    ]
 
 
 def words_of_metric(metric: str) -> str:
@@ -179,29 +183,36 @@ def _command(group: Group) -> str:
     return next(result.command for result in group.results if result.status == "FINISHED")
 
 
-def _jobs(results: Sequence[Result], keys: Sequence[str]) -> str:
-    shown = columns(keys)
-    head = ["job", *map(words, shown), "samples/s", "wait %", "epoch s", words_of_metric(_metric(results)), "status"]
-    names = ("samples_per_s", "wait_pct", "epoch_s", "best")
-    rows = [
-        [str(r.number), *(r.settings.get(key, "") for key in shown), *(cell(getattr(r, n)) for n in names), r.status]
-        for r in results
-    ]
-    return table(head, rows)
-
-
-def _seeds(found: Sequence[Group], results: Sequence[Result]) -> str:
-    names = ("samples_per_s", "wait_pct", "epoch_s", "best")
-    keys = list(found[0].settings)
-    metric = words_of_metric(_metric(results))
-    head = [*map(words, keys), "finished", "samples/s", "wait %", "epoch s", metric]
+def _jobs(results: Sequence[Result], keys: Sequence[str], ranking: Ranking, *, with_rank: bool) -> str:
+    shown, names = columns(keys), _figures(ranking, results)
+    head = ["job", *map(words, shown), *["rank"] * with_rank, *names.values(), "status"]
     rows = []
-    for group in found:
-        finished = sum(result.status == "FINISHED" for result in group.results)
-        rows.append(
-            [*group.settings.values(), f"{finished} of {len(group.results)}", *(_mean(group, name) for name in names)]
-        )
+    for r in results:
+        rank = ["" if (found := ranking.rank_of(r)) is None else str(found)] * with_rank
+        alone = Group(r.settings, [r])
+        chosen = (r.settings.get(key, "") for key in shown)
+        rows.append([str(r.number), *chosen, *rank, *(figure(alone, name) for name in names), r.status])
     return table(head, rows)
+
+
+def _means(ranking: Ranking) -> str:
+    results = [result for group in ranking.groups for result in group.results]
+    names = _figures(ranking, results)
+    del names["best_epoch"]
+    head = [*map(words, ranking.groups[0].settings), "rank", "finished", *names.values()]
+    rows = []
+    for group, rank in zip(ranking.groups, ranking.ranks, strict=True):
+        finished = f"{sum(result.status == 'FINISHED' for result in group.results)} of {len(group.results)}"
+        figures = (figure(group, name) for name in names)
+        rows.append([*group.settings.values(), "" if rank is None else str(rank), finished, *figures])
+    return table(head, rows)
+
+
+def _figures(ranking: Ranking, results: Sequence[Result]) -> dict[str, str]:
+    """Columns of figures -> their heads, what the ranking is about first."""
+    speeds = {name: head for name, head in _SPEEDS.items() if name != "held_pct" or any(r.held_pct for r in results)}
+    metric = {"best": words_of_metric(_metric(results)), "best_epoch": "best epoch"}
+    return {**metric, **speeds} if ranking.by == "best" else {**speeds, **metric}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -213,15 +224,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _best(found: Sequence[Group], name: str, better: Callable[..., tuple[float, Group]]) -> Group | None:
-    """The first of the best."""
-    measured = [(value, group) for group in found if (value := group.mean(name)) is not None]
-    return better(measured, key=lambda pair: pair[0])[1] if measured else None
-
-
-def _mean(group: Group, name: str) -> str:
-    spread = group.spread(name)
-    return cell(group.mean(name)) + (f" ± {number(spread)}" if spread is not None else "")
+def figure(group: Group, name: str) -> str:
+    """A figure with as many digits as its noise leaves, over several jobs with its standard deviation; empty: none."""
+    measured, spread = group.measured(name), group.spread(name)
+    if measured is None:
+        return ""
+    if name.endswith("_pct"):
+        texts = [
+            f"{value:.0f}" if measured.value >= 10 else f"{value:.1f}" for value in (measured.value, spread or 0.0)
+        ]
+    elif name == "free_cores":
+        texts = [f"{value:.1f}" for value in (measured.value, spread or 0.0)]
+    else:
+        two_digits = (spread or 0.0) / 20
+        metric = rounded(measured.value, two_digits) if two_digits else number(measured.value)
+        texts = [metric if name.startswith("best") else str(measured), rounded(spread or 0.0, two_digits)]
+    return texts[0] if spread is None else " ± ".join(texts)
 
 
 def cell(value: float | None) -> str:

@@ -21,7 +21,10 @@ VIEW_KEY = "feedrate"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 VIEW_NAME = "Feedrate"
 
-METRICS = ("validation/accuracy", "validation/loss", "loader/samples_per_s", "loader/wait_pct")
+METRICS = (
+    *("best/accuracy", "best/loss", "best/epoch", "validation/accuracy", "validation/loss"),
+    *("loader/samples_per_s", "loader/wait_pct"),
+)
 PARAMS = ("loader.num_workers", "loader.batch_size", "model", "dataset")
 
 

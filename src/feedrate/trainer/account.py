@@ -125,15 +125,16 @@ class Account:
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """With what the epochs kept, or those of `times`, were measured."""
         machine, found = sum(self._meanwhile, Machine()), setup_of(self._loader)
-        cores = found.cores
+        free = None
         if times is not None and machine.seconds:
             own_ns = times.cpu.sum() + (times.load_cpu.sum() if found.engine == "process" else 0)
-            cores = max(1.0, min(cores, own_ns / max(1, times.elapsed.sum()) + machine.idle_s / machine.seconds))
+            free = min(found.cores, float(own_ns / max(1, times.elapsed.sum())) + machine.idle_s / machine.seconds)
         return replace(
             found,
-            cores=cores,
+            cores=found.cores if free is None else max(1.0, free),
             usable_cores=usable_cores(),
-            free_cores=self._free_cores.between(),
+            free_cores=free,
+            free_range=self._free_cores.range(),
             worker_mb=self._worker_mb or 0.0,
             worker_delay_s=machine.workers_queued_s,
             receive_cpu_ns=1e9 * machine.helpers_s / max(1, sum(len(kept.wait) for kept in self._epochs)),

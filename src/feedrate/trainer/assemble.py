@@ -38,7 +38,7 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
     weights alone when a loss is not finite, without the host looking.
 
     Raises:
-        UserError: the model has nothing to train, or the target is no optimizer.
+        UserError: the model has nothing to train, or the target is no optimizer whose `step()` needs no argument.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
@@ -58,8 +58,18 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
         optimizer = build(node, "optimizer", injected)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(f"optimizer._target_={node['_target_']}: builds a {type(optimizer).__name__}, not an Optimizer")
+    if needed := [p.name for p in inspect.signature(optimizer.step).parameters.values() if _is_required(p)]:
+        raise UserError(
+            f"optimizer._target_={node['_target_']}: its step() needs {', '.join(needed)}, and training calls it "
+            "without arguments; take another optimizer, such as optimizer=adamw"
+        )
     zero_momentum(optimizer)
     return optimizer
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    variable = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and parameter.kind not in variable
 
 
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -23,13 +23,12 @@ from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setu
 from feedrate.loader.device import has_streams
 from feedrate.loader.engine import may_be_threads
 from feedrate.timing import Clock, EpochTimes
-from feedrate.timing.epoch_times import Setup, cut
+from feedrate.timing.epoch_times import MIN_STEPS, Setup, cut
 from feedrate.trainer.assemble import build_model, build_optimizer
 from feedrate.trainer.device import choose_precision, out_of_memory
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.task import Task
 
-FEW_STEPS = 6  # that are measured at least, whatever their time
 MEASURED = 10  # batches that the engine `auto` makes to decide, and hands out without anybody waiting for them
 
 SPARE = 0.1  # of the device's memory that the largest batch leaves free
@@ -96,7 +95,7 @@ class Bed:
         precision = choose_precision(config.precision, device)
         self._model = build_model(model, data, device)
         self._optimizer = build_optimizer(optimizer, self._model, device)
-        self._forward = Forward(self._model, data, [], device, precision, config.compile)
+        self._forward = Forward(self._model, data, device, precision, config.compile)
         self._task = Task(data.targets, config.label_smoothing, top5=False)
         self._model.train()
 
@@ -205,7 +204,7 @@ def _room(device: torch.device) -> int | None:
     return int(torch.accelerator.get_memory_info(device)[0]) + int(torch.accelerator.memory_reserved(device))
 
 
-def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: float) -> int:
+def _trained(bed: Bed, loader: Loader[Any], clock: Clock, seconds: float, until: float) -> int:
     """Trains for `seconds` after the warm-up; how many steps that took: each worker's first batch, and a few more."""
     warm = loader.num_workers + 3 + (MEASURED if loader.engine != "inline" else 0)
     begin = steady_from = time.perf_counter()
@@ -224,7 +223,7 @@ def _trained(bed: Bed, loader: Loader, clock: Clock, seconds: float, until: floa
             clock.settle()
         if steps <= warm:
             steady_from = now
-        elif now >= until or (steps >= warm + FEW_STEPS and now - steady_from >= seconds):
+        elif now >= until or (steps >= warm + MIN_STEPS and now - steady_from >= seconds):
             break
     return warm
 
@@ -237,6 +236,6 @@ def _without_stalls(times: EpochTimes) -> EpochTimes:
     return replace(times, steady=times.steady & ~stalled)
 
 
-def _endless(loader: Loader, device: torch.device, clock: Clock) -> Iterator[Any]:
+def _endless(loader: Loader[Any], device: torch.device, clock: Clock) -> Iterator[Any]:
     while True:
         yield from ToDevice(loader, device, clock)

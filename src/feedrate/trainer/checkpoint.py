@@ -22,6 +22,7 @@ from torch import device as Device
 
 from feedrate.dataset.folder import sync_folder
 from feedrate.errors import UserError
+from feedrate.loader import lost_worker
 
 
 def save(folder: Path, name: str, state: dict[str, Any], about: dict[str, Any], keep: int = 0) -> Path:
@@ -149,6 +150,8 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
         temporary.unlink(missing_ok=True)  # room for the record of the failure
+        if (lost := lost_worker(error)) is not None:  # torch's DataLoader raises that anywhere
+            raise lost from error
         reason = error.strerror if isinstance(error, OSError) else "the disk is full, or a limit of size is reached"
         raise UserError(
             f"{path}: cannot be written ({reason}); make room, or name another folder with hydra.run.dir="

@@ -19,7 +19,7 @@ COVERED = {"data digest": "IDs, labels", "order digest": "order", CONTENT: "cont
 UNKNOWN = "not recorded"
 WIDEST = 44  # characters of a cell; a longer value is shortened in its middle
 _PLACES = {"trainer.resume"}  # like all of tracking: where a run lies and how it was started says nothing about it
-_MACHINE = ("system/",)  # readings that are never equal
+_LEFT_OUT = ("system/", "best/")  # readings that are never equal; figures that have rows of their own
 _ORDER = ("test/", "validation/", "train/")  # of results; the others follow
 
 
@@ -41,10 +41,16 @@ def facts(name: str, saved: SavedRun) -> Facts:
     tags = saved.recorded.tags if saved.recorded is not None else {}
     summary = saved.summary
     results: dict[str, Any] = {"status": saved.recorded.status if saved.recorded is not None else summary.get("status")}
-    best = summary.get("best") or {}
-    results |= {f"best {key}": best[key] for key in sorted(best) if key.startswith("validation/")}
     metrics = saved.recorded.metrics if saved.recorded is not None else summary.get("metrics") or {}
-    results |= {key: metrics[key] for key in sorted(metrics, key=_rank) if not key.startswith(_MACHINE)}
+    best = summary.get("best") or {
+        key.replace("best/", "validation/"): value for key, value in metrics.items() if key.startswith("best/")
+    }
+    epoch = summary.get("best_epoch", metrics.get("best/epoch"))
+    results |= {"best epoch": None if epoch is None else int(epoch)}
+    results |= {
+        f"best {key}": best[key] for key in sorted(best) if key.startswith("validation/") and key != "validation/epoch"
+    }
+    results |= {key: metrics[key] for key in sorted(metrics, key=_rank) if not key.startswith(_LEFT_OUT)}
     results["error"] = tags.get("feedrate.error", summary.get("error"))
     order = tags.get("feedrate.order_digest", summary.get("order_digest"))
     digest = tags.get("feedrate.data_digest", summary.get("data_digest"))
@@ -119,7 +125,7 @@ def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
     elif tags.get("git.dirty") == "true" and saved.recorded is not None:
         found["uncommitted"] = size_of_diff(saved.recorded.text("uncommitted.diff") or "")
     elif tags:
-        found["uncommitted"] = "nothing"
+        found["uncommitted"] = UNKNOWN if tags.get("git.dirty") == "unknown" else "nothing"
     return found
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from feedrate.tracking.picture import has_fonts, optional, save
 from feedrate.trainer.evaluate import Evaluation, Sample
 from feedrate.whole_file import replace_file
 
@@ -47,9 +51,11 @@ def write_evaluation(folder: Path, partition: str, found: Evaluation, about: Map
     if found.worst:
         files.append(folder / f"{partition}_worst.csv")
         write_table(files[-1], ({"id": s.ID, "loss": s.loss, **s.row} for s in found.worst))
-    for name, figure in _figures(partition, found):
-        files.append(folder / f"{partition}_{name}.png")
-        figure.savefig(files[-1], dpi=figure.dpi)
+    for name, draw in _figures(partition, found).items():
+        path = folder / f"{partition}_{name}.png"
+        with optional(path.name):
+            save(draw(), path)
+            files.append(path)
     return files
 
 
@@ -79,7 +85,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count, writer = 0, None
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         for row in rows:
             if writer is None:
                 writer = csv.DictWriter(file, list(row))
@@ -98,28 +104,32 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     for name, values in columns.items():
-        if len({type(value) for value in values}) > 1:  # classes of several kinds, such as 1 and "one"
+        mixed = len({type(value) for value in values}) > 1  # classes of several kinds, such as 1 and "one"
+        if mixed or any(type(value) is int and abs(value) >= 2**63 for value in values):
             columns[name] = [_shown(value) for value in values]
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return len(next(iter(columns.values()), []))
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.9g}"  # as many digits as float32 has
+    if isinstance(value, float):  # a float32 in as many digits as it has; of a label, which is none, all digits
+        return f"{value:.9g}" if float(np.float32(value)) == value else repr(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _figures(partition: str, found: Evaluation) -> Iterable[tuple[str, Figure]]:
+def _figures(partition: str, found: Evaluation) -> dict[str, Callable[[], Figure]]:
     from feedrate.tracking.plots import confusion_matrix, predicted_against_true
 
+    drawn: dict[str, Callable[[], Figure]] = {}
     if found.confusion is not None:
         names = [str(row["class"]) for row in found.per_class or []]
-        yield "confusion", confusion_matrix(found.confusion, names, title=partition)
+        drawn["confusion"] = partial(confusion_matrix, found.confusion, names, title=partition)
     if found.pairs is not None:
-        yield "predicted", predicted_against_true(found.pairs[1], found.pairs[0])
-    if found.worst and picture_of(found.worst[0].X) is not None:
-        yield "worst", worst_samples(found.worst, partition)
+        drawn["predicted"] = partial(predicted_against_true, found.pairs[1], found.pairs[0])
+    with optional(f"{partition}_worst.png"):
+        if found.worst and picture_of(found.worst[0].X) is not None:
+            drawn["worst"] = partial(worst_samples, found.worst, partition)
+    return drawn
 
 
 def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
@@ -128,7 +138,7 @@ def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
 
     rows = -(-len(samples) // COLUMNS)
     figure = Figure(figsize=(2.0 * COLUMNS, 2.5 * rows + 0.4), dpi=110, layout="constrained", facecolor="white")
-    figure.suptitle(f"{partition}: the {len(samples)} samples with the largest loss", fontsize=11)
+    heading = f"{partition}: the {len(samples)} samples with the largest loss"
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
     for place, sample in zip(axes, samples, strict=False):
         image = picture_of(sample.X)
@@ -136,7 +146,10 @@ def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
             place.imshow(image, cmap="gray" if image.ndim == 2 else None)
         label, prediction = sample.row.get("label"), sample.row.get("prediction")
         said = f"\n{_brief(label)}, predicted {_brief(prediction)}" if prediction is not None else ""
-        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{said}", fontsize=8, parse_math=False)
+        if not has_fonts(f"{sample.ID}{label}{prediction}"):
+            heading = f"{heading.partition('; ')[0]}; texts that no font can draw: {partition}_worst.csv"
+        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{said}", fontsize=8)
+    figure.suptitle(heading, fontsize=11)
     for place in figure.axes:
         place.set_axis_off()
     return figure
@@ -147,8 +160,6 @@ def picture_of(X: Tensor) -> Any:
 
     Images are (H, W), (C, H, W) and (H, W, C) with one or three channels.
     """
-    import numpy as np
-
     array = X.detach().float().numpy()
     if array.ndim == 3 and array.shape[0] in (1, 3):
         array = np.moveaxis(array, 0, -1)
@@ -166,4 +177,5 @@ def _brief(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= 20 else f"…{text[-19:]}"

@@ -5,7 +5,7 @@ fault it is. Training and evaluation share it; what is done with the answer is t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from feedrate.dataset import Data
 from feedrate.dataset.look import look_again, sample_error
 from feedrate.errors import SampleError, UserError
-from feedrate.loader import Batch, Receipt
+from feedrate.loader import Batch, Receipt, lost_worker
 from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.inputs import Inputs
 
@@ -32,14 +32,13 @@ class Forward:
         self,
         model: nn.Module,
         data: Data,
-        loaders: Sequence[Any],
         device: torch.device,
         precision: Precision,
         compile: bool = False,
         remedy: str = "lower loader.batch_size",
     ) -> None:
         self.model, self.inputs, self.device = model, Inputs(data, device), device
-        self._loaders, self._precision, self._remedy = loaders, precision, remedy
+        self._precision, self._remedy = precision, remedy
         self._samples = 0  # of the last batch
         self._call: Callable[..., Tensor] = torch.compile(model) if compile else model
 
@@ -55,10 +54,10 @@ class Forward:
             with self.autocast():
                 return self._call(X)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, UserError) or self.lost_worker(error):
+            if isinstance(error, UserError):
                 raise
-            if out_of_memory(error):
-                raise self._no_memory() from error
+            if (told := self.explained(error)) is not None:
+                raise told from error
             name, text = type(self.model).__name__, str(error).strip().splitlines()
             raise UserError(
                 f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text[0] if text else type(error).__name__}"
@@ -78,16 +77,11 @@ class Forward:
         """What an error means that came up anywhere in a step: the device's memory ran out, or a worker died; torch
         raises the latter wherever the main process is then. None for any other error.
         """
-        return self._no_memory() if out_of_memory(error) else self.lost_worker(error)
+        return self._no_memory() if out_of_memory(error) else lost_worker(error)
 
     def _no_memory(self) -> UserError:
         on = f"a batch of {self._samples} samples" if self._samples else "its first batch"
         return UserError(f"the device ran out of memory on {on}; {self._remedy}")
-
-    def lost_worker(self, error: Exception) -> UserError | None:
-        """What torch's error about a worker that died means, None for any other error."""
-        able = [loader for loader in self._loaders if hasattr(loader, "lost_worker")]
-        return next((lost for loader in able if (lost := loader.lost_worker(error))), None)
 
 
 def not_finite(loader: Any, receipt: Receipt | None) -> SampleError | None:

@@ -18,7 +18,7 @@ from torch import nn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.dataset.look import size_of
-from feedrate.errors import UserError
+from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, EpochTimes, Point, points
 from feedrate.timing.ceilings import metrics as metrics_of
@@ -26,7 +26,7 @@ from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.trainer import checkpoint
 from feedrate.trainer.account import Account
 from feedrate.trainer.accumulation import AccumulationWindow
-from feedrate.trainer.device import Precision
+from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.interrupt import Interrupted, Interruption
@@ -76,7 +76,7 @@ class Trainer:
         self.config, self.data, self.loaders, self.device = config, data, loaders, device
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
-        self.forward = Forward(model, data, list(loaders.values()), device, precision, config.compile, MORE_MEMORY)
+        self.forward = Forward(model, data, device, precision, config.compile, MORE_MEMORY)
         self.state = RunState(
             model,
             optimizer,
@@ -117,6 +117,7 @@ class Trainer:
 
         Raises:
             UserError: a training loss is not finite, a sample cannot be used, or the model does not fit the data.
+            LostWorker: a process that loads has died; the checkpoint of the last step is written where it can be.
             Interrupted: a signal came; the checkpoint of the last step is written.
         """
         state = self.state
@@ -129,7 +130,8 @@ class Trainer:
         try:
             while state.epoch < self.config.max_epochs and not state.result.stopped:
                 metrics, times = self._epoch(state.epoch, progress)
-                self._send(points(metrics, state.epoch))
+                best = state.result.best_figures() if state.result.best_epoch == state.epoch else {}
+                self._send(points({**metrics, **best}, state.epoch))
                 progress.epoch(state.epoch, metrics, times.mean_wait_ms(), float(times.elapsed.sum() / 1e9))
                 self._tell_verdict()
                 self._stop.check()
@@ -141,9 +143,13 @@ class Trainer:
                 self.clock.skip()
                 self._save()
             raise
-        except RuntimeError as error:
-            told = self.forward.explained(error)
-            if told is None:
+        except (RuntimeError, LostWorker) as error:
+            # torch raises that wherever the main process is when a worker dies, also in the middle of a step
+            told = error if isinstance(error, LostWorker) else self.forward.explained(error)
+            if told is not None and not out_of_memory(error) and self._stop.safe and state.phase != "done":
+                self.clock.skip()
+                self._save()
+            if told is None or told is error:
                 raise
             raise told from error
         finally:
@@ -192,7 +198,6 @@ class Trainer:
         self._stop.check()
         checked = self.evaluate("validation")
         metrics.update({f"validation/{name}": value for name, value in checked.metrics().items()})
-        result.confusion, result.per_class = checked.confusion(), checked.per_class()
         clock.lap("evaluation")
 
         state.schedule.epoch(metrics["validation/loss"])
@@ -204,6 +209,7 @@ class Trainer:
             metrics["loader/first_batch_s"] = clock.first_batch_s
         if not result.best or _lower(metrics["validation/loss"], result.best["validation/loss"]):
             result.best_epoch, result.best = epoch, metrics
+            result.confusion, result.per_class = checked.confusion(), checked.per_class()
         result.stopped = self._reason_to_stop(epoch) or self._advise(epoch, metrics)
         result.history.append(metrics)
         result.metrics, state.phase, state.random = metrics, "done", None
@@ -359,7 +365,7 @@ class Trainer:
         What ends training is judged anew, by the present configuration.
         """
         ours = self.state
-        ours.load_state_dict(state)
+        ours.load_state_dict(state, self.config.resume_optimizer)
         times = state.get("times_s", {})
         self.clock.go_on(times.get("phases", {}))
         self._earlier_s = float(times.get("all", 0.0))

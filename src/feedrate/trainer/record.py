@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def record_resumed(tracker: Tracker, run: Run, trainer: Trainer) -> None:
     known = tracker.last_step("train/loss")
     for epoch, metrics in enumerate(trainer.result.history):
         if epoch > known:
-            tracker.metrics(points(metrics, epoch))
+            best = trainer.result.best_figures() if epoch == trainer.result.best_epoch else {}
+            tracker.metrics(points({**metrics, **best}, epoch))
     tracker.tags({"feedrate.command": run.command, "feedrate.resumed": "true"})
 
 
@@ -90,7 +92,7 @@ def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, 
             "feedrate.device": device,
             "feedrate.precision": precision,
             "git.commit": code.commit or "unknown",
-            "git.dirty": str(bool(code.diff)).lower(),
+            "git.dirty": "unknown" if code.diff is None else str(bool(code.diff)).lower(),
         }
     )
     for name, dataset in data.partition.items():
@@ -118,7 +120,7 @@ def record_end(
         "phases_s": trainer.clock.totals_s(),
         "metrics": result.metrics,
         "history": result.history,
-        "best_epoch": result.best_epoch,
+        "best_epoch": result.best_epoch + 1,
         "best": result.best,
         "verdict": asdict(verdict) if verdict else None,
         "slow_samples": slow,
@@ -132,9 +134,10 @@ def record_end(
         tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
     whole = {FIGURES[name]: value for name, value in verdict.figures.items()} if verdict else {}
     note = run_note(
-        {**result.metrics, **whole},  # what the verdict rests on, instead of the last epoch's alone
+        {**result.best, **whole},  # what the verdict rests on, instead of one epoch's rates
         command=run.command,
         epochs=len(result.history),
+        best_epoch=result.best_epoch + 1,
         seconds=seconds,
         verdict=verdict_words(trainer, verdict),
         slow=slow,
@@ -146,21 +149,25 @@ def record_end(
     if not tracker.active:
         write_summary(run.folder, summary)
         return summary
+    from feedrate.tracking.picture import optional
     from feedrate.tracking.plots import confusion_matrix, loss_curves, throughput, timeline, waits
 
     curves: dict[str, dict[int, float]] = {}
-    for epoch, metrics in enumerate(result.history):
+    for epoch, metrics in enumerate(result.history, start=1):
         for name, value in metrics.items():
             curves.setdefault(name, {})[epoch] = value
-    tracker.figure(loss_curves(curves), "plots/loss.png")
-    tracker.figure(throughput(curves), "plots/throughput.png")
+    drawn = {"loss": partial(loss_curves, curves), "throughput": partial(throughput, curves)}
     if window is not None and (times := trainer.account.times) is not None:
-        tracker.figure(timeline(rows_of(window)), "plots/timeline.png")
-        tracker.figure(waits(times.wait / 1e6, times.load / 1e6), "plots/waits.png")
+        drawn["timeline"] = partial(timeline, rows_of(window))
+        drawn["waits"] = partial(waits, times.wait / 1e6, times.load / 1e6)
         tracker.artifact(run.folder / "timeline.json")
     if result.confusion is not None:
         names = [str(row["class"]) for row in result.per_class or []]
-        tracker.figure(confusion_matrix(result.confusion, names), "plots/confusion.png")
+        title = f"validation after epoch {result.best_epoch + 1}, the best"
+        drawn["confusion"] = partial(confusion_matrix, result.confusion, names, title)
+    for name, draw in drawn.items():
+        with optional(f"plots/{name}.png"):
+            tracker.figure(draw(), f"plots/{name}.png")
     write_summary(run.folder, summary)  # only now: a run that is killed before has not finished, and is gone on with
     tracker.artifact(run.folder / "summary.json")
     for name in ("best.pt", "best.json"):

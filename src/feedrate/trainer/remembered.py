@@ -82,6 +82,11 @@ def remember(config: Mapping[str, Any], found: Remembered, folder: Path = FOLDER
         replace_shared_file(_path(config, folder), json.dumps(asdict(found), indent=2))
 
 
+def data_and_model(config: Mapping[str, Any]) -> str:
+    """Hash by which a data set with a model is known, 16 hexadecimal digits."""
+    return _hash({"dataset": _dataset(config), "model": config["model"]})
+
+
 def _told(folder: Path) -> contextlib.AbstractContextManager[None]:
     return told(str(folder), "what is found is kept there, so make room, or mend the folder")
 
@@ -124,15 +129,22 @@ def _path(config: Mapping[str, Any], folder: Path) -> Path:
 
     from feedrate.dataset.cores import usable_cores
 
-    dataset = {key: value for key, value in config["dataset"].items() if key != "name"}
-    if dataset.get("root"):
-        dataset["root"] = str(resolve_path(dataset["root"]))
     about = {
-        "dataset": dataset,
+        "dataset": _dataset(config),
         "model": config["model"],
         "loader": {key: value for key, value in config["loader"].items() if key not in TUNED},
         "trainer": {key: config["trainer"][key] for key in _COMPUTING},
         "machine": [platform.node(), usable_cores(), psutil.virtual_memory().total],
     }
-    content = json.dumps(about, sort_keys=True, default=str)
-    return folder / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+    return folder / f"{_hash(about)}.json"
+
+
+def _dataset(config: Mapping[str, Any]) -> dict[str, Any]:
+    dataset = {key: value for key, value in config["dataset"].items() if key != "name"}
+    if dataset.get("root"):
+        dataset["root"] = str(resolve_path(dataset["root"]))
+    return dataset
+
+
+def _hash(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -22,14 +22,17 @@ from feedrate.errors import UserError
 from feedrate.loader import Loader, build_loaders, start_loaders
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import build_model
+from feedrate.trainer.provenance import has_commit
 from feedrate.trainer.runs import folder_named, read_summary
 from feedrate.trainer.unlabelled import data_of, unlabelled
+from feedrate.validation import yaml_fault
 
 if TYPE_CHECKING:
     from feedrate.tracking.recorded import RecordedRun
 
 log = logging.getLogger("feedrate")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+_RESTORED = "outputs/restored"  # folder of what is fetched from MLflow's artifacts
 _GROUPS = ("dataset", "loader", "model")  # what is built here; nothing else of a foreign configuration is
 
 
@@ -222,11 +225,19 @@ def load_model(saved: SavedRun, state: Mapping[str, Any], data: Data, device: to
 
 
 def _check_nodes(saved: SavedRun, allow: Collection[str]) -> None:
-    check_targets({group: saved.config.get(group) for group in _GROUPS}, allow)
+    check_targets({group: saved.config.get(group) for group in _GROUPS}, allow, own=_was_made_here(saved))
     for group in _GROUPS:
         node = saved.config.get(group)
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise UserError(f"{group}: the run's configuration has no {group}._target_, so nothing can be built")
+
+
+def _was_made_here(saved: SavedRun) -> bool:
+    """Whether this repository made the run: its folder lies here, or its commit is one of this repository."""
+    if saved.folder.is_relative_to(ROOT) and not saved.folder.is_relative_to(ROOT / _RESTORED):
+        return True
+    tags = saved.recorded.tags if saved.recorded is not None else {}
+    return has_commit(str(saved.summary.get("commit") or tags.get("git.commit")))
 
 
 def _seed(saved: SavedRun) -> int:
@@ -253,7 +264,7 @@ def _folder(recorded: RecordedRun) -> Path:
         folder = resolve_path(named)
         if read_summary(folder).get("run_id", recorded.run_id) == recorded.run_id and (folder / "checkpoints").is_dir():
             return folder
-    return ROOT / "outputs" / "restored" / recorded.run_id
+    return ROOT / _RESTORED / recorded.run_id
 
 
 def config_of_folder(folder: Path) -> dict[str, Any] | None:
@@ -269,12 +280,13 @@ def config_of_folder(folder: Path) -> dict[str, Any] | None:
 def _parse(text: str, name: str, resolve: bool) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
     try:
         config = OmegaConf.to_container(OmegaConf.create(text), resolve=resolve, throw_on_missing=True)
     except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from error
+        reason = yaml_fault(error) if isinstance(error, MarkedYAMLError) else str(error).splitlines()[0]
+        raise UserError(f"{name}: cannot be read: {reason}") from error
     if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
         raise UserError(f"{name}: is no configuration of a run")
     return {str(key): value for key, value in config.items()}

@@ -60,6 +60,8 @@ class SavedRunConfig:
         """
         keys = {"run_id": self.run_id, "run": self.run, "checkpoint": self.checkpoint}
         given = {key: value for key, value in keys.items() if value is not None}
+        if empty := [key for key, value in given.items() if not value]:
+            raise UserError(f"{empty[0]}= names no run; is it a shell variable that is not set?")
         if len(given) != 1:
             said = " and ".join(f"{key}={value}" for key, value in given.items()) or "none of them is set"
             raise UserError(f"run_id=ID, run=FOLDER or checkpoint=FILE names the run, one of them: {said}")

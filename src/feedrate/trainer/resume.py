@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from feedrate.config import resolve_path
 from feedrate.dataset import Data
 from feedrate.errors import UserError
@@ -17,7 +19,9 @@ from feedrate.trainer.provenance import changes, deciding, flat, result_id
 from feedrate.trainer.restore import config_of_folder
 from feedrate.trainer.run_folder import living_owner
 from feedrate.trainer.runs import Unfinished, folder_named, folder_of_id, tidy, unfinished
+from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.unlabelled import facts_of
+from feedrate.validation import as_yaml
 
 log = logging.getLogger("feedrate")
 
@@ -136,17 +140,40 @@ def check_model(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
         raise UserError(f"trainer.resume: the model has changed: {'; '.join(differences[:3])}{more}")
 
 
-def check_optimizer(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Refuses the state of another kind of optimizer; says so where the state's own settings are kept."""
-    ours, theirs = present["param_groups"], saved["param_groups"]
+def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
+    """Refuses the state of another kind of optimizer; says which settings of now are not used.
+
+    Args:
+        state: of the checkpoint.
+        optimizer, schedule: as they are configured now.
+    """
+    ours, theirs = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
     if len(ours) != len(theirs) or any(set(a) != set(b) for a, b in zip(ours, theirs, strict=True)):
         raise UserError(
-            "trainer.resume: the optimizer or the scheduler has changed; start anew, or set the former ones"
+            "trainer.resume: the optimizer or the scheduler has changed; start anew, set the former ones, or go on "
+            "with those of now: trainer.resume_optimizer=false"
         )
-    for key in ("initial_lr" if "initial_lr" in ours[0] else "lr", "weight_decay"):
-        then, now = theirs[0].get(key), ours[0].get(key)
-        if then != now:
-            log.warning("note: optimizer: %s=%s of the checkpoint is kept, not %s", key, then, now)
+    now, then = ours[0], theirs[0]
+    kept = schedule.kept(state["schedule"])
+    for key in optimizer.defaults:
+        # a scheduler changes some of them; what was set then stands beside, but for ReduceLROnPlateau's rate
+        stated = next((name for name in ("max_lr", "initial_lr") if key == "lr" and name in now), key)
+        changed_by_schedule = (stated == "lr" and state["schedule"]) or (
+            key in ("betas", "momentum") and "base_momentum" in now
+        )
+        if key in now and not changed_by_schedule and _plain(then[stated]) != _plain(now[stated]):
+            kept[f"optimizer.{key}"] = (then[stated], now[stated])
+    for key, (was, typed) in kept.items():
+        log.warning(
+            "note: %s=%s is not used: the run goes on with %s, as its checkpoint has it; "
+            "trainer.resume_optimizer=false takes what is set now", key, as_yaml(_plain(typed)), as_yaml(_plain(was)),
+        )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _brief(value: Any) -> str:

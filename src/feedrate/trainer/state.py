@@ -33,8 +33,8 @@ class Result:
         history: metrics of every epoch.
         best_epoch: epoch (from 0) with the lowest validation loss.
         best: its metrics.
-        confusion: rows are true classes; of the last epoch, None for regression.
-        per_class: samples and accuracy of each class in the validation partition.
+        confusion: rows are true classes; of the best epoch, None for regression.
+        per_class: samples and accuracy of each class in the validation partition, of the best epoch.
         stopped: why training ended before max_epochs, or an empty text.
     """
 
@@ -45,6 +45,11 @@ class Result:
     confusion: list[list[int]] | None = None
     per_class: list[dict[str, Any]] | None = None
     stopped: str = ""
+
+    def best_figures(self) -> dict[str, float]:
+        """What validation measured in the best epoch, as metrics of their own; `best/epoch` is counted from 1."""
+        validated = {k.replace("validation/", "best/"): v for k, v in self.best.items() if k.startswith("validation/")}
+        return {**validated, "best/epoch": self.best_epoch + 1}
 
 
 class RunState:
@@ -130,12 +135,19 @@ class RunState:
             "data": facts_of(self._data),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a state of `state_dict`, but for the random generators' and the loader's, which takes its own."""
+    def load_state_dict(self, state: dict[str, Any], optimizer: bool = True) -> None:
+        """Takes up a state of `state_dict`, but for the random generators' and the loader's, which takes its own.
+
+        Args:
+            optimizer: False: optimizer and schedule begin anew, the schedule at the step where the state is.
+        """
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(_computed_as(self.optimizer, state["optimizer"]))
-        zero_momentum(self.optimizer)
-        self.schedule.load_state_dict(state["schedule"])
+        if optimizer:
+            self.optimizer.load_state_dict(_computed_as(self.optimizer, state["optimizer"]))
+            zero_momentum(self.optimizer)
+            self.schedule.load_state_dict(state["schedule"])
+        else:
+            self.schedule.advance(int(state["step"]), len(state["result"]["history"]))
         if state["scaler"]:  # empty in a run that had none
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.result = int(state["step"]), Result(**state["result"])
@@ -155,9 +167,10 @@ class RunState:
         return self.position if self.last is None else self._loader.state_dict(self.last)
 
     def about(self) -> dict[str, Any]:
-        """What a person wants to know of a checkpoint."""
+        """What a person wants to know of a checkpoint; epochs are counted from 1."""
         return {
-            **{name: getattr(self, name) for name in ("epoch", "phase", "batches", "step")},
+            "epoch": self.epoch + 1,
+            **{name: getattr(self, name) for name in ("phase", "batches", "step")},
             "data_digest": self._data.digest,
             "position": (self._place_of_loader() or {}).get("position"),
             "metrics": self.result.metrics,

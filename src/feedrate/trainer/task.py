@@ -32,7 +32,7 @@ class Task:
 
         Args:
             outputs: (B, num_outputs).
-            y: (B,) int64 classes, or (B,) or (B, num_outputs) floats.
+            y: (B,) or (B, 1) int64 classes, or (B,) or (B, num_outputs) floats.
 
         Raises:
             UserError: the outputs are no tensor, or have another shape.
@@ -49,7 +49,7 @@ class Task:
                 "one output per " + ("class" if self.targets.task == "classification" else "number of the label")
             )
         if self.targets.task == "classification":
-            return F.cross_entropy(outputs.float(), y.long(), label_smoothing=self._smoothing)
+            return F.cross_entropy(outputs.float(), y.long().view(len(y)), label_smoothing=self._smoothing)
         return F.mse_loss(outputs.float(), y.float().view(expected))
 
     def meter(self, device: torch.device) -> Meter:
@@ -83,7 +83,7 @@ class Meter:
             self._sums[0] += error.abs().mean(dim=1).sum()
             self._sums[1] += error.square().mean(dim=1).sum()
             return
-        y, predicted = y.long(), outputs.detach().argmax(dim=1)
+        y, predicted = y.long().view(count), outputs.detach().argmax(dim=1)
         if self._confused:
             # not bincount, which reads the largest value on the host and so waits for the device
             self._confusion.index_add_(0, y * outputs.shape[1] + predicted, torch.ones_like(y))

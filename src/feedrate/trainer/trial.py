@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
+from feedrate.tracking.address import sqlite_url
 from feedrate.validation import nearest
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def open_storage(path: Path, *, new: bool) -> RDBStorage:
     from optuna.storages import RDBStorage
 
     arguments = {"connect_args": {"timeout": _LOCKED_S}}
-    return RDBStorage(f"sqlite:///{path}", arguments, skip_compatibility_check=not new, skip_table_creation=not new)
+    return RDBStorage(sqlite_url(path), arguments, skip_compatibility_check=not new, skip_table_creation=not new)
 
 
 def build(kind: str, settings: Mapping[str, Any]) -> Any:

@@ -15,16 +15,16 @@ from feedrate.dataset.cores import usable_cores
 from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics
-from feedrate.timing.epoch_times import Setup
-from feedrate.timing.knee import knee
+from feedrate.timing.epoch_times import MIN_STEPS, Setup
+from feedrate.timing.noise import FLOOR, Measured, knee, noise, shown, unlike
 from feedrate.timing.pipeline import Plan, seconds_per_batch
 from feedrate.timing.remedies import costs_of
-from feedrate.trainer.bed import FEW_STEPS, Setting
+from feedrate.trainer.bed import Setting
 
 CLOSE = 1.10  # rates that differ by less are measured again, since noise may have decided
 TIMES = 5  # measurements of those
 PATIENCE = 3  # settings in a row that may bring nothing
-WAITS_PCT = 2.0  # of the time; less is hardly worth a search
+WAITS_PCT = 100 * FLOOR  # of the time; where a step waits less without workers, none of them can gain more than noise
 FED = 1.02  # times its rate is what the step alone makes: no setting can gain more
 MOST_WORKERS = 32
 AHEAD = (2, 4, 8)
@@ -48,6 +48,7 @@ class Trial:
         samples_per_s, wait_pct: of the steady steps; of several measurements the middle one.
         measured: how often.
         refused: why it cannot be used, empty where it can.
+        noise: of samples_per_s, in samples/s; timing/noise.py has the rule.
     """
 
     setting: Setting
@@ -56,6 +57,12 @@ class Trial:
     wait_pct: float
     measured: int = 1
     refused: str = ""
+    noise: float = 0.0
+
+    @property
+    def rate(self) -> Measured:
+        """Samples per second with their noise."""
+        return Measured(self.samples_per_s, self.noise)
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,18 @@ class Tuned:
     """What came of it.
 
     Attributes:
-        best: the cheapest setting that is as good as the best one.
+        best: the cheapest setting that is as good as the best one, within the noise.
         trials: in their order.
         step_samples_per_s: what the step can take.
         seconds: that all took.
+        unsteady: that the machine was not the same for all trials, empty where nothing tells so.
     """
 
     best: Trial
     trials: list[Trial]
     step_samples_per_s: float
     seconds: float
+    unsteady: str = ""
 
 
 def tune(bed: Tries, budget_s: float, trial_s: float, told: Callable[[Trial], None] = lambda trial: None) -> Tuned:
@@ -89,8 +98,9 @@ def tune(bed: Tries, budget_s: float, trial_s: float, told: Callable[[Trial], No
     while (setting := search.following()) is not None and search.attempt(setting):
         pass
     best = search.cheapest()
-    step_rate = max(median(search.ceilings), search.trials[best].samples_per_s)
-    return Tuned(search.trials[best], list(search.trials.values()), step_rate, search.spent())
+    ceilings = [rate for rates in search.ceilings.values() for rate in rates]
+    step_rate = max(median(ceilings), search.trials[best].samples_per_s)
+    return Tuned(search.trials[best], list(search.trials.values()), step_rate, search.spent(), search.unsteady())
 
 
 @dataclass
@@ -100,7 +110,7 @@ class _Search:
     Attributes:
         trials: by setting, in their order.
         step_rate: what the step can take, samples per second, as the first trial found it.
-        ceilings: the same as each trial found it.
+        ceilings: the same as each measurement of a setting found it.
     """
 
     bed: Tries
@@ -110,8 +120,8 @@ class _Search:
     told: Callable[[Trial], None]
     trials: dict[Setting, Trial] = field(default_factory=dict)
     step_rate: float = 0.0
-    ceilings: list[float] = field(default_factory=list)
-    _rates: dict[Setting, list[tuple[float, float]]] = field(default_factory=dict)
+    ceilings: dict[Setting, list[float]] = field(default_factory=dict)
+    _rates: dict[Setting, list[tuple[float, float, float]]] = field(default_factory=dict)  # rate, wait %, noise
     _overhead: dict[str, float] = field(default_factory=dict)  # seconds of a trial's start, end and warm-up, by engine
     _predictions: dict[Setting, float] = field(default_factory=dict)  # of all that come into question, once it is known
     _engine: str = ""  # that `auto` takes
@@ -181,7 +191,7 @@ class _Search:
         open.
         """
         values = {setting: self._value(setting) for setting in self._predictions}
-        first = knee(values, _cost)
+        first = knee({setting: Measured(value) for setting, value in values.items()}, _cost)
         if first not in self.trials:
             return first
         for setting, trial in self.trials.items():  # what falls far short may have met with noise
@@ -214,8 +224,34 @@ class _Search:
         return min(rest, key=lambda setting: (-self._value(setting), setting.cost))
 
     def cheapest(self) -> Setting:
-        """The cheapest of those that are as good as the best."""
-        return knee({setting: trial.samples_per_s for setting, trial in self.trials.items()}, _cost)
+        """The cheapest of those that are as good as the best, within the noise."""
+        most = 0 if self._needs_none else MOST_WORKERS
+        kept = [trial for trial in self.trials.values() if trial.measured and trial.setting.num_workers <= most]
+        return knee({trial.setting: trial.rate for trial in kept}, _cost)
+
+    @property
+    def _needs_none(self) -> bool:
+        """Whether hardly anything can be gained by workers: without them nothing runs beside the step, so what it waits
+        is all that any setting can save. One that is faster by more was measured on a quieter machine.
+        """
+        return self.trials[Setting(0)].wait_pct < WAITS_PCT
+
+    def unsteady(self) -> str:
+        """That the same step took longer in one trial than in another, by more than a tenth; nothing where it did not.
+
+        A loader at work beside a step may make it longer but never shorter than it is without workers.
+        """
+        alone = self.ceilings[Setting(0)]
+        quickest = max(rate for rates in self.ceilings.values() for rate in rates)
+        apart = [rates for rates in [*self.ceilings.values(), [max(alone), quickest]] if unlike(rates)]
+        if not apart:
+            return ""
+        rates = [rate for some in apart for rate in some]
+        slow, quick = 1e3 * self._batch / max(1e-9, min(rates)), 1e3 * self._batch / max(rates)
+        return (
+            f"the same step took {shown(quick)} ms in one trial and {shown(slow)} ms in another, so others computed "
+            "meanwhile; on a quiet machine the answer may differ"
+        )
 
     @property
     def _top(self) -> float:
@@ -254,11 +290,11 @@ class _Search:
         ranked = sorted(self.trials, key=lambda s: -self.trials[s].samples_per_s)
         close = [s for i, s in enumerate(ranked) if i < 2 or self.trials[s].samples_per_s * CLOSE >= self._top]
         cheapest = self.cheapest()
-        if not cheapest.num_workers and self.trials[cheapest].wait_pct < WAITS_PCT:  # nothing costs or waits less
+        if self._needs_none:
             return
         less = [setting for setting in close if setting.cost < cheapest.cost]
         fastest = {max(some, key=lambda s: self.trials[s].samples_per_s) for some in (close, less) if some}
-        for setting in {cheapest, *fastest}:
+        for setting in sorted({cheapest, *fastest}, key=_cost):
             if 0 < self.trials[setting].measured < TIMES:
                 yield setting
 
@@ -266,7 +302,7 @@ class _Search:
         each = self._batch / max(1e-9, self._value(setting))
         first = sum(self._costs.load) / len(self._costs.load) + setting.num_workers * each  # before they are under way
         beside = self._overhead.get(setting.engine, max(self._overhead.values()))
-        return self.spent() + beside + first + max(self.trial_s, FEW_STEPS * each) <= self.budget_s
+        return self.spent() + beside + first + max(self.trial_s, MIN_STEPS * each) <= self.budget_s
 
     def _measured(self, setting: Setting) -> tuple[EpochTimes, Setup]:
         begin = time.perf_counter()
@@ -274,14 +310,22 @@ class _Search:
         beside = time.perf_counter() - begin - float(times.elapsed.sum()) / 1e9
         self._overhead[setup.engine] = max(0.0, beside, self._overhead.get(setup.engine, 0.0))
         kept = replace(setting, engine=setup.engine)
-        if len(times.elapsed) < FEW_STEPS and kept in self._predictions:  # the budget has cut it short
+        if len(times.elapsed) < MIN_STEPS and kept in self._predictions:  # the budget has cut it short
             return times, setup
         figures = metrics(times, setup)
-        self.ceilings.append(figures["compute/ceiling_samples_per_s"])
-        rates = self._rates.setdefault(kept, [])
-        rates.append((figures["loader/samples_per_s"], figures["loader/wait_pct"]))
-        rate, wait = (median(values) for values in zip(*rates, strict=True))
-        self.trials[kept] = Trial(kept, self._predictions.get(kept, 0.0), rate, wait, len(rates))
+        self.ceilings.setdefault(kept, []).append(figures["compute/ceiling_samples_per_s"])
+        found = self._rates.setdefault(kept, [])
+        rate = figures["loader/samples_per_s"]
+        found.append((rate, figures["loader/wait_pct"], rate * figures.get("loader/noise_pct", 0.0) / 100))
+        rates, waits, noises = zip(*found, strict=True)
+        self.trials[kept] = Trial(
+            kept,
+            self._predictions.get(kept, 0.0),
+            median(rates),
+            median(waits),
+            len(rates),
+            noise=noise(rates, median(noises)),
+        )
         self.told(self.trials[kept])
         return times, setup
 

@@ -5,6 +5,7 @@ What is remembered for later is remembered.py's affair.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from feedrate.trainer.tune import Trial, Tuned
 from feedrate.whole_file import check_place, replace_shared_file, told
 
 WRITTEN = "# Written by "  # begins the second line of an option's file
+_FOR = re.compile(r"^# on [\d-]+, for (?P<words>.+) on \d+ cores(?: \[(?P<about>\w+)\])?\.$", re.MULTILINE)  # the third
 COMPARED_S = 1.0  # for which batches are loaded inline to compare them
 MOST_COMPARED = 16  # batches
 
@@ -90,26 +92,28 @@ def line(trial: Trial) -> str:
         return f"{trial.setting}: {trial.refused}"
     predicted = f" (predicted {trial.predicted:,.0f})" if trial.predicted else ""
     times = f", {trial.measured} times" if trial.measured > 1 else ""
-    return f"{trial.setting}: {trial.samples_per_s:,.0f} samples/s{predicted}, waited {trial.wait_pct:.1f} %{times}"
+    return f"{trial.setting}: {trial.rate} samples/s{predicted}, waited {trial.wait_pct:.1f} %{times}"
 
 
 def words(found: Tuned) -> str:
     """The setting, and what it reached."""
     best = found.best
-    return f"{best.setting}: {best.samples_per_s:,.0f} samples/s, waited {best.wait_pct:.1f} %"
+    return f"{best.setting}: {best.rate} samples/s, waited {best.wait_pct:.1f} %"
 
 
-def option(node: Mapping[str, Any], found: Tuned, same: Same, command: str, data_and_model: str) -> str:
+def option(node: Mapping[str, Any], found: Tuned, same: Same, command: str, data_and_model: str, about: str) -> str:
     """The file's text, without the command that uses it.
 
     Args:
         node: conf/loader, resolved; what was not tuned stays as it is.
         command: that made it.
+        about: hash of data set and model.
     """
     lines = [
         f"{WRITTEN}{command}",
-        f"# on {today()}, for {data_and_model} on {usable_cores()} cores.",
+        f"# on {today()}, for {data_and_model} on {usable_cores()} cores [{about}].",
         f"# {words(found)}; the step can take {found.step_samples_per_s:,.0f} samples/s.",
+        *([f"# Note: {found.unsteady}."] if found.unsteady else []),
         f"# Tuning changes {same.kept}: {same}.",
         "# tried:",
         *(f"#   {line(trial)}" for trial in found.trials),
@@ -131,6 +135,24 @@ def check(path: Path) -> None:
         raise UserError(
             f"tune.output={path}: that file was not written by tune.py, and would be lost; name another one"
         )
+
+
+def replaces(path: Path, data_and_model: str, about: str) -> str:
+    """What to say where the option that is to be written replaces that of another data set or model.
+
+    Args:
+        about: hash of the present data set and model; files of earlier versions have none.
+    """
+    try:
+        found = _FOR.search(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    if found is None or (found["about"] == about if found["about"] else found["words"] == data_and_model):
+        return ""
+    return (
+        f"note: {path} was tuned for another dataset or model, {found['words']}, and is replaced; "
+        "tune.output=conf/loader/NAME.yaml keeps it"
+    )
 
 
 def write(path: Path, text: str) -> None:
@@ -182,13 +204,14 @@ def tried(trial: Trial, found: Tuned) -> Tried:
 def note(found: Tuned, same: Same, command: str) -> str:
     """The Markdown that the parent's page begins with."""
     rows = [
-        f"| {t.setting} | {number(t.samples_per_s)} | {number(t.predicted) if t.predicted else '-'} "
+        f"| {t.setting} | {t.rate} | {number(t.predicted) if t.predicted else '-'} "
         f"| {t.wait_pct:.1f} | {t.refused or t.measured} |"
         for t in _fastest_first(found.trials)
     ]
     head = ["| setting | samples/s | predicted | wait % | measured |", "|:--|--:|--:|--:|--:|"]
     step = f"The step can take {number(found.step_samples_per_s)} samples/s. Tuning changes {same.kept}: {same}."
-    return "\n".join([f"**{words(found)}**", "", step, "", *head, *rows, "", "```sh", command, "```", ""])
+    steady = [f"Note: {found.unsteady}.", ""] if found.unsteady else []
+    return "\n".join([f"**{words(found)}**", "", *steady, step, "", *head, *rows, "", "```sh", command, "```", ""])
 
 
 def _fastest_first(trials: Sequence[Trial]) -> list[Trial]:

@@ -90,7 +90,7 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
     task = copy.deepcopy(composed)
     with open_dict(task):
         del task["hydra"]
-    resolved = plain(task)
+    resolved = plain(task, quiet=True)  # each job says it by itself
     learn(resolved)
     take(resolved, composed.hydra.runtime.choices, overrides)
     typed = settings(overrides)
@@ -133,7 +133,7 @@ class FrozenFiles:
                     search_path.append(f"{source.schema}://{source.path}")
                 continue
             target = folder / "conf" / (source.provider if source.provider == "main" else f"{i}")
-            shutil.copytree(source.path, target, dirs_exist_ok=True)
+            copy_yaml(Path(source.path), target)
             if source.provider == "main":
                 self._flags += ["--config-path", str(target)]
             elif source.provider == "command-line":
@@ -159,6 +159,26 @@ class FrozenFiles:
         script = str(Path(sys.argv[0]).resolve())
         overrides: list[Any] = [*self._hydra, *job.overrides, *own]
         return [sys.executable, script, *self._flags, "--config-name", self._name, *map(str, overrides)]
+
+
+def copy_yaml(source: Path, target: Path, within: frozenset[tuple[int, int]] = frozenset()) -> None:
+    """Copies the YAML files of a folder and of those below it, all that Hydra reads; links are followed.
+
+    What lies beside them, and what is no regular file (an editor's lock, a pipe), stays.
+
+    Args:
+        within: device and number of the folders above, into which a link may lead back.
+    """
+    about = source.stat()
+    here = (about.st_dev, about.st_ino)
+    if here in within:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            copy_yaml(path, target / path.name, within | {here})
+        elif path.suffix == ".yaml" and path.is_file():
+            shutil.copy2(path, target / path.name)
 
 
 def quoted(text: str) -> str:

@@ -1,0 +1,75 @@
+"""Open files that a dataset holds: forked workers share their position, and read what another one has asked for.
+
+A memory map, a file in memory and a file that is only written have no position to share, and are left alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+log = logging.getLogger("feedrate")
+LOOKED_AT = 32  # elements of a collection
+DEEP = 6  # collections and objects within each other: Subset, list, dataset, its dictionary, an archive, its file
+
+
+def warn_of_open_files(dataset: Any) -> None:
+    """One line for the first open file in the attributes of a dataset whose workers are about to be forked."""
+    found = next(_open_files(dataset, type(dataset).__name__, DEEP, set()), None)
+    if found is not None:
+        _warn(*found)
+
+
+@functools.cache  # training and validation often have one dataset
+def _warn(place: str, what: str) -> None:
+    log.warning(
+        "note: %s is %s, and forked workers share its position: samples may hold what another worker has asked for. "
+        "Open it in the worker: in __getitem__, and again where os.getpid() has changed, or in worker_init_fn",
+        place,
+        what,
+    )
+
+
+def _open_files(value: Any, place: str, deep: int, seen: set[int]) -> Iterator[tuple[str, str]]:
+    """Where each lies, as in `Subset.dataset.file`, and what it is."""
+    plain = (str, bytes, int, float, Tensor, np.ndarray, ModuleType, type)
+    if id(value) in seen or deep < 0 or isinstance(value, plain):
+        return
+    seen.add(id(value))
+    if what := _open_file(value):
+        yield place, what
+        return
+    if isinstance(value, dict):
+        parts = ((f"{place}[{key!r}]", one) for key, one in islice(value.items(), LOOKED_AT))
+    elif isinstance(value, (list, tuple)):
+        parts = ((f"{place}[{at}]", one) for at, one in enumerate(value[:LOOKED_AT]))
+    else:
+        held = getattr(value, "__dict__", None)
+        parts = ((f"{place}.{name}", one) for name, one in (held if isinstance(held, dict) else {}).items())
+    for part, one in parts:
+        yield from _open_files(one, part, deep - 1, seen)
+
+
+def _open_file(value: Any) -> str:
+    """What it is, where it is an open file with a position; else an empty text."""
+    if isinstance(value, io.IOBase):
+        try:
+            shared = not value.closed and value.readable() and value.seekable() and value.fileno() > 2
+        except (OSError, ValueError):  # no file of the system's, as BytesIO
+            return ""
+        name = getattr(value, "name", None)
+        named = f" ({name})" if isinstance(name, str) else ""
+        return f"an open file{named}" if shared and value not in (sys.stdin, sys.stdout, sys.stderr) else ""
+    for kind in type(value).__mro__:
+        if kind.__module__.partition(".")[0] == "h5py" and kind.__name__ in ("File", "Group", "Dataset"):
+            return f"an open h5py.{kind.__name__}" if value else ""  # False for what is closed
+    return ""

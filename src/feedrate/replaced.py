@@ -1,0 +1,124 @@
+"""A `_target_` that stands in the place of an option's own: the class begins with its own defaults, not with that
+option's keys.
+
+`optimizer._target_=torch.optim.RMSprop` is merged by Hydra over conf/optimizer/adamw.yaml, whose weight_decay was meant
+for AdamW. What was typed, or stands in an experiment, holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from feedrate.config import ROOT, SHIPPED, SchedulerConfig, common_keys
+from feedrate.targets import locate, takes
+from feedrate.validation import as_yaml
+
+_GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler")
+_TARGET = re.compile(r"^_target_:\s*['\"]?([\w.]+)", re.MULTILINE)
+
+
+def own_defaults(config: DictConfig) -> tuple[DictConfig, list[str]]:
+    """The configuration with the keys that hold for such a class, and what to say of each.
+
+    Args:
+        config: of the job that HydraConfig describes, as Hydra has composed it; it is not changed.
+    """
+    if not HydraConfig.initialized():
+        return config, []
+    choices = HydraConfig.get().runtime.choices
+    found = {group: _target(config, group) for group in _GROUPS if choices.get(group)}
+    asked = {group: target for group, target in found.items() if target and target != _stated(group, choices[group])}
+    if not asked:
+        return config, []
+    given = _without_options(list(asked))
+    notes, config = [], config.copy()
+    for group, target in asked.items():
+        if _target(given, group) == target:  # otherwise the option has it from another one, on purpose
+            node, said = _begun_anew(group, target, config[group], given[group])
+            with open_dict(config):
+                config[group] = node
+            notes.append(f"note: {group}._target_={target} takes the place of {group}={choices[group]}: {said}")
+    return config, notes
+
+
+def _target(config: DictConfig, group: str) -> str | None:
+    node = config._get_node(group)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return None
+    return str(node["_target_"])
+
+
+def _stated(group: str, option: str) -> str | None:
+    """The target that an option's file names; None where it names none."""
+    for source in HydraConfig.get().runtime.config_sources:
+        path = Path(source.path, group, f"{option}.yaml")
+        if source.schema == "file" and path.is_file():
+            found = _TARGET.search(path.read_text(encoding="utf-8", errors="replace"))
+            return found[1] if found else None
+    return None
+
+
+def _without_options(groups: list[str]) -> DictConfig:
+    """The same job composed without the options of these groups: what other files and the command line set."""
+    job = HydraConfig.get()
+    overrides = [one for one in job.overrides.hydra if one.lstrip("+").startswith("hydra.searchpath")]
+    for one in job.overrides.task:
+        key = one.partition("=")[0]
+        group, dot, _ = key.lstrip("+~").partition(".")
+        if group not in groups:
+            overrides.append(one)
+        elif dot and not key.startswith("~"):
+            overrides.append(f"++{one.lstrip('+')}")  # the option's key, which it would change, is not there
+    overrides += [f"~{group}" for group in groups]
+    known = GlobalHydra.instance().is_initialized()
+    with contextlib.nullcontext() if known else hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return hydra.compose(job.job.config_name, overrides)
+
+
+def _begun_anew(group: str, target: str, node: DictConfig, given: DictConfig) -> tuple[DictConfig, str]:
+    """The node with the class's own defaults in the place of the option's values, and what was done, in words."""
+    known = takes(locate(target, group))
+    with open_dict(given):
+        new = given.copy()
+    inherited = [str(key) for key in node if key not in given]
+    schema = common_keys(SHIPPED[target]) if target in SHIPPED else frozenset()
+    own: dict[str, Any] = {}
+    kept: list[str] = []
+    for key in dict.fromkeys([*inherited, *sorted(schema - set(given))]):
+        parameter = known.get(key)
+        if key in inherited and _is_carried_over(group, key, parameter, known):
+            new[key] = node._get_node(key)
+            kept.append(key)
+        elif parameter is not None and _is_plain(parameter.default):
+            default = parameter.default
+            own[key] = list(default) if isinstance(default, tuple) else default
+        elif (group, key) == ("scheduler", "interval"):
+            own[key] = SchedulerConfig.interval
+    new.update(own)
+    said = "its own defaults hold" + (f" ({', '.join(f'{k}={as_yaml(v)}' for k, v in own.items())})" if own else "")
+    carried = ", ".join(f"{group}.{key}={as_yaml(node[key])}" for key in kept if not OmegaConf.is_missing(node, key))
+    return new, said + (f"; carried over, as they are needed: {carried}" if carried else "")
+
+
+def _is_carried_over(group: str, key: str, parameter: Any, known: Mapping[str, Any]) -> bool:
+    """Whether a value of the option is needed: there is no default of the class that could stand in its place."""
+    if group == "loader":  # those of every loader, which other groups refer to
+        return parameter is not None
+    if key == "root" and "list_IDs" in known:
+        return True
+    return parameter is not None and parameter.default is parameter.empty
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))

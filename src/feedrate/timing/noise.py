@@ -1,0 +1,117 @@
+"""When two measurements count as different: one rule for sweeps, searches, tune.py and bench.py.
+
+The noise of a rate is twice the standard error of its measurements (epochs, repeats), or, where there are fewer than
+three, of ten blocks of steps within one. Two rates are equal where they differ by less than 3 %, or by no more than
+their noises together, which add up as independent errors do (the root of the sum of their squares).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+FLOOR = 0.03  # rates that differ by less, as a share, are equal: two runs of one command differ by as much
+UNLIKE = 1.10  # times: steps or free cores that differ by more were not measured on the same machine
+FEW = 3  # measurements; fewer do not tell how much they scatter
+BLOCKS = 10  # of the steps of one measurement
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value, its noise in the same unit, and the share of it that counts as noise in any case."""
+
+    value: float
+    noise: float = 0.0
+    floor: float = FLOOR
+
+    @property
+    def least(self) -> float:
+        """Noise at least, in the value's unit."""
+        return self.floor * abs(self.value)
+
+    def __str__(self) -> str:
+        return rounded(self.value, max(self.noise, self.least))
+
+
+_Setting = TypeVar("_Setting")
+
+
+def noise(values: Sequence[float], within: float = 0.0) -> float:
+    """Noise of the middle or the mean of some measurements, in their unit.
+
+    Args:
+        within: noise of a single measurement, from its blocks.
+    """
+    scatter = 2 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return scatter if len(values) >= FEW else max(scatter, within)
+
+
+def block_noise(samples: np.ndarray, elapsed: np.ndarray) -> float | None:
+    """Noise of the rate of these steps, as a share of it; None where there are too few of them for blocks.
+
+    Args:
+        samples, elapsed: (steps,), of each step.
+    """
+    if len(samples) < 2 * BLOCKS:
+        return None
+    blocks = zip(np.array_split(samples, BLOCKS), np.array_split(elapsed, BLOCKS), strict=True)
+    rates = [float(block.sum() / max(1, spent.sum())) for block, spent in blocks]
+    middle = statistics.fmean(rates)
+    return noise(rates) / middle if middle else None
+
+
+def same(one: Measured, other: Measured) -> bool:
+    """Whether they differ by no more than noise."""
+    return abs(one.value - other.value) <= max(one.least, other.least, math.hypot(one.noise, other.noise))
+
+
+def knee(rates: Mapping[_Setting, Measured], cost: Callable[[_Setting], Any]) -> _Setting:
+    """Where more no longer helps: the cheapest setting whose rate is the highest one, within the noise.
+
+    Args:
+        rates: at least one.
+        cost: of a setting, to be compared.
+    """
+    best = max(rates.values(), key=lambda rate: rate.value)
+    return min((setting for setting, rate in rates.items() if same(rate, best)), key=cost)
+
+
+def ranks(values: Sequence[Measured | None], *, largest: bool) -> list[int | None]:
+    """Place of each value, from 1; those that are equal to the best of the rest share its place."""
+    known = [place for place, value in enumerate(values) if value is not None]
+    known.sort(key=lambda place: values[place].value, reverse=largest)  # type: ignore[union-attr]
+    found: list[int | None] = [None] * len(values)
+    leader: Measured | None = None
+    rank = 0
+    for before, place in enumerate(known):
+        value = values[place]
+        assert value is not None
+        if leader is None or not same(leader, value):
+            leader, rank = value, before + 1
+        found[place] = rank
+    return found
+
+
+def unlike(values: Sequence[float]) -> bool:
+    """Whether step times, or free cores, of jobs that should have the same differ by more than a tenth."""
+    return bool(values) and max(values) > UNLIKE * min(values)
+
+
+def shown(value: float) -> str:
+    """A rate or duration of unknown noise, with the digits that two runs would agree on."""
+    return str(Measured(value))
+
+
+def rounded(value: float, unsure: float) -> str:
+    """As many digits as its noise leaves: 6,990 for 6,989 with a noise of 20, 7,000 with one of 200."""
+    if not math.isfinite(value):
+        return str(value)
+    if unsure <= 0 or not math.isfinite(unsure):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    digits = -math.floor(math.log10(2 * unsure))
+    return f"{round(value, digits):,.{max(0, digits)}f}"

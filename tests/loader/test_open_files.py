@@ -1,0 +1,140 @@
+"""Open files that forked workers would share are told before the fork, with their place and the remedy."""
+
+from __future__ import annotations
+
+import io
+import logging
+import mmap
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from feedrate.dataset import Data
+from feedrate.dataset.labels import Targets
+from feedrate.loader import Loader
+from feedrate.loader.build import start_loaders
+from feedrate.loader.open_files import _warn
+
+pytestmark = pytest.mark.usefixtures("no_workers_left")
+
+
+class Raw(Dataset[Any]):
+    """Samples of 8 bytes in one file; whatever else it is given lies in its attributes."""
+
+    def __init__(self, **held: Any) -> None:
+        vars(self).update(held)
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+@pytest.fixture(autouse=True)
+def told_anew() -> Iterator[None]:
+    _warn.cache_clear()
+    yield
+    _warn.cache_clear()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "raw").write_bytes(bytes(64))
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("a", "a")
+    return tmp_path / "raw"
+
+
+def notes(data: Dataset[Any], caplog: pytest.LogCaptureFixture, method: str | None = "fork", **more: Any) -> list[str]:
+    caplog.clear()
+    settings = {"engine": "process", "num_workers": 1, "multiprocessing_context": method, **more}
+    with caplog.at_level(logging.WARNING, "feedrate"):
+        assert len(list(Loader(data, 4, seed=0, **settings))) == len(data) // 4  # type: ignore[arg-type]
+    return caplog.messages
+
+
+def test_an_open_file_in_a_dataset_is_told_with_its_attribute_and_the_remedy(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with path.open("rb") as file:
+        assert notes(Raw(file=file), caplog) == [
+            f"note: Raw.file is an open file ({path}), and forked workers share its position: samples may hold what "
+            "another worker has asked for. Open it in the worker: in __getitem__, and again where os.getpid() has "
+            "changed, or in worker_init_fn"
+        ]
+        assert notes(Raw(file=file), caplog) == []  # told once
+        settings: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork"}
+        data = Raw(other=file)
+        torchs = torch.utils.data.DataLoader(data, **settings)
+        targets = Targets("classification", (0,), 1)
+        described = Data("raw", {"train": data}, targets, (), torch.int64, None, None, "", "")
+        with caplog.at_level(logging.WARNING, "feedrate"):
+            start_loaders({"train": torchs}, ("train",), described)
+        assert caplog.messages[-1].startswith("note: Raw.other is an open file")
+
+
+def test_open_files_are_found_in_wrapped_datasets_collections_and_archives(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Reader:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+    with path.open("rb") as raw, path.open() as text, path.open("rb", buffering=0) as bare:
+        for data, place in [
+            (Subset(Raw(file=raw), range(4)), "Subset.dataset.file"),
+            (ConcatDataset([Raw(), Subset(Raw(file=raw), range(4))]), "ConcatDataset.datasets[1].dataset.file"),
+            (Raw(files=[None, text]), "Raw.files[1]"),
+            (Raw(files={"a": bare}), "Raw.files['a']"),
+            (Raw(reader=Reader(raw)), "Raw.reader._file"),
+        ]:
+            (said,) = notes(data, caplog)
+            assert said.startswith(f"note: {place} is an open file (")
+    with zipfile.ZipFile(path.with_name("zip")) as archive, tempfile.NamedTemporaryFile() as temporary:
+        for data, place in [(Raw(archive=archive), "Raw.archive.fp"), (Raw(it=temporary), "Raw.it.file")]:
+            (said,) = notes(data, caplog)
+            assert said.startswith(f"note: {place} is an open file")
+
+
+def test_what_has_no_position_to_share_is_left_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with path.open("rb") as closed:
+        mapped = mmap.mmap(closed.fileno(), 0, access=mmap.ACCESS_READ)
+        number = closed.fileno()
+    harmless = {"mapped": mapped, "array": np.memmap(path), "memory": io.BytesIO(b"abc"), "descriptor": number}
+    with path.with_name("log").open("w") as log:
+        data = Raw(closed=closed, log=log, **harmless, out=sys.stderr, stdin=sys.stdin, texts=["a"] * 100, path=path)
+        assert notes(data, caplog) == []
+
+
+def test_workers_that_are_not_forked_share_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = Unsent()
+    with path.open("rb") as data.file:
+        assert notes(data, caplog, method="spawn") == []
+
+
+class Unsent(Raw):
+    """Leaves its file out where it is sent."""
+
+    def __reduce__(self) -> Any:
+        return Unsent, ()
+
+
+def test_open_handles_of_h5py_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "data.h5", "w") as made:
+        made["group/X"] = np.arange(8)
+    file = h5py.File(tmp_path / "data.h5")
+    for held, kind in [(file, "File"), (file["group"], "Group"), (file["group/X"], "Dataset")]:
+        (said,) = notes(Raw(held=held), caplog)
+        assert said.startswith(f"note: Raw.held is an open h5py.{kind}, and forked workers share")
+    file.close()
+    assert notes(Raw(closed=file), caplog) == []

@@ -1,0 +1,27 @@
+"""Models and optimizers as a user of the repository would write them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Needy(nn.Module):
+    """Has no default for the units of its layer, and one of its own for dropout."""
+
+    def __init__(self, sample_shape, num_outputs, hidden, dropout=0.0):
+        super().__init__()
+        size = torch.Size(sample_shape).numel()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(size, hidden[0]), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden[0], num_outputs)
+        )
+
+    def forward(self, X):
+        return self.layers(X)
+
+
+class TwiceThrough(torch.optim.SGD):
+    """Goes through the model again in each step."""
+
+    def step(self, loss, *, again, retain=False):
+        raise NotImplementedError
