@@ -165,7 +165,7 @@ class AdamWConfig:
     lr: Above0
     weight_decay: NonNegative
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)]
-    fused: Flag | None = None
+    fused: Flag | Literal["auto"] = "auto"  # older configurations have none
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ class SGDConfig:
     momentum: Share
     nesterov: Flag
     weight_decay: NonNegative
-    fused: Flag | None = None
+    fused: Flag | Literal["auto"] = "auto"  # older configurations have none
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -214,6 +214,9 @@ class TrainerConfig:
     device: Device
     precision: Literal["auto", "bf16", "fp16", 32]
     compile: Flag
+    channels_last: Flag = False  # older configurations have none of these three
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    deterministic: Flag = False
     accumulate: Positive
     clip_norm: Above0 | None
     label_smoothing: Share

@@ -241,7 +241,7 @@ def test_wherever_memory_runs_out_the_advice_is_the_same(simulated, run_train, w
 
 def test_a_copy_that_finds_no_memory_in_an_evaluation_gives_the_advice(simulated):
     data = wide_data()
-    forward = Forward(nn.Linear(64, 10).to(SIM), data, [], SIM, choose_precision(32, SIM))
+    forward = Forward(nn.Linear(64, 10).to(SIM), data, SIM, choose_precision(32, SIM))
     leave_memory(simulated, 1000)
     with pytest.raises(UserError, match="the device ran out of memory on its first batch; lower loader.batch_size"):
         list(answers(forward, Loader(Wide("train"), 64, seed=0)))
@@ -294,7 +294,7 @@ def test_an_optimizer_is_fused_where_it_can_be_and_is_not_told_otherwise(simulat
 
 def test_fused_can_be_set_for_the_shipped_optimizers(simulated, run_train):
     for optimizer in ("adamw", "sgd"):
-        summary = run_train("model=mlp", "trainer.max_epochs=1", f"optimizer={optimizer}", "+optimizer.fused=false")
+        summary = run_train("model=mlp", "trainer.max_epochs=1", f"optimizer={optimizer}", "optimizer.fused=false")
         state = torch.load(summary["folder"] / "checkpoints" / "last.pt", weights_only=True, map_location="cpu")
         assert state["optimizer"]["param_groups"][0]["fused"] is False
 
@@ -374,3 +374,15 @@ def test_closing_a_loader_with_page_locked_batches_prints_nothing(simulated, tmp
     environment["PYTHONPATH"] += f":{Path(__file__).resolve().parents[2] / 'src'}"
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("closed\n", "")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# 9: the record
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_record_has_the_devices_name_and_the_peak_of_its_memory(simulated, run_train):
+    summary = run_train("model=mlp", "trainer.max_epochs=1")
+    assert summary["device"] == "sim (Simulated accelerator)"
+    peak = summary["metrics"]["device/peak_memory_mb"]
+    assert 0 < peak <= torch.accelerator.max_memory_allocated(SIM) / 1e6

@@ -18,7 +18,7 @@ from feedrate.loader.device import make_current
 from feedrate.targets import build, locate
 
 
-def build_model(node: Mapping[str, Any], data: Data, device: torch.device) -> nn.Module:
+def build_model(node: Mapping[str, Any], data: Data, device: torch.device, channels_last: bool = False) -> nn.Module:
     """The model on its device; its constructor gets `sample_shape` and `num_outputs` where it names them.
 
     Raises:
@@ -28,13 +28,14 @@ def build_model(node: Mapping[str, Any], data: Data, device: torch.device) -> nn
     model = build(node, "model", {"sample_shape": tuple(data.sample_shape), "num_outputs": data.targets.num_outputs})
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={node['_target_']}: builds a {type(model).__name__}, not a torch.nn.Module")
-    return model.to(device)
+    model.to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
 
 
 def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of the model's parameters.
 
-    On an accelerator it is fused where torch can and `fused` is not set: one kernel for a step, and it can leave the
+    On an accelerator it is fused where torch can unless `fused` is set: one kernel for a step, and it can leave the
     weights alone when a loss is not finite, without the host looking.
 
     Raises:
@@ -46,9 +47,11 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
             f"model: {type(model).__name__} has no parameter that requires a gradient; nothing can be trained"
         )
     injected: dict[str, Any] = {"params": parameters}
+    if (chosen := node.get("fused") not in (None, "auto")) is False:
+        node = {key: value for key, value in node.items() if key != "fused"}
     target = locate(str(node["_target_"]), "optimizer")
     optimizer = None
-    if device.type != "cpu" and "fused" not in node and "fused" in inspect.signature(target).parameters:
+    if device.type != "cpu" and not chosen and "fused" in inspect.signature(target).parameters:
         # with dampening torch must know which step is the first, and zero_momentum makes it one like the others
         dampened = isinstance(target, type) and issubclass(target, torch.optim.SGD) and bool(node.get("dampening"))
         if all(p.is_floating_point() for p in parameters) and not dampened:

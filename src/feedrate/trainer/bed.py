@@ -93,9 +93,10 @@ class Bed:
         self.may_be_threads = False
         self.pins = has_streams(device) and node["pin_memory"] in ("auto", True)
         precision = choose_precision(config.precision, device)
-        self._model = build_model(model, data, device)
+        self._model = build_model(model, data, device, config.channels_last)
         self._optimizer = build_optimizer(optimizer, self._model, device)
-        self._forward = Forward(self._model, data, device, precision, config.compile)
+        last = config.channels_last
+        self._forward = Forward(self._model, data, device, precision, config.compile, channels_last=last)
         self._task = Task(data.targets, config.label_smoothing, top5=False)
         self._model.train()
 

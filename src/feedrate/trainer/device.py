@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,20 @@ def choose_device(wanted: str) -> torch.device:
     if device.index is not None and device.index >= count:
         raise UserError(f"trainer.device={wanted}: this machine has {count} {device.type} device(s), counted from 0")
     return device
+
+
+def set_arithmetic(matmul_precision: str, deterministic: bool) -> None:
+    """For the whole process: torch's float32 matrix products, and whether kernels must give the same bits each time."""
+    torch.set_float32_matmul_precision(matmul_precision)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, and reads it when it starts
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def name_of(device: torch.device) -> str:
+    """As its maker calls it; the type where torch does not know."""
+    ask = getattr(torch.get_device_module(device), "get_device_name", None) if device.type != "cpu" else None
+    return str(ask(device)) if ask is not None else device.type
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -26,6 +26,7 @@ class Forward:
         loaders: all that have workers now; torch reports a worker's death wherever the main process is, so also here.
         compile: torch.compile wraps the model; its weights keep the names of the plain one.
         remedy: what to do when the device's memory runs out.
+        channels_last: images of (B, C, H, W) are given to the model with their channels last in memory.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class Forward:
         precision: Precision,
         compile: bool = False,
         remedy: str = "lower loader.batch_size",
+        channels_last: bool = False,
     ) -> None:
         self.model, self.inputs, self.device = model, Inputs(data, device), device
         self._precision, self._remedy = precision, remedy
+        self._channels_last = channels_last
         self._samples = 0  # of the last batch
         self._call: Callable[..., Tensor] = torch.compile(model) if compile else model
 
@@ -51,6 +54,8 @@ class Forward:
         self._samples = len(loaded)
         try:
             X = self.inputs(loaded)
+            if self._channels_last and X.dim() == 4:
+                X = X.contiguous(memory_format=torch.channels_last)
             with self.autocast():
                 return self._call(X)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -20,6 +20,7 @@ from feedrate.dataset import Data
 from feedrate.dataset.look import size_of
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Loader, ToDevice
+from feedrate.loader.device import has_streams
 from feedrate.timing import Clock, EpochTimes, Point, points
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
@@ -76,7 +77,7 @@ class Trainer:
         self.config, self.data, self.loaders, self.device = config, data, loaders, device
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
-        self.forward = Forward(model, data, device, precision, config.compile, MORE_MEMORY)
+        self.forward = Forward(model, data, device, precision, config.compile, MORE_MEMORY, config.channels_last)
         self.state = RunState(
             model,
             optimizer,
@@ -193,6 +194,8 @@ class Trainer:
         self._guard.read()
         metrics = {f"train/{name}": value for name, value in state.meter.metrics().items()}
         metrics["train/learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
+        if has_streams(self.device):
+            metrics["device/peak_memory_mb"] = torch.accelerator.max_memory_allocated(self.device) / 1e6
         clock.skip()  # reading the meter waited for the device; that was neither waiting for data nor evaluation
 
         self._stop.check()
