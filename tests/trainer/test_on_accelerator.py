@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator"),
 ]
+ROOT = Path(__file__).resolve().parents[2]
 WORKERS = {
     "inline": ("loader.num_workers=0",),
     "thread": ("loader.num_workers=1", "loader.engine=thread"),
@@ -93,3 +94,18 @@ def test_the_loader_is_tuned(digits, tmp_path, capsys, monkeypatch):
         HydraConfig.instance().cfg = None
     told = capsys.readouterr().out
     assert "settings tried" in told
+
+
+def test_the_benchmark_for_a_real_one_runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu
+
+    small = {"BATCH": 8, "IMAGE": (3, 32, 32), "COPY_MB": 1, "STEPS": 3, "REPEATS": 1, "STEP_MS": (1.0,)}
+    small |= {"SECONDS": 0.1, "ENGINES": (("inline", 0), ("thread", 1)), "SAMPLES": 256, "MODEL": "mlp"}
+    for name, value in small.items():
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu.Busy, "__call__", lambda self, ms, products=0: None)
+    monkeypatch.setattr("torch.compile", lambda model: model)
+    tables = gpu.run()
+    assert tables.count("|---") == 3
+    assert "bf16, compiled" in tables
