@@ -29,7 +29,8 @@ def in_use() -> bool:
 
 def pins(settings: DataLoader[Any]) -> str | None:
     """What `pinned` is to be given for the batches of a loader; None where it is to be left."""
-    able = settings.pin_memory and torch.accelerator.is_available()
+    device = torch.accelerator.current_accelerator() if settings.pin_memory else None
+    able = device is not None and has_streams(device) and torch.accelerator.is_available()
     return settings.pin_memory_device if able else None
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
-from feedrate.loader.device import make_current
+from feedrate.loader.device import has_streams, make_current
 from feedrate.targets import build, locate
 
 
@@ -36,7 +36,7 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
     """The optimizer of the model's parameters.
 
     On an accelerator it is fused where torch can unless `fused` is set: one kernel for a step, and it can leave the
-    weights alone when a loss is not finite, without the host looking.
+    weights alone when a loss is not finite, without the host looking. On MPS fused optimizers have not done that.
 
     Raises:
         UserError: the model has nothing to train, or the target is no optimizer whose `step()` needs no argument.
@@ -51,7 +51,7 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
         node = {key: value for key, value in node.items() if key != "fused"}
     target = locate(str(node["_target_"]), "optimizer")
     optimizer = None
-    if device.type != "cpu" and not chosen and "fused" in inspect.signature(target).parameters:
+    if has_streams(device) and not chosen and "fused" in inspect.signature(target).parameters:
         # with dampening torch must know which step is the first, and zero_momentum makes it one like the others
         dampened = isinstance(target, type) and issubclass(target, torch.optim.SGD) and bool(node.get("dampening"))
         if all(p.is_floating_point() for p in parameters) and not dampened:
