@@ -7,7 +7,7 @@ PEERS := benchmarks/.venv
 TEST_PEERS := tests/peers/.venv
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow ui sweep lint test-gpu test-peers bench bench-peers tune soak docs clean
+.PHONY: help train test test-slow ui sweep lint test-gpu test-peers bench bench-peers bench-gpu tune soak docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ lint: $(VENV)/.requirements-dev ## ruff and mypy
 docs: ## write the table of keys in README.md anew from the comments in conf/
 	$(PYTHON) docs/keys.py
 
-test-slow: $(VENV)/.requirements-dev ## the tests that kill processes and wait for servers, some minutes more
+test-slow: $(VENV)/.requirements-dev ## the tests that kill processes, wait for servers or need a (simulated) accelerator, some minutes more
 	$(PY) -m pytest -m slow $(ARGS)
 
 soak: $(VENV)/.requirements-dev ## kill runs at random instants, and start many at once, for some ten minutes; ARGS="--kills 200"
@@ -49,6 +49,9 @@ test-peers: $(TEST_PEERS)/.requirements ## the Loader in Lightning, Fabric, acce
 
 bench: $(VENV)/.requirements-dev ## regenerate the tables of benchmarks/README.md; ARGS=verdict for one
 	$(PY) benchmarks/run.py $(ARGS)
+
+bench-gpu: test-gpu ## on a machine with an accelerator: its tests, then waits, copies and rates; table in benchmarks/README.md
+	$(PY) benchmarks/run.py gpu
 
 bench-peers: $(VENV)/.requirements-dev $(PEERS)/.requirements ## one file per sample against the other loaders, about 20 minutes
 	$(PY) benchmarks/run.py peers

@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> int:
     # -----------------------------------------------------------------------------------------------------
     from feedrate.loader import close_loaders
     from feedrate.trainer import restore
-    from feedrate.trainer.device import choose_device, choose_precision
+    from feedrate.trainer.device import choose_device, choose_precision, set_arithmetic
     from feedrate.trainer.evaluate import answers, rows_of
     from feedrate.trainer.evaluation_files import write_table
     from feedrate.trainer.forward import Forward
@@ -62,6 +62,7 @@ def main(cfg: DictConfig) -> int:
     checkpoint, state = restore.load_weights(saved, config.weights)
     settings = restore.settings_of(saved)
     seed_everything(settings.seed, settings.num_threads)
+    set_arithmetic(settings.matmul_precision, settings.deterministic)
     device = choose_device(settings.device)
 
     # -----------------------------------------------------------------------------------------------------
@@ -75,7 +76,8 @@ def main(cfg: DictConfig) -> int:
     loader = restore.open_loader(saved, data, partition, device)
     try:
         module = restore.load_model(saved, state, data, device)
-        forward = Forward(module, data, device, choose_precision(settings.precision, device))
+        precision = choose_precision(settings.precision, device)
+        forward = Forward(module, data, device, precision, channels_last=settings.channels_last)
         log.info("%s, epoch %d, on %d samples of %s", checkpoint, state["epoch"] + 1, len(loader.dataset), data.source)
 
         # -------------------------------------------------------------------------------------------------

@@ -87,10 +87,11 @@ def train(cfg: DictConfig) -> float:
         # Data
         # -------------------------------------------------------------------------------------------------
         from feedrate.dataset import build_data, check_shapes
-        from feedrate.trainer.device import choose_device, choose_precision
+        from feedrate.trainer.device import choose_device, choose_precision, set_arithmetic
         from feedrate.trainer.seeds import seed_everything
 
         seed_everything(config.seed, config.trainer.num_threads)
+        set_arithmetic(config.trainer.matmul_precision, config.trainer.deterministic)
         device = choose_device(config.trainer.device)
         data = build_data(config.dataset, config.seed)
         check_shapes(data, config.dataset)
@@ -125,7 +126,7 @@ def train(cfg: DictConfig) -> float:
         from feedrate.trainer.schedule import Schedule
 
         precision = choose_precision(config.trainer.precision, device)
-        model = build_model(config.model, data, device)
+        model = build_model(config.model, data, device, config.trainer.channels_last)
         optimizer = build_optimizer(config.optimizer, model, device)
         steps = total_steps(config.trainer, loaders["train"], state)
         schedule = Schedule(config.scheduler, optimizer, steps, config.trainer.max_epochs)
@@ -154,7 +155,7 @@ def train(cfg: DictConfig) -> float:
             trainer.load_state_dict(state)
             record.record_resumed(tracker, run, trainer)
         else:
-            record.record_start(tracker, run, data, parameters, str(device), precision.name)
+            record.record_start(tracker, run, data, parameters, device, precision.name)
         with profiled(config.trainer.profile, folder.path):
             result = trainer.fit()
         interruption.allow()

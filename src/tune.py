@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     from feedrate.loader.limits import read_limits
     from feedrate.trainer import tuned
     from feedrate.trainer.bed import Bed
-    from feedrate.trainer.device import choose_device
+    from feedrate.trainer.device import choose_device, set_arithmetic
     from feedrate.trainer.largest import largest_batch
     from feedrate.trainer.provenance import command_line
     from feedrate.trainer.seeds import seed_everything
@@ -57,6 +57,7 @@ def main(cfg: DictConfig) -> None:
     remembered.check_folder()
     raise_when_stopped()
     seed_everything(config.seed, config.trainer.num_threads)
+    set_arithmetic(config.trainer.matmul_precision, config.trainer.deterministic)
     device = choose_device(config.trainer.device)
     data = build_data(config.dataset, config.seed)
     command = without_secrets(command_line(hydra.overrides.task))

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the tests' own classes, import
 
 import pytest
 from hypothesis import HealthCheck, settings  # imported here: it asks the collector, which `short_collections` silences
+
+import accelerator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +33,16 @@ def pytest_configure() -> None:
     for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
         if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
             signal.signal(getattr(signal, name), handler)
+    if accelerator.wanted():
+        accelerator.load()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of what only the simulated accelerator shows are for where it is loaded; test_accelerator.py runs them."""
+    if not accelerator.wanted():
+        left = [item for item in items if "simulated" in getattr(item, "fixturenames", ())]
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +50,15 @@ def short_collections() -> None:
     """Garbage collection leaves out what was there before a module's tests: all of torch and MLflow, in each pass."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def simulated() -> Iterator[accelerator.Simulated]:
+    """The simulated accelerator, where the tests run on it (see accelerator/__init__.py)."""
+    device = accelerator.Simulated()
+    device.reset()
+    yield device
+    device.reset()
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,9 @@ def call(entry: Callable[[DictConfig], Any], name: str, *overrides: str) -> Any:
     return entry(compose(name, list(overrides)))
 
 
-def compose(name: str, overrides: list[str]) -> DictConfig:
+def compose(name: str, overrides: list[str], **options: Any) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(name, overrides)
+        return hydra.compose(name, overrides, **options)
 
 
 def with_test_partition(digits: Path, root: Path) -> Path:

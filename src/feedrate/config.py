@@ -34,7 +34,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 # bounds beyond any use, since the system answers far larger numbers by crashing or by forking without end
 Workers = Annotated[int, Field(ge=0, le=1024, strict=True)]
 AtMost1024 = Annotated[int, Field(ge=1, le=1024, strict=True)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu|privateuseone)(:\d+)?)$")]
 PerChannel = list[Number] | Number | None
 NotEmpty = Annotated[str, Field(min_length=1)]
 
@@ -165,6 +165,7 @@ class AdamWConfig:
     lr: Above0
     weight_decay: NonNegative
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    fused: Flag | Literal["auto"] = "auto"  # older configurations have none
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -173,6 +174,7 @@ class SGDConfig:
     momentum: Share
     nesterov: Flag
     weight_decay: NonNegative
+    fused: Flag | Literal["auto"] = "auto"  # older configurations have none
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -212,6 +214,9 @@ class TrainerConfig:
     device: Device
     precision: Literal["auto", "bf16", "fp16", 32]
     compile: Flag
+    channels_last: Flag = False  # older configurations have none of these three
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    deterministic: Flag = False
     accumulate: Positive
     clip_norm: Above0 | None
     label_smoothing: Share

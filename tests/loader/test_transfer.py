@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import accelerator as simulated_accelerator
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Batch, Loader, ToDevice
+from feedrate.loader.device import has_streams
 from feedrate.timing import Clock
 from loader.datasets import Faulty, Formed, Numbers
 from loader.test_loader import same
@@ -123,42 +125,64 @@ def accelerator() -> torch.device:
 
 
 def pin(tensor: Tensor) -> Tensor:
-    return tensor.pin_memory() if accelerator().type in ("cuda", "xpu") else tensor
+    return tensor.pin_memory() if has_streams(accelerator()) else tensor
+
+
+# of a sample: 128 MB a batch, so that a copy takes its time; on the simulated accelerator it does so whatever its size
+FEATURES = 1 << 10 if simulated_accelerator.loaded() else 1 << 20
+
+
+@pytest.fixture
+def slow_copies() -> Iterator[None]:
+    if not simulated_accelerator.loaded():
+        yield
+        return
+    device = simulated_accelerator.Simulated()
+    device.delay(copy_s=0.01)
+    yield
+    device.reset()
 
 
 def busy(device: torch.device) -> None:
     """Work of the present step that takes the device longer than a copy."""
+    if simulated_accelerator.loaded():
+        simulated_accelerator.Simulated().sleep(0.03)
+        return
     weight = torch.rand(4096, 4096, device=device)
     for _ in range(10):
         weight = weight @ weight / 4096
 
 
-def seen(batches: Iterator[list[Tensor]]) -> list[list[float]]:
-    """The extremes of each batch, as a step reads them that begins with other work."""
+def seen(batches: Iterator[list[Tensor]], work_first: bool = True) -> list[list[float]]:
+    """The extremes of each batch, as a step reads them that begins with other work, or with that."""
     found = []
     for batch in ToDevice(batches, accelerator()):
         assert batch.X.device.type == batch.y.device.type == accelerator().type
-        busy(batch.X.device)
+        if work_first:
+            busy(batch.X.device)
         found.append(torch.stack([batch.X.amin(), batch.X.amax(), batch.y.amin(), batch.y.amax()]))
     return torch.stack(found).tolist()  # type: ignore[no-any-return]
 
 
 @pytest.mark.gpu
 @needs_accelerator
+@pytest.mark.usefixtures("slow_copies")
 @pytest.mark.parametrize("pinned", [True, False])
-def test_on_an_accelerator_each_step_sees_its_own_batch_though_the_copy_is_slow(pinned: bool) -> None:
+@pytest.mark.parametrize("work_first", [True, False])
+def test_on_an_accelerator_each_step_sees_its_own_batch_though_the_copy_is_slow(pinned: bool, work_first: bool) -> None:
     def batches() -> Iterator[list[Tensor]]:
-        for number in range(12):  # 128 MB each, given away at once
-            X, y = torch.full((32, 1 << 20), float(number)), torch.full((32,), float(number))
+        for number in range(12):  # given away at once
+            X, y = torch.full((32, FEATURES), float(number)), torch.full((32,), float(number))
             yield [pin(X), pin(y)] if pinned else [X, y]
 
-    assert seen(batches()) == [[float(i)] * 4 for i in range(12)]
+    assert seen(batches(), work_first) == [[float(i)] * 4 for i in range(12)]
 
 
 @pytest.mark.gpu
 @needs_accelerator
+@pytest.mark.usefixtures("slow_copies")
 def test_on_an_accelerator_a_host_buffer_is_free_when_the_batch_after_it_has_been_handed_out() -> None:
-    buffers = [pin(torch.empty(32, 1 << 20)) for _ in range(2)]
+    buffers = [pin(torch.empty(32, FEATURES)) for _ in range(2)]
 
     def batches() -> Iterator[list[Tensor]]:
         for number in range(12):
@@ -169,6 +193,7 @@ def test_on_an_accelerator_a_host_buffer_is_free_when_the_batch_after_it_has_bee
 
 @pytest.mark.gpu
 @needs_accelerator
+@pytest.mark.usefixtures("slow_copies")
 def test_on_an_accelerator_a_pass_that_ends_early_or_in_an_error_leaves_the_next_one_right() -> None:
     device = accelerator()
     for batch in ToDevice(Loader(Numbers(), 5, seed=0), device):
@@ -183,9 +208,10 @@ def test_on_an_accelerator_a_pass_that_ends_early_or_in_an_error_leaves_the_next
 
 @pytest.mark.gpu
 @needs_accelerator
+@pytest.mark.usefixtures("slow_copies")
 def test_on_an_accelerator_receipts_belong_to_their_batches_and_the_clock_reads_events() -> None:
     device = accelerator()
-    loader: Any = Loader(Numbers(), 5, shuffle=True, seed=0, pin_memory=device.type in ("cuda", "xpu"))
+    loader: Any = Loader(Numbers(), 5, shuffle=True, seed=0, pin_memory=has_streams(device))
     clock = Clock(device, warmup_steps=0)
     for batch in ToDevice(loader, device, clock):
         assert loader.IDs(batch.receipt) == [str(i) for i in batch.y.tolist()]

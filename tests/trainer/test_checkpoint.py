@@ -51,7 +51,7 @@ def test_a_writer_killed_at_random_instants_never_leaves_a_damaged_checkpoint(tm
 
 def test_random_states_survive_a_checkpoint_without_running_code(tmp_path):
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
-    path = checkpoint.save(tmp_path, "last", {"random": checkpoint.Generators.now().plain()}, {})
+    path = checkpoint.save(tmp_path, "last", {"random": checkpoint.Generators.now(torch.device("cpu")).plain()}, {})
     state = checkpoint.load(path)["random"]
     expected = torch.rand(3), random.random(), np.random.rand()
     torch.set_rng_state(state["torch"])

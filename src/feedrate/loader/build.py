@@ -20,6 +20,7 @@ from feedrate.dataset.build import Data
 from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
+from feedrate.loader.device import has_streams
 from feedrate.loader.limits import read_limits
 from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.open_files import warn_of_open_files
@@ -51,6 +52,8 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
         injected = {"dataset": dataset, "seed": seed, "generator": torch.Generator().manual_seed(seed)}
         if chosen["_target_"] == "feedrate.loader.Loader":
             injected.pop("generator")  # its order comes from the seed
+            if chosen.get("pin_memory") and device.index is not None:
+                injected["pin_memory_device"] = str(device)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")  # said below
             loaders[name] = build(chosen, "loader", injected)
@@ -153,7 +156,7 @@ def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     if workers > cores:
         log.info("note: loader.num_workers=%d on %d usable cores", workers, cores)
     if settings.get("pin_memory") == "auto":
-        settings["pin_memory"] = device.type in ("cuda", "xpu")  # page-locked memory serves only their copies
+        settings["pin_memory"] = has_streams(device)  # page-locked memory serves only their copies
     if settings.get("multiprocessing_context") == "auto":
         settings["multiprocessing_context"] = None
     if workers and settings.get("engine") == "thread" and settings.get("multiprocessing_context") is not None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import torch
 from torch.utils.data import DataLoader
-from torch.utils.data._utils.pin_memory import pin_memory
 
+from feedrate.loader.device import pinned, pins
 from feedrate.loader.fetch import Samples
 from feedrate.loader.order import Plan
 from feedrate.loader.threads import one_at_a_time
@@ -29,11 +28,11 @@ class Inline:
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
         """Batches with their receipts; where one may take only so many seconds, a thread makes it."""
         self._tickets.begin(plan)
-        pinned = settings.pin_memory and torch.accelerator.is_available()
+        device = pins(settings)
         if settings.timeout:
-            return one_at_a_time(self._samples, iter(self._tickets), pinned, settings.timeout)
+            return one_at_a_time(self._samples, iter(self._tickets), device, settings.timeout)
         made = map(self._samples.make, iter(self._tickets))
-        return map(_pinned, made) if pinned else made
+        return made if device is None else (_pinned(one, device) for one in made)
 
     def watched(self, step: Callable[[], T]) -> T:
         """What `step` returns; there is no process that could be lost."""
@@ -53,6 +52,6 @@ class Inline:
         """Nothing runs ahead."""
 
 
-def _pinned(made: tuple[Any, Any]) -> tuple[Any, Any]:
+def _pinned(made: tuple[Any, Any], device: str) -> tuple[Any, Any]:
     batch, receipt = made
-    return (batch if receipt.error is not None else pin_memory(batch)), receipt
+    return (batch if receipt.error is not None else pinned(batch, device)), receipt

@@ -246,12 +246,6 @@ class Lent:
         # a tensor keeps its array; the last one of the batch that goes frees the slot
         return _lent(memory[place.offset : place.offset + place.nbytes], place.dtype, place.shape, self)
 
-    def pin_memory(self) -> Any:
-        """For torch's thread that copies batches to page-locked memory."""
-        from torch.utils.data._utils.pin_memory import pin_memory
-
-        return pin_memory(self.open())
-
     def __del__(self) -> None:
         self._ring.free(self._worker, self._slot)
 

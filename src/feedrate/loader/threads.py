@@ -19,11 +19,10 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
-import torch
 from torch.utils.data import DataLoader
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from feedrate.loader.blame import TimedOut, hanging_at
+from feedrate.loader.device import pinned, pins
 from feedrate.loader.fetch import Samples
 from feedrate.loader.gate import Gate
 from feedrate.loader.order import Plan
@@ -56,8 +55,7 @@ class Threads:
             return self._kept
         self.end()
         waiting = settings.num_workers * (settings.prefetch_factor or 2)
-        pinned = settings.pin_memory and torch.accelerator.is_available()
-        crew = _Crew(self._samples, pinned, iter(self._tickets), Gate(settings.num_workers))
+        crew = _Crew(self._samples, pins(settings), iter(self._tickets), Gate(settings.num_workers))
         batches = _Batches(crew, range(settings.num_workers), waiting, settings.timeout)
         self._kept, self._passes = batches if settings.persistent_workers else None, 1
         self._running = weakref.ref(batches)
@@ -119,8 +117,8 @@ class _Crew:
         drawn: tasks in the order of their tickets, whose batches have not been taken.
     """
 
-    def __init__(self, samples: Samples, pinned: bool, tickets: Iterator[Ticket], gate: Gate) -> None:
-        self.samples, self.pinned, self._tickets, self.gate = samples, pinned, tickets, gate
+    def __init__(self, samples: Samples, pins: str | None, tickets: Iterator[Ticket], gate: Gate) -> None:
+        self.samples, self.pins, self._tickets, self.gate = samples, pins, tickets, gate
         self.wanted: SimpleQueue[bool] = SimpleQueue()
         self.drawn: deque[_Task] = deque()
         self._left: deque[_Task] = deque()  # drawn by another than who is to do it
@@ -224,7 +222,9 @@ class _Thread(threading.Thread):
             return
         try:
             batch, receipt = crew.samples.make(ticket, self._number, lambda: crew.stopped)
-            task.made = pin_memory(batch) if crew.pinned and receipt.error is None else batch, receipt
+            if crew.pins is not None and receipt.error is None:
+                batch = pinned(batch, crew.pins)
+            task.made = batch, receipt
         except BaseException as failure:  # whatever it is, the main thread waits for an answer
             task.failure = failure
 
@@ -278,9 +278,9 @@ def _raised(error: BaseException) -> NoReturn:
     raise error
 
 
-def one_at_a_time(samples: Samples, tickets: Iterator[Ticket], pinned: bool, timeout: float) -> Iterator[Any]:
+def one_at_a_time(samples: Samples, tickets: Iterator[Ticket], pins: str | None, timeout: float) -> Iterator[Any]:
     """Batches in place of the main thread's, each made when it is asked for, so that it may take so many seconds."""
-    return _Batches(_Crew(samples, pinned, tickets, Gate(1)), [None], 0, timeout)
+    return _Batches(_Crew(samples, pins, tickets, Gate(1)), [None], 0, timeout)
 
 
 def _end(threads: Sequence[_Thread | _Once], seconds: float) -> None:

@@ -5,6 +5,7 @@ What happens to a batch there (scaling, normalising) is the trainer's affair.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 from feedrate.errors import UserError
+from feedrate.loader.device import has_streams
 from feedrate.loader.digest import nbytes
 from feedrate.loader.tickets import Receipt
 from feedrate.loader.workers import lost_worker
 from feedrate.timing import Clock
+from feedrate.timing.ahead import HostAhead, record
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,9 @@ class ToDevice:
         iterator = iter(self._loader)
         if self._clock is not None and hasattr(self._loader, "account_kept_by"):
             self._loader.account_kept_by(self._clock.epoch)
-        if self._device.type in ("cuda", "xpu"):
-            return self._ahead(iterator, CopyStream(self._device))
+        if has_streams(self._device):
+            # the clock bounds the steps ahead itself
+            return self._ahead(iterator, copy_stream(self._device), HostAhead() if self._clock is None else None)
         return self._in_line(iterator)
 
     def _in_line(self, iterator: Iterator[Any]) -> Iterator[Batch]:
@@ -76,7 +80,7 @@ class ToDevice:
             del host
             yield held.pop()  # the loop alone has it then, and may let go of it while that is its own time
 
-    def _ahead(self, iterator: Iterator[Any], copies: CopyStream) -> Iterator[Batch]:
+    def _ahead(self, iterator: Iterator[Any], copies: CopyStream, steps: HostAhead | None = None) -> Iterator[Batch]:
         host = self._next(iterator)
         ahead = copies.issue(host) if host is not None else None
         while ahead is not None:
@@ -85,6 +89,8 @@ class ToDevice:
                 copies.hand_over(batch, done)
                 self._lap("transfer")
                 yield batch
+                if steps is not None:
+                    steps.issued(record(self._device))
                 # the step of `batch` is issued by now, and runs while the next batch is waited for and copied
                 host = self._next(iterator)
                 ahead = copies.issue(host) if host is not None else None
@@ -119,6 +125,17 @@ class ToDevice:
 
 def _no_lap(phase: str) -> None:
     """Nobody wants to know."""
+
+
+def copy_stream(device: torch.device) -> CopyStream:
+    """The one of that device: the caching allocator never gives a stream memory that was freed on another one."""
+    index = torch.accelerator.current_device_index() if device.index is None else device.index
+    return _copy_stream(torch.device(device.type, index))
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> CopyStream:
+    return CopyStream(device)
 
 
 class CopyStream:

@@ -19,6 +19,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
@@ -30,6 +31,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from feedrate.errors import LostWorker, UserError
+from feedrate.loader.device import in_use, pinned, pins
 from feedrate.loader.fetch import Samples
 from feedrate.loader.open_files import warn_of_open_files
 from feedrate.loader.order import Plan
@@ -71,7 +73,7 @@ class Workers:
         elif not self._received.end():  # torch's iterator is used again
             self.kill()
         iterator = self.watched(lambda: self._iterator(settings))
-        batches = Received(map(_opened, iterator), settings.timeout, self._started.kill)
+        batches = Received(map(partial(_opened, pins(settings)), iterator), settings.timeout, self._started.kill)
         self._running = weakref.ref(batches)
         self._received = batches if settings.persistent_workers else None
         return batches
@@ -181,7 +183,6 @@ class Workers:
                 batch_sampler=self._tickets,
                 num_workers=settings.num_workers,
                 collate_fn=_passed_on,
-                pin_memory=settings.pin_memory,
                 worker_init_fn=_Start(settings.worker_init_fn, None if by_server else os.getpid()),
                 multiprocessing_context=_preloaded(context),
                 # of its own: creating an iterator would otherwise draw from the global generator
@@ -260,9 +261,8 @@ class _Started:
             return
         # one that was killed may have held the lock of the event that torch is going to set, for ever
         iterator._workers_done_event = threading.Event()
-        if not iterator._pin_memory:
-            # who waits for a batch finds out at once, not at torch's next look at the workers, one in five seconds
-            iterator._worker_result_queue._writer.close()
+        # who waits for a batch finds out at once, not at torch's next look at the workers, one in five seconds
+        iterator._worker_result_queue._writer.close()
 
 
 _LEFT: dict[int, set[_Started]] = {}  # by the process that started them, as a forked one inherits all this
@@ -321,15 +321,19 @@ def _kill_left() -> None:
 
 def helpers() -> list[tuple[int, int]]:
     """Process and thread of each thread in this one that takes batches over, or sends tickets."""
-    names = (NAME, "QueueFeeder", "pin_memory")
+    names = (NAME, "QueueFeeder")
     found = [thread for thread in threading.enumerate() if any(name in thread.name for name in names)]
     return [(os.getpid(), thread.native_id) for thread in found if thread.native_id is not None]
 
 
-def _opened(made: tuple[Any, Receipt]) -> tuple[Any, Receipt]:
-    """As its user gets it."""
+def _opened(pins: str | None, made: tuple[Any, Receipt]) -> tuple[Any, Receipt]:
+    """As its user gets it; page-locked by the thread that receives it.
+
+    torch's own thread for that begins with the workers, and uses the device before those of validation are forked.
+    """
     batch, receipt = made
-    return batch.open() if isinstance(batch, Lent) else batch, receipt
+    batch = batch.open() if isinstance(batch, Lent) else batch
+    return batch if pins is None or receipt.error is not None else pinned(batch, pins), receipt
 
 
 def _passed_on(made: Any) -> Any:
@@ -358,7 +362,6 @@ def start_method(num_workers: int) -> str | None:
         return None
     if multiprocessing.get_start_method(allow_none=True) not in (None, "fork"):
         return None  # chosen by the user with set_start_method, or the default of this Python
-    device_in_use = torch.cuda.is_initialized() or (hasattr(torch, "xpu") and torch.xpu.is_initialized())
     # a notebook always has threads, and its classes cannot be imported by another process
     notebook = not hasattr(sys.modules["__main__"], "__file__")
     # the threads at the queues of another loader's workers hold no lock that a worker of this one could want
@@ -367,7 +370,7 @@ def start_method(num_workers: int) -> str | None:
         for thread in threading.enumerate()
         if thread is not threading.main_thread() and thread.name != NAME and "QueueFeeder" not in thread.name
     ]
-    return "forkserver" if device_in_use or (others and not notebook) else "fork"
+    return "forkserver" if in_use() or (others and not notebook) else "fork"
 
 
 _GUARD = (

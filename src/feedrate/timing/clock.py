@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import psutil
 import torch
 
+from feedrate.timing.ahead import HostAhead, record
 from feedrate.timing.epoch_times import AT_ONCE, MIN_STEPS, PARTS, EpochTimes, Steps
 from feedrate.timing.stages import clock_ns
 
@@ -25,7 +27,8 @@ class Clock:
     """The run's clock.
 
     Args:
-        device: events are recorded on it where it is an accelerator; reading them never waits for it.
+        device: an accelerator's own events tell how long a step took there; `step` waits for the end of the step before
+            the last, reading the events never waits.
         warmup_steps: steps of the run that are left out of steady-state figures; so is the first of each batch size.
 
     Attributes:
@@ -70,6 +73,7 @@ class Clock:
         if phase == "wait":
             self._asked, self._got = self._mark, now
         elif phase in ASIDE:
+            self._not_idle()
             self._aside[phase] += now - self._mark
             self._computing_since = time.process_time_ns()
         self._mark = now
@@ -84,7 +88,13 @@ class Clock:
         """
         self._cpu, self._computing_since = self._computed(), None
         self._totals["wait"] += self._waited_in_vain()
+        self._not_idle()
         self._mark = clock_ns()
+
+    def _not_idle(self) -> None:
+        """What the device does until the next step is no gap between two steps."""
+        if self._events is not None:
+            self._events.pause()
 
     def _waited_in_vain(self) -> int:
         """What was waited since the last step; nothing more where it is counted, and the mark went on."""
@@ -101,9 +111,9 @@ class Clock:
         Args:
             made: how its batch was made, the values of a Load, where the loader says.
         """
-        now = clock_ns()
         if self._events is not None:
             self._events.step_ends()
+        now = clock_ns()
         # instants, and no call that is not needed: what runs between two batches finds nothing of it in the caches
         self._write((self._asked, self._got, self._mark, now, samples, nbytes, made))
         self._mark = now
@@ -138,9 +148,12 @@ class Clock:
         if self._events is None:
             return times
         gaps, steps = self._events.read(len(times.wait))
+        known = (gaps >= 0) & (steps >= 0)
         # where the device was not idle, the host's waiting cost nothing
-        wait = np.where(gaps >= 0, np.minimum(times.wait, gaps), times.wait)
-        return replace(times, wait=wait, compute=np.where(steps >= 0, steps, times.compute))
+        wait = np.where(known, np.minimum(times.wait, gaps), times.wait)
+        transfer = np.where(known, gaps - wait, times.transfer)
+        compute = np.where(steps >= 0, steps, times.compute)
+        return replace(times, wait=wait, transfer=transfer, compute=compute, elapsed=wait + transfer + compute)
 
     def recent(self, steps: int) -> tuple[float, float, float] | None:
         """Samples per second, wait in ms per step and wait in percent, over the last steps by the host's clock; None
@@ -169,11 +182,15 @@ class Clock:
 
 
 class _DeviceEvents:
-    """Start and end of each step on the device's own clock; pairs are read when the device has passed them."""
+    """Start and end of each step on the device's own clock; pairs are read when the device has passed them.
+
+    MPS may be unable to tell the time between two events; the host's clock, which it has to be close to, counts then.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pending: deque[tuple[int, str, torch.Event, torch.Event]] = deque()
+        self._ahead = HostAhead()
         self.begin()
 
     def begin(self) -> None:
@@ -184,16 +201,20 @@ class _DeviceEvents:
         self._last_end: torch.Event | None = None
 
     def step_begins(self) -> None:
-        self._start = self._record()
+        self._start = record(self._device, timed=True)
         if self._last_end is not None:
             self._pending.append((self._number, "gap", self._last_end, self._start))
         self._collect()
 
     def step_ends(self) -> None:
-        end = self._record()
+        end = record(self._device, timed=True)
         self._pending.append((self._number, "step", self._start, end))
         self._last_end = end
         self._number += 1
+        self._ahead.issued(end)
+
+    def pause(self) -> None:
+        self._last_end = None
 
     def read(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """(steps,) int64 nanoseconds each: gap before a step, length of it; -1 where the device has not said."""
@@ -205,13 +226,9 @@ class _DeviceEvents:
                     values[number] = ns
         return gaps, lengths
 
-    def _record(self) -> torch.Event:
-        event = torch.Event(self._device, enable_timing=True)
-        event.record(torch.accelerator.current_stream(self._device))
-        return event
-
     def _collect(self) -> None:
         while self._pending and self._pending[0][3].query():  # in order, so the first unfinished one ends it
             number, kind, begin, end = self._pending.popleft()
             found = self._gap if kind == "gap" else self._step
-            found[number] = int(begin.elapsed_time(end) * 1e6)
+            with suppress(RuntimeError, ValueError):
+                found[number] = int(begin.elapsed_time(end) * 1e6)

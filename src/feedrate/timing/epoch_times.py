@@ -179,9 +179,9 @@ class EpochTimes:
     Attributes:
         asked: instant at which the loop asked for the batch.
         wait: the loop stood still for the next batch; on an accelerator the smaller of that and the device's gap.
-        transfer: moving the batch to the device, as far as the host took part.
+        transfer: moving the batch to the device, as far as the host took part; on an accelerator the rest of its gap.
         compute: the step; on an accelerator by the device's own events.
-        elapsed: the whole step by the host's clock.
+        elapsed: the whole step, by the host's clock or the accelerator's.
         cpu: float64, what this process computed meanwhile, in all its threads; it is asked for many steps at once, of
             which each counts by its length.
         begin, end: instants between which the batch was made, in its worker; both 0 where unknown.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Mapping
@@ -13,26 +14,29 @@ from torch import nn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
+from feedrate.loader.device import has_streams, make_current
 from feedrate.targets import build, locate
 
 
-def build_model(node: Mapping[str, Any], data: Data, device: torch.device) -> nn.Module:
+def build_model(node: Mapping[str, Any], data: Data, device: torch.device, channels_last: bool = False) -> nn.Module:
     """The model on its device; its constructor gets `sample_shape` and `num_outputs` where it names them.
 
     Raises:
         UserError: the target is no torch.nn.Module, or its constructor refuses.
     """
+    make_current(device)  # before anything else is done with it
     model = build(node, "model", {"sample_shape": tuple(data.sample_shape), "num_outputs": data.targets.num_outputs})
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={node['_target_']}: builds a {type(model).__name__}, not a torch.nn.Module")
-    return model.to(device)
+    model.to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
 
 
 def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of the model's parameters.
 
-    On an accelerator it is fused where torch can: one kernel for a step, and it can leave the weights alone when
-    a loss is not finite, without the host looking.
+    On an accelerator it is fused where torch can unless `fused` is set: one kernel for a step, and it can leave the
+    weights alone when a loss is not finite, without the host looking. On MPS fused optimizers have not done that.
 
     Raises:
         UserError: the model has nothing to train, or the target is no optimizer whose `step()` needs no argument.
@@ -43,10 +47,18 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
             f"model: {type(model).__name__} has no parameter that requires a gradient; nothing can be trained"
         )
     injected: dict[str, Any] = {"params": parameters}
-    takes_fused = "fused" in inspect.signature(locate(str(node["_target_"]), "optimizer")).parameters
-    if takes_fused and device.type in ("cuda", "xpu", "mps") and "fused" not in node:
-        injected["fused"] = True
-    optimizer = build(node, "optimizer", injected)
+    if (chosen := node.get("fused") not in (None, "auto")) is False:
+        node = {key: value for key, value in node.items() if key != "fused"}
+    target = locate(str(node["_target_"]), "optimizer")
+    optimizer = None
+    if has_streams(device) and not chosen and "fused" in inspect.signature(target).parameters:
+        # with dampening torch must know which step is the first, and zero_momentum makes it one like the others
+        dampened = isinstance(target, type) and issubclass(target, torch.optim.SGD) and bool(node.get("dampening"))
+        if all(p.is_floating_point() for p in parameters) and not dampened:
+            with contextlib.suppress(UserError):  # the class has no fused form for this device
+                optimizer = build(node, "optimizer", {**injected, "fused": True})
+    if optimizer is None:
+        optimizer = build(node, "optimizer", injected)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(f"optimizer._target_={node['_target_']}: builds a {type(optimizer).__name__}, not an Optimizer")
     if needed := [p.name for p in inspect.signature(optimizer.step).parameters.values() if _is_required(p)]:
@@ -54,12 +66,25 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
             f"optimizer._target_={node['_target_']}: its step() needs {', '.join(needed)}, and training calls it "
             "without arguments; take another optimizer, such as optimizer=adamw"
         )
+    zero_momentum(optimizer)
     return optimizer
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:
     variable = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     return parameter.default is parameter.empty and parameter.kind not in variable
+
+
+def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives fused SGD its momentum buffers now: torch leaves them uninitialised where the first step is skipped.
+
+    A first step without dampening is the same with buffers of zeros.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def total_steps(config: TrainerConfig, loader: Any, state: Mapping[str, Any] | None = None) -> int:

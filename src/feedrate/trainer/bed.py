@@ -20,16 +20,18 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
+from feedrate.loader.device import has_streams
 from feedrate.loader.engine import may_be_threads
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.epoch_times import MIN_STEPS, Setup, cut
 from feedrate.trainer.assemble import build_model, build_optimizer
-from feedrate.trainer.device import choose_precision
+from feedrate.trainer.device import choose_precision, out_of_memory
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.task import Task
 
 MEASURED = 10  # batches that the engine `auto` makes to decide, and hands out without anybody waiting for them
 
+SPARE = 0.1  # of the device's memory that the largest batch leaves free
 STALL_S, STALL = 0.5, 20  # a step takes longer than so many seconds, and so many times the middle one
 
 
@@ -89,11 +91,12 @@ class Bed:
     ) -> None:
         self._data, self.node, self._seed, self.device = data, node, seed, device
         self.may_be_threads = False
-        self.pins = device.type in ("cuda", "xpu") and node["pin_memory"] in ("auto", True)
+        self.pins = has_streams(device) and node["pin_memory"] in ("auto", True)
         precision = choose_precision(config.precision, device)
-        self._model = build_model(model, data, device)
+        self._model = build_model(model, data, device, config.channels_last)
         self._optimizer = build_optimizer(optimizer, self._model, device)
-        self._forward = Forward(self._model, data, device, precision, config.compile)
+        last = config.channels_last
+        self._forward = Forward(self._model, data, device, precision, config.compile, channels_last=last)
         self._task = Task(data.targets, config.label_smoothing, top5=False)
         self._model.train()
 
@@ -126,29 +129,35 @@ class Bed:
             return _without_stalls(cut(clock.epoch(), slice(warm, None))), replace(
                 setup_of(loader), engine=loader.engine
             )
+        except RuntimeError as error:
+            if (told := self._forward.explained(error)) is None:
+                raise
+            raise told from error
         finally:
             # a thread that still loads would keep the next workers from being forked
             close_loaders(loaders, at_once=loader.engine != "thread")
 
     def fits(self, batch_size: int) -> bool:
-        """Trains on two batches of that size, which stays; False: the device's memory is too small for it.
+        """Trains on two batches of that size, which stays; False: the device's memory is too small for it and a tenth
+        that stays free, for what other batches and other programs need.
 
         Raises:
             UserError: a sample or the model fails.
         """
         former = self.node
         self.node = {**former, "batch_size": batch_size}
+        room = _room(self.device)
         try:
             self.run(Setting(0), 0.0, until=0.0)
-        except (UserError, torch.OutOfMemoryError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and not isinstance(
-                error.__cause__, torch.OutOfMemoryError
-            ):
+            fits = room is None or torch.accelerator.max_memory_reserved(self.device) <= (1 - SPARE) * room
+        except UserError as error:
+            if not out_of_memory(error.__cause__):
                 raise
             self._optimizer.zero_grad(set_to_none=True)
+            fits = False
+        if not fits:
             self.node = former
-            return False
-        return True
+        return fits
 
     def digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
         """Of the order of the first batches and of what they hold, with keys of the loader changed.
@@ -181,6 +190,19 @@ class Bed:
             return loader.order_digest(), loader.content_digest() or ""
         finally:
             close_loaders(loaders, at_once=loader.engine != "thread")
+
+
+def _room(device: torch.device) -> int | None:
+    """Bytes of the device's memory that are free or this process's own; None where that is not known.
+
+    The peak of what is reserved is counted from now on.
+    """
+    if not has_streams(device):
+        return None
+    torch.accelerator.synchronize(device)
+    torch.accelerator.empty_cache()
+    torch.accelerator.reset_peak_memory_stats(device)
+    return int(torch.accelerator.get_memory_info(device)[0]) + int(torch.accelerator.memory_reserved(device))
 
 
 def _trained(bed: Bed, loader: Loader[Any], clock: Clock, seconds: float, until: float) -> int:

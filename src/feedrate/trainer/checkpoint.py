@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch import device as Device
 
 from feedrate.dataset.folder import sync_folder
 from feedrate.errors import UserError
@@ -98,7 +99,7 @@ def newest(folder: Path, name: str = "last") -> tuple[Path | None, dict[str, Any
 
 @dataclass(frozen=True)
 class Generators:
-    """States of the global random generators at an instant, as they give them; a device's only if there is one."""
+    """States of the global random generators at an instant, as they give them; `device` is None on the CPU."""
 
     torch: Tensor
     python: tuple[Any, ...]
@@ -106,11 +107,13 @@ class Generators:
     device: Tensor | None
 
     @classmethod
-    def now(cls) -> Generators:
+    def now(cls, device: Device) -> Generators:
         """Costs 40 us, since a run without workers needs it before each batch; `plain` ten times as much."""
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return cls(*states, None if device is None else torch.get_device_module(device).get_rng_state())
+        if device.type == "cpu":
+            return cls(*states, None)
+        with torch.accelerator.device_index(device.index):
+            return cls(*states, torch.get_device_module(device).get_rng_state())
 
     def plain(self) -> dict[str, Any]:
         """As plain values and tensors."""
@@ -124,16 +127,18 @@ class Generators:
         return state if self.device is None else {**state, "device": self.device}
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Puts the generators where `Generators.plain` found them; a device's only if there is one now."""
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Puts the generators where `Generators.plain` found them; the device's only if it was one of the same kind."""
     torch.set_rng_state(state["torch"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if "device" in state and device is not None:
-        torch.get_device_module(device).set_rng_state(state["device"])
+    if "device" in state and device.type != "cpu":
+        module = torch.get_device_module(device)
+        with torch.accelerator.device_index(device.index):
+            if module.get_rng_state().shape == state["device"].shape:
+                module.set_rng_state(state["device"])
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,30 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+def set_arithmetic(matmul_precision: str, deterministic: bool) -> None:
+    """For the whole process: torch's float32 matrix products, and whether kernels must give the same bits each time."""
+    torch.set_float32_matmul_precision(matmul_precision)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, and reads it when it starts
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def name_of(device: torch.device) -> str:
+    """As its maker calls it; the type where torch does not know."""
+    ask = getattr(torch.get_device_module(device), "get_device_name", None) if device.type != "cpu" else None
+    return str(ask(device)) if ask is not None else device.type
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that the device's memory ran out, in torch's words, a library's or those of MPS."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        said in text for said in ("backend out of memory", "error: out of memory", "STATUS_ALLOC_FAILED")
+    )
+
+
 def choose_precision(wanted: str | int, device: torch.device) -> Precision:
     """The precision that `trainer.precision` names; 'auto' is the fastest that trains as 32 bits do.
 
@@ -57,7 +82,7 @@ def choose_precision(wanted: str | int, device: torch.device) -> Precision:
     """
     if wanted == "auto":
         if device.type == "cuda":
-            if torch.cuda.is_bf16_supported(including_emulation=False):
+            if _has_bf16(device, emulated=False):
                 return Precision(
                     "bf16", torch.bfloat16, False, "this GPU computes bfloat16, whose range is that of 32 bits"
                 )
@@ -70,7 +95,12 @@ def choose_precision(wanted: str | int, device: torch.device) -> Precision:
     if wanted == "fp16":
         return Precision("fp16", torch.float16, True, "as set")
     if wanted == "bf16":
-        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if device.type == "cuda" and not _has_bf16(device, emulated=True):
             raise UserError("trainer.precision=bf16: this GPU has no bfloat16; set trainer.precision=fp16 or 32")
         return Precision("bf16", torch.bfloat16, False, "as set")
     return Precision("32", None, False, "as set")
+
+
+def _has_bf16(device: torch.device, emulated: bool) -> bool:
+    with torch.accelerator.device_index(device.index):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=emulated))

@@ -45,14 +45,19 @@ def answers(forward: Forward, loader: Any) -> Iterator[Answers]:
         SampleError: a sample cannot be used.
     """
     known, at = list_IDs(loader.dataset), 0
-    for batch in ToDevice(loader, forward.device, None, forward.check(loader)):
-        if batch.receipt is not None:
-            IDs = loader.IDs(batch.receipt)
-        else:
-            here = range(at, at + len(batch.X))
-            IDs = [str(i) for i in here] if known is None else [known[i] for i in here]
-        at += len(batch.X)
-        yield Answers(IDs, batch, forward(batch.X).float())
+    try:
+        for batch in ToDevice(loader, forward.device, None, forward.check(loader)):
+            if batch.receipt is not None:
+                IDs = loader.IDs(batch.receipt)
+            else:
+                here = range(at, at + len(batch.X))
+                IDs = [str(i) for i in here] if known is None else [known[i] for i in here]
+            at += len(batch.X)
+            yield Answers(IDs, batch, forward(batch.X).float())
+    except RuntimeError as error:
+        if (told := forward.explained(error)) is None:
+            raise
+        raise told from error
 
 
 @dataclass(frozen=True)

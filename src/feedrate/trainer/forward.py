@@ -15,7 +15,7 @@ from feedrate.dataset import Data
 from feedrate.dataset.look import look_again, sample_error
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Batch, Receipt, lost_worker
-from feedrate.trainer.device import Precision
+from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.inputs import Inputs
 
 
@@ -26,6 +26,7 @@ class Forward:
         loaders: all that have workers now; torch reports a worker's death wherever the main process is, so also here.
         compile: torch.compile wraps the model; its weights keep the names of the plain one.
         remedy: what to do when the device's memory runs out.
+        channels_last: images of (B, C, H, W) are given to the model with their channels last in memory.
     """
 
     def __init__(
@@ -36,9 +37,12 @@ class Forward:
         precision: Precision,
         compile: bool = False,
         remedy: str = "lower loader.batch_size",
+        channels_last: bool = False,
     ) -> None:
         self.model, self.inputs, self.device = model, Inputs(data, device), device
         self._precision, self._remedy = precision, remedy
+        self._channels_last = channels_last
+        self._samples = 0  # of the last batch
         self._call: Callable[..., Tensor] = torch.compile(model) if compile else model
 
     def __call__(self, loaded: Tensor) -> Tensor:
@@ -47,20 +51,21 @@ class Forward:
         Raises:
             UserError: the model fails on it, or the device's memory is too small.
         """
-        X = self.inputs(loaded)
+        self._samples = len(loaded)
         try:
+            X = self.inputs(loaded)
+            if self._channels_last and X.dim() == 4:
+                X = X.contiguous(memory_format=torch.channels_last)
             with self.autocast():
                 return self._call(X)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"the device ran out of memory on a batch of {len(X)} samples; {self._remedy}") from error
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, UserError):
                 raise
-            if (lost := lost_worker(error)) is not None:
-                raise lost from error
+            if (told := self.explained(error)) is not None:
+                raise told from error
             name, text = type(self.model).__name__, str(error).strip().splitlines()
             raise UserError(
-                f"model: {name} failed on X of shape {tuple(X.shape)}: {text[0] if text else type(error).__name__}"
+                f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text[0] if text else type(error).__name__}"
             ) from error
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -72,6 +77,16 @@ class Forward:
     def check(self, loader: Any) -> Callable[[Batch], None]:
         """Looks at a batch of that loader on the host; raises SampleError naming its samples."""
         return lambda batch: self.inputs.check(batch.X, batch.y, lambda: names(loader, batch.receipt))
+
+    def explained(self, error: Exception) -> UserError | None:
+        """What an error means that came up anywhere in a step: the device's memory ran out, or a worker died; torch
+        raises the latter wherever the main process is then. None for any other error.
+        """
+        return self._no_memory() if out_of_memory(error) else lost_worker(error)
+
+    def _no_memory(self) -> UserError:
+        on = f"a batch of {self._samples} samples" if self._samples else "its first batch"
+        return UserError(f"the device ran out of memory on {on}; {self._remedy}")
 
 
 def not_finite(loader: Any, receipt: Receipt | None) -> SampleError | None:

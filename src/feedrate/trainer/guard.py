@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Receipt
+from feedrate.loader.device import has_streams
 
 
 class LossGuard:
@@ -35,7 +36,9 @@ class LossGuard:
         culprit: Callable[[Receipt | None], SampleError | None] = lambda receipt: None,
     ) -> None:
         self._optimizer, self._name, self._culprit = optimizer, name, culprit
-        self._deferred = device.type != "cpu" and all(group.get("fused") for group in optimizer.param_groups)
+        # fused optimizers on MPS have ignored `found_inf`
+        fused = has_streams(device) and all(group.get("fused") for group in optimizer.param_groups)
+        self._deferred = fused and getattr(optimizer, "_step_supports_amp_scaling", False)
         self._pending: deque[tuple[int, Receipt | None, Tensor]] = deque()
         self._window: Tensor | None = None
 

@@ -19,14 +19,15 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.dataset.look import size_of
 from feedrate.errors import LostWorker, UserError
-from feedrate.loader import Loader, ToDevice, lost_worker
+from feedrate.loader import Loader, ToDevice
+from feedrate.loader.device import has_streams
 from feedrate.timing import Clock, EpochTimes, Point, points
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.trainer import checkpoint
 from feedrate.trainer.account import Account
 from feedrate.trainer.accumulation import AccumulationWindow
-from feedrate.trainer.device import Precision
+from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.interrupt import Interrupted, Interruption
@@ -76,7 +77,7 @@ class Trainer:
         self.config, self.data, self.loaders, self.device = config, data, loaders, device
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
-        self.forward = Forward(model, data, device, precision, config.compile, MORE_MEMORY)
+        self.forward = Forward(model, data, device, precision, config.compile, MORE_MEMORY, config.channels_last)
         self.state = RunState(
             model,
             optimizer,
@@ -85,6 +86,7 @@ class Trainer:
             loaders["train"],
             data,
             lambda: self.task.meter(device),
+            device,
         )
         self._window = AccumulationWindow(config.accumulate)
         self._guard = LossGuard(
@@ -125,7 +127,7 @@ class Trainer:
         self._stop.check()
         progress = Progress(self.config.max_epochs, max(1, len(self.loaders["train"])))
         if state.random is not None:
-            checkpoint.set_random_state(state.random_state())
+            checkpoint.set_random_state(state.random_state(), self.device)
         try:
             while state.epoch < self.config.max_epochs and not state.result.stopped:
                 metrics, times = self._epoch(state.epoch, progress)
@@ -144,13 +146,13 @@ class Trainer:
             raise
         except (RuntimeError, LostWorker) as error:
             # torch raises that wherever the main process is when a worker dies, also in the middle of a step
-            lost = error if isinstance(error, LostWorker) else lost_worker(error)
-            if lost is not None and self._stop.safe and state.phase != "done":
+            told = error if isinstance(error, LostWorker) else self.forward.explained(error)
+            if told is not None and not out_of_memory(error) and self._stop.safe and state.phase != "done":
                 self.clock.skip()
                 self._save()
-            if lost is None or lost is error:
+            if told is None or told is error:
                 raise
-            raise lost from error
+            raise told from error
         finally:
             self._stop.safe = False
             progress.close()
@@ -192,6 +194,8 @@ class Trainer:
         self._guard.read()
         metrics = {f"train/{name}": value for name, value in state.meter.metrics().items()}
         metrics["train/learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
+        if has_streams(self.device):
+            metrics["device/peak_memory_mb"] = torch.accelerator.max_memory_allocated(self.device) / 1e6
         clock.skip()  # reading the meter waited for the device; that was neither waiting for data nor evaluation
 
         self._stop.check()

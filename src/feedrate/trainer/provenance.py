@@ -45,6 +45,12 @@ _SHOWING = {
     "keep_checkpoints",
 }
 
+# keys that older configurations lack, and what that meant
+_OFF: dict[str, dict[str, Any]] = {
+    "trainer": {"channels_last": False, "matmul_precision": "highest", "deterministic": False},
+    "optimizer": {"fused": "auto"},
+}
+
 
 @dataclass(frozen=True)
 class Code:
@@ -161,6 +167,9 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in ("tracking", "sweep")}
+    for group, off in _OFF.items():
+        if isinstance(kept.get(group), Mapping):
+            kept[group] = {k: v for k, v in kept[group].items() if k not in off or v != off[k]}
     kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k != "root"}
     kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in ("resume", "resume_optimizer")}
     return kept

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from feedrate.dataset import Data
@@ -21,6 +22,7 @@ from feedrate.timing.trace import rows_of, trace
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.note import run_note
+from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
 from feedrate.trainer.provenance import Code, code_version, flat, job_id, result_id, size_of_diff
 from feedrate.trainer.state import Result
@@ -76,7 +78,9 @@ def record_resumed(tracker: Tracker, run: Run, trainer: Trainer) -> None:
     tracker.tags({"feedrate.command": run.command, "feedrate.resumed": "true"})
 
 
-def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, device: str, precision: str) -> None:
+def record_start(
+    tracker: Tracker, run: Run, data: Data, model_parameters: int, device: torch.device, precision: str
+) -> None:
     """Parameters, tags, data set and configuration; before training, so that a killed run has them too."""
     write_summary(run.folder, _birth(run, tracker.run_id))
     code = run.code
@@ -89,7 +93,8 @@ def record_start(tracker: Tracker, run: Run, data: Data, model_parameters: int, 
             "feedrate.result_id": result_id(run.config),
             "feedrate.job_id": job_id(run.config),
             "feedrate.data_digest": data.digest,
-            "feedrate.device": device,
+            "feedrate.device": str(device),
+            "feedrate.device_name": name_of(device),
             "feedrate.precision": precision,
             "git.commit": code.commit or "unknown",
             "git.dirty": "unknown" if code.diff is None else str(bool(code.diff)).lower(),
@@ -118,6 +123,7 @@ def record_end(
         "seconds": round(seconds, 3),
         "first_batch_after_start_s": trainer.clock.first_batch_after_start_s,
         "phases_s": trainer.clock.totals_s(),
+        "device": f"{trainer.device} ({name_of(trainer.device)})",
         "metrics": result.metrics,
         "history": result.history,
         "best_epoch": result.best_epoch + 1,

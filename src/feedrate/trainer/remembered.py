@@ -23,7 +23,7 @@ from feedrate.whole_file import check_place, replace_shared_file, told
 FOLDER = ROOT / "outputs/tuned"
 OPTION = "tuned"  # of the group loader
 TUNED = ("num_workers", "engine", "prefetch_factor", "pin_memory")
-_COMPUTING = ("device", "precision", "compile", "num_threads")
+_COMPUTING = ("device", "precision", "compile", "num_threads", "channels_last", "matmul_precision", "deterministic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def _path(config: Mapping[str, Any], folder: Path) -> Path:
         "dataset": _dataset(config),
         "model": config["model"],
         "loader": {key: value for key, value in config["loader"].items() if key not in TUNED},
-        "trainer": {key: config["trainer"][key] for key in _COMPUTING},
+        "trainer": {key: config["trainer"][key] for key in _COMPUTING if key in config["trainer"]},
         "machine": [platform.node(), usable_cores(), psutil.virtual_memory().total],
     }
     return folder / f"{_hash(about)}.json"

@@ -72,6 +72,9 @@ class Settings:
     precision: str | int
     label_smoothing: float
     top5: bool
+    channels_last: bool
+    matmul_precision: str
+    deterministic: bool
 
 
 def settings_of(saved: SavedRun) -> Settings:
@@ -82,6 +85,9 @@ def settings_of(saved: SavedRun) -> Settings:
         "precision": "auto",
         "label_smoothing": 0.0,
         "top5": False,
+        "channels_last": False,
+        "matmul_precision": "highest",
+        "deterministic": False,
     }
     return Settings(_seed(saved), **{key: trainer.get(key, value) for key, value in off.items()})
 
@@ -213,7 +219,7 @@ def load_model(saved: SavedRun, state: Mapping[str, Any], data: Data, device: to
     Raises:
         UserError: the weights do not fit the model.
     """
-    model = build_model(saved.config["model"], data, device)
+    model = build_model(saved.config["model"], data, device, settings_of(saved).channels_last)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:

@@ -16,6 +16,7 @@ from torch import nn
 from feedrate.dataset import Data
 from feedrate.loader import Loader, Receipt
 from feedrate.trainer import checkpoint
+from feedrate.trainer.assemble import zero_momentum
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.task import Meter
 from feedrate.trainer.unlabelled import facts_of
@@ -57,6 +58,7 @@ class RunState:
     Args:
         loader: of the training partition; one without `state_dict` has no position within an epoch.
         new_meter: makes an empty account of one epoch.
+        device: that the run is on.
 
     Attributes:
         epoch: from 0.
@@ -78,7 +80,9 @@ class RunState:
         loader: Any,
         data: Data,
         new_meter: Callable[[], Meter],
+        device: torch.device,
     ) -> None:
+        self.device = device
         self.model, self.optimizer, self.schedule, self.scaler = model, optimizer, schedule, scaler
         self._loader, self._data, self._new_meter = loader, data, new_meter
         self.epoch, self.phase, self.batches, self.step = 0, "training", 0, 0
@@ -95,12 +99,12 @@ class RunState:
 
     def keep_random(self) -> None:
         """Whatever is drawn from now on, a checkpoint holds the generators as they are now."""
-        self.random = checkpoint.Generators.now()
+        self.random = checkpoint.Generators.now(self.device)
 
     def random_state(self) -> dict[str, Any]:
         """The generators as a checkpoint is to hold them."""
         if self.random is None or isinstance(self.random, checkpoint.Generators):
-            return (self.random or checkpoint.Generators.now()).plain()
+            return (self.random or checkpoint.Generators.now(self.device)).plain()
         return self.random
 
     def begin_training(self, last: bool) -> None:
@@ -139,11 +143,13 @@ class RunState:
         """
         self.model.load_state_dict(state["model"])
         if optimizer:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(_computed_as(self.optimizer, state["optimizer"]))
+            zero_momentum(self.optimizer)
             self.schedule.load_state_dict(state["schedule"])
         else:
             self.schedule.advance(int(state["step"]), len(state["result"]["history"]))
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty in a run that had none
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.result = int(state["step"]), Result(**state["result"])
         self.epoch, self.phase, self.batches = int(state["epoch"]), str(state["phase"]), int(state["batches"])
         self.meter.load_state_dict(state["meter"])
@@ -169,3 +175,12 @@ class RunState:
             "position": (self._place_of_loader() or {}).get("position"),
             "metrics": self.result.metrics,
         }
+
+
+def _computed_as(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer, whose steps are computed as the present one computes them, on its device."""
+    groups = [
+        {**saved, **{key: present[key] for key in ("fused", "foreach", "capturable") if key in present}}
+        for saved, present in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**state, "param_groups": groups}

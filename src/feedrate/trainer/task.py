@@ -85,7 +85,8 @@ class Meter:
             return
         y, predicted = y.long().view(count), outputs.detach().argmax(dim=1)
         if self._confused:
-            self._confusion += torch.bincount(y * outputs.shape[1] + predicted, minlength=len(self._confusion))
+            # not bincount, which reads the largest value on the host and so waits for the device
+            self._confusion.index_add_(0, y * outputs.shape[1] + predicted, torch.ones_like(y))
         else:
             self._sums[0] += (predicted == y).sum()
         if self._task.top5:

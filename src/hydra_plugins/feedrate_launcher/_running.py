@@ -19,6 +19,7 @@ from feedrate.signals import how_to_hurry
 from feedrate.tracking.sweep import JOB_VARIABLE, PARENT_VARIABLE
 from hydra_plugins.feedrate_launcher._claim import Attempt, attempt
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
+from hydra_plugins.feedrate_launcher._gpus import VARIABLE, least_used, visible
 from hydra_plugins.feedrate_launcher._process import GRACE_S, JobProcess, outcome
 from hydra_plugins.feedrate_launcher._stop import Stop
 
@@ -45,6 +46,8 @@ class Jobs:
         self._at_once, self._files, self._sweep, self._parent = at_once, files, sweep, parent
         self._stop, self._words = stop, words
         self._running: dict[int, JobProcess] = {}
+        self._gpus = visible() if at_once > 1 else []
+        self._gpu_of: dict[int, str] = {}  # of the running jobs
         self._events: SimpleQueue[tuple[Job, Attempt, int] | None] = SimpleQueue()  # may be put to by a signal handler
         self._no_more = False
 
@@ -99,6 +102,7 @@ class Jobs:
             return
         job, where, code = event
         process = self._running.pop(job.number)
+        self._gpu_of.pop(job.number, None)
         status, error = outcome(code, where.folder, process.error)
         if self._stop.signum is not None and code == -signal.SIGKILL:  # sent by `_kill`
             error = f"stopped by {signal.Signals(self._stop.signum).name}"
@@ -130,6 +134,8 @@ class Jobs:
         environment.pop(PARENT_VARIABLE, None)
         if not FULL_ERROR:
             environment.pop("HYDRA_FULL_ERROR", None)
+        if len(self._gpus) > 1 and job.config.trainer.device in ("auto", "cuda"):
+            environment[VARIABLE] = self._gpu_of[job.number] = least_used(self._gpus, self._gpu_of.values())
         if self._parent is not None:
             environment[PARENT_VARIABLE] = self._parent
         return environment

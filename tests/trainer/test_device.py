@@ -1,0 +1,71 @@
+"""How a run computes: layout, precision of products and determinism are as set, and off unless set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import evaluate
+from feedrate.trainer.device import out_of_memory, set_arithmetic
+from feedrate.trainer.provenance import job_id, result_id
+from saved_run import call, with_config
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What each convolution found: layout of its input and its weights, precision, determinism."""
+    found = []
+    original = nn.Conv2d.forward
+
+    def forward(self, x):
+        if self.in_channels > 1:  # of one channel both layouts are the same
+            layouts = [t.is_contiguous(memory_format=torch.channels_last) for t in (x, self.weight)]
+            found.append((*layouts, torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()))
+        return original(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", forward)
+    yield found
+    set_arithmetic("highest", False)
+
+
+def test_layout_precision_and_determinism_are_as_set_in_training_and_evaluation(run_train, seen):
+    of = ("trainer.max_epochs=1", "loader.batch_size=64")
+    plain = run_train(*of)
+    assert set(seen) == {(False, False, "highest", False)}
+    seen.clear()
+    summary = run_train(
+        *of, "trainer.channels_last=true", "trainer.matmul_precision=high", "trainer.deterministic=true"
+    )
+    call(evaluate.main, "evaluate", f"run={with_config(summary)}", "tracking=none")
+    assert set(seen) == {(True, True, "high", True)}
+    assert summary["metrics"]["validation/loss"] == pytest.approx(plain["metrics"]["validation/loss"], rel=1e-3)
+    assert summary["device"] == "cpu (cpu)"
+
+
+def test_a_configuration_from_before_these_keys_is_the_same_with_them_off():
+    def config(**more):
+        fused = {"fused": "auto"} if more else {}
+        trainer = {"compile": False, **more}
+        return {"dataset": {}, "loader": {}, "optimizer": {"lr": 0.1, **fused}, "trainer": trainer}
+
+    off = config(channels_last=False, matmul_precision="highest", deterministic=False)
+    for identity in (result_id, job_id):
+        assert identity(off) == identity(config())
+        assert identity(config(deterministic=True)) != identity(config())
+
+
+@pytest.mark.parametrize(
+    ("error", "so"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB, max allowed: 9.07 GiB)"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("CUDA error: out of memory"), False),
+        (None, False),
+    ],
+)
+def test_running_out_of_memory_is_known_by_torchs_words_a_librarys_and_those_of_mps(error, so):
+    assert out_of_memory(error) is so
