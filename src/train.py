@@ -57,6 +57,7 @@ def train(cfg: DictConfig) -> float:
     from feedrate.trainer.interrupt import Interruption
     from feedrate.trainer.provenance import command_line
     from feedrate.trainer.run_folder import RunFolder
+    from feedrate.trainer.state import within_epoch
 
     # -----------------------------------------------------------------------------------------------------
     # Run folder: a new one, or that of the run to go on with
@@ -78,7 +79,7 @@ def train(cfg: DictConfig) -> float:
         state = {}
         if earlier is not None:
             resume.adopt(fresh, earlier)
-            state = resume.load_state(str(wanted), earlier)
+            state = within_epoch(resume.load_state(str(wanted), earlier), config.trainer.max_steps)
             run_id = runs.read_summary(earlier).get("run_id")
             log.info("going on with %s after %d steps", earlier.name, state["step"])
         record.record_birth(run, run_id)

@@ -379,3 +379,17 @@ def test_after_SIGKILL_the_next_command_marks_the_run_and_goes_on(tmp_path, digi
         {**json.loads(summary.read_text()), "folder": tmp_path / "runs/run"},
         {**undisturbed, "folder": tmp_path / "whole"},
     )
+
+
+@pytest.mark.parametrize("scheduler", ["none", "plateau"])
+def test_a_run_that_max_steps_stopped_within_an_epoch_goes_on_in_that_epoch(run_train, scheduler):
+    settings = ("loader.batch_size=16", f"scheduler={scheduler}", "trainer.max_epochs=3")  # 16 steps in an epoch
+    whole = run_train(*settings, "trainer.max_steps=40")
+    part = run_train(*settings, "trainer.max_steps=20")
+    assert part["stopped"] == "stopped at trainer.max_steps=20"
+    resumed = run_train(*settings, "trainer.max_steps=40", f"trainer.resume={part['folder']}")
+    assert resumed["order_digest"] == whole["order_digest"]
+    assert resumed["epochs"] == whole["epochs"] == 3
+    same = ("train/loss", "train/accuracy", "validation/loss", "validation/accuracy", "train/learning_rate")
+    for then, now in zip(whole["history"], resumed["history"], strict=True):
+        assert {name: now[name] for name in same} == {name: then[name] for name in same}

@@ -203,6 +203,7 @@ class Trainer:
         metrics.update({f"validation/{name}": value for name, value in checked.metrics().items()})
         clock.lap("evaluation")
 
+        state.keep_cut()
         state.schedule.epoch(metrics["validation/loss"])
         times = clock.epoch()
         self.account.end(times)

@@ -5,6 +5,7 @@ How a state comes about is the loop's affair; how it gets to the disk is checkpo
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -68,6 +69,8 @@ class RunState:
         meter: sums over the epoch's batches.
         last: receipt of the last batch that was trained on in this epoch.
         position: the loader's while there is no such batch, None from one that has no position.
+        cut: of an epoch that `trainer.max_steps` ends before its last batch: schedule and random generators before its
+            validation, from which a run with more steps goes on in that epoch; None otherwise.
         random: states of the random generators that a checkpoint is to hold; None: those of the moment.
     """
 
@@ -89,13 +92,20 @@ class RunState:
         self.meter = new_meter()
         self.last: Receipt | None = None
         self.position: dict[str, Any] | None = None
+        self.cut: dict[str, Any] | None = None
         self.random: dict[str, Any] | checkpoint.Generators | None = None
         self.result = Result()
 
     def next_epoch(self) -> None:
-        self.position, self.last = self._place_of_loader(), None
+        self.position, self.last, self.cut = self._place_of_loader(), None, None
         self.epoch, self.phase, self.batches = self.epoch + 1, "training", 0
         self.meter = self._new_meter()
+
+    def keep_cut(self) -> None:
+        """To be called before the schedule hears of the epoch's validation."""
+        place = self._place_of_loader()
+        if place is not None and place["position"] < self._loader.end:
+            self.cut = {"schedule": copy.deepcopy(self.schedule.state_dict()), "random": self.random_state()}
 
     def keep_random(self) -> None:
         """Whatever is drawn from now on, a checkpoint holds the generators as they are now."""
@@ -127,6 +137,7 @@ class RunState:
             "loader": self._place_of_loader(),
             "epoch": self.epoch,
             "phase": self.phase,
+            "cut": self.cut,
             "batches": self.batches,
             "meter": self.meter.state_dict(),
             "step": self.step,
@@ -156,12 +167,11 @@ class RunState:
         self.position, self.random = state["loader"], state["random"]
         if self.phase == "done":
             self.next_epoch()
-        elif self.phase == "training" and self.batches:
-            if state["loader"] is None:
-                log.info("note: there is no position in the order of the epoch that was interrupted: it begins anew")
-                self.batches, self.meter = 0, self._new_meter()
-            elif state["loader"]["position"] >= self._loader.end:
-                self.phase = "validation"  # it stopped between the epoch's last step and its validation
+        elif self.batches and state["loader"] is not None:  # what is left to train is told by the position
+            self.phase = "validation" if state["loader"]["position"] >= self._loader.end else "training"
+        elif self.batches and self.phase == "training":
+            log.info("note: there is no position in the order of the epoch that was interrupted: it begins anew")
+            self.batches, self.meter = 0, self._new_meter()
 
     def _place_of_loader(self) -> dict[str, Any] | None:
         return self.position if self.last is None else self._loader.state_dict(self.last)
@@ -175,6 +185,18 @@ class RunState:
             "position": (self._place_of_loader() or {}).get("position"),
             "metrics": self.result.metrics,
         }
+
+
+def within_epoch(state: dict[str, Any], max_steps: int | None) -> dict[str, Any]:
+    """The checkpoint of a run that `trainer.max_steps` stopped within an epoch, as it was before that epoch's
+    validation; any other one, or one after which `max_steps` leaves no step, as it is.
+    """
+    cut = state.get("cut")  # older checkpoints have none
+    if state["phase"] != "done" or not cut or (max_steps is not None and int(state["step"]) >= max_steps):
+        return state
+    history = state["result"]["history"][:-1]
+    result = {**state["result"], "history": history, "metrics": history[-1] if history else {}, "stopped": ""}
+    return {**state, **cut, "phase": "training", "cut": None, "result": result}
 
 
 def _computed_as(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
