@@ -13,7 +13,7 @@ import psutil
 from started import until
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = "# @package _global_\ntrainer: {max_epochs: 1}\n"
+TINY = "# @package _global_\ntrainer: {max_epochs: 1}\nloader: {batch_size: 4}\n"  # 16 steps, enough for a rate
 
 
 def start(

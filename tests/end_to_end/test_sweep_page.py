@@ -26,7 +26,7 @@ folder, browser = test_browser.folder, test_browser.browser  # fixtures
 def swept(folder: Path, browser: Browser, digits: Path, make_store: Callable[[Path], Path]) -> SimpleNamespace:
     """A sweep over workers and batch size, and its parent run; after `browser`, so that it is not made in vain."""
     done = sweep(folder, digits, f"tracking.uri={make_store(folder)}", "tracking.system_metrics=false",
-                 "+model.death=no", "loader.num_workers=0,1", "loader.batch_size=8,16",
+                 "+model.death=no", "loader.num_workers=0,1", "loader.batch_size=2,4",
                  f"hydra.sweep.dir={folder}/sweep")  # fmt: skip
     assert done.returncode == 0, done.stderr
     from mlflow import MlflowClient
@@ -75,7 +75,7 @@ def test_the_table_of_runs_has_the_parent_with_its_best_figures_and_its_children
         str(swept.parent.data.metrics["loader/samples_per_s"]).split(".", maxsplit=1)[0],
     )
     name = "sweep mlp-digits num_workers x batch_size"
-    text = browser.open(links["all runs"], name, "5 matching runs", "0, 1", "8, 16", *best)
+    text = browser.open(links["all runs"], name, "5 matching runs", "0, 1", "2, 4", *best)
     assert len(re.findall(r"^net-|digits-w", text, re.MULTILINE)) == 0  # no child
 
 
