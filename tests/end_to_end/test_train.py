@@ -34,7 +34,7 @@ def test_a_run_of_a_few_steps_says_its_time_but_neither_a_rate_nor_a_verdict(run
         summary = run_train("loader.batch_size=64", "trainer.max_epochs=1")  # 4 steps
     assert summary["verdict"] is None
     assert not {name for name in summary["metrics"] if name.startswith(("loader/", "compute/")) and "first" not in name}
-    assert "too few steps for a rate or a verdict: 0 of 4 count, 10 are needed; all took" in caplog.text
+    assert "too few steps for a rate or a verdict: 0 of 4 count, 10 are needed; they took" in caplog.text
     assert "samples/s" not in caplog.text
     assert "-bound" not in caplog.text
 

@@ -611,7 +611,7 @@ def test_a_report_on_a_few_batches_tells_neither_a_rate_nor_a_verdict() -> None:
     assert math.isnan(report.worker_busy_pct)
     assert re.fullmatch(
         r"epoch 0: 37 samples in 8 batches; too few steps for a rate or a verdict: 6 of 8 count, 10 are needed; "
-        r"all took \S+ s",
+        r"they took \S+ s",
         str(report),
     )
 

@@ -61,7 +61,7 @@ def undecided(times: EpochTimes) -> str:
     steady, steps, seconds = int(times.steady.sum()), len(times.wait), float(times.elapsed.sum() / 1e9)
     return (
         f"too few steps for a rate or a verdict: {steady} of {steps} count, {MIN_STEPS} are needed; "
-        f"all took {_seconds(seconds)}"
+        f"they took {_seconds(seconds)}"
     )
 
 
