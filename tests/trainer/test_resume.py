@@ -352,6 +352,14 @@ def test_a_run_that_was_stopped_early_goes_on_with_more_steps_allowed(run_train,
     assert resumed["order_digest"] == undisturbed["order_digest"]
 
 
+def test_a_run_with_nothing_left_to_train_says_why(run_train, caplog):
+    first = run_train(*SETTINGS)
+    caplog.set_level("INFO", logger="feedrate")
+    run_train(*SETTINGS, f"trainer.resume={first['folder']}", "trainer.max_steps=80")
+    assert "nothing was left to train: trainer.max_epochs=2 is reached" in caplog.messages
+    assert "" not in caplog.messages
+
+
 def start(folder: Path, data: Path, *extra: str) -> subprocess.Popen[str]:
     arguments = [
         f"hydra.run.dir={folder}",
