@@ -80,6 +80,7 @@ def train(cfg: DictConfig) -> float:
         if earlier is not None:
             resume.adopt(fresh, earlier)
             state = within_epoch(resume.load_state(str(wanted), earlier), config.trainer.max_steps)
+            resume.check_config(state, earlier, resolved)
             run_id = runs.read_summary(earlier).get("run_id")
             log.info("going on with %s after %d steps", earlier.name, state["step"])
         record.record_birth(run, run_id)

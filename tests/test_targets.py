@@ -238,6 +238,22 @@ def test_a_nested_target_is_built_first_and_its_errors_are_said() -> None:
         assert len(str(caught.value).splitlines()) <= 3
 
 
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("textwrap.indent", "model.width: textwrap.indent cannot be built: TypeError: indent() missing 2 required"),
+        ("targets_models.Fails", "model.width: targets_models.Fails cannot be built: ValueError: first"),
+        ("torch.nn.Linaer", "model.width._target_=torch.nn.Linaer: cannot be imported (torch.nn has no Linaer"),
+    ],
+)
+def test_an_error_in_a_nested_target_names_its_key(wrong: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        built("make", width={"_target_": wrong})
+    assert str(caught.value).startswith(said)
+    assert ("_partial_=true beside its _target_" in str(caught.value)) == (wrong == "textwrap.indent")
+
+
 def test_a_class_written_in_C_is_built_with_what_it_is_given() -> None:
     assert build({"_target_": "builtins.complex", "real": 1, "imag": 2}, "model", {"num_outputs": 3}) == 1 + 2j
     assert build({"_target_": "torch.Size"}, "model", {}) == torch.Size([])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import re
 import traceback
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -147,9 +148,29 @@ def build(
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
-        raise UserError(f"{group}: {path} cannot be built: {_first_line(cause)}") from error
+        raise _unbuilt(error, cause, group, path) from error
     except Exception as error:
         raise UserError(f"{group}: {path}(...) failed with {_first_line(error)}") from error
+
+
+def _unbuilt(error: Exception, cause: BaseException, group: str, path: str) -> UserError:
+    """Names the node that could not be built: this one, or one within it, as Hydra's text says."""
+    within = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+    named = re.search(r"target '([^']+)'", str(error))
+    if within is None or named is None:
+        return UserError(f"{group}: {path} cannot be built: {_first_line(cause)}")
+    group, path = f"{group}.{within[1]}", named[1]
+    try:
+        target = locate(path, group)
+    except UserError as reason:
+        return reason
+    text = f"{group}: {path} cannot be built: {_first_line(cause)}"
+    if not inspect.isclass(target) and isinstance(cause, TypeError):
+        text += (
+            "\nA function is called once, when the node is built, and its result is used; to hand on the function "
+            "itself set _partial_=true beside its _target_, or name a class whose objects can be called"
+        )
+    return UserError(text)
 
 
 def _first_line(error: BaseException) -> str:

@@ -190,6 +190,7 @@ def test_a_list_of_true_and_false_is_a_vector_of_1_and_0(tmp_path: Path) -> None
 def test_lists_of_one_number_are_classes_in_every_form_of_a_table(tmp_path: Path) -> None:
     for catalog in (written(tmp_path, ["[2]", "[0]", "[2]"]), parquet(tmp_path / "p", [[2], [0], [2]])):
         assert (catalog.targets.classes, indices(catalog)) == ((0, 2), [1, 0, 1])
+    assert written(tmp_path / "b", ["[true]", "[false]"]).targets.classes == (False, True)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -200,6 +201,27 @@ def test_lists_of_one_number_are_classes_in_every_form_of_a_table(tmp_path: Path
 def raw(root: Path, content: bytes) -> Catalog:
     (root / "samples.csv").write_bytes(content)
     return Catalog.read(root, suffix=None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        (["[1]", "[1.0]", "[ 1]", "[2]"], "labels: some texts are the same number, such as "),
+        (["[true]", "[ true]", "[false]"], "labels: some texts are the same number, such as "),
+        (["[1.0]", "[2.0]", "[3]"], ""),
+    ],
+)
+def test_no_two_lists_of_one_number_are_one_class(tmp_path: Path, labels: list[str], note: str) -> None:
+    catalog = written(tmp_path, labels)
+    assert set(catalog.targets.classes) == set(labels)
+    assert catalog.targets.num_outputs == len(labels)
+    assert note in "".join(catalog.notes)
+
+
+def test_lists_of_one_number_with_a_fraction_are_quantities_however_they_are_written(tmp_path: Path) -> None:
+    catalog = written(tmp_path, ["[0.5]", "[0.50]", "[1]"])
+    assert (catalog.targets.task, catalog.targets.num_outputs) == ("regression", 1)
+    assert "some numbers are written in several ways" in "".join(catalog.notes)
 
 
 def test_a_quoted_newline_in_a_column_that_is_not_needed_does_no_harm_in_a_table_of_any_size(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from feedrate.errors import UserError
 from feedrate.trainer import checkpoint
 from feedrate.trainer.interrupt import Interrupted
 from feedrate.trainer.loop import Trainer
+from saved_run import with_config
 from started import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +161,39 @@ def test_other_data_and_another_model_are_refused_with_the_difference(run_train,
         run_train(*SETTINGS, f"trainer.resume={folder}", "optimizer=sgd")
     with pytest.raises(UserError, match="no run folder, no checkpoint and no id of a run"):
         run_train(*SETTINGS, "trainer.resume=nowhere")
+
+
+def test_another_seed_is_refused_by_name_where_it_also_decides_what_is_held_out(
+    run_train, tmp_path, stop_after, monkeypatch
+):
+    monkeypatch.syspath_prepend(ROOT / "tests/dataset")
+    own = ("dataset=squares", "model=mlp", "loader.batch_size=4")
+    stop_after(3)
+    with pytest.raises(Interrupted):
+        run_train(*own)
+    monkeypatch.undo()
+    text = "the run began with seed=0, and seed=3 would give another order of samples; set seed=0, or start anew"
+    with pytest.raises(UserError, match=text):
+        run_train(*own, f"trainer.resume={tmp_path}/run1", "seed=3", "trainer.resume_changed=true")
+
+
+def test_other_settings_that_change_the_result_are_taken_with_a_note(
+    run_train, tmp_path, stop_after, monkeypatch, caplog
+):
+    stop_after(3)
+    folder = interrupted(run_train, tmp_path, 1)
+    with_config({**json.loads((folder / "summary.json").read_text()), "folder": folder})
+    monkeypatch.undo()
+    fetching = ("loader.num_workers=1", "trainer.log_every=7", "trainer.max_epochs=3", "optimizer.lr=0.1")
+    with pytest.raises(UserError, match="the data has changed"):
+        run_train(*SETTINGS, *fetching, f"trainer.resume={folder}", "dataset.limit=200")
+    assert "than the run began with: dataset.limit was 256, is 200" in caplog.text
+    caplog.clear()
+    run_train(*SETTINGS, *fetching, f"trainer.resume={folder}", "trainer.accumulate=2", "model.dropout=0.3")
+    assert [text for text in caplog.messages if "than the run began with" in text] == [
+        "note: from here on with other settings than the run began with: "
+        "model.dropout was 0.2, is 0.3; trainer.accumulate was 1, is 2"
+    ]
 
 
 def test_other_data_is_taken_where_that_is_allowed(run_train, tmp_path, stop_after, monkeypatch):
@@ -316,6 +350,14 @@ def test_a_run_that_was_stopped_early_goes_on_with_more_steps_allowed(run_train,
     resumed = run_train(*SETTINGS, f"trainer.resume={first['folder']}")
     assert (resumed["stopped"], resumed["epochs"]) == ("", 2)
     assert resumed["order_digest"] == undisturbed["order_digest"]
+
+
+def test_a_run_with_nothing_left_to_train_says_why(run_train, caplog):
+    first = run_train(*SETTINGS)
+    caplog.set_level("INFO", logger="feedrate")
+    run_train(*SETTINGS, f"trainer.resume={first['folder']}", "trainer.max_steps=80")
+    assert "nothing was left to train: trainer.max_epochs=2 is reached" in caplog.messages
+    assert "" not in caplog.messages
 
 
 def start(folder: Path, data: Path, *extra: str) -> subprocess.Popen[str]:

@@ -57,26 +57,28 @@ def read_texts(
 ) -> tuple[Targets, dict[str, Tensor]]:
     """As `read_labels`, for the texts of a table.
 
-    Texts that all are numbers are numbers; '[...]' is a vector, and true and false are what they are in JSON where no
-    other text occurs; all others are texts. Classes are the texts themselves, so no two texts become one class;
-    those that all are numbers are in the order of their values. Where two texts are the same number, as '01' and '1',
-    classes are in the order of the texts.
+    Texts that all are numbers, or all lists of one number, are numbers; any other '[...]' is a vector, and true and
+    false are what they are in JSON where no other text occurs; all others are texts. Classes are the texts themselves,
+    so no two texts become one class; those that all are numbers are in the order of their values. Where two texts are
+    the same number, as '01' and '1', classes are in the order of the texts.
 
     Raises:
         UserError: as `read_labels`; also where there is no label, which a text such as 'NA' says among numbers only.
     """
     texts = set().union(*labels.values())
-    every = _all_numbers(texts)
+    lone = _lone(texts)
+    every = _all_numbers(texts) if lone is None else _all_numbers(list(map(str, lone.values())))
     if every is not None and (task == "regression" or (task == "auto" and (every != np.floor(every)).any())):
         note = "labels: some numbers are written in several ways, such as {}, and count as one quantity; "
         note += "dataset.task=classification takes each text as a class"
-        notes = _same_number({x: float(x) for x in texts}, note) if len(np.unique(every)) < len(texts) else []
-        quantities = {name: list(map(float, those)) for name, those in labels.items()}
+        numbers = {text: float(text) for text in texts} if lone is None else lone
+        notes = _same_number(numbers, note) if len(np.unique(every)) < len(texts) else []
+        quantities = {name: [float(numbers[text]) for text in those] for name, those in labels.items()}
         return _noted(read_labels(quantities, partition, task), notes)
-    typed: dict[str, Any] = {text: _typed(text) for text in texts}
+    typed: dict[str, Any] = lone or {text: _typed(text) for text in texts}
     if texts - _NO_NUMBER <= _TRUTH.keys():
         typed |= {text: _TRUTH[text] for text in texts & _TRUTH.keys()}
-    numbers = {text: value for text, value in typed.items() if _number(value)}
+    numbers = {text: value for text, value in typed.items() if _number(value) or lone}
     words = {text for text, value in typed.items() if type(value) is str}
     none = words if words <= _NO_NUMBER and len(words) < len(texts) else words & {""}
     if none:
@@ -85,9 +87,10 @@ def read_texts(
         raise UserError(offence("labels: IDs without a label", IDs, "write their labels, or take out their rows"))
     values = {name: [typed[text] for text in those] for name, those in labels.items()}
     if len(numbers) == len(texts):
-        whole = all(type(value) is int for value in numbers.values())
+        whole = all(type(value) in (int, bool) for value in numbers.values())
         if len(set(numbers.values())) == len(texts) and (whole or all(map(_fits, numbers.values()))):
-            exact = whole and all(str(value) == text and abs(value) < 2**63 for text, value in numbers.items())
+            form = "{}" if lone is None else "[{}]"
+            exact = whole and all(form.format(v).lower() == text and abs(v) < 2**63 for text, v in numbers.items())
             return read_labels(values, partition, task, {} if exact else {v: text for text, v in numbers.items()})
         note = "labels: some texts are the same number, such as {}; each is a class of its own"
         notes = _same_number(numbers, note) if len(set(numbers.values())) < len(texts) else []
@@ -96,6 +99,15 @@ def read_texts(
     if len(words) + len(numbers) < len(texts) or task == "regression" or (task == "auto" and fraction):
         return read_labels(values, partition, task)  # of one kind, or refused with the reason
     return _noted(read_labels(labels, partition, task), _odd_kinds(values, partition) if numbers else [])
+
+
+def _lone(texts: Collection[str]) -> dict[str, Any] | None:
+    """The number, or the truth value, of each text where all are lists of one."""
+    if not all(text.lstrip().startswith("[") for text in texts):
+        return None
+    lists = [_typed(text) for text in texts]
+    found = single({"": lists})[""]
+    return None if found is lists else dict(zip(texts, found, strict=True))
 
 
 def _all_numbers(texts: Collection[str]) -> np.ndarray | None:
@@ -312,11 +324,11 @@ def same(y: Any, label: Any) -> bool:
         plain = not y.is_nested and y.layout == torch.strided and y.device.type == "cpu"
         few = plain and y.numel() <= (len(label) if isinstance(label, list) else 1)
         y = y.flatten().tolist() if few else None
+    if isinstance(label, str) and not isinstance(y, str):
+        label = _typed(label)
     y, label = (v[0] if isinstance(v, (list, tuple)) and len(v) == 1 else v for v in (y, label))
     if isinstance(y, (list, tuple)) and isinstance(label, list):
         return len(y) == len(label) and all(map(same, y, label))
-    if isinstance(label, str) and not isinstance(y, str):
-        label = _typed(label)
     if type(y) is float and isinstance(label, (int, float)) and _fits(y) and _fits(label):
         return bool(np.float32(y) == np.float32(label))  # as precise as a label is kept
     return type(y) in (int, float, bool, str) and bool(y == label)

@@ -9,6 +9,7 @@ import logging
 import time
 import traceback
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,13 @@ def targets_of(train: Dataset[Any], keys: DatasetConfig, stated: int | None, pat
         found = int(max(values)) + 1
         if known is None and count < size:
             log.info("note: %d classes, as the labels of %d samples show; dataset.num_outputs states it", found, count)
+        seen = {int(value) for value in values}
+        if known is None and len(seen) < found:
+            first = ", ".join(map(str, islice((c for c in range(found) if c not in seen), 5)))
+            more = ", ..." if found - len(seen) > 5 else ""
+            log.warning("note: labels: %d of %d classes (%s%s) are not among the labels of the %d samples looked at; "
+                        "y counts classes from 0, and a class without a training sample cannot be learned",
+                        found - len(seen), found, first, more, count)  # fmt: skip
         targets = Targets("classification", tuple(range(found)), found)
     if stated is not None:
         check_outputs(f"{path}.num_outputs", stated, targets)

@@ -18,6 +18,8 @@ from feedrate.loader import Batch, Receipt, lost_worker
 from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.inputs import Inputs
 
+_ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's text, for batch normalization
+
 
 class Forward:
     """Calls `model` in the mode, training or evaluation, that it is in.
@@ -63,10 +65,13 @@ class Forward:
                 raise
             if (told := self.explained(error)) is not None:
                 raise told from error
-            name, text = type(self.model).__name__, str(error).strip().splitlines()
-            raise UserError(
-                f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text[0] if text else type(error).__name__}"
-            ) from error
+            name, text = type(self.model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
+            if _ONE_SAMPLE in text and len(loaded) == 1:
+                text += (
+                    "\nThe batch holds one sample, as an epoch's last batch may; set loader.drop_last=true, or another "
+                    "loader.batch_size"
+                )
+            raise UserError(f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text}") from error
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision's, for the loss."""

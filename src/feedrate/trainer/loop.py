@@ -193,7 +193,8 @@ class Trainer:
         state.keep_random()  # of before the validation, which an interruption lets begin anew
         self._guard.read()
         metrics = {f"train/{name}": value for name, value in state.meter.metrics().items()}
-        metrics["train/learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
+        if (rate := state.optimizer.param_groups[0].get("lr")) is not None:
+            metrics["train/learning_rate"] = float(rate)
         if has_streams(self.device):
             metrics["device/peak_memory_mb"] = torch.accelerator.max_memory_allocated(self.device) / 1e6
         clock.skip()  # reading the meter waited for the device; that was neither waiting for data nor evaluation

@@ -183,8 +183,12 @@ def record_end(
 
 def verdict_words(trainer: Trainer, verdict: Verdict | None) -> str:
     """The verdict, or why there is none."""
-    times = trainer.account.times
-    return str(verdict) if verdict is not None else undecided(times) if times is not None else ""
+    if verdict is not None:
+        return str(verdict)
+    if (times := trainer.account.times) is not None:
+        return undecided(times)
+    reached = trainer.result.stopped or f"trainer.max_epochs={trainer.config.max_epochs} is reached"
+    return f"nothing was left to train: {reached}"
 
 
 def record_verdict(tracker: Tracker, verdict: Verdict) -> None:

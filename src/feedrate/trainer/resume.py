@@ -24,6 +24,7 @@ from feedrate.trainer.unlabelled import facts_of
 from feedrate.validation import as_yaml
 
 log = logging.getLogger("feedrate")
+_CHECKED = ("optimizer.", "scheduler", "loader.shuffle", *(f"trainer.{key}" for key in ("max_", "early_stopping")))
 
 
 def find_run(resume: str, config: Mapping[str, Any], command: str, runs: Path) -> Path | None:
@@ -98,6 +99,39 @@ def adopt(fresh: Path, folder: Path) -> None:
         handler.release()
     if fresh != folder and (fresh / ".hydra").is_dir() and not (fresh / "summary.json").exists():
         shutil.rmtree(fresh)
+
+
+def check_config(state: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses another seed; says which other settings that change the result are not those that the run began with.
+
+    Settings with a check of their own are left out: of optimizer and scheduler, and of what ends training.
+
+    Args:
+        state: of the checkpoint.
+        folder: of the run.
+        config: the present configuration, resolved.
+
+    Raises:
+        UserError: the seed is another one.
+    """
+    try:
+        then = config_of_folder(folder) or {}
+    except UserError:
+        then = {}
+    began = (state["loader"] or then).get("seed", config["seed"])
+    if began != config["seed"]:
+        raise UserError(
+            f"trainer.resume: the run began with seed={began}, and seed={config['seed']} would give another order of "
+            f"samples; set seed={began}, or start anew"
+        )
+    if not then:
+        return
+    kept, present = (
+        {key: value for key, value in flat(masked(deciding(one))).items() if not key.startswith(_CHECKED)}
+        for one in (then, config)
+    )
+    if changed := changes(kept, present):
+        log.warning("note: from here on with other settings than the run began with: %s", changed)
 
 
 def check_data(state: dict[str, Any], data: Data, allowed: bool) -> None:

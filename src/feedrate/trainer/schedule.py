@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from feedrate.config import SchedulerConfig, common_keys
+from feedrate.errors import UserError
 from feedrate.targets import build
 
 log = logging.getLogger("feedrate")
@@ -36,7 +37,11 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: 
 
 
 class Schedule:
-    """One scheduler, stepped after each optimizer step or each epoch, as its configuration says."""
+    """One scheduler, stepped after each optimizer step or each epoch, as its configuration says.
+
+    Raises:
+        UserError: the scheduler cannot be built, or the optimizer has no learning rate.
+    """
 
     def __init__(self, node: Mapping[str, Any] | None, optimizer: Optimizer, total_steps: int, max_epochs: int) -> None:
         self._scheduler: LRScheduler | ReduceLROnPlateau | None = None
@@ -45,6 +50,11 @@ class Schedule:
         self._node = node or {}
         if node is None:
             return
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise UserError(
+                f"scheduler: {node['_target_']} changes the optimizer's learning rate, and {type(optimizer).__name__} "
+                "has none (no `lr` in its parameter groups); set scheduler=none"
+            )
         self._interval = str(node.get("interval", "epoch"))
         steps_per_epoch = -(-total_steps // max_epochs)
         self._length = total_steps if self._interval == "step" else max_epochs
