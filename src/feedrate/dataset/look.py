@@ -9,6 +9,7 @@ import logging
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from feedrate.config import DatasetConfig
 from feedrate.dataset.labels import Targets, read_labels, single
 from feedrate.dataset.part import list_IDs
 from feedrate.dataset.rng import name_sample, sample_seeds
+from feedrate.dataset.time_limit import TimedOut, within
 from feedrate.errors import SampleError, UserError
 
 log = logging.getLogger("feedrate")
@@ -26,7 +28,9 @@ LABEL_SAMPLES = 1_000  # samples looked at to learn what the labels of a class w
 PATIENCE_S = 3.0  # seconds of that after which the user is told
 
 
-def targets_of(train: Dataset[Any], keys: DatasetConfig, stated: int | None, path: str, seed: int) -> Targets:
+def targets_of(
+    train: Dataset[Any], keys: DatasetConfig, stated: int | None, path: str, seed: int, timeout: float = 0
+) -> Targets:
     """What the labels of a class without a catalog are, from a sample of them where neither class nor key says."""
     if stated is not None and (type(stated) is not int or stated < 1):
         raise UserError(f"dataset: {path}.num_outputs is {stated!r}; a whole number of at least 1 is needed")
@@ -35,7 +39,7 @@ def targets_of(train: Dataset[Any], keys: DatasetConfig, stated: int | None, pat
     picked = [index * size // count for index in range(count)]
     begin, said, values = time.perf_counter(), False, []
     for index in picked:
-        values.append(_plain(look(train, index, path, seed)[1]))
+        values.append(_plain(look(train, index, path, seed, timeout)[1]))
         if not said and time.perf_counter() - begin > PATIENCE_S:
             said = True
             log.info("note: looking at %d samples to learn how many classes there are; dataset.num_outputs=... "
@@ -75,18 +79,22 @@ def _plain(y: Any) -> Any:
     return list(y) if isinstance(y, tuple) else y
 
 
-def look(dataset: Dataset[Any], index: int, path: str, seed: int) -> tuple[Any, Any]:
+def look(dataset: Dataset[Any], index: int, path: str, seed: int, timeout: float = 0) -> tuple[Any, Any]:
     """One sample before the loader exists, with its own random numbers: the run's are as they were afterwards.
+
+    Args:
+        timeout: seconds that it may take, 0 for ever.
 
     Raises:
         SampleError: with the text that the loader would give.
+        TimedOut: it takes longer.
         UserError: it is no pair.
     """
     ID = _name(dataset, index)
     try:
-        with sample_seeds():
-            name_sample(seed, 0, ID)
-            sample = dataset[index]
+        sample = within(timeout, partial(look_again, dataset, index, seed, 0, ID), f"sample {ID!r}")
+    except TimedOut:
+        raise
     except (Exception, SystemExit) as error:
         if isinstance(error, SampleError) and error.ID is not None:
             raise
@@ -99,7 +107,7 @@ def look(dataset: Dataset[Any], index: int, path: str, seed: int) -> tuple[Any, 
 
 
 def look_again(dataset: Dataset[Any], index: int, seed: int, epoch: int, ID: str) -> Any:
-    """The sample that the loader gave in that epoch; the run's random numbers are as they were afterwards."""
+    """The sample that the loader gives in that epoch; the run's random numbers are as they were afterwards."""
     with sample_seeds():
         name_sample(seed, epoch, ID)
         return dataset[index]
