@@ -325,10 +325,9 @@ class SeededLoader(Loader[T_co]):
         """
         late = {"generator": self.generator, "in_order": self.in_order}
         refuse(self.dataset, late, self.rank, self.world_size)
-        if self.seed != self.sampler.seed:
-            raise UserError(
-                f"Loader: seed={self.seed} was set after construction; make another Loader for another order"
-            )
+        for name, now in (("seed", self.seed), ("shuffle", vars(self).get("shuffle", self.sampler.shuffle))):
+            if now != getattr(self.sampler, name):
+                raise UserError(f"Loader: {name}={now} was set after construction; make another Loader for that order")
         self.sampler.part = self._batch * self.world_size, self._drop_last, self.rank, self.world_size
         before, now = self._settings, self._current()
         if now == before:
