@@ -21,7 +21,7 @@ from feedrate.dataset.labels import Targets, read_labels, single
 from feedrate.dataset.part import list_IDs
 from feedrate.dataset.rng import name_sample, sample_seeds
 from feedrate.dataset.time_limit import TimedOut, within
-from feedrate.errors import SampleError, UserError
+from feedrate.errors import SampleError, UserError, raised_at
 
 log = logging.getLogger("feedrate")
 LABEL_SAMPLES = 1_000  # samples looked at to learn what the labels of a class without a catalog are
@@ -137,11 +137,12 @@ def sample_error(dataset: Any, ID: str, error: BaseException) -> SampleError:
 
 
 def one_line(error: BaseException) -> str:
+    """Its type and first line and, where the user's code raised it, the line of that."""
     try:
         lines = str(error).strip().splitlines()
     except Exception:  # an exception that cannot be printed
         lines = []
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}{f': {lines[0]}' if lines else ''}{raised_at(error)}"
 
 
 def check_outputs(key: str, stated: int, found: Targets) -> None:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import os
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, Protocol, TypeVar
 
-import torch
-
-from feedrate.errors import UserError
+from feedrate.errors import UserError, user_line
 
 T = TypeVar("T")
 PATIENCE_S = 5.0  # for a sample that is being loaded when Python ends; as torch waits for a worker
@@ -65,20 +62,14 @@ class TimedOut(UserError):
 
 
 def hanging_at(thread: int | None) -> str:
-    """What a thread of this process is loading, and at which line: outside of libraries, if it is in one."""
-    frame = sys._current_frames().get(thread or 0)
-    libraries = (str(Path(os.__file__).parent), str(Path(torch.__file__).parents[1]), str(Path(__file__).parents[1]))
-    sample, place = "", ""
-    while frame is not None:
-        code = frame.f_code
-        if not place and not code.co_filename.startswith((*libraries, "<")):
-            place = f"{Path(code.co_filename).name}, line {frame.f_lineno}, in {code.co_name}"
-        if code.co_name == "_one_by_one" and "ID" in frame.f_locals:
-            sample = f"sample {frame.f_locals['ID']!r}"
-        frame = frame.f_back
-    if not sample and not place:
+    """What a thread of this process is loading, and at which line of the user's code."""
+    frames = list(traceback.walk_stack(frame)) if (frame := sys._current_frames().get(thread or 0)) else []
+    loading = [frame.f_locals for frame, _ in frames if frame.f_code.co_name == "_one_by_one"]
+    IDs = [names["ID"] for names in loading if "ID" in names]
+    place = user_line(frames)
+    if not IDs and not place:
         return ""
-    return f"{sample or 'it'} is still being loaded" + (f" ({place})" if place else "")
+    return f"{f'sample {IDs[-1]!r}' if IDs else 'it'} is still being loaded" + (f" ({place})" if place else "")
 
 
 class _Once(threading.Thread):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from feedrate.dataset import Data
 from feedrate.dataset.look import look_again, sample_error
-from feedrate.errors import SampleError, UserError
+from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.loader import Batch, Receipt, lost_worker
 from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.inputs import Inputs
@@ -66,6 +66,7 @@ class Forward:
             name, text = type(self.model).__name__, str(error).strip().splitlines()
             raise UserError(
                 f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text[0] if text else type(error).__name__}"
+                f"{raised_at(error)}"
             ) from error
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
