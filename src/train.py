@@ -33,7 +33,7 @@ def train(cfg: DictConfig) -> float:
     # -----------------------------------------------------------------------------------------------------
     from hydra.core.hydra_config import HydraConfig
 
-    from feedrate.config import check
+    from feedrate.config import check, timeout_of
     from feedrate.tracking.secrets import learn, mask_files, mask_logs
     from feedrate.trainer import remembered
 
@@ -95,8 +95,8 @@ def train(cfg: DictConfig) -> float:
         seed_everything(config.seed, config.trainer.num_threads)
         set_arithmetic(config.trainer.matmul_precision, config.trainer.deterministic)
         device = choose_device(config.trainer.device)
-        data = build_data(config.dataset, config.seed)
-        check_shapes(data, config.dataset)
+        data = build_data(config.dataset, config.seed, timeout=timeout_of(config.loader))
+        check_shapes(data, config.dataset, timeout_of(config.loader))
         if state:
             resume.check_data(state, data, config.trainer.resume_changed)
 

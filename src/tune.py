@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     from hydra.core.hydra_config import HydraConfig
 
-    from feedrate.config import ROOT, check_tune, resolve_path
+    from feedrate.config import ROOT, check_tune, resolve_path, timeout_of
     from feedrate.launch import instant, plain
     from feedrate.signals import raise_when_stopped
     from feedrate.tracking import learn, without_secrets
@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
     seed_everything(config.seed, config.trainer.num_threads)
     set_arithmetic(config.trainer.matmul_precision, config.trainer.deterministic)
     device = choose_device(config.trainer.device)
-    data = build_data(config.dataset, config.seed)
+    data = build_data(config.dataset, config.seed, timeout=timeout_of(config.loader))
     command = without_secrets(command_line(hydra.overrides.task))
     data_and_model, about = f"{data.name} and {model}", remembered.data_and_model(resolved)
     if said := tuned.replaces(path, data_and_model, about):

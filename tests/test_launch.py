@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pstats
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from feedrate.dataset import build_data
+from feedrate.errors import UserError
+from feedrate.launch import _fail
+from feedrate.loader import Loader
+from feedrate.trainer.device import Precision
+from feedrate.trainer.forward import Forward
 
 SRC = Path(__file__).parents[1] / "src"
 
 BUSY_IN_TORCH = """
 import torch
 from feedrate.launch import launch
+from feedrate.dataset import time_limit
 from feedrate.loader import Loader, threads
 
-threads.PATIENCE_S = threads.CLOSE_S = 0.02  # a sample takes longer than Python waits for one
+time_limit.PATIENCE_S = time_limit.CLOSE_S = threads.CLOSE_S = 0.02  # a sample takes longer than Python waits for one
 
 class Samples(torch.utils.data.Dataset):
     def __len__(self):
@@ -97,3 +108,37 @@ def test_what_runs_at_the_end_of_a_program_runs_and_its_output_is_there(tmp_path
     assert (tmp_path / "kept open").read_text() == "all of it"
     if through:
         assert pstats.Stats(str(tmp_path / "profile")).total_calls > 1000  # type: ignore[attr-defined]
+
+
+def test_the_log_file_alone_has_the_traceback_of_an_error_in_the_users_code(tmp_path, capsys):
+    file = logging.getLogger("feedrate.file")
+    file.addHandler(handler := logging.FileHandler(tmp_path / "train.log"))
+    node = {"_target_": "feedrate.dataset.Generated", "size": 4, "validation_size": 4, "image_size": 32}
+    failing = Forward(Failing(), build_data(node, 0), torch.device("cpu"), Precision("32", None, False, ""))
+    told = [
+        (lambda: next(iter(Loader(Broken(), seed=0))), "sample '0': Broken.__getitem__ failed with ValueError: mine"),
+        (lambda: failing(torch.ones(2, 3)), r"model: Failing failed on X of shape \(2, 3\): mine"),
+    ]
+    try:
+        for call, text in told:
+            with pytest.raises(UserError) as raised:
+                call()
+            with pytest.raises(SystemExit):
+                _fail(raised.value)
+            assert re.fullmatch(rf"error: {text} \(test_launch.py, line \d+, in \w+\)\n", capsys.readouterr().err)
+    finally:
+        file.removeHandler(handler)
+    assert (tmp_path / "train.log").read_text().count('    raise ValueError("mine")\n') == 2
+
+
+class Broken:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ValueError("mine")
+
+
+class Failing(torch.nn.Module):
+    def forward(self, X):
+        raise ValueError("mine")

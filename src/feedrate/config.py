@@ -429,6 +429,11 @@ def common_keys(schema: type) -> frozenset[str]:
     return frozenset(f.name for f in fields(schema))
 
 
+def timeout_of(loader: Mapping[str, Any]) -> float:
+    """Seconds that loading may take by a loader's node, 0 for ever."""
+    return float(loader.get("timeout") or 0)
+
+
 def dataset_keys(node: Mapping[str, Any]) -> DatasetConfig:
     """The keys of a dataset node that mean the same for every dataset, checked."""
     names = common_keys(DatasetConfig)

@@ -5,7 +5,13 @@ Anything else that escapes is a defect of this program; `assert` is for those.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import FrameType
+
+_LIBRARIES = str(Path(os.__file__).parent), str(Path(__file__).parent)  # Python's, and this program
 
 
 class UserError(ValueError):
@@ -50,6 +56,21 @@ def offence(fault: str, offenders: Sequence[object], remedy: str) -> str:
     """A message that names up to five offenders and their number."""
     shown = ", ".join(_cut(repr(offender)) for offender in offenders[:5]) + (", ..." if len(offenders) > 5 else "")
     return f"{fault}: {shown} ({len(offenders):,} in all); {remedy}"
+
+
+def user_line(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """The first of the frames (innermost first) that lies in no library, as 'own.py, line 5, in f'; '' if all do."""
+    for frame, line in frames:
+        code = frame.f_code
+        if not code.co_filename.startswith((*_LIBRARIES, "<")) and f"-packages{os.sep}" not in code.co_filename:
+            return f"{Path(code.co_filename).name}, line {line}, in {code.co_name}"
+    return ""
+
+
+def raised_at(error: BaseException) -> str:
+    """Where in the user's code an error came up, as ' (own.py, line 5, in f)'; '' where it was in a library alone."""
+    place = user_line(reversed(list(traceback.walk_tb(error.__traceback__))))
+    return f" ({place})" if place else ""
 
 
 def _cut(text: str) -> str:

@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
 from feedrate.config import shown_path
-from feedrate.errors import UserError
+from feedrate.errors import SampleError, UserError
 from feedrate.output import outlive_readers
 from feedrate.replaced import own_defaults
 from feedrate.signals import on_the_way_out, quit_on_interrupt
@@ -181,9 +181,17 @@ def _fail(error: Exception) -> None:
     text = without_secrets(describe(error))
     file = logging.getLogger("feedrate.file")
     if file.handlers:  # none before the job has begun; logging would then print the text a second time
-        file.error(text)
+        file.error(without_secrets("\n".join([text, *filter(None, [_cause(error)])])))
     print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+def _cause(error: Exception) -> str:
+    """The traceback behind what the user reads, for the log file; empty where the mistake is not in code."""
+    if isinstance(error, SampleError) and error.cause:
+        return error.cause.rstrip()
+    behind = error.__cause__ if isinstance(error, UserError) else error
+    return "".join(traceback.format_exception(behind)).rstrip() if behind is not None else ""
 
 
 def _remove_unused_folder() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +282,14 @@ class AugmentedParts(Augmented):
 def make_squares(size: int) -> Dataset:
     """A function may stand in the place of a class."""
     return torch.utils.data.TensorDataset(torch.arange(float(size)), torch.arange(size) % 4)
+
+
+class Hanging(Squares):
+    """Its sixth sample comes once `go_on` is set."""
+
+    go_on = threading.Event()
+
+    def __getitem__(self, index):
+        if index == 5:
+            self.go_on.wait()
+        return super().__getitem__(index)

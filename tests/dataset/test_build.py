@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -462,7 +463,8 @@ def test_a_pair_may_be_a_list_and_X_a_number() -> None:
 def test_an_error_in_getitem_reads_as_the_loader_says_it(what: str, said: str) -> None:
     message = refused("Returning", SampleError, what=what)
     ID = message.split("'")[1]
-    assert message == f"sample {ID!r}: Returning.__getitem__ failed with {said}"
+    pattern = rf"sample '{ID}': Returning.__getitem__ failed with {said} \(own_datasets.py, line \d+, in __getitem__\)"
+    assert re.fullmatch(pattern, message)
     assert message == from_loader(own_datasets.Returning(what), int(ID))
 
 
@@ -474,5 +476,31 @@ def from_loader(dataset: Any, index: int) -> str:
 
 def test_an_error_in_a_class_that_knows_its_files_names_the_file(folder: Path) -> None:
     message = refused("Cropped", SampleError, root=str(folder))
-    assert message == f"sample 'a' ({folder}/a.pt): Cropped.__getitem__ failed with ValueError: 3 columns"
+    assert message.startswith(
+        f"sample 'a' ({folder}/a.pt): Cropped.__getitem__ failed with ValueError: 3 columns (own_"
+    )
     assert message == from_loader(own_datasets.Cropped(["a"], {"a": 0}, folder), 0)
+
+
+@pytest.mark.parametrize("keys", [{}, {"num_outputs": 3}], ids=str)
+def test_a_sample_that_hangs_before_the_loader_exists_ends_in_the_timeout(keys: dict[str, Any]) -> None:
+    own_datasets.Hanging.go_on.clear()
+    node = {"_target_": "own_datasets.Hanging", **keys}
+    try:
+        with pytest.raises(UserError) as raised:
+            build_data(node, 0, timeout=0.3)
+    finally:
+        own_datasets.Hanging.go_on.set()
+    said, remedy = str(raised.value).splitlines()
+    ID = said.split("'")[1]
+    assert said.startswith(f"loader.timeout: sample '{ID}' did not come within 0.3 seconds: it is still being loaded (")
+    assert "own_datasets.py, line " in said
+    assert remedy == "A sample hangs, or loader.timeout is too short (0 waits for ever)"
+
+
+def test_the_look_at_samples_finds_the_same_with_a_timeout() -> None:
+    plain, limited = (build_data({"_target_": "own_datasets.Random"}, 0, timeout=timeout) for timeout in (0, 1e300))
+    assert plain.targets == limited.targets
+    assert refused("Returning", SampleError, what="two lines")  # and fails with the same error
+    with pytest.raises(SampleError, match="ValueError: first line"):
+        build_data({"_target_": "own_datasets.Returning", "what": "two lines"}, 0, timeout=60)

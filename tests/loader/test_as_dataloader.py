@@ -300,5 +300,10 @@ def test_a_seed_may_be_any_whole_number() -> None:
     assert Loader(Numbers(), seed=np.int64(3)).state_dict()["seed"] == 3
     for seed in (-1, 2**100):
         assert len(list(Loader(Numbers(), 5, shuffle=True, seed=seed))) == 8
-    with pytest.raises(TypeError):
-        Loader(Numbers(), seed=1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["seed", "rank", "world_size"])
+@pytest.mark.parametrize("value", [1.5, "1"])
+def test_a_number_that_is_not_whole_is_refused_by_its_name(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"^Loader: {name}={value!r}: must be a whole number$"):
+        Loader(Numbers(), **{"seed": 0, name: value})

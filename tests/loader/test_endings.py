@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from aftermath import MARK, is_orphan, processes_of, shared_memory
+from feedrate.dataset.time_limit import RUNNING
 from feedrate.loader import Loader
-from feedrate.loader.threads import _RUNNING
 from feedrate.signals import STOPPING
 from loader import ending
 from loader.conftest import wait_until_loaders_are_gone
@@ -315,7 +315,7 @@ def test_an_error_ends_a_process_that_loads_and_was_started_by_multiprocessing(
 @pytest.mark.parametrize("engine", ["thread", "process"])
 def test_closing_ends_who_serves_a_pass_that_somebody_holds_and_so_does_the_next_pass(engine: str) -> None:
     def alive() -> int:
-        return len(multiprocessing.active_children()) + sum(thread.is_alive() for thread in _RUNNING)
+        return len(multiprocessing.active_children()) + sum(thread.is_alive() for thread in RUNNING)
 
     loader, before = Loader(Numbered(), 4, seed=0, engine=engine, num_workers=2), alive()
     held = iter(loader)

@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from feedrate.dataset import TensorFiles, sample_rng
+from feedrate.dataset.time_limit import RUNNING
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader
-from feedrate.loader.threads import _RUNNING
 from loader.datasets import Augmented, Drawn, Faulty, Numbers, Recorded, Whole, tell, total
 from loader.test_loader import same
 
@@ -192,7 +192,7 @@ def test_closing_does_not_wait_for_a_thread_that_hangs(at_once: bool) -> None:
     next(iterator)
     assert data.begun.wait(60)
     made.close(at_once)
-    assert any(thread.is_alive() for thread in _RUNNING)
+    assert any(thread.is_alive() for thread in RUNNING)
     data.go.set()  # and then it ends, as the fixture sees
 
 
@@ -257,7 +257,7 @@ def test_threads_end_with_their_loader_or_their_pass(persistent: bool) -> None:
     made = loader(Numbers(), engine="thread", persistent_workers=persistent)
     for _ in range(3):
         next(iter(made))  # left in the middle
-    assert sum(thread.is_alive() for thread in _RUNNING) <= 2 * 3
+    assert sum(thread.is_alive() for thread in RUNNING) <= 2 * 3
     list(made)
     with pytest.raises(SampleError):
         list(loader(Faulty("value"), engine="thread", persistent_workers=persistent))

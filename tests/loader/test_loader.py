@@ -399,6 +399,35 @@ def test_set_epoch_names_the_next_epoch(reference: Delivered) -> None:
     assert same(list(made), reference.batches[1])  # and without it the next one follows
 
 
+@pytest.mark.parametrize("epoch", ["a", 1.5, -1, None])
+def test_set_epoch_refuses_what_is_no_epoch(epoch: Any) -> None:
+    made, told = loader(), f"epoch={epoch!r}: must be a whole number of at least 0"
+    for set_epoch in (made.set_epoch, made.sampler.set_epoch):
+        with pytest.raises(UserError, match=f"^Loader: set_epoch: {told}$"):
+            set_epoch(epoch)
+    with pytest.raises(UserError, match="^Loader: set_epoch: then=1.5: must be a whole number of at least 0$"):
+        made.set_epoch(0, then=1.5)  # type: ignore[arg-type]
+    made.set_epoch(np.int64(2))
+    assert json.dumps(made.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (None, "takes what state_dict() returned; this is a NoneType without digest, epoch, position"),
+        ({"epoch": 0, "position": 4}, "takes what state_dict() returned; this is a dict without digest"),
+        ({"position": 1.5}, "position=1.5: must be a whole number of at least 0"),
+        ({"epoch": -1}, "epoch=-1: must be a whole number of at least 0"),
+    ],
+    ids=str,
+)
+def test_load_state_dict_refuses_what_is_no_state(state: Any, told: str) -> None:
+    state = {**after(1), **state} if told.endswith("0") else state
+    with pytest.raises(UserError) as raised:
+        loader().load_state_dict(state)
+    assert told in str(raised.value)
+
+
 def test_set_epoch_keeps_a_position_that_was_loaded_for_that_epoch(reference: Delivered) -> None:
     made = loader()
     made.load_state_dict(after(3))

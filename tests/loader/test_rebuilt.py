@@ -371,11 +371,15 @@ def test_workers_that_live_on_take_up_what_is_set_between_epochs(engine: str) ->
 
 
 def test_what_a_seed_leaves_no_room_for_is_refused_when_it_is_set_later() -> None:
-    for name, value in (("generator", torch.Generator()), ("in_order", False), ("seed", 5), ("timeout", 1e30)):
+    settings = ("generator", torch.Generator()), ("in_order", False), ("seed", 5), ("shuffle", False), ("timeout", 1e30)
+    for name, value in settings:
         made = Loader(Numbers(), **SETTINGS, num_workers=1)
         setattr(made, name, value)
         with pytest.raises(UserError, match=f"{name}"):
             iter(made)
+    made = Loader(Numbers(), **SETTINGS)
+    made.shuffle = True  # as it is
+    assert len(rows(made)) == 8
 
 
 @pytest.mark.usefixtures("no_workers_left", "no_threads_left")

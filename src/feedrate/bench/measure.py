@@ -142,12 +142,13 @@ def _serve(config: dict[str, Any], connection: Connection) -> None:
     import torch
 
     logging.getLogger("feedrate").setLevel(logging.ERROR)
+    from feedrate.config import timeout_of
     from feedrate.dataset import build_data
     from feedrate.loader import build_loaders, close_loaders
 
     loaders: dict[str, Any] = {}
     try:
-        data = build_data(config["dataset"], config["seed"])
+        data = build_data(config["dataset"], config["seed"], timeout=timeout_of(config["loader"]))
         loaders = build_loaders(config["loader"], data, config["seed"], torch.device("cpu"))
         loader = loaders["train"]
         batches = _Batches(loader)

@@ -62,7 +62,7 @@ class Data:
     source: str
 
 
-def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True) -> Data:
+def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True, timeout: float = 0) -> Data:
     """The datasets that a configuration node describes.
 
     A class may have a classmethod `prepare(root)`, which is called once before anything is read, and `suffix`, the
@@ -73,10 +73,12 @@ def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True) -> D
 
     Args:
         prepare: False: the folder must hold the data already; nothing is written into it.
+        timeout: seconds that a sample may take which is looked at here (loader.timeout), 0 for ever.
 
     Raises:
         UserError: the configuration or the folder is wrong.
-        SampleError: the first sample cannot be loaded.
+        SampleError: a sample that is looked at cannot be loaded.
+        TimedOut: or takes too long.
     """
     keys = dataset_keys(node)
     path = str(node["_target_"])
@@ -94,9 +96,9 @@ def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True) -> D
         catalog = own(root, keys.task) if own else Catalog.read(root, keys.task, getattr(target, "suffix", ".pt"))
         for note in catalog.notes:
             log.warning("note: %s", note)
-        data = _from_catalog(node, keys, catalog, seed)
+        data = _from_catalog(node, keys, catalog, seed, timeout)
     else:
-        data = _from_class(node, keys, seed, has_partition="partition" in wanted)
+        data = _from_class(node, keys, seed, timeout, has_partition="partition" in wanted)
     if _has_transform(node):
         log.info("note: dataset.transform is applied to training samples, not to those of validation and test")
     if keys.limit is not None:
@@ -119,7 +121,7 @@ def without_transform(node: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**kept, "transform": None} if needed is not None and needed.default is needed.empty else kept
 
 
-def check_shapes(data: Data, node: Mapping[str, Any]) -> None:
+def check_shapes(data: Data, node: Mapping[str, Any], timeout: float = 0) -> None:
     """That a transform leaves training samples like those of validation and test; reads one sample of each partition.
 
     Raises:
@@ -128,7 +130,7 @@ def check_shapes(data: Data, node: Mapping[str, Any]) -> None:
     if not _has_transform(node):
         return
     for name, part in data.partition.items():
-        X = look(part, 0, str(node["_target_"]), 0)[0]
+        X = look(part, 0, str(node["_target_"]), 0, timeout)[0]
         found = f"{tuple(X.shape)} {torch.as_tensor(X).dtype}" if hasattr(X, "shape") else type(X).__name__
         wanted = f"{data.sample_shape} {data.sample_dtype}"
         if found != wanted:
@@ -161,7 +163,7 @@ def _prepare(target: Any, path: str, root: Path | None) -> None:
         raise UserError(f"dataset: {path}.prepare failed with {one_line(error)}") from error
 
 
-def _from_catalog(node: Mapping[str, Any], keys: DatasetConfig, catalog: Catalog, seed: int) -> Data:
+def _from_catalog(node: Mapping[str, Any], keys: DatasetConfig, catalog: Catalog, seed: int, timeout: float) -> Data:
     path = str(node["_target_"])
     node = {**node, "root": str(catalog.root)}
     others = without_transform(node)
@@ -175,7 +177,7 @@ def _from_catalog(node: Mapping[str, Any], keys: DatasetConfig, catalog: Catalog
             dataset = Part(dataset, range(len(ids)), ids)
         partition[name] = dataset
     train = partition["train"]
-    first, _ = look(train, 0, path, seed)
+    first, _ = look(train, 0, path, seed, timeout)
     if catalog.labels["train"].indexed:  # the class looks labels up by ID: workers forked later share the look-up
         for labels in catalog.labels.values():
             labels.index()
@@ -197,7 +199,7 @@ def _note_views(train: TensorFiles) -> None:
         log.warning(text, ID, train.path(ID), f"{X.nbytes:,}", f"{X.nbytes + waste:,}")
 
 
-def _from_class(node: Mapping[str, Any], keys: DatasetConfig, seed: int, has_partition: bool) -> Data:
+def _from_class(node: Mapping[str, Any], keys: DatasetConfig, seed: int, timeout: float, has_partition: bool) -> Data:
     path = str(node["_target_"])
     common = common_keys(DatasetConfig)
     resolved = {**node, "root": str(resolve_path(keys.root))} if keys.root else node
@@ -233,8 +235,8 @@ def _from_class(node: Mapping[str, Any], keys: DatasetConfig, seed: int, has_par
             validation = Part(plain, validation.indices)
         partition = {"train": train, "validation": validation}
         log.info("note: %s takes no `partition`, so a fifth of its samples (by seed) is held out for validation", path)
-    first, _ = look(partition["train"], 0, path, seed)
-    targets = targets_of(partition["train"], keys, stated, path, seed)
+    first, _ = look(partition["train"], 0, path, seed, timeout)
+    targets = targets_of(partition["train"], keys, stated, path, seed, timeout)
     given = sorted((key, value) for key, value in node.items() if value is not None)
     text = f"{given!r},{seed}," + ",".join(str(size_of(part)) for part in partition.values())
     digest = hashlib.sha256(text.encode()).hexdigest()

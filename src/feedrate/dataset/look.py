@@ -9,6 +9,7 @@ import logging
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,14 +21,17 @@ from feedrate.config import DatasetConfig
 from feedrate.dataset.labels import Targets, read_labels, single
 from feedrate.dataset.part import list_IDs
 from feedrate.dataset.rng import name_sample, sample_seeds
-from feedrate.errors import SampleError, UserError
+from feedrate.dataset.time_limit import TimedOut, within
+from feedrate.errors import SampleError, UserError, raised_at
 
 log = logging.getLogger("feedrate")
 LABEL_SAMPLES = 1_000  # samples looked at to learn what the labels of a class without a catalog are
 PATIENCE_S = 3.0  # seconds of that after which the user is told
 
 
-def targets_of(train: Dataset[Any], keys: DatasetConfig, stated: int | None, path: str, seed: int) -> Targets:
+def targets_of(
+    train: Dataset[Any], keys: DatasetConfig, stated: int | None, path: str, seed: int, timeout: float = 0
+) -> Targets:
     """What the labels of a class without a catalog are, from a sample of them where neither class nor key says."""
     if stated is not None and (type(stated) is not int or stated < 1):
         raise UserError(f"dataset: {path}.num_outputs is {stated!r}; a whole number of at least 1 is needed")
@@ -36,7 +40,7 @@ def targets_of(train: Dataset[Any], keys: DatasetConfig, stated: int | None, pat
     picked = [index * size // count for index in range(count)]
     begin, said, values = time.perf_counter(), False, []
     for index in picked:
-        values.append(_plain(look(train, index, path, seed)[1]))
+        values.append(_plain(look(train, index, path, seed, timeout)[1]))
         if not said and time.perf_counter() - begin > PATIENCE_S:
             said = True
             log.info("note: looking at %d samples to learn how many classes there are; dataset.num_outputs=... "
@@ -83,18 +87,22 @@ def _plain(y: Any) -> Any:
     return list(y) if isinstance(y, tuple) else y
 
 
-def look(dataset: Dataset[Any], index: int, path: str, seed: int) -> tuple[Any, Any]:
+def look(dataset: Dataset[Any], index: int, path: str, seed: int, timeout: float = 0) -> tuple[Any, Any]:
     """One sample before the loader exists, with its own random numbers: the run's are as they were afterwards.
+
+    Args:
+        timeout: seconds that it may take, 0 for ever.
 
     Raises:
         SampleError: with the text that the loader would give.
+        TimedOut: it takes longer.
         UserError: it is no pair.
     """
     ID = _name(dataset, index)
     try:
-        with sample_seeds():
-            name_sample(seed, 0, ID)
-            sample = dataset[index]
+        sample = within(timeout, partial(look_again, dataset, index, seed, 0, ID), f"sample {ID!r}")
+    except TimedOut:
+        raise
     except (Exception, SystemExit) as error:
         if isinstance(error, SampleError) and error.ID is not None:
             raise
@@ -107,7 +115,7 @@ def look(dataset: Dataset[Any], index: int, path: str, seed: int) -> tuple[Any, 
 
 
 def look_again(dataset: Dataset[Any], index: int, seed: int, epoch: int, ID: str) -> Any:
-    """The sample that the loader gave in that epoch; the run's random numbers are as they were afterwards."""
+    """The sample that the loader gives in that epoch; the run's random numbers are as they were afterwards."""
     with sample_seeds():
         name_sample(seed, epoch, ID)
         return dataset[index]
@@ -137,11 +145,12 @@ def sample_error(dataset: Any, ID: str, error: BaseException) -> SampleError:
 
 
 def one_line(error: BaseException) -> str:
+    """Its type and first line and, where the user's code raised it, the line of that."""
     try:
         lines = str(error).strip().splitlines()
     except Exception:  # an exception that cannot be printed
         lines = []
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}{f': {lines[0]}' if lines else ''}{raised_at(error)}"
 
 
 def check_outputs(key: str, stated: int, found: Targets) -> None:

@@ -5,14 +5,10 @@ When that is, is fetch.py's affair.
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset, Subset, default_collate
 
 from feedrate.dataset.look import one_line
@@ -123,41 +119,3 @@ def with_cause(error: SampleError) -> SampleError:
     if error.cause:
         error.__cause__ = _RemoteTraceback(error.cause)
     return error
-
-
-class TimedOut(UserError):
-    """A batch did not come in time.
-
-    Args:
-        seconds: that it was waited for.
-        batch: the first IDs in it, empty where they are not known.
-        at: what is being loaded, and where in the code that hangs; empty where that cannot be seen.
-    """
-
-    def __init__(self, seconds: float, batch: str = "", at: str = "") -> None:
-        self.seconds, self.batch, self.at = seconds, batch, at
-        what = f"the batch of {batch}" if batch else "a batch"
-        super().__init__(
-            f"loader.timeout: {what} did not come within {seconds:g} seconds{f': {at}' if at else ''}\n"
-            "A sample hangs, or loader.timeout is too short (0 waits for ever)"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return TimedOut, (self.seconds, self.batch, self.at)
-
-
-def hanging_at(thread: int | None) -> str:
-    """What a thread of this process is loading, and at which line: outside of libraries, if it is in one."""
-    frame = sys._current_frames().get(thread or 0)
-    libraries = (str(Path(os.__file__).parent), str(Path(torch.__file__).parents[1]), str(Path(__file__).parents[1]))
-    sample, place = "", ""
-    while frame is not None:
-        code = frame.f_code
-        if not place and not code.co_filename.startswith((*libraries, "<")):
-            place = f"{Path(code.co_filename).name}, line {frame.f_lineno}, in {code.co_name}"
-        if code.co_name == "_one_by_one" and "ID" in frame.f_locals:
-            sample = f"sample {frame.f_locals['ID']!r}"
-        frame = frame.f_back
-    if not sample and not place:
-        return ""
-    return f"{sample or 'it'} is still being loaded" + (f" ({place})" if place else "")

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader, Subset
 
 from feedrate.dataset.rng import draws_from_globals
+from feedrate.dataset.time_limit import within
 from feedrate.errors import UserError
 from feedrate.loader.digest import nbytes
 from feedrate.loader.fetch import Samples
 from feedrate.loader.limits import free_shared_memory, shown
 from feedrate.loader.order import Plan
 from feedrate.loader.preflight import Pool, Setup, needs
-from feedrate.loader.threads import within
 from feedrate.loader.tickets import Receipt, Ticket, tickets_of
 from feedrate.loader.workers import refuse_to_run_again
 from feedrate.timing.machine import queued_ns
@@ -161,7 +161,7 @@ def _look(samples: Samples, plan: Plan, timeout: float) -> tuple[list[Made], str
     if ticket is None:
         return [], ""
     with draws_from_globals() as drew:
-        made = within(timeout, lambda: samples.make(ticket), samples.named(ticket))
+        made = within(timeout, lambda: samples.make(ticket), f"the batch of {samples.named(ticket)}")
     return ([], drew[0]) if drew else ([made], "")
 
 
@@ -180,7 +180,9 @@ def _measured(samples: Samples, plan: Plan, first: Made, timeout: float) -> Choi
             if not wanted:
                 break
             with _long_turns():
-                timed = within(timeout, partial(_timed, samples, wanted, made), samples.named(wanted[0]))
+                timed = within(
+                    timeout, partial(_timed, samples, wanted, made), f"the batch of {samples.named(wanted[0])}"
+                )
             if threads == 1:
                 alone_ns.append(timed.ns - timed.queued_ns)
                 waited_ns.append(max(0, timed.ns - timed.ready_ns[0]))  # for the disk, as a rule

@@ -7,9 +7,8 @@ is torch's DataLoader and nothing else.
 from __future__ import annotations
 
 import inspect
-import operator
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from feedrate.loader.order import Order, Plan
 from feedrate.loader.passes import Pass
 from feedrate.loader.rebuilt import as_given, order_given, part_given, refuse
 from feedrate.loader.report import Report, setup_of
-from feedrate.loader.sampler import InOrderSampler, OrderSampler
+from feedrate.loader.sampler import InOrderSampler, OrderSampler, whole_number
 from feedrate.loader.threads import Threads
 from feedrate.loader.tickets import Receipt, Tickets
 from feedrate.loader.workers import Workers, helpers
@@ -185,7 +184,8 @@ class SeededLoader(Loader[T_co]):
             raise UserError(f"{type(self).__name__}: needs a seed; pass seed=0, or use Loader for torch's DataLoader")
         given = _SIGNATURE.bind(self, dataset, *args, **kwargs).arguments
         del given["self"]
-        self.seed = operator.index(seed)
+        self.seed = whole_number("seed", seed)
+        rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
         refuse(dataset, given, rank, world_size)
         order, self._batch, self._drop_last = order_given(given, dataset, self.seed)
         fresh = order is None
@@ -248,6 +248,9 @@ class SeededLoader(Loader[T_co]):
         return size - size % batch if self._drop_last else size
 
     def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
+        epoch = whole_number("set_epoch: epoch", epoch, least=0)
+        if then not in (None, FOLLOWING):
+            then = whole_number("set_epoch: then", then, least=0)
         self._to(epoch)
         self.sampler.named, self.sampler.asked = True, None
         self._expect(None if then is None else 1 if then == FOLLOWING else then - epoch)
@@ -325,10 +328,9 @@ class SeededLoader(Loader[T_co]):
         """
         late = {"generator": self.generator, "in_order": self.in_order}
         refuse(self.dataset, late, self.rank, self.world_size)
-        if self.seed != self.sampler.seed:
-            raise UserError(
-                f"Loader: seed={self.seed} was set after construction; make another Loader for another order"
-            )
+        for name, now in (("seed", self.seed), ("shuffle", vars(self).get("shuffle", self.sampler.shuffle))):
+            if now != getattr(self.sampler, name):
+                raise UserError(f"Loader: {name}={now} was set after construction; make another Loader for that order")
         self.sampler.part = self._batch * self.world_size, self._drop_last, self.rank, self.world_size
         before, now = self._settings, self._current()
         if now == before:
@@ -465,16 +467,20 @@ class SeededLoader(Loader[T_co]):
         the epoch had ended.
 
         Raises:
-            UserError: the state belongs to another number of samples, seed or shuffle.
+            UserError: the state belongs to another number of samples, seed or shuffle, or is none.
         """
+        missing = {"epoch", "position", "digest"}.difference(state if isinstance(state, Mapping) else ())
+        if missing:
+            what = f"a {type(state).__name__} without {', '.join(sorted(missing))}"
+            raise UserError(f"Loader: load_state_dict takes what state_dict() returned; this is {what}")
         for key, value in self._identity().items():
             if state.get(key) != value:
                 raise UserError(
                     f"the loader's state was saved with {key}={state.get(key)}, this loader has {key}={value}; "
                     "the order would be another one, so use the same, or start anew"
                 )
-        place, position = self.sampler, int(state["position"])
-        order = place.order_of(int(state["epoch"]))
+        place, position = self.sampler, whole_number("load_state_dict: position", state["position"], least=0)
+        order = place.order_of(whole_number("load_state_dict: epoch", state["epoch"], least=0))
         self._end_pass()
         left = position < self._plan(order, position).end
         over = not left and (bool(state.get("over", True)) or position != self.end)

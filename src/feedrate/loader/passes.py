@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from feedrate.dataset.time_limit import TimedOut
 from feedrate.errors import UserError
-from feedrate.loader.blame import TimedOut, with_cause
+from feedrate.loader.blame import with_cause
 from feedrate.loader.order import Plan
 from feedrate.loader.tickets import tickets_of
 from feedrate.timing.stages import clock_ns
@@ -67,7 +68,7 @@ class Pass(Iterator[Any]):
             raise AssertionError(f"no batch at {self._at}, of {self._plan}") from None
         except TimedOut as error:
             due = next(tickets_of(replace(self._plan, start=self._at)))
-            named = TimedOut(error.seconds, loader._samples.named(due), error.at)
+            named = TimedOut(error.seconds, f"the batch of {loader._samples.named(due)}", error.at)
             self._stop(named)
             raise named from None
         except BaseException as error:  # Ctrl-C too: what it has broken off cannot go on

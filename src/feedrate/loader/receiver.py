@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from feedrate.loader.blame import TimedOut
+from feedrate.dataset.time_limit import TimedOut
 
 NAME = "feedrate-receiver"
 PATIENCE_S = 5.0  # for a batch that is being waited for when nobody wants it any more; as torch waits for a worker

@@ -5,11 +5,13 @@ A library that builds a DataLoader of its own from `loader.sampler` or `loader.b
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
+from feedrate.errors import UserError
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.order import BLOCK, Order, Plan, rank_part
 from feedrate.loader.tickets import Receipt
@@ -65,6 +67,7 @@ class OrderSampler(Sampler[int]):
         Fabric and accelerate count from 0 in each process. Where the user has named an epoch or loaded a position,
         only a later epoch than the one that is due is therefore taken.
         """
+        epoch = whole_number("set_epoch: epoch", epoch, least=0)
         if not self.named or epoch > self._due()[0]:
             self.asked = epoch
 
@@ -117,6 +120,22 @@ class InOrderSampler(OrderSampler, SequentialSampler):
     @property
     def data_source(self) -> Any:  # type: ignore[override]
         return self.dataset
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """An argument of Loader as an int.
+
+    Raises:
+        UserError: it is no whole number, or below `least`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise UserError(f"Loader: {name}={value!r}: must be a whole number{bound}")
+    return number
 
 
 def order_sampler_of(batch_sampler: Any) -> tuple[OrderSampler, int, bool] | None:

@@ -6,22 +6,18 @@ processes is workers.py.
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Any, NoReturn, TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from feedrate.loader.blame import TimedOut, hanging_at
+from feedrate.dataset.time_limit import CLOSE_S, RUNNING, TimedOut, end_threads, hanging_at
 from feedrate.loader.device import pinned, pins
 from feedrate.loader.fetch import Samples
 from feedrate.loader.gate import Gate
@@ -29,9 +25,6 @@ from feedrate.loader.order import Plan
 from feedrate.loader.tickets import Receipt, Ticket, Tickets
 
 T = TypeVar("T")
-PATIENCE_S = 5.0  # for a sample that is being loaded when Python ends; as torch waits for a worker
-CLOSE_S = 0.5  # for one that is being loaded when the loader is closed, which nobody wants any more
-_RUNNING: weakref.WeakSet[_Thread | _Once] = weakref.WeakSet()
 
 
 class Threads:
@@ -89,7 +82,7 @@ class Threads:
         batches = self._running() if self._running is not None else None
         self._kept = self._running = None
         if batches is not None:
-            _end(batches.threads, seconds)
+            end_threads(batches.threads, seconds)
 
 
 @dataclass
@@ -201,7 +194,7 @@ class _Thread(threading.Thread):
     def __init__(self, crew: _Crew, number: int | None) -> None:
         super().__init__(name=f"feedrate-loader-{number}", daemon=True)
         self._crew, self._number = crew, number
-        _RUNNING.add(self)
+        RUNNING.add(self)
 
     def run(self) -> None:
         crew = self._crew
@@ -232,75 +225,6 @@ class _Thread(threading.Thread):
         self._crew.stop()
 
 
-class _Once(threading.Thread):
-    """Calls a function. Daemonic, as one that hangs is left where it is."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        super().__init__(target=call, name="feedrate-loader-once", daemon=True)
-        _RUNNING.add(self)
-
-    def stop(self) -> None:
-        """It ends by itself."""
-
-
-def within(seconds: float, call: Callable[[], T], batch: str) -> T:
-    """What a call returns that makes a batch; for a time that is not 0 it is made in a thread.
-
-    Args:
-        batch: the first IDs in it.
-
-    Raises:
-        TimedOut: it takes longer.
-    """
-    if not seconds:
-        return call()
-    made: SimpleQueue[Callable[[], T]] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            found = call()
-        except BaseException as error:  # the main thread waits for an answer
-            made.put(partial(_raised, error))
-        else:
-            made.put(lambda: found)
-
-    thread = _Once(run)
-    thread.start()
-    try:
-        answer = made.get(timeout=seconds)
-    except Empty:
-        raise TimedOut(seconds, batch, hanging_at(thread.ident)) from None
-    thread.join()
-    return answer()
-
-
-def _raised(error: BaseException) -> NoReturn:
-    raise error
-
-
 def one_at_a_time(samples: Samples, tickets: Iterator[Ticket], pins: str | None, timeout: float) -> Iterator[Any]:
     """Batches in place of the main thread's, each made when it is asked for, so that it may take so many seconds."""
     return _Batches(_Crew(samples, pins, tickets, Gate(1)), [None], 0, timeout)
-
-
-def _end(threads: Sequence[_Thread | _Once], seconds: float) -> None:
-    """Tells them to end, and waits for so long at most."""
-    for thread in threads:
-        thread.stop()
-    deadline = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-
-
-@atexit.register
-def _end_left() -> None:
-    """Before the interpreter is taken apart under their feet: one that comes back from torch then aborts the process.
-
-    A sample that takes longer is broken off, as soon as it is in Python.
-    """
-    left = [thread for thread in list(_RUNNING) if thread.is_alive()]
-    _end(left, PATIENCE_S)
-    for thread in left:
-        if thread.is_alive() and thread.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
-    _end(left, CLOSE_S)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from feedrate.dataset import Data
 from feedrate.dataset.look import look_again, sample_error
-from feedrate.errors import SampleError, UserError
+from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.loader import Batch, Receipt, lost_worker
 from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.inputs import Inputs
@@ -66,12 +66,15 @@ class Forward:
             if (told := self.explained(error)) is not None:
                 raise told from error
             name, text = type(self.model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
+            remedy = ""
             if _ONE_SAMPLE in text and len(loaded) == 1:
-                text += (
+                remedy = (
                     "\nThe batch holds one sample, as an epoch's last batch may; set loader.drop_last=true, or another "
                     "loader.batch_size"
                 )
-            raise UserError(f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text}") from error
+            raise UserError(
+                f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text}{raised_at(error)}{remedy}"
+            ) from error
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision's, for the loss."""

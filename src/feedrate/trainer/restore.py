@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from feedrate.allowed import check_targets
-from feedrate.config import ROOT, resolve_path
+from feedrate.config import ROOT, resolve_path, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
 from feedrate.loader import Loader, build_loaders, start_loaders
@@ -168,7 +168,8 @@ def open_data(
         UserError: a target is not allowed, or the data is not what the run was trained with.
     """
     _check_nodes(saved, allow)
-    data = build_data(saved.config["dataset"], _seed(saved), prepare=not elsewhere)
+    timeout = timeout_of(saved.config["loader"])
+    data = build_data(saved.config["dataset"], _seed(saved), prepare=not elsewhere, timeout=timeout)
     if data.digest != state["data_digest"]:
         then, now = str(state["data_digest"])[:12], data.digest[:12]
         text = f"the data is not that of the run (digest {then} then, {now} now)"
