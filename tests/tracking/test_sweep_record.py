@@ -189,6 +189,27 @@ def test_a_sweep_over_learning_rates_is_told_by_its_metric_with_mean_and_spread_
     assert "**Best validation accuracy: the only setting** · 0.81 ± 0.20" in markdown(jobs, ["seed", "dataset.fold"])
 
 
+def with_seeds(best: list[tuple[str, str, float]]) -> list[Result]:
+    return [
+        measured(i, "0", 1000 + i, 1.0, best=value, settings={"optimizer.lr": lr, "seed": seed})
+        for i, (lr, seed, value) in enumerate(best)
+    ]
+
+
+def test_a_job_that_is_given_twice_counts_once_in_mean_and_deviation():
+    once = [("0.1", "1", 0.90), ("0.1", "2", 0.92), ("0.001", "1", 0.5), ("0.001", "2", 0.6)]
+    alone, twice = (markdown(with_seeds(some), ["optimizer.lr", "seed"]) for some in (once, [*once, *once[2:]]))
+    metrics = [[(r["lr"], r["finished"], r["validation accuracy"]) for r in rows(t.split("Each job:")[0])]
+               for t in (alone, twice)]  # fmt: skip
+    assert metrics[0] == [("0.1", "2 of 2", "0.910 ± 0.014"), ("0.001", "2 of 2", "0.550 ± 0.071")]
+    assert metrics[1] == metrics[0]
+    assert "2 jobs repeat others and their metric counts once: the settings, seed and fold are the same." in twice
+    assert "counts once" not in alone
+    (group,) = groups(with_seeds([*once[:2], once[0]]), ["optimizer.lr", "seed"])
+    assert group.values("best") == [0.90, 0.92]
+    assert len(group.values("samples_per_s")) == 3  # a rate was measured again
+
+
 def test_the_table_says_which_epoch_was_the_best_counted_from_1():
     (row,) = rows(markdown([measured(0, "1", 1000, 1.0, best=0.97)], KEYS[:1]))
     assert (row["validation accuracy"], row["best epoch"]) == ("0.97", "3")

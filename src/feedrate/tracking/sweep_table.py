@@ -61,6 +61,7 @@ def markdown(results: Sequence[Result], keys: Sequence[str], rows: int | None = 
     ranking = primary(results, keys)
     parts = [*_headline(ranking), *([pictures] if pictures else [])]
     if repeated := [words(key) for key in keys if is_repeat(key)]:
+        parts += _same_jobs(ranking)
         parts += [f"Over {' and '.join(repeated)}, mean ± standard deviation:", _means(ranking), "Each job:"]
     shown = list(results)
     if rows is not None and rows < len(results):
@@ -201,8 +202,19 @@ def _means(ranking: Ranking) -> str:
     del names["best_epoch"]
     head = [*map(words, ranking.groups[0].settings), "rank", "finished", *names.values()]
     rows = []
+def _same_jobs(ranking: Ranking) -> list[str]:
+    """That jobs were given more than once, so that the metrics of only one of each are counted."""
+    jobs = {result.number for group in ranking.groups for result in group.results}
+    again = sorted(jobs - {result.number for group in ranking.groups for result in group.distinct})
+    if not again:
+        return []
+    who = f"Job {again[0]} repeats another and its" if len(again) == 1 else f"{len(again)} jobs repeat others and their"
+    return [f"{who} metric counts once: the settings, seed and fold are the same."]
+
+
     for group, rank in zip(ranking.groups, ranking.ranks, strict=True):
-        finished = f"{sum(result.status == 'FINISHED' for result in group.results)} of {len(group.results)}"
+        jobs = group.distinct
+        finished = f"{sum(result.status == 'FINISHED' for result in jobs)} of {len(jobs)}"
         figures = (figure(group, name) for name in names)
         rows.append([*group.settings.values(), "" if rank is None else str(rank), finished, *figures])
     return table(head, rows)
