@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,27 @@ def test_a_job_that_is_given_twice_counts_once_in_mean_and_deviation():
     (group,) = groups(with_seeds([*once[:2], once[0]]), ["optimizer.lr", "seed"])
     assert group.values("best") == [0.90, 0.92]
     assert len(group.values("samples_per_s")) == 3  # a rate was measured again
+
+
+def test_the_headline_gives_no_figure_or_epoch_that_is_that_of_one_setting_only():
+    spreads = markdown(
+        with_seeds([("0.1", "1", 0.0), ("0.1", "2", 0.25), ("1", "1", 0.12), ("1", "2", 0.13)]),
+        ["optimizer.lr", "seed"],
+    )
+    assert "The best validation accuracy is the same within the noise with every setting." in spreads
+    early, late = (with_seeds([(lr, "1", 0.5)])[0] for lr in ("0.1", "1"))
+    both = markdown([early, replace(late, number=1, best_epoch=1)], ["optimizer.lr"])
+    assert "The best validation accuracy is 0.5 in epochs 1 to 3 with every setting." in both
+    near = [
+        ("0.1", "1", 0.90),
+        ("0.1", "2", 0.94),
+        ("1", "1", 0.91),
+        ("1", "2", 0.95),
+        ("9", "1", 0.1),
+        ("9", "2", 0.1),
+    ]
+    text = markdown(with_seeds(near), ["optimizer.lr", "seed"])
+    assert text.startswith("**Best validation accuracy: lr 0.1 or lr 1** · 0.920 ± 0.028 or 0.930 ± 0.028 in epoch 3 ·")
 
 
 def test_the_table_says_which_epoch_was_the_best_counted_from_1():
