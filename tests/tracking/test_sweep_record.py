@@ -114,7 +114,12 @@ def test_jobs_beside_which_others_computed_are_ranked_by_waiting_and_a_line_says
         ("1", "27", "1.1"), ("1", "8.0", "2.0"), ("3", "8.1", "2.0"),
     ]  # fmt: skip
     figure = sweep_figure(groups([disturbed, quiet], KEYS[:1]), "samples_per_s")
-    assert figure.axes[0].get_title(loc="left").endswith("do not compare: the machine was not the same for all jobs")
+    assert (
+        figure.axes[0]
+        .get_title(loc="left")
+        .replace("\n", " ")
+        .endswith("do not compare: the machine was not the same for all jobs")
+    )
 
 
 def test_steps_that_differ_with_as_many_cores_free_may_be_the_jobs_own_doing():
@@ -330,7 +335,7 @@ def test_two_swept_keys_make_a_heat_map_with_its_numbers_in_order(measure):
         "samples_per_s": "most: 4,000 with workers 10, batch size 32",
         "wait_pct": "least: 5.0 with workers 0, batch size 128, or with 3 others",  # equal within the noise
     }
-    assert axes.get_title(loc="left").endswith(best[measure])
+    assert axes.get_title(loc="left").replace("\n", " ").endswith(best[measure])
     assert [text.get_text() for text in axes.texts][-1] == "none"  # the job that failed
 
 
