@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from feedrate.config import ROOT
 from feedrate.timing.point import points
 from feedrate.tracking import plots
+from feedrate.tracking.sweep_plots import sweep_figure
+from feedrate.tracking.sweep_results import Result, groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,8 +68,43 @@ def test_a_confusion_matrix_shows_every_class_and_names_the_most_frequent_mistak
     figure = plots.confusion_matrix(counts, names)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == names
-    assert "most frequent mistakes: kind 1 as kind 0 (3)" in [text.get_text() for text in axes.texts]
+    assert axes.get_title(loc="left") == "most frequent mistakes: kind 1 as kind 0 (3)"
     assert max(_draw(figure).size) < 2000
+
+
+def _within(figure: Figure) -> None:
+    """Every title lies within the picture."""
+    figure.draw_without_rendering()
+    titles = [a.get_title(loc=loc) for a in figure.axes for loc in ("left", "center")] + [figure.get_suptitle()]
+    shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_text() in titles]
+    assert shown
+    for text in shown:
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize("classes", [2, 10, 30])
+@pytest.mark.parametrize("name", ["{}", "Golden Retriever number {}"])
+def test_the_titles_of_a_confusion_matrix_are_not_cut_off(classes: int, name: str) -> None:
+    names = [name.format(number) for number in range(classes)]
+    counts = np.ones((classes, classes), dtype=int) * 100
+    _within(plots.confusion_matrix(counts, names, "validation after epoch 1200, the best"))
+
+
+def test_long_titles_of_curves_and_sweeps_are_not_cut_off() -> None:
+    curve = {epoch: 1.2345e-4 / epoch for epoch in (1, 1234)}
+    _within(plots.loss_curves({"validation/loss": curve, "validation/mae": curve}))
+    key = "dataset.root"
+    results = [
+        Result(
+            number=i, settings={key: f"/data/{i} {'long ' * 9}"}, command="", status="FINISHED", samples_per_s=5.0 + i
+        )
+        for i in range(2)
+    ]
+    _within(sweep_figure(groups(results, [key]), "samples_per_s"))
 
 
 def test_a_class_without_samples_and_an_empty_matrix_are_drawn() -> None:
@@ -86,6 +124,8 @@ def test_no_global_state_of_matplotlib_is_touched() -> None:
     code = """
 import io, sys
 from feedrate.tracking import plots
+from feedrate.tracking.sweep_plots import sweep_figure
+from feedrate.tracking.sweep_results import Result, groups
 plots.loss_curves({"train/loss": {1: 1.0}}).savefig(io.BytesIO())
 print("matplotlib.pyplot" in sys.modules)
 """

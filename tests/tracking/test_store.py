@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -111,6 +112,52 @@ def test_a_store_and_a_search_in_a_folder_with_any_name_lie_there_and_nothing_li
     assert {"mlflow.db", "study.db", "artifacts"} <= {path.name for path in folder.iterdir()}
     assert RecordedRun(f"{folder}/mlflow.db", run_id).text("a.txt") == "kept"
     assert open_store(address, "feedrate")[1] == experiment_id
+
+
+OPENED_TWICE = """
+import sys
+from feedrate.tracking.address import read_address
+from feedrate.tracking.store import open_store
+address = read_address(sys.argv[1])
+for _ in range(2):
+    client, experiment_id = open_store(address, "feedrate")
+    client.create_run(experiment_id)
+print(len(client.search_runs([experiment_id])))
+"""
+SHOWN = """
+import sys
+from pathlib import Path
+from feedrate.tracking.address import read_address
+from feedrate.tracking.ui_server import UIServer, free_port
+server = UIServer(read_address(sys.argv[1]), free_port(), Path(sys.argv[1] + ".log"))
+try:
+    server.wait_until_ready()
+    print(len(server.links()))
+finally:
+    server.close()
+"""
+
+
+@pytest.mark.parametrize(("code", "says"), [(OPENED_TWICE, "2"), pytest.param(SHOWN, "1", marks=pytest.mark.slow)])
+def test_mlflow_may_be_installed_in_a_path_with_a_percent_sign(tmp_path: Path, code: str, says: str) -> None:
+    packages, temporary, database = tmp_path / "My%20Drive", tmp_path / "tmp", tmp_path / "100%" / "mlflow.db"
+    for folder in (packages, temporary, database.parent):
+        folder.mkdir()
+    if code is SHOWN:
+        open_store(read_address(str(database)), "feedrate")
+    spec = importlib.util.find_spec("mlflow")
+    assert spec is not None
+    assert spec.origin is not None
+    (packages / "mlflow").symlink_to(Path(spec.origin).parent)
+    path = os.pathsep.join([str(packages), str(ROOT / "src")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(database)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path, "TMPDIR": str(temporary)},
+    )
+    assert (done.stdout.strip(), done.stderr) == (says, "")
+    assert not list(temporary.glob("feedrate*"))
 
 
 def test_nothing_is_written_into_the_working_folder(

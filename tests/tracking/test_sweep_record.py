@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,12 @@ def test_jobs_beside_which_others_computed_are_ranked_by_waiting_and_a_line_says
         ("1", "27", "1.1"), ("1", "8.0", "2.0"), ("3", "8.1", "2.0"),
     ]  # fmt: skip
     figure = sweep_figure(groups([disturbed, quiet], KEYS[:1]), "samples_per_s")
-    assert figure.axes[0].get_title(loc="left").endswith("do not compare: the machine was not the same for all jobs")
+    assert (
+        figure.axes[0]
+        .get_title(loc="left")
+        .replace("\n", " ")
+        .endswith("do not compare: the machine was not the same for all jobs")
+    )
 
 
 def test_steps_that_differ_with_as_many_cores_free_may_be_the_jobs_own_doing():
@@ -187,6 +193,48 @@ def test_a_sweep_over_learning_rates_is_told_by_its_metric_with_mean_and_spread_
     assert list(rows(each)[0])[5:7] == ["validation accuracy", "best epoch"]
     assert Report(["optimizer.lr", "dataset.fold"]).best(jobs)[0] == "lr 0.01"
     assert "**Best validation accuracy: the only setting** · 0.81 ± 0.20" in markdown(jobs, ["seed", "dataset.fold"])
+
+
+def with_seeds(best: list[tuple[str, str, float]]) -> list[Result]:
+    return [
+        measured(i, "0", 1000 + i, 1.0, best=value, settings={"optimizer.lr": lr, "seed": seed})
+        for i, (lr, seed, value) in enumerate(best)
+    ]
+
+
+def test_a_job_that_is_given_twice_counts_once_in_mean_and_deviation():
+    once = [("0.1", "1", 0.90), ("0.1", "2", 0.92), ("0.001", "1", 0.5), ("0.001", "2", 0.6)]
+    alone, twice = (markdown(with_seeds(some), ["optimizer.lr", "seed"]) for some in (once, [*once, *once[2:]]))
+    metrics = [[(r["lr"], r["finished"], r["validation accuracy"]) for r in rows(t.split("Each job:")[0])]
+               for t in (alone, twice)]  # fmt: skip
+    assert metrics[0] == [("0.1", "2 of 2", "0.910 ± 0.014"), ("0.001", "2 of 2", "0.550 ± 0.071")]
+    assert metrics[1] == metrics[0]
+    assert "2 jobs repeat others and their metric counts once: the settings, seed and fold are the same." in twice
+    assert "counts once" not in alone
+    (group,) = groups(with_seeds([*once[:2], once[0]]), ["optimizer.lr", "seed"])
+    assert group.values("best") == [0.90, 0.92]
+    assert len(group.values("samples_per_s")) == 3  # a rate was measured again
+
+
+def test_the_headline_gives_no_figure_or_epoch_that_is_that_of_one_setting_only():
+    spreads = markdown(
+        with_seeds([("0.1", "1", 0.0), ("0.1", "2", 0.25), ("1", "1", 0.12), ("1", "2", 0.13)]),
+        ["optimizer.lr", "seed"],
+    )
+    assert "The best validation accuracy is the same within the noise with every setting." in spreads
+    early, late = (with_seeds([(lr, "1", 0.5)])[0] for lr in ("0.1", "1"))
+    both = markdown([early, replace(late, number=1, best_epoch=1)], ["optimizer.lr"])
+    assert "The best validation accuracy is 0.5 in epochs 1 to 3 with every setting." in both
+    near = [
+        ("0.1", "1", 0.90),
+        ("0.1", "2", 0.94),
+        ("1", "1", 0.91),
+        ("1", "2", 0.95),
+        ("9", "1", 0.1),
+        ("9", "2", 0.1),
+    ]
+    text = markdown(with_seeds(near), ["optimizer.lr", "seed"])
+    assert text.startswith("**Best validation accuracy: lr 0.1 or lr 1** · 0.920 ± 0.028 or 0.930 ± 0.028 in epoch 3 ·")
 
 
 def test_the_table_says_which_epoch_was_the_best_counted_from_1():
@@ -287,7 +335,7 @@ def test_two_swept_keys_make_a_heat_map_with_its_numbers_in_order(measure):
         "samples_per_s": "most: 4,000 with workers 10, batch size 32",
         "wait_pct": "least: 5.0 with workers 0, batch size 128, or with 3 others",  # equal within the noise
     }
-    assert axes.get_title(loc="left").endswith(best[measure])
+    assert axes.get_title(loc="left").replace("\n", " ").endswith(best[measure])
     assert [text.get_text() for text in axes.texts][-1] == "none"  # the job that failed
 
 

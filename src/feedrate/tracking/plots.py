@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def loss_curves(values: History) -> Figure:
         if epoch in curve:
             axes.plot([epoch], [curve[epoch]], "o", mfc="none", mec=ORANGE, mew=1.6, ms=10, zorder=3)
             which = "best validation" if key == "loss" else "validation"
-            also = "" if key == "loss" else " (lowest loss)"
+            also = "" if key == "loss" else "\n(lowest loss)"
             axes.set_title(f"{label}: {which} {curve[epoch]:.4g} in epoch {epoch}{also}")
         else:
             axes.set_title(label)
@@ -189,8 +190,11 @@ def confusion_matrix(
     axes.set_ylabel("true")
     if legend:
         figure.supxlabel(legend, x=0.01, ha="left", fontsize=7, color=GREY)
-    axes.set_title(f"confusion matrix, {title}: {np.trace(counts) / max(counts.sum(), 1):.3f} right\n", loc="left")
-    axes.text(0, 1.01, _worst(counts, short), transform=axes.transAxes, fontsize=8, color=GREY, va="bottom")
+    right = np.trace(counts) / max(counts.sum(), 1)
+    words = fitted(f"confusion matrix, {title}: {right:.3f} right", inches + 0.8, 11)
+    figure.suptitle(words, x=0.01, ha="left", fontsize=11)
+    left = 1.2 + max((len(name) for name in short), default=0) * 0.6 * font / 72
+    axes.set_title(fitted(_worst(counts, short), inches + 1 - left, 8), loc="left", fontsize=8, color=GREY)
     if size <= MAX_NUMBERED_CLASSES:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.35 else "black"
@@ -222,6 +226,16 @@ def predicted_against_true(
     axes.set_xlabel(f"true {label}")
     axes.set_ylabel(f"predicted {label}")
     return figure
+
+
+def fitted(text: str, inches: float, points: float) -> str:
+    """`text` in up to four lines of a width; matplotlib's own wrapping takes a `$` for mathematics.
+
+    Args:
+        points: size of the font, whose characters are taken to be 0.55 as wide on average.
+    """
+    width = max(20, int(72 * inches / (0.55 * points)))
+    return "\n".join(fill(line, width, max_lines=4, placeholder=" …") for line in text.splitlines())
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -5,11 +5,17 @@ What is recorded there is in delivery.py.
 
 from __future__ import annotations
 
+import atexit
 import errno
+import functools
+import importlib.util
 import os
 import re
 import shlex
+import shutil
 import sqlite3
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -78,6 +84,27 @@ def set_environment() -> None:
     """Settings that MLflow reads from the environment when it is imported; those that the user made stay."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if (folder := folder_without_percent()) is not None and folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+@functools.cache
+def folder_without_percent() -> str | None:
+    """A temporary folder from which MLflow is importable, where the path of the installed one contains a `%`.
+
+    MLflow hands that path to a ConfigParser as it is, which reads `%` as interpolation, so that no SQLite file could be
+    opened (`_get_alembic_config` in mlflow/store/db/utils.py). The folder is removed when this process ends.
+
+    Returns:
+        None where it is not needed.
+    """
+    found = importlib.util.find_spec("mlflow")
+    if found is None or found.origin is None or "%" not in found.origin:
+        return None
+    folder = tempfile.mkdtemp(prefix="feedrate-mlflow-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Path(folder, "mlflow").symlink_to(Path(found.origin).parent)
+    return folder
 
 
 def open_store(address: Address, experiment: str) -> tuple[MlflowClient, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from feedrate.tracking.plots import BLUE, DPI, GREEN, GREY, ORANGE
+from feedrate.tracking.plots import BLUE, DPI, GREEN, GREY, ORANGE, fitted
 from feedrate.tracking.sweep_ranks import Knee, Ranking, by_speed, knee_words, knees, ranked, words
 from feedrate.tracking.sweep_results import Group, is_number, ordered, varying
 from feedrate.tracking.sweep_table import chosen_words, figure, words_of_metric
@@ -36,7 +36,8 @@ def sweep_figure(groups: Sequence[Group], measure: str) -> Figure:
         picture, axes = _heat_map(ranking, keys, measure)
     else:
         picture, axes = _row(ranking, keys, measure)
-    axes.set_title(f"{_label(groups, measure)}\n{_best_words(ranking, measure)}", fontsize=10, loc="left")
+    title = f"{_label(groups, measure)}\n{_best_words(ranking, measure)}"
+    axes.set_title(fitted(title, picture.get_figwidth() - 1.2, 10), fontsize=10, loc="left")
     marks, marked = axes.get_legend_handles_labels()
     if marks:
         picture.legend(marks[:1], marked[:1], loc="outside lower left", frameon=False, fontsize=8)

@@ -19,6 +19,7 @@ from feedrate.timing.noise import FLOOR, Measured, noise
 REPEATS = ("seed", "fold")  # last part of keys that are not swept for their own sake, but for mean and spread
 METRICS = (("validation/accuracy", True), ("validation/mae", False), ("validation/loss", False))
 """What counts as a result, best known first, and whether more is better."""
+_REPRODUCIBLE = ("best", "best_epoch", "value", "objective")  # the same in every job with the same settings
 _SPENT = ("wait", "transfer", "compute")  # an epoch without evaluation and checkpoints
 
 
@@ -76,9 +77,21 @@ class Group:
     settings: Mapping[str, str]
     results: Sequence[Result]
 
+    @property
+    def distinct(self) -> list[Result]:
+        """The results without jobs that repeat another one's settings, seed and fold; those that finished are kept."""
+        found: dict[tuple[tuple[str, str], ...], Result] = {}
+        for result in sorted(self.results, key=lambda result: result.status != "FINISHED"):
+            found.setdefault(tuple(sorted(result.settings.items())), result)
+        return list(found.values())
+
     def values(self, name: str) -> list[float]:
-        """The finite values of one figure, such as `samples_per_s`, of the jobs that have it."""
-        found = (getattr(result, name) for result in self.results)
+        """The finite values of one figure, such as `samples_per_s`, of the jobs that have it.
+
+        A metric is the same whenever a job is repeated and counts once; a rate is measured again each time.
+        """
+        results = self.distinct if name in _REPRODUCIBLE else self.results
+        found = (getattr(result, name) for result in results)
         return [value for value in found if value is not None and math.isfinite(value)]
 
     def mean(self, name: str) -> float | None:

@@ -61,6 +61,7 @@ def markdown(results: Sequence[Result], keys: Sequence[str], rows: int | None = 
     ranking = primary(results, keys)
     parts = [*_headline(ranking), *([pictures] if pictures else [])]
     if repeated := [words(key) for key in keys if is_repeat(key)]:
+        parts += _same_jobs(ranking)
         parts += [f"Over {' and '.join(repeated)}, mean ± standard deviation:", _means(ranking), "Each job:"]
     shown = list(results)
     if rows is not None and rows < len(results):
@@ -136,24 +137,30 @@ def _speed_line(speed: Ranking) -> str:
 
 def _metric_line(exact: Ranking) -> str:
     """The setting with the best validation metric."""
-    best = exact.first[0]
-    name = words_of_metric(_metric(best.results))
-    epochs = sorted({result.best_epoch for result in best.results if result.best_epoch is not None})
-    reached = figure(best, "best")
+    named = exact.first if exact.undecided else _least(exact)[:_NAMED]
+    name = words_of_metric(_metric(exact.first[0].results))
+    found = (result.best_epoch for group in named for result in group.results)
+    epochs = sorted({epoch for epoch in found if epoch is not None})
+    reached = list(dict.fromkeys(figure(group, "best") for group in named))
+    equal = len(reached) == 1
+    shown = reached[0] if equal else " or ".join(figure(group, "best") for group in named)
     if epochs:
-        reached += f" in epoch {epochs[0]}" if len(epochs) == 1 else f" in epochs {epochs[0]} to {epochs[-1]}"
+        shown += f" in epoch {epochs[0]}" if len(epochs) == 1 else f" in epochs {epochs[0]} to {epochs[-1]}"
     if exact.undecided:
         which = "every setting" if None not in exact.ranks else "every setting that finished"
-        equal = len({group.mean("best") for group in exact.first}) == 1
-        return f"The best {name} is {reached if equal else 'the same within the noise'} with {which}."
-    return " · ".join([f"**Best {name}: {first_words(exact)}**", reached, *_equals(exact)])
+        return f"The best {name} is {shown if equal else 'the same within the noise'} with {which}."
+    return " · ".join([f"**Best {name}: {first_words(exact)}**", shown, *_equals(exact)])
 
 
 def first_words(ranking: Ranking) -> str:
     """The settings of the first rank that cost the least."""
-    least = [group for group in ranking.first if cost(group) == cost(ranking.first[0])]
+    least = _least(ranking)
     named = " or ".join(chosen_words(group.settings) for group in least[:_NAMED])
     return named + (f" or {len(least) - _NAMED} more" if len(least) > _NAMED else "")
+
+
+def _least(ranking: Ranking) -> list[Group]:
+    return [group for group in ranking.first if cost(group) == cost(ranking.first[0])]
 
 
 def _equals(ranking: Ranking) -> list[str]:
@@ -195,6 +202,16 @@ def _jobs(results: Sequence[Result], keys: Sequence[str], ranking: Ranking, *, w
     return table(head, rows)
 
 
+def _same_jobs(ranking: Ranking) -> list[str]:
+    """That jobs were given more than once, so that the metrics of only one of each are counted."""
+    jobs = {result.number for group in ranking.groups for result in group.results}
+    again = sorted(jobs - {result.number for group in ranking.groups for result in group.distinct})
+    if not again:
+        return []
+    who = f"Job {again[0]} repeats another and its" if len(again) == 1 else f"{len(again)} jobs repeat others and their"
+    return [f"{who} metric counts once: the settings, seed and fold are the same."]
+
+
 def _means(ranking: Ranking) -> str:
     results = [result for group in ranking.groups for result in group.results]
     names = _figures(ranking, results)
@@ -202,7 +219,8 @@ def _means(ranking: Ranking) -> str:
     head = [*map(words, ranking.groups[0].settings), "rank", "finished", *names.values()]
     rows = []
     for group, rank in zip(ranking.groups, ranking.ranks, strict=True):
-        finished = f"{sum(result.status == 'FINISHED' for result in group.results)} of {len(group.results)}"
+        jobs = group.distinct
+        finished = f"{sum(result.status == 'FINISHED' for result in jobs)} of {len(jobs)}"
         figures = (figure(group, name) for name in names)
         rows.append([*group.settings.values(), "" if rank is None else str(rank), finished, *figures])
     return table(head, rows)

@@ -21,6 +21,7 @@ from typing import IO
 
 from feedrate.errors import UserError
 from feedrate.tracking.address import UI_HOST, UI_PORT, Address, experiment_link, ui_address_file
+from feedrate.tracking.store import folder_without_percent
 from feedrate.tracking.view import VIEW_KEY, VIEW_TAG
 
 START_TIMEOUT_S = 180.0
@@ -44,6 +45,8 @@ class UIServer:
         self._log_path = log
         self._log: IO[bytes] = log.open("wb")
         environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        if (folder := folder_without_percent()) is not None:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
         command = [
             sys.executable,
             "-m",
