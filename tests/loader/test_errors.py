@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import resource
 import signal
 import time
@@ -168,10 +169,10 @@ def test_a_batch_that_cannot_be_collated_names_its_samples() -> None:
         "batch of '0', '1', '2', '3': collating failed with TypeError: default_collate"
     )
     assert str(fail(Objects())).endswith("return tensors of one shape, numbers or texts, or pass a collate_fn")
-    assert str(fail(Numbers(), collate_fn=collate_badly, batch_size=7)) == (
-        "batch of '0', '1', '2', '3', '4', ...: collating failed with ValueError: wrong number of dimensions; "
-        "mend collate_badly"
-    )
+    told = str(fail(Numbers(), collate_fn=collate_badly, batch_size=7))
+    where = r"\(test_errors.py, line \d+, in collate_badly\)"
+    assert re.fullmatch(rf".*ValueError: wrong number of dimensions {where}; mend collate_badly", told)
+    assert told.startswith("batch of '0', '1', '2', '3', '4', ... (7 in all): collating failed with ")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_samples_with_a_gradients_history_collate_alike_with_and_without_workers
     ("fault", "told"),
     [
         ("killed", r"a worker of the loader was ended by SIGKILL\nMost likely memory ran out: lower loader\.num"),
-        ("leaves", r"a worker of the loader ended with exit code 3\nloader\.num_workers=0 shows which sample"),
+        ("leaves", r"a worker of the loader ended with exit code 3\nLoad the samples one by one, dataset\[index\]"),
     ],
 )
 @pytest.mark.parametrize("persistent", [False, True])
@@ -276,7 +277,8 @@ def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
         list(loader(Faulty("hang"), 1, timeout=0.3))
     assert str(raised.value) == (
         "loader.timeout: the batch of 's/8', 's/9', 's/10', 's/11' did not come within 0.3 seconds\n"
-        "A sample hangs, or loader.timeout is too short (0 waits for ever)"
+        "A sample hangs, or loader.timeout is too short (0 waits for ever); "
+        "loader.num_workers=0 names the sample and the line that hangs"
     )
 
 

@@ -55,6 +55,7 @@ class TimedOut(UserError):
         super().__init__(
             f"loader.timeout: {what} did not come within {seconds:g} seconds{f': {at}' if at else ''}\n"
             "A sample hangs, or loader.timeout is too short (0 waits for ever)"
+            f"{'' if at else '; loader.num_workers=0 names the sample and the line that hangs'}"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -86,8 +86,8 @@ class Blame:
 
     def named(self, ticket: Ticket) -> str:
         """The first IDs of a batch."""
-        IDs = [self.ID(index) for index in ticket.indices[:5].tolist()]
-        return ", ".join(map(repr, IDs)) + (", ..." if len(ticket.indices) > 5 else "")
+        IDs, count = [self.ID(index) for index in ticket.indices[:5].tolist()], len(ticket.indices)
+        return ", ".join(map(repr, IDs)) + (f", ... ({count} in all)" if count > 5 else "")
 
     def _of(self, ID: str, text: str, cause: str = "") -> SampleError:
         path = self._path(ID)

@@ -417,13 +417,13 @@ def lost_worker(error: BaseException, processes: Sequence[BaseProcess] = ()) -> 
     if not code or code > 0:
         how = "ended by itself" if not code else f"ended with exit code {code}"
         forked = all(getattr(process, "_start_method", "fork") == "fork" for process in processes)
-        remedy = "loader.num_workers=0 shows which sample made it end or crash"
+        remedy = "Load the samples one by one, dataset[index], to see at which one the process ends"
         return LostWorker(f"a worker of the loader {how}\n{remedy if forked or code != 1 else _GUARD}")
     name = signal.Signals(-code).name
     remedy = {
         "SIGKILL": "Most likely memory ran out: lower loader.num_workers, loader.prefetch_factor or loader.batch_size",
         "SIGBUS": "Most likely shared memory ran out: enlarge /dev/shm, or lower loader.num_workers or prefetch_factor",
-    }.get(name, "loader.num_workers=0 shows which sample made it crash, if none was stopped from outside")
+    }.get(name, "If it was not stopped from outside, PYTHONFAULTHANDLER=1 prints the line at which it crashed")
     return LostWorker(f"a worker of the loader was ended by {name}\n{remedy}")
 
 
