@@ -141,6 +141,18 @@ def test_a_label_that_does_not_fit_is_named_with_its_ID(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("others", [["a", "b"], [1, 2], [[1.0], [2.0, 3.0]]], ids=["texts", "numbers", "vectors"])
+@pytest.mark.parametrize("label", ["\ud800", "cat \udcff"])
+def test_a_text_that_is_no_valid_Unicode_is_refused_with_its_ID(label: str, others: list[Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        read(others, [*others, label])
+    escaped = label.encode(errors="backslashreplace").decode()
+    assert str(caught.value) == (
+        f"labels: ID 'validation-2' has the label \"{escaped}\", which is no valid Unicode; rename the class"
+    )
+    str(caught.value).encode()  # it can be printed
+
+
 def test_a_class_without_a_training_sample_is_noted() -> None:
     targets, _ = read([1, 2], [1, 3])
     (note,) = targets.notes

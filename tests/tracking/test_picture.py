@@ -58,6 +58,14 @@ def test_names_that_no_font_can_draw_are_replaced_by_their_numbers_with_a_legend
     assert "\\U000e0fff" in legend[1]
 
 
+def test_a_class_that_is_called_like_the_number_of_another_gets_its_own_number(tmp_path: Path) -> None:
+    figure = confusion(["#1", "\u2fff", "cat"])
+    drawn(figure, tmp_path)
+    assert labels(figure) == ["#0", "#1", "cat"]
+    assert figure._supxlabel.get_text().splitlines()[0] == '#0 = "#1"'  # type: ignore[attr-defined]
+    assert labels(confusion(["#1", "dog", "cat"])) == ["#1", "dog", "cat"]
+
+
 def test_an_installed_font_draws_what_the_usual_one_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cats.ttf"
     _make_font(path, "Feedrate Test", "\ua6a1")

@@ -170,6 +170,9 @@ def read_labels(
             f"labels: ID {ID!r} has the label {_shown(value)}; "
             "give it a number, a text, true, false or a list of numbers, or take the ID out of the partition"
         )
+    if str in kinds and not _encodable(labels):
+        ID, value = _first(labels, partition, lambda value: type(value) is str and not _encodable({"": [value]}))
+        raise UserError(f"labels: ID {ID!r} has the label {_shown(value)}, which is no valid Unicode; rename the class")
     if list in kinds:
         return _vectors(labels, partition, task)
     numeric = kinds <= {int, float}
@@ -347,8 +350,18 @@ def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
+def _encodable(labels: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether all texts are valid Unicode; JSON can hold half a surrogate pair, which no UTF-8 can."""
+    try:
+        for values in labels.values():
+            "".join({value for value in values if type(value) is str}).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = json.dumps(value, default=str, ensure_ascii=False).encode(errors="backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

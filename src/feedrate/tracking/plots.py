@@ -6,6 +6,7 @@ one is drawn. Colours: Okabe and Ito's (jfly.uni-koeln.de/color), which colour-b
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
@@ -273,7 +274,8 @@ def _finite(curve: Mapping[int, float]) -> dict[int, float]:
 def _labels(names: Sequence[str]) -> tuple[list[str], str]:
     """Short labels, all different, and a legend of the classes that are labelled by their numbers.
 
-    These are names that no font can draw, empty ones, and those that are equal once they are shortened.
+    These are names that no font can draw, empty ones, those that are equal once they are shortened, and, beside any of
+    these, names that look like such a number (`#1`).
     """
     from feedrate.tracking.picture import has_fonts
 
@@ -283,6 +285,8 @@ def _labels(names: Sequence[str]) -> tuple[list[str], str]:
     short = [f"{line[: half - 1]}…{line[-half:]}" if count[s] > 1 else s for s, line in zip(short, lines, strict=True)]
     count = Counter(short)
     numbered = [i for i, text in enumerate(short) if not text or count[text] > 1 or not has_fonts(names[i])]
+    if numbered:
+        numbered = sorted({*numbered, *(i for i, text in enumerate(short) if re.fullmatch(r"#\d+", text))})
     legend = [f"#{i} = {_written(names[i])}" for i in numbered[:LEGEND_LINES]]
     if len(numbered) > LEGEND_LINES:
         legend.append(f"and {len(numbered) - LEGEND_LINES} more, by their numbers in classes.json")
