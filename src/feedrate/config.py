@@ -165,7 +165,7 @@ class AdamWConfig:
     lr: Above0
     weight_decay: NonNegative
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)]
-    fused: Flag | Literal["auto"] = "auto"  # older configurations have none
+    fused: Flag | Literal["auto"] | None = "auto"  # None, torch's own default, means the same; older ones have none
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ class SGDConfig:
     momentum: Share
     nesterov: Flag
     weight_decay: NonNegative
-    fused: Flag | Literal["auto"] = "auto"  # older configurations have none
+    fused: Flag | Literal["auto"] | None = "auto"  # None, torch's own default, means the same; older ones have none
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
