@@ -202,6 +202,13 @@ def test_where_all_cores_compute_processes_would_not_help_against_what_threads_t
     assert verdict.remedies == ()
 
 
+def test_where_others_leave_less_than_a_core_threads_are_not_said_to_hold_the_interpreter() -> None:
+    held = held_up(11, 12, 3, cpu_share=1.0)
+    verdict = judge(held, setup("thread", 1, cores=1.0, usable_cores=2, free_cores=0.4, free_range=(0.4, 0.4)))
+    assert verdict.remedies == ()
+    assert "hold the interpreter" not in verdict.reason
+
+
 @pytest.mark.parametrize(("step_cpu_ms", "cores"), [(17, 2.0), (45, 4.0)])
 def test_where_steps_compute_on_nearly_all_cores_processes_would_take_them_too(
     step_cpu_ms: float, cores: float

@@ -76,6 +76,11 @@ class Setup:
         return high - low > max(SHIFTING * self.free_cores, LEAST_SHIFT)
 
     @property
+    def crowded(self) -> bool:
+        """Whether others left the run less than one core."""
+        return self.free_cores is not None and self.free_cores < 1.0
+
+    @property
     def threads(self) -> bool:
         """Whether the workers share the interpreter with the training."""
         return self.engine == "thread"

@@ -89,6 +89,8 @@ def _remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
         enough = [k for k, s in plans.items() if k < setup.workers and s <= now * AS_GOOD and _ample(costs, k)]
         saved = (setup.workers - min(enough)) * setup.worker_mb if enough else 0
         return (Remedy(f"loader.num_workers={min(enough)}", saved_mb=saved),) if enough else ()
+    if locked and setup.crowded:  # the lack of a core looks the same, and processes would lack it, too
+        return ()
     if locked:  # neither more threads nor more batches ahead would change that
         others = {k: seconds(_in_processes(costs), workers=k, threads=False) for k in _counts(costs, setup) if k}
         fewest = min(k for k, s in others.items() if s <= min(others.values()) * NEARLY)

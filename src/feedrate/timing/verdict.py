@@ -142,7 +142,9 @@ def _told_apart(first_epoch: Mapping[str, float], wait_pct: float) -> str:
 
 
 def _held_up(times: EpochTimes, setup: Setup) -> str:
-    taken = "take its cores" if not setup.threads or no_core_left(times, setup) else "hold the interpreter"
+    taken = (
+        "take its cores" if not setup.threads or setup.crowded or no_core_left(times, setup) else "hold the interpreter"
+    )
     makers = "threads" if setup.threads else "workers"
     alone, now = times.work_alone_ns(setup.threads) / 1e6, times.work[times.counted].mean() / 1e6
     return f"The loader's {makers} {taken}: a step takes {now:.3g} ms where it takes {alone:.3g} ms alone."
