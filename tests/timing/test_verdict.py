@@ -203,7 +203,7 @@ def test_where_all_cores_compute_processes_would_not_help_against_what_threads_t
 
 
 def test_where_others_leave_less_than_a_core_threads_are_not_said_to_hold_the_interpreter() -> None:
-    held = held_up(11, 12, 3, cpu_share=1.0)
+    held = held_up(11, 12, 3, cpu_share=0.4)
     verdict = judge(held, setup("thread", 1, cores=1.0, usable_cores=2, free_cores=0.4, free_range=(0.4, 0.4)))
     assert verdict.remedies == ()
     assert "hold the interpreter" not in verdict.reason
