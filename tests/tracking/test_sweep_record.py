@@ -118,7 +118,7 @@ def test_jobs_beside_which_others_computed_are_ranked_by_waiting_and_a_line_says
         figure.axes[0]
         .get_title(loc="left")
         .replace("\n", " ")
-        .endswith("do not compare: the machine was not the same for all jobs")
+        .endswith("do not compare: steps or free cores differ between jobs")
     )
 
 

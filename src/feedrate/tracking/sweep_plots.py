@@ -56,7 +56,7 @@ def _compares(groups: Sequence[Group], measure: str) -> bool:
 def _best_words(ranking: Ranking, measure: str) -> str:
     """Which setting is the best, where that can be told."""
     if not _compares(ranking.groups, measure):
-        return "do not compare: the machine was not the same for all jobs"
+        return "do not compare: steps or free cores differ between jobs"
     if ranking.undecided:
         return "the same with every setting, within the noise"
     word = {"samples_per_s": "most", "wait_pct": "least", METRIC: "best"}[measure]
