@@ -122,6 +122,10 @@ class FreeCores:
         seconds, core_s = (sum(column) for column in zip(*self._intervals, strict=True))
         return float(core_s / seconds)
 
+    def discard(self) -> None:
+        """The time since the last look does not count, as it is not known what the workers computed in it."""
+        self._since = None
+
     def range(self) -> tuple[float, float] | None:
         """10th and 90th percentile of the free cores; None where fewer than two intervals are known."""
         if len(self._intervals) < 2:

@@ -64,7 +64,11 @@ class Account:
         """It has ended; validation follows."""
         self._training = False
         self._during = self._machine() - self._before
-        self._free_cores.end(self._workers())
+        workers = self._workers()
+        if workers or not getattr(self._loader, "num_workers", 0):
+            self._free_cores.end(workers)
+        else:
+            self._free_cores.discard()
 
     def end(self, times: EpochTimes) -> None:
         """The epoch has ended, with this account of its training."""
@@ -126,7 +130,8 @@ class Account:
         """With what the epochs kept, or those of `times`, were measured."""
         machine, found = sum(self._meanwhile, Machine()), setup_of(self._loader)
         free = None
-        if times is not None and machine.seconds:
+        # of workers that tell nothing, as torch's, it is not known what they computed
+        if times is not None and machine.seconds and (times.known or not found.workers):
             own_ns = times.cpu.sum() + (times.load_cpu.sum() if found.engine == "process" else 0)
             free = min(found.cores, float(own_ns / max(1, times.elapsed.sum())) + machine.idle_s / machine.seconds)
         return replace(
@@ -134,7 +139,7 @@ class Account:
             cores=found.cores if free is None else max(1.0, free),
             usable_cores=usable_cores(),
             free_cores=free,
-            free_range=self._free_cores.range(),
+            free_range=None if free is None else self._free_cores.range(),
             worker_mb=self._worker_mb or 0.0,
             worker_delay_s=machine.workers_queued_s,
             receive_cpu_ns=1e9 * machine.helpers_s / max(1, sum(len(kept.wait) for kept in self._epochs)),
