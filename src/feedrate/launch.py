@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
@@ -122,22 +123,29 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
         _fail(_no_folder(error) if isinstance(error, OSError) and composed and not begun else error)
 
 
-def plain(config: DictConfig, written: Path | None = None, *, quiet: bool = False) -> dict[str, Any]:
+def plain(
+    config: DictConfig, written: Path | None = None, *, job: HydraConf | None = None, quiet: bool = False
+) -> dict[str, Any]:
     """The configuration as plain containers with every interpolation resolved.
 
     A class that takes the place of an option's own begins with its own defaults (feedrate.replaced), which is said.
 
     Args:
         written: the file in which the run's folder keeps its configuration, changed as well.
+        job: Hydra's own node (`hydra`) of the composition; None: that of the running job, where there is one.
+        quiet: without a note on a class's own defaults.
 
     Raises:
         UserError: for an interpolation that leads nowhere, or a value still missing (`???`).
     """
-    if HydraConfig.initialized():
+    notes: list[str] = []
+    if job is None and HydraConfig.initialized():
+        job = HydraConfig.get()
+    if job is not None:
         for key in config:
-            if misplaced := _lacking_package(HydraConfig.get().runtime.choices, str(key)):
+            if misplaced := _lacking_package(job.runtime.choices, str(key)):
                 raise UserError(misplaced)
-    config, notes = own_defaults(config)
+        config, notes = own_defaults(config, job)
     if notes and written is not None and written.is_file():
         from feedrate.tracking import masked
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from feedrate.config import ROOT, SHIPPED, SchedulerConfig, common_keys
@@ -26,20 +26,19 @@ _GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler")
 _TARGET = re.compile(r"^_target_:\s*['\"]?([\w.]+)", re.MULTILINE)
 
 
-def own_defaults(config: DictConfig) -> tuple[DictConfig, list[str]]:
+def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[str]]:
     """The configuration with the keys that hold for such a class, and what to say of each.
 
     Args:
-        config: of the job that HydraConfig describes, as Hydra has composed it; it is not changed.
+        config: as Hydra has composed it; it is not changed.
+        job: Hydra's own node (`hydra`) of the same composition.
     """
-    if not HydraConfig.initialized():
-        return config, []
-    choices = HydraConfig.get().runtime.choices
+    choices = job.runtime.choices
     found = {group: _target(config, group) for group in _GROUPS if choices.get(group)}
-    asked = {group: target for group, target in found.items() if target and target != _stated(group, choices[group])}
+    asked = {group: t for group, t in found.items() if t and t != _stated(group, choices[group], job)}
     if not asked:
         return config, []
-    given = _without_options(list(asked))
+    given = _without_options(list(asked), job)
     notes, config = [], config.copy()
     for group, target in asked.items():
         if _target(given, group) == target:  # otherwise the option has it from another one, on purpose
@@ -57,9 +56,9 @@ def _target(config: DictConfig, group: str) -> str | None:
     return str(node["_target_"])
 
 
-def _stated(group: str, option: str) -> str | None:
+def _stated(group: str, option: str, job: HydraConf) -> str | None:
     """The target that an option's file names; None where it names none."""
-    for source in HydraConfig.get().runtime.config_sources:
+    for source in job.runtime.config_sources:
         path = Path(source.path, group, f"{option}.yaml")
         if source.schema == "file" and path.is_file():
             found = _TARGET.search(path.read_text(encoding="utf-8", errors="replace"))
@@ -67,9 +66,8 @@ def _stated(group: str, option: str) -> str | None:
     return None
 
 
-def _without_options(groups: list[str]) -> DictConfig:
+def _without_options(groups: list[str], job: HydraConf) -> DictConfig:
     """The same job composed without the options of these groups: what other files and the command line set."""
-    job = HydraConfig.get()
     overrides = [one for one in job.overrides.hydra if one.lstrip("+").startswith("hydra.searchpath")]
     for one in job.overrides.task:
         key = one.partition("=")[0]

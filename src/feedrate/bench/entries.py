@@ -22,6 +22,7 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
         UserError: an override does not exist, or concerns more than dataset, loader and seed; two loaders are the same.
     """
     from hydra import compose
+    from omegaconf import open_dict
 
     from feedrate.launch import plain
 
@@ -39,7 +40,10 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
         for override in overrides:
             if override.partition("=")[0].partition(".")[0] not in ("dataset", "loader", "seed"):
                 raise UserError(f"bench.compare: {override}: only settings of dataset, loader and seed can be compared")
-        resolved = plain(compose("bench", overrides=[*kept, *overrides]))
+        composed = compose("bench", overrides=[*kept, *overrides], return_hydra_config=True)
+        with open_dict(composed):
+            job = composed.pop("hydra")
+        resolved = plain(composed, job=job)
         check_bench(resolved)
         found.append(Entry(text.strip() or "as configured", resolved))
     if len({entry.name for entry in found}) < len(found):
