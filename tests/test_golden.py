@@ -3,7 +3,7 @@
 Digests are compared exactly. Weights and metrics are compared with a tolerance, since their last bits depend on the
 processor; within a test they are bitwise equal for all engines, fresh and resumed.
 
-After a change that is meant to alter results, record them again: FEEDRATE_WRITE_GOLDEN=1 make test ARGS=tests/test_golden.py
+After a change that is meant to alter results: FEEDRATE_WRITE_GOLDEN=1 make test ARGS=tests/test_golden.py
 """
 
 from __future__ import annotations
