@@ -32,8 +32,8 @@ class Burning:
 def run() -> str:
     import torch
 
-    from feedrate.dataset.cores import usable_cores
     from feedrate.loader import Loader
+    from feedrate.system.cores import usable_cores
 
     torch.set_num_threads(1)
     data: Any = Burning(BATCH * (WARMUP + BATCHES))

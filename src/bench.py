@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     from feedrate.config import check_bench, resolve_path
     from feedrate.errors import UserError
     from feedrate.launch import plain
-    from feedrate.signals import raise_when_stopped
+    from feedrate.system.signals import raise_when_stopped
 
     raise_when_stopped()
     resolved = plain(cfg)

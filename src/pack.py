@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from feedrate.signals import quit_on_interrupt, raise_on_interrupt
+from feedrate.system.signals import quit_on_interrupt, raise_on_interrupt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

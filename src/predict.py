@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from feedrate.launch import launch, plain
-from feedrate.signals import raise_on_interrupt
+from feedrate.system.signals import raise_on_interrupt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
 
     from feedrate.config import ROOT, check_tune, resolve_path, timeout_of
     from feedrate.launch import instant, plain
-    from feedrate.signals import raise_when_stopped
+    from feedrate.system.signals import raise_when_stopped
     from feedrate.tracking import learn, without_secrets
     from feedrate.tracking.address import read_address
     from feedrate.trainer import remembered

@@ -36,7 +36,7 @@ from feedrate.config import shown_path
 from feedrate.errors import SampleError, UserError
 from feedrate.output import outlive_readers
 from feedrate.replaced import own_defaults
-from feedrate.signals import on_the_way_out, quit_on_interrupt
+from feedrate.system.signals import on_the_way_out, quit_on_interrupt
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _FULL = "HYDRA_FULL_ERROR"
@@ -46,7 +46,7 @@ FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # what the user asked f
 def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Composes conf/`config_name`.yaml with the command line's overrides and calls `job` with it.
 
-    Ctrl-C ends the process at once, until the job takes it (feedrate.signals). Raises SystemExit with code 1 for a
+    Ctrl-C ends the process at once, until the job takes it (system/signals.py). Raises SystemExit with code 1 for a
     mistake or a failure, 128 + signal where one has stopped it. For the last statement of a program, whose end it may
     take over.
     """

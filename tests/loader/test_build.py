@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from feedrate.config import ROOT
 from feedrate.dataset import Data
-from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.labels import Targets
 from feedrate.errors import UserError
 from feedrate.loader import SeededLoader, build_loaders, close_loaders, start_loaders
+from feedrate.system.cores import usable_cores
 from loader.datasets import Numbers, Whole
 
 CPU = torch.device("cpu")

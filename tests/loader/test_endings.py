@@ -20,7 +20,7 @@ import torch
 from aftermath import MARK, is_orphan, processes_of, shared_memory
 from feedrate.dataset.time_limit import RUNNING
 from feedrate.loader import Loader
-from feedrate.signals import STOPPING
+from feedrate.system.signals import STOPPING
 from loader import ending
 from loader.conftest import wait_until_loaders_are_gone
 from loader.test_slots import Numbered

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.dataset.cores import usable_cores
 from feedrate.loader.limits import Limits, read_limits, shown
+from feedrate.system.cores import usable_cores
 from loader.conftest import wait_until_loaders_are_gone
 
 GB = 10**9

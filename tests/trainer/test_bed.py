@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import build_data
-from feedrate.dataset.cores import usable_cores
 from feedrate.launch import CONF
+from feedrate.system.cores import usable_cores
 from feedrate.timing.ceilings import metrics
 from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.largest import Largest, largest_batch

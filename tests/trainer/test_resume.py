@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from feedrate.errors import UserError
+from feedrate.system.interrupt import Interrupted
 from feedrate.trainer import checkpoint
-from feedrate.trainer.interrupt import Interrupted
 from feedrate.trainer.loop import Trainer
 from saved_run import with_config
 from started import until

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from feedrate.errors import UserError
-from feedrate.signals import STOPPING, ignore, unheard
+from feedrate.system.signals import STOPPING, ignore, unheard
 
 DIGEST_BATCHES = 16  # the first ones, over whose IDs order_digest goes
 FED_PCT = 2.0  # of waiting at most, where a loader suffices

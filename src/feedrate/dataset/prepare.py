@@ -20,13 +20,13 @@ import torch
 
 from feedrate.config import PrepareConfig, resolve_path
 from feedrate.dataset.big_file import BigFile
-from feedrate.dataset.cores import usable_cores
-from feedrate.dataset.counted import counted
-from feedrate.dataset.folder import Interrupted, locked
-from feedrate.dataset.processes import deaf
 from feedrate.dataset.sample_writer import TEMPORARY, numbered, serialized, write_file, write_samples
 from feedrate.dataset.split import Indices, Parts, split
 from feedrate.errors import UserError
+from feedrate.system.cores import usable_cores
+from feedrate.system.counted import counted
+from feedrate.system.folder import Interrupted, locked
+from feedrate.system.processes import deaf
 
 MANIFEST = "prepare.json"
 WORTH_A_WORKER = 500  # samples; fewer are written before a further process has started

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from feedrate.dataset.big_file import BigFile
-from feedrate.dataset.processes import in_processes
 from feedrate.dataset.split import Indices
+from feedrate.system.processes import in_processes
 
 TEMPORARY = ".prepare-"  # what begins with it is left from an interruption
 _REPORT_S = 0.1

@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from feedrate.dataset.folder import sync_folder
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.look import look
 from feedrate.dataset.memory import memory_of
@@ -31,6 +30,7 @@ from feedrate.dataset.shard import KEY, Damaged, Form, read_places
 from feedrate.dataset.shard_index import ShardEntry, names_crc
 from feedrate.dataset.stale import Fingerprint, fingerprint
 from feedrate.errors import SampleError
+from feedrate.system.folder import sync_folder
 
 TEMPORARY = ".pack-"  # what begins with it is left from an interruption
 TRIES = 3  # of loading a sample whose file changes meanwhile

@@ -17,7 +17,6 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from feedrate.dataset.build import Data
-from feedrate.dataset.cores import usable_cores
 from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
 from feedrate.loader.device import has_streams
@@ -27,6 +26,7 @@ from feedrate.loader.open_files import warn_of_open_files
 from feedrate.loader.parcel import NOTHING, inherited, sent
 from feedrate.loader.preflight import Pool, Setup, preflight
 from feedrate.loader.workers import start_method
+from feedrate.system.cores import usable_cores
 from feedrate.targets import build
 
 log = logging.getLogger("feedrate")

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedrate.dataset.control_groups import group_folders
-from feedrate.dataset.cores import usable_cores
+from feedrate.system.control_groups import group_folders
+from feedrate.system.cores import usable_cores
 
 _NO_LIMIT = 1 << 60  # bytes; version 1 of control groups writes a number near 2**63 where there is none
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from feedrate.dataset.cores import usable_cores
+from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import AT_ONCE, Setup, Steps
 from feedrate.timing.machine import FreeCores, Task

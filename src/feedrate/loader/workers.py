@@ -38,7 +38,7 @@ from feedrate.loader.order import Plan
 from feedrate.loader.receiver import NAME, PATIENCE_S, Received, end_all
 from feedrate.loader.slots import Lent, Ring, send_all_tensors
 from feedrate.loader.tickets import Receipt, Tickets
-from feedrate.signals import STOPPING, ignore, unheard
+from feedrate.system.signals import STOPPING, ignore, unheard
 
 T = TypeVar("T")
 LOOK_S = 0.5  # between two looks whether the workers live, while a batch is waited for

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
+from feedrate.system.whole_file import replace_file
 from feedrate.tracking.secrets import without_secrets
-from feedrate.whole_file import replace_file
 
 if TYPE_CHECKING:
     from feedrate.config import TrackingConfig

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from feedrate.dataset.cores import usable_cores
 from feedrate.loader import Loader, setup_of
+from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup, cut, joined

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch import device as Device
 
-from feedrate.dataset.folder import sync_folder
 from feedrate.errors import UserError
 from feedrate.loader import lost_worker
+from feedrate.system.folder import sync_folder
 
 
 def save(folder: Path, name: str, state: dict[str, Any], about: dict[str, Any], keep: int = 0) -> Path:

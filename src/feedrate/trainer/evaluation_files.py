@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feedrate.system.whole_file import replace_file
 from feedrate.tracking.picture import has_fonts, optional, save
 from feedrate.trainer.evaluate import Evaluation, Sample
-from feedrate.whole_file import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,6 +21,7 @@ from feedrate.dataset.look import size_of
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.loader.device import has_streams
+from feedrate.system.interrupt import Interrupted, Interruption
 from feedrate.timing import Clock, EpochTimes, Point, points
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
@@ -30,7 +31,6 @@ from feedrate.trainer.accumulation import AccumulationWindow
 from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
-from feedrate.trainer.interrupt import Interrupted, Interruption
 from feedrate.trainer.progress import Progress
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.state import Result, RunState

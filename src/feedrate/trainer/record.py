@@ -17,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 from feedrate.dataset import Data
+from feedrate.system.whole_file import replace_file
 from feedrate.timing import points
 from feedrate.timing.trace import rows_of, trace
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
@@ -26,7 +27,6 @@ from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
 from feedrate.trainer.provenance import Code, code_version, flat, job_id, result_id, size_of_diff
 from feedrate.trainer.state import Result
-from feedrate.whole_file import replace_file
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from feedrate.config import ROOT, resolve_path
-from feedrate.whole_file import check_place, replace_shared_file, told
+from feedrate.system.whole_file import check_place, replace_shared_file, told
 
 FOLDER = ROOT / "outputs/tuned"
 OPTION = "tuned"  # of the group loader
@@ -127,7 +127,7 @@ def take(
 def _path(config: Mapping[str, Any], folder: Path) -> Path:
     import psutil
 
-    from feedrate.dataset.cores import usable_cores
+    from feedrate.system.cores import usable_cores
 
     about = {
         "dataset": _dataset(config),

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Protocol
 
-from feedrate.dataset.cores import usable_cores
 from feedrate.errors import SampleError, UserError
+from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import MIN_STEPS, Setup

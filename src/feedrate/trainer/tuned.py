@@ -16,13 +16,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from feedrate.config import ROOT
-from feedrate.dataset.cores import usable_cores
 from feedrate.errors import SampleError, UserError
+from feedrate.system.cores import usable_cores
+from feedrate.system.whole_file import check_place, replace_shared_file, told
 from feedrate.tracking.note import number
 from feedrate.tracking.tuning import Tried
 from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.tune import Trial, Tuned
-from feedrate.whole_file import check_place, replace_shared_file, told
 
 WRITTEN = "# Written by "  # begins the second line of an option's file
 _FOR = re.compile(r"^# on [\d-]+, for (?P<words>.+) on \d+ cores(?: \[(?P<about>\w+)\])?\.$", re.MULTILINE)  # the third

@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from feedrate.signals import raise_on_interrupt
+from feedrate.system.signals import raise_on_interrupt
 
 if TYPE_CHECKING:
     from feedrate.tracking.sweep_results import Result

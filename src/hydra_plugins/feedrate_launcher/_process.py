@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from feedrate.signals import STOPPING
+from feedrate.system.signals import STOPPING
 from feedrate.tracking.sweep_results import read_summary
 
 GRACE_S = 10.0  # what a job that is asked to stop may take for its checkpoint

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from feedrate.launch import FULL_ERROR
-from feedrate.signals import how_to_hurry
+from feedrate.system.signals import how_to_hurry
 from feedrate.tracking.sweep import JOB_VARIABLE, PARENT_VARIABLE
 from hydra_plugins.feedrate_launcher._claim import Attempt, attempt
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from feedrate.signals import take
-from feedrate.trainer.interrupt import Interrupted
+from feedrate.system.interrupt import Interrupted
+from feedrate.system.signals import take
 
 
 class Stop:

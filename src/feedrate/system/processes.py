@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from feedrate.errors import UserError
-from feedrate.signals import unheard
+from feedrate.system.signals import unheard
 
 T = TypeVar("T")
 _REPORT_S = 0.1

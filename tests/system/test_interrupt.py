@@ -11,13 +11,13 @@ from typing import IO, cast
 
 import pytest
 
-from feedrate.signals import how_to_hurry
-from feedrate.trainer.interrupt import Interrupted
+from feedrate.system.interrupt import Interrupted
+from feedrate.system.signals import how_to_hurry
 from hydra_plugins.feedrate_launcher._stop import Stop
 
 STEPS = """
 import sys, time
-from feedrate.trainer.interrupt import Interruption
+from feedrate.system.interrupt import Interruption
 interruption = Interruption()
 interruption.listen()
 print("ready", flush=True)
@@ -32,7 +32,7 @@ except KeyboardInterrupt as error:
 JOB = """
 import atexit, time
 from feedrate.launch import launch
-from feedrate.trainer.interrupt import Interruption
+from feedrate.system.interrupt import Interruption
 
 def leave_slowly():
     print("leaving", flush=True)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from feedrate.dataset.control_groups import group_folders
+from feedrate.system.control_groups import group_folders
 
 
 def usable_cores(system: Path = Path("/")) -> int:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from feedrate.signals import Stopped, how_to_hurry, take
+from feedrate.system.signals import Stopped, how_to_hurry, take
 
 PATIENCE_S = 8.0  # from a signal to the end of a process that hangs; containers wait for ten seconds
 AT_ONCE_S = 1.0  # the same after Ctrl-C has come as a second signal

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from feedrate.dataset.cores import usable_cores
+from feedrate.system.cores import usable_cores
 
 
 def system(folder: Path, groups: str, **files: str) -> Path:

@@ -1,0 +1,1 @@
+"""Files, signals, processes, cores and memory limits: nothing of data or training."""
