@@ -177,9 +177,9 @@ def _overlap(device: torch.device) -> str:
 def _training(device: torch.device) -> str:
     from omegaconf import OmegaConf
 
+    from feedrate.cli.launch import CONF
     from feedrate.config import TrainerConfig
     from feedrate.dataset import build_data
-    from feedrate.launch import CONF
     from feedrate.trainer.bed import Bed, Setting
 
     def conf(name: str) -> dict[str, Any]:

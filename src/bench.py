@@ -25,9 +25,9 @@ def main(cfg: DictConfig) -> None:
 
     from feedrate.bench.compare import measure, read, side_by_side, slower, told, unknown, write
     from feedrate.bench.entries import entries_of
+    from feedrate.cli.launch import plain
     from feedrate.config import check_bench, resolve_path
     from feedrate.errors import UserError
-    from feedrate.launch import plain
     from feedrate.system.signals import raise_when_stopped
 
     raise_when_stopped()
@@ -65,6 +65,6 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     if {"-m", "--multirun"} & set(sys.argv):
         sys.exit("error: -m: a sweep is for train.py; several loaders are compared with bench.compare=[...]")
-    from feedrate.launch import launch
+    from feedrate.cli.launch import launch
 
     launch(main, "bench")

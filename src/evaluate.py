@@ -13,7 +13,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from feedrate.launch import launch, plain
+from feedrate.cli.launch import launch, plain
 from feedrate.system.signals import raise_on_interrupt
 
 if TYPE_CHECKING:

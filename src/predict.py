@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from feedrate.launch import launch, plain
+from feedrate.cli.launch import launch, plain
 from feedrate.system.signals import raise_on_interrupt
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     # Settings
     # -----------------------------------------------------------------------------------------------------
+    from feedrate.cli.launch import plain
     from feedrate.config import PrepareConfig
-    from feedrate.launch import plain
     from feedrate.validation import validate
 
     config = validate(PrepareConfig, plain(cfg), "")
@@ -40,6 +40,6 @@ if __name__ == "__main__":
     quit_on_interrupt()  # before anything else is imported
     if {"-m", "--multirun"} & set(sys.argv):
         sys.exit("error: -m: a sweep is for train.py; give prepare.py one source and one root")
-    from feedrate.launch import launch
+    from feedrate.cli.launch import launch
 
     launch(main, "prepare")

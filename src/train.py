@@ -19,8 +19,8 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
+from feedrate.cli.launch import describe, launch, plain
 from feedrate.errors import LostWorker
-from feedrate.launch import describe, launch, plain
 
 log = logging.getLogger("feedrate")
 

@@ -22,8 +22,8 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     from hydra.core.hydra_config import HydraConfig
 
+    from feedrate.cli.launch import instant, plain
     from feedrate.config import ROOT, check_tune, resolve_path, timeout_of
-    from feedrate.launch import instant, plain
     from feedrate.system.signals import raise_when_stopped
     from feedrate.tracking import learn, without_secrets
     from feedrate.tracking.address import read_address
@@ -131,6 +131,6 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     if {"-m", "--multirun"} & set(sys.argv):
         sys.exit("error: -m: a sweep is for train.py; give tune.py one dataset and one model")
-    from feedrate.launch import launch
+    from feedrate.cli.launch import launch
 
     launch(main, "tune")

@@ -105,7 +105,7 @@ def run_train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from feedrate.launch import CONF, _register_resolvers
+    from feedrate.cli.launch import CONF, _register_resolvers
     from train import train
 
     count = 0

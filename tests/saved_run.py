@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from feedrate.launch import CONF, _register_resolvers
+from feedrate.cli.launch import CONF, _register_resolvers
 
 CLASSES = {"0": "zero", "1": "one", "2": "two"}
 

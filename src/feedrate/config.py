@@ -253,7 +253,7 @@ class SweepConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class TrainConfig:
-    """One run, checked. Nodes that build an object keep their mapping, with `_target_`, for feedrate.targets."""
+    """One run, checked. Nodes that build an object keep their mapping, with `_target_`, for feedrate.cli.targets."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
     dataset: dict[str, Any]

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from at_once import at_once
+from feedrate.cli.launch import describe, plain
 from feedrate.errors import SampleError, UserError
-from feedrate.launch import describe, plain
 from feedrate.trainer.run_folder import RunFolder
 from saved_run import composed_with_hydra
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from feedrate.cli.launch import CONF, _register_resolvers
 from feedrate.errors import UserError
-from feedrate.launch import CONF, _register_resolvers
 from hydra_plugins.feedrate_optuna._search import Searching
 from hydra_plugins.feedrate_optuna._settings import distribution, ends, in_words, override, search, spaces
 from hydra_plugins.feedrate_optuna._study import check

@@ -17,9 +17,9 @@ from typing import IO, Any, cast
 import pytest
 from omegaconf import OmegaConf
 
+from feedrate.cli.launch import _register_resolvers, plain
 from feedrate.config import check
 from feedrate.errors import UserError
-from feedrate.launch import _register_resolvers, plain
 from feedrate.tracking.sweep_report import Report
 from hydra_plugins.feedrate_launcher import _name
 from hydra_plugins.feedrate_launcher._claim import (
@@ -46,7 +46,7 @@ import sys, time
 from pathlib import Path
 from feedrate.config import check
 from feedrate.errors import UserError
-from feedrate.launch import _register_resolvers, plain
+from feedrate.cli.launch import _register_resolvers, plain
 from feedrate.tracking.sweep_report import Report
 from hydra_plugins.feedrate_launcher import _name
 from hydra_plugins.feedrate_launcher._claim import claim

@@ -31,7 +31,7 @@ except KeyboardInterrupt as error:
 
 JOB = """
 import atexit, time
-from feedrate.launch import launch
+from feedrate.cli.launch import launch
 from feedrate.system.interrupt import Interruption
 
 def leave_slowly():

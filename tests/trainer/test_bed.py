@@ -11,9 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from feedrate.cli.launch import CONF
 from feedrate.config import TrainerConfig
 from feedrate.dataset import build_data
-from feedrate.launch import CONF
 from feedrate.system.cores import usable_cores
 from feedrate.timing.ceilings import metrics
 from feedrate.trainer.bed import Bed, Setting

@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import accelerator
+from feedrate.cli.launch import CONF
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
-from feedrate.launch import CONF
 from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, start_loaders
 from feedrate.loader.device import in_use
 from feedrate.timing import Clock

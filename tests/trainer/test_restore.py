@@ -9,7 +9,7 @@ import torch
 
 import evaluate
 import predict
-from feedrate.allowed import check_targets
+from feedrate.cli.allowed import check_targets
 from feedrate.errors import UserError
 from feedrate.trainer import restore
 from feedrate.trainer.evaluation_files import write_table
@@ -44,7 +44,7 @@ def test_what_feedrate_and_torch_ship_is_allowed(target):
         "torch.nn.modules.linear.os.system",
         "torch.nn.init.ones_",
         "hydra.utils.get_method",
-        "feedrate.targets.build",
+        "feedrate.cli.targets.build",
         "feedrate.trainer.provenance.subprocess.run",
         "feedrate.trainer.provenance.subprocess.Popen",
         "feedrate.tracking.ui_server.UIServer",

@@ -24,7 +24,7 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
     from hydra import compose
     from omegaconf import open_dict
 
-    from feedrate.launch import plain
+    from feedrate.cli.launch import plain
 
     if not compare:
         own = [text for text in typed if text.startswith("loader")]

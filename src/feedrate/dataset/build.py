@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from feedrate.cli.targets import build, locate, takes
 from feedrate.config import DatasetConfig, common_keys, dataset_keys, resolve_path
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.labels import Targets
@@ -28,7 +29,6 @@ from feedrate.dataset.pt_file import load_tensor, wasted_bytes
 from feedrate.dataset.rng import sample_seeds
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError
-from feedrate.targets import build, locate, takes
 
 __all__ = ["Data", "build_data", "check_shapes", "list_IDs", "without_transform"]
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from feedrate.cli.targets import build
 from feedrate.dataset.build import Data
 from feedrate.dataset.look import size_of
 from feedrate.errors import UserError
@@ -27,7 +28,6 @@ from feedrate.loader.parcel import NOTHING, inherited, sent
 from feedrate.loader.preflight import Pool, Setup, preflight
 from feedrate.loader.workers import start_method
 from feedrate.system.cores import usable_cores
-from feedrate.targets import build
 
 log = logging.getLogger("feedrate")
 

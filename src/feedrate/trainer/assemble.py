@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from feedrate.cli.targets import build, locate
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.loader.device import has_streams, make_current
-from feedrate.targets import build, locate
 
 
 def build_model(node: Mapping[str, Any], data: Data, device: torch.device, channels_last: bool = False) -> nn.Module:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from feedrate.allowed import check_targets
+from feedrate.cli.allowed import check_targets
 from feedrate.config import ROOT, resolve_path, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError

@@ -11,9 +11,9 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from feedrate.cli.targets import build
 from feedrate.config import SchedulerConfig, common_keys
 from feedrate.errors import UserError
-from feedrate.targets import build
 
 log = logging.getLogger("feedrate")
 HARDLY = 1e-6  # share of the highest learning rate so far below which hardly anything is learned

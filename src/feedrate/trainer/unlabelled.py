@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
+from feedrate.cli.targets import build, locate, takes
 from feedrate.config import DatasetConfig, common_keys, nearby
 from feedrate.dataset import Data, IDs, Labels, Packed, list_IDs, without_transform
 from feedrate.dataset.labels import Targets
 from feedrate.dataset.part import Part
 from feedrate.dataset.shard_index import NAME as INDEX
 from feedrate.errors import UserError, offence
-from feedrate.targets import build, locate, takes
 
 log = logging.getLogger("feedrate")
 

@@ -19,8 +19,8 @@ from hydra.core.utils import filter_overrides
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from feedrate.cli.launch import plain
 from feedrate.config import TrainConfig, check
-from feedrate.launch import plain
 from feedrate.tracking import learn, masked, without_secrets
 from feedrate.tracking.sweep_results import settings
 from feedrate.tracking.sweep_table import columns

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from feedrate.launch import FULL_ERROR
+from feedrate.cli.launch import FULL_ERROR
 from feedrate.system.signals import how_to_hurry
 from feedrate.tracking.sweep import JOB_VARIABLE, PARENT_VARIABLE
 from hydra_plugins.feedrate_launcher._claim import Attempt, attempt

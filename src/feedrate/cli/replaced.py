@@ -18,8 +18,8 @@ from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from feedrate.cli.targets import locate, takes
 from feedrate.config import ROOT, SHIPPED, SchedulerConfig, common_keys
-from feedrate.targets import locate, takes
 from feedrate.validation import as_yaml
 
 _GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler")

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from feedrate.cli.launch import _fail
 from feedrate.dataset import build_data
 from feedrate.errors import UserError
-from feedrate.launch import _fail
 from feedrate.loader import Loader
 from feedrate.trainer.device import Precision
 from feedrate.trainer.forward import Forward
 
-SRC = Path(__file__).parents[1] / "src"
+SRC = Path(__file__).parents[2] / "src"
 
 BUSY_IN_TORCH = """
 import torch
-from feedrate.launch import launch
+from feedrate.cli.launch import launch
 from feedrate.dataset import time_limit
 from feedrate.loader import Loader, threads
 
@@ -53,7 +53,7 @@ launch(job, "train")
 
 AT_THE_END = """
 import atexit, sys, threading, time
-from feedrate.launch import launch
+from feedrate.cli.launch import launch
 
 def late():
     time.sleep(0.3)

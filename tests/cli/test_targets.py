@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from feedrate.cli.targets import build, locate, takes
 from feedrate.errors import UserError
-from feedrate.targets import build, locate, takes
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from feedrate.output import outlive_readers
+from feedrate.cli.output import outlive_readers
 outlive_readers()
 print("first", flush=True)
 sys.stdin.readline()
@@ -30,7 +30,7 @@ def test_it_goes_on_when_its_reader_is_gone(kind):
         stdin=subprocess.PIPE,
         stdout=writer,
         stderr=writer,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
     )
     os.close(writer)
     assert os.read(reader, 100).startswith(b"first")
@@ -40,7 +40,7 @@ def test_it_goes_on_when_its_reader_is_gone(kind):
 
 
 def test_what_is_read_arrives_whole_and_a_full_disk_is_still_an_error():
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], input=b"\n", capture_output=True, timeout=60, env=environment
     )

@@ -12,9 +12,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from feedrate.cli.targets import locate
 from feedrate.config import ROOT, SHIPPED
 from feedrate.errors import UserError
-from feedrate.targets import locate
 
 _TORCH = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler")
 _SHIPPED_PACKAGES = ("feedrate", "hydra_plugins")  # of these only some kinds of classes are allowed

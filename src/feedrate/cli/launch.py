@@ -32,13 +32,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
-from feedrate.config import shown_path
+from feedrate.cli.output import outlive_readers
+from feedrate.cli.replaced import own_defaults
+from feedrate.config import ROOT, shown_path
 from feedrate.errors import SampleError, UserError
-from feedrate.output import outlive_readers
-from feedrate.replaced import own_defaults
 from feedrate.system.signals import on_the_way_out, quit_on_interrupt
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = ROOT / "conf"
 _FULL = "HYDRA_FULL_ERROR"
 FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # what the user asked for; `launch` sets it for Hydra
 
@@ -128,7 +128,7 @@ def plain(
 ) -> dict[str, Any]:
     """The configuration as plain containers with every interpolation resolved.
 
-    A class that takes the place of an option's own begins with its own defaults (feedrate.replaced), which is said.
+    A class that takes the place of an option's own begins with its own defaults (feedrate.cli.replaced), which is said.
 
     Args:
         written: the file in which the run's folder keeps its configuration, changed as well.

@@ -76,7 +76,7 @@ def test_a_class_that_cannot_be_imported_is_named(run_train):
 def test_a_configuration_that_is_kept_in_the_run_folder_holds_what_the_run_had(tmp_path):
     from omegaconf import OmegaConf
 
-    from feedrate.launch import plain
+    from feedrate.cli.launch import plain
     from saved_run import composed_with_hydra
 
     written = tmp_path / "config.yaml"
@@ -91,7 +91,7 @@ def test_a_configuration_that_is_kept_in_the_run_folder_holds_what_the_run_had(t
 
 
 def test_another_loader_keeps_what_every_loader_has():
-    from feedrate.launch import plain
+    from feedrate.cli.launch import plain
     from saved_run import composed_with_hydra
 
     with composed_with_hydra("train", "loader._target_=torch.utils.data.DataLoader") as config:
