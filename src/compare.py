@@ -29,8 +29,8 @@ def main() -> None:
         raise UserError(f"{len(arguments.runs)} given: two or more runs are compared: python src/compare.py RUN RUN")
 
     # -- What is known of them; torch is imported only now, since it takes seconds --------------------------
-    from feedrate.trainer.compare import comparison, facts
-    from feedrate.trainer.restore import find_saved
+    from feedrate.runs.compare import comparison, facts
+    from feedrate.runs.restore import find_saved
 
     saved = [find_saved(name, arguments.uri) for name in arguments.runs]
     names = [run.recorded.name if run.recorded is not None else run.folder.name for run in saved]

@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     # Settings
     # -----------------------------------------------------------------------------------------------------
     from feedrate.errors import UserError
-    from feedrate.trainer.restore_config import EvaluateConfig
+    from feedrate.runs.restore_config import EvaluateConfig
     from feedrate.validation import validate
 
     config: EvaluateConfig = validate(EvaluateConfig, plain(cfg), "")
@@ -39,13 +39,13 @@ def main(cfg: DictConfig) -> dict[str, float]:
     # The run: its configuration and weights; torch is imported only now, since it takes seconds
     # -----------------------------------------------------------------------------------------------------
     from feedrate.loader import close_loaders
-    from feedrate.trainer import restore
+    from feedrate.runs import restore
+    from feedrate.runs.evaluation_files import write_evaluation
+    from feedrate.task.task import Task
     from feedrate.trainer.device import choose_device, choose_precision, set_arithmetic
     from feedrate.trainer.evaluate import evaluate
-    from feedrate.trainer.evaluation_files import write_evaluation
     from feedrate.trainer.forward import Forward
     from feedrate.trainer.seeds import seed_everything
-    from feedrate.trainer.task import Task
 
     raise_on_interrupt()
 

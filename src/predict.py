@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> int:
     # -----------------------------------------------------------------------------------------------------
     from feedrate.config import resolve_path
     from feedrate.errors import UserError
-    from feedrate.trainer.restore_config import PredictConfig
+    from feedrate.runs.restore_config import PredictConfig
     from feedrate.validation import validate
 
     config: PredictConfig = validate(PredictConfig, plain(cfg), "")
@@ -48,10 +48,10 @@ def main(cfg: DictConfig) -> int:
     # The run: its configuration and weights; torch is imported only now, since it takes seconds
     # -----------------------------------------------------------------------------------------------------
     from feedrate.loader import close_loaders
-    from feedrate.trainer import restore
+    from feedrate.runs import restore
+    from feedrate.runs.evaluation_files import write_table
     from feedrate.trainer.device import choose_device, choose_precision, set_arithmetic
     from feedrate.trainer.evaluate import answers, rows_of
-    from feedrate.trainer.evaluation_files import write_table
     from feedrate.trainer.forward import Forward
     from feedrate.trainer.seeds import seed_everything
 

@@ -27,10 +27,10 @@ def main() -> int:
     arguments = parser.parse_args().paths
 
     from feedrate.config import ROOT, resolve_path
+    from feedrate.runs.run_folder import RunFolder, living_owner
+    from feedrate.runs.runs import read_summary, write_summary
     from feedrate.tracking.backlog import Sender, destination, journals, waiting
     from feedrate.tracking.secrets import without_secrets
-    from feedrate.trainer.run_folder import RunFolder, living_owner
-    from feedrate.trainer.runs import read_summary, write_summary
 
     uri = next((text.removeprefix(URI) for text in arguments if text.startswith(URI)), None)
     named = [

@@ -53,10 +53,10 @@ def train(cfg: DictConfig) -> float:
     courier = start_courier(config.tracking)
 
     # torch is imported only now, since it takes seconds
+    from feedrate.runs import record, resume, runs
+    from feedrate.runs.provenance import command_line
+    from feedrate.runs.run_folder import RunFolder
     from feedrate.system.interrupt import Interruption
-    from feedrate.trainer import record, resume, runs
-    from feedrate.trainer.provenance import command_line
-    from feedrate.trainer.run_folder import RunFolder
     from feedrate.trainer.state import within_epoch
 
     # -----------------------------------------------------------------------------------------------------

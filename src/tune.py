@@ -45,11 +45,11 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     from feedrate.dataset import build_data
     from feedrate.loader.limits import read_limits
+    from feedrate.runs.provenance import command_line
     from feedrate.trainer import tuned
     from feedrate.trainer.bed import Bed
     from feedrate.trainer.device import choose_device, set_arithmetic
     from feedrate.trainer.largest import largest_batch
-    from feedrate.trainer.provenance import command_line
     from feedrate.trainer.seeds import seed_everything
     from feedrate.trainer.tune import tune
 

@@ -126,7 +126,7 @@ def test_configuration_is_checked_without_torch_and_mlflow():
     import subprocess
     import sys
 
-    code = "import sys, feedrate, feedrate.config, feedrate.cli.launch; print({'torch', 'mlflow', 'numpy'} & set(sys.modules))"
+    code = "import sys, feedrate.config, feedrate.cli.launch; print({'torch', 'mlflow', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent / "src", capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
 

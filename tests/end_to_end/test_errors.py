@@ -18,7 +18,7 @@ import torch
 from at_once import at_once
 from feedrate.cli.launch import describe, plain
 from feedrate.errors import SampleError, UserError
-from feedrate.trainer.run_folder import RunFolder
+from feedrate.runs.run_folder import RunFolder
 from saved_run import composed_with_hydra
 
 ROOT = Path(__file__).resolve().parents[2]

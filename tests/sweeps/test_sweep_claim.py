@@ -171,7 +171,7 @@ def test_jobs_that_a_killed_launcher_left_are_waited_for_and_dead_ones_marked(tm
     code = f"""
 import time
 from pathlib import Path
-from feedrate.trainer.run_folder import RunFolder
+from feedrate.runs.run_folder import RunFolder
 RunFolder(Path({str(folder)!r}))
 print("owned", flush=True)
 time.sleep(1)

@@ -130,8 +130,8 @@ def _make_font(path: Path, family: str, character: str) -> None:
 def test_the_worst_samples_are_drawn_with_IDs_and_labels_in_any_script(tmp_path: Path) -> None:
     import torch
 
+    from feedrate.runs.evaluation_files import worst_samples
     from feedrate.trainer.evaluate import Sample
-    from feedrate.trainer.evaluation_files import worst_samples
 
     samples = [
         Sample(ID, 1.0, {"label": ID, "prediction": ID, "probability": 0.5}, torch.rand(1, 8, 8))

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import evaluate
+from feedrate.runs.provenance import job_id, result_id
 from feedrate.trainer.device import out_of_memory, set_arithmetic
-from feedrate.trainer.provenance import job_id, result_id
 from saved_run import call, with_config
 
 

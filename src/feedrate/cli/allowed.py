@@ -75,7 +75,7 @@ def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def _is_known(path: str) -> bool:
     """Whether it is a class of one of the kinds that are built from a configuration, in feedrate or torch itself.
 
-    The kind is what counts: modules import others, so feedrate.trainer.provenance.subprocess.run is a path too.
+    The kind is what counts: modules import others, so feedrate.runs.provenance.subprocess.run is a path too.
     """
     module, _, name = path.rpartition(".")
     own = path.startswith("feedrate.")

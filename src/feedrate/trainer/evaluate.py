@@ -17,8 +17,8 @@ from torch import Tensor
 from feedrate.dataset import list_IDs
 from feedrate.dataset.labels import Targets
 from feedrate.loader import Batch, ToDevice
+from feedrate.task.task import Task
 from feedrate.trainer.forward import Forward
-from feedrate.trainer.task import Task
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.loader.device import has_streams
 from feedrate.system.interrupt import Interrupted, Interruption
+from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes, Point, points
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
@@ -34,7 +35,6 @@ from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.progress import Progress
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.state import Result, RunState
-from feedrate.trainer.task import Meter, Task
 
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over

@@ -16,10 +16,10 @@ from torch import nn
 
 from feedrate.dataset import Data
 from feedrate.loader import Loader, Receipt
+from feedrate.task.task import Meter
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import zero_momentum
 from feedrate.trainer.schedule import Schedule
-from feedrate.trainer.task import Meter
 from feedrate.trainer.unlabelled import facts_of
 
 log = logging.getLogger("feedrate")

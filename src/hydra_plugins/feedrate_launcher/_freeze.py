@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from feedrate.cli.launch import plain
 from feedrate.config import TrainConfig, check
+from feedrate.runs.provenance import command_line, job_id
 from feedrate.tracking import learn, masked, without_secrets
 from feedrate.tracking.sweep_results import settings
 from feedrate.tracking.sweep_table import columns
-from feedrate.trainer.provenance import command_line, job_id
 from feedrate.trainer.remembered import take
 
 # what concerns the sweep and not a job of it
@@ -42,7 +42,7 @@ class Job:
         number: from 0.
         overrides: of the command line, Hydra's own ones included.
         config: checked.
-        job_id: as feedrate.trainer.provenance makes it.
+        job_id: as feedrate.runs.provenance makes it.
         settings: key -> value of the table's columns.
         command: makes this job alone again.
         subfolder: name of its run folder within the sweep's.

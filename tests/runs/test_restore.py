@@ -11,8 +11,8 @@ import evaluate
 import predict
 from feedrate.cli.allowed import check_targets
 from feedrate.errors import UserError
-from feedrate.trainer import restore
-from feedrate.trainer.evaluation_files import write_table
+from feedrate.runs import restore
+from feedrate.runs.evaluation_files import write_table
 from feedrate.trainer.unlabelled import data_of, facts_of
 from saved_run import call, with_config
 
@@ -45,8 +45,8 @@ def test_what_feedrate_and_torch_ship_is_allowed(target):
         "torch.nn.init.ones_",
         "hydra.utils.get_method",
         "feedrate.cli.targets.build",
-        "feedrate.trainer.provenance.subprocess.run",
-        "feedrate.trainer.provenance.subprocess.Popen",
+        "feedrate.runs.provenance.subprocess.run",
+        "feedrate.runs.provenance.subprocess.Popen",
         "feedrate.tracking.ui_server.UIServer",
         "feedrate.nothing.here",
         "feedrate",
@@ -83,7 +83,7 @@ def test_classes_in_the_files_of_this_repository_are_allowed_for_runs_that_it_ma
         "own_models.nn.Linear",  # a class of torch, found through one of ours
         "own_models.torch.hub.load",
         "saved_run.compose",  # a function may do anything
-        "feedrate.trainer.run_folder.RunFolder",
+        "feedrate.runs.run_folder.RunFolder",
         "hydra_plugins.feedrate_launcher.FeedrateLauncher",
         "elsewhere_models.Net",
         "json.JSONDecoder",

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feedrate.trainer.provenance import flat, size_of_diff
-from feedrate.trainer.restore import SavedRun
+from feedrate.runs.provenance import flat, size_of_diff
+from feedrate.runs.restore import SavedRun
 
 ABSENT = "-"
 CONTENT = "content digest"  # only of runs with loader.content_digest=true

@@ -13,12 +13,12 @@ import torch
 from feedrate.config import resolve_path
 from feedrate.dataset import Data
 from feedrate.errors import UserError
+from feedrate.runs.provenance import changes, deciding, flat, result_id
+from feedrate.runs.restore import config_of_folder
+from feedrate.runs.run_folder import living_owner
+from feedrate.runs.runs import Unfinished, folder_named, folder_of_id, tidy, unfinished
 from feedrate.tracking import masked
 from feedrate.trainer import checkpoint
-from feedrate.trainer.provenance import changes, deciding, flat, result_id
-from feedrate.trainer.restore import config_of_folder
-from feedrate.trainer.run_folder import living_owner
-from feedrate.trainer.runs import Unfinished, folder_named, folder_of_id, tidy, unfinished
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.unlabelled import facts_of
 from feedrate.validation import as_yaml

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from feedrate.trainer import provenance
+from feedrate.runs import provenance
 
 WHO = ["-c", "user.name=a", "-c", "user.email=a@b"]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from feedrate.dataset import Catalog
+from feedrate.runs.evaluation_files import write_table
 from feedrate.trainer.evaluate import rows_of
-from feedrate.trainer.evaluation_files import write_table
 
 
 def predicted(folder: Path, catalog: Catalog) -> list[str]:

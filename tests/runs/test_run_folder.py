@@ -12,7 +12,7 @@ from typing import IO, cast
 import pytest
 
 from feedrate.errors import UserError
-from feedrate.trainer.run_folder import RunFolder
+from feedrate.runs.run_folder import RunFolder
 
 
 def test_a_living_owner_keeps_others_out(tmp_path):
@@ -28,7 +28,7 @@ def test_a_living_owner_keeps_others_out(tmp_path):
 def test_a_dead_owner_s_folder_is_taken_over(tmp_path):
     source = str(Path(__file__).parents[2] / "src")
     code = f"import sys; sys.path.insert(0, {source!r})\nfrom pathlib import Path\n" \
-           "from feedrate.trainer.run_folder import RunFolder\n" \
+           "from feedrate.runs.run_folder import RunFolder\n" \
            f"RunFolder(Path({str(tmp_path)!r}))\nimport os; os._exit(9)"  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=False)
     assert (tmp_path / "lock").exists()
@@ -48,7 +48,7 @@ CLAIM = """
 import sys
 from pathlib import Path
 from feedrate.errors import UserError
-from feedrate.trainer.run_folder import RunFolder
+from feedrate.runs.run_folder import RunFolder
 print("ready", flush=True)
 sys.stdin.readline()  # the starting shot
 try:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from feedrate.trainer.provenance import changes, result_id
-from feedrate.trainer.resume import find_run
-from feedrate.trainer.runs import folder_of_id, mark_dead_runs, read_summary, unfinished
+from feedrate.runs.provenance import changes, result_id
+from feedrate.runs.resume import find_run
+from feedrate.runs.runs import folder_of_id, mark_dead_runs, read_summary, unfinished
 
 DEAD = json.dumps({"pid": 2**22 + 1, "started": 1.0})
 
@@ -45,7 +45,7 @@ def test_a_run_whose_process_is_gone_is_marked_and_what_it_left_half_written_is_
 
 
 def test_a_sweep_whose_process_is_gone_is_marked_too_and_is_no_run_to_go_on_with(tmp_path, monkeypatch):
-    monkeypatch.setattr("feedrate.trainer.runs.ROOT", tmp_path)
+    monkeypatch.setattr("feedrate.runs.runs.ROOT", tmp_path)
     sweep = run(tmp_path / "outputs/sweeps/one", DEAD, status="RUNNING", started="1")
     assert mark_dead_runs(tmp_path / "outputs/runs") == [("", sweep)]
     assert read_summary(sweep)["status"] == "KILLED"

@@ -17,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 from feedrate.dataset import Data
+from feedrate.runs.provenance import Code, code_version, flat, job_id, result_id, size_of_diff
 from feedrate.system.whole_file import replace_file
 from feedrate.timing import points
 from feedrate.timing.trace import rows_of, trace
@@ -25,7 +26,6 @@ from feedrate.tracking import Tracker, masked
 from feedrate.tracking.note import run_note
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
-from feedrate.trainer.provenance import Code, code_version, flat, job_id, result_id, size_of_diff
 from feedrate.trainer.state import Result
 
 

@@ -20,10 +20,10 @@ from feedrate.config import ROOT, resolve_path, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
 from feedrate.loader import Loader, build_loaders, start_loaders
+from feedrate.runs.provenance import has_commit
+from feedrate.runs.runs import folder_named, read_summary
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import build_model
-from feedrate.trainer.provenance import has_commit
-from feedrate.trainer.runs import folder_named, read_summary
 from feedrate.trainer.unlabelled import data_of, unlabelled
 from feedrate.validation import yaml_fault
 

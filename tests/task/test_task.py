@@ -9,7 +9,7 @@ from sklearn import metrics
 
 from feedrate.dataset.labels import Targets
 from feedrate.errors import UserError
-from feedrate.trainer.task import Meter, Task
+from feedrate.task.task import Meter, Task
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""What is learned: the loss, the metrics and the model's outputs."""
