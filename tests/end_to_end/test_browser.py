@@ -26,9 +26,10 @@ import psutil
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.timing.point import points
-from feedrate.tracking import Tracker, open_tracker, plots, run_name
-from feedrate.tracking.note import run_note
+from feedrate.reporting import plots
+from feedrate.reporting.note import run_note
+from feedrate.tracking import Tracker, open_tracker, run_name
+from feedrate.tracking.point import points
 
 pytestmark = pytest.mark.browser
 

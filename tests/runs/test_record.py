@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from feedrate.tracking import plots
+from feedrate.reporting import plots
 
 NAMES = ["Ba$$in", "a$b\nc", "猫"]
 

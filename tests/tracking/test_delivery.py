@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.timing.point import Point, points
 from feedrate.tracking.backlog import Sender, destination, waiting
 from feedrate.tracking.journal import JOURNAL, STATE, Claim, Delivered, events
+from feedrate.tracking.point import Point, points
 
 
 def epochs(tracker: Any, count: int) -> None:

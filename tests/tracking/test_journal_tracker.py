@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.timing.point import Point, points
 from feedrate.tracking.journal import SYSTEM, events
+from feedrate.tracking.point import Point, points
 from started import until
 
 
@@ -92,7 +92,7 @@ def test_both_partitions_of_a_data_set_are_recorded_with_their_numbers_of_sample
 def test_files_folders_texts_and_pictures_lie_in_the_artifact_folder(
     track: Any, read: Any, database: Path, tmp_path: Path
 ) -> None:
-    from feedrate.tracking.plots import loss_curves
+    from feedrate.reporting.plots import loss_curves
 
     source = tmp_path / "source"
     source.mkdir()
@@ -222,9 +222,9 @@ def test_with_tracking_none_nothing_is_recorded_and_mlflow_is_not_imported() -> 
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from feedrate.timing.point import points
+from feedrate.tracking.point import points
 from feedrate.tracking import open_tracker, run_name
-from feedrate.tracking.note import run_note
+from feedrate.reporting.note import run_note
 settings = SimpleNamespace(uri=None, experiment="feedrate", artifacts=None, log_model=True,
                            system_metrics=True, run_name=None)
 tracker = open_tracker(settings, run_name=run_name({"model": "mlp"}), run_folder=Path("run"))

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.timing.point import points
 from feedrate.tracking import open_tracker
+from feedrate.tracking.point import points
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,7 @@ ONE_RUN = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from feedrate.timing.point import points
+from feedrate.tracking.point import points
 from feedrate.tracking import open_tracker
 
 folder = Path(sys.argv[1])

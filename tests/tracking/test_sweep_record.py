@@ -13,12 +13,12 @@ import pytest
 
 from feedrate.config import TrackingConfig
 from feedrate.errors import UserError
+from feedrate.reporting.sweep_plots import MEASURES, sweep_figure
+from feedrate.reporting.sweep_report import Report
+from feedrate.reporting.sweep_results import Result, figures, groups, swept
+from feedrate.reporting.sweep_table import as_csv, markdown
 from feedrate.tracking.journal import SILENT_END, Journal
 from feedrate.tracking.sweep import Plan, open_sweep
-from feedrate.tracking.sweep_plots import MEASURES, sweep_figure
-from feedrate.tracking.sweep_report import Report
-from feedrate.tracking.sweep_results import Result, figures, groups, swept
-from feedrate.tracking.sweep_table import as_csv, markdown
 
 KEYS = ["loader.num_workers", "loader.batch_size"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feedrate.reporting.picture import has_fonts, optional, save
 from feedrate.system.whole_file import replace_file
-from feedrate.tracking.picture import has_fonts, optional, save
 from feedrate.trainer.evaluate import Evaluation, Sample
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _shown(value: Any) -> str:
 
 
 def _figures(partition: str, found: Evaluation) -> dict[str, Callable[[], Figure]]:
-    from feedrate.tracking.plots import confusion_matrix, predicted_against_true
+    from feedrate.reporting.plots import confusion_matrix, predicted_against_true
 
     drawn: dict[str, Callable[[], Figure]] = {}
     if found.confusion is not None:

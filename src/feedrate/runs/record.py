@@ -17,13 +17,13 @@ import torch
 from omegaconf import OmegaConf
 
 from feedrate.dataset import Data
+from feedrate.reporting.note import run_note
+from feedrate.reporting.trace import rows_of, trace
 from feedrate.runs.provenance import Code, code_version, flat, job_id, result_id, size_of_diff
 from feedrate.system.whole_file import replace_file
-from feedrate.timing import points
-from feedrate.timing.trace import rows_of, trace
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
-from feedrate.tracking.note import run_note
+from feedrate.tracking.point import points
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
 from feedrate.trainer.state import Result
@@ -155,8 +155,8 @@ def record_end(
     if not tracker.active:
         write_summary(run.folder, summary)
         return summary
-    from feedrate.tracking.picture import optional
-    from feedrate.tracking.plots import confusion_matrix, loss_curves, throughput, timeline, waits
+    from feedrate.reporting.picture import optional
+    from feedrate.reporting.plots import confusion_matrix, loss_curves, throughput, timeline, waits
 
     curves: dict[str, dict[int, float]] = {}
     for epoch, metrics in enumerate(result.history, start=1):

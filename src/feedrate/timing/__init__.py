@@ -1,8 +1,7 @@
-"""Where the time goes: the clock, the account of an epoch, the verdict, and points for tracking."""
+"""Where the time goes: the clock, the account of an epoch, the verdict."""
 
 from feedrate.timing.clock import Clock
 from feedrate.timing.epoch_times import EpochTimes
-from feedrate.timing.point import Point, points
 from feedrate.timing.stages import Load, stage
 
-__all__ = ["Clock", "EpochTimes", "Load", "Point", "points", "stage"]
+__all__ = ["Clock", "EpochTimes", "Load", "stage"]

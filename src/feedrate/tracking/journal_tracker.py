@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from feedrate.config import TrackingConfig
-    from feedrate.timing.point import Point
+    from feedrate.tracking.point import Point
 
 PARAM_CHARACTERS = 6000  # as MLflow keeps them
 PATIENCE_S = 10.0  # without progress at the end
@@ -156,7 +156,7 @@ class JournalTracker(Tracker):
         self.artifact(path, _parent(name))
 
     def figure(self, figure: Figure, name: str) -> None:
-        from feedrate.tracking.picture import save
+        from feedrate.reporting.picture import save
 
         path = self._file(name)
         save(figure, path)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from feedrate.config import shown_path
-from feedrate.timing.point import points
 from feedrate.tracking.journal import JOURNAL, Claim, Delivered, Journal, events
+from feedrate.tracking.point import points
 from feedrate.tracking.secrets import masked, without_secrets
 from feedrate.tracking.tracker import Tracker, open_tracker
 

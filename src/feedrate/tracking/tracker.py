@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from feedrate.config import TrackingConfig
-    from feedrate.timing.point import Point
     from feedrate.tracking.courier_process import CourierProcess
+    from feedrate.tracking.point import Point
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

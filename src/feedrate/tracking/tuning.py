@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feedrate.config import shown_path
-from feedrate.timing.point import points
 from feedrate.tracking.journal import Journal
+from feedrate.tracking.point import points
 from feedrate.tracking.sweep import JOB_TAG, PARENT_JOURNAL, PARENT_TAG
 from feedrate.tracking.tracker import open_tracker
 

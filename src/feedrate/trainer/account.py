@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 
 from feedrate.loader import Loader, setup_of
+from feedrate.reporting.trace import WINDOW
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup, cut, joined
 from feedrate.timing.machine import FreeCores, Machine
 from feedrate.timing.stages import Slowest
-from feedrate.timing.trace import WINDOW
 from feedrate.timing.verdict import FEW_STEPS, FIGURES, Verdict, judge
 
 MOST_STEPS = 50_000  # of the last epochs that are kept: some 7 MB

@@ -23,9 +23,10 @@ from feedrate.loader import Loader, ToDevice
 from feedrate.loader.device import has_streams
 from feedrate.system.interrupt import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
-from feedrate.timing import Clock, EpochTimes, Point, points
+from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
+from feedrate.tracking.point import Point, points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.account import Account
 from feedrate.trainer.accumulation import AccumulationWindow

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from feedrate.config import ROOT
 from feedrate.errors import SampleError, UserError
+from feedrate.reporting.note import number
 from feedrate.system.cores import usable_cores
 from feedrate.system.whole_file import check_place, replace_shared_file, told
-from feedrate.tracking.note import number
 from feedrate.tracking.tuning import Tried
 from feedrate.trainer.bed import Bed, Setting
 from feedrate.trainer.tune import Trial, Tuned

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from feedrate.system.signals import raise_on_interrupt
 
 if TYPE_CHECKING:
-    from feedrate.tracking.sweep_results import Result
+    from feedrate.reporting.sweep_results import Result
     from hydra_plugins.feedrate_launcher._freeze import Job
     from hydra_plugins.feedrate_launcher._sweep import Sweep
 
@@ -66,7 +66,7 @@ class FeedrateLauncher(Launcher):
                 used; nothing has begun then.
             KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal, when the running jobs have ended.
         """
-        from feedrate.tracking.sweep_results import swept
+        from feedrate.reporting.sweep_results import swept
         from hydra_plugins.feedrate_launcher._claim import discard
         from hydra_plugins.feedrate_launcher._freeze import compose
 
@@ -95,7 +95,7 @@ class FeedrateLauncher(Launcher):
         return [_returned(sweep, job) for job in jobs]
 
     def _claimed(self, fresh: Path, jobs: Sequence[Job], keys: Sequence[str], at_once: int) -> Sweep:
-        from feedrate.tracking.sweep_report import Report
+        from feedrate.reporting.sweep_report import Report
         from hydra_plugins.feedrate_launcher._claim import changed_since, claim, description, identity
         from hydra_plugins.feedrate_launcher._sweep import About, Sweep, claimed_again
 

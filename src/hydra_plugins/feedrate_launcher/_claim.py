@@ -20,11 +20,11 @@ from filelock import FileLock
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
+from feedrate.reporting.sweep_results import read_summary
 from feedrate.runs.provenance import changes, command_line, flat
 from feedrate.runs.run_folder import RunFolder, living_owner
 from feedrate.tracking import masked, without_secrets
 from feedrate.tracking.journal import SILENT_END
-from feedrate.tracking.sweep_results import read_summary
 from hydra_plugins.feedrate_launcher._freeze import Job
 
 _ENDING_S = 30.0  # what the jobs of a launcher that was killed may take to write their checkpoints

@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from feedrate.cli.launch import plain
 from feedrate.config import TrainConfig, check
+from feedrate.reporting.sweep_results import settings
+from feedrate.reporting.sweep_table import columns
 from feedrate.runs.provenance import command_line, job_id
 from feedrate.tracking import learn, masked, without_secrets
-from feedrate.tracking.sweep_results import settings
-from feedrate.tracking.sweep_table import columns
 from feedrate.trainer.remembered import take
 
 # what concerns the sweep and not a job of it

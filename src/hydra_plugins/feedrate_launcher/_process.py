@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from feedrate.reporting.sweep_results import read_summary
 from feedrate.system.signals import STOPPING
-from feedrate.tracking.sweep_results import read_summary
 
 GRACE_S = 10.0  # what a job that is asked to stop may take for its checkpoint
 _LAST_WORDS = 30  # lines of stderr that are kept to tell an error

@@ -15,13 +15,13 @@ from typing import Any, Literal
 from omegaconf import DictConfig
 
 from feedrate.config import TrainConfig
+from feedrate.reporting.sweep_report import Report
+from feedrate.reporting.sweep_results import Result, read_summary
 from feedrate.runs.provenance import command_line
 from feedrate.runs.run_folder import RunFolder, living_owner
 from feedrate.tracking import without_secrets
 from feedrate.tracking.secrets import mask_files
 from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun, open_sweep
-from feedrate.tracking.sweep_report import Report
-from feedrate.tracking.sweep_results import Result, read_summary
 from hydra_plugins.feedrate_launcher._claim import Attempt, Claim, attempt, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._running import Jobs, Next

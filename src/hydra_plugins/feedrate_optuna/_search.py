@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from feedrate.errors import UserError
+from feedrate.reporting.search_report import SearchReport, objective
+from feedrate.reporting.sweep_results import Result
 from feedrate.runs.provenance import changes, flat
-from feedrate.tracking.search_report import SearchReport, objective
-from feedrate.tracking.sweep_results import Result
 from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
 from hydra_plugins.feedrate_launcher._claim import claim

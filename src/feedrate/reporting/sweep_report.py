@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.tracking.picture import optional, save
-from feedrate.tracking.sweep_plots import MEASURES, METRIC, sweep_figure
-from feedrate.tracking.sweep_ranks import is_about_speed
-from feedrate.tracking.sweep_results import Result, figures, groups
-from feedrate.tracking.sweep_table import as_csv, best_job, markdown
+from feedrate.reporting.picture import optional, save
+from feedrate.reporting.sweep_plots import MEASURES, METRIC, sweep_figure
+from feedrate.reporting.sweep_ranks import is_about_speed
+from feedrate.reporting.sweep_results import Result, figures, groups
+from feedrate.reporting.sweep_table import as_csv, best_job, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

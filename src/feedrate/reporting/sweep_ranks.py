@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from feedrate.reporting.sweep_results import METRICS, Group, Result, is_number, is_repeat, ordered, varying
 from feedrate.timing.noise import Measured, knee, ranks, shown, unlike
-from feedrate.tracking.sweep_results import METRICS, Group, Result, is_number, is_repeat, ordered, varying
 
 WORKERS, BATCH_SIZE = "loader.num_workers", "loader.batch_size"
 ENGINE, PREFETCH = "loader.engine", "loader.prefetch_factor"

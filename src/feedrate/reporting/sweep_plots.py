@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from feedrate.tracking.plots import BLUE, DPI, GREEN, GREY, ORANGE, fitted
-from feedrate.tracking.sweep_ranks import Knee, Ranking, by_speed, knee_words, knees, ranked, words
-from feedrate.tracking.sweep_results import Group, is_number, ordered, varying
-from feedrate.tracking.sweep_table import chosen_words, figure, words_of_metric
+from feedrate.reporting.plots import BLUE, DPI, GREEN, GREY, ORANGE, fitted
+from feedrate.reporting.sweep_ranks import Knee, Ranking, by_speed, knee_words, knees, ranked, words
+from feedrate.reporting.sweep_results import Group, is_number, ordered, varying
+from feedrate.reporting.sweep_table import chosen_words, figure, words_of_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

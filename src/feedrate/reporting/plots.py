@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from feedrate.timing.point import Point
+    from feedrate.tracking.point import Point
 
 History = Mapping[str, Mapping[int, float]]  # metric name -> epoch -> value
 
@@ -133,7 +133,7 @@ def waits(wait_ms: Sequence[float] | np.ndarray, load_ms: Sequence[float] | np.n
     """What each step waited, and what making its batch took in its worker; up to 4,000 dots, evenly taken."""
     import numpy as np
 
-    from feedrate.tracking.note import number
+    from feedrate.reporting.note import number
 
     figure = _figure(7.6, 5.0)
     panels = figure.subplots(2, 1, sharex=True)
@@ -277,7 +277,7 @@ def _labels(names: Sequence[str]) -> tuple[list[str], str]:
     These are names that no font can draw, empty ones, those that are equal once they are shortened, and, beside any of
     these, names that look like such a number (`#1`).
     """
-    from feedrate.tracking.picture import has_fonts
+    from feedrate.reporting.picture import has_fonts
 
     lines = [" ".join(name.split()) for name in names]
     short = [line if len(line) <= LABEL_CHARACTERS else line[: LABEL_CHARACTERS - 1] + "…" for line in lines]
@@ -297,7 +297,7 @@ def _labels(names: Sequence[str]) -> tuple[list[str], str]:
 
 def _written(name: str) -> str:
     """A name with what cannot be drawn as Python writes it: `\\u732b`."""
-    from feedrate.tracking.picture import has_fonts
+    from feedrate.reporting.picture import has_fonts
 
     text = "".join(c if c.isprintable() and has_fonts(c) else c.encode("unicode_escape").decode() for c in name)
     return f'"{text if len(text) <= LEGEND_CHARACTERS else text[: LEGEND_CHARACTERS - 1] + "…"}"'

@@ -10,11 +10,11 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image
 
-from feedrate.tracking import plots
-from feedrate.tracking.picture import fonts_for, optional, save
-from feedrate.tracking.search_plots import slices
-from feedrate.tracking.sweep_plots import sweep_figure
-from feedrate.tracking.sweep_results import Group, Result
+from feedrate.reporting import plots
+from feedrate.reporting.picture import fonts_for, optional, save
+from feedrate.reporting.search_plots import slices
+from feedrate.reporting.sweep_plots import sweep_figure
+from feedrate.reporting.sweep_results import Group, Result
 
 MATHEMATICAL = ["Ba$$in", "$a", "b$", r"$\frac{1}$", "a_b^c", "50 %"]
 SCRIPTS = ["Кошка", "γάτα", "قطة", "חתול", "naïve", "猫", "แมว", "बिल्ली", "犬 dog"]

@@ -9,10 +9,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from feedrate.tracking.note import number
-from feedrate.tracking.plots import BLUE, DPI, GREY, ORANGE
-from feedrate.tracking.sweep_ranks import words
-from feedrate.tracking.sweep_results import Result, is_number, ordered
+from feedrate.reporting.note import number
+from feedrate.reporting.plots import BLUE, DPI, GREY, ORANGE
+from feedrate.reporting.sweep_ranks import words
+from feedrate.reporting.sweep_results import Result, is_number, ordered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,9 +9,8 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from feedrate.timing.noise import rounded
-from feedrate.tracking.note import number
-from feedrate.tracking.sweep_ranks import (
+from feedrate.reporting.note import number
+from feedrate.reporting.sweep_ranks import (
     BATCH_SIZE,
     WORKERS,
     Ranking,
@@ -24,7 +23,8 @@ from feedrate.tracking.sweep_ranks import (
     ranked,
     words,
 )
-from feedrate.tracking.sweep_results import Group, Result, groups, is_repeat
+from feedrate.reporting.sweep_results import Group, Result, groups, is_repeat
+from feedrate.timing.noise import rounded
 
 _ERROR_CHARACTERS = 200
 _NAMED = 3  # settings that are equal and cost the same

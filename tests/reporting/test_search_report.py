@@ -9,8 +9,8 @@ from io import StringIO
 import pytest
 from PIL import Image
 
-from feedrate.tracking.search_report import SearchReport, objective
-from feedrate.tracking.sweep_results import Result
+from feedrate.reporting.search_report import SearchReport, objective
+from feedrate.reporting.sweep_results import Result
 
 KEYS = ["optimizer.lr", "loader.batch_size", "model"]
 

@@ -15,10 +15,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from feedrate.config import ROOT
-from feedrate.timing.point import points
-from feedrate.tracking import plots
-from feedrate.tracking.sweep_plots import sweep_figure
-from feedrate.tracking.sweep_results import Result, groups
+from feedrate.reporting import plots
+from feedrate.reporting.sweep_plots import sweep_figure
+from feedrate.reporting.sweep_results import Result, groups
+from feedrate.tracking.point import points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,8 +124,8 @@ def test_no_global_state_of_matplotlib_is_touched() -> None:
     code = """
 import io, sys
 from feedrate.tracking import plots
-from feedrate.tracking.sweep_plots import sweep_figure
-from feedrate.tracking.sweep_results import Result, groups
+from feedrate.reporting.sweep_plots import sweep_figure
+from feedrate.reporting.sweep_results import Result, groups
 plots.loss_curves({"train/loss": {1: 1.0}}).savefig(io.BytesIO())
 print("matplotlib.pyplot" in sys.modules)
 """

@@ -12,12 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.tracking.note import number
-from feedrate.tracking.search_plots import history, slices
-from feedrate.tracking.sweep_ranks import Ranking, by_speed, not_the_same, words
-from feedrate.tracking.sweep_report import Report
-from feedrate.tracking.sweep_results import Group, Result, figures, steady
-from feedrate.tracking.sweep_table import best_job, cell, chosen_words, fenced, figure, one_line, table, words_of_metric
+from feedrate.reporting.note import number
+from feedrate.reporting.search_plots import history, slices
+from feedrate.reporting.sweep_ranks import Ranking, by_speed, not_the_same, words
+from feedrate.reporting.sweep_report import Report
+from feedrate.reporting.sweep_results import Group, Result, figures, steady
+from feedrate.reporting.sweep_table import (
+    best_job,
+    cell,
+    chosen_words,
+    fenced,
+    figure,
+    one_line,
+    table,
+    words_of_metric,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

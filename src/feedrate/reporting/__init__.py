@@ -1,0 +1,1 @@
+"""Pictures, tables and pages made from what was measured: of a run, a sweep and a search."""
