@@ -33,8 +33,8 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.timing.ceilings import metrics
 from feedrate.timing.noise import FLOOR
-from feedrate.trainer.bed import Bed, Setting
-from feedrate.trainer.tune import tune
+from feedrate.tuning.bed import Bed, Setting
+from feedrate.tuning.tune import tune
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE.parent / "conf"

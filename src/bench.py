@@ -23,12 +23,12 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     from hydra.core.hydra_config import HydraConfig
 
-    from feedrate.bench.compare import measure, read, side_by_side, slower, told, unknown, write
-    from feedrate.bench.entries import entries_of
     from feedrate.cli.launch import plain
     from feedrate.config import check_bench, resolve_path
     from feedrate.errors import UserError
     from feedrate.system.signals import raise_when_stopped
+    from feedrate.tuning.bench import measure, read, side_by_side, slower, told, unknown, write
+    from feedrate.tuning.bench_entries import entries_of
 
     raise_when_stopped()
     resolved = plain(cfg)

@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> float:
 
     from feedrate.config import check, timeout_of
     from feedrate.tracking.secrets import learn, mask_files, mask_logs
-    from feedrate.trainer import remembered
+    from feedrate.tuning import remembered
 
     hydra = HydraConfig.get()
     mask_files(Path(hydra.runtime.output_dir) / ".hydra")

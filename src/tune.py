@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     from feedrate.system.signals import raise_when_stopped
     from feedrate.tracking import learn, without_secrets
     from feedrate.tracking.address import read_address
-    from feedrate.trainer import remembered
+    from feedrate.tuning import remembered
 
     resolved = plain(cfg)
     learn(resolved)
@@ -46,12 +46,12 @@ def main(cfg: DictConfig) -> None:
     from feedrate.dataset import build_data
     from feedrate.loader.limits import read_limits
     from feedrate.runs.provenance import command_line
-    from feedrate.trainer import tuned
-    from feedrate.trainer.bed import Bed
     from feedrate.trainer.device import choose_device, set_arithmetic
-    from feedrate.trainer.largest import largest_batch
     from feedrate.trainer.seeds import seed_everything
-    from feedrate.trainer.tune import tune
+    from feedrate.tuning import tuned
+    from feedrate.tuning.bed import Bed
+    from feedrate.tuning.largest import largest_batch
+    from feedrate.tuning.tune import tune
 
     tuned.check(path)
     remembered.check_folder()
@@ -112,7 +112,7 @@ def main(cfg: DictConfig) -> None:
     # Record
     # -----------------------------------------------------------------------------------------------------
     if config.tracking.uri is not None:
-        from feedrate.tracking.tuning import Tuning, record_tuning
+        from feedrate.tuning.record import Tuning, record_tuning
 
         tags = {"command": command, "data_digest": data.digest, "order_digest": same.order}
         tuning = Tuning(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from feedrate.bench.compare import read
-from feedrate.bench.measure import Subject
 from feedrate.errors import UserError
+from feedrate.tuning.bench import read
+from feedrate.tuning.bench_measure import Subject
 from started import Started, until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -27,12 +27,12 @@ from feedrate.timing.ahead import record
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup
 from feedrate.trainer.assemble import build_optimizer
-from feedrate.trainer.bed import Bed
 from feedrate.trainer.device import choose_precision
 from feedrate.trainer.evaluate import answers
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.loop import Trainer
+from feedrate.tuning.bed import Bed
 from on_device import Wide
 
 pytestmark = pytest.mark.gpu

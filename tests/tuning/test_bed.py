@@ -16,10 +16,10 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import build_data
 from feedrate.system.cores import usable_cores
 from feedrate.timing.ceilings import metrics
-from feedrate.trainer.bed import Bed, Setting
-from feedrate.trainer.largest import Largest, largest_batch
-from feedrate.trainer.tune import Trial
-from feedrate.trainer.tuned import compare
+from feedrate.tuning.bed import Bed, Setting
+from feedrate.tuning.largest import Largest, largest_batch
+from feedrate.tuning.tune import Trial
+from feedrate.tuning.tuned import compare
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from feedrate.bench.measure import FED_PCT, About, Subject, Taken
 from feedrate.config import BenchingConfig
 from feedrate.errors import UserError
 from feedrate.timing.noise import Measured, noise, same
+from feedrate.tuning.bench_measure import FED_PCT, About, Subject, Taken
 
 EQUAL = "~"  # behind a ratio that noise may have made
 

@@ -20,9 +20,9 @@ from feedrate.errors import SampleError, UserError
 from feedrate.reporting.note import number
 from feedrate.system.cores import usable_cores
 from feedrate.system.whole_file import check_place, replace_shared_file, told
-from feedrate.tracking.tuning import Tried
-from feedrate.trainer.bed import Bed, Setting
-from feedrate.trainer.tune import Trial, Tuned
+from feedrate.tuning.bed import Bed, Setting
+from feedrate.tuning.record import Tried
+from feedrate.tuning.tune import Trial, Tuned
 
 WRITTEN = "# Written by "  # begins the second line of an option's file
 _FOR = re.compile(r"^# on [\d-]+, for (?P<words>.+) on \d+ cores(?: \[(?P<about>\w+)\])?\.$", re.MULTILINE)  # the third

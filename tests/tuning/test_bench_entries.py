@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from feedrate.bench.compare import Entry, side_by_side, slower, told
-from feedrate.bench.measure import About, Taken
+from feedrate.tuning.bench import Entry, side_by_side, slower, told
+from feedrate.tuning.bench_measure import About, Taken
 
 
 def entry(predicted_ms: float, waits: dict[float, float], workers: int = 1) -> Entry:

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from feedrate.bench.compare import Entry
 from feedrate.config import check_bench
 from feedrate.errors import UserError
+from feedrate.tuning.bench import Entry
 
 
 def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequence[str]) -> list[Entry]:
