@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dataset.test_sample_reader import DTYPES, by_torch, content, damaged, random_tensor, save
-from feedrate.dataset.file_layout import learn_npy, learn_pt
-from feedrate.dataset.file_template import npy_template, pt_template
-from feedrate.dataset.npy_file import load_array
-from feedrate.dataset.pt_file import load_tensor
-from feedrate.dataset.sample_reader import SampleReader
+from feedrate.dataset.formats.file_layout import learn_npy, learn_pt
+from feedrate.dataset.formats.file_template import npy_template, pt_template
+from feedrate.dataset.formats.npy_file import load_array
+from feedrate.dataset.formats.pt_file import load_tensor
+from feedrate.dataset.formats.sample_reader import SampleReader
 from feedrate.errors import SampleError
 
 

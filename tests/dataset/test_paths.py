@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from feedrate.dataset import TensorFiles
+from feedrate.dataset.formats.sample_reader import fresh
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.paths import Folder, Names, Paths
-from feedrate.dataset.sample_reader import fresh
-from feedrate.dataset.uring import Uring
+from feedrate.dataset.storage.paths import Folder, Names, Paths
+from feedrate.dataset.storage.uring import Uring
 
 
 def named(names: Names, paths: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from feedrate.dataset.memory import array_of, copy_rows, rows_of
+from feedrate.dataset.formats.memory import array_of, copy_rows, rows_of
 
 DTYPES = [
     torch.uint8, torch.int16, torch.int64, torch.uint32, torch.bool, torch.float16, torch.bfloat16, torch.float32,

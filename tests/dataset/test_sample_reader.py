@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feedrate.dataset import ArrayFiles, TensorFiles
-from feedrate.dataset.file_layout import learn_npy, learn_pt
-from feedrate.dataset.npy_file import load_array
-from feedrate.dataset.pt_file import load_tensor
-from feedrate.dataset.sample_reader import SampleReader, fresh
+from feedrate.dataset.formats.file_layout import learn_npy, learn_pt
+from feedrate.dataset.formats.npy_file import load_array
+from feedrate.dataset.formats.pt_file import load_tensor
+from feedrate.dataset.formats.sample_reader import SampleReader, fresh
 from feedrate.errors import SampleError
 
 ALL_DTYPES = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from feedrate.dataset import ArrayFiles, TensorFiles
-from feedrate.dataset.cache_files import reclaim
-from feedrate.dataset.sample_reader import fresh
-from feedrate.dataset.shard import read_places
+from feedrate.dataset.formats.sample_reader import fresh
+from feedrate.dataset.shards.cache_files import reclaim
+from feedrate.dataset.shards.shard import read_places
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader
 from packing import age, picture, write_folder

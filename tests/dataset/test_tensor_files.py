@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from feedrate.config import ROOT
 from feedrate.dataset import Catalog, IDs, Labels, TensorFiles, build_data
-from feedrate.dataset.pt_file import wasted_bytes
+from feedrate.dataset.formats.pt_file import wasted_bytes
 from feedrate.errors import SampleError, UserError
 
 # outside of pytest, which keeps filters of its own, pt_file.py silences it: test_the_message_is_all_that_is_said

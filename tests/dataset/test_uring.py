@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from feedrate.dataset import uring
-from feedrate.dataset.paths import c_strings
-from feedrate.dataset.uring import FILES, Unavailable, Uring, address
+from feedrate.dataset.storage import uring
+from feedrate.dataset.storage.paths import c_strings
+from feedrate.dataset.storage.uring import FILES, Unavailable, Uring, address
 
 
 @pytest.fixture

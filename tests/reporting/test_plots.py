@@ -123,7 +123,7 @@ def test_predictions_are_drawn_against_the_truth() -> None:
 def test_no_global_state_of_matplotlib_is_touched() -> None:
     code = """
 import io, sys
-from feedrate.tracking import plots
+from feedrate.reporting import plots
 from feedrate.reporting.sweep_plots import sweep_figure
 from feedrate.reporting.sweep_results import Result, groups
 plots.loss_curves({"train/loss": {1: 1.0}}).savefig(io.BytesIO())

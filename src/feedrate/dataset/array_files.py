@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from feedrate.dataset.file_layout import learn_npy
-from feedrate.dataset.file_template import npy_template
-from feedrate.dataset.npy_file import load_array
-from feedrate.dataset.sample_reader import SampleReader
+from feedrate.dataset.formats.file_layout import learn_npy
+from feedrate.dataset.formats.file_template import npy_template
+from feedrate.dataset.formats.npy_file import load_array
+from feedrate.dataset.formats.sample_reader import SampleReader
 from feedrate.dataset.tensor_files import TensorFiles
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.config import nearby
+from feedrate.dataset.formats.table import Table, read_table
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.labels import Targets, read_labels, read_texts
-from feedrate.dataset.table import Table, read_table
 from feedrate.errors import UserError, offence
 from feedrate.validation import nearest
 

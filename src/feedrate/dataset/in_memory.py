@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from feedrate.dataset.memory import array_of, copy_rows, in_range, rows_of
-from feedrate.dataset.sample_reader import Empty
+from feedrate.dataset.formats.memory import array_of, copy_rows, in_range, rows_of
+from feedrate.dataset.formats.sample_reader import Empty
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import SampleError, UserError
 

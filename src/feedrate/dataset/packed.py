@@ -16,12 +16,12 @@ from torch.utils.data import Dataset, default_collate
 
 from feedrate.config import nearby, resolve_path
 from feedrate.dataset.catalog import Catalog
+from feedrate.dataset.formats.memory import copy_rows, in_range, memory_of, rows_of
+from feedrate.dataset.formats.sample_reader import Empty
 from feedrate.dataset.ids import IDs, Labels
-from feedrate.dataset.memory import copy_rows, in_range, memory_of, rows_of
-from feedrate.dataset.sample_reader import Empty
-from feedrate.dataset.shard import ACCESS, Damaged, Shard
-from feedrate.dataset.shard_index import Index, sample_error
-from feedrate.dataset.stale import CHECKS, check_sources
+from feedrate.dataset.shards.shard import ACCESS, Damaged, Shard
+from feedrate.dataset.shards.shard_index import Index, sample_error
+from feedrate.dataset.shards.stale import CHECKS, check_sources
 from feedrate.errors import UserError
 from feedrate.timing.stages import stage
 

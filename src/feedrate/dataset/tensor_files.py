@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from feedrate.config import resolve_path
-from feedrate.dataset.file_layout import learn_pt
-from feedrate.dataset.file_template import pt_template
+from feedrate.dataset.formats.file_layout import learn_pt
+from feedrate.dataset.formats.file_template import pt_template
+from feedrate.dataset.formats.memory import in_range, rows_of
+from feedrate.dataset.formats.pt_file import load_tensor
+from feedrate.dataset.formats.sample_reader import Empty, SampleReader
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.labels import single
-from feedrate.dataset.memory import in_range, rows_of
 from feedrate.dataset.part import PickedIDs
-from feedrate.dataset.paths import Folder, Paths
-from feedrate.dataset.pt_file import load_tensor
-from feedrate.dataset.sample_reader import Empty, SampleReader
-from feedrate.dataset.shard_cache import open_cache
+from feedrate.dataset.shards.shard_cache import open_cache
+from feedrate.dataset.storage.paths import Folder, Paths
 from feedrate.errors import UserError
 from feedrate.timing.stages import stage
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset, default_collate
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from feedrate.dataset.sample_reader import Empty
+from feedrate.dataset.formats.sample_reader import Empty
 
 LoadBatch = Callable[[np.ndarray, Empty], Any]
 LoadX = Callable[[np.ndarray, Empty], "Tensor | list[Tensor] | None"]

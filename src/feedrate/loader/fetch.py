@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from feedrate.dataset.formats.sample_reader import Empty
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_seeds, seed_globals
-from feedrate.dataset.sample_reader import Empty
 from feedrate.errors import SampleError
 from feedrate.loader.alike import odd_one_out
 from feedrate.loader.at_once import getitems_of, load_batch_of, parts_of, stacked

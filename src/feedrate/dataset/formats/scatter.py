@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.dataset.file_layout import Layout, Recogniser
-from feedrate.dataset.memory import memory_of
-from feedrate.dataset.paths import Names
-from feedrate.dataset.uring import Unavailable, Uring, address
+from feedrate.dataset.formats.file_layout import Layout, Recogniser
+from feedrate.dataset.formats.memory import memory_of
+from feedrate.dataset.storage.paths import Names
+from feedrate.dataset.storage.uring import Unavailable, Uring, address
 
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 

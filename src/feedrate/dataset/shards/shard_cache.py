@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.dataset.cache_files import SHIFT, OwnedShard, make_shard, placed, publish, reclaim, shard_name
+from feedrate.dataset.formats.memory import bytes_of, copy_rows, memory_of
+from feedrate.dataset.formats.sample_reader import Empty, fresh
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.memory import bytes_of, copy_rows, memory_of
-from feedrate.dataset.sample_reader import Empty, fresh
-from feedrate.dataset.shard import Damaged
+from feedrate.dataset.shards.cache_files import SHIFT, OwnedShard, make_shard, placed, publish, reclaim, shard_name
+from feedrate.dataset.shards.shard import Damaged
 from feedrate.errors import UserError
 
 FOLDER = ".feedrate"  # below the dataset's root

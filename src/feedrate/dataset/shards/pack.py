@@ -18,10 +18,10 @@ import torch
 from feedrate.config import PackConfig
 from feedrate.dataset.build import build_data, check_shapes
 from feedrate.dataset.look import look, size_of
-from feedrate.dataset.pack_job import Job, check_root, check_source, current, entry_of, job_of, root_of
 from feedrate.dataset.sample_writer import write_file
-from feedrate.dataset.shard_index import NAME, Index, PartitionEntry, ShardEntry
-from feedrate.dataset.shard_writer import TEMPORARY, Plan, ShardMaker
+from feedrate.dataset.shards.pack_job import Job, check_root, check_source, current, entry_of, job_of, root_of
+from feedrate.dataset.shards.shard_index import NAME, Index, PartitionEntry, ShardEntry
+from feedrate.dataset.shards.shard_writer import TEMPORARY, Plan, ShardMaker
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
 from feedrate.system.counted import counted

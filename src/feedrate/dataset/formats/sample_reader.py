@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.dataset.file_layout import MAX_BYTES, Layout
-from feedrate.dataset.file_template import Template
-from feedrate.dataset.memory import memory_of
-from feedrate.dataset.paths import Paths
-from feedrate.dataset.scatter import FLAGS, Known, Scatter, differs_from_crc, parts_of
+from feedrate.dataset.formats.file_layout import MAX_BYTES, Layout
+from feedrate.dataset.formats.file_template import Template
+from feedrate.dataset.formats.memory import memory_of
+from feedrate.dataset.formats.scatter import FLAGS, Known, Scatter, differs_from_crc, parts_of
+from feedrate.dataset.storage.paths import Paths
 from feedrate.errors import SampleError
 from feedrate.timing.stages import stage
 

@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from feedrate.dataset.formats.memory import memory_of
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.look import look
-from feedrate.dataset.memory import memory_of
 from feedrate.dataset.part import list_IDs
-from feedrate.dataset.shard import KEY, Damaged, Form, read_places
-from feedrate.dataset.shard_index import ShardEntry, names_crc
-from feedrate.dataset.stale import Fingerprint, fingerprint
+from feedrate.dataset.shards.shard import KEY, Damaged, Form, read_places
+from feedrate.dataset.shards.shard_index import ShardEntry, names_crc
+from feedrate.dataset.shards.stale import Fingerprint, fingerprint
 from feedrate.errors import SampleError
 from feedrate.system.folder import sync_folder
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.labels import Targets
-from feedrate.dataset.shard import Damaged, Form, Shard, first_row_beyond
+from feedrate.dataset.shards.shard import Damaged, Form, Shard, first_row_beyond
 from feedrate.errors import SampleError, UserError
 
 NAME = "index.json"

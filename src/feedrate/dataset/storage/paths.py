@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.uring import address
+from feedrate.dataset.storage.uring import address
 
 
 class Folder:

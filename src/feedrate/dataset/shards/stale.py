@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from feedrate.dataset.shard import Damaged, Shard
-from feedrate.dataset.shard_index import Index
+from feedrate.dataset.shards.shard import Damaged, Shard
+from feedrate.dataset.shards.shard_index import Index
 from feedrate.errors import UserError
 
 CHECKS = ("some", "all", "ignore")

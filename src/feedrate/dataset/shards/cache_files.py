@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.dataset.shard import Damaged, read_places
+from feedrate.dataset.shards.shard import Damaged, read_places
 from feedrate.system.folder import sync_folder
 
 SHIFT = 32  # a place is the number of a shard, and below so many bits the row in it

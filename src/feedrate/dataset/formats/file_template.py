@@ -18,7 +18,7 @@ from dataclasses import replace
 from math import prod
 from operator import itemgetter
 
-from feedrate.dataset.file_layout import LOCAL, Layout, Recogniser, central_entry
+from feedrate.dataset.formats.file_layout import LOCAL, Layout, Recogniser, central_entry
 
 _WIDTHS = {"BININT1": 1, "BININT2": 2, "BININT": 4}
 _FORMS = {1: "B", 2: "H", 4: "I", 8: "Q"}

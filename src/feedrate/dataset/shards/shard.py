@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from feedrate.dataset.memory import array_of, memory_of
+from feedrate.dataset.formats.memory import array_of, memory_of
 from feedrate.errors import UserError
 
 ACCESS = ("mmap", "pread")
