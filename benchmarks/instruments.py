@@ -211,7 +211,7 @@ def _alone() -> str:
     """Microseconds a batch that the calls take by themselves, and what that is of a batch at 50,000 samples/s."""
     import torch
 
-    from feedrate.loader.gate import Gate
+    from feedrate.loader.engines.gate import Gate
     from feedrate.timing import Clock
     from feedrate.timing.stages import Computed, Watch
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from feedrate.loader.receiver import NAME
+from feedrate.loader.engines.receiver import NAME
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from feedrate.errors import UserError
-from feedrate.loader.receiver import NAME, Received
+from feedrate.loader.engines.receiver import NAME, Received
 
 Receivers = Callable[[], set[threading.Thread]]
 
@@ -86,7 +86,7 @@ def test_who_lets_go_of_it_lets_go_of_the_workers(receivers: Receivers) -> None:
 def test_workers_that_nobody_waits_for_any_more_are_given_up(
     monkeypatch: pytest.MonkeyPatch, receivers: Receivers
 ) -> None:
-    monkeypatch.setattr("feedrate.loader.receiver.PATIENCE_S", 0.05)
+    monkeypatch.setattr("feedrate.loader.engines.receiver.PATIENCE_S", 0.05)
     source = Source(9, hangs_at=1)
     received = Received(source, 0, source.free.set)
     assert next(received) == 0

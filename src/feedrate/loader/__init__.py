@@ -1,12 +1,12 @@
 """How batches arrive: order, fetching, digest, transfer to the device."""
 
 from feedrate.loader.build import build_loaders, close_loaders, start_loaders
+from feedrate.loader.engines.tickets import Receipt
+from feedrate.loader.engines.workers import lost_worker
 from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.order import Order
 from feedrate.loader.report import Report, setup_of
-from feedrate.loader.tickets import Receipt
 from feedrate.loader.transfer import Batch, ToDevice
-from feedrate.loader.workers import lost_worker
 
 __all__ = [
     "Batch",

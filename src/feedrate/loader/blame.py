@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset, default_collate
 
 from feedrate.dataset.look import one_line
 from feedrate.errors import SampleError, UserError
-from feedrate.loader.tickets import Ticket
+from feedrate.loader.engines.tickets import Ticket
 
 
 class Blame:

@@ -27,8 +27,8 @@ from feedrate.loader.alike import odd_one_out
 from feedrate.loader.at_once import getitems_of, load_batch_of, parts_of, stacked
 from feedrate.loader.blame import Blame
 from feedrate.loader.digest import leaves, nbytes
+from feedrate.loader.engines.tickets import Receipt, Ticket
 from feedrate.loader.slots import Pool, Ring, Writer
-from feedrate.loader.tickets import Receipt, Ticket
 from feedrate.timing.stages import MAIN_THREAD, Computed, Slowest, Watch, clock_ns, samples_took, stage
 
 

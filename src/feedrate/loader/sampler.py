@@ -13,8 +13,8 @@ from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from feedrate.errors import UserError
 from feedrate.loader.digest import OrderDigest
+from feedrate.loader.engines.tickets import Receipt
 from feedrate.loader.order import BLOCK, Order, Plan, rank_part
-from feedrate.loader.tickets import Receipt
 
 
 class OrderSampler(Sampler[int]):

@@ -22,12 +22,12 @@ from feedrate.dataset.rng import draws_from_globals
 from feedrate.dataset.time_limit import within
 from feedrate.errors import UserError
 from feedrate.loader.digest import nbytes
+from feedrate.loader.engines.tickets import Receipt, Ticket, tickets_of
+from feedrate.loader.engines.workers import refuse_to_run_again
 from feedrate.loader.fetch import Samples
 from feedrate.loader.limits import free_shared_memory, shown
 from feedrate.loader.order import Plan
 from feedrate.loader.preflight import Pool, Setup, needs
-from feedrate.loader.tickets import Receipt, Ticket, tickets_of
-from feedrate.loader.workers import refuse_to_run_again
 from feedrate.timing.machine import queued_ns
 
 if TYPE_CHECKING:

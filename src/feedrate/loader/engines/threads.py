@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, RUNNING, TimedOut, end_threads, hanging_at
 from feedrate.loader.device import pinned, pins
+from feedrate.loader.engines.gate import Gate
+from feedrate.loader.engines.tickets import Receipt, Ticket, Tickets
 from feedrate.loader.fetch import Samples
-from feedrate.loader.gate import Gate
 from feedrate.loader.order import Plan
-from feedrate.loader.tickets import Receipt, Ticket, Tickets
 
 T = TypeVar("T")
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from feedrate.dataset.time_limit import TimedOut
 from feedrate.errors import UserError
 from feedrate.loader.blame import with_cause
+from feedrate.loader.engines.tickets import tickets_of
 from feedrate.loader.order import Plan
-from feedrate.loader.tickets import tickets_of
 from feedrate.timing.stages import clock_ns
 
 if TYPE_CHECKING:
-    from feedrate.loader.inline import Inline
+    from feedrate.loader.engines.inline import Inline
+    from feedrate.loader.engines.threads import Threads
+    from feedrate.loader.engines.workers import Workers
     from feedrate.loader.loader import SeededLoader
-    from feedrate.loader.threads import Threads
-    from feedrate.loader.workers import Workers
 
 
 class Pass(Iterator[Any]):
