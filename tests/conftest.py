@@ -14,7 +14,6 @@ from typing import Any
 # its threads must not spin on the cores that load; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))  # the tests' own classes, importable by workers too
 
 import pytest
 from hypothesis import HealthCheck, settings  # imported here: it asks the collector, which `short_collections` silences

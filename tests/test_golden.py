@@ -1,4 +1,4 @@
-"""Batches, weights and metrics of small runs are those recorded in golden.json, with every engine, fresh and resumed.
+"""Batches, weights and metrics of small runs are those in helpers/golden.json, with every engine, fresh and resumed.
 
 Digests are compared exactly. Weights and metrics are compared with a tolerance, since their last bits depend on the
 processor; within a test they are bitwise equal for all engines, fresh and resumed.
@@ -19,7 +19,7 @@ import torch
 
 from packing import pack_folder, picture, write_folder
 
-GOLDEN = Path(__file__).with_name("golden.json")
+GOLDEN = Path(__file__).with_name("helpers") / "golden.json"
 SMALL = (
     "loader.batch_size=16", "loader.content_digest=true", "model=mlp", "model.hidden=[16]", "scheduler=none",
     "trainer.max_epochs=2",

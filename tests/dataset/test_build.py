@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_datasets
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
+import own_datasets
 from feedrate.config import ROOT
 from feedrate.dataset import Data, TensorFiles, build_data, list_IDs
 from feedrate.dataset.part import Part

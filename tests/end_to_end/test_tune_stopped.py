@@ -21,7 +21,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     begun: list[Started] = []
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests/helpers"))
 
     def run() -> Started:
         dataset = ["dataset=hanging", f"dataset.note={tmp_path}/note", f"hydra.searchpath=[file://{ROOT}/tests/conf]"]

@@ -115,7 +115,11 @@ def test_processes_share_the_batches(tmp_path: Path) -> None:
     )
     here = Path(__file__).resolve().parents[2]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(script)]
-    subprocess.run(launch, check=True, env={"PYTHONPATH": f"{here / 'src'}:{here / 'tests'}", "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        launch,
+        check=True,
+        env={"PYTHONPATH": f"{here / 'src'}:{here / 'tests'}", "OMP_NUM_THREADS": "1"},
+    )
     one, two = (eval((tmp_path / f"{rank}.txt").read_text()) for rank in (0, 1))
     loader = Loader(Drawn(size=40), **SETTINGS)
     assert [batch for pair in zip(one, two, strict=True) for batch in pair] == indices(

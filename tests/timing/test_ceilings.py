@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from accounts import MS, account, setup
 
+from accounts import MS, account, setup
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import loader_ns, one_at_a_time
 from feedrate.timing.epoch_times import Steps

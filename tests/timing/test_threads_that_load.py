@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from accounts import MS, setup
 
+from accounts import MS, setup
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import loader_ns
 from feedrate.timing.epoch_times import Steps

@@ -15,10 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "timing"))
-
 from accounts import account
-
 from feedrate.errors import UserError
 from feedrate.loader import Loader
 from feedrate.timing.ceilings import metrics

@@ -12,10 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "timing"))
-
 from accounts import account, setup
-
 from at_once import at_once
 from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes

@@ -12,7 +12,7 @@ import psutil
 
 from started import until
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = "# @package _global_\ntrainer: {max_epochs: 1}\nloader: {batch_size: 4}\n"  # 16 steps, enough for a rate
 
 
@@ -36,7 +36,7 @@ def start(
         text=True,
         cwd=folder,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests/helpers")},
     )
 
 

@@ -24,14 +24,14 @@ import psutil
 from aftermath import MARK, is_orphan, outcome, processes_of, shared_memory
 from feedrate.runs.runs import mark_dead_runs, read_summary
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GONE_S = 60.0  # after which nothing of a killed run may be left; a worker looks for its parent each five seconds
 KILLED = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (128 + signal.SIGTERM, -signal.SIGTERM)}  # exit codes
 
 
 def start_training(folder: Path, *overrides: str, mark: str = "") -> subprocess.Popen[bytes]:
     """Starts src/train.py in a process group of its own; the run's folder is `folder`, its output `folder`.out."""
-    paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    paths = os.pathsep.join([str(ROOT / "tests/helpers"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".out").open("wb") as output:
         return subprocess.Popen(
