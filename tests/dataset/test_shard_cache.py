@@ -365,7 +365,7 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = [{src!r}, {tests!r}]
 from dataset.test_shard_cache import Loader, open_files
-from feedrate.dataset import shard_cache
+from feedrate.dataset.shards import shard_cache
 shard_cache.PUBLISH_S = 0
 data, workers = open_files(Path({root!r})), {workers}
 ahead = {{"engine": "process", "prefetch_factor": 1}} if workers else {{}}
