@@ -180,7 +180,7 @@ def _training(device: torch.device) -> str:
     from feedrate.cli.launch import CONF
     from feedrate.config import TrainerConfig
     from feedrate.dataset import build_data
-    from feedrate.tuning.bed import Bed, Setting
+    from feedrate.tuning.trial_runner import Bed, Setting
 
     def conf(name: str) -> dict[str, Any]:
         return dict(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))  # type: ignore[call-overload]

@@ -166,7 +166,7 @@ def _endless(loader: Any, clock: Any) -> Iterator[Any]:
 
 def _silence(clock: Any) -> None:
     """Takes the clocks and rows of this process out; worker processes to come get no watch either."""
-    from feedrate.loader import fetch
+    from feedrate.loader import fetcher as fetch
     from feedrate.timing import stages
 
     nothing = stages.Load(0, 0, 0, stages.MAIN_THREAD)
@@ -211,7 +211,7 @@ def _alone() -> str:
     """Microseconds a batch that the calls take by themselves, and what that is of a batch at 50,000 samples/s."""
     import torch
 
-    from feedrate.loader.engines.gate import Gate
+    from feedrate.loader.engines.step_probe import Gate
     from feedrate.timing import Clock
     from feedrate.timing.stages import Computed, Watch
 

@@ -33,7 +33,7 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.timing.ceilings import metrics
 from feedrate.timing.noise import FLOOR
-from feedrate.tuning.bed import Bed, Setting
+from feedrate.tuning.trial_runner import Bed, Setting
 from feedrate.tuning.tune import tune
 
 HERE = Path(__file__).resolve().parent

@@ -27,7 +27,7 @@ from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.remedies import MARGIN, WORTH
 from feedrate.timing.verdict import COMPUTE_BOUND_PCT, INPUT_BOUND_PCT, Verdict
-from feedrate.trainer.account import Account
+from feedrate.trainer.throughput_history import Account
 
 BATCH = 8
 SAMPLE_MS = (0.25, 1.0, 4.0)

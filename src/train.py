@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> float:
 
     from feedrate.config import check, timeout_of
     from feedrate.tracking.secrets import learn, mask_files, mask_logs
-    from feedrate.tuning import remembered
+    from feedrate.tuning import tuning_cache as remembered
 
     hydra = HydraConfig.get()
     mask_files(Path(hydra.runtime.output_dir) / ".hydra")
@@ -142,8 +142,8 @@ def train(cfg: DictConfig) -> float:
         # -------------------------------------------------------------------------------------------------
         # Train
         # -------------------------------------------------------------------------------------------------
-        from feedrate.trainer.account import packable
         from feedrate.trainer.profile import profiled
+        from feedrate.trainer.throughput_history import packable
         from feedrate.trainer.trial import Trial
 
         trial = Trial(config.trainer.max_epochs)

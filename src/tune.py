@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     from feedrate.system.signals import raise_when_stopped
     from feedrate.tracking import learn, without_secrets
     from feedrate.tracking.address import read_address
-    from feedrate.tuning import remembered
+    from feedrate.tuning import tuning_cache as remembered
 
     resolved = plain(cfg)
     learn(resolved)
@@ -49,8 +49,8 @@ def main(cfg: DictConfig) -> None:
     from feedrate.trainer.device import choose_device, set_arithmetic
     from feedrate.trainer.seeds import seed_everything
     from feedrate.tuning import tuned
-    from feedrate.tuning.bed import Bed
-    from feedrate.tuning.largest import largest_batch
+    from feedrate.tuning.max_batch_size import largest_batch
+    from feedrate.tuning.trial_runner import Bed
     from feedrate.tuning.tune import tune
 
     tuned.check(path)

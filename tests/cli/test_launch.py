@@ -26,7 +26,8 @@ BUSY_IN_TORCH = """
 import torch
 from feedrate.cli.launch import launch
 from feedrate.dataset import time_limit
-from feedrate.loader import Loader, threads
+from feedrate.loader import Loader
+from feedrate.loader.engines import threads
 
 time_limit.PATIENCE_S = time_limit.CLOSE_S = threads.CLOSE_S = 0.02  # a sample takes longer than Python waits for one
 

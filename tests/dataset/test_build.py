@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 import own_datasets
 from feedrate.config import ROOT
 from feedrate.dataset import Data, TensorFiles, build_data, list_IDs
-from feedrate.dataset.part import Part
 from feedrate.dataset.rng import name_sample, sample_seeds
+from feedrate.dataset.subset import Part
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader
 

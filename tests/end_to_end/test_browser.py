@@ -27,7 +27,7 @@ import pytest
 
 from feedrate.config import ROOT
 from feedrate.reporting import plots
-from feedrate.reporting.note import run_note
+from feedrate.reporting.run_summary import run_note
 from feedrate.tracking import Tracker, open_tracker, run_name
 from feedrate.tracking.point import points
 

@@ -101,7 +101,7 @@ def couriers(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         try:
-            if "feedrate.tracking.courier" in (process.info["cmdline"] or []) and any(
+            if "feedrate.tracking.uploader" in (process.info["cmdline"] or []) and any(
                 file.path.startswith(str(folder)) for file in process.open_files()
             ):
                 found.append(process)

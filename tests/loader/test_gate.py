@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from feedrate.loader import Loader
-from feedrate.loader.engines.gate import FIRST, Gate
+from feedrate.loader.engines.step_probe import FIRST, Gate
 from feedrate.timing import EpochTimes
 
 STEP_S = 0.002

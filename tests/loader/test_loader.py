@@ -28,7 +28,7 @@ from feedrate.dataset import IDs, TensorFiles, sample_rng
 from feedrate.dataset.rng import name_sample, sample_seeds
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader, Order
-from feedrate.loader.fetch import Samples
+from feedrate.loader.fetcher import Samples
 from loader import datasets
 from loader.datasets import Augmented, Numbers, Origin, total
 

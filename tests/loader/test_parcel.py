@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.part import held_out
-from feedrate.loader.parcel import Parcel, inherited, sent
+from feedrate.dataset.subset import held_out
+from feedrate.loader.worker_footprint import Parcel, inherited, sent
 from loader.datasets import Blocks, Numbers
 
 TEXTS = 20_000

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from feedrate.dataset import Packed, TensorFiles, sample_rng
-from feedrate.dataset.part import Part
+from feedrate.dataset.subset import Part
 from feedrate.errors import SampleError
 from feedrate.loader import Loader
 from packing import pack_folder

@@ -24,8 +24,8 @@ from feedrate.dataset.labels import Targets
 from feedrate.errors import UserError
 from feedrate.loader import close_loaders, start_loaders
 from feedrate.loader.limits import Limits
-from feedrate.loader.parcel import Parcel
 from feedrate.loader.preflight import NEAR, Pool, Setup, needs, preflight
+from feedrate.loader.worker_footprint import Parcel
 from loader.datasets import Blocks
 from loader.test_build import build
 

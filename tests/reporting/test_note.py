@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from feedrate.reporting.note import duration, headline, number, run_note
+from feedrate.reporting.run_summary import duration, headline, number, run_note
 
 METRICS = {
     "validation/accuracy": 0.98214,

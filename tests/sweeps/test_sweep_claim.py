@@ -22,7 +22,8 @@ from feedrate.config import check
 from feedrate.errors import UserError
 from feedrate.reporting.sweep_report import Report
 from hydra_plugins.feedrate_launcher import _name
-from hydra_plugins.feedrate_launcher._claim import (
+from hydra_plugins.feedrate_launcher._freeze import Job
+from hydra_plugins.feedrate_launcher._lock import (
     attempt,
     changed_since,
     claim,
@@ -33,7 +34,6 @@ from hydra_plugins.feedrate_launcher._claim import (
     mark,
     wait_for,
 )
-from hydra_plugins.feedrate_launcher._freeze import Job
 from hydra_plugins.feedrate_launcher._sweep import About, Sweep
 from saved_run import compose
 
@@ -49,7 +49,7 @@ from feedrate.errors import UserError
 from feedrate.cli.launch import _register_resolvers, plain
 from feedrate.reporting.sweep_report import Report
 from hydra_plugins.feedrate_launcher import _name
-from hydra_plugins.feedrate_launcher._claim import claim
+from hydra_plugins.feedrate_launcher._lock import claim
 fresh, instant = Path(sys.argv[1]), float(sys.argv[2])
 fresh.mkdir()
 (fresh / "multirun.yaml").touch()

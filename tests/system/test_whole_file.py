@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from feedrate.errors import UserError
-from feedrate.system.whole_file import check_place, replace_shared_file, told
+from feedrate.system.atomic_write import check_place, replace_shared_file, told
 
 TIMES = 200
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from feedrate.tracking.address import read_address
-from feedrate.tracking.delivery import Delivery
 from feedrate.tracking.journal_tracker import JournalTracker
+from feedrate.tracking.mlflow_writer import Delivery
 from feedrate.tracking.store import open_store
 from feedrate.tracking.system import SystemReadings
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.tracking.backlog import Sender, destination, waiting
 from feedrate.tracking.journal import JOURNAL, STATE, Claim, Delivered, events
+from feedrate.tracking.pending_uploads import Sender, destination, waiting
 from feedrate.tracking.point import Point, points
 
 

@@ -224,7 +224,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from feedrate.tracking.point import points
 from feedrate.tracking import open_tracker, run_name
-from feedrate.reporting.note import run_note
+from feedrate.reporting.run_summary import run_note
 settings = SimpleNamespace(uri=None, experiment="feedrate", artifacts=None, log_model=True,
                            system_metrics=True, run_name=None)
 tracker = open_tracker(settings, run_name=run_name({"model": "mlp"}), run_folder=Path("run"))

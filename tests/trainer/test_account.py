@@ -22,7 +22,7 @@ from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import EpochTimes
 from feedrate.timing.machine import MOST_INTERVALS, FreeCores, Machine
 from feedrate.tracking.journal import run_id_of
-from feedrate.trainer.account import Account
+from feedrate.trainer.throughput_history import Account
 from kills import ROOT, start_training
 from started import until
 

@@ -32,7 +32,7 @@ from feedrate.trainer.evaluate import answers
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.loop import Trainer
-from feedrate.tuning.bed import Bed
+from feedrate.tuning.trial_runner import Bed
 from on_device import Wide
 
 pytestmark = pytest.mark.gpu

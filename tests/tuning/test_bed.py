@@ -16,8 +16,8 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import build_data
 from feedrate.system.cores import usable_cores
 from feedrate.timing.ceilings import metrics
-from feedrate.tuning.bed import Bed, Setting
-from feedrate.tuning.largest import Largest, largest_batch
+from feedrate.tuning.max_batch_size import Largest, largest_batch
+from feedrate.tuning.trial_runner import Bed, Setting
 from feedrate.tuning.tune import Trial
 from feedrate.tuning.tuned import compare
 

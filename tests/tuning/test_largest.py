@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from feedrate.tuning.largest import Largest, largest_batch
+from feedrate.tuning.max_batch_size import Largest, largest_batch
 
 MB = 1_000_000
 

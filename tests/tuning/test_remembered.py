@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from feedrate.errors import UserError
-from feedrate.tuning import remembered
-from feedrate.tuning.remembered import Remembered, check_folder, recall, remember, take
+from feedrate.tuning import tuning_cache as remembered
+from feedrate.tuning.tuning_cache import Remembered, check_folder, recall, remember, take
 
 CONFIG: dict[str, Any] = {
     "dataset": {"_target_": "feedrate.dataset.Digits", "root": "data/digits", "name": None},

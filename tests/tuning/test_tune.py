@@ -18,10 +18,10 @@ from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import Setup
-from feedrate.tuning.bed import Setting
-from feedrate.tuning.remembered import data_and_model
+from feedrate.tuning.trial_runner import Setting
 from feedrate.tuning.tune import tune
 from feedrate.tuning.tuned import Same, option, replaces, write
+from feedrate.tuning.tuning_cache import data_and_model
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and three lengths of the queue

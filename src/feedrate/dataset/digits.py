@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 
 from feedrate.dataset.tensor_files import TensorFiles
-from feedrate.system.whole_file import replace_file
+from feedrate.system.atomic_write import replace_file
 
 VALIDATION_EVERY = 5  # every fifth image of each class validates
 

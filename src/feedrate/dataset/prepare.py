@@ -24,9 +24,9 @@ from feedrate.dataset.sample_writer import TEMPORARY, numbered, serialized, writ
 from feedrate.dataset.split import Indices, Parts, split
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
-from feedrate.system.counted import counted
 from feedrate.system.folder import Interrupted, locked
 from feedrate.system.processes import deaf
+from feedrate.system.progress_bar import counted
 
 MANIFEST = "prepare.json"
 WORTH_A_WORKER = 500  # samples; fewer are written before a further process has started

@@ -23,9 +23,9 @@ from feedrate.dataset.formats.pt_file import load_tensor
 from feedrate.dataset.formats.sample_reader import Empty, SampleReader
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.labels import single
-from feedrate.dataset.part import PickedIDs
 from feedrate.dataset.shards.shard_cache import open_cache
 from feedrate.dataset.storage.paths import Folder, Paths
+from feedrate.dataset.subset import PickedIDs
 from feedrate.errors import UserError
 from feedrate.timing.stages import stage
 

@@ -1,8 +1,8 @@
 """How batches arrive: order, fetching, digest, transfer to the device."""
 
+from feedrate.loader.batch import Receipt
 from feedrate.loader.build import build_loaders, close_loaders, start_loaders
-from feedrate.loader.engines.tickets import Receipt
-from feedrate.loader.engines.workers import lost_worker
+from feedrate.loader.engines.processes import lost_worker
 from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.order import Order
 from feedrate.loader.report import Report, setup_of

@@ -18,15 +18,15 @@ from torch.utils.data import DataLoader, default_collate
 
 from feedrate.cli.targets import build
 from feedrate.dataset.build import Data
-from feedrate.dataset.look import size_of
+from feedrate.dataset.probe import size_of
 from feedrate.errors import UserError
 from feedrate.loader.device import has_streams
-from feedrate.loader.engines.workers import start_method
+from feedrate.loader.engines.processes import start_method
 from feedrate.loader.limits import read_limits
 from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.open_files import warn_of_open_files
-from feedrate.loader.parcel import NOTHING, inherited, sent
 from feedrate.loader.preflight import Pool, Setup, preflight
+from feedrate.loader.worker_footprint import NOTHING, inherited, sent
 from feedrate.system.cores import usable_cores
 
 log = logging.getLogger("feedrate")

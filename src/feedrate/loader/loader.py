@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from feedrate.dataset.build import list_IDs
 from feedrate.errors import UserError
+from feedrate.loader.batch import Receipt, Tickets
 from feedrate.loader.digest import OrderDigest, content_hash
-from feedrate.loader.engines.engine import checked, choose, may_be_threads
+from feedrate.loader.engines.auto import checked, choose, may_be_threads
 from feedrate.loader.engines.inline import Inline
-from feedrate.loader.engines.passes import Pass
+from feedrate.loader.engines.processes import Workers, helpers
 from feedrate.loader.engines.threads import Threads
-from feedrate.loader.engines.tickets import Receipt, Tickets
-from feedrate.loader.engines.workers import Workers, helpers
-from feedrate.loader.fetch import Samples
+from feedrate.loader.epoch_iterator import Pass
+from feedrate.loader.fetcher import Samples
 from feedrate.loader.order import Order, Plan
 from feedrate.loader.rebuilt import as_given, order_given, part_given, refuse
 from feedrate.loader.report import Report, setup_of

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from feedrate.errors import UserError
+from feedrate.loader.buffers import usual_slots
 from feedrate.loader.limits import Limits, shown
-from feedrate.loader.parcel import NOTHING, Parcel
-from feedrate.loader.slots import usual_slots
+from feedrate.loader.worker_footprint import NOTHING, Parcel
 
 NEAR = 0.8  # of what is free: above it a warning, above all of it an error
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from feedrate.errors import UserError
+from feedrate.loader.batch import Receipt
 from feedrate.loader.digest import OrderDigest
-from feedrate.loader.engines.tickets import Receipt
 from feedrate.loader.order import BLOCK, Order, Plan, rank_part
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from feedrate.errors import UserError
+from feedrate.loader.batch import Receipt
 from feedrate.loader.device import has_streams
 from feedrate.loader.digest import nbytes
-from feedrate.loader.engines.tickets import Receipt
-from feedrate.loader.engines.workers import lost_worker
+from feedrate.loader.engines.processes import lost_worker
 from feedrate.timing import Clock
 from feedrate.timing.ahead import HostAhead, record
 

@@ -133,7 +133,7 @@ def waits(wait_ms: Sequence[float] | np.ndarray, load_ms: Sequence[float] | np.n
     """What each step waited, and what making its batch took in its worker; up to 4,000 dots, evenly taken."""
     import numpy as np
 
-    from feedrate.reporting.note import number
+    from feedrate.reporting.run_summary import number
 
     figure = _figure(7.6, 5.0)
     panels = figure.subplots(2, 1, sharex=True)

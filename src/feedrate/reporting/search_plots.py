@@ -9,8 +9,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from feedrate.reporting.note import number
 from feedrate.reporting.plots import BLUE, DPI, GREY, ORANGE
+from feedrate.reporting.run_summary import number
 from feedrate.reporting.sweep_ranks import words
 from feedrate.reporting.sweep_results import Result, is_number, ordered
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.reporting.note import number
+from feedrate.reporting.run_summary import number
 from feedrate.reporting.search_plots import history, slices
 from feedrate.reporting.sweep_ranks import Ranking, by_speed, not_the_same, words
 from feedrate.reporting.sweep_report import Report

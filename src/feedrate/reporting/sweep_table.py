@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from feedrate.reporting.note import number
+from feedrate.reporting.run_summary import number
 from feedrate.reporting.sweep_ranks import (
     BATCH_SIZE,
     WORKERS,

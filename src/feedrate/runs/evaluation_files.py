@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feedrate.reporting.picture import has_fonts, optional, save
-from feedrate.system.whole_file import replace_file
+from feedrate.system.atomic_write import replace_file
 from feedrate.trainer.evaluate import Evaluation, Sample
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ import torch
 from omegaconf import OmegaConf
 
 from feedrate.dataset import Data
-from feedrate.reporting.note import run_note
+from feedrate.reporting.run_summary import run_note
 from feedrate.reporting.trace import rows_of, trace
 from feedrate.runs.provenance import Code, code_version, flat, job_id, result_id, size_of_diff
-from feedrate.system.whole_file import replace_file
+from feedrate.system.atomic_write import replace_file
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.point import points

@@ -15,7 +15,7 @@ from typing import Any
 from feedrate.config import ROOT, resolve_path
 from feedrate.errors import UserError
 from feedrate.runs.run_folder import RunFolder, living_owner
-from feedrate.system.whole_file import replace_file
+from feedrate.system.atomic_write import replace_file
 from feedrate.tracking.journal import SILENT_END, run_id_of
 
 SUMMARY = "summary.json"

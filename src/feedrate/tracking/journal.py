@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
-from feedrate.system.whole_file import replace_file
+from feedrate.system.atomic_write import replace_file
 from feedrate.tracking.secrets import without_secrets
 
 if TYPE_CHECKING:

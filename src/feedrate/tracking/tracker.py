@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from feedrate.config import TrackingConfig
-    from feedrate.tracking.courier_process import CourierProcess
     from feedrate.tracking.point import Point
+    from feedrate.tracking.uploader_process import CourierProcess
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -115,7 +115,7 @@ def start_courier(config: TrackingConfig) -> CourierProcess | None:
     """Begins to open the store in a process of its own, while training gets ready; None where nothing is recorded."""
     if config.uri is None:
         return None
-    from feedrate.tracking.courier_process import CourierProcess
+    from feedrate.tracking.uploader_process import CourierProcess
 
     return CourierProcess(config)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from feedrate.dataset import Data
-from feedrate.dataset.look import look_again, sample_error
+from feedrate.dataset.probe import look_again, sample_error
 from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.loader import Batch, Receipt, lost_worker
 from feedrate.trainer.device import Precision, out_of_memory

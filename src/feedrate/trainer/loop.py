@@ -17,7 +17,7 @@ from torch import nn
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
-from feedrate.dataset.look import size_of
+from feedrate.dataset.probe import size_of
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.loader.device import has_streams
@@ -28,7 +28,6 @@ from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.tracking.point import Point, points
 from feedrate.trainer import checkpoint
-from feedrate.trainer.account import Account
 from feedrate.trainer.accumulation import AccumulationWindow
 from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.forward import Forward, names, not_finite
@@ -36,6 +35,7 @@ from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.progress import Progress
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.state import Result, RunState
+from feedrate.trainer.throughput_history import Account
 
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over

@@ -20,8 +20,8 @@ from feedrate.cli.targets import build, locate, takes
 from feedrate.config import DatasetConfig, common_keys, nearby
 from feedrate.dataset import Data, IDs, Labels, Packed, list_IDs, without_transform
 from feedrate.dataset.labels import Targets
-from feedrate.dataset.part import Part
 from feedrate.dataset.shards.shard_index import NAME as INDEX
+from feedrate.dataset.subset import Part
 from feedrate.errors import UserError, offence
 
 log = logging.getLogger("feedrate")

@@ -19,7 +19,7 @@ from feedrate.timing.epoch_times import MIN_STEPS, Setup
 from feedrate.timing.noise import FLOOR, Measured, knee, noise, shown, unlike
 from feedrate.timing.pipeline import Plan, seconds_per_batch
 from feedrate.timing.remedies import costs_of
-from feedrate.tuning.bed import Setting
+from feedrate.tuning.trial_runner import Setting
 
 CLOSE = 1.10  # rates that differ by less are measured again, since noise may have decided
 TIMES = 5  # measurements of those

@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 
 from feedrate.config import ROOT
 from feedrate.errors import SampleError, UserError
-from feedrate.reporting.note import number
+from feedrate.reporting.run_summary import number
+from feedrate.system.atomic_write import check_place, replace_shared_file, told
 from feedrate.system.cores import usable_cores
-from feedrate.system.whole_file import check_place, replace_shared_file, told
-from feedrate.tuning.bed import Bed, Setting
 from feedrate.tuning.record import Tried
+from feedrate.tuning.trial_runner import Bed, Setting
 from feedrate.tuning.tune import Trial, Tuned
 
 WRITTEN = "# Written by "  # begins the second line of an option's file

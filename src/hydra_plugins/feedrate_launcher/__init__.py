@@ -67,8 +67,8 @@ class FeedrateLauncher(Launcher):
             KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal, when the running jobs have ended.
         """
         from feedrate.reporting.sweep_results import swept
-        from hydra_plugins.feedrate_launcher._claim import discard
         from hydra_plugins.feedrate_launcher._freeze import compose
+        from hydra_plugins.feedrate_launcher._lock import discard
 
         fresh = Path(str(self.config.hydra.sweep.dir)).absolute()
         try:
@@ -96,7 +96,7 @@ class FeedrateLauncher(Launcher):
 
     def _claimed(self, fresh: Path, jobs: Sequence[Job], keys: Sequence[str], at_once: int) -> Sweep:
         from feedrate.reporting.sweep_report import Report
-        from hydra_plugins.feedrate_launcher._claim import changed_since, claim, description, identity
+        from hydra_plugins.feedrate_launcher._lock import changed_since, claim, description, identity
         from hydra_plugins.feedrate_launcher._sweep import About, Sweep, claimed_again
 
         if self._sweep is not None:

@@ -17,9 +17,9 @@ from queue import Empty, SimpleQueue
 from feedrate.cli.launch import FULL_ERROR
 from feedrate.system.signals import how_to_hurry
 from feedrate.tracking.sweep import JOB_VARIABLE, PARENT_VARIABLE
-from hydra_plugins.feedrate_launcher._claim import Attempt, attempt
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._gpus import VARIABLE, least_used, visible
+from hydra_plugins.feedrate_launcher._lock import Attempt, attempt
 from hydra_plugins.feedrate_launcher._process import GRACE_S, JobProcess, outcome
 from hydra_plugins.feedrate_launcher._stop import Stop
 

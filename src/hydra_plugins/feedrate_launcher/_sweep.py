@@ -22,8 +22,8 @@ from feedrate.runs.run_folder import RunFolder, living_owner
 from feedrate.tracking import without_secrets
 from feedrate.tracking.secrets import mask_files
 from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun, open_sweep
-from hydra_plugins.feedrate_launcher._claim import Attempt, Claim, attempt, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
+from hydra_plugins.feedrate_launcher._lock import Attempt, Claim, attempt, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._running import Jobs, Next
 from hydra_plugins.feedrate_launcher._stop import Stop
 

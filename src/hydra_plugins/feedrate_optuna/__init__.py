@@ -47,7 +47,7 @@ class OptunaSweeper(Sweeper):
             UserError: a setting is wrong, or the study is of another search; no job has begun then. Or a trial failed.
             KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal, when the running jobs have ended.
         """
-        from hydra_plugins.feedrate_launcher._claim import discard
+        from hydra_plugins.feedrate_launcher._lock import discard
         from hydra_plugins.feedrate_optuna._search import Searching
 
         settings = {

@@ -19,8 +19,8 @@ from feedrate.reporting.sweep_results import Result
 from feedrate.runs.provenance import changes, flat
 from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
-from hydra_plugins.feedrate_launcher._claim import claim
 from hydra_plugins.feedrate_launcher._freeze import Job, compose
+from hydra_plugins.feedrate_launcher._lock import claim
 from hydra_plugins.feedrate_launcher._sweep import About, Sweep
 from hydra_plugins.feedrate_optuna._settings import FloatSpace, IntSpace, ends, in_words, override, search, spaces
 from hydra_plugins.feedrate_optuna._study import Study, check

@@ -17,16 +17,16 @@ import torch
 
 from feedrate.config import PackConfig
 from feedrate.dataset.build import build_data, check_shapes
-from feedrate.dataset.look import look, size_of
+from feedrate.dataset.probe import look, size_of
 from feedrate.dataset.sample_writer import write_file
 from feedrate.dataset.shards.pack_job import Job, check_root, check_source, current, entry_of, job_of, root_of
 from feedrate.dataset.shards.shard_index import NAME, Index, PartitionEntry, ShardEntry
 from feedrate.dataset.shards.shard_writer import TEMPORARY, Plan, ShardMaker
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
-from feedrate.system.counted import counted
 from feedrate.system.folder import Interrupted, locked, sync_folder
 from feedrate.system.processes import deaf, in_processes
+from feedrate.system.progress_bar import counted
 
 _SHARD = re.compile(r"\w+-\d{5,}\.safetensors")
 

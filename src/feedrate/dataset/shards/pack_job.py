@@ -19,12 +19,12 @@ from torch.utils.data import Dataset, Subset
 
 from feedrate.config import PackConfig, resolve_path
 from feedrate.dataset.build import Data
-from feedrate.dataset.look import look, look_again, size_of
-from feedrate.dataset.part import list_IDs
+from feedrate.dataset.probe import look, look_again, size_of
 from feedrate.dataset.shards.shard import Damaged, Shard
 from feedrate.dataset.shards.shard_index import NAME, Index, ShardEntry, Source, names_crc
 from feedrate.dataset.shards.shard_writer import Plan, forms_of, source_path
 from feedrate.dataset.shards.stale import Fingerprints, catalog_files, sha256_of
+from feedrate.dataset.subset import list_IDs
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError
 

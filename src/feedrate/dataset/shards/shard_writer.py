@@ -24,11 +24,11 @@ from torch.utils.data import Dataset, default_collate
 
 from feedrate.dataset.formats.memory import memory_of
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.look import look
-from feedrate.dataset.part import list_IDs
+from feedrate.dataset.probe import look
 from feedrate.dataset.shards.shard import KEY, Damaged, Form, read_places
 from feedrate.dataset.shards.shard_index import ShardEntry, names_crc
 from feedrate.dataset.shards.stale import Fingerprint, fingerprint
+from feedrate.dataset.subset import list_IDs
 from feedrate.errors import SampleError
 from feedrate.system.folder import sync_folder
 

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
+from feedrate.loader.batch import Tickets
 from feedrate.loader.device import pinned, pins
 from feedrate.loader.engines.threads import one_at_a_time
-from feedrate.loader.engines.tickets import Tickets
-from feedrate.loader.fetch import Samples
+from feedrate.loader.fetcher import Samples
 from feedrate.loader.order import Plan
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, RUNNING, TimedOut, end_threads, hanging_at
+from feedrate.loader.batch import Receipt, Ticket, Tickets
 from feedrate.loader.device import pinned, pins
-from feedrate.loader.engines.gate import Gate
-from feedrate.loader.engines.tickets import Receipt, Ticket, Tickets
-from feedrate.loader.fetch import Samples
+from feedrate.loader.engines.step_probe import Gate
+from feedrate.loader.fetcher import Samples
 from feedrate.loader.order import Plan
 
 T = TypeVar("T")

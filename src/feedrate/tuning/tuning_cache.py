@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from feedrate.config import ROOT, resolve_path
-from feedrate.system.whole_file import check_place, replace_shared_file, told
+from feedrate.system.atomic_write import check_place, replace_shared_file, told
 
 FOLDER = ROOT / "outputs/tuned"
 OPTION = "tuned"  # of the group loader

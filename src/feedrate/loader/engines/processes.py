@@ -31,13 +31,13 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from feedrate.errors import LostWorker, UserError
+from feedrate.loader.batch import Receipt, Tickets
+from feedrate.loader.buffers import Lent, Ring, send_all_tensors
 from feedrate.loader.device import in_use, pinned, pins
 from feedrate.loader.engines.receiver import NAME, PATIENCE_S, Received, end_all
-from feedrate.loader.engines.tickets import Receipt, Tickets
-from feedrate.loader.fetch import Samples
+from feedrate.loader.fetcher import Samples
 from feedrate.loader.open_files import warn_of_open_files
 from feedrate.loader.order import Plan
-from feedrate.loader.slots import Lent, Ring, send_all_tensors
 from feedrate.system.signals import STOPPING, ignore, unheard
 
 T = TypeVar("T")

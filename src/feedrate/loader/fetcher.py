@@ -23,12 +23,12 @@ from feedrate.dataset.formats.sample_reader import Empty
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_seeds, seed_globals
 from feedrate.errors import SampleError
-from feedrate.loader.alike import odd_one_out
-from feedrate.loader.at_once import getitems_of, load_batch_of, parts_of, stacked
-from feedrate.loader.blame import Blame
+from feedrate.loader.batch import Receipt, Ticket
+from feedrate.loader.batch_protocol import getitems_of, load_batch_of, parts_of, stacked
+from feedrate.loader.buffers import Pool, Ring, Writer
 from feedrate.loader.digest import leaves, nbytes
-from feedrate.loader.engines.tickets import Receipt, Ticket
-from feedrate.loader.slots import Pool, Ring, Writer
+from feedrate.loader.sample_errors import Blame
+from feedrate.loader.shape_mismatch import odd_one_out
 from feedrate.timing.stages import MAIN_THREAD, Computed, Slowest, Watch, clock_ns, samples_took, stage
 
 

@@ -21,7 +21,7 @@ from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
 from feedrate.loader.device import has_streams
-from feedrate.loader.engines.engine import may_be_threads
+from feedrate.loader.engines.auto import may_be_threads
 from feedrate.task.task import Task
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.epoch_times import MIN_STEPS, Setup, cut

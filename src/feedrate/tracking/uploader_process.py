@@ -49,7 +49,7 @@ class CourierProcess:
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "feedrate.tracking.courier"],
+            [sys.executable, "-m", "feedrate.tracking.uploader"],
             cwd=SOURCE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

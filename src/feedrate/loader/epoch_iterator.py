@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.dataset.time_limit import TimedOut
 from feedrate.errors import UserError
-from feedrate.loader.blame import with_cause
-from feedrate.loader.engines.tickets import tickets_of
+from feedrate.loader.batch import tickets_of
 from feedrate.loader.order import Plan
+from feedrate.loader.sample_errors import with_cause
 from feedrate.timing.stages import clock_ns
 
 if TYPE_CHECKING:
     from feedrate.loader.engines.inline import Inline
+    from feedrate.loader.engines.processes import Workers
     from feedrate.loader.engines.threads import Threads
-    from feedrate.loader.engines.workers import Workers
     from feedrate.loader.loader import SeededLoader
 
 

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset, Subset
 
 from feedrate.config import DatasetConfig
 from feedrate.dataset.labels import Targets, read_labels, single
-from feedrate.dataset.part import list_IDs
 from feedrate.dataset.rng import name_sample, sample_seeds
+from feedrate.dataset.subset import list_IDs
 from feedrate.dataset.time_limit import TimedOut, within
 from feedrate.errors import SampleError, UserError, raised_at
 

@@ -27,7 +27,7 @@ from feedrate.tracking.store import StoreFault, open_answering, require_answer
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from feedrate.tracking.delivery import Delivery
+    from feedrate.tracking.mlflow_writer import Delivery
     from feedrate.tracking.system import SystemReadings
 
 POLL_S = 0.2  # between looks at the journal; a message wakes it at once
@@ -113,7 +113,7 @@ class Courier:
         return self._ending and own_done and not self._dead
 
     def _open(self) -> None:
-        from feedrate.tracking.delivery import Delivery
+        from feedrate.tracking.mlflow_writer import Delivery
 
         if self._store is None:
             address = read_address(self._settings["uri"], self._settings["artifacts"])
@@ -134,7 +134,7 @@ class Courier:
 
     def _carry_dead(self, folder: Path) -> None:
         """The record of another run, whose process is gone."""
-        from feedrate.tracking.delivery import Delivery
+        from feedrate.tracking.mlflow_writer import Delivery
 
         assert self._store is not None
         address = read_address(self._settings["uri"], self._settings["artifacts"])

@@ -73,7 +73,7 @@ class Sender:
         Raises:
             UserError: it could not all be sent.
         """
-        from feedrate.tracking.delivery import Delivery
+        from feedrate.tracking.mlflow_writer import Delivery
 
         address, client, experiment_id = self._open(goal)
         try:

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Subset
 from feedrate.dataset.rng import draws_from_globals
 from feedrate.dataset.time_limit import within
 from feedrate.errors import UserError
+from feedrate.loader.batch import Receipt, Ticket, tickets_of
 from feedrate.loader.digest import nbytes
-from feedrate.loader.engines.tickets import Receipt, Ticket, tickets_of
-from feedrate.loader.engines.workers import refuse_to_run_again
-from feedrate.loader.fetch import Samples
+from feedrate.loader.engines.processes import refuse_to_run_again
+from feedrate.loader.fetcher import Samples
 from feedrate.loader.limits import free_shared_memory, shown
 from feedrate.loader.order import Plan
 from feedrate.loader.preflight import Pool, Setup, needs

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset, default_collate
 
-from feedrate.dataset.look import one_line
+from feedrate.dataset.probe import one_line
 from feedrate.errors import SampleError, UserError
-from feedrate.loader.engines.tickets import Ticket
+from feedrate.loader.batch import Ticket
 
 
 class Blame:
