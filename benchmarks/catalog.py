@@ -58,7 +58,7 @@ def run() -> str:
         before = _private(workers)
         begin = time.perf_counter()
         for _ in batches:
-            grown = _private(workers) if loader.delivered and loader.delivered.ticket.stop > len(data) - BATCH else 0
+            grown = _private(workers) if loader.delivered and loader.delivered.request.stop > len(data) - BATCH else 0
         seconds = time.perf_counter() - begin
         rows += [
             (f"{method}: memory of each worker's own at the epoch's start, MB", f"{before / 2e6:.0f}"),

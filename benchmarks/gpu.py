@@ -180,7 +180,7 @@ def _training(device: torch.device) -> str:
     from feedrate.cli.launch import CONF
     from feedrate.config import TrainerConfig
     from feedrate.dataset import build_data
-    from feedrate.tuning.trial_runner import Bed, Setting
+    from feedrate.tuning.trial_runner import Setting, TrialRunner
 
     def conf(name: str) -> dict[str, Any]:
         return dict(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))  # type: ignore[call-overload]
@@ -192,7 +192,7 @@ def _training(device: torch.device) -> str:
         for precision in (32, "bf16", "fp16"):
             settings = {**conf("trainer/default"), "device": "auto", "precision": precision, "compile": compile}
             config = TrainerConfig(**{**settings, "channels_last": precision != 32})
-            bed = Bed(config, data, loader, conf(f"model/{MODEL}"), conf("optimizer/adamw"), 0, device)
+            bed = TrialRunner(config, data, loader, conf(f"model/{MODEL}"), conf("optimizer/adamw"), 0, device)
             with host_waits(device) as waits:
                 times, _ = bed.run(Setting(2, engine="thread"), SECONDS)
             step_ms = times.compute[times.counted] / 1e6

@@ -161,7 +161,7 @@ def _endless(loader: Any, clock: Any) -> Iterator[Any]:
         clock.begin()
         for batch in ToDevice(loader, torch.device("cpu"), clock):
             yield batch
-            clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
+            clock.step(len(batch.X), batch.nbytes, batch.info.made if batch.info else None)
 
 
 def _silence(clock: Any) -> None:
@@ -211,11 +211,11 @@ def _alone() -> str:
     """Microseconds a batch that the calls take by themselves, and what that is of a batch at 50,000 samples/s."""
     import torch
 
-    from feedrate.loader.engines.step_probe import Gate
+    from feedrate.loader.engines.step_probe import StepProbe
     from feedrate.timing import Clock
     from feedrate.timing.stages import Computed, Watch
 
-    clock, gate, computed = Clock(torch.device("cpu"), 5), Gate(2), Computed()
+    clock, gate, computed = Clock(torch.device("cpu"), 5), StepProbe(2), Computed()
 
     def watched() -> tuple[int, ...]:
         return Watch.start(computed).stop(0)

@@ -1,4 +1,4 @@
-"""What order, named randomness, digest and receipts cost: `Loader` against the DataLoader that it is built on."""
+"""What order, named randomness, digest and batch infos cost: `Loader` against the DataLoader that it is built on."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.timing.ceilings import metrics
 from feedrate.timing.noise import FLOOR
-from feedrate.tuning.trial_runner import Bed, Setting
+from feedrate.tuning.trial_runner import Setting, TrialRunner
 from feedrate.tuning.tune import tune
 
 HERE = Path(__file__).resolve().parent
@@ -192,11 +192,13 @@ def measured(work: Workload, loadtune: Any) -> Found:
     return found
 
 
-def _bed(work: Workload) -> tuple[Bed, Data]:
+def _bed(work: Workload) -> tuple[TrialRunner, Data]:
     loader = _conf("loader/feedrate")
     data = build_data(work.dataset, 0)
     config = TrainerConfig(**{**_conf("trainer/default"), "device": "cpu"})
-    return Bed(config, data, {**loader, "batch_size": work.batch}, work.model, _conf("optimizer/adamw"), 0, CPU), data
+    return TrialRunner(
+        config, data, {**loader, "batch_size": work.batch}, work.model, _conf("optimizer/adamw"), 0, CPU
+    ), data
 
 
 def _conf(name: str) -> dict[str, Any]:
@@ -204,12 +206,12 @@ def _conf(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _rate(bed: Bed, setting: Setting, seconds: float) -> float:
+def _rate(bed: TrialRunner, setting: Setting, seconds: float) -> float:
     times, setup = bed.run(setting, seconds)
     return metrics(times, setup)["loader/samples_per_s"]
 
 
-def _optuna(bed: Bed, seconds: float) -> Setting:
+def _optuna(bed: TrialRunner, seconds: float) -> Setting:
     """Its default sampler over the settings of the grid, with trials as long as the tuner's."""
     import optuna
 

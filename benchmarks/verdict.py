@@ -27,7 +27,7 @@ from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.remedies import MARGIN, WORTH
 from feedrate.timing.verdict import COMPUTE_BOUND_PCT, INPUT_BOUND_PCT, Verdict
-from feedrate.trainer.throughput_history import Account
+from feedrate.trainer.throughput_history import ThroughputHistory
 
 BATCH = 8
 SAMPLE_MS = (0.25, 1.0, 4.0)
@@ -147,7 +147,7 @@ def together(cell: Cell, step_ms: float, seconds: float = SECONDS) -> tuple[floa
     loader = Loader(data, BATCH, seed=0, num_workers=cell.workers, **engine, **ahead)
     warmup = 2 * cell.workers * cell.prefetch + 2
     settled = max(warmup, SETTLED * cell.workers if cell.engine == "thread" else 0)
-    account, clock = Account(loader), Clock(CPU, warmup)
+    account, clock = ThroughputHistory(loader), Clock(CPU, warmup)
     account.begin()
     train(loader, step_ms, clock, settled, seconds, account)
     account.trained()
@@ -168,7 +168,7 @@ def train(
     clock: Clock,
     settled: int,
     seconds: float = SECONDS,
-    account: Account | None = None,
+    account: ThroughputHistory | None = None,
 ) -> None:
     """Training for so long after so many steps, with a step that sleeps."""
     begin, number = None, -1
@@ -176,11 +176,11 @@ def train(
     for batch in ToDevice(batches, CPU, clock):
         number += 1
         time.sleep(step_ms / 1e3)
-        samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
+        samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
         del batch  # as the trainer does; enumerate() would keep it, too
         if account is not None:
             account.step()
-        clock.step(samples, nbytes, receipt.made if receipt else None)
+        clock.step(samples, nbytes, info.made if info else None)
         if number == settled:
             begin = time.perf_counter()
         if begin is not None and time.perf_counter() - begin > seconds and number > 60:

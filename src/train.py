@@ -47,10 +47,10 @@ def train(cfg: DictConfig) -> float:
         log.info("%s", said)
     config = check(resolved)
 
-    # the courier opens the store meanwhile, in a process of its own: training waits for no server
-    from feedrate.tracking import open_tracker, run_name, start_courier, without_secrets
+    # the uploader opens the store meanwhile, in a process of its own: training waits for no server
+    from feedrate.tracking import open_tracker, run_name, start_uploader, without_secrets
 
-    courier = start_courier(config.tracking)
+    uploader = start_uploader(config.tracking)
 
     # torch is imported only now, since it takes seconds
     from feedrate.runs import record, resume, runs
@@ -83,7 +83,7 @@ def train(cfg: DictConfig) -> float:
             resume.check_config(state, earlier, resolved)
             run_id = runs.read_summary(earlier).get("run_id")
             log.info("going on with %s after %d steps", earlier.name, state["step"])
-        record.record_birth(run, run_id)
+        record.write_initial_summary(run, run_id)
 
         # -------------------------------------------------------------------------------------------------
         # Data
@@ -115,7 +115,7 @@ def train(cfg: DictConfig) -> float:
         # Tracking
         # -------------------------------------------------------------------------------------------------
         name = run_name({**resolved, "dataset": data.name, "model": run.choices["model"]}, hydra.overrides.task)
-        tracker = open_tracker(config.tracking, run_name=name, run_folder=folder.path, run_id=run_id, courier=courier)
+        tracker = open_tracker(config.tracking, run_name=name, run_folder=folder.path, run_id=run_id, uploader=uploader)
         for _, dead_folder in dead:
             log.info("note: %s was killed; it is marked so now", dead_folder.name)
             tracker.close_dead(dead_folder)
@@ -199,8 +199,8 @@ def train(cfg: DictConfig) -> float:
             record.record_run_id(run, tracker.run_id)
         raise
     finally:
-        if courier is not None:
-            courier.stop()
+        if uploader is not None:
+            uploader.stop()
         if loaders:
             close_loaders(loaders, at_once=not ended)
         folder.release()

@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
     from feedrate.trainer.seeds import seed_everything
     from feedrate.tuning import tuned
     from feedrate.tuning.max_batch_size import largest_batch
-    from feedrate.tuning.trial_runner import Bed
+    from feedrate.tuning.trial_runner import TrialRunner
     from feedrate.tuning.tune import tune
 
     tuned.check(path)
@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     # Try
     # -----------------------------------------------------------------------------------------------------
-    bed = Bed(config.trainer, data, config.loader, config.model, config.optimizer, config.seed, device)
+    bed = TrialRunner(config.trainer, data, config.loader, config.model, config.optimizer, config.seed, device)
     print(f"{data_and_model} on {device}: trials for at most {config.tune.budget_s:g} s", flush=True)
     begin = time.perf_counter()
     if config.tune.batch_size:

@@ -20,7 +20,7 @@ import own_datasets
 from feedrate.config import ROOT
 from feedrate.dataset import Data, TensorFiles, build_data, list_IDs
 from feedrate.dataset.rng import name_sample, sample_seeds
-from feedrate.dataset.subset import Part
+from feedrate.dataset.subset import SubsetWithIDs
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader
 
@@ -470,7 +470,7 @@ def test_an_error_in_getitem_reads_as_the_loader_says_it(what: str, said: str) -
 
 def from_loader(dataset: Any, index: int) -> str:
     with pytest.raises(SampleError) as caught:
-        list(Loader(Part(dataset, [index]), batch_size=1, seed=0))
+        list(Loader(SubsetWithIDs(dataset, [index]), batch_size=1, seed=0))
     return str(caught.value)
 
 

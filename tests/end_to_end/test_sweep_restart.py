@@ -40,7 +40,7 @@ def runs(folder: Path, experiment: str = "feedrate") -> list[Any]:
 
 
 def jobs_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that a launcher has started: the sweep's courier, if it is recorded, and the running jobs."""
+    """The processes that a launcher has started: the sweep's uploader, if it is recorded, and the running jobs."""
     return psutil.Process(process.pid).children()
 
 

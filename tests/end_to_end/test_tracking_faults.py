@@ -96,7 +96,7 @@ def sync(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def couriers(folder: Path) -> list[psutil.Process]:
+def uploaders(folder: Path) -> list[psutil.Process]:
     """Couriers that hold that folder's journal."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
@@ -148,7 +148,7 @@ def test_a_server_that_is_down_hangs_or_fails_costs_a_note_and_sync_sends_everyt
         assert f"the record is kept in {tmp_path}/{mode}, and sent when that is possible" in text, text
         assert f"python src/sync.py {tmp_path / mode}" in text, text
         assert "epoch 3/3" in text
-        assert couriers(tmp_path / mode) == []
+        assert uploaders(tmp_path / mode) == []
         for name, tensor in torch.load(tmp_path / mode / "checkpoints/last.pt", weights_only=True)["model"].items():
             assert torch.equal(tensor, weights[name])
     for one in faulty.values():
@@ -229,7 +229,7 @@ def test_a_locked_database_costs_a_note_and_sync_sends_everything(digits, tmp_pa
     complete(f"sqlite:///{database}", tmp_path / "run")
 
 
-def test_a_run_that_is_killed_is_marked_by_its_courier_which_ends_then(digits, tmp_path, make_store):
+def test_a_run_that_is_killed_is_marked_by_its_uploader_which_ends_then(digits, tmp_path, make_store):
     from mlflow import MlflowClient
 
     database = make_store(tmp_path)
@@ -241,7 +241,7 @@ def test_a_run_that_is_killed_is_marked_by_its_courier_which_ends_then(digits, t
     assert "goes on as process" in sync(str(tmp_path / "run")).stdout
     os.kill(run.pid, signal.SIGKILL)
     run.communicate(timeout=100)
-    until(lambda: couriers(tmp_path / "run") == [])
+    until(lambda: uploaders(tmp_path / "run") == [])
     found = MlflowClient(f"sqlite:///{database}").get_run(json.loads(state.read_text())["run_id"])
     assert found.info.status == "KILLED"
     assert "without a word" in found.data.tags["feedrate.error"]

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from feedrate.loader import Loader
-from feedrate.loader.engines.step_probe import FIRST, Gate
+from feedrate.loader.engines.step_probe import FIRST, StepProbe
 from feedrate.timing import EpochTimes
 
 STEP_S = 0.002
@@ -81,7 +81,7 @@ def test_a_gate_changes_no_batch() -> None:
 
 
 def test_a_closed_gate_opens_for_a_batch_that_nobody_makes() -> None:
-    gate = Gate(1)
+    gate = StepProbe(1)
     for _ in range(FIRST):
         gate.asked(begun=True)
     passed = threading.Event()
@@ -93,7 +93,7 @@ def test_a_closed_gate_opens_for_a_batch_that_nobody_makes() -> None:
 
 
 def test_between_two_epochs_the_gate_is_open() -> None:
-    gate = Gate(1)
+    gate = StepProbe(1)
     for _ in range(FIRST):
         gate.asked(begun=True)  # the last one closes it
     gate.rest()

@@ -28,7 +28,7 @@ from feedrate.dataset import IDs, TensorFiles, sample_rng
 from feedrate.dataset.rng import name_sample, sample_seeds
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader, Order
-from feedrate.loader.fetcher import Samples
+from feedrate.loader.fetcher import BatchFetcher
 from loader import datasets
 from loader.datasets import Augmented, Numbers, Origin, total
 
@@ -358,22 +358,22 @@ def test_the_state_of_a_fresh_loader_is_the_beginning(reference: Delivered) -> N
     assert deliver(used) == reference
 
 
-def test_a_receipt_names_an_earlier_position_of_the_epoch(reference: Delivered) -> None:
+def test_a_info_names_an_earlier_position_of_the_epoch(reference: Delivered) -> None:
     made = loader()
     iterator = iter(made)
     next(iterator)
-    receipt = made.delivered
-    assert receipt is not None
-    assert made.IDs(receipt) == [NAMES[i] for i in Order(37, 7, 0, True).indices(0, 5).tolist()]
+    info = made.delivered
+    assert info is not None
+    assert made.IDs(info) == [NAMES[i] for i in Order(37, 7, 0, True).indices(0, 5).tolist()]
     next(iterator)
-    assert made.state_dict(receipt) == after(1)
-    assert made.order_digest(receipt) != made.order_digest()
+    assert made.state_dict(info) == after(1)
+    assert made.order_digest(info) != made.order_digest()
     resumed = loader()
-    resumed.load_state_dict(made.state_dict(receipt))
+    resumed.load_state_dict(made.state_dict(info))
     assert deliver(resumed) == Delivered(rest_of(reference, 1), reference.order, reference.content)
     list(made)
-    with pytest.raises(UserError, match=r"the receipt is of epoch 0, the loader is in epoch 1"):
-        made.state_dict(receipt)
+    with pytest.raises(UserError, match=r"this batch is of epoch 0, the loader is in epoch 1"):
+        made.state_dict(info)
 
 
 @pytest.mark.parametrize(
@@ -551,7 +551,7 @@ def test_the_global_order_is_the_same_for_every_world_size(size: int, drop_last:
             count = 0
             for _, y in rank:
                 assert rank.delivered is not None
-                by_start.setdefault(rank.delivered.ticket.start, []).extend(y.tolist())
+                by_start.setdefault(rank.delivered.request.start, []).extend(y.tolist())
                 count += 1
             assert count == len(rank)
         together = tuple(index for start in sorted(by_start) for index in by_start[start])
@@ -655,7 +655,7 @@ def test_spawned_workers_share_the_IDs_and_labels_instead_of_copying_them() -> N
     data = TensorFiles(names, dict.fromkeys(names, 1), root="/nowhere")
     assert isinstance(data.list_IDs, IDs)
     views = data.list_IDs[99_999], data.list_IDs.encode(np.array([5]))
-    samples = Samples(data, 0, data.list_IDs, torch.utils.data.default_collate, True)
+    samples = BatchFetcher(data, 0, data.list_IDs, torch.utils.data.default_collate, True)
     sizes = []
     for _ in range(3):  # a process each
         popen = Popen.__new__(Popen)  # one that is about to be started, as far as pickling is concerned
@@ -672,7 +672,7 @@ def test_spawned_workers_share_the_IDs_and_labels_instead_of_copying_them() -> N
 
 def test_finding_IDs_that_stand_twice_needs_no_copy_of_the_IDs() -> None:
     names = IDs(f"{i:08d}" for i in range(50_000))
-    assert Samples(Numbers(), 0, names, list, True).occurrence is None
-    twice = Samples(Numbers(), 0, ["a", "b", "a"], list, True).occurrence
+    assert BatchFetcher(Numbers(), 0, names, list, True).occurrence is None
+    twice = BatchFetcher(Numbers(), 0, ["a", "b", "a"], list, True).occurrence
     assert twice is not None
     assert twice.tolist() == [0, 0, 1]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from feedrate.dataset import Packed, TensorFiles, sample_rng
-from feedrate.dataset.subset import Part
+from feedrate.dataset.subset import SubsetWithIDs
 from feedrate.errors import SampleError
 from feedrate.loader import Loader
 from packing import pack_folder
@@ -96,7 +96,7 @@ def test_samples_are_those_of_getitem(folder: Path, engine: str, workers: int, t
     found = epochs(files(folder, transform))
     expected = Loader(OneByOne(files(folder, transform)), 8, True, seed=3, collate_fn=as_list)
     assert found == content([batch for _ in range(2) for batch in expected])
-    assert epochs(Part(files(folder, transform), range(COUNT))) == found
+    assert epochs(SubsetWithIDs(files(folder, transform), range(COUNT))) == found
 
 
 def test_they_are_read_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

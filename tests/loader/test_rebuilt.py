@@ -393,7 +393,7 @@ def test_the_length_follows_a_dataset_that_has_grown(engine: str) -> None:
         assert len(made) == len(list(made.batch_sampler)) == -(-size // 4)
         assert sorted(i for row in rows(made) for i in row) == list(range(size))
         assert made.delivered is not None
-        assert made.IDs(made.delivered)[0] == f"s{made.delivered.ticket.indices[0]}"
+        assert made.IDs(made.delivered)[0] == f"s{made.delivered.request.indices[0]}"
     made.close()
 
 

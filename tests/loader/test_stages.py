@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from feedrate.dataset import TensorFiles, stage
-from feedrate.loader import Loader, Receipt
+from feedrate.loader import BatchInfo, Loader
 from feedrate.timing.stages import STAGES
 
 ENGINES = [("inline", 0), ("thread", 2), ("process", 2)]
@@ -36,7 +36,7 @@ class Marked(Dataset[Any]):
         return time.perf_counter_ns() - begin, index
 
 
-def receipts(loader: Loader) -> list[Receipt]:
+def infos(loader: Loader) -> list[BatchInfo]:
     found = []
     for _ in loader:
         assert loader.delivered is not None
@@ -51,10 +51,10 @@ def loader_of(data: Dataset[Any], engine: str, workers: int, **more: Any) -> Loa
 
 @pytest.mark.parametrize(("engine", "workers"), ENGINES)
 def test_the_parts_that_a_dataset_marks_are_told_apart(engine: str, workers: int) -> None:
-    for receipt in receipts(loader_of(Marked(), engine, workers)):
-        load = receipt.load
+    for info in infos(loader_of(Marked(), engine, workers)):
+        load = info.load
         spent = dict(zip(STAGES, load.stages_ns, strict=True))
-        slow = len(SLOW & set(receipt.ticket.indices.tolist()))
+        slow = len(SLOW & set(info.request.indices.tolist()))
         assert sum(load.stages_ns) == load.end_ns - load.begin_ns
         assert spent["decode"] >= (8 * 4 + slow * 36) * 1_000_000
         assert spent["transform"] >= 8 * 2_000_000
@@ -97,8 +97,8 @@ def test_a_transform_of_tensor_files_is_a_part_of_its_own(tmp_path: Path) -> Non
     for name in "abcdefgh":
         torch.save(torch.zeros(3), tmp_path / f"{name}.pt")
     data = TensorFiles(list("abcdefgh"), dict.fromkeys("abcdefgh", 0), tmp_path, transform=_slowly)
-    (receipt,) = receipts(loader_of(data, "inline", 0))
-    spent = np.array(receipt.load.stages_ns)
+    (info,) = infos(loader_of(data, "inline", 0))
+    spent = np.array(info.load.stages_ns)
     assert spent[STAGES.index("transform")] >= 8 * 3_000_000
     assert spent[STAGES.index("fetch")] > 0
 
@@ -109,8 +109,8 @@ def test_a_file_that_only_torch_load_understands_is_decoded(tmp_path: Path) -> N
     data = TensorFiles(list("abcdefgh"), dict.fromkeys("abcdefgh", 0), tmp_path)
     shares = []
     for _ in range(20):  # a pause of the machine may fall into what is not decoding
-        (receipt,) = receipts(loader_of(data, "inline", 0))
-        shares.append(receipt.load.stages_ns[STAGES.index("decode")] / receipt.load.ns)
+        (info,) = infos(loader_of(data, "inline", 0))
+        shares.append(info.load.stages_ns[STAGES.index("decode")] / info.load.ns)
     assert max(shares) > 0.5
 
 

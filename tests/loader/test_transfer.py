@@ -1,4 +1,4 @@
-"""Batches reach the device unaltered, with their receipts, and the clock tells waiting from transfer."""
+"""Batches reach the device unaltered, with their batch infos, and the clock tells waiting from transfer."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ CPU = torch.device("cpu")
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_on_the_cpu_batches_pass_with_their_receipts_and_are_not_copied() -> None:
+def test_on_the_cpu_batches_pass_with_their_info_and_are_not_copied() -> None:
     loader = Loader(Numbers(), 5, shuffle=True, seed=0)
     seen: list[Batch] = []
     for batch in ToDevice(loader, CPU, check=seen.append):
-        assert batch.receipt is loader.delivered
-        assert loader.IDs(batch.receipt) == [str(i) for i in batch.y.tolist()]
+        assert batch.info is loader.delivered
+        assert loader.IDs(batch.info) == [str(i) for i in batch.y.tolist()]
         assert batch.X is seen[-1].X  # the very tensor that was checked
         assert batch.nbytes == batch.X.nbytes + batch.y.nbytes
     expected = list(Loader(Numbers(), 5, shuffle=True, seed=0))
     assert same([[batch.X, batch.y] for batch in seen], expected)
 
 
-def test_a_loader_without_receipts_is_served_too() -> None:
+def test_a_loader_without_batch_info_is_served_too() -> None:
     for loader in (DataLoader(Numbers(), 5), Loader(Numbers(), 5)):
         batches = list(ToDevice(loader, CPU))
         assert len(batches) == 8
-        assert all(batch.receipt is None for batch in batches)
+        assert all(batch.info is None for batch in batches)
 
 
 def test_the_loaders_report_says_what_the_clock_has_written() -> None:
     clock = Clock(CPU, warmup_steps=0)
     loader = Loader(Numbers(), 5, seed=0)
     for batch in ToDevice(loader, CPU, clock):
-        clock.step(len(batch.X), batch.nbytes, batch.receipt.made if batch.receipt else None)
+        clock.step(len(batch.X), batch.nbytes, batch.info.made if batch.info else None)
     report, times = loader.report(), clock.epoch()
     assert (report.batches, report.samples) == (8, 37)
     assert report.first_batch_s == times.wait[0] / 1e9
@@ -209,12 +209,12 @@ def test_on_an_accelerator_a_pass_that_ends_early_or_in_an_error_leaves_the_next
 @pytest.mark.gpu
 @needs_accelerator
 @pytest.mark.usefixtures("slow_copies")
-def test_on_an_accelerator_receipts_belong_to_their_batches_and_the_clock_reads_events() -> None:
+def test_on_an_accelerator_batch_info_belongs_to_their_batches_and_the_clock_reads_events() -> None:
     device = accelerator()
     loader: Any = Loader(Numbers(), 5, shuffle=True, seed=0, pin_memory=has_streams(device))
     clock = Clock(device, warmup_steps=0)
     for batch in ToDevice(loader, device, clock):
-        assert loader.IDs(batch.receipt) == [str(i) for i in batch.y.tolist()]
+        assert loader.IDs(batch.info) == [str(i) for i in batch.y.tolist()]
         busy(device)
         clock.step(len(batch.X), batch.nbytes)
     torch.accelerator.synchronize()

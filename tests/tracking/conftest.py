@@ -16,7 +16,7 @@ import pytest
 
 from feedrate.tracking.address import read_address
 from feedrate.tracking.journal_tracker import JournalTracker
-from feedrate.tracking.mlflow_writer import Delivery
+from feedrate.tracking.mlflow_writer import MLflowWriter
 from feedrate.tracking.store import open_store
 from feedrate.tracking.system import SystemReadings
 
@@ -49,19 +49,19 @@ class Here:
     def __init__(self, uri: str, experiment: str, artifacts: str | None) -> None:
         self._address = read_address(uri, artifacts)
         self._store = open_store(self._address, experiment)
-        self._delivery: Delivery | None = None
+        self._delivery: MLflowWriter | None = None
         self._system: SystemReadings | None = None
 
     def opened(self) -> str:
         return ""
 
     def take(self, folder: Path, system_metrics: bool) -> None:
-        self._delivery = Delivery(folder, self._address, *self._store)
+        self._delivery = MLflowWriter(folder, self._address, *self._store)
         self._system = SystemReadings(folder, os.getpid()) if system_metrics else None
         self.carry()
 
     def close_dead(self, folder: Path) -> None:
-        dead = Delivery(folder, self._address, *self._store)
+        dead = MLflowWriter(folder, self._address, *self._store)
         dead.deliver()
         dead.close_silent_run()
         dead.close()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.tracking.journal import JOURNAL, STATE, Claim, Delivered, events
+from feedrate.tracking.journal import JOURNAL, STATE, Delivered, SweepLock, events
 from feedrate.tracking.pending_uploads import Sender, destination, waiting
 from feedrate.tracking.point import Point, points
 
@@ -27,7 +27,7 @@ def test_what_is_carried_twice_is_there_once(track: Any, read: Any, tmp_path: Pa
     epochs(tracker, 30)
     tracker.end("FINISHED")
     run_id = tracker.run_id
-    (tmp_path / "run" / STATE).unlink()  # as when the courier died before it could note anything
+    (tmp_path / "run" / STATE).unlink()  # as when the uploader died before it could note anything
     again = track(folder=tmp_path / "run")
     again.end("FINISHED")
     assert again.run_id == run_id
@@ -100,7 +100,7 @@ def test_every_line_of_a_journal_is_json_also_with_values_that_are_not_finite(tr
 
 
 def test_one_process_at_a_time_carries_a_journal(tmp_path: Path) -> None:
-    held = Claim(tmp_path)
+    held = SweepLock(tmp_path)
     code = f"from pathlib import Path; from feedrate.tracking.journal import Claim; Claim(Path({str(tmp_path)!r}))"
 
     def other() -> subprocess.CompletedProcess[str]:

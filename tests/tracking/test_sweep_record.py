@@ -372,7 +372,7 @@ def plan(folder: Path) -> Plan:
 
 @pytest.fixture
 def opened(database, tmp_path, monkeypatch):
-    """Opens the same sweep in a real store, through a real courier."""
+    """Opens the same sweep in a real store, through a real uploader."""
     monkeypatch.setattr("feedrate.tracking.journal_tracker.SHORT_PATIENCE_S", 100.0)  # nobody is in a hurry here
     settings = settings_of(database)
     (tmp_path / "sweep").mkdir()

@@ -22,16 +22,16 @@ from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import EpochTimes
 from feedrate.timing.machine import MOST_INTERVALS, FreeCores, Machine
 from feedrate.tracking.journal import run_id_of
-from feedrate.trainer.throughput_history import Account
+from feedrate.trainer.throughput_history import ThroughputHistory
 from kills import ROOT, start_training
 from started import until
 
 WAITING, FED = (account(load_ms, 10, 2, cpu_share=0.0) for load_ms in (40, 10))
 
 
-def told(*epochs: EpochTimes) -> Account:
+def told(*epochs: EpochTimes) -> ThroughputHistory:
     """The account of a loader with two workers after these epochs."""
-    found = Account(Loader(list(range(64)), 8, seed=0, num_workers=2))  # type: ignore[arg-type]
+    found = ThroughputHistory(Loader(list(range(64)), 8, seed=0, num_workers=2))  # type: ignore[arg-type]
     for times in epochs:
         found.begin()
         found.trained()
@@ -98,14 +98,14 @@ def test_a_neighbour_that_comes_while_a_run_trains_is_noticed() -> None:
 def test_what_workers_that_are_gone_have_computed_is_not_taken_for_that_of_others() -> None:
     """Workers that begin and end with an epoch, and torch's, of which nothing is known."""
     loader = Loader(list(range(64)), 8, seed=0, num_workers=2)  # type: ignore[arg-type]
-    ours = Account(loader)
+    ours = ThroughputHistory(loader)
     for _ in range(3):
         ours.begin()
         until(lambda: ours._free_cores.due)
         ours.trained()
         ours.end(FED)
     assert ours.setup(FED).free_range is None
-    torchs = Account(torch.utils.data.DataLoader(list(range(64)), 8, num_workers=2))  # type: ignore[arg-type]
+    torchs = ThroughputHistory(torch.utils.data.DataLoader(list(range(64)), 8, num_workers=2))  # type: ignore[arg-type]
     torchs.begin()
     torchs.trained()
     silent = replace(FED, begin=FED.begin * 0, end=FED.end * 0)

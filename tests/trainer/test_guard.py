@@ -70,7 +70,7 @@ def test_a_fused_optimizer_leaves_the_weights_alone_when_told_so():
     """The device path, on the CPU: its fused AdamW honours `found_inf` too."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    guard = LossGuard(optimizer, torch.device("cpu"), lambda receipt: "batch")
+    guard = LossGuard(optimizer, torch.device("cpu"), lambda info: "batch")
     guard._deferred = True  # as on an accelerator
     for step, factor in enumerate([1.0, float("nan"), 1.0]):
         optimizer.zero_grad()

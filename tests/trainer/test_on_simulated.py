@@ -32,7 +32,7 @@ from feedrate.trainer.evaluate import answers
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.loop import Trainer
-from feedrate.tuning.trial_runner import Bed
+from feedrate.tuning.trial_runner import TrialRunner
 from on_device import Wide
 
 pytestmark = pytest.mark.gpu
@@ -256,7 +256,9 @@ def test_the_largest_batch_leaves_a_tenth_of_the_memory(simulated):
         return dict(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))
 
     config = TrainerConfig(**{**conf("trainer/default"), "device": "auto"})
-    bed = Bed(config, wide_data(4096), conf("loader/feedrate"), conf("model/mlp"), conf("optimizer/adamw"), 0, SIM)
+    bed = TrialRunner(
+        config, wide_data(4096), conf("loader/feedrate"), conf("model/mlp"), conf("optimizer/adamw"), 0, SIM
+    )
     assert bed.fits(64)  # the optimizer has its state then
     assert bed.fits(2048)
     peak = torch.accelerator.max_memory_reserved(SIM)
@@ -301,7 +303,7 @@ def test_fused_can_be_set_for_the_shipped_optimizers(simulated, run_train):
 
 def test_on_mps_each_loss_is_read_and_the_time_of_a_step_may_be_unknown(simulated, monkeypatch):
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))], fused=True)
-    guard = LossGuard(optimizer, torch.device("mps"), lambda receipt: "a batch")
+    guard = LossGuard(optimizer, torch.device("mps"), lambda info: "a batch")
     with pytest.raises(UserError, match="the loss is nan at step 3"):
         guard.look(torch.tensor(float("nan")), 3, None)
 

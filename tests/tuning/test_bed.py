@@ -17,30 +17,30 @@ from feedrate.dataset import build_data
 from feedrate.system.cores import usable_cores
 from feedrate.timing.ceilings import metrics
 from feedrate.tuning.max_batch_size import Largest, largest_batch
-from feedrate.tuning.trial_runner import Bed, Setting
+from feedrate.tuning.trial_runner import Setting, TrialRunner
 from feedrate.tuning.tune import Trial
 from feedrate.tuning.tuned import compare
 
 
 @pytest.fixture
-def bed(digits: Path) -> Bed:
+def bed(digits: Path) -> TrialRunner:
     def conf(name: str) -> dict[str, Any]:
         return dict(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))
 
     data = build_data({"_target_": "feedrate.dataset.Digits", "root": str(digits)}, 0)
     config = TrainerConfig(**{**conf("trainer/default"), "device": "cpu"})
     parts = conf("loader/feedrate"), conf("model/mlp"), conf("optimizer/adamw")
-    return Bed(config, data, *parts, 0, torch.device("cpu"))
+    return TrialRunner(config, data, *parts, 0, torch.device("cpu"))
 
 
-def test_a_real_model_trains_on_the_size_that_is_found(bed: Bed) -> None:
+def test_a_real_model_trains_on_the_size_that_is_found(bed: TrialRunner) -> None:
     found = largest_batch(bed.fits, 256, 1433, None, 60)
     assert found == Largest(1024, "there are 1,433 samples")
     assert bed.node["batch_size"] == 1024
 
 
 def test_when_the_device_has_no_memory_for_a_batch_the_former_size_stays(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch
+    bed: TrialRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = bed.step
 
@@ -54,7 +54,9 @@ def test_when_the_device_has_no_memory_for_a_batch_the_former_size_stays(
     assert bed.node["batch_size"] == 256
 
 
-def test_a_step_for_which_the_machine_stands_still_does_not_count(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_for_which_the_machine_stands_still_does_not_count(
+    bed: TrialRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step, steps = bed.step, [0]
 
     def paused(X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -70,7 +72,7 @@ def test_a_step_for_which_the_machine_stands_still_does_not_count(bed: Bed, monk
     assert metrics(times, setup)["loader/samples_per_s"] > 1.5 * times.samples.sum() / (times.elapsed.sum() / 1e9)
 
 
-def test_the_order_digest_is_that_of_any_setting(bed: Bed) -> None:
+def test_the_order_digest_is_that_of_any_setting(bed: TrialRunner) -> None:
     found = {
         bed.digests(setting.overrides, 5) for setting in (Setting(0), Setting(2, 4, "thread"), Setting(1, 2, "process"))
     }
@@ -80,14 +82,16 @@ def test_the_order_digest_is_that_of_any_setting(bed: Bed) -> None:
     assert bed.digests({}, 4)[0] != order
 
 
-def test_a_former_setting_that_cannot_be_used_does_not_spoil_what_was_found(bed: Bed) -> None:
+def test_a_former_setting_that_cannot_be_used_does_not_spoil_what_was_found(bed: TrialRunner) -> None:
     bed.node = {**bed.node, "engine": "inline"}  # and two workers, which that has not
     same = compare(bed, Trial(Setting(1, 2, "process"), 0.0, 1000.0, 0.0), slowest=64.0)
     assert same.as_before
     assert str(same).endswith("with this setting and without workers")
 
 
-def test_a_trial_has_no_notes_on_settings_that_nobody_has_chosen(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_trial_has_no_notes_on_settings_that_nobody_has_chosen(
+    bed: TrialRunner, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "feedrate")
     bed.run(Setting(usable_cores() + 1, engine="thread"), 0.1)
     assert not [record for record in caplog.records if "usable cores" in record.getMessage()]

@@ -24,9 +24,9 @@ from feedrate.config import DatasetConfig, common_keys, dataset_keys, resolve_pa
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.formats.pt_file import load_tensor, wasted_bytes
 from feedrate.dataset.labels import Targets
-from feedrate.dataset.probe import check_outputs, look, one_line, size_of, targets_of
+from feedrate.dataset.probe import check_outputs, one_line, probe, size_of, targets_of
 from feedrate.dataset.rng import sample_seeds
-from feedrate.dataset.subset import Part, held_out, list_IDs
+from feedrate.dataset.subset import SubsetWithIDs, held_out, list_IDs
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError
 
@@ -130,7 +130,7 @@ def check_shapes(data: Data, node: Mapping[str, Any], timeout: float = 0) -> Non
     if not _has_transform(node):
         return
     for name, part in data.partition.items():
-        X = look(part, 0, str(node["_target_"]), 0, timeout)[0]
+        X = probe(part, 0, str(node["_target_"]), 0, timeout)[0]
         found = f"{tuple(X.shape)} {torch.as_tensor(X).dtype}" if hasattr(X, "shape") else type(X).__name__
         wanted = f"{data.sample_shape} {data.sample_dtype}"
         if found != wanted:
@@ -174,10 +174,10 @@ def _from_catalog(node: Mapping[str, Any], keys: DatasetConfig, catalog: Catalog
         own = node if name == "train" else others
         dataset = _checked(build(own, "dataset", injected, common_keys(DatasetConfig)), node)
         if list_IDs(dataset) is None and len(dataset) == len(ids):  # the class does not keep them; errors and order do
-            dataset = Part(dataset, range(len(ids)), ids)
+            dataset = SubsetWithIDs(dataset, range(len(ids)), ids)
         partition[name] = dataset
     train = partition["train"]
-    first, _ = look(train, 0, path, seed, timeout)
+    first, _ = probe(train, 0, path, seed, timeout)
     if catalog.labels["train"].indexed:  # the class looks labels up by ID: workers forked later share the look-up
         for labels in catalog.labels.values():
             labels.index()
@@ -232,10 +232,10 @@ def _from_class(node: Mapping[str, Any], keys: DatasetConfig, seed: int, timeout
                     f"dataset: {path} has {len(plain):,} samples without dataset.transform and {len(whole):,} with it; "
                     "both must be the same samples"
                 )
-            validation = Part(plain, validation.indices)
+            validation = SubsetWithIDs(plain, validation.indices)
         partition = {"train": train, "validation": validation}
         log.info("note: %s takes no `partition`, so a fifth of its samples (by seed) is held out for validation", path)
-    first, _ = look(partition["train"], 0, path, seed, timeout)
+    first, _ = probe(partition["train"], 0, path, seed, timeout)
     targets = targets_of(partition["train"], keys, stated, path, seed, timeout)
     given = sorted((key, value) for key, value in node.items() if value is not None)
     text = f"{given!r},{seed}," + ",".join(str(size_of(part)) for part in partition.values())
@@ -310,4 +310,4 @@ def _checked(dataset: Any, node: Mapping[str, Any]) -> Any:
 
 
 def _first(dataset: Dataset[Any], count: int) -> Dataset[Any]:
-    return Part(dataset, range(min(count, size_of(dataset))))
+    return SubsetWithIDs(dataset, range(min(count, size_of(dataset))))

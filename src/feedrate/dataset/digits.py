@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 
 from feedrate.dataset.tensor_files import TensorFiles
-from feedrate.system.atomic_write import replace_file
+from feedrate.system.atomic_write import atomic_write
 
 VALIDATION_EVERY = 5  # every fifth image of each class validates
 
@@ -55,4 +55,4 @@ def _write(root: Path) -> None:
         seen[digit] += 1
     # partition.json comes last and by renaming: where it is, everything is
     (root / "labels.json").write_text(json.dumps(labels))
-    replace_file(root / "partition.json", json.dumps(partition))
+    atomic_write(root / "partition.json", json.dumps(partition))

@@ -25,8 +25,8 @@ from feedrate.dataset.split import Indices, Parts, split
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted, locked
-from feedrate.system.processes import deaf
-from feedrate.system.progress_bar import counted
+from feedrate.system.processes import signals_ignored
+from feedrate.system.progress_bar import progress_bar
 
 MANIFEST = "prepare.json"
 WORTH_A_WORKER = 500  # samples; fewer are written before a further process has started
@@ -82,7 +82,7 @@ def _fill(root: Path, source: BigFile, parts: Parts, manifest: Mapping[str, Any]
             _write_catalog(source, parts, root, manifest)
             return "is done"
         except KeyboardInterrupt:
-            with deaf():
+            with signals_ignored():
                 written = len(source) - len(_clean(root, source))
                 raise Interrupted(f"{written:,} of {len(source):,} samples are written") from None
         except UserError:
@@ -169,7 +169,7 @@ def _write_samples(source: BigFile, missing: Indices, root: Path, num_workers: i
         source.unpack(root, TEMPORARY)
     kept = len(source) - len(missing)
     with (
-        counted("samples", len(source), kept) as show,
+        progress_bar("samples", len(source), kept) as show,
         closing(write_samples(source, missing, root, workers)) as progress,
     ):
         for written in progress:

@@ -40,7 +40,7 @@ def targets_of(
     picked = [index * size // count for index in range(count)]
     begin, said, values = time.perf_counter(), False, []
     for index in picked:
-        values.append(_plain(look(train, index, path, seed, timeout)[1]))
+        values.append(_plain(probe(train, index, path, seed, timeout)[1]))
         if not said and time.perf_counter() - begin > PATIENCE_S:
             said = True
             log.info("note: looking at %d samples to learn how many classes there are; dataset.num_outputs=... "
@@ -87,7 +87,7 @@ def _plain(y: Any) -> Any:
     return list(y) if isinstance(y, tuple) else y
 
 
-def look(dataset: Dataset[Any], index: int, path: str, seed: int, timeout: float = 0) -> tuple[Any, Any]:
+def probe(dataset: Dataset[Any], index: int, path: str, seed: int, timeout: float = 0) -> tuple[Any, Any]:
     """One sample before the loader exists, with its own random numbers: the run's are as they were afterwards.
 
     Args:
@@ -100,7 +100,7 @@ def look(dataset: Dataset[Any], index: int, path: str, seed: int, timeout: float
     """
     ID = _name(dataset, index)
     try:
-        sample = within(timeout, partial(look_again, dataset, index, seed, 0, ID), f"sample {ID!r}")
+        sample = within(timeout, partial(probe_again, dataset, index, seed, 0, ID), f"sample {ID!r}")
     except TimedOut:
         raise
     except (Exception, SystemExit) as error:
@@ -114,7 +114,7 @@ def look(dataset: Dataset[Any], index: int, path: str, seed: int, timeout: float
     return sample[0], sample[1]
 
 
-def look_again(dataset: Dataset[Any], index: int, seed: int, epoch: int, ID: str) -> Any:
+def probe_again(dataset: Dataset[Any], index: int, seed: int, epoch: int, ID: str) -> Any:
     """The sample that the loader gives in that epoch; the run's random numbers are as they were afterwards."""
     with sample_seeds():
         name_sample(seed, epoch, ID)

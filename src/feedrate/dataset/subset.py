@@ -19,10 +19,10 @@ def list_IDs(dataset: Dataset[Any]) -> Sequence[str] | None:
     return found if found is not None and not callable(found) else None
 
 
-def held_out(dataset: Dataset[Any], count: int, seed: int) -> tuple[Part, Part]:
+def held_out(dataset: Dataset[Any], count: int, seed: int) -> tuple[SubsetWithIDs, SubsetWithIDs]:
     """The dataset without `count` samples, and these; which ones depends on seed and size alone."""
     shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(dataset))  # type: ignore[arg-type]
-    return Part(dataset, _compact(shuffled[count:])), Part(dataset, _compact(shuffled[:count]))
+    return SubsetWithIDs(dataset, _compact(shuffled[count:])), SubsetWithIDs(dataset, _compact(shuffled[:count]))
 
 
 def _compact(picked: np.ndarray) -> Sequence[int]:
@@ -30,7 +30,7 @@ def _compact(picked: np.ndarray) -> Sequence[int]:
     return array("q", np.sort(picked).astype(np.int64).tobytes())
 
 
-class Part(Subset[Any]):
+class SubsetWithIDs(Subset[Any]):
     """Some samples of a dataset, with the IDs and paths of those samples.
 
     Args:

@@ -1,6 +1,6 @@
 """How batches arrive: order, fetching, digest, transfer to the device."""
 
-from feedrate.loader.batch import Receipt
+from feedrate.loader.batch import BatchInfo
 from feedrate.loader.build import build_loaders, close_loaders, start_loaders
 from feedrate.loader.engines.processes import lost_worker
 from feedrate.loader.loader import Loader, SeededLoader
@@ -10,9 +10,9 @@ from feedrate.loader.transfer import Batch, ToDevice
 
 __all__ = [
     "Batch",
+    "BatchInfo",
     "Loader",
     "Order",
-    "Receipt",
     "Report",
     "SeededLoader",
     "ToDevice",

@@ -1,6 +1,6 @@
-"""Which batch is wanted next: the tickets of an epoch, and beyond its end those of the epoch that most likely follows.
+"""Which batch is wanted next: the requests of an epoch, and beyond its end those of the epoch that most likely follows.
 
-A ticket says what a batch holds; who makes it, and where, is an engine's affair.
+A request says what a batch holds; who makes it, and where, is an engine's affair.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from feedrate.timing.stages import Load
 
 
 @dataclass(frozen=True)
-class Ticket:
+class BatchRequest:
     """An order for one batch.
 
     Attributes:
@@ -35,11 +35,11 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What came of a ticket; travels back with the batch as plain values, since each tensor costs a descriptor.
+class BatchInfo:
+    """What came of a request; travels back with the batch as plain values, since each tensor costs a descriptor.
 
     Attributes:
-        ticket: the order, as the worker read it.
+        request: the order, as the worker read it.
         made: who made the batch, when, and what it was spent on: the values of `load`.
         nbytes: of the batch's dense tensors and arrays.
         error: what went wrong; the batch is None then.
@@ -48,7 +48,7 @@ class Receipt:
         content: the loader's content digest after this batch, b"" unless asked for; added on arrival.
     """
 
-    ticket: Ticket
+    request: BatchRequest
     made: tuple[int, ...]
     nbytes: int = 0
     error: SampleError | None = None
@@ -60,15 +60,15 @@ class Receipt:
         return Load(*self.made)
 
 
-def tickets_of(plan: Plan) -> Iterator[Ticket]:
+def requests_of(plan: Plan) -> Iterator[BatchRequest]:
     for start, stop, indices in plan:
-        yield Ticket(plan.order.epoch, start, stop, indices)
+        yield BatchRequest(plan.order.epoch, start, stop, indices)
 
 
-class Tickets(Sampler[Any]):
-    """Iterating gives the tickets of `plan`, and then of the epochs after it, as far as they are known.
+class BatchRequests(Sampler[Any]):
+    """Iterating gives the requests of `plan`, and then of the epochs after it, as far as they are known.
 
-    Tickets are given out some batches before they are due, so the first ones of the next epoch while the last batches
+    Requests are given out some batches before they are due, so the first ones of the next epoch while the last batches
     of this one are still on their way: a small data set would otherwise stand still at the start of each epoch.
 
     Args:
@@ -77,24 +77,24 @@ class Tickets(Sampler[Any]):
     Attributes:
         plan: of the pass that begins.
         step: from an epoch to the one that follows it, in numbers: 1, or 0 where the same one is repeated; None: what
-            follows is not known, or nothing does, and the tickets end with the epoch.
+            follows is not known, or nothing does, and the requests end with the epoch.
     """
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
         self.plan: Plan | None = None
         self.step: int | None = None
-        self._ahead: deque[Plan] = deque()  # whose tickets are being given out, and whose pass has not begun
+        self._ahead: deque[Plan] = deque()  # whose requests are being given out, and whose pass has not begun
         self._due = False  # whether batches of a pass that has begun are still to come
 
-    def __iter__(self) -> Iterator[Ticket]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         assert self.plan is not None
         self._ahead = deque()
         return self._given(self.plan, self._ahead)
 
-    def _given(self, plan: Plan, ahead: deque[Plan]) -> Iterator[Ticket]:
+    def _given(self, plan: Plan, ahead: deque[Plan]) -> Iterator[BatchRequest]:
         while True:
-            yield from tickets_of(plan)
+            yield from requests_of(plan)
             if self.step is None:
                 return
             old = plan.order
@@ -105,7 +105,7 @@ class Tickets(Sampler[Any]):
             ahead.append(plan)
 
     def known(self, order: Order) -> Order:
-        """The same order; the one of the tickets that are being given out, whose positions are computed already."""
+        """The same order; the one of the requests that are being given out, whose positions are computed already."""
         ahead = self._ahead[0].order if self._ahead else None
         return ahead if ahead is not None and ahead == order else order
 

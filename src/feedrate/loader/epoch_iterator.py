@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.dataset.time_limit import TimedOut
 from feedrate.errors import UserError
-from feedrate.loader.batch import tickets_of
+from feedrate.loader.batch import requests_of
 from feedrate.loader.order import Plan
 from feedrate.loader.sample_errors import with_cause
 from feedrate.timing.stages import clock_ns
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from feedrate.loader.loader import SeededLoader
 
 
-class Pass(Iterator[Any]):
+class EpochIterator(Iterator[Any]):
     """From a position of an epoch to its end; the engine's batches go on after that.
 
     Where another epoch is named by `sampler.set_epoch` before the first batch is asked for, it is that one.
 
     Args:
         engine: that the batches come from.
-        batches: with their receipts, from the plan's first on.
+        batches: with their batch infos, from the plan's first on.
         number: of the pass; the loader counts them, and another one that still runs is over.
     """
 
@@ -63,24 +63,24 @@ class Pass(Iterator[Any]):
         if not self._left and not self._goes_on():
             raise StopIteration
         try:
-            batch, receipt = self._watched(self._next)
+            batch, info = self._watched(self._next)
         except StopIteration:
             raise AssertionError(f"no batch at {self._at}, of {self._plan}") from None
         except TimedOut as error:
-            due = next(tickets_of(replace(self._plan, start=self._at)))
+            due = next(requests_of(replace(self._plan, start=self._at)))
             named = TimedOut(error.seconds, f"the batch of {loader._samples.named(due)}", error.at)
             self._stop(named)
             raise named from None
         except BaseException as error:  # Ctrl-C too: what it has broken off cannot go on
             self._stop(error)
             raise
-        ticket = receipt.ticket
-        assert ticket.start == self._at and ticket.epoch == self._plan.order.epoch, ticket  # noqa: PT018
-        if receipt.error is not None:
-            self._stop(receipt.error)
-            raise with_cause(receipt.error)
-        self._at, self._left = ticket.stop, self._left - 1
-        loader._delivered(batch, receipt, asked_ns)
+        request = info.request
+        assert request.start == self._at and request.epoch == self._plan.order.epoch, request  # noqa: PT018
+        if info.error is not None:
+            self._stop(info.error)
+            raise with_cause(info.error)
+        self._at, self._left = request.stop, self._left - 1
+        loader._delivered(batch, info, asked_ns)
         return batch
 
     def _goes_on(self) -> bool:
@@ -100,7 +100,7 @@ class Pass(Iterator[Any]):
         self._at = self._plan.end  # also where there was nothing for this rank
         self._loader.sampler.end(self._at)
         self._next = iter(()).__next__
-        self._loader._tickets.end()
+        self._loader._requests.end()
         self._rest()
 
     def _stop(self, error: BaseException) -> None:

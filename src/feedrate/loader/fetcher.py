@@ -23,17 +23,17 @@ from feedrate.dataset.formats.sample_reader import Empty
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_seeds, seed_globals
 from feedrate.errors import SampleError
-from feedrate.loader.batch import Receipt, Ticket
+from feedrate.loader.batch import BatchInfo, BatchRequest
 from feedrate.loader.batch_protocol import getitems_of, load_batch_of, parts_of, stacked
 from feedrate.loader.buffers import Pool, Ring, Writer
 from feedrate.loader.digest import leaves, nbytes
-from feedrate.loader.sample_errors import Blame
-from feedrate.loader.shape_mismatch import odd_one_out
+from feedrate.loader.sample_errors import SampleErrors
+from feedrate.loader.shape_mismatch import shape_mismatch
 from feedrate.timing.stages import MAIN_THREAD, Computed, Slowest, Watch, clock_ns, samples_took, stage
 
 
-class Samples(Dataset[Any]):
-    """The user's dataset, asked for a whole ticket through PyTorch's batched protocol `__getitems__`.
+class BatchFetcher(Dataset[Any]):
+    """The user's dataset, asked for a whole request through PyTorch's batched protocol `__getitems__`.
 
     The dataset itself is asked by what it has: `load_batch` or `load_X` (see at_once.py), `__getitems__`, or
     `__getitem__`.
@@ -43,7 +43,7 @@ class Samples(Dataset[Any]):
         seed: of the loader.
         list_IDs: IDs by index, or None: then the index is the ID.
         collate: makes a batch of a list of samples, or of one sample where `batched` is False.
-        batched: whether a ticket is a batch, or one sample.
+        batched: whether a request is a batch, or one sample.
 
     Attributes:
         came_one_by_one: whether the dataset was asked for samples, as it gave no batch as a whole.
@@ -62,7 +62,7 @@ class Samples(Dataset[Any]):
         self._at_once = load_batch_of(dataset) if batched and collate is default_collate else None
         self._getitems = getitems_of(dataset) if batched else None
         self._parts = parts_of(dataset)
-        self._blame = Blame(dataset, list_IDs, collate, whole=self._at_once is not None)
+        self._blame = SampleErrors(dataset, list_IDs, collate, whole=self._at_once is not None)
         self._ring: Ring | None = None
         self._writer: Writer | None = None  # of a worker's own
         self._pool = Pool()
@@ -76,9 +76,9 @@ class Samples(Dataset[Any]):
         """Of the user's class."""
         return self._blame.name
 
-    def named(self, ticket: Ticket) -> str:
+    def named(self, request: BatchRequest) -> str:
         """The first IDs of a batch."""
-        return self._blame.named(ticket)
+        return self._blame.named(request)
 
     @property
     def whole(self) -> bool:
@@ -91,13 +91,13 @@ class Samples(Dataset[Any]):
         for used in [self._pool.empty(tuple(t.shape), t.dtype) for t in tensors for _ in range(count)]:
             used.zero_()
 
-    def over(self, ring: Ring) -> Samples:
+    def over(self, ring: Ring) -> BatchFetcher:
         """The same, whose batches leave a worker through the slots of a ring."""
         other = copy(self)
         other._ring = ring
         return other
 
-    def in_threads(self) -> Samples:
+    def in_threads(self) -> BatchFetcher:
         """The same for several threads at once: each sample has its `sample_rng`, the global generators are left alone.
 
         They are one for all threads, the training's included, so they cannot be seeded for a sample.
@@ -106,15 +106,15 @@ class Samples(Dataset[Any]):
         other._in_threads = True
         return other
 
-    def __getitems__(self, ticket: Ticket) -> tuple[Any, Receipt]:
-        """The batch and its receipt, where torch's DataLoader asks: in a worker process or without workers."""
+    def __getitems__(self, request: BatchRequest) -> tuple[Any, BatchInfo]:
+        """The batch and its batch info, where torch's DataLoader asks: in a worker process or without workers."""
         info = get_worker_info()
-        return self.make(ticket) if info is None else self._in_worker(ticket, info.id)
+        return self.make(request) if info is None else self._in_worker(request, info.id)
 
     def make(
-        self, ticket: Ticket, worker: int | None = None, given_up: Callable[[], bool] = lambda: False
-    ) -> tuple[Any, Receipt]:
-        """The batch and its receipt, in this process; never raises for what a sample does.
+        self, request: BatchRequest, worker: int | None = None, given_up: Callable[[], bool] = lambda: False
+    ) -> tuple[Any, BatchInfo]:
+        """The batch and its batch info, in this process; never raises for what a sample does.
 
         Args:
             worker: number of the thread, None for the main one.
@@ -124,7 +124,7 @@ class Samples(Dataset[Any]):
         batch, error = None, None
         try:
             batch = self._make(
-                ticket, self._pool.empty, nullcontext() if self._in_threads else sample_seeds(), given_up
+                request, self._pool.empty, nullcontext() if self._in_threads else sample_seeds(), given_up
             )
         except _Failed as failed:
             error = failed.error
@@ -133,9 +133,9 @@ class Samples(Dataset[Any]):
             watch.end()
             raise
         made = watch.stop(MAIN_THREAD if worker is None else worker)
-        return batch, Receipt(ticket, made, nbytes(batch), error, self._slow(watch, ticket))
+        return batch, BatchInfo(request, made, nbytes(batch), error, self._slow(watch, request))
 
-    def _in_worker(self, ticket: Ticket, worker: int) -> tuple[Any, Receipt]:
+    def _in_worker(self, request: BatchRequest, worker: int) -> tuple[Any, BatchInfo]:
         """The same, as it is sent to the main process."""
         watch = Watch.start(self._computed)
         batch, size, error = None, 0, None
@@ -145,12 +145,12 @@ class Samples(Dataset[Any]):
         if writer is not None:
             writer.begin()
         try:
-            batch = self._make(ticket, self._pool.empty if writer is None else writer.empty)
+            batch = self._make(request, self._pool.empty if writer is None else writer.empty)
             with stage("handover"):
                 size = nbytes(batch)
                 if writer is not None:
                     batch = writer.finish(batch)
-                sent = self._demand_sendable(batch, ticket)
+                sent = self._demand_sendable(batch, request)
                 if writer is not None:
                     writer.leave(sent)
         except _Failed as failed:
@@ -158,71 +158,71 @@ class Samples(Dataset[Any]):
             error.worker = worker
             if writer is not None:
                 writer.drop()
-        return batch, Receipt(ticket, watch.stop(worker), size, error, self._slow(watch, ticket))
+        return batch, BatchInfo(request, watch.stop(worker), size, error, self._slow(watch, request))
 
-    def _slow(self, watch: Watch, ticket: Ticket) -> Sequence[tuple[int, int]]:
+    def _slow(self, watch: Watch, request: BatchRequest) -> Sequence[tuple[int, int]]:
         times = watch.samples_ns
-        return self._slowest.add(ticket.indices.tolist(), times) if len(times) == len(ticket.indices) else ()
+        return self._slowest.add(request.indices.tolist(), times) if len(times) == len(request.indices) else ()
 
     def _make(
         self,
-        ticket: Ticket,
+        request: BatchRequest,
         empty: Empty,
         seeds: AbstractContextManager[None] | None = None,
         given_up: Callable[[], bool] = lambda: False,
     ) -> Any:
         if self._at_once is not None:
             try:
-                batch = self._at_once(ticket.indices, empty)
+                batch = self._at_once(request.indices, empty)
             except (Exception, SystemExit) as error:
-                raise _Failed(self._blame.batch(ticket, error)) from None
+                raise _Failed(self._blame.batch(request, error)) from None
             if batch is not None:
                 return batch
         # the main process's own random numbers are for training: loading must leave them as they were
         with seeds or nullcontext():
-            return self._make_of_samples(ticket, empty, given_up)
+            return self._make_of_samples(request, empty, given_up)
 
-    def _make_of_samples(self, ticket: Ticket, empty: Empty, given_up: Callable[[], bool]) -> Any:
+    def _make_of_samples(self, request: BatchRequest, empty: Empty, given_up: Callable[[], bool]) -> Any:
         self.came_one_by_one = True
         if self._getitems is None:
-            samples = self._one_by_one(ticket, given_up)
+            samples = self._one_by_one(request, given_up)
         else:
-            samples = self._together(ticket, self._getitems)
+            samples = self._together(request, self._getitems)
         try:
             with stage("collate"):
-                return self._collated(samples, ticket, empty)
+                return self._collated(samples, request, empty)
         except SampleError as error:
             error.__cause__ = error.__context__ = None
             raise _Failed(error) from None
         except (Exception, SystemExit) as error:
-            raise _Failed(self._blame.collating(ticket, error)) from None
+            raise _Failed(self._blame.collating(request, error)) from None
 
-    def _collated(self, samples: list[Any], ticket: Ticket, empty: Empty) -> Any:
+    def _collated(self, samples: list[Any], request: BatchRequest, empty: Empty) -> Any:
         if not self.batched:
             return self.collate(samples[0])
         if self.collate is not default_collate:
             return self.collate(samples)
         if any(sample is None for sample in samples):
-            raise self._blame.nothing(ticket, samples)
-        if odd := odd_one_out(samples):
-            raise self._blame.mixed(ticket, *odd)
+            raise self._blame.nothing(request, samples)
+        if odd := shape_mismatch(samples):
+            raise self._blame.mixed(request, *odd)
         with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
             return stacked(samples, empty)
 
-    def _one_by_one(self, ticket: Ticket, given_up: Callable[[], bool]) -> list[Any]:
+    def _one_by_one(self, request: BatchRequest, given_up: Callable[[], bool]) -> list[Any]:
         samples, key, times, begin = [], b"", [], clock_ns()
-        stored = self._stored(ticket)
+        stored = self._stored(request)
         mark = clock_ns()
-        each = (mark - begin) // len(ticket.indices)  # of reading them together
+        each = (mark - begin) // len(request.indices)  # of reading them together
         seeds = None if self._in_threads else self._seeds
         if seeds is not None:
             seeds.begin()
-        for index, ID, X in zip(ticket.indices.tolist(), self._IDs(ticket), stored, strict=True):
+        for index, ID, X in zip(request.indices.tolist(), self._IDs(request), stored, strict=True):
             if given_up():
                 raise _Failed(
-                    SampleError(f"batch of {self._blame.named(ticket)}: given up, since the loader was closed")
+                    SampleError(f"batch of {self._blame.named(request)}: given up, since the loader was closed")
                 )
-            key = self._key(ticket.epoch, index, ID)
+            key = self._key(request.epoch, index, ID)
             try:
                 samples.append(self._one(index, X, key, seeds))
             # StopIteration too: it would end the epoch early, silently; and SystemExit would end the worker
@@ -236,13 +236,13 @@ class Samples(Dataset[Any]):
             seeds.finish(key)
         return samples
 
-    def _stored(self, ticket: Ticket) -> Sequence[Tensor | None]:
+    def _stored(self, request: BatchRequest) -> Sequence[Tensor | None]:
         """What is stored of each sample, read together; None each where the dataset is to be asked for it."""
-        count = len(ticket.indices)
+        count = len(request.indices)
         if self._parts is None or count == 1:
             return [None] * count
         try:
-            found = self._parts[0](ticket.indices, self._pool.empty)
+            found = self._parts[0](request.indices, self._pool.empty)
         except (Exception, SystemExit):  # the sample whose fault that is will say so itself
             found = None
         if found is None:
@@ -265,22 +265,22 @@ class Samples(Dataset[Any]):
         seeds.seed(key)
         return self.dataset[index]  # anew, as X may have been changed
 
-    def _together(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> list[Any]:
-        indices: list[int] = ticket.indices.tolist()
+    def _together(self, request: BatchRequest, getitems: Callable[[list[int]], Any]) -> list[Any]:
+        indices: list[int] = request.indices.tolist()
         try:
-            self._name([self._key(ticket.epoch, index, self._blame.ID(index)) for index in indices])
+            self._name([self._key(request.epoch, index, self._blame.ID(index)) for index in indices])
             samples = list(getitems(indices))
         except (Exception, SystemExit) as error:
-            raise _Failed(self._culprit(ticket, getitems) or self._blame.batch(ticket, error)) from None
+            raise _Failed(self._culprit(request, getitems) or self._blame.batch(request, error)) from None
         if len(samples) != len(indices):
-            raise _Failed(self._blame.count(ticket, len(samples)))
+            raise _Failed(self._blame.count(request, len(samples)))
         return samples
 
-    def _culprit(self, ticket: Ticket, getitems: Callable[[list[int]], Any]) -> SampleError | None:
+    def _culprit(self, request: BatchRequest, getitems: Callable[[list[int]], Any]) -> SampleError | None:
         """The error of the first sample that fails alone, too."""
-        for index in ticket.indices.tolist():
+        for index in request.indices.tolist():
             try:
-                self._name([self._key(ticket.epoch, index, self._blame.ID(index))])
+                self._name([self._key(request.epoch, index, self._blame.ID(index))])
                 getitems([index])
             except (Exception, SystemExit) as error:
                 return self._blame.sample(self._blame.ID(index), error, "__getitems__")
@@ -291,15 +291,15 @@ class Samples(Dataset[Any]):
         if not self._in_threads:
             seed_globals(keys[0])
 
-    def _IDs(self, ticket: Ticket) -> list[str]:
+    def _IDs(self, request: BatchRequest) -> list[str]:
         if isinstance(self.list_IDs, IDs):
-            return self.list_IDs.at(ticket.indices)
-        return [self._blame.ID(index) for index in ticket.indices.tolist()]
+            return self.list_IDs.at(request.indices)
+        return [self._blame.ID(index) for index in request.indices.tolist()]
 
     def _key(self, epoch: int, index: int, ID: str) -> bytes:
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
 
-    def _demand_sendable(self, batch: Any, ticket: Ticket) -> list[Tensor | torch.UntypedStorage]:
+    def _demand_sendable(self, batch: Any, request: BatchRequest) -> list[Tensor | torch.UntypedStorage]:
         """The tensors that are sent as they are, of sparse and nested ones and of subclasses their storages.
 
         Fails where a batch cannot leave the worker; torch would print a traceback and wait for it for ever.
@@ -308,7 +308,7 @@ class Samples(Dataset[Any]):
             probe = _Probe(io.BytesIO())
             probe.dump(batch)
         except Exception as error:
-            raise _Failed(self._blame.sending(ticket, error)) from None
+            raise _Failed(self._blame.sending(request, error)) from None
         return probe.tensors
 
 

@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from feedrate.dataset.build import list_IDs
 from feedrate.errors import UserError
-from feedrate.loader.batch import Receipt, Tickets
+from feedrate.loader.batch import BatchInfo, BatchRequests
 from feedrate.loader.digest import OrderDigest, content_hash
 from feedrate.loader.engines.auto import checked, choose, may_be_threads
 from feedrate.loader.engines.inline import Inline
 from feedrate.loader.engines.processes import Workers, helpers
 from feedrate.loader.engines.threads import Threads
-from feedrate.loader.epoch_iterator import Pass
-from feedrate.loader.fetcher import Samples
+from feedrate.loader.epoch_iterator import EpochIterator
+from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Order, Plan
 from feedrate.loader.rebuilt import as_given, order_given, part_given, refuse
 from feedrate.loader.report import Report, setup_of
@@ -121,8 +121,8 @@ class Loader(DataLoader[T_co]):
         """
 
     @property
-    def delivered(self) -> Receipt | None:
-        """With a seed, the receipt of the batch that was handed out last, None before the first."""
+    def delivered(self) -> BatchInfo | None:
+        """With a seed, the batch info of the batch that was handed out last, None before the first."""
         return None
 
     @property
@@ -205,12 +205,12 @@ class SeededLoader(Loader[T_co]):
             order.digest.begin(order.order, 0)
         if content_digest and order.content is None:
             order.content = b""
-        self._tickets = Tickets(dataset)
+        self._requests = BatchRequests(dataset)
         self._expect(1)
         self._engine: Inline | Threads | Workers | None = None
         self._settings = self._current()
         self._report = Report(self._setup())
-        self._early: Pass | None = None
+        self._early: EpochIterator | None = None
 
     # -----------------------------------------------------------------------------------------------------
     # iterating
@@ -272,12 +272,12 @@ class SeededLoader(Loader[T_co]):
             self._move(epoch)
 
     def _expect(self, step: int | None) -> None:
-        self._tickets.step = step if self.persistent_workers else None
+        self._requests.step = step if self.persistent_workers else None
 
     def _move(self, epoch: int) -> None:
         """To the start of an epoch."""
         place = self.sampler
-        order = self._tickets.known(place.order_of(epoch))
+        order = self._requests.known(place.order_of(epoch))
         place.digest.begin(order, place.at)
         place.moved(order, 0)
         self._expect(1)
@@ -287,13 +287,13 @@ class SeededLoader(Loader[T_co]):
         self.sampler.last, self._early = None, None
         self.sampler.passes += 1
 
-    def _begin(self, check: Callable[[], None] | None = None) -> Pass:
+    def _begin(self, check: Callable[[], None] | None = None) -> EpochIterator:
         self._settle()
         place = self.sampler
         if place.begun:
             self._move(place.epoch + 1)
         elif place.at == 0 and place.order.size != self._size():  # the dataset has grown since
-            step = self._tickets.step
+            step = self._requests.step
             self._move(place.epoch)
             self._expect(step)
         self._end_pass()
@@ -304,21 +304,21 @@ class SeededLoader(Loader[T_co]):
         made: list[Any] = []
         if self._engine is None:
             if not len(plan):  # nothing to choose an engine by
-                return Pass(self, Inline(self._samples, self._tickets), iter(()), plan, place.passes)
+                return EpochIterator(self, Inline(self._samples, self._requests), iter(()), plan, place.passes)
             choice = choose(self._samples, plan, self)
             self.engine, made = choice.engine, choice.made
             self._settings = self._current()
             if check is not None:
                 check()
-            self._engine = _ENGINES[self.engine](self._samples, self._tickets)
-        rest = replace(plan, start=made[-1][1].ticket.stop) if made else plan
+            self._engine = _ENGINES[self.engine](self._samples, self._requests)
+        rest = replace(plan, start=made[-1][1].request.stop) if made else plan
         batches = self._engine.begin(rest, self)
         self._report.begin(place.epoch, self._setup(), self.tasks())
         if made:
             batches = _joined(made, batches)
         if given is not None:
             batches = as_given(batches, given, type(self._foreign).__name__)
-        return Pass(self, self._engine, batches, plan, place.passes)
+        return EpochIterator(self, self._engine, batches, plan, place.passes)
 
     def _settle(self) -> None:
         """Takes up what was set after construction, and a dataset that has grown.
@@ -363,12 +363,12 @@ class SeededLoader(Loader[T_co]):
             )
         return checked(engine, self)
 
-    def _new_samples(self) -> Samples:
+    def _new_samples(self) -> BatchFetcher:
         names = list_IDs(self.dataset)
         if names is not None and len(names) != self._size():
             names = None  # not one ID for each index: the indices are the IDs
         batched = self.batch_sampler is not None
-        return Samples(self.dataset, self.seed, names, self.collate_fn or default_convert, batched)
+        return BatchFetcher(self.dataset, self.seed, names, self.collate_fn or default_convert, batched)
 
     def _plan(self, order: Order, start: int) -> Plan:
         return Plan(order, start, self._batch * self.world_size, self._drop_last, self.rank, self.world_size)
@@ -379,14 +379,14 @@ class SeededLoader(Loader[T_co]):
     def _setup(self) -> Setup:
         return replace(setup_of(self), batch_size=self._batch)
 
-    def _delivered(self, batch: Any, receipt: Receipt, asked_ns: int) -> None:
+    def _delivered(self, batch: Any, info: BatchInfo, asked_ns: int) -> None:
         handed_ns = clock_ns()
-        place, ticket = self.sampler, receipt.ticket
+        place, request = self.sampler, info.request
         if place.content is not None:
             place.content = content_hash(place.content, batch)
-            receipt = replace(receipt, content=place.content)
-        place.last, place.at = receipt, ticket.stop
-        self._report.add(asked_ns, handed_ns, receipt.made, len(ticket.indices), receipt.nbytes)
+            info = replace(info, content=place.content)
+        place.last, place.at = info, request.stop
+        self._report.add(asked_ns, handed_ns, info.made, len(request.indices), info.nbytes)
         if self._report.due:
             self._report.look(self.tasks())
 
@@ -403,7 +403,7 @@ class SeededLoader(Loader[T_co]):
     # -----------------------------------------------------------------------------------------------------
 
     @property
-    def delivered(self) -> Receipt | None:
+    def delivered(self) -> BatchInfo | None:
         return self.sampler.last
 
     @property
@@ -420,12 +420,12 @@ class SeededLoader(Loader[T_co]):
     def helpers(self) -> list[tuple[int, int]]:
         return helpers() if self.engine == "process" else []
 
-    def IDs(self, receipt: Receipt) -> list[str]:
-        """IDs of the samples in a receipt's batch."""
+    def IDs(self, info: BatchInfo) -> list[str]:
+        """IDs of the samples in a batch info's batch."""
         names = self._samples.list_IDs
-        return [str(i) if names is None else names[i] for i in receipt.ticket.indices.tolist()]
+        return [str(i) if names is None else names[i] for i in info.request.indices.tolist()]
 
-    def order_digest(self, after: Receipt | None = None) -> str:
+    def order_digest(self, after: BatchInfo | None = None) -> str:
         """Digest over the IDs of every sample delivered so far, or up to a batch of the present epoch."""
         return self.sampler.digest.at(self._position(after))
 
@@ -445,7 +445,7 @@ class SeededLoader(Loader[T_co]):
     # position
     # -----------------------------------------------------------------------------------------------------
 
-    def state_dict(self, after: Receipt | None = None) -> dict[str, Any]:
+    def state_dict(self, after: BatchInfo | None = None) -> dict[str, Any]:
         """The position after the batch handed out last (or after another one of this epoch); JSON-able."""
         place, position = self.sampler, self._position(after)
         content = after.content if after is not None else place.content
@@ -491,15 +491,15 @@ class SeededLoader(Loader[T_co]):
         place.loaded, place.named = state, True
         self._expect(1)
 
-    def _position(self, after: Receipt | None) -> int:
+    def _position(self, after: BatchInfo | None) -> int:
         if after is None:
             return self.sampler.at
-        if after.ticket.epoch != self.sampler.epoch:
+        if after.request.epoch != self.sampler.epoch:
             raise UserError(
-                f"Loader: the receipt is of epoch {after.ticket.epoch}, the loader is in epoch {self.sampler.epoch}; "
+                f"Loader: this batch is of epoch {after.request.epoch}, the loader is in epoch {self.sampler.epoch}; "
                 "ask before the next epoch begins"
             )
-        return after.ticket.stop
+        return after.request.stop
 
     def _identity(self) -> dict[str, Any]:
         return {"samples": self._size(), "seed": self.seed, "shuffle": self.sampler.shuffle}

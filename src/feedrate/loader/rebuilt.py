@@ -85,10 +85,10 @@ def _others(given: Iterator[Any]) -> Iterator[Any]:
 def as_given(batches: Iterator[Any], given: Iterator[Any], name: str) -> Iterator[Any]:
     """The batches, as long as a library's batch sampler gives the same ones."""
     for indices in given:
-        batch, receipt = next(batches)
-        if receipt.ticket.indices.tolist() != list(indices):
+        batch, info = next(batches)
+        if info.request.indices.tolist() != list(indices):
             break
-        yield batch, receipt
+        yield batch, info
     raise _other_order(name)
 
 

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset, Subset, default_collate
 
 from feedrate.dataset.probe import one_line
 from feedrate.errors import SampleError, UserError
-from feedrate.loader.batch import Ticket
+from feedrate.loader.batch import BatchRequest
 
 
-class Blame:
+class SampleErrors:
     """Words the errors of one dataset; each method that takes an exception is to be called while it is handled.
 
     Args:
@@ -40,27 +40,27 @@ class Blame:
     def ID(self, index: int) -> str:
         return str(index) if self._list_IDs is None else self._list_IDs[index]
 
-    def batch(self, ticket: Ticket, error: BaseException) -> SampleError:
+    def batch(self, request: BatchRequest, error: BaseException) -> SampleError:
         """A dataset failed that was asked for a whole batch."""
         if isinstance(error, SampleError) and error.ID is not None:
             return self.sample(error.ID, error)
         name = f"{self.name}.{'load_batch' if self._whole else '__getitems__'}"
-        text = f"batch of {self.named(ticket)}: {name} failed with {one_line(error)}"
+        text = f"batch of {self.named(request)}: {name} failed with {one_line(error)}"
         return SampleError(text, cause=traceback.format_exc())
 
-    def collating(self, ticket: Ticket, error: BaseException) -> SampleError:
-        text = f"batch of {self.named(ticket)}: collating failed with {one_line(error)}; {self._remedy()}"
+    def collating(self, request: BatchRequest, error: BaseException) -> SampleError:
+        text = f"batch of {self.named(request)}: collating failed with {one_line(error)}; {self._remedy()}"
         return SampleError(text, cause=traceback.format_exc())
 
-    def sending(self, ticket: Ticket, error: BaseException) -> SampleError:
+    def sending(self, request: BatchRequest, error: BaseException) -> SampleError:
         """A batch cannot leave its worker."""
-        text = f"batch of {self.named(ticket)}: cannot leave its worker ({one_line(error)})"
+        text = f"batch of {self.named(request)}: cannot leave its worker ({one_line(error)})"
         return SampleError(f"{text}; {self._remedy()}, or set loader.num_workers=0", cause=traceback.format_exc())
 
-    def count(self, ticket: Ticket, found: int) -> SampleError:
+    def count(self, request: BatchRequest, found: int) -> SampleError:
         """`__getitems__` returned so many samples, which is not the number asked for."""
-        wanted, name = len(ticket.indices), f"{self.name}.__getitems__"
-        text = f"batch of {self.named(ticket)}: {name} returned {found} samples for {wanted} indices"
+        wanted, name = len(request.indices), f"{self.name}.__getitems__"
+        text = f"batch of {self.named(request)}: {name} returned {found} samples for {wanted} indices"
         return SampleError(f"{text}; return one for each, in their order")
 
     def sample(self, ID: str, error: BaseException, method: str = "__getitem__") -> SampleError:
@@ -73,20 +73,20 @@ class Blame:
             return self._of(ID, str(error), cause)
         return self._of(ID, f"{self.name}.{method} failed with {one_line(error)}", cause)
 
-    def mixed(self, ticket: Ticket, odd: int, other: int, difference: str) -> SampleError:
+    def mixed(self, request: BatchRequest, odd: int, other: int, difference: str) -> SampleError:
         """The sample at place `odd` of a batch is not like the one at `other`."""
-        like = self.ID(int(ticket.indices[other]))
+        like = self.ID(int(request.indices[other]))
         text = f"{difference} sample {like!r}; make them alike, or take it out of the partition"
-        return self._of(self.ID(int(ticket.indices[odd])), text)
+        return self._of(self.ID(int(request.indices[odd])), text)
 
-    def nothing(self, ticket: Ticket, samples: list[Any]) -> SampleError:
+    def nothing(self, request: BatchRequest, samples: list[Any]) -> SampleError:
         """One of the samples is None."""
         at = next(place for place, sample in enumerate(samples) if sample is None)
-        return self._of(self.ID(int(ticket.indices[at])), f"{self.name} returned None; return the pair (X, y)")
+        return self._of(self.ID(int(request.indices[at])), f"{self.name} returned None; return the pair (X, y)")
 
-    def named(self, ticket: Ticket) -> str:
+    def named(self, request: BatchRequest) -> str:
         """The first IDs of a batch."""
-        IDs, count = [self.ID(index) for index in ticket.indices[:5].tolist()], len(ticket.indices)
+        IDs, count = [self.ID(index) for index in request.indices[:5].tolist()], len(request.indices)
         return ", ".join(map(repr, IDs)) + (f", ... ({count} in all)" if count > 5 else "")
 
     def _of(self, ID: str, text: str, cause: str = "") -> SampleError:

@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from feedrate.errors import UserError
-from feedrate.loader.batch import Receipt
+from feedrate.loader.batch import BatchInfo
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.order import BLOCK, Order, Plan, rank_part
 
@@ -36,7 +36,7 @@ class OrderSampler(Sampler[int]):
         asked: the epoch that a library named by `set_epoch` here, until the loader goes to it.
         passes: number of passes so far; only the last one may go on.
         digest, content: of what was delivered; see Loader.
-        last: receipt of the batch that was delivered last.
+        last: batch info of the batch that was delivered last.
     """
 
     shuffle = True
@@ -51,7 +51,7 @@ class OrderSampler(Sampler[int]):
         self.named = False
         self.asked: int | None = None
         self.content: bytes | None = None
-        self.last: Receipt | None = None
+        self.last: BatchInfo | None = None
         self._following: int | None = None  # what is iterated next here, where the loader itself has not moved since
 
     @property

@@ -17,7 +17,7 @@ _ARRAYS = (Tensor, np.ndarray)
 _FLAT = (*_ARRAYS, int, float, bool, str)
 
 
-def odd_one_out(samples: list[Any]) -> tuple[int, int, str] | None:
+def shape_mismatch(samples: list[Any]) -> tuple[int, int, str] | None:
     """Index of the first sample unlike the majority, index of one of the majority, and the difference in words."""
     if _flat_and_alike(samples):
         return None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from feedrate.errors import UserError
-from feedrate.loader.batch import Receipt
+from feedrate.loader.batch import BatchInfo
 from feedrate.loader.device import has_streams
 from feedrate.loader.digest import nbytes
 from feedrate.loader.engines.processes import lost_worker
@@ -28,13 +28,13 @@ class Batch:
 
     Attributes:
         X, y: tensors on the device, (B, ...) and (B,) or (B, K).
-        receipt: which samples it holds, None from a loader without a seed.
+        info: which samples it holds, None from a loader without a seed.
         nbytes: size as loaded.
     """
 
     X: Tensor
     y: Tensor
-    receipt: Receipt | None
+    info: BatchInfo | None
     nbytes: int
 
 

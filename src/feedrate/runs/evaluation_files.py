@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feedrate.reporting.picture import has_fonts, optional, save
-from feedrate.system.atomic_write import replace_file
+from feedrate.system.atomic_write import atomic_write
 from feedrate.trainer.evaluate import Evaluation, Sample
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write_evaluation(folder: Path, partition: str, found: Evaluation, about: Map
         "confusion": found.confusion,
     }
     files = [folder / f"{partition}.json"]
-    replace_file(files[0], json.dumps(results, indent=2, default=str))
+    atomic_write(files[0], json.dumps(results, indent=2, default=str))
     if found.worst:
         files.append(folder / f"{partition}_worst.csv")
         write_table(files[-1], ({"id": s.ID, "loss": s.loss, **s.row} for s in found.worst))

@@ -20,7 +20,7 @@ from feedrate.dataset import Data
 from feedrate.reporting.run_summary import run_note
 from feedrate.reporting.trace import rows_of, trace
 from feedrate.runs.provenance import Code, code_version, flat, job_id, result_id, size_of_diff
-from feedrate.system.atomic_write import replace_file
+from feedrate.system.atomic_write import atomic_write
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.point import points
@@ -49,7 +49,7 @@ class Run:
     code: Code = field(default_factory=code_version)
 
 
-def record_birth(run: Run, run_id: str | None) -> None:
+def write_initial_summary(run: Run, run_id: str | None) -> None:
     """summary.json from the first moment on, so that a run which is killed is known, found, and gone on with."""
     write_summary(run.folder, _birth(run, run_id))
 
@@ -241,7 +241,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     content = _json(masked(summary), "", not_finite)
     if not_finite:  # JSON has no word for them
         content["not_finite"] = sorted({*content.get("not_finite", ()), *not_finite})
-    replace_file(folder / "summary.json", json.dumps(content, indent=2, default=str, allow_nan=False))
+    atomic_write(folder / "summary.json", json.dumps(content, indent=2, default=str, allow_nan=False))
 
 
 def _json(value: Any, path: str, not_finite: list[str]) -> Any:

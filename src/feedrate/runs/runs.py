@@ -15,7 +15,7 @@ from typing import Any
 from feedrate.config import ROOT, resolve_path
 from feedrate.errors import UserError
 from feedrate.runs.run_folder import RunFolder, living_owner
-from feedrate.system.atomic_write import replace_file
+from feedrate.system.atomic_write import atomic_write
 from feedrate.tracking.journal import SILENT_END, run_id_of
 
 SUMMARY = "summary.json"
@@ -32,7 +32,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Replaces summary.json, which is whole at every instant."""
-    replace_file(folder / SUMMARY, json.dumps(summary, indent=2, default=str))
+    atomic_write(folder / SUMMARY, json.dumps(summary, indent=2, default=str))
 
 
 def folder_named(path: str) -> Path | None:

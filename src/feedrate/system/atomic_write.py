@@ -15,7 +15,7 @@ from pathlib import Path
 from feedrate.errors import UserError
 
 
-def replace_file(path: Path, text: str, temporary: Path | None = None) -> None:
+def atomic_write(path: Path, text: str, temporary: Path | None = None) -> None:
     """Writes a file that one process writes at a time; an earlier one is replaced.
 
     Args:
@@ -44,7 +44,7 @@ def replace_shared_file(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():  # a device, which stays what it is
         path.write_text(text, encoding="utf-8")
         return
-    replace_file(path, text, path.with_name(f".{path.name}.{os.getpid()}"))
+    atomic_write(path, text, path.with_name(f".{path.name}.{os.getpid()}"))
 
 
 def check_place(path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from feedrate.errors import UserError
-from feedrate.system.signals import unheard
+from feedrate.system.signals import signals_blocked
 
 T = TypeVar("T")
 _REPORT_S = 0.1
@@ -37,7 +37,7 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     running: dict[Connection, tuple[int, Any]] = {}
     try:
-        with unheard(signal.SIGINT):  # a terminal sends Ctrl-C to the workers too
+        with signals_blocked(signal.SIGINT):  # a terminal sends Ctrl-C to the workers too
             for number, part in enumerate(parts):
                 receive, send = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(work, part, send, os.getpid()), daemon=True)
@@ -59,7 +59,7 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
             if not ready:
                 yield -1, None
     finally:
-        with deaf():
+        with signals_ignored():
             for _, process in running.values():
                 process.kill()
             for _, process in running.values():
@@ -94,7 +94,7 @@ def _check_ended(process: Any) -> None:
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
     """A second Ctrl-C does not disturb what the first one has begun."""
     if threading.current_thread() is not threading.main_thread():
         yield

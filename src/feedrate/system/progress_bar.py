@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def counted(things: str, total: int, kept: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(things: str, total: int, kept: int) -> Iterator[Callable[[int], None]]:
     """Gives the function that is told how many are written.
 
     Args:

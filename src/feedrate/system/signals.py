@@ -74,7 +74,7 @@ def raise_when_stopped() -> None:
 
 
 @contextmanager
-def unheard(*signums: int) -> Iterator[None]:
+def signals_blocked(*signums: int) -> Iterator[None]:
     """Signals arrive after the block; processes that are started in it, and what they start, hear them only after
     `ignore` or never.
     """

@@ -5,7 +5,7 @@ Importing this package imports neither mlflow nor matplotlib nor torch.
 
 from feedrate.tracking.naming import run_name
 from feedrate.tracking.secrets import learn, masked, without_secrets
-from feedrate.tracking.tracker import NullTracker, Status, Tracker, open_tracker, start_courier
+from feedrate.tracking.tracker import NullTracker, Status, Tracker, open_tracker, start_uploader
 
 __all__ = [
     "NullTracker",
@@ -15,6 +15,6 @@ __all__ = [
     "masked",
     "open_tracker",
     "run_name",
-    "start_courier",
+    "start_uploader",
     "without_secrets",
 ]

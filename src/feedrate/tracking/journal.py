@@ -1,6 +1,6 @@
 """The journal of a run: what it recorded, one line of JSON for each event, and how much of it the store has by now.
 
-Training appends to it, and nothing else is asked of training; who carries it to MLflow is in courier.py.
+Training appends to it, and nothing else is asked of training; who carries it to MLflow is in uploader.py.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
-from feedrate.system.atomic_write import replace_file
+from feedrate.system.atomic_write import atomic_write
 from feedrate.tracking.secrets import without_secrets
 
 if TYPE_CHECKING:
     from feedrate.config import TrackingConfig
 
 JOURNAL = "journal.jsonl"
-SYSTEM = "journal.system.jsonl"  # readings of the machine, which the courier takes
+SYSTEM = "journal.system.jsonl"  # readings of the machine, which the uploader takes
 STATE = "journal.state.json"
 SILENT_END = "its process ended without a word (SIGKILL, or out of memory)"
 FILES = "record"  # texts and pictures that were recorded, as files of the run folder
@@ -158,7 +158,7 @@ class Delivered:
 
     def write(self, folder: Path) -> None:
         """Replaces the file in one step."""
-        replace_file(folder / STATE, json.dumps(asdict(self), indent=2))
+        atomic_write(folder / STATE, json.dumps(asdict(self), indent=2))
 
     def left(self, folder: Path) -> int:
         """Number of events that the store does not have yet."""
@@ -171,7 +171,7 @@ def run_id_of(folder: Path) -> str:
     return Delivered.read(folder).run_id
 
 
-class Claim:
+class SweepLock:
     """The right to carry a journal, which one process has at a time; it ends with the process."""
 
     def __init__(self, folder: Path) -> None:

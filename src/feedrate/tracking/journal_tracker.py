@@ -1,4 +1,4 @@
-"""One run's tracker: writes what training reports into the run folder's journal, which the courier carries to MLflow.
+"""One run's tracker: writes what training reports into the run folder's journal, which the uploader carries to MLflow.
 
 No call waits for a store but the opening (5 s at most) and the end. MLflow is not imported here.
 """
@@ -39,7 +39,7 @@ _log = logging.getLogger("feedrate.tracking")
 
 
 class Carrier(Protocol):
-    """What carries the journal: a process of its own (courier_process.py)."""
+    """What carries the journal: a process of its own (uploader_process.py)."""
 
     def opened(self) -> str: ...
     def take(self, folder: Path, system_metrics: bool) -> None: ...

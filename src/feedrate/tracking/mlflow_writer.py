@@ -1,7 +1,7 @@
 """Carries a run's journal to MLflow in order: begins the run there, ends it, and notes how far it has come.
 
 What was carried may be carried again without harm, since a process may die between the store's answer and its own note
-of it. What an event becomes is in calls.py; when it is carried, and by which process, in courier.py.
+of it. What an event becomes is in calls.py; when it is carried, and by which process, in uploader.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from feedrate.tracking.address import Address
 from feedrate.tracking.calls import METRICS_PER_BATCH, TAG_CHARACTERS, Calls, cut
-from feedrate.tracking.journal import JOURNAL, SILENT_END, SYSTEM, Claim, Delivered, Event, events
+from feedrate.tracking.journal import JOURNAL, SILENT_END, SYSTEM, Delivered, Event, SweepLock, events
 from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.store import translated_errors
 from feedrate.tracking.sweep import PARENT_JOURNAL, PARENT_TAG
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 JOURNAL_TAG = "feedrate.journal"
 
 
-class Delivery:
+class MLflowWriter:
     """The way of one run folder's journal into an open store; one process at a time has it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Delivery:
     """
 
     def __init__(self, folder: Path, address: Address, client: MlflowClient, experiment_id: str) -> None:
-        self._claim = Claim(folder)
+        self._claim = SweepLock(folder)
         self._folder = folder
         self._address = address
         self._client = client
@@ -163,8 +163,8 @@ class Delivery:
             folder = self._folder.parent  # the repository was moved
         if Delivered.read(folder).run_id == "" and (folder / JOURNAL).exists():
             try:
-                parent = Delivery(folder, self._address, self._client, self._experiment_id)
-            except BlockingIOError as error:  # another job's courier does it
+                parent = MLflowWriter(folder, self._address, self._client, self._experiment_id)
+            except BlockingIOError as error:  # another job's uploader does it
                 raise ConnectionError(str(error)) from None  # a fault, so that it is tried again
             try:
                 parent.deliver()

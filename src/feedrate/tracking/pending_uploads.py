@@ -1,6 +1,6 @@
 """Records that are still in run folders: which there are, and how one is sent afterwards (src/sync.py).
 
-While a run goes on its courier does that (courier.py); whether it goes on is for the caller to know.
+While a run goes on its uploader does that (uploader.py); whether it goes on is for the caller to know.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class Sender:
         Raises:
             UserError: it could not all be sent.
         """
-        from feedrate.tracking.mlflow_writer import Delivery
+        from feedrate.tracking.mlflow_writer import MLflowWriter
 
         address, client, experiment_id = self._open(goal)
         try:
-            delivery = Delivery(folder, address, client, experiment_id)  # type: ignore[arg-type]
+            delivery = MLflowWriter(folder, address, client, experiment_id)  # type: ignore[arg-type]
         except BlockingIOError as error:
             raise UserError(str(error)) from None
         try:

@@ -27,7 +27,7 @@ class _Used(NamedTuple):
 class ProcessTree:
     """Reads a process and all that it has started, directly or not; rates are those since the reading before.
 
-    The process that reads, the courier, is left out with what it started, unless it is the main one.
+    The process that reads, the uploader, is left out with what it started, unless it is the main one.
 
     Args:
         main: number of the training process.

@@ -1,6 +1,6 @@
 """A sweep's own run, the parent of its jobs' runs: begun before the first job, closed after the last.
 
-It is recorded as any run is, through a journal in the sweep's folder and a courier; jobs record themselves, and learn
+It is recorded as any run is, through a journal in the sweep's folder and a uploader; jobs record themselves, and learn
 of their parent through the environment (PARENT_VARIABLE, JOB_VARIABLE).
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from feedrate.config import shown_path
-from feedrate.tracking.journal import JOURNAL, Claim, Delivered, Journal, events
+from feedrate.tracking.journal import JOURNAL, Delivered, Journal, SweepLock, events
 from feedrate.tracking.point import points
 from feedrate.tracking.secrets import masked, without_secrets
 from feedrate.tracking.tracker import Tracker, open_tracker
@@ -65,7 +65,7 @@ def open_sweep(config: TrackingConfig, plan: Plan, *, owned: Callable[[Path], bo
     if not goes_on:
         tracker.tags({"feedrate.sweep_id": plan.sweep_id, "feedrate.command": plan.command})
         tracker.params(plan.settings)
-    for journal in sorted(plan.folder.glob(f"*/{JOURNAL}")):  # of jobs whose couriers ended too
+    for journal in sorted(plan.folder.glob(f"*/{JOURNAL}")):  # of jobs whose uploaders ended too
         if Delivered.read(journal.parent).status in ("", "RUNNING") and not owned(journal.parent):
             tracker.close_dead(journal.parent)
     return SweepRun(tracker, config, plan.folder)
@@ -106,7 +106,7 @@ class SweepRun:
             error: why.
             plain: tags of the run that is made where the job ended before it had one.
         """
-        _wait_for_courier(folder)
+        _wait_for_uploader(folder)
         folder.mkdir(parents=True, exist_ok=True)
         last = ""
         for event, _ in events(folder / JOURNAL):
@@ -155,12 +155,12 @@ def sweep_tags() -> dict[str, str]:
     return {PARENT_TAG: parent, JOB_TAG: os.environ.get(JOB_VARIABLE, "")} if parent else {}
 
 
-def _wait_for_courier(folder: Path) -> None:
-    """Until the courier of a job that has ended lets go of its journal, so that what is added is carried after it."""
+def _wait_for_uploader(folder: Path) -> None:
+    """Until the uploader of a job that has ended lets go of its journal, so that what is added is carried after it."""
     deadline = time.monotonic() + _COURIER_S
     while (folder / JOURNAL).exists() and time.monotonic() < deadline:
         try:
-            Claim(folder).release()
+            SweepLock(folder).release()
         except BlockingIOError:
             time.sleep(0.05)
         else:

@@ -1,6 +1,6 @@
 """Processor, memory, disk, network and GPU use over time, for the page's "System metrics" tab.
 
-MLflow's own monitor runs in the training process and writes to its store every second; here the courier takes the
+MLflow's own monitor runs in the training process and writes to its store every second; here the uploader takes the
 readings, into a journal of their own: of the whole machine, under MLflow's names, and of the run's own processes.
 """
 

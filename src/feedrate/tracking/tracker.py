@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from feedrate.config import TrackingConfig
     from feedrate.tracking.point import Point
-    from feedrate.tracking.uploader_process import CourierProcess
+    from feedrate.tracking.uploader_process import UploaderProcess
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -111,13 +111,13 @@ class NullTracker(Tracker):
     """Records nothing (`tracking=none`)."""
 
 
-def start_courier(config: TrackingConfig) -> CourierProcess | None:
+def start_uploader(config: TrackingConfig) -> UploaderProcess | None:
     """Begins to open the store in a process of its own, while training gets ready; None where nothing is recorded."""
     if config.uri is None:
         return None
-    from feedrate.tracking.uploader_process import CourierProcess
+    from feedrate.tracking.uploader_process import UploaderProcess
 
-    return CourierProcess(config)
+    return UploaderProcess(config)
 
 
 def open_tracker(
@@ -126,7 +126,7 @@ def open_tracker(
     run_name: str,
     run_folder: Path,
     run_id: str | None = None,
-    courier: CourierProcess | None = None,
+    uploader: UploaderProcess | None = None,
 ) -> Tracker:
     """Begin to record a run where `config` says.
 
@@ -135,7 +135,7 @@ def open_tracker(
         run_name: used unless `config.run_name` is set.
         run_folder: the run's own folder, noted so that one is found from the other. One with a journal goes on.
         run_id: a run without a journal to go on with, None for a new one.
-        courier: from `start_courier`; None: one is started now.
+        uploader: from `start_uploader`; None: one is started now.
 
     Raises:
         UserError: the settings are wrong, so that the run could never be recorded.
@@ -144,7 +144,7 @@ def open_tracker(
         return NullTracker()
     from feedrate.tracking.journal_tracker import JournalTracker
 
-    courier = courier or start_courier(config)
-    assert courier is not None
+    uploader = uploader or start_uploader(config)
+    assert uploader is not None
     name = config.run_name or run_name
-    return JournalTracker(config, courier, run_name=name, run_folder=run_folder, run_id=run_id)
+    return JournalTracker(config, uploader, run_name=name, run_folder=run_folder, run_id=run_id)

@@ -1,6 +1,6 @@
-"""The courier: a process of its own that carries a run's journal to MLflow, so that training never waits for a server.
+"""The uploader: a process of its own that carries a run's journal to MLflow, so that training never waits for a server.
 
-It is started and asked by courier_process.py; how an event becomes MLflow's calls is in delivery.py. It reads lines of
+It is started and asked by uploader_process.py; how an event becomes MLflow's calls is in delivery.py. It reads lines of
 JSON from standard input (first the address of the store) and writes to standard output whether it could open it.
 """
 
@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
 from feedrate.tracking.address import read_address
-from feedrate.tracking.journal import JOURNAL, Claim, Delivered
+from feedrate.tracking.journal import JOURNAL, Delivered, SweepLock
 from feedrate.tracking.secrets import learn, without_secrets
 from feedrate.tracking.store import StoreFault, open_answering, require_answer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from feedrate.tracking.mlflow_writer import Delivery
+    from feedrate.tracking.mlflow_writer import MLflowWriter
     from feedrate.tracking.system import SystemReadings
 
 POLL_S = 0.2  # between looks at the journal; a message wakes it at once
@@ -42,7 +42,7 @@ _ENVIRONMENT = {
 }
 
 
-class Courier:
+class Uploader:
     """Carries one run's journal, and those of dead runs that it is told of, until it is told to end.
 
     Args:
@@ -55,7 +55,7 @@ class Courier:
         self._messages = messages
         self._store: tuple[MlflowClient, str] | None = None
         self._folder: Path | None = None
-        self._delivery: Delivery | None = None
+        self._delivery: MLflowWriter | None = None
         self._dead: list[Path] = []
         self._system: SystemReadings | None = None
         self._ending = False
@@ -113,7 +113,7 @@ class Courier:
         return self._ending and own_done and not self._dead
 
     def _open(self) -> None:
-        from feedrate.tracking.mlflow_writer import Delivery
+        from feedrate.tracking.mlflow_writer import MLflowWriter
 
         if self._store is None:
             address = read_address(self._settings["uri"], self._settings["artifacts"])
@@ -121,7 +121,7 @@ class Courier:
             self._store = open_answering(address, self._settings["experiment"])
         if self._delivery is None and self._folder is not None:
             address = read_address(self._settings["uri"], self._settings["artifacts"])
-            self._delivery = Delivery(self._folder, address, *self._store)
+            self._delivery = MLflowWriter(self._folder, address, *self._store)
 
     def _carry_own(self) -> None:
         assert self._delivery is not None
@@ -134,16 +134,16 @@ class Courier:
 
     def _carry_dead(self, folder: Path) -> None:
         """The record of another run, whose process is gone."""
-        from feedrate.tracking.mlflow_writer import Delivery
+        from feedrate.tracking.mlflow_writer import MLflowWriter
 
         assert self._store is not None
         address = read_address(self._settings["uri"], self._settings["artifacts"])
         if Delivered.read(folder).store not in ("", address.name, address.shown):
             return  # it went elsewhere
         try:
-            delivery = Delivery(folder, address, *self._store)
+            delivery = MLflowWriter(folder, address, *self._store)
         except (BlockingIOError, OSError):
-            return  # its own courier is still at it
+            return  # its own uploader is still at it
         try:
             delivery.deliver()
             delivery.close_silent_run()
@@ -155,7 +155,7 @@ class Courier:
         self._next_attempt = time.monotonic() + min(LONGEST_WAIT_S, 2.0 ** (self._failures - 1))
         if self._folder is not None and self._delivery is None:
             with suppress(OSError):  # not while another process carries this journal: the state is its own
-                claim = Claim(self._folder)
+                claim = SweepLock(self._folder)
                 state = Delivered.read(self._folder)
                 state.error = without_secrets(error)[:500]
                 state.write(self._folder)
@@ -211,11 +211,11 @@ def main() -> None:
     messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_listen, args=(messages,), daemon=True).start()
     threading.Thread(target=_end_after_training, args=(settings["parent"],), daemon=True).start()
-    courier = Courier(settings, messages)
+    uploader = Uploader(settings, messages)
     try:
-        courier.run()
+        uploader.run()
     except Exception as error:
-        courier._failed(f"{type(error).__name__}: {error}")
+        uploader._failed(f"{type(error).__name__}: {error}")
         raise
     os._exit(0)  # MLflow's threads have nothing to finish
 
@@ -227,7 +227,7 @@ def _listen(messages: queue.Queue[dict[str, Any] | None]) -> None:
 
 
 def _end_after_training(parent: int) -> None:
-    """However long a call to the store takes, the courier does not outlive training by more than that."""
+    """However long a call to the store takes, the uploader does not outlive training by more than that."""
     while os.getppid() == parent:
         time.sleep(0.5)
     time.sleep(LAST_WORDS_S)

@@ -1,6 +1,6 @@
-"""The training process's end of the courier: starts it, hears whether the store could be opened, and waits at the end.
+"""The training process's end of the uploader: starts it, hears whether the store could be opened, and waits at the end.
 
-What the courier does is in courier.py. Neither mlflow nor torch is imported here.
+What the uploader does is in uploader.py. Neither mlflow nor torch is imported here.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).resolve().parents[2]
 IMPORT_S = 60.0  # for MLflow's import, on a machine that is busy with other things
-FIRST_S = 120.0  # at the end of a run, for a store that is still being made, by this courier or that of another run
+FIRST_S = 120.0  # at the end of a run, for a store that is still being made, by this uploader or that of another run
 OPENING_S = 5.0  # for the store's answer
 STALL_S = 10.0  # without progress at the end; who waits for less is in a hurry
 WORK_S = 0.05  # of processor time count as progress: a busy machine, not a store that is away
 BYTES_PER_S = 1_000_000  # at which a file is thought to be on its way, when nothing else is seen
 
 
-class CourierProcess:
-    """A running courier. The address goes through a pipe, since other users can read a command line.
+class UploaderProcess:
+    """A running uploader. The address goes through a pipe, since other users can read a command line.
 
     Args:
         config: the group `tracking`, with a `uri`.
@@ -65,7 +65,7 @@ class CourierProcess:
             UserError: the settings are wrong, so that it never will be.
         """
         if (verdict := self._hear(IMPORT_S)) is None:
-            return "the courier has not started yet"
+            return "the uploader has not started yet"
         if "ready" in verdict and (verdict := self._hear(OPENING_S)) is None:
             return f"the store has not been opened within {OPENING_S:.0f} s"
         if "mistake" in verdict:
@@ -86,7 +86,7 @@ class CourierProcess:
         """Waits until everything is delivered: as long as there is progress, but no longer than that without any.
 
         A store that is only being made is waited for longer, unless there is a hurry.
-        Returns whether it is. Nothing of the courier is left then.
+        Returns whether it is. Nothing of the uploader is left then.
         """
         assert self._folder is not None
         if self._process.poll() is not None:  # killed by somebody; the journal knows where to go on
@@ -118,7 +118,7 @@ class CourierProcess:
         return done
 
     def _worked_s(self) -> float:
-        """Processor time of the courier's main thread, s; 0.0 where the system does not tell."""
+        """Processor time of the uploader's main thread, s; 0.0 where the system does not tell."""
         with suppress(psutil.Error, OSError):
             threads = psutil.Process(self._process.pid).threads()
             return float(sum(t.user_time + t.system_time for t in threads if t.id == self._process.pid))

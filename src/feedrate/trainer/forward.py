@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from feedrate.dataset import Data
-from feedrate.dataset.probe import look_again, sample_error
+from feedrate.dataset.probe import probe_again, sample_error
 from feedrate.errors import SampleError, UserError, raised_at
-from feedrate.loader import Batch, Receipt, lost_worker
+from feedrate.loader import Batch, BatchInfo, lost_worker
 from feedrate.trainer.device import Precision, out_of_memory
 from feedrate.trainer.inputs import Inputs
 
@@ -84,7 +84,7 @@ class Forward:
 
     def check(self, loader: Any) -> Callable[[Batch], None]:
         """Looks at a batch of that loader on the host; raises SampleError naming its samples."""
-        return lambda batch: self.inputs.check(batch.X, batch.y, lambda: names(loader, batch.receipt))
+        return lambda batch: self.inputs.check(batch.X, batch.y, lambda: names(loader, batch.info))
 
     def explained(self, error: Exception) -> UserError | None:
         """What an error means that came up anywhere in a step: the device's memory ran out, or a worker died; torch
@@ -97,17 +97,17 @@ class Forward:
         return UserError(f"the device ran out of memory on {on}; {self._remedy}")
 
 
-def not_finite(loader: Any, receipt: Receipt | None) -> SampleError | None:
+def not_finite(loader: Any, info: BatchInfo | None) -> SampleError | None:
     """Of a batch whose loss is not finite: the error of its first sample that is not finite itself, read once more.
 
     None where there is none, or where the loader does not tell what was in the batch.
     """
-    if receipt is None:
+    if info is None:
         return None
-    IDs, ticket = loader.IDs(receipt), receipt.ticket
-    for index, ID in zip(ticket.indices.tolist(), IDs, strict=True):
+    IDs, request = loader.IDs(info), info.request
+    for index, ID in zip(request.indices.tolist(), IDs, strict=True):
         try:
-            sample = look_again(loader.dataset, index, loader.seed, ticket.epoch, ID)
+            sample = probe_again(loader.dataset, index, loader.seed, request.epoch, ID)
             found = [
                 name for name, value in zip("Xy", sample, strict=True) if not torch.as_tensor(value).isfinite().all()
             ]
@@ -119,9 +119,9 @@ def not_finite(loader: Any, receipt: Receipt | None) -> SampleError | None:
     return None
 
 
-def names(loader: Any, receipt: Receipt | None) -> str:
+def names(loader: Any, info: BatchInfo | None) -> str:
     """The samples of a batch, for an error."""
-    if receipt is None:
+    if info is None:
         return "unknown samples (loader=feedrate names them)"
-    IDs = loader.IDs(receipt)
+    IDs = loader.IDs(info)
     return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")

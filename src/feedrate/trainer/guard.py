@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from feedrate.errors import SampleError, UserError
-from feedrate.loader import Receipt
+from feedrate.loader import BatchInfo
 from feedrate.loader.device import has_streams
 
 
@@ -24,7 +24,7 @@ class LossGuard:
     Args:
         optimizer: a fused one skips a step itself when told so by `found_inf`; for others on a device the flag is read
             at every step.
-        name: names the samples of a receipt.
+        name: names the samples of a batch info.
         culprit: the error of a sample of the batch whose X is not finite, None where there is none.
     """
 
@@ -32,17 +32,17 @@ class LossGuard:
         self,
         optimizer: Optimizer,
         device: torch.device,
-        name: Callable[[Receipt | None], str],
-        culprit: Callable[[Receipt | None], SampleError | None] = lambda receipt: None,
+        name: Callable[[BatchInfo | None], str],
+        culprit: Callable[[BatchInfo | None], SampleError | None] = lambda info: None,
     ) -> None:
         self._optimizer, self._name, self._culprit = optimizer, name, culprit
         # fused optimizers on MPS have ignored `found_inf`
         fused = has_streams(device) and all(group.get("fused") for group in optimizer.param_groups)
         self._deferred = fused and getattr(optimizer, "_step_supports_amp_scaling", False)
-        self._pending: deque[tuple[int, Receipt | None, Tensor]] = deque()
+        self._pending: deque[tuple[int, BatchInfo | None, Tensor]] = deque()
         self._window: Tensor | None = None
 
-    def look(self, loss: Tensor, step: int, receipt: Receipt | None) -> None:
+    def look(self, loss: Tensor, step: int, info: BatchInfo | None) -> None:
         """Call after the forward pass of each batch, before its gradients can reach the weights.
 
         Raises:
@@ -51,10 +51,10 @@ class LossGuard:
         bad = ~torch.isfinite(loss.detach())
         if not self._deferred:
             if bool(bad):  # a synchronisation where an accelerator trains with an optimizer that is not fused
-                self._stop(step, receipt, float(loss.detach()))
+                self._stop(step, info, float(loss.detach()))
             return
         self._window = bad if self._window is None else self._window | bad
-        self._pending.append((step, receipt, bad))
+        self._pending.append((step, info, bad))
 
     def before_step(self, scaled: bool) -> None:
         """Tells the fused optimizer to leave the weights alone if a loss since the last step was not finite.
@@ -75,15 +75,15 @@ class LossGuard:
         if not self._pending:
             return
         flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
-        for (step, receipt, _), bad in zip(self._pending, flags, strict=True):
+        for (step, info, _), bad in zip(self._pending, flags, strict=True):
             if bad:
-                self._stop(step, receipt, float("nan"))
+                self._stop(step, info, float("nan"))
         self._pending.clear()
 
-    def _stop(self, step: int, receipt: Receipt | None, value: float) -> None:
-        if (culprit := self._culprit(receipt)) is not None:
+    def _stop(self, step: int, info: BatchInfo | None, value: float) -> None:
+        if (culprit := self._culprit(info)) is not None:
             raise culprit
         raise UserError(
-            f"the loss is {value} at step {step}, batch of {self._name(receipt)}; the weights are those before it\n"
+            f"the loss is {value} at step {step}, batch of {self._name(info)}; the weights are those before it\n"
             "Look at these samples for values that are not finite, lower optimizer.lr, or set trainer.clip_norm=1"
         )

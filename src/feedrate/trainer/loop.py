@@ -35,7 +35,7 @@ from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.progress import Progress
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.state import Result, RunState
-from feedrate.trainer.throughput_history import Account
+from feedrate.trainer.throughput_history import ThroughputHistory
 
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over
@@ -93,15 +93,15 @@ class Trainer:
         self._guard = LossGuard(
             optimizer,
             device,
-            lambda receipt: names(loaders["train"], receipt),
-            lambda receipt: not_finite(loaders["train"], receipt),
+            lambda info: names(loaders["train"], info),
+            lambda info: not_finite(loaders["train"], info),
         )
         self._told = False  # of a validation loss that is not finite
         self._scaled = precision.scaled
         self._inline = not getattr(loaders["train"], "num_workers", 0)
         self._folder, self._send, self._stop, self._advise = folder, send, interruption, advise
         self._tell: Callable[[Verdict], None] | None = told
-        self.account = Account(loaders["train"], packable)
+        self.account = ThroughputHistory(loaders["train"], packable)
         self._saved_at = time.perf_counter()
         self._earlier_s, self._begun = 0.0, None  # type: float, float | None
 
@@ -238,25 +238,25 @@ class Trainer:
             outputs = self.forward(batch.X)
             with self.forward.autocast():
                 loss = self.task.loss(outputs, batch.y)
-            self._guard.look(loss, state.step, batch.receipt)
+            self._guard.look(loss, state.step, batch.info)
             state.scaler.scale(window.scale(loss, len(batch.X))).backward()
             number = state.batches
             if window.full:
                 self._optimize()
             state.meter.update(loss, outputs, batch.y)
-            state.last, state.batches = batch.receipt, number + 1
+            state.last, state.batches = batch.info, number + 1
             if (number + 1) % self.config.log_every == 0:
                 self._guard.read()
             if progress.due:  # reading the loss waits for the device, twice a second, and only in a terminal
                 progress.step(epoch, number, float(loss.detach()), clock.recent(RECENT))
-            samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
+            samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
             # torch lets go of the interpreter where it frees a tensor: after the next batch was taken, the thread that
             # is to make a further one would just be waiting for that, and would keep it; nor is it waiting for data
             del batch
             self.account.step()
-            clock.step(samples, nbytes, receipt.made if receipt else None)
-            if receipt and receipt.slow:
-                self.account.took_long(receipt.slow)
+            clock.step(samples, nbytes, info.made if info else None)
+            if info and info.slow:
+                self.account.took_long(info.slow)
             if self._finished():
                 break
             if window.empty:  # a checkpoint never lies within a window, so none holds gradients
@@ -318,7 +318,7 @@ class Trainer:
             with self.forward.autocast():
                 loss = self.task.loss(outputs, batch.y)
             meter.update(loss, outputs, batch.y)
-            losses.append((loss, batch.receipt))  # looked at afterwards, since a look waits for the device
+            losses.append((loss, batch.info))  # looked at afterwards, since a look waits for the device
         self._stop.safe = False
         if losses and not self._told:
             self._tell_not_finite(partition, losses)
@@ -328,12 +328,12 @@ class Trainer:
         finite = torch.stack([loss for loss, _ in losses]).isfinite()
         if bool(finite.all()):
             return
-        receipt = losses[finite.tolist().index(False)][1]
-        if (culprit := not_finite(self.loaders[partition], receipt)) is not None:
+        info = losses[finite.tolist().index(False)][1]
+        if (culprit := not_finite(self.loaders[partition], info)) is not None:
             raise culprit
         self._told = True
         log.warning("note: %s/loss is not finite, first in the batch of %s; such an epoch is never the best one",
-                    partition, names(self.loaders[partition], receipt))  # fmt: skip
+                    partition, names(self.loaders[partition], info))  # fmt: skip
 
     def _may_stop(self) -> None:
         """The state is that of a finished step, and stays so while the next batch is waited for."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from feedrate.dataset import Data
-from feedrate.loader import Loader, Receipt
+from feedrate.loader import BatchInfo, Loader
 from feedrate.task.task import Meter
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import zero_momentum
@@ -67,7 +67,7 @@ class RunState:
         batches: that were trained on in this epoch.
         step: optimizer steps so far.
         meter: sums over the epoch's batches.
-        last: receipt of the last batch that was trained on in this epoch.
+        last: batch info of the last batch that was trained on in this epoch.
         position: the loader's while there is no such batch, None from one that has no position.
         cut: of an epoch that `trainer.max_steps` ends before its last batch: schedule and random generators before its
             validation, from which a run with more steps goes on in that epoch; None otherwise.
@@ -90,7 +90,7 @@ class RunState:
         self._loader, self._data, self._new_meter = loader, data, new_meter
         self.epoch, self.phase, self.batches, self.step = 0, "training", 0, 0
         self.meter = new_meter()
-        self.last: Receipt | None = None
+        self.last: BatchInfo | None = None
         self.position: dict[str, Any] | None = None
         self.cut: dict[str, Any] | None = None
         self.random: dict[str, Any] | checkpoint.Generators | None = None

@@ -26,7 +26,7 @@ from feedrate.timing.verdict import FEW_STEPS, FIGURES, Verdict, judge
 MOST_STEPS = 50_000  # of the last epochs that are kept: some 7 MB
 
 
-class Account:
+class ThroughputHistory:
     """Collects the times of a run's epochs.
 
     The first epoch of a run, in which files come from the disk and workers start, is left out as soon as there is

@@ -21,7 +21,7 @@ from feedrate.config import DatasetConfig, common_keys, nearby
 from feedrate.dataset import Data, IDs, Labels, Packed, list_IDs, without_transform
 from feedrate.dataset.labels import Targets
 from feedrate.dataset.shards.shard_index import NAME as INDEX
-from feedrate.dataset.subset import Part
+from feedrate.dataset.subset import SubsetWithIDs
 from feedrate.errors import UserError, offence
 
 log = logging.getLogger("feedrate")
@@ -99,11 +99,11 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
         {**node, "root": str(root)}, "dataset", {**injected, "partition": "test"}, common_keys(DatasetConfig)
     )
     if list_IDs(dataset) is None:
-        dataset = Part(dataset, range(len(names)), names)
+        dataset = SubsetWithIDs(dataset, range(len(names)), names)
     return replace(data, partition={"train": dataset}, source=str(root))
 
 
-def _all_packed(node: Mapping[str, Any], root: Path) -> Part:
+def _all_packed(node: Mapping[str, Any], root: Path) -> SubsetWithIDs:
     """The samples of every partition of a folder of shards, one after the other."""
     catalog = Packed.catalog(root)
     parts = [
@@ -111,7 +111,7 @@ def _all_packed(node: Mapping[str, Any], root: Path) -> Part:
         for name in catalog.partition
     ]
     whole: ConcatDataset[Any] = ConcatDataset(parts)
-    return Part(whole, range(len(whole)), IDs(ID for ids in catalog.partition.values() for ID in ids))
+    return SubsetWithIDs(whole, range(len(whole)), IDs(ID for ids in catalog.partition.values() for ID in ids))
 
 
 def _blank(targets: Targets, count: int) -> Tensor:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from feedrate.errors import UserError
-from feedrate.system.signals import STOPPING, ignore, unheard
+from feedrate.system.signals import STOPPING, ignore, signals_blocked
 
 DIGEST_BATCHES = 16  # the first ones, over whose IDs order_digest goes
 FED_PCT = 2.0  # of waiting at most, where a loader suffices
@@ -88,9 +88,9 @@ class Subject:
         self._connection, other = context.Pipe()
         # no daemon, since those may have no children: the loader's workers
         self._process = context.Process(target=_serve, args=(dict(config), other))
-        with unheard(signal.SIGHUP):
+        with signals_blocked(signal.SIGHUP):
             resource_tracker.ensure_running()  # in its start it makes signals heard again that are `unheard`
-        with unheard(*STOPPING):  # they are for the main process, which ends this one
+        with signals_blocked(*STOPPING):  # they are for the main process, which ends this one
             self._process.start()
         other.close()
 
@@ -265,9 +265,9 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
         number += 1
         if step_ms:
             time.sleep(step_ms / 1e3)
-        count, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
+        count, nbytes, info = len(batch.X), batch.nbytes, batch.info
         del batch  # as in Trainer._train; enumerate() would keep it, too
-        clock.step(count, nbytes, receipt.made if receipt else None)
+        clock.step(count, nbytes, info.made if info else None)
         samples += count
         if number == warmup:
             samples, cpu, from_ = 0, _cpu_s(), time.perf_counter()

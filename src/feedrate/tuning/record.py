@@ -1,6 +1,6 @@
 """A tuning's own run, the parent of a run for each setting that was tried; recorded when all is measured.
 
-A courier at work would take its share of the cores, so there is none before. Sweeps are in sweep.py.
+A uploader at work would take its share of the cores, so there is none before. Sweeps are in sweep.py.
 """
 
 from __future__ import annotations

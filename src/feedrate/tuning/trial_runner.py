@@ -67,7 +67,7 @@ class Setting:
         return f"{self.num_workers} {kind}{plural}, {self.prefetch_factor} batches ahead each{pinned}"
 
 
-class Bed:
+class TrialRunner:
     """A model that trains on what a loader gives; its weights are nobody's.
 
     Args:
@@ -205,7 +205,7 @@ def _room(device: torch.device) -> int | None:
     return int(torch.accelerator.get_memory_info(device)[0]) + int(torch.accelerator.memory_reserved(device))
 
 
-def _trained(bed: Bed, loader: Loader[Any], clock: Clock, seconds: float, until: float) -> int:
+def _trained(bed: TrialRunner, loader: Loader[Any], clock: Clock, seconds: float, until: float) -> int:
     """Trains for `seconds` after the warm-up; how many steps that took: each worker's first batch, and a few more."""
     warm = loader.num_workers + 3 + (MEASURED if loader.engine != "inline" else 0)
     begin = steady_from = time.perf_counter()
@@ -214,9 +214,9 @@ def _trained(bed: Bed, loader: Loader[Any], clock: Clock, seconds: float, until:
     for batch in _endless(loader, bed.device, clock):
         steps += 1  # noqa: SIM113
         bed.step(batch.X, batch.y)
-        samples, nbytes, receipt = len(batch.X), batch.nbytes, batch.receipt
+        samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
         del batch  # as in Trainer._train; enumerate() would keep it, too
-        clock.step(samples, nbytes, receipt.made if receipt else None)
+        clock.step(samples, nbytes, info.made if info else None)
         now = time.perf_counter()
         if steps < warm and now - begin >= seconds:  # long steps need no more
             warm = steps

@@ -21,7 +21,7 @@ from feedrate.reporting.run_summary import number
 from feedrate.system.atomic_write import check_place, replace_shared_file, told
 from feedrate.system.cores import usable_cores
 from feedrate.tuning.record import Tried
-from feedrate.tuning.trial_runner import Bed, Setting
+from feedrate.tuning.trial_runner import Setting, TrialRunner
 from feedrate.tuning.tune import Trial, Tuned
 
 WRITTEN = "# Written by "  # begins the second line of an option's file
@@ -66,7 +66,7 @@ class Same:
         )
 
 
-def compare(bed: Bed, best: Trial, slowest: float) -> Same:
+def compare(bed: TrialRunner, best: Trial, slowest: float) -> Same:
     """Loads the first batches with the setting that was found and with the former one; where that cannot be used here,
     without workers.
 

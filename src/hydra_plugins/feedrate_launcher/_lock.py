@@ -36,7 +36,7 @@ _OF_ONE_START = (  # keys that do not make a sweep another one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class SweepLock:
     """A sweep's folder, owned by this process.
 
     Attributes:
@@ -58,7 +58,7 @@ def claim(
     *,
     again: bool,
     goes_on: Callable[[Mapping[str, Any]], bool] = lambda facts: facts.get("status") != "FINISHED",
-) -> Claim:
+) -> SweepLock:
     """The folder of the sweep with this id that was interrupted, or a new one. Exactly one process gets a folder.
 
     Args:
@@ -80,11 +80,11 @@ def claim(
                     "Wait for it, or start a second one beside it with sweep.again=true"
                 )
             if earlier is not None and goes_on(facts := read_summary(earlier)):
-                claimed = Claim(folder=RunFolder(earlier, "hydra.sweep.dir"), facts=facts)
+                claimed = SweepLock(folder=RunFolder(earlier, "hydra.sweep.dir"), facts=facts)
             elif read_summary(fresh):
                 raise UserError(f"hydra.sweep.dir={fresh}: holds a sweep already; name a new folder")
             else:
-                claimed = Claim(folder=RunFolder(fresh, "hydra.sweep.dir"), facts={})
+                claimed = SweepLock(folder=RunFolder(fresh, "hydra.sweep.dir"), facts={})
             claimed.write(status="RUNNING", sweep_id=sweep_id, started=f"{datetime.now(timezone.utc):%FT%TZ}")
     except BaseException:
         discard(fresh)

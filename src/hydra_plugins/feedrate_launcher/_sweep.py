@@ -23,7 +23,7 @@ from feedrate.tracking import without_secrets
 from feedrate.tracking.secrets import mask_files
 from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun, open_sweep
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
-from hydra_plugins.feedrate_launcher._lock import Attempt, Claim, attempt, ended_before, mark, wait_for
+from hydra_plugins.feedrate_launcher._lock import Attempt, SweepLock, attempt, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._running import Jobs, Next
 from hydra_plugins.feedrate_launcher._stop import Stop
 
@@ -65,7 +65,7 @@ class Sweep:
 
     master: DictConfig
     about: About
-    claimed: Claim
+    claimed: SweepLock
     at_once: int
     results: dict[int, Result] = field(default_factory=dict)
     _parent: SweepRun | None = None
@@ -225,6 +225,6 @@ class Sweep:
 
 def claimed_again(sweep: Sweep) -> Sweep:
     """The same sweep for a further batch of jobs, with its folder locked anew."""
-    sweep.claimed = Claim(folder=RunFolder(sweep.folder), facts=read_summary(sweep.folder))
+    sweep.claimed = SweepLock(folder=RunFolder(sweep.folder), facts=read_summary(sweep.folder))
     sweep.claimed.write(status="RUNNING")
     return sweep

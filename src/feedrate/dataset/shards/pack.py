@@ -17,7 +17,7 @@ import torch
 
 from feedrate.config import PackConfig
 from feedrate.dataset.build import build_data, check_shapes
-from feedrate.dataset.probe import look, size_of
+from feedrate.dataset.probe import probe, size_of
 from feedrate.dataset.sample_writer import write_file
 from feedrate.dataset.shards.pack_job import Job, check_root, check_source, current, entry_of, job_of, root_of
 from feedrate.dataset.shards.shard_index import NAME, Index, PartitionEntry, ShardEntry
@@ -25,8 +25,8 @@ from feedrate.dataset.shards.shard_writer import TEMPORARY, Plan, ShardMaker
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted, locked, sync_folder
-from feedrate.system.processes import deaf, in_processes
-from feedrate.system.progress_bar import counted
+from feedrate.system.processes import in_processes, signals_ignored
+from feedrate.system.progress_bar import progress_bar
 
 _SHARD = re.compile(r"\w+-\d{5,}\.safetensors")
 
@@ -86,7 +86,7 @@ def _fill(job: Job, num_workers: int | str) -> tuple[Index, str]:
     try:
         _write_shards(job, missing, entries, num_workers)
     except KeyboardInterrupt:
-        with deaf():
+        with signals_ignored():
             _remove(job.root, _is_left)
             raise Interrupted(f"{len(entries):,} of {len(job.plans):,} shards are written") from None
     except (UserError, OSError):
@@ -109,7 +109,7 @@ def _write_shards(job: Job, missing: list[Plan], entries: dict[Plan, ShardEntry]
     total = sum(plan.stop - plan.start for plan in job.plans)
     done = sum(plan.stop - plan.start for plan in entries)
     maker = ShardMaker(dict(job.data.partition), job.seed, job.index.X, job.index.y, job.root)
-    with counted("samples", total, done) as show, closing(_news(maker, missing, workers)) as news:
+    with progress_bar("samples", total, done) as show, closing(_news(maker, missing, workers)) as news:
         for count, finished in news:
             done += count
             if finished is not None:
@@ -143,7 +143,7 @@ def _check_room(job: Job, missing: list[Plan]) -> None:
     needed = 0
     for plan in missing:
         part = job.data.partition[plan.partition]
-        X = torch.as_tensor(look(part, plan.start, job.index.source.target, job.seed)[0])
+        X = torch.as_tensor(probe(part, plan.start, job.index.source.target, job.seed)[0])
         needed += (plan.stop - plan.start) * (X.numel() * X.element_size() + 100)
     free = shutil.disk_usage(job.root).free
     if needed > free:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from feedrate.config import PackConfig, resolve_path
 from feedrate.dataset.build import Data
-from feedrate.dataset.probe import look, look_again, size_of
+from feedrate.dataset.probe import probe, probe_again, size_of
 from feedrate.dataset.shards.shard import Damaged, Shard
 from feedrate.dataset.shards.shard_index import NAME, Index, ShardEntry, Source, names_crc
 from feedrate.dataset.shards.shard_writer import Plan, forms_of, source_path
@@ -81,7 +81,7 @@ def check_root(root: Path) -> None:
 def job_of(config: PackConfig, root: Path, data: Data) -> Job:
     target, seed = str(config.dataset["_target_"]), config.seed
     train = data.partition["train"]
-    X, y = forms_of(look(train, 0, target, seed), _ID(train, 0))
+    X, y = forms_of(probe(train, 0, target, seed), _ID(train, 0))
     rows = {name: _rows(part, seed, target, config.pack.shard_mb) for name, part in data.partition.items()}
     plans = tuple(
         Plan(name, number, start, min(start + rows[name], size_of(part)))
@@ -107,8 +107,8 @@ def _rows(dataset: Dataset[Any], seed: int, target: str, shard_mb: int) -> int:
     total = 0
     for index in picked:
         ID = _ID(dataset, index)
-        X = torch.as_tensor(look(dataset, index, target, seed)[0])
-        again = torch.as_tensor(look_again(dataset, index, seed, 1, ID)[0])
+        X = torch.as_tensor(probe(dataset, index, target, seed)[0])
+        again = torch.as_tensor(probe_again(dataset, index, seed, 1, ID)[0])
         if not _same(X, again):
             raise UserError(
                 f"{target} gives sample {ID!r} anew in each epoch (a random transform); packed, every epoch would get "

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, default_collate
 
 from feedrate.dataset.formats.memory import memory_of
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.probe import look
+from feedrate.dataset.probe import probe
 from feedrate.dataset.shards.shard import KEY, Damaged, Form, read_places
 from feedrate.dataset.shards.shard_index import ShardEntry, names_crc
 from feedrate.dataset.shards.stale import Fingerprint, fingerprint
@@ -140,10 +140,10 @@ class ShardMaker:
         ID = str(index) if names is None else names[index]
         path = source_path(dataset, ID)
         if path is None:
-            return ID, look(dataset, index, type(dataset).__name__, self.seed), _NO_FILE
+            return ID, probe(dataset, index, type(dataset).__name__, self.seed), _NO_FILE
         for _ in range(TRIES):
             before = os.stat(path)  # noqa: PTH116
-            sample = look(dataset, index, type(dataset).__name__, self.seed)
+            sample = probe(dataset, index, type(dataset).__name__, self.seed)
             found = fingerprint(path)
             if (before.st_size, before.st_mtime_ns) == (found.size, found.mtime_ns):
                 return ID, sample, found

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Subset
 from feedrate.dataset.rng import draws_from_globals
 from feedrate.dataset.time_limit import within
 from feedrate.errors import UserError
-from feedrate.loader.batch import Receipt, Ticket, tickets_of
+from feedrate.loader.batch import BatchInfo, BatchRequest, requests_of
 from feedrate.loader.digest import nbytes
 from feedrate.loader.engines.processes import refuse_to_run_again
-from feedrate.loader.fetcher import Samples
+from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.limits import free_shared_memory, shown
 from feedrate.loader.order import Plan
 from feedrate.loader.preflight import Pool, Setup, needs
@@ -41,7 +41,7 @@ ROUNDS = 3  # of the measurement, each of one batch and then two at once
 BUDGET_MS = 200.0  # after which no other round begins
 PATIENCE_MS = 1000.0  # of a batch that takes longer no more are made for the sake of measuring
 
-Made = tuple[Any, Receipt]
+Made = tuple[Any, BatchInfo]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def may_be_threads(loader: Loader[Any]) -> bool:
     return said and _given(samples, loader) is None
 
 
-def choose(samples: Samples, plan: Plan, loader: Loader[Any]) -> Choice:
+def choose(samples: BatchFetcher, plan: Plan, loader: Loader[Any]) -> Choice:
     """Settles `loader.engine`, with some of the plan's batches made where that is needed; says so on one line.
 
     No thread is left when it returns, so that processes can still be forked.
@@ -103,7 +103,7 @@ def choose(samples: Samples, plan: Plan, loader: Loader[Any]) -> Choice:
     return choice
 
 
-def _thread(samples: Samples, plan: Plan, timeout: float) -> Choice:
+def _thread(samples: BatchFetcher, plan: Plan, timeout: float) -> Choice:
     made, drew = _look(samples, plan, timeout)
     if drew:
         raise UserError(
@@ -114,7 +114,7 @@ def _thread(samples: Samples, plan: Plan, timeout: float) -> Choice:
     return Choice("thread", made=made)
 
 
-def _given(samples: Samples, loader: Loader[Any]) -> Choice | None:
+def _given(samples: BatchFetcher, loader: Loader[Any]) -> Choice | None:
     """What other settings decide, and what threads cannot be trusted with."""
     if loader.worker_init_fn is not None:
         return Choice("process", "which worker_init_fn is for")
@@ -126,7 +126,7 @@ def _given(samples: Samples, loader: Loader[Any]) -> Choice | None:
     return None
 
 
-def _pick(samples: Samples, plan: Plan, loader: Loader[Any]) -> Choice:
+def _pick(samples: BatchFetcher, plan: Plan, loader: Loader[Any]) -> Choice:
     made, drawn_from = _look(samples, plan, loader.timeout)
     if drawn_from:
         return Choice("process", f"since {samples.name} draws from {drawn_from} global random generator")
@@ -155,17 +155,17 @@ def _pick(samples: Samples, plan: Plan, loader: Loader[Any]) -> Choice:
     )
 
 
-def _look(samples: Samples, plan: Plan, timeout: float) -> tuple[list[Made], str]:
+def _look(samples: BatchFetcher, plan: Plan, timeout: float) -> tuple[list[Made], str]:
     """The first batch, and whose global random generator it drew from; then there is no batch, as it would be wrong."""
-    ticket = next(tickets_of(plan), None)
-    if ticket is None:
+    request = next(requests_of(plan), None)
+    if request is None:
         return [], ""
     with draws_from_globals() as drew:
-        made = within(timeout, lambda: samples.make(ticket), f"the batch of {samples.named(ticket)}")
+        made = within(timeout, lambda: samples.make(request), f"the batch of {samples.named(request)}")
     return ([], drew[0]) if drew else ([made], "")
 
 
-def _measured(samples: Samples, plan: Plan, first: Made, timeout: float) -> Choice:
+def _measured(samples: BatchFetcher, plan: Plan, first: Made, timeout: float) -> Choice:
     """By what a batch costs, and by how far two threads get in each other's way; of each the best time counts.
 
     What a thread waits for a core counts for neither: on a busy machine that is no sign of the interpreter's lock.
@@ -173,10 +173,10 @@ def _measured(samples: Samples, plan: Plan, first: Made, timeout: float) -> Choi
     made = [first]
     alone_ns, waited_ns, shares = list[int](), list[int](), list[float]()
     begin = time.perf_counter()
-    tickets = islice(tickets_of(plan), 1, None)  # with the first batch it was also learned how the files are built
+    requests = islice(requests_of(plan), 1, None)  # with the first batch it was also learned how the files are built
     for _ in range(ROUNDS):
         for threads in (1, 2):
-            wanted = list(islice(tickets, threads))
+            wanted = list(islice(requests, threads))
             if not wanted:
                 break
             with _long_turns():
@@ -188,13 +188,13 @@ def _measured(samples: Samples, plan: Plan, first: Made, timeout: float) -> Choi
                 waited_ns.append(max(0, timed.ns - timed.ready_ns[0]))  # for the disk, as a rule
             elif len(wanted) == threads:
                 shares.append(_share_held(timed, min(waited_ns)))
-        if any(receipt.error is not None for _, receipt in made):
+        if any(info.error is not None for _, info in made):
             return Choice("process", "since a sample failed while it was measured", _until_error(made))
         if time.perf_counter() - begin > BUDGET_MS / 1e3:
             break
     batch_ms = min(alone_ns, default=first[1].load.ns) / 1e6
     share = min(shares, default=1.0)
-    held_ms, count = share * batch_ms, len(first[1].ticket.indices)
+    held_ms, count = share * batch_ms, len(first[1].request.indices)
     size = nbytes(first[0])
     shown = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} KB"
     text = f"as a batch of {shown} takes {batch_ms:.2g} ms"
@@ -242,7 +242,7 @@ class _Timed:
     queued_ns: int
 
 
-def _timed(samples: Samples, wanted: list[Ticket], made: list[Made]) -> _Timed:
+def _timed(samples: BatchFetcher, wanted: list[BatchRequest], made: list[Made]) -> _Timed:
     """Makes batches, which are added to `made` in their order."""
     samples.warm(made[0][0], len(wanted))
     found: list[Made | None] = [None] * len(wanted)
@@ -275,7 +275,7 @@ def _timed(samples: Samples, wanted: list[Ticket], made: list[Made]) -> _Timed:
 
 def _until_error(made: list[Made]) -> list[Made]:
     """Up to the first that failed."""
-    failed = next(at for at, (_, receipt) in enumerate(made) if receipt.error is not None)
+    failed = next(at for at, (_, info) in enumerate(made) if info.error is not None)
     return made[: failed + 1]
 
 

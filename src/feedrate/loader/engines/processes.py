@@ -1,6 +1,6 @@
 """The processes that load: how they are started, what they are given, and what it means when one is lost.
 
-torch's DataLoader runs them; what they do with a ticket is fetch.py, and in which order tickets come is order.py.
+torch's DataLoader runs them; what they do with a request is fetch.py, and in which order requests come is order.py.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from feedrate.errors import LostWorker, UserError
-from feedrate.loader.batch import Receipt, Tickets
+from feedrate.loader.batch import BatchInfo, BatchRequests
 from feedrate.loader.buffers import Lent, Ring, send_all_tensors
 from feedrate.loader.device import in_use, pinned, pins
 from feedrate.loader.engines.receiver import NAME, PATIENCE_S, Received, end_all
-from feedrate.loader.fetcher import Samples
+from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.open_files import warn_of_open_files
 from feedrate.loader.order import Plan
-from feedrate.system.signals import STOPPING, ignore, unheard
+from feedrate.system.signals import STOPPING, ignore, signals_blocked
 
 T = TypeVar("T")
 LOOK_S = 0.5  # between two looks whether the workers live, while a batch is waited for
 
 
 class Workers:
-    """A private DataLoader that turns the tickets of a plan into the batches that `samples` makes of them."""
+    """A private DataLoader that turns the requests of a plan into the batches that `samples` makes of them."""
 
-    def __init__(self, samples: Samples, tickets: Tickets) -> None:
-        self._samples, self._tickets = samples, tickets
+    def __init__(self, samples: BatchFetcher, requests: BatchRequests) -> None:
+        self._samples, self._requests = samples, requests
         self._inner: DataLoader[Any] | None = None
         self._received: Received | None = None  # of workers that live on: the batches after those of a pass
         self._running: weakref.ref[Received] | None = None
@@ -56,7 +56,7 @@ class Workers:
         self._ring: Ring | None = None
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
-        """Batches with their receipts; the workers begin at once.
+        """Batches with their batch infos; the workers begin at once.
 
         Args:
             settings: the user's DataLoader, whose workers, context, timeout and so on are meant. It is not kept: a
@@ -65,7 +65,7 @@ class Workers:
         Raises:
             UserError: the dataset cannot be sent to them, or one of them is gone.
         """
-        goes_on = self._tickets.begin(plan)
+        goes_on = self._requests.begin(plan)
         if self._received is not None and goes_on:
             return self._received
         if self._received is None:
@@ -137,7 +137,7 @@ class Workers:
                     warn_of_open_files(self._samples.dataset)
                 # a worker that has not begun yet would be ended by them, and by a closed terminal the helpers of
                 # multiprocessing, which ignore the other two
-                with unheard(*STOPPING):
+                with signals_blocked(*STOPPING):
                     iterator = iter(private)
                     self._know(iterator)
         except (PicklingError, AttributeError, TypeError) as error:
@@ -180,7 +180,7 @@ class Workers:
             by_server = (_named(context) or multiprocessing.get_start_method()) == "forkserver"
             self._inner = _Private(
                 self._samples if self._ring is None else self._samples.over(self._ring),
-                batch_sampler=self._tickets,
+                batch_sampler=self._requests,
                 num_workers=settings.num_workers,
                 collate_fn=_passed_on,
                 worker_init_fn=_Start(settings.worker_init_fn, None if by_server else os.getpid()),
@@ -299,7 +299,7 @@ class _Start:
     def __call__(self, worker_id: int) -> None:
         info = get_worker_info()
         assert info is not None
-        assert isinstance(info.dataset, Samples)
+        assert isinstance(info.dataset, BatchFetcher)
         object.__setattr__(info, "dataset", info.dataset.dataset)
         send_all_tensors()
         # a signal to the whole process group, as SLURM, containers, Ctrl-C and a closed terminal send it, is for the
@@ -320,20 +320,20 @@ def _kill_left() -> None:
 
 
 def helpers() -> list[tuple[int, int]]:
-    """Process and thread of each thread in this one that takes batches over, or sends tickets."""
+    """Process and thread of each thread in this one that takes batches over, or sends requests."""
     names = (NAME, "QueueFeeder")
     found = [thread for thread in threading.enumerate() if any(name in thread.name for name in names)]
     return [(os.getpid(), thread.native_id) for thread in found if thread.native_id is not None]
 
 
-def _opened(pins: str | None, made: tuple[Any, Receipt]) -> tuple[Any, Receipt]:
+def _opened(pins: str | None, made: tuple[Any, BatchInfo]) -> tuple[Any, BatchInfo]:
     """As its user gets it; page-locked by the thread that receives it.
 
     torch's own thread for that begins with the workers, and uses the device before those of validation are forked.
     """
-    batch, receipt = made
+    batch, info = made
     batch = batch.open() if isinstance(batch, Lent) else batch
-    return batch if pins is None or receipt.error is not None else pinned(batch, pins), receipt
+    return batch if pins is None or info.error is not None else pinned(batch, pins), info
 
 
 def _passed_on(made: Any) -> Any:
@@ -347,7 +347,7 @@ def _preloaded(context: Any) -> Any:
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(["__main__", "torch"])
     if method in ("forkserver", "spawn") and os.name == "posix":
-        with unheard(signal.SIGHUP):
+        with signals_blocked(signal.SIGHUP):
             resource_tracker.ensure_running()  # in its start it makes signals heard again that are `unheard`
     return context
 

@@ -14,7 +14,7 @@ LONE = 5  # batches made alone, after which no more are: one of the threads woul
 SELDOM = 500  # batches for each thread from one closing to the next, at most
 
 
-class Gate:
+class StepProbe:
     """Threads pass it before each batch; it changes when batches are made, and nothing else.
 
     Closed, it lets those behind it finish, and then nobody in until the training has had a step with nobody there, or

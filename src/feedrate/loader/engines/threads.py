@@ -1,6 +1,6 @@
 """Threads of this process that load: in order, a bounded number of batches ahead, into memory that is used again.
 
-For reads and decoders that release the interpreter's lock. What a thread does with a ticket is fetch.py; the same with
+For reads and decoders that release the interpreter's lock. What a thread does with a request is fetch.py; the same with
 processes is workers.py.
 """
 
@@ -18,29 +18,29 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, RUNNING, TimedOut, end_threads, hanging_at
-from feedrate.loader.batch import Receipt, Ticket, Tickets
+from feedrate.loader.batch import BatchInfo, BatchRequest, BatchRequests
 from feedrate.loader.device import pinned, pins
-from feedrate.loader.engines.step_probe import Gate
-from feedrate.loader.fetcher import Samples
+from feedrate.loader.engines.step_probe import StepProbe
+from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Plan
 
 T = TypeVar("T")
 
 
 class Threads:
-    """Turns the tickets of a plan into the batches that `samples` makes of them; stands in for Workers."""
+    """Turns the requests of a plan into the batches that `samples` makes of them; stands in for Workers."""
 
-    def __init__(self, samples: Samples, tickets: Tickets) -> None:
-        self._samples, self._tickets = samples.in_threads(), tickets
+    def __init__(self, samples: BatchFetcher, requests: BatchRequests) -> None:
+        self._samples, self._requests = samples.in_threads(), requests
         self._kept: _Batches | None = None  # of threads that live on: the batches after those of a pass
         self._running: weakref.ref[_Batches] | None = None
         self._passes = 0  # of the threads that live on
 
     def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
-        """Batches with their receipts; the threads begin at once."""
+        """Batches with their batch infos; the threads begin at once."""
         if self._kept is not None:
             self._kept.crew.draw_due()
-        goes_on = self._tickets.begin(plan)
+        goes_on = self._requests.begin(plan)
         if self._kept is not None and goes_on:
             self._passes += 1
             if self._passes == 2:  # the first one's account is left out of the verdict as soon as there is another
@@ -48,7 +48,7 @@ class Threads:
             return self._kept
         self.end()
         waiting = settings.num_workers * (settings.prefetch_factor or 2)
-        crew = _Crew(self._samples, pins(settings), iter(self._tickets), Gate(settings.num_workers))
+        crew = _Crew(self._samples, pins(settings), iter(self._requests), StepProbe(settings.num_workers))
         batches = _Batches(crew, range(settings.num_workers), waiting, settings.timeout)
         self._kept, self._passes = batches if settings.persistent_workers else None, 1
         self._running = weakref.ref(batches)
@@ -87,13 +87,13 @@ class Threads:
 
 @dataclass
 class _Task:
-    """A ticket, and what came of it once `done` is released; `begun` by thread `by` before that."""
+    """A request, and what came of it once `done` is released; `begun` by thread `by` before that."""
 
-    ticket: Ticket | None
+    request: BatchRequest | None
     begun: bool = False
     by: int | None = None
     done: threading.Lock = field(default_factory=threading.Lock)
-    made: tuple[Any, Receipt] | None = None
+    made: tuple[Any, BatchInfo] | None = None
     failure: BaseException | None = None
 
     def __post_init__(self) -> None:
@@ -103,15 +103,17 @@ class _Task:
 class _Crew:
     """What the threads of one start share; it knows nothing of their user, so that they end when he is gone.
 
-    A thread draws its ticket itself: where a batch is taken, the training waits for whatever is done there.
+    A thread draws its request itself: where a batch is taken, the training waits for whatever is done there.
 
     Attributes:
         wanted: an item for each batch that may be made; False ends the threads.
-        drawn: tasks in the order of their tickets, whose batches have not been taken.
+        drawn: tasks in the order of their requests, whose batches have not been taken.
     """
 
-    def __init__(self, samples: Samples, pins: str | None, tickets: Iterator[Ticket], gate: Gate) -> None:
-        self.samples, self.pins, self._tickets, self.gate = samples, pins, tickets, gate
+    def __init__(
+        self, samples: BatchFetcher, pins: str | None, requests: Iterator[BatchRequest], gate: StepProbe
+    ) -> None:
+        self.samples, self.pins, self._requests, self.gate = samples, pins, requests, gate
         self.wanted: SimpleQueue[bool] = SimpleQueue()
         self.drawn: deque[_Task] = deque()
         self._left: deque[_Task] = deque()  # drawn by another than who is to do it
@@ -119,7 +121,7 @@ class _Crew:
         self.stopped = False
 
     def task(self) -> _Task | None:
-        """The next one to be done, None after the last ticket."""
+        """The next one to be done, None after the last request."""
         with self._lock:
             task = self._left.popleft() if self._left else self._draw()
             if task is not None:
@@ -137,12 +139,12 @@ class _Crew:
     def _draw(self) -> _Task | None:
         failure = None
         try:
-            ticket = next(self._tickets, None)
+            request = next(self._requests, None)
         except BaseException as error:  # the dataset is asked for its length; the main thread waits for an answer
-            ticket, failure = None, error
-        if ticket is None and failure is None:
+            request, failure = None, error
+        if request is None and failure is None:
             return None
-        task = _Task(ticket, failure=failure)
+        task = _Task(request, failure=failure)
         self.drawn.append(task)
         return task
 
@@ -153,7 +155,7 @@ class _Crew:
 
 
 class _Batches(Iterator[Any]):
-    """The batches in the order of their tickets; each that is taken lets a further one be made.
+    """The batches in the order of their requests; each that is taken lets a further one be made.
 
     Args:
         numbers: of the threads; None stands for the main thread, in whose place one makes batches.
@@ -210,14 +212,14 @@ class _Thread(threading.Thread):
         crew.wanted.put(False)
 
     def _make(self, task: _Task) -> None:
-        crew, ticket = self._crew, task.ticket
-        if ticket is None:
+        crew, request = self._crew, task.request
+        if request is None:
             return
         try:
-            batch, receipt = crew.samples.make(ticket, self._number, lambda: crew.stopped)
-            if crew.pins is not None and receipt.error is None:
+            batch, info = crew.samples.make(request, self._number, lambda: crew.stopped)
+            if crew.pins is not None and info.error is None:
                 batch = pinned(batch, crew.pins)
-            task.made = batch, receipt
+            task.made = batch, info
         except BaseException as failure:  # whatever it is, the main thread waits for an answer
             task.failure = failure
 
@@ -225,6 +227,8 @@ class _Thread(threading.Thread):
         self._crew.stop()
 
 
-def one_at_a_time(samples: Samples, tickets: Iterator[Ticket], pins: str | None, timeout: float) -> Iterator[Any]:
+def one_at_a_time(
+    samples: BatchFetcher, requests: Iterator[BatchRequest], pins: str | None, timeout: float
+) -> Iterator[Any]:
     """Batches in place of the main thread's, each made when it is asked for, so that it may take so many seconds."""
-    return _Batches(_Crew(samples, pins, tickets, Gate(1)), [None], 0, timeout)
+    return _Batches(_Crew(samples, pins, requests, StepProbe(1)), [None], 0, timeout)
