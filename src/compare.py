@@ -20,7 +20,6 @@ DEFAULT_URI = "outputs/mlflow.db"  # as in conf/tracking/local.yaml
 
 
 def main() -> None:
-    # -- Which runs ----------------------------------------------------------------------------------------
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run id, run folder or checkpoint; two or more")
     parser.add_argument("--uri", default=DEFAULT_URI, help="where run ids are looked up (default: %(default)s)")
@@ -28,9 +27,8 @@ def main() -> None:
     if len(arguments.runs) < 2:
         raise UserError(f"{len(arguments.runs)} given: two or more runs are compared: python src/compare.py RUN RUN")
 
-    # -- What is known of them; torch is imported only now, since it takes seconds --------------------------
     from feedrate.runs.compare import comparison, facts
-    from feedrate.runs.restore import find_saved
+    from feedrate.runs.saved import find_saved
 
     saved = [find_saved(name, arguments.uri) for name in arguments.runs]
     names = [run.recorded.name if run.recorded is not None else run.folder.name for run in saved]
@@ -39,7 +37,6 @@ def main() -> None:
         if names[index] in repeated:
             names[index] += f" {run.run_id[:8]}" if run.run_id else f" {Path(arguments.runs[index]).name}"
 
-    # -- The difference --------------------------------------------------------------------------------------
     print(comparison([facts(name, run) for name, run in zip(names, saved, strict=True)]), end="")
 
 

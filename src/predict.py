@@ -25,67 +25,32 @@ log = logging.getLogger("feedrate")
 def main(cfg: DictConfig) -> int:
     """Returns the number of predictions."""
 
-    # -----------------------------------------------------------------------------------------------------
-    # Settings
-    # -----------------------------------------------------------------------------------------------------
     from feedrate.config import resolve_path
     from feedrate.errors import UserError
     from feedrate.runs.restore_config import PredictConfig
     from feedrate.validation import validate
 
     config: PredictConfig = validate(PredictConfig, plain(cfg), "")
-    source, output = config.source(), resolve_path(config.output)
+    config.source()
+    output, other_samples = resolve_path(config.output), config.dataset.root is not None
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(f"output={config.output}: must end in .csv or .parquet")
     if output.is_dir():
         raise UserError(f"output={config.output}: is a folder; name a file, such as {config.output}/predictions.csv")
-    if config.dataset.root is not None and config.partition is not None:
-        raise UserError(
-            "partition is for the run's own data; of dataset.root every sample is predicted: give one of both"
-        )
+    if other_samples and config.partition is not None:
+        raise UserError("partition: not used with dataset.root, of which every sample is predicted; give one of both")
 
-    # -----------------------------------------------------------------------------------------------------
-    # The run: its configuration and weights; torch is imported only now, since it takes seconds
-    # -----------------------------------------------------------------------------------------------------
-    from feedrate.loader import close_loaders
-    from feedrate.runs import restore
+    # torch is imported only now, since it takes seconds
     from feedrate.runs.evaluation_files import write_table
-    from feedrate.trainer.device import choose_device, choose_precision, set_arithmetic
+    from feedrate.runs.restore import opened
     from feedrate.trainer.evaluate import answers, rows_of
-    from feedrate.trainer.forward import Forward
-    from feedrate.trainer.seeds import seed_everything
 
     raise_on_interrupt()
+    with opened(config, other_samples=other_samples) as run:
 
-    changes = {group: keys for group, keys in config.changes().items() if group != "dataset"}
-    saved = restore.find_saved(source, config.tracking.uri).with_changes(changes)
-    checkpoint, state = restore.load_weights(saved, config.weights)
-    settings = restore.settings_of(saved)
-    seed_everything(settings.seed, settings.num_threads)
-    set_arithmetic(settings.matmul_precision, settings.deterministic)
-    device = choose_device(settings.device)
-
-    # -----------------------------------------------------------------------------------------------------
-    # Data, loader, model
-    # -----------------------------------------------------------------------------------------------------
-    if config.dataset.root is None:
-        data = restore.open_data(saved, state, config.allow, config.other_data)
-        partition = restore.choose_partition(data, config.partition)
-    else:
-        data, partition = restore.open_folder(saved, state, config.dataset.root, config.allow), "train"
-    loader = restore.open_loader(saved, data, partition, device)
-    try:
-        module = restore.load_model(saved, state, data, device)
-        precision = choose_precision(settings.precision, device)
-        forward = Forward(module, data, device, precision, channels_last=settings.channels_last)
-        log.info("%s, epoch %d, on %d samples of %s", checkpoint, state["epoch"] + 1, len(loader.dataset), data.source)
-
-        # -------------------------------------------------------------------------------------------------
-        # Predict: written as they come
-        # -------------------------------------------------------------------------------------------------
         def rows() -> Iterator[dict[str, Any]]:
-            for found in answers(forward, loader):
-                for ID, row in zip(found.IDs, rows_of(found.outputs, data.targets), strict=True):
+            for found in answers(run.forward, run.loader):
+                for ID, row in zip(found.IDs, rows_of(found.outputs, run.data.targets), strict=True):
                     yield {"id": ID, **row}
 
         try:
@@ -93,8 +58,6 @@ def main(cfg: DictConfig) -> int:
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"output={config.output}: cannot be written ({reason}); name another file") from error
-    finally:
-        close_loaders({partition: loader})
     log.info("%d predictions written to %s", count, output)
     return count
 

@@ -27,8 +27,7 @@ def main() -> int:
     arguments = parser.parse_args().paths
 
     from feedrate.config import ROOT, resolve_path
-    from feedrate.runs.run_folder import RunFolder, living_owner
-    from feedrate.runs.runs import read_summary, write_summary
+    from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
     from feedrate.tracking.pending_uploads import Sender, destination, journals, waiting
     from feedrate.tracking.secrets import without_secrets
 
@@ -58,7 +57,7 @@ def main() -> int:
             state = sender.send(folder, destination(folder, uri))
             summary = read_summary(folder)
             if summary and summary.get("run_id") != state.run_id:
-                write_summary(folder, {**summary, "run_id": state.run_id})
+                own.write_summary({**summary, "run_id": state.run_id})
         except UserError as error:
             failed += 1
             print(f"  not sent: {without_secrets(str(error))}", file=sys.stderr)

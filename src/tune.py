@@ -46,8 +46,7 @@ def main(cfg: DictConfig) -> None:
     from feedrate.dataset import build_data
     from feedrate.loader.limits import read_limits
     from feedrate.runs.provenance import command_line
-    from feedrate.trainer.device import choose_device, set_arithmetic
-    from feedrate.trainer.seeds import seed_everything
+    from feedrate.trainer.device import set_up_device
     from feedrate.tuning import tuned
     from feedrate.tuning.max_batch_size import largest_batch
     from feedrate.tuning.trial_runner import TrialRunner
@@ -56,9 +55,7 @@ def main(cfg: DictConfig) -> None:
     tuned.check(path)
     remembered.check_folder()
     raise_when_stopped()
-    seed_everything(config.seed, config.trainer.num_threads)
-    set_arithmetic(config.trainer.matmul_precision, config.trainer.deterministic)
-    device = choose_device(config.trainer.device)
+    device = set_up_device(config.trainer, config.seed)
     data = build_data(config.dataset, config.seed, timeout=timeout_of(config.loader))
     command = without_secrets(command_line(hydra.overrides.task))
     data_and_model, about = f"{data.name} and {model}", remembered.data_and_model(resolved)

@@ -177,7 +177,7 @@ def test_a_run_in_use_is_not_gone_on_with_and_leaves_no_folder(tmp_path):
     finally:
         owner.release()
     assert done.returncode == 1
-    assert f"trainer.resume={owner.path}: process {os.getpid()} is using this run folder" in done.stderr
+    assert f"trainer.resume={owner.path}: process {os.getpid()} uses this run folder" in done.stderr
     assert set(ROOT.glob("outputs/*/*")) == before
     assert list(owner.path.iterdir()) == []
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from feedrate.runs.runs import read_summary
+from feedrate.runs.run_folder import read_summary
 
 MARK = "FEEDRATE_SOAK"  # in the environment of all processes that belong together
 MEASURED = ("train/", "validation/")  # metrics that must be equal; the others are times

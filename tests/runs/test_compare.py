@@ -87,7 +87,7 @@ def test_the_commit_is_compared_without_tracking_too(run_train, capsys, monkeypa
 
 def test_the_best_epoch_is_named_and_its_figures_stand_beside_the_last_ones(tmp_path):
     from feedrate.runs.compare import comparison, facts
-    from feedrate.runs.restore import SavedRun
+    from feedrate.runs.saved import SavedRun
 
     def of(best_epoch: int, loss: float) -> SavedRun:
         summary = {"best_epoch": best_epoch, "best": {"validation/loss": loss}, "metrics": {"validation/loss": 9.0}}

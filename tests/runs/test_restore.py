@@ -13,6 +13,7 @@ from feedrate.cli.allowed import check_targets
 from feedrate.errors import UserError
 from feedrate.runs import restore
 from feedrate.runs.evaluation_files import write_table
+from feedrate.runs.saved import find_saved
 from feedrate.trainer.unlabelled import data_of, facts_of
 from saved_run import call, with_config
 
@@ -101,7 +102,7 @@ def test_what_is_only_reached_through_this_repository_is_not_allowed(target, tmp
 
 def test_a_run_with_own_classes_comes_back_without_being_asked_to_allow_them(run_train, monkeypatch):
     folder = with_config(run_train("model=mlp", "model._target_=own_models.Needy", "trainer.max_epochs=1"))
-    saved = restore.find_saved(str(folder), None)
+    saved = find_saved(str(folder), None)
     if not saved.summary["commit"]:
         pytest.skip("this copy is outside git, and the run's folder outside of it")
     _, state = restore.load_weights(saved, "best")
@@ -121,7 +122,7 @@ def test_interpolations_and_targets_that_are_no_text_are_refused():
 
 def test_a_run_comes_back_from_its_folder_with_data_and_weights(run_train, digits, tmp_path):
     folder = with_config(run_train("trainer.max_epochs=1"))
-    saved = restore.find_saved(str(folder), None)
+    saved = find_saved(str(folder), None)
     path, state = restore.load_weights(saved, "best")
     assert path == folder / "checkpoints" / "best.pt"
     data = restore.open_data(saved, state, [], other_data=False)
@@ -155,7 +156,7 @@ def test_a_run_comes_back_from_its_folder_with_data_and_weights(run_train, digit
 
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"best.pt: cannot be read as a checkpoint") as caught:
-        restore.load_weights(restore.find_saved(str(path), None), "best")
+        restore.load_weights(find_saved(str(path), None), "best")
     assert len(str(caught.value).splitlines()) == 1
     path.unlink()
     with pytest.raises(UserError, match="no such checkpoint; try weights=last"):
@@ -164,13 +165,13 @@ def test_a_run_comes_back_from_its_folder_with_data_and_weights(run_train, digit
 
 def test_what_is_no_run_is_answered_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no run folder, no checkpoint, and no run id"):
-        restore.find_saved("nothing", None)
+        find_saved("nothing", None)
     with pytest.raises(UserError, match=r"holds no .hydra/config.yaml"):
-        restore.find_saved(str(tmp_path), None)
+        find_saved(str(tmp_path), None)
     with pytest.raises(UserError, match="tracking.uri is null"):
-        restore.find_saved("0" * 32, None)
+        find_saved("0" * 32, None)
     with pytest.raises(UserError, match="there is no file"):
-        restore.find_saved("0" * 32, str(tmp_path / "mlflow.db"))
+        find_saved("0" * 32, str(tmp_path / "mlflow.db"))
 
 
 def test_a_folder_that_is_named_to_an_evaluation_is_read_and_nothing_is_written_into_it(run_train, tmp_path):

@@ -17,7 +17,7 @@ from feedrate.runs.run_folder import RunFolder
 
 def test_a_living_owner_keeps_others_out(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(UserError, match=f"hydra.run.dir=.*/run: process {os.getpid()} is using this run folder"):
+    with pytest.raises(UserError, match=f"hydra.run.dir=.*/run: process {os.getpid()} uses this run folder"):
         RunFolder(tmp_path / "run")
     with pytest.raises(UserError, match=r"trainer.resume=.*; wait for it, or name another"):
         RunFolder(tmp_path / "run", named_by="trainer.resume")

@@ -9,9 +9,11 @@ from pathlib import Path
 import psutil
 
 from feedrate.runs.provenance import changes, result_id
-from feedrate.runs.resume import find_run
-from feedrate.runs.runs import folder_of_id, mark_dead_runs, read_summary, unfinished
+from feedrate.runs.run_folder import read_summary
+from feedrate.runs.runs import find_run, folder_of_id, mark_dead_runs
 
+NOW = {"seed": 0, "dataset": {"root": "a"}, "loader": {"num_workers": 2}, "model": {}, "trainer": {"max_epochs": 3}}
+COMMAND = "python src/train.py trainer.max_epochs=3"
 DEAD = json.dumps({"pid": 2**22 + 1, "started": 1.0})
 
 
@@ -20,7 +22,7 @@ def run(folder: Path, lock: str | None = None, **summary: object) -> Path:
     (folder / "checkpoints/last.pt").touch()
     if lock is not None:
         (folder / "lock").write_text(lock)
-    (folder / "summary.json").write_text(json.dumps({"result_id": "r", **summary}))
+    (folder / "summary.json").write_text(json.dumps({"result_id": result_id(NOW), **summary}))
     return folder
 
 
@@ -35,7 +37,7 @@ def test_a_run_whose_process_is_gone_is_marked_and_what_it_left_half_written_is_
     newborn.mkdir()
     (newborn / "lock").write_text(DEAD)
 
-    assert mark_dead_runs(tmp_path) == [("a" * 32, dead), ("", given_up)]
+    assert mark_dead_runs(tmp_path) == [dead, given_up]
     assert read_summary(dead)["status"] == "KILLED"
     assert read_summary(given_up)["error"] == "while it hung"
     assert read_summary(alive)["status"] == "RUNNING"
@@ -47,9 +49,9 @@ def test_a_run_whose_process_is_gone_is_marked_and_what_it_left_half_written_is_
 def test_a_sweep_whose_process_is_gone_is_marked_too_and_is_no_run_to_go_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr("feedrate.runs.runs.ROOT", tmp_path)
     sweep = run(tmp_path / "outputs/sweeps/one", DEAD, status="RUNNING", started="1")
-    assert mark_dead_runs(tmp_path / "outputs/runs") == [("", sweep)]
+    assert mark_dead_runs(tmp_path / "outputs/runs") == [sweep]
     assert read_summary(sweep)["status"] == "KILLED"
-    assert unfinished("r", "", tmp_path / "outputs/runs").free is None
+    assert find_run("auto", NOW, COMMAND, tmp_path / "outputs/runs") is None
 
 
 def test_the_run_to_go_on_with_is_the_newest_that_can_be(tmp_path):
@@ -60,34 +62,30 @@ def test_the_run_to_go_on_with_is_the_newest_that_can_be(tmp_path):
     run(tmp_path / "other", status="KILLED", started="4", result_id="other")
     mine = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
     run(tmp_path / "alive", mine, status="RUNNING", started="6")
-    found = unfinished("r", "", tmp_path)
-    assert (found.free, found.used) == (newer, tmp_path / "alive")
-    assert unfinished("nothing", "", tmp_path).free is None
+    assert find_run("auto", NOW, COMMAND, tmp_path) == newer
+    assert find_run("auto", {**NOW, "seed": 1}, COMMAND, tmp_path) is None
     assert folder_of_id("older", tmp_path) == older
 
 
 def test_auto_says_why_it_begins_a_new_run(tmp_path, caplog):
-    now = {"seed": 0, "dataset": {"root": "a"}, "loader": {"num_workers": 2}, "model": {}, "trainer": {"max_epochs": 3}}
-    command = "python src/train.py trainer.max_epochs=3"
-
     def why() -> str:
         caplog.clear()
         with caplog.at_level("INFO", logger="feedrate"):
-            assert find_run("auto", now, f"{command} trainer.resume=auto", tmp_path) is None
+            assert find_run("auto", NOW, f"{COMMAND} trainer.resume=auto", tmp_path) is None
         return caplog.text
 
     assert "trainer.resume=auto: no unfinished run of this configuration; a new run begins" in why()
 
     # conf/ was edited meanwhile
-    then = {**now, "seed": 1, "loader": {"num_workers": 0}}
-    other = run(tmp_path / "other", status="KILLED", started="1", result_id=result_id(then), command=command)
+    then = {**NOW, "seed": 1, "loader": {"num_workers": 0}}
+    other = run(tmp_path / "other", status="KILLED", started="1", result_id=result_id(then), command=COMMAND)
     assert f"{other} is an unfinished run of this command, but its configuration was another: it cannot" in why()
     (other / ".hydra").mkdir()
     (other / ".hydra/config.yaml").write_text(json.dumps(then))
     assert "its configuration was another: seed was 1, is 0; a new run begins" in why()
 
     mine = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
-    alive = run(tmp_path / "alive", mine, status="RUNNING", started="2", result_id=result_id(now))
+    alive = run(tmp_path / "alive", mine, status="RUNNING", started="2", result_id=result_id(NOW))
     assert f"process {os.getpid()} is at the unfinished run {alive} now; a new run begins" in why()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from feedrate.errors import SampleError, UserError
 from feedrate.trainer.guard import LossGuard
-from feedrate.trainer.loop import _lower
+from feedrate.trainer.state import is_lower
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -47,7 +47,7 @@ def test_a_validation_loss_that_is_not_finite_is_told_once_and_is_never_the_best
     [(1.0, 2.0, True), (2.0, 1.0, False), (math.nan, 1.0, False), (math.inf, math.nan, False), (5.0, math.nan, True)],
 )
 def test_the_best_epoch_is_one_with_a_finite_loss_where_there_is_one(loss, best, lower):
-    assert _lower(loss, best) is lower
+    assert is_lower(loss, best) is lower
 
 
 def test_weights_are_those_before_the_bad_batch(run_train, monkeypatch):
@@ -70,12 +70,12 @@ def test_a_fused_optimizer_leaves_the_weights_alone_when_told_so():
     """The device path, on the CPU: its fused AdamW honours `found_inf` too."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    guard = LossGuard(optimizer, torch.device("cpu"), lambda info: "batch")
+    guard = LossGuard(optimizer, torch.device("cpu"), None)
     guard._deferred = True  # as on an accelerator
     for step, factor in enumerate([1.0, float("nan"), 1.0]):
         optimizer.zero_grad()
         loss = (weight * factor).sum()
-        guard.look(loss, step, None)
+        guard.check(loss, step, None)
         loss.backward()
         before = weight.detach().clone()
         guard.before_step(scaled=False)

@@ -303,9 +303,9 @@ def test_fused_can_be_set_for_the_shipped_optimizers(simulated, run_train):
 
 def test_on_mps_each_loss_is_read_and_the_time_of_a_step_may_be_unknown(simulated, monkeypatch):
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))], fused=True)
-    guard = LossGuard(optimizer, torch.device("mps"), lambda info: "a batch")
+    guard = LossGuard(optimizer, torch.device("mps"), None)
     with pytest.raises(UserError, match="the loss is nan at step 3"):
-        guard.look(torch.tensor(float("nan")), 3, None)
+        guard.check(torch.tensor(float("nan")), 3, None)
 
     # of events without times torch raises the error that MPS may raise
     monkeypatch.setattr("feedrate.timing.clock.record", lambda device, timed: record(device))

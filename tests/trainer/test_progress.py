@@ -74,5 +74,5 @@ def test_a_file_gets_one_plain_line_for_each_epoch(outputs):
     lines = [line for line in outputs["pipe"].splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
     assert "\x1b" not in outputs["pipe"]
-    for word in ("loss", "validation loss", "accuracy", "samples/s", "wait", "ms (", "left"):
+    for word in ("loss", "val loss", "accuracy", "samples/s", "wait", "left"):
         assert word in lines[0]

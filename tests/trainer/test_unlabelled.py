@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -50,25 +48,11 @@ def test_folders_behind_links_are_predicted_too_and_loops_of_links_end(tmp_path:
     assert IDs(tmp_path / "link", tmp_path / "run") == ["a", "deep/b", "file", "linked/c", "linked/deep/d"]
 
 
-def test_hidden_files_and_folders_are_no_samples_and_are_noted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="feedrate")
+def test_hidden_files_and_folders_are_no_samples(tmp_path: Path) -> None:
     root = tmp_path / "new"
     save(root / "a.pt", root / "x.pt/b.pt", root / "x.pt/._b.pt", root / ".cache/c.pt")
     (root / "._a.pt").write_bytes(b"\0\5\x16\7")
     assert IDs(root, tmp_path / "run") == ["a", "x.pt/b"]
-    assert "note: hidden files are no samples: '._a.pt', 'x.pt/._b.pt' (2 in all)" in caplog.messages
-
-
-def test_what_cannot_be_a_sample_is_named_instead_of_left_out(tmp_path: Path) -> None:
-    root = tmp_path / "new"
-    save(root / "a.pt")
-    os.mkfifo(root / "pipe.pt")
-    (root / "dangling.pt").symlink_to("nowhere")
-    (root / "loop.pt").symlink_to("loop.pt")
-    with pytest.raises(UserError, match=r"no regular file .*: 'dangling', 'loop', 'pipe' \(3 in all\)"):
-        IDs(root, tmp_path / "run")
 
 
 def test_a_y_in_the_files_is_not_looked_at(tmp_path: Path) -> None:

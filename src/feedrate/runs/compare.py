@@ -1,73 +1,60 @@
-"""What differs between runs: configuration, data, code version and results, as rows of plain text.
-
-What is equal in all runs is left out; nothing is built and nothing of a configuration is imported.
-"""
+"""Compares runs: a table of what differs in configuration, data, code version and results; equal keys are left out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from feedrate.runs.provenance import flat, size_of_diff
-from feedrate.runs.restore import SavedRun
+from feedrate.runs.saved import SavedRun
 
-ABSENT = "-"
+ABSENT, UNKNOWN = "-", "not recorded"
 CONTENT = "content digest"  # only of runs with loader.content_digest=true
 COVERED = {"data digest": "IDs, labels", "order digest": "order", CONTENT: "content"}
-UNKNOWN = "not recorded"
 WIDEST = 44  # characters of a cell; a longer value is shortened in its middle
-_PLACES = {"trainer.resume"}  # like all of tracking: where a run lies and how it was started says nothing about it
 _LEFT_OUT = ("system/", "best/")  # readings that are never equal; figures that have rows of their own
 _ORDER = ("test/", "validation/", "train/")  # of results; the others follow
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is compared of one run, by section and by key.
-
-    Attributes:
-        name: column title.
-        sections: configuration, data, code, results.
-    """
+    """The facts of one run, by section (configuration, data, code, results) and key; `name` is the column's title."""
 
     name: str
     sections: Mapping[str, Mapping[str, Any]]
 
 
 def facts(name: str, saved: SavedRun) -> Facts:
-    """What is known of a run, from MLflow where it has it, else from its folder."""
-    tags = saved.recorded.tags if saved.recorded is not None else {}
-    summary = saved.summary
-    results: dict[str, Any] = {"status": saved.recorded.status if saved.recorded is not None else summary.get("status")}
-    metrics = saved.recorded.metrics if saved.recorded is not None else summary.get("metrics") or {}
-    best = summary.get("best") or {
-        key.replace("best/", "validation/"): value for key, value in metrics.items() if key.startswith("best/")
-    }
+    """The facts of a run, from MLflow where it was recorded, else from its folder."""
+    summary, recorded = saved.summary, saved.recorded
+    tags: Mapping[str, str] = recorded.tags if recorded is not None else {}
+    metrics = recorded.metrics if recorded is not None else summary.get("metrics") or {}
+    best = summary.get("best") or {k.replace("best/", "validation/"): v for k, v in metrics.items() if "best/" in k}
     epoch = summary.get("best_epoch", metrics.get("best/epoch"))
-    results |= {"best epoch": None if epoch is None else int(epoch)}
-    results |= {
-        f"best {key}": best[key] for key in sorted(best) if key.startswith("validation/") and key != "validation/epoch"
+    results: dict[str, Any] = {
+        "status": recorded.status if recorded is not None else summary.get("status"),
+        "best epoch": None if epoch is None else int(epoch),
+        **{f"best {k}": best[k] for k in sorted(best) if k.startswith("validation/") and k != "validation/epoch"},
+        **{key: metrics[key] for key in sorted(metrics, key=_rank) if not key.startswith(_LEFT_OUT)},
+        "error": tags.get("feedrate.error", summary.get("error")),
     }
-    results |= {key: metrics[key] for key in sorted(metrics, key=_rank) if not key.startswith(_LEFT_OUT)}
-    results["error"] = tags.get("feedrate.error", summary.get("error"))
-    order = tags.get("feedrate.order_digest", summary.get("order_digest"))
-    digest = tags.get("feedrate.data_digest", summary.get("data_digest"))
-    content = tags.get("feedrate.content_digest", summary.get("content_digest"))
-    return Facts(
-        name,
-        {
-            "configuration": _settings(saved.config),
-            "data": {
-                "data digest": _short(digest),
-                "order digest": _short(order),
-                **({CONTENT: _short(content)} if content else {}),
-            },
-            "code": _code(saved, tags),
-            "results": {key: value for key, value in results.items() if value is not None},
-        },
-    )
+    data = {}
+    for key in COVERED:
+        name_of_tag = key.replace(" ", "_")
+        digest = tags.get(f"feedrate.{name_of_tag}", summary.get(name_of_tag))
+        if digest or key != CONTENT:
+            data[key] = str(digest)[:12] if digest else UNKNOWN
+    settings = flat({key: value for key, value in saved.config.items() if key != "tracking"})
+    settings.pop("trainer.resume", None)
+    sections = {
+        "configuration": settings,
+        "data": data,
+        "code": _code(saved, tags),
+        "results": {key: value for key, value in results.items() if value is not None},
+    }
+    return Facts(name, sections)
 
 
 def comparison(runs: Sequence[Facts]) -> str:
@@ -75,7 +62,7 @@ def comparison(runs: Sequence[Facts]) -> str:
 
     What no run has recorded is neither equal nor different: data without a digest, code without a commit.
     """
-    parts, equal, unknown = [], [], []
+    tables, equal, unknown = [], [], []
     for section in runs[0].sections:
         keys = dict.fromkeys(key for run in runs for key in run.sections[section])
         if not all(CONTENT in run.sections[section] for run in runs):
@@ -87,37 +74,29 @@ def comparison(runs: Sequence[Facts]) -> str:
             if any(type(v) is not type(values[0]) or v != values[0] for v in values[1:]):
                 rows.append([key, *map(_cell, values)])
         if rows:
-            parts.append(_table([section, *(run.name for run in runs)], rows))
+            tables.append(_table([section, *(run.name for run in runs)], rows))
         elif section == "data" and known:
-            equal.append(f"data ({_covered(known)})")
+            compared, missing = (
+                ", ".join(what for digest, what in COVERED.items() if (digest in known) == there)
+                for there in (True, False)
+            )
+            equal.append(f"data ({compared}; {missing} not compared)" if missing else f"data ({compared})")
         elif len(known) < len(keys):
             unknown.append(f"{section} (not recorded)")
         else:
             equal.append(section)
-    for said, sections in (("equal in all", equal), ("not known", unknown)):
+    for words, sections in (("equal in all", equal), ("not known", unknown)):
         if sections:
-            parts.append(f"{said}: {', '.join(sections)}\n")
-    return "\n".join(parts)
-
-
-def _covered(digests: Collection[str]) -> str:
-    """What is equal if these digests are."""
-    compared = ", ".join(what for digest, what in COVERED.items() if digest in digests)
-    missing = ", ".join(what for digest, what in COVERED.items() if digest not in digests)
-    return f"{compared}; {missing} not compared" if missing else compared
+            tables.append(f"{words}: {', '.join(sections)}\n")
+    return "\n".join(tables)
 
 
 def _rank(key: str) -> tuple[int, str]:
     return next((i for i, prefix in enumerate(_ORDER) if key.startswith(prefix)), len(_ORDER)), key
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = flat({key: value for key, value in config.items() if key != "tracking"})
-    return {key: value for key, value in found.items() if key not in _PLACES}
-
-
 def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
-    """From summary.json where the folder is at hand: it is what runs without a record in MLflow have too."""
+    """From summary.json where the folder is at hand, which runs without a record in MLflow have too; else from tags."""
     commit = saved.summary.get("commit", tags.get("git.commit"))
     found: dict[str, Any] = {"commit": str(commit)[:12] if commit else UNKNOWN}
     if "uncommitted" in saved.summary:
@@ -127,10 +106,6 @@ def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
     elif tags:
         found["uncommitted"] = UNKNOWN if tags.get("git.dirty") == "unknown" else "nothing"
     return found
-
-
-def _short(digest: object) -> str:
-    return str(digest)[:12] if digest else UNKNOWN
 
 
 def _cell(value: Any) -> str:

@@ -1,7 +1,4 @@
-"""Where a run comes from: command, code version, and the hashes that tell whether two runs are the same.
-
-Nothing is recorded here.
-"""
+"""Where a run comes from: command, code version, and the hashes by which runs of the same configuration are found."""
 
 from __future__ import annotations
 
@@ -9,41 +6,33 @@ import hashlib
 import json
 import os
 import re
-import select
 import shlex
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from feedrate.config import ROOT
 from feedrate.tracking import without_secrets
 
-SECONDS = 5.0  # for all questions to git together
-BYTES = 500_000  # of a difference; the rest is left out
-FILES, HASHED_BYTES = 100, 250_000  # untracked files that are listed; larger ones are not read
+SECONDS = 5.0  # for all calls of git together
+BYTES = 500_000  # of a diff that are kept
+FILES, HASHED_BYTES = 100, 250_000  # untracked files that are listed; larger ones are not hashed
 CUT, UNTRACKED = f"(cut after {BYTES:,} bytes)", "untracked: "
 
-# what cannot change a result: how batches are fetched, where things lie, what is printed
+# keys that cannot change a result: how batches are fetched, where data lies, what is printed
 _FETCHING = {
     "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "timeout", "multiprocessing_context",
     "content_digest", "engine",
 }  # fmt: skip
 _READING = {"cache", "access", "verify", "stale"}
 _SHOWING = {
-    "log_every",
-    "warmup_steps",
-    "profile",
-    "resume",
-    "resume_changed",
-    "checkpoint_every_s",
-    "keep_checkpoints",
-}
+    "log_every", "warmup_steps", "profile", "resume", "resume_changed", "checkpoint_every_s", "keep_checkpoints",
+}  # fmt: skip
 
 # keys that older configurations lack, and what that meant
 _OFF: dict[str, dict[str, Any]] = {
@@ -58,8 +47,8 @@ class Code:
 
     Attributes:
         commit: 40 hexadecimal digits; empty outside git.
-        diff: uncommitted changes, and a line for each new file of code and configuration; empty where there are none,
-            None where that is not known: outside git, or when it takes too long.
+        diff: uncommitted changes, and a line for each untracked file of src/ and conf/; None where unknown: outside
+            git, or when git takes too long.
     """
 
     commit: str
@@ -67,30 +56,28 @@ class Code:
 
 
 def code_version() -> Code:
-    """The repository's commit and its difference from it, found within SECONDS and cut at BYTES; never raises."""
+    """The repository's commit and uncommitted changes, within SECONDS; never raises."""
     end = time.monotonic() + SECONDS
     head = _git(end, "rev-parse", "HEAD", "HEAD:./src")  # the latter fails in a repository around this one
     if head is None:
         return Code("", None)
     commit = head.split()[0].decode()
-    # without the programs and settings that a user's git may run for people
+    # without external programs and settings of the user's git
     diff = _git(end, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=untracked")
     new = _git(end, "ls-files", "--others", "--exclude-standard", "-z", "--", "src", "conf")
     if diff is None or new is None:
         return Code(commit, None)
     if len(diff) > BYTES:
         diff = diff[:BYTES].rpartition(b"\n")[0] + f"\n{CUT}\n".encode()
-    return Code(commit, diff.decode(errors="backslashreplace") + _listed(new))
+    names = [name for name in new.split(b"\0") if name]
+    lines = [f"{UNTRACKED}{_file_state(name)}\n" for name in names[:FILES]]
+    if len(names) > FILES:
+        lines.append(f"and {len(names) - FILES} untracked files more\n")
+    return Code(commit, diff.decode(errors="backslashreplace") + "".join(lines))
 
 
-def _listed(names: bytes) -> str:
-    """New files, a line for each, with what tells their states apart; their content is not copied."""
-    found = [name for name in names.split(b"\0") if name]
-    lines = [f"{UNTRACKED}{_shown(name)}\n" for name in found[:FILES]]
-    return "".join(lines) + (f"and {len(found) - FILES} untracked files more\n" if len(found) > FILES else "")
-
-
-def _shown(name: bytes) -> str:
+def _file_state(name: bytes) -> str:
+    """Name, size and hash (or time) of an untracked file; its content is not copied."""
     path, text = Path(ROOT, os.fsdecode(name)), name.decode(errors="backslashreplace").replace("\n", "\\n")
     try:
         state = path.lstat()
@@ -110,7 +97,7 @@ def has_commit(commit: str) -> bool:
 
 
 def size_of_diff(diff: str | None) -> str:
-    """What tells two states of uncommitted changes apart: lines, new files, and 8 hexadecimal digits of their hash."""
+    """Uncommitted changes in short: lines, untracked files, and 8 hexadecimal digits of their hash."""
     if not diff:
         return "nothing" if diff == "" else "not recorded"
     lines = sum(line.startswith(("+", "-")) and not line.startswith(("+++", "---")) for line in diff.splitlines())
@@ -119,23 +106,73 @@ def size_of_diff(diff: str | None) -> str:
     return f"{'over ' if CUT in diff else ''}{lines} lines{files} ({hashlib.sha256(diff.encode()).hexdigest()[:8]})"
 
 
+def _git(end: float, *arguments: str) -> bytes | None:
+    """Output of git; None where it fails, is missing, or has not ended at the instant `end`."""
+    elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}  # set within git's hooks
+    own = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        return subprocess.run(
+            ["git", "-c", "core.fsmonitor=false", *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={key: value for key, value in os.environ.items() if key not in elsewhere} | own,
+            timeout=max(0.1, end - time.monotonic()),
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run is started from.
+
+    Attributes:
+        config: the resolved configuration.
+        choices: option of each group, such as {'dataset': 'digits'}.
+        command: starts this run again; without secrets.
+        started: time of its start, ISO 8601.
+    """
+
+    config: Mapping[str, Any]
+    choices: Mapping[str, str]
+    command: str
+    started: str
+    code: Code = field(default_factory=code_version)
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says from the start, so that a killed run can be found and resumed."""
+        return {
+            "status": "RUNNING",
+            "command": self.command,
+            "started": self.started,
+            "result_id": result_id(self.config),
+            "job_id": job_id(self.config),
+            "run_id": None,
+            "commit": self.code.commit,
+            "uncommitted": size_of_diff(self.code.diff),
+        }
+
+
 def command_line(overrides: Sequence[str]) -> str:
-    """The command that makes this run again, from the repository's root; of a sweep, this job's own."""
+    """The command that starts this run, or this job of a sweep, again from the repository's root."""
     return "python src/" + shlex.join([sys.argv[0].rsplit("/", 1)[-1], *map(without_secrets, overrides)])
 
 
 def job_id(config: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of the configuration without paths and tracking: a sweep skips by it."""
+    """Hash of the configuration without paths and tracking, 16 hexadecimal digits; a sweep skips by it."""
     return _hash(_without_places(config))
 
 
 def result_id(config: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of all that can change the result: resuming looks for it."""
+    """Hash of all settings that can change the result, 16 hexadecimal digits; `trainer.resume=auto` looks for it."""
     return _hash(deciding(config))
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration can change the result."""
+    """The part of a configuration that can change the result."""
     kept = _without_places(config)
     kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k not in _READING}
     kept["loader"] = {k: v for k, v in kept["loader"].items() if k not in _FETCHING}
@@ -177,38 +214,3 @@ def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _git(end: float, *arguments: str) -> bytes | None:
-    """What git prints, or its beginning; None where it fails, is not there, or has not ended at the instant `end`."""
-    elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}  # set within git's hooks
-    own = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
-    try:
-        process = subprocess.Popen(
-            ["git", "-c", "core.fsmonitor=false", *arguments],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={key: value for key, value in os.environ.items() if key not in elsewhere} | own,
-        )
-    except OSError:
-        return None
-    assert process.stdout is not None
-    found = b""
-    with process.stdout as output:
-        try:
-            while select.select([output], [], [], max(0.0, end - time.monotonic()))[0]:
-                part = os.read(output.fileno(), 65536)
-                if not part:
-                    return found if process.wait(max(0.1, end - time.monotonic())) == 0 else None
-                found += part
-                if len(found) > BYTES:
-                    return found
-            return None
-        except subprocess.TimeoutExpired:
-            return None
-        finally:
-            process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.1)

@@ -1,134 +1,86 @@
-"""From a run's id, its folder or a checkpoint to its configuration, its data, and its model with weights.
-
-What is then done with them is the caller's affair; which run a training goes on with is decided in resume.py.
-"""
+"""Restores a saved run: its data, a loader, and its model with weights."""
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from feedrate.cli.allowed import check_targets
-from feedrate.config import ROOT, resolve_path, timeout_of
+from feedrate.config import ROOT, TrainerConfig, resolve_path, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
-from feedrate.loader import Loader, build_loaders, start_loaders
+from feedrate.loader import Loader, build_loaders, close_loaders, start_loaders
 from feedrate.runs.provenance import has_commit
-from feedrate.runs.runs import folder_named, read_summary
+from feedrate.runs.restore_config import SavedRunConfig
+from feedrate.runs.saved import RESTORED, SavedRun, find_saved
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import build_model
+from feedrate.trainer.device import choose_precision, set_up_device
+from feedrate.trainer.forward import Forward
 from feedrate.trainer.unlabelled import data_of, unlabelled
-from feedrate.validation import yaml_fault
-
-if TYPE_CHECKING:
-    from feedrate.tracking.recorded import RecordedRun
 
 log = logging.getLogger("feedrate")
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
-_RESTORED = "outputs/restored"  # folder of what is fetched from MLflow's artifacts
-_GROUPS = ("dataset", "loader", "model")  # what is built here; nothing else of a foreign configuration is
+_GROUPS = ("dataset", "loader", "model")  # all that is built of a run's configuration
 
 
 @dataclass(frozen=True)
-class SavedRun:
-    """A run as it was left.
+class OpenedRun:
+    """A saved run with its data, a loader of one partition, and its model in evaluation mode.
 
     Attributes:
-        config: plain containers, resolved; foreign until `check_targets` has seen it.
-        folder: the run folder.
-        checkpoint: the file that was named, None where best or last is to be chosen.
-        run_id: in MLflow, None if it was not recorded.
-        recorded: what MLflow holds of it; None where it was not recorded, or not in the present store.
-        summary: content of summary.json, empty if there is none.
+        about: run id, checkpoint and epoch (from 1), for a person.
     """
 
-    config: Mapping[str, Any]
-    folder: Path
-    checkpoint: Path | None
-    run_id: str | None
-    recorded: RecordedRun | None
-    summary: Mapping[str, Any]
-
-    def with_changes(self, changes: Mapping[str, Mapping[str, Any]]) -> SavedRun:
-        """The same run with other values of some keys, given by group."""
-        groups = {group: {**(self.config.get(group) or {}), **keys} for group, keys in changes.items()}
-        return replace(self, config={**self.config, **groups})
+    saved: SavedRun
+    trainer: TrainerConfig
+    data: Data
+    partition: str
+    loader: Any
+    forward: Forward
+    epoch: int
+    about: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Keys of the run's trainer that decide what an evaluation gives; those that an older run lacks are off."""
-
-    seed: int
-    num_threads: int | None
-    device: str
-    precision: str | int
-    label_smoothing: float
-    top5: bool
-    channels_last: bool
-    matmul_precision: str
-    deterministic: bool
-
-
-def settings_of(saved: SavedRun) -> Settings:
-    trainer = saved.config.get("trainer") or {}
-    off: dict[str, Any] = {
-        "num_threads": None,
-        "device": "auto",
-        "precision": "auto",
-        "label_smoothing": 0.0,
-        "top5": False,
-        "channels_last": False,
-        "matmul_precision": "highest",
-        "deterministic": False,
-    }
-    return Settings(_seed(saved), **{key: trainer.get(key, value) for key, value in off.items()})
-
-
-def find_saved(name: str, uri: str | None) -> SavedRun:
-    """The run that `name` means.
+@contextmanager
+def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[OpenedRun]:
+    """Opens the run that the configuration names; its loader is closed at the end.
 
     Args:
-        name: a run folder, a checkpoint in one, or MLflow's run id.
-        uri: the store in which run ids are looked up; None: in none.
+        other_samples: the samples are all files of config.dataset.root, with or without labels.
 
     Raises:
-        UserError: there is no such run, or its configuration is gone.
+        UserError: there is no such run, a class is not allowed, or data or weights do not fit.
     """
-    folder = folder_named(name)
-    if folder is not None:
-        path = resolve_path(name)
-        summary = read_summary(folder)
-        run_id = summary.get("run_id")
-        recorded = _recorded(uri, str(run_id)) if run_id else None
-        config = config_of_folder(folder)
-        if config is None:
-            raise UserError(
-                f"{path}: {folder} holds no .hydra/config.yaml, so it is no run folder; "
-                "checkpoints are used from the folder of their run"
-            )
-        return SavedRun(config, folder, path if path.is_file() else None, run_id, recorded, summary)
-    if not _RUN_ID.fullmatch(name):
-        raise UserError(f"{name}: no run folder, no checkpoint, and no run id (32 hexadecimal digits)")
-    from feedrate.tracking.recorded import RecordedRun
-
-    recorded = RecordedRun(uri, name)
-    folder = _folder(recorded)
-    text = recorded.text("config.yaml")
-    # resolved when it was recorded: what still refers to anything was not written by train.py
-    config = config_of_folder(folder) if text is None else _parse(text, f"config.yaml of run {name}", resolve=False)
-    if config is None:
-        if "feedrate.sweep_id" in recorded.tags:
-            raise UserError(f"run {name} is a whole sweep ({recorded.name}); name one of its jobs, its child runs")
-        raise UserError(f"run {name} has no config.yaml among its artifacts; it was not made by Feedrate's train.py")
-    return SavedRun(config, folder, None, name, recorded, read_summary(folder))
+    changes = {g: keys for g, keys in config.changes().items() if not (other_samples and g == "dataset")}
+    saved = find_saved(config.source(), config.tracking.uri).with_changes(changes)
+    path, state = load_weights(saved, config.weights)
+    trainer = saved.trainer
+    device = set_up_device(trainer, saved.seed)
+    if other_samples:
+        data, partition = open_folder(saved, state, str(config.dataset.root), config.allow), "train"
+    else:
+        moved = config.dataset.root is not None
+        data = open_data(saved, state, config.allow, config.other_data, prepare=not moved)
+        partition = choose_partition(data, config.partition)
+    loader = open_loader(saved, data, partition, device)
+    try:
+        model = load_model(saved, state, data, device)
+        precision = choose_precision(trainer.precision, device)
+        forward = Forward(model, data, device, precision, channels_last=trainer.channels_last)
+        about = {"run_id": saved.run_id, "checkpoint": path.name, "epoch": state["epoch"] + 1}
+        log.info(
+            "%s, epoch %d, on %s of %s", path, about["epoch"], partition, data.source if other_samples else data.name
+        )
+        yield OpenedRun(saved, trainer, data, partition, loader, forward, state["epoch"], about)
+    finally:
+        close_loaders({partition: loader})
 
 
 def load_weights(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]]:
@@ -148,7 +100,7 @@ def load_weights(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"{path}: there is no such checkpoint; try weights={other}")
     try:
         state = checkpoint.load(path)
-    except Exception as error:  # a damaged or foreign file fails in many ways, none of them the program's fault
+    except Exception as error:  # damaged and foreign files fail in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix(f"{path}: ")
         raise UserError(f"{path}: cannot be read as a checkpoint: {reason}") from error
     if not isinstance(state.get("model"), Mapping) or "data_digest" not in state:
@@ -157,19 +109,20 @@ def load_weights(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]]:
 
 
 def open_data(
-    saved: SavedRun, state: Mapping[str, Any], allow: Collection[str], other_data: bool, *, elsewhere: bool = False
+    saved: SavedRun, state: Mapping[str, Any], allow: Collection[str], other_data: bool, *, prepare: bool = True
 ) -> Data:
-    """The run's datasets, after every target of its configuration was found on the allow-list.
+    """The run's datasets.
 
     Args:
-        elsewhere: they are in a folder that was named now, which is not ours to write into; the run's own may be made.
+        other_data: accept data with another digest.
+        prepare: whether missing files of the data may be written.
 
     Raises:
         UserError: a target is not allowed, or the data is not what the run was trained with.
     """
     _check_nodes(saved, allow)
     timeout = timeout_of(saved.config["loader"])
-    data = build_data(saved.config["dataset"], _seed(saved), prepare=not elsewhere, timeout=timeout)
+    data = build_data(saved.config["dataset"], saved.seed, prepare=prepare, timeout=timeout)
     if data.digest != state["data_digest"]:
         then, now = str(state["data_digest"])[:12], data.digest[:12]
         text = f"the data is not that of the run (digest {then} then, {now} now)"
@@ -180,7 +133,7 @@ def open_data(
 
 
 def open_folder(saved: SavedRun, state: Mapping[str, Any], root: str, allow: Collection[str]) -> Data:
-    """The samples of another folder, as the partition 'train' of data that is else that of the run.
+    """All samples of another folder as the partition 'train' of data with the run's task, classes and shapes.
 
     Raises:
         UserError: a target is not allowed, or the folder has no sample; for checkpoints that do not say what the data
@@ -188,7 +141,7 @@ def open_folder(saved: SavedRun, state: Mapping[str, Any], root: str, allow: Col
     """
     _check_nodes(saved, allow)
     data = data_of(state["data"]) if "data" in state else open_data(saved, state, allow, other_data=False)
-    return unlabelled(saved.config["dataset"], resolve_path(root), data, _seed(saved))
+    return unlabelled(saved.config["dataset"], resolve_path(root), data, saved.seed)
 
 
 def choose_partition(data: Data, wanted: str | None) -> str:
@@ -205,9 +158,9 @@ def choose_partition(data: Data, wanted: str | None) -> str:
 
 
 def open_loader(saved: SavedRun, data: Data, partition: str, device: torch.device) -> Any:
-    """Goes through one partition once, in its own order; its workers run from now on, before the device is used."""
+    """A loader of one partition in its own order; its workers start now, before the device is used."""
     node = {**saved.config["loader"], "shuffle": False, "drop_last": False}
-    loader = build_loaders(node, data, _seed(saved), device)[partition]
+    loader = build_loaders(node, data, saved.seed, device)[partition]
     if isinstance(loader, Loader):
         loader.set_epoch(0, then=None)  # the same random numbers as in every validation of the run
     start_loaders({partition: loader}, (partition,), data)
@@ -220,7 +173,7 @@ def load_model(saved: SavedRun, state: Mapping[str, Any], data: Data, device: to
     Raises:
         UserError: the weights do not fit the model.
     """
-    model = build_model(saved.config["model"], data, device, settings_of(saved).channels_last)
+    model = build_model(saved.config["model"], data, device, saved.trainer.channels_last)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -241,59 +194,7 @@ def _check_nodes(saved: SavedRun, allow: Collection[str]) -> None:
 
 def _was_made_here(saved: SavedRun) -> bool:
     """Whether this repository made the run: its folder lies here, or its commit is one of this repository."""
-    if saved.folder.is_relative_to(ROOT) and not saved.folder.is_relative_to(ROOT / _RESTORED):
+    if saved.folder.is_relative_to(ROOT) and not saved.folder.is_relative_to(RESTORED):
         return True
     tags = saved.recorded.tags if saved.recorded is not None else {}
     return has_commit(str(saved.summary.get("commit") or tags.get("git.commit")))
-
-
-def _seed(saved: SavedRun) -> int:
-    return int(saved.config["seed"])
-
-
-def _recorded(uri: str | None, run_id: str) -> RecordedRun | None:
-    """MLflow's record of a run that was found by its folder; a note where the present store has none."""
-    if uri is None:
-        return None
-    from feedrate.tracking.recorded import RecordedRun
-
-    try:
-        return RecordedRun(uri, run_id)
-    except UserError as error:
-        log.warning("note: the run's record in MLflow is left aside: %s", str(error).splitlines()[0])
-        return None
-
-
-def _folder(recorded: RecordedRun) -> Path:
-    """The run folder, or a new one for a run whose folder is not on this machine."""
-    named = recorded.tags.get("feedrate.run_folder")
-    if named:
-        folder = resolve_path(named)
-        if read_summary(folder).get("run_id", recorded.run_id) == recorded.run_id and (folder / "checkpoints").is_dir():
-            return folder
-    return ROOT / _RESTORED / recorded.run_id
-
-
-def config_of_folder(folder: Path) -> dict[str, Any] | None:
-    """What a run was configured with, resolved, from its folder; None if that is no run folder.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    path = folder / ".hydra" / "config.yaml"
-    return _parse(path.read_text(encoding="utf-8"), str(path), resolve=True) if path.is_file() else None
-
-
-def _parse(text: str, name: str, resolve: bool) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
-
-    try:
-        config = OmegaConf.to_container(OmegaConf.create(text), resolve=resolve, throw_on_missing=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        reason = yaml_fault(error) if isinstance(error, MarkedYAMLError) else str(error).splitlines()[0]
-        raise UserError(f"{name}: cannot be read: {reason}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
-        raise UserError(f"{name}: is no configuration of a run")
-    return {str(key): value for key, value in config.items()}

@@ -1,7 +1,4 @@
-"""Schema of conf/evaluate.yaml and conf/predict.yaml: which run, which data, and what may differ from the run.
-
-Neither torch nor mlflow is imported here, so a mistake is answered at once.
-"""
+"""Schema of conf/evaluate.yaml and conf/predict.yaml. Imports neither torch nor mlflow, so mistakes show at once."""
 
 from __future__ import annotations
 
@@ -53,10 +50,10 @@ class SavedRunConfig:
     tracking: TrackingConfig
 
     def source(self) -> str:
-        """What names the run.
+        """The run's id, folder or checkpoint.
 
         Raises:
-            UserError: none of the three keys is set, or several are.
+            UserError: not exactly one of the three keys is set.
         """
         keys = {"run_id": self.run_id, "run": self.run, "checkpoint": self.checkpoint}
         given = {key: value for key, value in keys.items() if value is not None}
@@ -68,7 +65,7 @@ class SavedRunConfig:
         return next(iter(given.values()))
 
     def changes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Keys of the run's configuration that are to be different, by group."""
+        """Keys that replace those of the run's configuration, by group."""
         groups = {"dataset": self.dataset, "loader": self.loader, "trainer": self.trainer}
         return {
             group: {key: value for key, value in vars(keys).items() if value is not None and not key.startswith("_")}

@@ -1,26 +1,29 @@
-"""A run's own folder, owned by one process at a time through a lock file.
-
-What is written into the folder is decided by its owner.
-"""
+"""A run folder: its owner (one process at a time), its summary.json and its checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from feedrate.errors import UserError
+from feedrate.system.atomic_write import atomic_write
+from feedrate.tracking.secrets import masked
+
+SUMMARY = "summary.json"
 
 
 class RunFolder:
-    """Owns `path` until `release`.
+    """Owns the folder `path` until `release`; a dead owner's folder is taken over.
 
-    The lock file holds the owner's process number and start time, since numbers are used again; a dead owner's lock is
-    taken over.
+    The lock file holds the owner's process id and start time, since process ids are reused.
 
     Args:
         named_by: the setting that the path comes from, for the error.
@@ -31,21 +34,40 @@ class RunFolder:
 
     def __init__(self, path: Path, named_by: str = "hydra.run.dir") -> None:
         self.path = path
+        self.checkpoints = path / "checkpoints"
         self._lock = path / "lock"
         path.mkdir(parents=True, exist_ok=True)
-        owner = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+        owner = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
         for _ in range(3):
-            if self._take(json.dumps(owner)):
+            if self._create_lock(owner):
                 return
             if (other := living_owner(path)) is not None:
                 raise UserError(
-                    f"{named_by}={path}: process {other} is using this run folder; wait for it, or name another"
+                    f"{named_by}={path}: process {other} uses this run folder; wait for it, or name another"
                 )
-            self._remove_dead()
+            self._remove_dead_lock()
         raise UserError(f"{path}: another process took this run folder at the same instant; start again")
 
-    def _take(self, content: str) -> bool:
-        """Makes the lock, whole from its first instant: an empty one would be taken for a dead owner's."""
+    def release(self) -> None:
+        """Gives the folder up."""
+        self._lock.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Removes files that a killed process left half written."""
+        for left in (self.path / f".{SUMMARY}", *self.checkpoints.glob(".*")):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replaces summary.json atomically: secrets masked, numbers that are not finite as null and listed by key."""
+        not_finite: list[str] = []
+        content = _json(masked(summary), "", not_finite)
+        if not_finite:
+            content["not_finite"] = sorted({*content.get("not_finite", ()), *not_finite})
+        atomic_write(self.path / SUMMARY, json.dumps(content, indent=2, default=str, allow_nan=False))
+
+    def _create_lock(self, content: str) -> bool:
+        """Creates the lock with its content in one step: an empty lock would be taken for a dead owner's."""
         written = self._lock.with_name(f".lock.{os.getpid()}")
         written.write_text(content, encoding="utf-8")
         try:
@@ -62,24 +84,41 @@ class RunFolder:
             written.unlink(missing_ok=True)
         return True
 
-    def _remove_dead(self) -> None:
-        """Removes a dead owner's lock, but not one that another process has made in its place by now."""
+    def _remove_dead_lock(self) -> None:
+        """Removes a dead owner's lock, unless another process has replaced it meanwhile."""
         with contextlib.suppress(FileNotFoundError), self._lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_ino == self._lock.stat().st_ino and living_owner(self.path) is None:
                 self._lock.unlink()
 
-    def release(self) -> None:
-        """Gives the folder up."""
-        self._lock.unlink(missing_ok=True)
-
 
 def living_owner(path: Path) -> int | None:
-    """Number of the process that owns a run folder now, None if there is none or it has ended."""
+    """Process id of a run folder's owner; None where there is none or it has ended."""
     with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
         owner = json.loads((path / "lock").read_text())
         process = psutil.Process(owner["pid"])
-        # one that has ended may stay as a zombie for ever where nobody asks for its exit code, as in some containers
+        # a process that has ended stays a zombie until its exit code is read, in some containers forever
         if process.create_time() == owner["started"] and process.status() != psutil.STATUS_ZOMBIE:
             return int(owner["pid"])
     return None
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """summary.json of a run folder; empty where it is missing or unreadable."""
+    try:
+        found = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _json(value: Any, path: str, not_finite: list[str]) -> Any:
+    """`value` with null for numbers that are not finite; their paths, such as 'best.validation/loss', are collected."""
+    if isinstance(value, Mapping):
+        return {key: _json(inner, f"{path}.{key}".lstrip("."), not_finite) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(inner, f"{path}.{number}", not_finite) for number, inner in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        not_finite.append(path)
+        return None
+    return value

@@ -1,42 +1,62 @@
-"""Which runs there are: their folders, what their summary.json says, and which folder a name means.
+"""Finds runs: the one to resume, one by its id or path, and those whose process has died.
 
-Who owns a folder is in run_folder.py; what a checkpoint holds is not looked at. Imports neither torch nor mlflow.
+Imports neither torch nor mlflow.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from feedrate.config import ROOT, resolve_path
 from feedrate.errors import UserError
-from feedrate.runs.run_folder import RunFolder, living_owner
-from feedrate.system.atomic_write import atomic_write
+from feedrate.runs.provenance import changes, deciding, flat, result_id
+from feedrate.runs.run_folder import SUMMARY, RunFolder, living_owner, read_summary
+from feedrate.tracking import masked
 from feedrate.tracking.journal import SILENT_END, run_id_of
+from feedrate.validation import yaml_fault
 
-SUMMARY = "summary.json"
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a run folder, empty if there is none that can be read."""
-    try:
-        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+log = logging.getLogger("feedrate")
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Replaces summary.json, which is whole at every instant."""
-    atomic_write(folder / SUMMARY, json.dumps(summary, indent=2, default=str))
+def find_run(resume: str, config: Mapping[str, Any], command: str, runs: Path) -> Path | None:
+    """The folder of the run to resume; None where 'auto' finds no unfinished one, which is logged with the reason.
+
+    Args:
+        resume: 'auto', a run folder, a checkpoint in one, or an MLflow run id.
+        config: the present configuration, resolved; 'auto' looks for one with the same result.
+        command: the present one, as runs record it.
+        runs: folder of run folders to search, besides those under outputs/.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    if resume != "auto":
+        folder = folder_named(resume) or folder_of_id(resume, runs)
+        if folder is None:
+            raise UserError(f"trainer.resume={resume}: no run folder, no checkpoint and no id of a run under outputs/")
+        return folder
+    in_use, other = "", ""
+    for folder, summary in sorted(all_runs(runs), key=lambda run: str(run[1]["started"]), reverse=True):
+        if summary.get("status") == "FINISHED" or not any((folder / "checkpoints").glob("last*.pt")):
+            continue
+        owner = living_owner(folder)
+        if summary.get("result_id") == result_id(config):
+            if owner is None:
+                return folder
+            in_use = in_use or f"process {owner} is at the unfinished run {folder} now"
+        elif owner is None and not other and _without_resume(str(summary.get("command"))) == _without_resume(command):
+            changed = _changes_since(folder, config)
+            other = f"{folder} is an unfinished run of this command, but its configuration was another: {changed}"
+    why = in_use or other or "no unfinished run of this configuration"
+    log.info("trainer.resume=auto: %s; a new run begins", why)
+    return None
 
 
 def folder_named(path: str) -> Path | None:
-    """The run folder that the path of a folder, or of a checkpoint in one, means; None where there is no such path."""
+    """The run folder at a path, or around the checkpoint at a path; None where there is no such path."""
     named = resolve_path(path)
     if named.is_file():
         return named.parent.parent
@@ -44,43 +64,8 @@ def folder_named(path: str) -> Path | None:
 
 
 def folder_of_id(run_id: str, runs: Path) -> Path | None:
-    """The folder of a run of MLflow's."""
-    found = all_runs(runs)
-    return next((folder for folder, one in found if run_id in (one.get("run_id"), run_id_of(folder))), None)
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """Runs that are not finished and have a checkpoint, the newest of each kind.
-
-    Attributes:
-        free: can be gone on with; None: there is none.
-        used: a process is at it now; None: there is none.
-        of_command: free, of the present command but with another configuration.
-    """
-
-    free: Path | None
-    used: Path | None
-    of_command: Path | None
-
-
-def unfinished(result_id: str, command: str, runs: Path) -> Unfinished:
-    """Those with this result, and those that were begun by this command, as summary.json has them."""
-    found: dict[str, tuple[str, Path]] = {}
-    for folder, summary in all_runs(runs):
-        same = summary.get("result_id") == result_id
-        if not same and _without_resume(str(summary.get("command"))) != _without_resume(command):
-            continue
-        if summary.get("status") != "FINISHED" and any((folder / "checkpoints").glob("last*.pt")):
-            used = living_owner(folder) is not None
-            if same or not used:
-                kind = ("used" if used else "free") if same else "of_command"
-                found[kind] = max(found.get(kind, ("", folder)), (summary["started"], folder))
-    return Unfinished(*(found[kind][1] if kind in found else None for kind in ("free", "used", "of_command")))
-
-
-def _without_resume(command: str) -> str:
-    return " ".join(word for word in command.split(" ") if not word.lstrip("'").startswith("trainer.resume="))
+    """The folder of the run with an MLflow run id."""
+    return next((f for f, summary in all_runs(runs) if run_id in (summary.get("run_id"), run_id_of(f))), None)
 
 
 def all_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -89,13 +74,13 @@ def all_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
     return [(folder, summary) for folder, summary in found if "started" in summary]
 
 
-def mark_dead_runs(runs: Path) -> list[tuple[str, Path]]:
-    """Marks runs and sweeps whose process is gone without a word as KILLED, and takes away what it left half written.
+def mark_dead_runs(runs: Path) -> list[Path]:
+    """Marks runs and sweeps whose process died as KILLED, and removes what it left half written.
 
     A run that ends in order removes its lock, so only folders with a lock are looked at.
 
     Returns:
-        MLflow's ids and the folders of those whose end the tracker may not know.
+        Folders of runs whose end the tracker may not know.
     """
     dead = []
     sweeps = {path.parent for path in (ROOT / "outputs/sweeps").glob("*/lock")}
@@ -104,26 +89,60 @@ def mark_dead_runs(runs: Path) -> list[tuple[str, Path]]:
             if living_owner(folder) is not None:
                 continue
             owned = RunFolder(folder)
-        except (UserError, OSError):  # somebody goes on with it just now, or it is not ours to write
+        except (UserError, OSError):  # resumed by another process just now, or not writable
             continue
         try:
-            tidy(folder)
+            owned.tidy()
             summary = read_summary(folder)
             if summary.get("status") == "RUNNING":
-                summary |= {"status": "KILLED", "error": SILENT_END}
-                write_summary(folder, summary)
+                owned.write_summary({**summary, "status": "KILLED", "error": SILENT_END})
             if summary:
-                dead.append((str(summary.get("run_id") or ""), folder))
+                dead.append(folder)
         finally:
             owned.release()
     return dead
 
 
-def tidy(folder: Path) -> None:
-    """Removes what a process that was killed has left half written; call as the folder's owner."""
-    for left in (folder / f".{SUMMARY}", *folder.glob("checkpoints/.*")):
-        with contextlib.suppress(OSError):
-            left.unlink(missing_ok=True)
+def config_of_folder(folder: Path) -> dict[str, Any] | None:
+    """The resolved configuration in a run folder; None if it is no run folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    return parse_config(path.read_text(encoding="utf-8"), str(path), resolve=True) if path.is_file() else None
+
+
+def parse_config(text: str, name: str, resolve: bool) -> dict[str, Any]:
+    """A run's configuration from YAML; `name` is for the error.
+
+    Raises:
+        UserError: it is no YAML, or no configuration of a run.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(text), resolve=resolve, throw_on_missing=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        reason = yaml_fault(error) if isinstance(error, MarkedYAMLError) else str(error).splitlines()[0]
+        raise UserError(f"{name}: cannot be read: {reason}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
+        raise UserError(f"{name}: is no configuration of a run")
+    return {str(key): value for key, value in config.items()}
+
+
+def _changes_since(folder: Path, config: Mapping[str, Any]) -> str:
+    try:
+        then = config_of_folder(folder)
+    except UserError:
+        then = None
+    return changes(*(flat(masked(deciding(one))) for one in (then, config))) if then else "it cannot be read"
+
+
+def _without_resume(command: str) -> str:
+    return " ".join(word for word in command.split(" ") if not word.lstrip("'").startswith("trainer.resume="))
 
 
 def _folders(runs: Path, holding: str) -> set[Path]:

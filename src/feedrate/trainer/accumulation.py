@@ -1,4 +1,4 @@
-"""The batches of one optimizer step, whose gradient is the mean over all their samples."""
+"""Gradient accumulation: the batches of one optimizer step, whose gradient is the mean over all their samples."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from torch import Tensor
 
 
 class AccumulationWindow:
-    """Weights each batch of an optimizer step by its samples.
+    """Weights each batch of an optimizer step by its number of samples.
 
-    Losses are batch means. Each is divided as if all batches had the size of the first one, which is exact where they
-    have; if not, the gradients are rescaled once before the step.
+    Each loss, a batch mean, is divided as if all batches had the size of the first one, which is exact where they have;
+    if not, the gradients are rescaled once before the step.
 
     Args:
-        batches: of a full window.
-
-    Attributes:
-        empty: no batch has come since the last optimizer step.
+        batches: in a full window.
     """
 
     def __init__(self, batches: int) -> None:
@@ -25,7 +22,7 @@ class AccumulationWindow:
         self.clear()
 
     def clear(self) -> None:
-        """Begins the next optimizer step."""
+        """Starts the next optimizer step."""
         self._count = self._samples = self._expected = 0
 
     @property
@@ -37,12 +34,7 @@ class AccumulationWindow:
         return self._count == self._batches
 
     def scale(self, loss: Tensor, samples: int) -> Tensor:
-        """Adds a batch; returns the loss whose backward pass adds the batch's part of the gradient.
-
-        Args:
-            loss: mean over the batch, a scalar.
-            samples: in the batch.
-        """
+        """Adds a batch; from its mean loss, a scalar, to the loss for `backward`."""
         if not self._count:
             self._expected = self._batches * samples
         self._count += 1
@@ -50,7 +42,7 @@ class AccumulationWindow:
         return loss / (self._expected / samples)
 
     def rescale(self, parameters: Iterable[Tensor]) -> None:
-        """Makes the gradients the mean over the samples that came; to be called before they are clipped or used."""
+        """Makes the gradients the mean over all samples; call before they are clipped or used."""
         if self._samples == self._expected:
             return
         for parameter in parameters:

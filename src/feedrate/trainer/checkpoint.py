@@ -1,10 +1,8 @@
-"""Checkpoints that survive a kill: written beside, flushed, renamed; readable without running code.
-
-What is in one is decided by the loop; where a run goes on from one is not decided here.
-"""
+"""Checkpoints that survive a kill: written beside, flushed, renamed; loaded without running code."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -24,38 +22,42 @@ from feedrate.errors import UserError
 from feedrate.loader import lost_worker
 from feedrate.system.folder import sync_folder
 
+_SUFFIXES = (".pt", ".json")
+
 
 def save(folder: Path, name: str, state: dict[str, Any], about: dict[str, Any], keep: int = 0) -> Path:
-    """Writes `name`.pt, and what a person wants to know of it as `name`.json beside it.
-
-    A checkpoint at its final name is always whole: the new one takes it only when its bytes are on the disk.
+    """Writes `name`.pt, and `name`.json for people; each gets its final name only when its bytes are on the disk.
 
     Args:
         state: tensors and plain values only, so that torch.load(weights_only=True) reads it.
         about: JSON-able.
         keep: how many earlier ones stay, as `name`-1.pt, `name`-2.pt, ...
+
+    Raises:
+        UserError: it cannot be written; the earlier one stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f".{name}.*"):  # of a process that was killed while it wrote
         left.unlink(missing_ok=True)
+    text = json.dumps(about, indent=2).encode()
     written = [
         _write(folder / f"{name}.pt", lambda file: torch.save(state, file)),
-        _write(folder / f"{name}.json", lambda file: file.write(json.dumps(about, indent=2).encode())),
+        _write(folder / f"{name}.json", lambda file: file.write(text)),
     ]
     names = [name, *(f"{name}-{number}" for number in range(1, keep + 1))]
-    for older, newer in reversed(list(zip(names[1:], names[:-1], strict=True))):
-        for suffix in (".pt", ".json"):
+    for newer, older in reversed(list(itertools.pairwise(names))):
+        for suffix in _SUFFIXES:
             if (folder / f"{newer}{suffix}").exists():
                 (folder / f"{newer}{suffix}").replace(folder / f"{older}{suffix}")
-    for temporary, suffix in zip(written, (".pt", ".json"), strict=True):
+    for temporary, suffix in zip(written, _SUFFIXES, strict=True):
         temporary.replace(folder / f"{name}{suffix}")
     sync_folder(folder)
     return folder / f"{name}.pt"
 
 
 def copy(folder: Path, name: str, other: str) -> None:
-    """Gives a checkpoint a second name, under which it stays when the first is written anew."""
-    for suffix in (".pt", ".json"):
+    """Gives a checkpoint a second name, which it keeps when the first one is written again."""
+    for suffix in _SUFFIXES:
         temporary = folder / f".{other}{suffix}.{os.getpid()}"
         temporary.unlink(missing_ok=True)
         try:
@@ -70,7 +72,7 @@ def load(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU.
 
     Raises:
-        ValueError: it is damaged; torch.load alone would not look at the checksums.
+        ValueError: it is damaged; torch.load alone does not verify the checksums.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -85,7 +87,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path, name: str = "last") -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The newest checkpoint that is whole, its state, and what is to be said of those that are not."""
+    """The newest undamaged checkpoint, its state, and a note for each damaged one."""
     notes: list[str] = []
     earlier = sorted(folder.glob(f"{name}-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]))
     for path in [folder / f"{name}.pt", *earlier]:
@@ -99,7 +101,7 @@ def newest(folder: Path, name: str = "last") -> tuple[Path | None, dict[str, Any
 
 @dataclass(frozen=True)
 class Generators:
-    """States of the global random generators at an instant, as they give them; `device` is None on the CPU."""
+    """States of the global random generators; `device` is None on the CPU."""
 
     torch: Tensor
     python: tuple[Any, ...]
@@ -108,7 +110,7 @@ class Generators:
 
     @classmethod
     def now(cls, device: Device) -> Generators:
-        """Costs 40 us, since a run without workers needs it before each batch; `plain` ten times as much."""
+        """Takes 40 us, since a run without workers needs it before each batch; `plain` takes ten times as much."""
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()
         if device.type == "cpu":
             return cls(*states, None)
@@ -116,7 +118,7 @@ class Generators:
             return cls(*states, torch.get_device_module(device).get_rng_state())
 
     def plain(self) -> dict[str, Any]:
-        """As plain values and tensors."""
+        """As plain values and tensors, for a checkpoint."""
         version, numbers, gauss = self.python
         kind, keys, position, has_gauss, cached = self.numpy
         state = {
@@ -128,7 +130,7 @@ class Generators:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Puts the generators where `Generators.plain` found them; the device's only if it was one of the same kind."""
+    """Sets the generators to a state of `Generators.plain`; the device's only if it is of the same kind."""
     torch.set_rng_state(state["torch"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
@@ -142,6 +144,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
+    """Writes and flushes a temporary file for `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -149,7 +152,7 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
-        temporary.unlink(missing_ok=True)  # room for the record of the failure
+        temporary.unlink(missing_ok=True)  # leaves room for summary.json
         if (lost := lost_worker(error)) is not None:  # torch's DataLoader raises that anywhere
             raise lost from error
         reason = error.strerror if isinstance(error, OSError) else "the disk is full, or a limit of size is reached"

@@ -1,12 +1,15 @@
-"""Which device trains, in which precision, and why: each choice comes with its reason."""
+"""Device, precision, random seeds and kernels of the training process."""
 
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from feedrate.config import TrainerConfig
 from feedrate.errors import UserError
 
 
@@ -17,14 +20,31 @@ class Precision:
     Attributes:
         name: '32', 'bf16' or 'fp16'.
         dtype: of autocast, None without it.
-        scaled: whether gradients need a scaler, as float16's do.
-        reason: for the user.
+        scaled: whether gradients need a scaler, as with float16.
+        reason: why it was chosen.
     """
 
     name: str
     dtype: torch.dtype | None
     scaled: bool
     reason: str
+
+
+def set_up_device(config: TrainerConfig, seed: int) -> torch.device:
+    """Seeds the process's global generators, sets threads and kernels, and returns the device of `trainer.device`.
+
+    Samples have random numbers of their own; the global generators decide initial weights and dropout.
+
+    Raises:
+        UserError: as `choose_device`.
+    """
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)  # the last bits of sums depend on it
+    set_arithmetic(config.matmul_precision, config.deterministic)
+    return choose_device(config.device)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -51,26 +71,26 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def set_arithmetic(matmul_precision: str, deterministic: bool) -> None:
-    """For the whole process: torch's float32 matrix products, and whether kernels must give the same bits each time."""
+    """Sets, for the process, the precision of float32 matrix products and whether kernels must be deterministic."""
     torch.set_float32_matmul_precision(matmul_precision)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, and reads it when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed by cuBLAS, which reads it at its start
     torch.use_deterministic_algorithms(deterministic)
 
 
 def name_of(device: torch.device) -> str:
-    """As its maker calls it; the type where torch does not know."""
-    ask = getattr(torch.get_device_module(device), "get_device_name", None) if device.type != "cpu" else None
-    return str(ask(device)) if ask is not None else device.type
+    """The device's product name; its type where torch does not know it."""
+    get_name = getattr(torch.get_device_module(device), "get_device_name", None) if device.type != "cpu" else None
+    return str(get_name(device)) if get_name is not None else device.type
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that the device's memory ran out, in torch's words, a library's or those of MPS."""
+    """Whether an error reports that the device's memory ran out: torch's own, a library's, or that of MPS."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and any(
-        said in text for said in ("backend out of memory", "error: out of memory", "STATUS_ALLOC_FAILED")
+        message in text for message in ("backend out of memory", "error: out of memory", "STATUS_ALLOC_FAILED")
     )
 
 
@@ -81,24 +101,19 @@ def choose_precision(wanted: str | int, device: torch.device) -> Precision:
         UserError: the device cannot compute in it.
     """
     if wanted == "auto":
-        if device.type == "cuda":
-            if _has_bf16(device, emulated=False):
-                return Precision(
-                    "bf16", torch.bfloat16, False, "this GPU computes bfloat16, whose range is that of 32 bits"
-                )
-            return Precision("fp16", torch.float16, True, "this GPU has no bfloat16; float16 with a gradient scaler")
         if device.type == "xpu":
             return Precision("bf16", torch.bfloat16, False, "xpu devices compute bfloat16")
-        return Precision("32", None, False, f"autocast gains little on {device.type}")
+        if device.type != "cuda":
+            return Precision("32", None, False, f"autocast gains little on {device.type}")
+        if _has_bf16(device, emulated=False):
+            return Precision("bf16", torch.bfloat16, False, "this GPU computes bfloat16, with the range of 32 bits")
+        return Precision("fp16", torch.float16, True, "this GPU has no bfloat16; float16 with a gradient scaler")
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("trainer.precision=fp16: float16 needs an accelerator; set trainer.precision=bf16 or 32")
-    if wanted == "fp16":
-        return Precision("fp16", torch.float16, True, "as set")
-    if wanted == "bf16":
-        if device.type == "cuda" and not _has_bf16(device, emulated=True):
-            raise UserError("trainer.precision=bf16: this GPU has no bfloat16; set trainer.precision=fp16 or 32")
-        return Precision("bf16", torch.bfloat16, False, "as set")
-    return Precision("32", None, False, "as set")
+    if wanted == "bf16" and device.type == "cuda" and not _has_bf16(device, emulated=True):
+        raise UserError("trainer.precision=bf16: this GPU has no bfloat16; set trainer.precision=fp16 or 32")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(str(wanted))
+    return Precision(str(wanted), dtype, wanted == "fp16", "as set")
 
 
 def _has_bf16(device: torch.device, emulated: bool) -> bool:

@@ -1,13 +1,10 @@
-"""What a trained model answers for each sample of a partition: metrics, the worst samples, predictions by ID.
-
-Nothing is trained, drawn or recorded here.
-"""
+"""Passes over a partition without training: validation, evaluation with the worst samples, predictions by ID."""
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +13,32 @@ from torch import Tensor
 
 from feedrate.dataset import list_IDs
 from feedrate.dataset.labels import Targets
-from feedrate.loader import Batch, ToDevice
-from feedrate.task.task import Task
+from feedrate.loader import Batch, BatchInfo, ToDevice
+from feedrate.task.task import Meter, Task
 from feedrate.trainer.forward import Forward
+
+
+@torch.no_grad()
+def validate(
+    forward: Forward, loader: Any, task: Task, started: Callable[[], None]
+) -> tuple[Meter, list[tuple[Tensor, BatchInfo | None]]]:
+    """Puts the model in evaluation mode and returns the partition's metrics, and each batch's loss and info.
+
+    Args:
+        started: called once the loader's workers have started.
+    """
+    forward.model.eval()
+    meter = task.meter(forward.device)
+    batches = iter(ToDevice(loader, forward.device, None, forward.check(loader)))
+    started()
+    losses: list[tuple[Tensor, BatchInfo | None]] = []
+    for batch in batches:
+        outputs = forward(batch.X)
+        with forward.autocast():
+            loss = task.loss(outputs, batch.y)
+        meter.update(loss, outputs, batch.y)
+        losses.append((loss, batch.info))  # not read here, since that waits for the device
+    return meter, losses
 
 
 @dataclass(frozen=True)
@@ -38,7 +58,7 @@ class Answers:
 
 @torch.no_grad()
 def answers(forward: Forward, loader: Any) -> Iterator[Answers]:
-    """What a model in evaluation mode answers, batch by batch, in the loader's order, which must be its dataset's.
+    """Outputs of a model in evaluation mode, batch by batch; the loader's order must be its dataset's.
 
     Raises:
         UserError: the model fails on a batch.
@@ -55,14 +75,14 @@ def answers(forward: Forward, loader: Any) -> Iterator[Answers]:
             at += len(batch.X)
             yield Answers(IDs, batch, forward(batch.X).float())
     except RuntimeError as error:
-        if (told := forward.explained(error)) is None:
+        if (explained := forward.explained(error)) is None:
             raise
-        raise told from error
+        raise explained from error
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample, its loss, and what was made of it.
+    """One sample with its loss.
 
     Attributes:
         row: label and prediction, as columns of a table.
@@ -77,13 +97,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of one partition.
+    """Results of one partition.
 
     Attributes:
         metrics: loss, and accuracy (and top5_accuracy) or mae and rmse.
         confusion: rows are true classes; None for regression and for very many classes.
         per_class: class, samples and accuracy of each class, None where confusion is.
-        worst: samples with the largest loss, the largest first; a loss that is no number counts as infinite.
+        worst: samples with the largest loss, the largest first; NaN counts as infinite.
         pairs: (true, predicted) of each sample where a single number is predicted, else None.
     """
 
@@ -96,11 +116,7 @@ class Evaluation:
 
 
 def evaluate(forward: Forward, loader: Any, task: Task, worst: int) -> Evaluation:
-    """One pass over the loader's partition.
-
-    Args:
-        worst: how many of the worst samples are kept.
-    """
+    """Metrics of the loader's partition, and its `worst` samples."""
     meter = task.meter(forward.device)
     single = task.targets.task == "regression" and task.targets.num_outputs == 1
     true: list[float] = []
@@ -142,16 +158,8 @@ def losses_of(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
     return losses
 
 
-# ---------------------------------------------------------------------------------------------------------
-# columns of a table
-# ---------------------------------------------------------------------------------------------------------
-
-
 def rows_of(outputs: Tensor, targets: Targets) -> list[dict[str, Any]]:
-    """What the model says of each of B samples: `prediction` and `probability` of a class, or the numbers.
-
-    Several numbers are called prediction_0, prediction_1, ...
-    """
+    """For each of B samples `prediction` and `probability` of a class, or `prediction` (`prediction_0`, ...)."""
     if targets.task == "classification":
         probability, index = outputs.softmax(dim=1).max(dim=1)
         return [
@@ -169,7 +177,7 @@ def label_of(y: Tensor, targets: Targets) -> dict[str, Any]:
 
 
 def class_name(targets: Targets, index: int) -> Any:
-    """What the labels call a class; its index where they name none."""
+    """The class's name in the labels; its index where there is none."""
     known = targets.classes or ()
     return known[index] if index < len(known) else index
 

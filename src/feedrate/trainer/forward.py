@@ -1,6 +1,4 @@
-"""A model with all that stands between a loaded batch and its answer: inputs, precision, and errors that say whose
-fault it is. Training and evaluation share it; what is done with the answer is theirs.
-"""
+"""From a loaded batch to the model's outputs: checks, scaling, precision, and errors that name the cause."""
 
 from __future__ import annotations
 
@@ -12,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from feedrate.dataset import Data
-from feedrate.dataset.probe import probe_again, sample_error
 from feedrate.errors import SampleError, UserError, raised_at
-from feedrate.loader import Batch, BatchInfo, lost_worker
+from feedrate.loader import Batch, lost_worker
 from feedrate.trainer.device import Precision, out_of_memory
-from feedrate.trainer.inputs import Inputs
+from feedrate.trainer.guard import names
 
 _ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's text, for batch normalization
 
@@ -25,7 +22,6 @@ class Forward:
     """Calls `model` in the mode, training or evaluation, that it is in.
 
     Args:
-        loaders: all that have workers now; torch reports a worker's death wherever the main process is, so also here.
         compile: torch.compile wraps the model; its weights keep the names of the plain one.
         remedy: what to do when the device's memory runs out.
         channels_last: images of (B, C, H, W) are given to the model with their channels last in memory.
@@ -41,9 +37,11 @@ class Forward:
         remedy: str = "lower loader.batch_size",
         channels_last: bool = False,
     ) -> None:
-        self.model, self.inputs, self.device = model, Inputs(data, device), device
-        self._precision, self._remedy = precision, remedy
-        self._channels_last = channels_last
+        self.model, self.device = model, device
+        self._precision, self._remedy, self._channels_last = precision, remedy, channels_last
+        self._shape, self._dtype = data.sample_shape, data.sample_dtype
+        self._classes = data.targets.num_outputs if data.targets.task == "classification" else None
+        self._mean, self._std = (self._along_channels(values) for values in (data.mean, data.std))
         self._samples = 0  # of the last batch
         self._call: Callable[..., Tensor] = torch.compile(model) if compile else model
 
@@ -63,65 +61,66 @@ class Forward:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, UserError):
                 raise
-            if (told := self.explained(error)) is not None:
-                raise told from error
+            if (explained := self.explained(error)) is not None:
+                raise explained from error
             name, text = type(self.model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
             remedy = ""
             if _ONE_SAMPLE in text and len(loaded) == 1:
-                remedy = (
-                    "\nThe batch holds one sample, as an epoch's last batch may; set loader.drop_last=true, or another "
-                    "loader.batch_size"
-                )
+                remedy = "\nAn epoch's last batch may hold one sample; set loader.drop_last=true or another batch_size"
             raise UserError(
                 f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text}{raised_at(error)}{remedy}"
             ) from error
 
+    def inputs(self, X: Tensor) -> Tensor:
+        """(B, ...) as loaded to (B, ...) float32: uint8 scaled to [0, 1], then (X - mean) / std for each channel.
+
+        float32 whatever the precision: autocast converts where needed, and float16 would not fit float32 weights.
+        """
+        if X.dtype == torch.uint8:
+            X = X.float().div_(255)
+        elif X.dtype != torch.float32:
+            X = X.float()
+        if self._mean is not None:
+            X = X - self._mean
+        return X / self._std if self._std is not None else X
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision's, for the loss."""
+        """The precision's autocast, also for the loss."""
         if self._precision.dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._precision.dtype)
 
     def check(self, loader: Any) -> Callable[[Batch], None]:
-        """Looks at a batch of that loader on the host; raises SampleError naming its samples."""
-        return lambda batch: self.inputs.check(batch.X, batch.y, lambda: names(loader, batch.info))
+        """A check of the loader's batches on the host: shape and dtype as the first training sample's, known classes.
+
+        It raises SampleError naming the batch's samples; a device would only report an assertion, steps later.
+        """
+
+        def check(batch: Batch) -> None:
+            X, y = batch.X, batch.y
+            if tuple(X.shape[1:]) != self._shape or X.dtype != self._dtype:
+                raise SampleError(
+                    f"batch of {names(loader, batch.info)}: samples are {tuple(X.shape[1:])} {X.dtype}, the first "
+                    f"training sample is {self._shape} {self._dtype}; make them alike, or take them out"
+                )
+            if self._classes is not None and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self._classes:
+                wrong = int(y.max()) if int(y.max()) >= self._classes else int(y.min())
+                raise SampleError(
+                    f"batch of {names(loader, batch.info)}: holds class {wrong}, but there are {self._classes} classes "
+                    f"(0 to {self._classes - 1}); set dataset.num_outputs, or correct the labels"
+                )
+
+        return check
 
     def explained(self, error: Exception) -> UserError | None:
-        """What an error means that came up anywhere in a step: the device's memory ran out, or a worker died; torch
-        raises the latter wherever the main process is then. None for any other error.
-        """
-        return self._no_memory() if out_of_memory(error) else lost_worker(error)
-
-    def _no_memory(self) -> UserError:
+        """The cause of an error raised anywhere in a step: out of memory, or a worker's death; None for any other."""
+        if not out_of_memory(error):
+            return lost_worker(error)
         on = f"a batch of {self._samples} samples" if self._samples else "its first batch"
         return UserError(f"the device ran out of memory on {on}; {self._remedy}")
 
-
-def not_finite(loader: Any, info: BatchInfo | None) -> SampleError | None:
-    """Of a batch whose loss is not finite: the error of its first sample that is not finite itself, read once more.
-
-    None where there is none, or where the loader does not tell what was in the batch.
-    """
-    if info is None:
-        return None
-    IDs, request = loader.IDs(info), info.request
-    for index, ID in zip(request.indices.tolist(), IDs, strict=True):
-        try:
-            sample = probe_again(loader.dataset, index, loader.seed, request.epoch, ID)
-            found = [
-                name for name, value in zip("Xy", sample, strict=True) if not torch.as_tensor(value).isfinite().all()
-            ]
-        except Exception:  # the loss is what is to be told
-            continue
-        if found:
-            said = UserError(f"{found[0]} holds a value that is not finite (NaN or inf); mend it, or take the ID out")
-            return sample_error(loader.dataset, ID, said)
-    return None
-
-
-def names(loader: Any, info: BatchInfo | None) -> str:
-    """The samples of a batch, for an error."""
-    if info is None:
-        return "unknown samples (loader=feedrate names them)"
-    IDs = loader.IDs(info)
-    return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")
+    def _along_channels(self, values: tuple[float, ...] | None) -> Tensor | None:
+        if values is None:
+            return None
+        tensor = torch.tensor(values, dtype=torch.float32, device=self.device)
+        return tensor.view(-1, *[1] * (len(self._shape) - 1)) if len(values) > 1 else tensor

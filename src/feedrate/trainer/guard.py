@@ -1,48 +1,42 @@
-"""A loss that is not a number stops the run, and never reaches the weights.
+"""A loss that is not finite stops the run before it reaches the weights, and is traced to its sample where possible.
 
-On the CPU it is looked at before each optimizer step. On a device that would wait for the device at every
-step: there the step is made harmless on the device itself, and the flag is read at the log interval.
+On the CPU the loss is read before each optimizer step. On an accelerator that would wait for the device at every step:
+there the device skips the step itself, and the flags are read at the log interval.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from feedrate.errors import SampleError, UserError
+from feedrate.dataset.probe import probe_again, sample_error
+from feedrate.errors import UserError
 from feedrate.loader import BatchInfo
 from feedrate.loader.device import has_streams
 
 
 class LossGuard:
-    """Watches the losses of one run.
+    """Watches the training losses of one run.
 
     Args:
-        optimizer: a fused one skips a step itself when told so by `found_inf`; for others on a device the flag is read
-            at every step.
-        name: names the samples of a batch info.
-        culprit: the error of a sample of the batch whose X is not finite, None where there is none.
+        optimizer: a fused one skips a step where `found_inf` is set; for others on an accelerator each loss is read.
+        loader: names the samples of a batch.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        device: torch.device,
-        name: Callable[[BatchInfo | None], str],
-        culprit: Callable[[BatchInfo | None], SampleError | None] = lambda info: None,
-    ) -> None:
-        self._optimizer, self._name, self._culprit = optimizer, name, culprit
+    def __init__(self, optimizer: Optimizer, device: torch.device, loader: Any) -> None:
+        self._optimizer, self._loader = optimizer, loader
         # fused optimizers on MPS have ignored `found_inf`
         fused = has_streams(device) and all(group.get("fused") for group in optimizer.param_groups)
         self._deferred = fused and getattr(optimizer, "_step_supports_amp_scaling", False)
         self._pending: deque[tuple[int, BatchInfo | None, Tensor]] = deque()
         self._window: Tensor | None = None
 
-    def look(self, loss: Tensor, step: int, info: BatchInfo | None) -> None:
+    def check(self, loss: Tensor, step: int, info: BatchInfo | None) -> None:
         """Call after the forward pass of each batch, before its gradients can reach the weights.
 
         Raises:
@@ -50,16 +44,16 @@ class LossGuard:
         """
         bad = ~torch.isfinite(loss.detach())
         if not self._deferred:
-            if bool(bad):  # a synchronisation where an accelerator trains with an optimizer that is not fused
+            if bool(bad):  # waits for the device where an accelerator trains with an optimizer that is not fused
                 self._stop(step, info, float(loss.detach()))
             return
         self._window = bad if self._window is None else self._window | bad
         self._pending.append((step, info, bad))
 
     def before_step(self, scaled: bool) -> None:
-        """Tells the fused optimizer to leave the weights alone if a loss since the last step was not finite.
+        """Makes the fused optimizer skip its step if a loss since the last one was not finite.
 
-        With a gradient scaler nothing is to be told: it finds the gradients not finite, and skips the step.
+        A gradient scaler needs no hint: it finds that the gradients are not finite.
         """
         if self._deferred and not scaled:
             assert self._window is not None
@@ -67,10 +61,10 @@ class LossGuard:
         self._window = None
 
     def read(self) -> None:
-        """Reads the flags of the steps so far; the one synchronisation of the log interval.
+        """Reads the flags of the steps so far, which waits for the device.
 
         Raises:
-            UserError: as `look`.
+            UserError: as `check`.
         """
         if not self._pending:
             return
@@ -81,9 +75,47 @@ class LossGuard:
         self._pending.clear()
 
     def _stop(self, step: int, info: BatchInfo | None, value: float) -> None:
-        if (culprit := self._culprit(info)) is not None:
-            raise culprit
+        _check_samples(self._loader, info)
         raise UserError(
-            f"the loss is {value} at step {step}, batch of {self._name(info)}; the weights are those before it\n"
-            "Look at these samples for values that are not finite, lower optimizer.lr, or set trainer.clip_norm=1"
+            f"the loss is {value} at step {step}, batch of {names(self._loader, info)}; the weights are those before it"
+            "\nLook at these samples for values that are not finite, lower optimizer.lr, or set trainer.clip_norm=1"
         )
+
+
+def first_not_finite(losses: Sequence[tuple[Tensor, BatchInfo | None]], loader: Any) -> str:
+    """The samples of the first batch whose loss is not finite; empty where all are finite. Waits for the device.
+
+    Raises:
+        SampleError: one of these samples is not finite itself.
+    """
+    finite = torch.stack([loss for loss, _ in losses]).isfinite()
+    if bool(finite.all()):
+        return ""
+    info = losses[finite.tolist().index(False)][1]
+    _check_samples(loader, info)
+    return names(loader, info)
+
+
+def names(loader: Any, info: BatchInfo | None) -> str:
+    """The samples of a batch, for an error."""
+    if info is None:
+        return "unknown samples (loader=feedrate names them)"
+    IDs = loader.IDs(info)
+    return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")
+
+
+def _check_samples(loader: Any, info: BatchInfo | None) -> None:
+    """Loads the samples of a batch again; raises SampleError for the first one that is not finite."""
+    if info is None:
+        return
+    request, found = info.request, None
+    for index, ID in zip(request.indices.tolist(), loader.IDs(info), strict=True):
+        try:
+            sample = probe_again(loader.dataset, index, loader.seed, request.epoch, ID)
+            values = zip("Xy", sample, strict=True)
+            found = next((name for name, value in values if not torch.as_tensor(value).isfinite().all()), None)
+        except Exception:  # the loss is what is reported
+            continue
+        if found is not None:
+            text = f"{found} holds a value that is not finite (NaN or inf); correct it, or take the ID out"
+            raise sample_error(loader.dataset, ID, UserError(text))

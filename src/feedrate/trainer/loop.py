@@ -1,6 +1,6 @@
-"""The training loop: steps, validation after each epoch, checkpoints; every moment is told to the clock.
+"""The trainer: epochs of training steps, each followed by a validation and a checkpoint.
 
-Metrics are collected in a list here and handed to the tracker between epochs, never inside the timed loop.
+A signal may stop it between two optimizer steps, while it waits for a batch, and during validation.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,27 @@ from torch import nn
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
-from feedrate.dataset.probe import size_of
 from feedrate.errors import LostWorker, UserError
-from feedrate.loader import Loader, ToDevice
+from feedrate.loader import Batch, Loader, ToDevice
 from feedrate.loader.device import has_streams
 from feedrate.system.interrupt import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
-from feedrate.tracking.point import Point, points
+from feedrate.tracking import Tracker
+from feedrate.tracking.point import points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.accumulation import AccumulationWindow
-from feedrate.trainer.device import Precision, out_of_memory
-from feedrate.trainer.forward import Forward, names, not_finite
-from feedrate.trainer.guard import LossGuard
+from feedrate.trainer.device import choose_precision, out_of_memory
+from feedrate.trainer.evaluate import validate
+from feedrate.trainer.forward import Forward
+from feedrate.trainer.guard import LossGuard, first_not_finite
 from feedrate.trainer.progress import Progress
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.state import Result, RunState
 from feedrate.trainer.throughput_history import ThroughputHistory
+from feedrate.trainer.trial import Trial
 
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over
@@ -51,11 +53,12 @@ class Trainer:
         loaders: by partition; batches are (X, y).
         schedule, optimizer: built for `model`'s parameters.
         folder: checkpoints are written here as last.pt and best.pt.
-        send: takes the points of an epoch.
-        interruption: asked after every step whether to stop.
-        advise: takes epoch and metrics after each epoch, and gives the reason to end training there, or an empty text.
+        tracker: gets an epoch's metrics at its end, never in between.
+        interruption: signals that ask to stop.
         packable: see timing.verdict.Setup.
-        told: takes the verdict on the first epoch, while it can still help.
+
+    Raises:
+        UserError: the device cannot compute in trainer.precision.
     """
 
     def __init__(
@@ -67,41 +70,29 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         device: torch.device,
-        precision: Precision,
         folder: Path,
-        send: Callable[[list[Point]], None],
+        tracker: Tracker,
         interruption: Interruption,
-        advise: Callable[[int, Mapping[str, float]], str] = lambda epoch, metrics: "",
         packable: str = "",
-        told: Callable[[Verdict], None] = lambda verdict: None,
     ) -> None:
         self.config, self.data, self.loaders, self.device = config, data, loaders, device
+        self.precision = choose_precision(config.precision, device)
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
-        self.forward = Forward(model, data, device, precision, config.compile, MORE_MEMORY, config.channels_last)
+        self.throughput = ThroughputHistory(loaders["train"], packable)
+        self.forward = Forward(model, data, device, self.precision, config.compile, MORE_MEMORY, config.channels_last)
+        scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
         self.state = RunState(
-            model,
-            optimizer,
-            schedule,
-            torch.amp.GradScaler(device.type, enabled=precision.scaled),
-            loaders["train"],
-            data,
-            lambda: self.task.meter(device),
-            device,
+            model, optimizer, schedule, scaler, loaders["train"], data, lambda: self.task.meter(device), device
         )
+        self.trial = Trial(config.max_epochs)
         self._window = AccumulationWindow(config.accumulate)
-        self._guard = LossGuard(
-            optimizer,
-            device,
-            lambda info: names(loaders["train"], info),
-            lambda info: not_finite(loaders["train"], info),
-        )
-        self._told = False  # of a validation loss that is not finite
-        self._scaled = precision.scaled
+        self._guard = LossGuard(optimizer, device, loaders["train"])
+        self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
+        self._folder, self._tracker, self._stop = folder, tracker, interruption
         self._inline = not getattr(loaders["train"], "num_workers", 0)
-        self._folder, self._send, self._stop, self._advise = folder, send, interruption, advise
-        self._tell: Callable[[Verdict], None] | None = told
-        self.account = ThroughputHistory(loaders["train"], packable)
+        self._warned = False  # of a validation loss that is not finite
+        self._verdict_logged = False
         self._saved_at = time.perf_counter()
         self._earlier_s, self._begun = 0.0, None  # type: float, float | None
 
@@ -111,232 +102,198 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run: what counts of its interrupted parts, and the time since `fit` began."""
+        """Training time of the whole run, including what was trained before it was resumed."""
         return self._earlier_s + (time.perf_counter() - self._begun if self._begun is not None else 0.0)
 
     def fit(self) -> Result:
-        """Trains until max_epochs, max_steps or early stopping; goes on where `load_state_dict` left it.
+        """Trains until max_epochs, max_steps or early stopping; after `load_state_dict`, from there.
 
         Raises:
             UserError: a training loss is not finite, a sample cannot be used, or the model does not fit the data.
-            LostWorker: a process that loads has died; the checkpoint of the last step is written where it can be.
+            LostWorker: a loader's process has died; the checkpoint of the last step is written where possible.
             Interrupted: a signal came; the checkpoint of the last step is written.
         """
         state = self.state
         self._begun = time.perf_counter()
         self._stop.safe = False
         self._stop.check()
-        progress = Progress(self.config.max_epochs, max(1, len(self.loaders["train"])))
+        self._progress.begin()
         if state.random is not None:
             checkpoint.set_random_state(state.random_state(), self.device)
         try:
             while state.epoch < self.config.max_epochs and not state.result.stopped:
-                metrics, times = self._epoch(state.epoch, progress)
-                best = state.result.best_figures() if state.result.best_epoch == state.epoch else {}
-                self._send(points({**metrics, **best}, state.epoch))
-                progress.epoch(state.epoch, metrics, times.mean_wait_ms(), float(times.elapsed.sum() / 1e9))
-                self._tell_verdict()
+                times = self._run_epoch(state.epoch)
+                self._report_epoch(times)
                 self._stop.check()
                 state.next_epoch()
             if state.result.stopped:
                 log.info(state.result.stopped)
         except Interrupted:
-            if state.phase != "done":  # the end of an epoch is saved already
-                self.clock.skip()
-                self._save()
+            self._save_within_epoch()
             raise
         except (RuntimeError, LostWorker) as error:
-            # torch raises that wherever the main process is when a worker dies, also in the middle of a step
-            told = error if isinstance(error, LostWorker) else self.forward.explained(error)
-            if told is not None and not out_of_memory(error) and self._stop.safe and state.phase != "done":
-                self.clock.skip()
-                self._save()
-            if told is None or told is error:
+            # torch reports a worker's death wherever the main process is, also in the middle of a step
+            explained = error if isinstance(error, LostWorker) else self.forward.explained(error)
+            if explained is not None and not out_of_memory(error) and self._stop.safe:
+                self._save_within_epoch()
+            if explained is None or explained is error:
                 raise
-            raise told from error
+            raise explained from error
         finally:
             self._stop.safe = False
-            progress.close()
+            self._progress.close()
         return state.result
-
-    def verdict(self) -> Verdict | None:
-        """On what was trained, also where that was broken off; None where those are too few steps."""
-        self.account.broken_off(self.clock.epoch())
-        return self.account.verdict()
-
-    def digests(self) -> dict[str, str]:
-        """Digests of what the training loader delivered; none from a loader without a seed."""
-        loader = self.loaders["train"]
-        if getattr(loader, "seed", None) is None:
-            return {}
-        content = loader.content_digest()
-        return {"order_digest": loader.order_digest(), **({"content_digest": content} if content else {})}
-
-    def example(self) -> torch.Tensor:
-        """(2, ...) prepared samples of the validation partition, the same twice where there is one, on the device."""
-        dataset = self.data.partition["validation"]
-        X = torch.stack([torch.as_tensor(dataset[i % size_of(dataset)][0]) for i in range(2)])
-        return self.forward.inputs(X.to(self.device))
 
     # -----------------------------------------------------------------------------------------------------
     # one epoch
     # -----------------------------------------------------------------------------------------------------
 
-    def _epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], EpochTimes]:
-        loader, clock, state, result = self.loaders["train"], self.clock, self.state, self.state.result
+    def _run_epoch(self, epoch: int) -> EpochTimes:
+        """Training (or the rest of it), validation, checkpoint."""
+        clock, state, result = self.clock, self.state, self.state.result
         clock.begin()
-        self.account.begin()
+        self.throughput.begin()
         if state.phase == "training":
             state.begin_training(last=self._is_last(epoch))
-            self._train(epoch, loader, progress)
-            self.account.trained()
+            self._train_epoch(epoch)
+            self.throughput.trained()
             state.phase = "validation"
-        state.keep_random()  # of before the validation, which an interruption lets begin anew
+        state.keep_random()  # of before the validation, which is repeated when it is interrupted
         self._guard.read()
         metrics = {f"train/{name}": value for name, value in state.meter.metrics().items()}
         if (rate := state.optimizer.param_groups[0].get("lr")) is not None:
             metrics["train/learning_rate"] = float(rate)
         if has_streams(self.device):
             metrics["device/peak_memory_mb"] = torch.accelerator.max_memory_allocated(self.device) / 1e6
-        clock.skip()  # reading the meter waited for the device; that was neither waiting for data nor evaluation
+        clock.skip()  # reading the metrics has waited for the device
 
         self._stop.check()
-        checked = self.evaluate("validation")
-        metrics.update({f"validation/{name}": value for name, value in checked.metrics().items()})
+        validation = self.evaluate("validation")
+        metrics |= {f"validation/{name}": value for name, value in validation.metrics().items()}
         clock.lap("evaluation")
 
         state.keep_cut()
         state.schedule.epoch(metrics["validation/loss"])
         times = clock.epoch()
-        self.account.end(times)
+        self.throughput.end(times)
         if times.enough:
-            metrics.update(metrics_of(times, self.account.setup(times)))
+            metrics |= metrics_of(times, self.throughput.setup(times))
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
-        if not result.best or _lower(metrics["validation/loss"], result.best["validation/loss"]):
-            result.best_epoch, result.best = epoch, metrics
-            result.confusion, result.per_class = checked.confusion(), checked.per_class()
-        result.stopped = self._reason_to_stop(epoch) or self._advise(epoch, metrics)
-        result.history.append(metrics)
-        result.metrics, state.phase, state.random = metrics, "done", None
+        result.add(epoch, metrics, validation)
+        result.stopped = self._reason_to_stop(epoch) or self.trial(epoch, metrics)
+        state.phase, state.random = "done", None
         self._save()
         if result.best_epoch == epoch:
             checkpoint.copy(self._folder, "last", "best")
         clock.lap("checkpoint")
-        return metrics, times
+        return times
 
-    def _train(self, epoch: int, loader: Any, progress: Progress) -> None:
-        state, clock, window = self.state, self.clock, self._window
+    def _train_epoch(self, epoch: int) -> None:
+        state, window = self.state, self._window
         if self._finished():  # resumed within an epoch, with a lower max_steps
             return
         state.model.train()
-        batches = iter(ToDevice(loader, self.device, clock, self.forward.check(loader)))  # starts workers
-        self._may_stop()
-        for batch in batches:
-            self._stop.safe = False
-            state.random = None
+        for batch in self._batches():
             outputs = self.forward(batch.X)
             with self.forward.autocast():
                 loss = self.task.loss(outputs, batch.y)
-            self._guard.look(loss, state.step, batch.info)
+            self._guard.check(loss, state.step, batch.info)
             state.scaler.scale(window.scale(loss, len(batch.X))).backward()
-            number = state.batches
             if window.full:
                 self._optimize()
             state.meter.update(loss, outputs, batch.y)
-            state.last, state.batches = batch.info, number + 1
-            if (number + 1) % self.config.log_every == 0:
-                self._guard.read()
-            if progress.due:  # reading the loss waits for the device, twice a second, and only in a terminal
-                progress.step(epoch, number, float(loss.detach()), clock.recent(RECENT))
-            samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
-            # torch lets go of the interpreter where it frees a tensor: after the next batch was taken, the thread that
-            # is to make a further one would just be waiting for that, and would keep it; nor is it waiting for data
+            state.last, state.batches = batch.info, state.batches + 1
+            if self._progress.due:  # reading the loss waits for the device: twice a second, and only in a terminal
+                self._progress.step(epoch, state.batches, float(loss.detach()), self.clock.recent(RECENT))
+            # Freeing a tensor releases the GIL. Done here it belongs to the step, and is not counted as waiting.
             del batch
-            self.account.step()
-            clock.step(samples, nbytes, info.made if info else None)
-            if info and info.slow:
-                self.account.took_long(info.slow)
-            if self._finished():
-                break
-            if window.empty:  # a checkpoint never lies within a window, so none holds gradients
-                self._stop.check()
-                self._save_if_due()
-                self._may_stop()
-        self._stop.safe = False
-        clock.skip()
         if not state.meter.samples:
             raise UserError("the training loader gave no batch; lower loader.batch_size or set loader.drop_last=false")
         if not window.empty:  # the epoch's last batches do not fill a window
             self._optimize()
 
-    def _tell_verdict(self) -> None:
-        """Once, after the first epoch of this process that has enough steps for advice, where others follow."""
-        times, last = self.account.times, self.state.epoch + 1 >= self.config.max_epochs
-        if self._tell is None or self.state.result.stopped or last:
-            return
-        if times is None or times.steady.sum() < FEW_STEPS:
-            return
-        verdict = self.account.verdict()
-        assert verdict is not None
-        log.info("after epoch %d: %s", self.state.epoch + 1, verdict)
-        self._tell(verdict)
-        self._tell = None
+    def _batches(self) -> Iterator[Batch]:
+        """The epoch's batches on the device; after each one's step its time is noted, and a checkpoint written if due.
+
+        Between two optimizer steps a signal may stop the run.
+        """
+        state, clock, loader = self.state, self.clock, self.loaders["train"]
+        batches = iter(ToDevice(loader, self.device, clock, self.forward.check(loader)))  # starts workers
+        self._may_stop()
+        for batch in batches:
+            self._stop.safe = False
+            state.random = None
+            samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
+            held = [batch]
+            del batch  # only the training step refers to it
+            yield held.pop()
+            if state.batches % self.config.log_every == 0:
+                self._guard.read()
+            self.throughput.step()
+            clock.step(samples, nbytes, info.made if info else None)
+            if info and info.slow:
+                self.throughput.took_long(info.slow)
+            if self._finished():
+                break
+            if self._window.empty:  # no checkpoint lies within a window, so none holds gradients
+                self._stop.check()
+                self._save_if_due()
+                self._may_stop()
+        self._stop.safe = False
+        clock.skip()
 
     def _optimize(self) -> None:
+        """The optimizer step of a window."""
         state = self.state
         self._window.rescale(state.model.parameters())
         self._window.clear()
         if self.config.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
-        self._guard.before_step(self._scaled)
+        self._guard.before_step(self.precision.scaled)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.schedule.step()
 
-    @torch.no_grad()
     def evaluate(self, partition: str) -> Meter:
-        """One pass over a partition with the present weights; a loss that is not finite is told once.
+        """Loss and metrics of a partition with the present weights; the first loss that is not finite is a warning.
 
         Raises:
-            SampleError: it is not finite because a sample is not.
+            SampleError: a loss is not finite because a sample is not.
         """
-        self.state.model.eval()
-        meter, loader = self.task.meter(self.device), self.loaders[partition]
+        loader = self.loaders[partition]
         if isinstance(loader, Loader):  # every validation sees the same samples with the same randomness
             loader.set_epoch(0, then=None if self._is_last(self.state.epoch) else 0)
         elif hasattr(loader, "set_epoch"):
             loader.set_epoch(0)
-        batches = iter(ToDevice(loader, self.device, None, self.forward.check(loader)))
-        self._stop.allow()  # what is to be saved does not change in here
-        losses: list[tuple[torch.Tensor, Any]] = []
-        for batch in batches:
-            outputs = self.forward(batch.X)
-            with self.forward.autocast():
-                loss = self.task.loss(outputs, batch.y)
-            meter.update(loss, outputs, batch.y)
-            losses.append((loss, batch.info))  # looked at afterwards, since a look waits for the device
+        # the state to save does not change meanwhile, so a signal may stop the run anywhere
+        meter, losses = validate(self.forward, loader, self.task, started=self._stop.allow)
         self._stop.safe = False
-        if losses and not self._told:
-            self._tell_not_finite(partition, losses)
+        if losses and not self._warned and (samples := first_not_finite(losses, loader)):
+            self._warned = True
+            log.warning("note: %s/loss is not finite, first in the batch of %s; such an epoch is never the best one",
+                        partition, samples)  # fmt: skip
         return meter
 
-    def _tell_not_finite(self, partition: str, losses: list[tuple[torch.Tensor, Any]]) -> None:
-        finite = torch.stack([loss for loss, _ in losses]).isfinite()
-        if bool(finite.all()):
+    def _report_epoch(self, times: EpochTimes) -> None:
+        """Metrics to the tracker, a line to the terminal; once, while others follow, also a first verdict."""
+        epoch, result = self.state.epoch, self.state.result
+        best = result.best_figures() if result.best_epoch == epoch else {}
+        self._tracker.metrics(points({**result.metrics, **best}, epoch))
+        self._progress.epoch(epoch, result.metrics, float(times.elapsed.sum() / 1e9))
+        kept = self.throughput.times
+        if self._verdict_logged or result.stopped or epoch + 1 >= self.config.max_epochs:
             return
-        info = losses[finite.tolist().index(False)][1]
-        if (culprit := not_finite(self.loaders[partition], info)) is not None:
-            raise culprit
-        self._told = True
-        log.warning("note: %s/loss is not finite, first in the batch of %s; such an epoch is never the best one",
-                    partition, names(self.loaders[partition], info))  # fmt: skip
+        if kept is not None and kept.steady.sum() >= FEW_STEPS and (verdict := self.throughput.verdict()) is not None:
+            log.info("after epoch %d: %s", epoch + 1, verdict)
+            self.record_verdict(verdict)
+            self._verdict_logged = True
 
     def _may_stop(self) -> None:
-        """The state is that of a finished step, and stays so while the next batch is waited for."""
+        """The state is that of a finished step, and stays so until the next batch has come."""
         if self._inline:  # a sample that is broken off may leave the generators as it has set them for itself
             self.state.keep_random()
         self._stop.allow()
@@ -351,24 +308,35 @@ class Trainer:
         return self.config.max_steps is not None and self.state.step >= self.config.max_steps
 
     def _reason_to_stop(self, epoch: int) -> str:
-        patience, best = self.config.early_stopping, self.state.result.best
-        # where no epoch's loss was finite, nothing is known of whether it fell
-        if (
-            patience is not None
-            and math.isfinite(best["validation/loss"])
-            and epoch - self.state.result.best_epoch >= patience
-        ):
+        patience, result = self.config.early_stopping, self.state.result
+        # where no epoch's loss was finite it is unknown whether it fell
+        if patience and math.isfinite(result.best["validation/loss"]) and epoch - result.best_epoch >= patience:
             return f"{STOPPED_EARLY} for {patience} epochs"
         return f"{STOPPED_AT}{self.config.max_steps}" if self._finished() else ""
+
+    # -----------------------------------------------------------------------------------------------------
+    # what is recorded of the run
+    # -----------------------------------------------------------------------------------------------------
+
+    def verdict(self) -> Verdict | None:
+        """The verdict on all that was trained, also in an epoch that was broken off; None after too few steps."""
+        self.throughput.broken_off(self.clock.epoch())
+        return self.throughput.verdict()
+
+    def record_verdict(self, verdict: Verdict) -> None:
+        """The verdict as tags, which MLflow's table of runs can show and search."""
+        remedy = verdict.remedies[0].override if verdict.remedies else "none"
+        tags = {"feedrate.verdict": verdict.kind, "feedrate.verdict_text": str(verdict), "feedrate.remedy": remedy}
+        self._tracker.tags(tags)
 
     # -----------------------------------------------------------------------------------------------------
     # checkpoints
     # -----------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state of a checkpoint before `fit`, which sets the random generators; the loader takes its own.
+        """Takes a checkpoint's state before `fit`; the loader takes its own part.
 
-        What ends training is judged anew, by the present configuration.
+        Whether training has ended is judged by the present configuration.
         """
         ours = self.state
         ours.load_state_dict(state, self.config.resume_optimizer)
@@ -386,10 +354,9 @@ class Trainer:
         self._stop.safe = False
         self._guard.read()
         with self._stop.saving():
-            about = self.state.about()
             times = {"phases": self.clock.totals_s(), "all": self.seconds}
             state = {**self.state.state_dict(), "times_s": times}
-            checkpoint.save(self._folder, "last", state, about, self.config.keep_checkpoints)
+            checkpoint.save(self._folder, "last", state, self.state.about(), self.config.keep_checkpoints)
         self._saved_at = time.perf_counter()
 
     def _save_if_due(self) -> None:
@@ -399,7 +366,7 @@ class Trainer:
             self._save()
             self.clock.lap("checkpoint")
 
-
-def _lower(loss: float, best: float) -> bool:
-    """Whether a loss is the better one; one that is not finite never is."""
-    return math.isfinite(loss) and not best <= loss
+    def _save_within_epoch(self) -> None:
+        if self.state.phase != "done":  # the end of an epoch is saved already
+            self.clock.skip()
+            self._save()

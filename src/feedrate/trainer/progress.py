@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line in a terminal, one plain line per epoch anywhere else."""
+"""The terminal's view of a run: its first line, a live line in a terminal, and a plain line per epoch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,29 @@ import shutil
 import sys
 import time
 
+import torch
+
+from feedrate.dataset import Data
+from feedrate.dataset.probe import size_of
+
 log = logging.getLogger("feedrate")
 INTERVAL_S = 0.5  # drawing the line costs well under a millisecond, counted as compute
 _ERASE = "\r\x1b[2K"  # to the line's start, and erase it
 
 
+def headline(model: str, data: Data, device: torch.device) -> str:
+    """What trains on what."""
+    train, validation = (size_of(data.partition[name]) for name in ("train", "validation"))
+    shape, targets = tuple(data.sample_shape), data.targets.describe()
+    return (
+        f"{model} on {data.name}: {train} training and {validation} validation samples {shape}, {targets}, on {device}"
+    )
+
+
 class Progress:
     """The progress of one run.
 
-    The training loop itself draws the live line: a thread would make forking workers unsafe, and compete with the step.
+    The training loop itself draws the live line: a thread would make forking unsafe and compete with the step.
 
     Args:
         epochs: of the whole run.
@@ -24,47 +38,51 @@ class Progress:
 
     def __init__(self, epochs: int, steps: int) -> None:
         self._epochs, self._steps = epochs, steps
-        self._begin = self._drawn = time.perf_counter()
         self._live = sys.stdout.isatty()
+        self.begin()
+
+    def begin(self) -> None:
+        """Training starts now."""
+        self._begin = self._drawn = time.perf_counter()
 
     @property
     def due(self) -> bool:
-        """Whether a step should be shown now; a few nanoseconds where no line is drawn."""
+        """Whether the live line should be drawn now; takes nanoseconds outside a terminal."""
         return self._live and time.perf_counter() - self._drawn > INTERVAL_S
 
-    def step(self, epoch: int, step: int, loss: float, recent: tuple[float, float, float] | None) -> None:
+    def step(self, epoch: int, steps: int, loss: float, recent: tuple[float, float, float] | None) -> None:
         """Draws the live line.
 
         Args:
-            epoch, step: from 0.
-            loss: of this step.
-            recent: of the last steps: samples per second, what a step waited for its batch in ms, and the same as a
-                share of its time in percent; None where there are too few.
+            epoch: from 0.
+            steps: done in this epoch.
+            loss: of the last one.
+            recent: samples per second, wait in ms per step and in percent over the last steps; None if too few.
         """
         self._drawn = time.perf_counter()
-        done = (epoch + (step + 1) / self._steps) / self._epochs
+        done = (epoch + steps / self._steps) / self._epochs
         rate, wait_ms, wait_pct = recent or (0.0, 0.0, 0.0)
         rates = f"{rate:,.0f} samples/s  wait {wait_ms:.1f} ms ({wait_pct:.0f} %)  " if recent else ""
         text = (
-            f"epoch {epoch + 1}/{self._epochs}  {step + 1}/{self._steps}  loss {loss:.4f}  {rates}"
-            f"{self._left(done)} left"
+            f"epoch {epoch + 1}/{self._epochs}  {steps}/{self._steps}  loss {loss:.4f}  {rates}{self._left(done)} left"
         )
         self._write(_ERASE + text[: shutil.get_terminal_size().columns - 1])
 
-    def epoch(self, epoch: int, metrics: dict[str, float], wait_ms: float, training_s: float) -> None:
-        """One line for an epoch that is over.
+    def epoch(self, epoch: int, metrics: dict[str, float], training_s: float) -> None:
+        """Logs a finished epoch.
 
         Args:
-            metrics: by their names; without rates where the epoch had too few steps for any.
-            wait_ms: mean wait of a step.
-            training_s: seconds of the epoch's steps, shown in place of the rates.
+            epoch: from 0.
+            metrics: by name; without rates where the epoch had too few steps for any.
+            training_s: duration of its steps, shown in place of the rates.
         """
         width = len(str(self._epochs))
         parts = [f"epoch {epoch + 1:>{width}}/{self._epochs}", f"loss {metrics['train/loss']:.4f}"]
-        parts += _shown(metrics, "validation")
+        parts.append(f"val loss {metrics['validation/loss']:.4f}")
+        name = next((n for n in ("accuracy", "mae") if f"validation/{n}" in metrics), None)
+        parts += [f"{name} {metrics[f'validation/{name}']:.4f}"] if name else []
         if "loader/samples_per_s" in metrics:
-            parts.append(f"{metrics['loader/samples_per_s']:,.0f} samples/s")
-            parts.append(f"wait {wait_ms:.1f} ms ({metrics['loader/wait_pct']:.0f} %)")
+            parts += [f"{metrics['loader/samples_per_s']:,.0f} samples/s", f"wait {metrics['loader/wait_pct']:.0f} %"]
         else:
             parts.append(f"{training_s:.2g} s")
         if epoch + 1 < self._epochs:
@@ -73,7 +91,7 @@ class Progress:
         log.info("  ".join(parts))
 
     def close(self) -> None:
-        """Takes the live line away, so that something else can be written."""
+        """Erases the live line, so that something else can be written."""
         if self._live:
             self._write(_ERASE)
 
@@ -86,9 +104,3 @@ class Progress:
         minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _shown(metrics: dict[str, float], partition: str) -> list[str]:
-    names = ("loss", "accuracy", "top5_accuracy", "mae", "rmse")
-    found = [f"{name} {metrics[key]:.4f}" for name in names if (key := f"{partition}/{name}") in metrics]
-    return [f"{partition} {found[0]}", *found[1:]] if found else []

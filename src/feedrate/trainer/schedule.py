@@ -37,7 +37,11 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: 
 
 
 class Schedule:
-    """One scheduler, stepped after each optimizer step or each epoch, as its configuration says.
+    """A scheduler that is stepped after each optimizer step or each epoch, as `scheduler.interval` says.
+
+    Args:
+        node: of the configuration; None: the learning rate stays as it is.
+        total_steps: optimizer steps of the whole run.
 
     Raises:
         UserError: the scheduler cannot be built, or the optimizer has no learning rate.
@@ -45,62 +49,49 @@ class Schedule:
 
     def __init__(self, node: Mapping[str, Any] | None, optimizer: Optimizer, total_steps: int, max_epochs: int) -> None:
         self._scheduler: LRScheduler | ReduceLROnPlateau | None = None
-        self._interval = "epoch"
-        self._optimizer, self._highest, self._told = optimizer, [0.0] * len(optimizer.param_groups), False
         self._node = node or {}
+        self._interval = str(self._node.get("interval", "epoch"))
+        self._length = total_steps if self._interval == "step" else max_epochs
+        self._optimizer, self._highest, self._warned = optimizer, [0.0] * len(optimizer.param_groups), False
         if node is None:
             return
         if any("lr" not in group for group in optimizer.param_groups):
-            raise UserError(
-                f"scheduler: {node['_target_']} changes the optimizer's learning rate, and {type(optimizer).__name__} "
-                "has none (no `lr` in its parameter groups); set scheduler=none"
-            )
-        self._interval = str(node.get("interval", "epoch"))
-        steps_per_epoch = -(-total_steps // max_epochs)
-        self._length = total_steps if self._interval == "step" else max_epochs
-        injected = {
-            "optimizer": optimizer,
-            "total_steps": self._length,
-            "steps_per_epoch": steps_per_epoch,
-            "epochs": max_epochs,
-        }
-        if node["_target_"] == "torch.optim.lr_scheduler.OneCycleLR":
-            del injected["steps_per_epoch"], injected["epochs"]  # it wants either these or total_steps
+            raise UserError(f"scheduler: {type(optimizer).__name__} has no learning rate to change; set scheduler=none")
+        injected = {"optimizer": optimizer, "total_steps": self._length}
+        if node["_target_"] != "torch.optim.lr_scheduler.OneCycleLR":  # it takes either total_steps or these
+            injected |= {"steps_per_epoch": -(-total_steps // max_epochs), "epochs": max_epochs}
         self._scheduler = build(node, "scheduler", injected, common_keys(SchedulerConfig))
-        self._look()
+        self._check_rate()
 
     def step(self) -> None:
-        """After an optimizer step."""
+        """Call after an optimizer step."""
         if self._scheduler is not None and self._interval == "step":
             self._scheduler.step()
-            self._look()
+            self._check_rate()
 
     def epoch(self, validation_loss: float) -> None:
-        """After an epoch's validation."""
+        """Call after an epoch's validation."""
         if self._scheduler is None or self._interval != "epoch":
             return
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(validation_loss)
         else:
             self._scheduler.step()
-        self._look()
+        self._check_rate()
 
-    def _look(self) -> None:
-        """Warns once of a learning rate that has fallen to almost nothing while there is much to come.
-
-        In its last hundredth a schedule may end at 0, as a cosine does.
-        """
+    def _check_rate(self) -> None:
+        """Warns once if the learning rate has fallen to almost nothing before the last hundredth of the schedule."""
         for number, group in enumerate(self._optimizer.param_groups):
             rate = group["lr"]
-            if self._told or not isinstance(rate, (float, int)):  # to look at a tensor would wait for the device
+            if self._warned or not isinstance(rate, (float, int)):  # reading a tensor would wait for the device
                 return
             self._highest[number] = highest = max(self._highest[number], rate)
             done = getattr(self._scheduler, "last_epoch", 0)
             if rate < HARDLY * highest and done < 0.99 * self._length:
-                self._told = True
+                self._warned = True
                 log.warning(
                     "note: the learning rate has fallen from %.3g to %.3g after %s %d of %d, so hardly anything is "
-                    "learned from now on; %s changes it after each %s (scheduler.interval)",
+                    "learned; %s changes it after each %s (scheduler.interval)",
                     highest, rate, self._interval, done, self._length, type(self._scheduler).__name__, self._interval,
                 )  # fmt: skip
 
@@ -111,10 +102,7 @@ class Schedule:
         return {f"scheduler.{key}": pair for key, pair in pairs.items() if pair[0] != pair[1] and key not in _LENGTH}
 
     def advance(self, steps: int, epochs: int) -> None:
-        """To where a run is after so many steps and epochs, as if it had been scheduled so from its start.
-
-        What depends on the validation loss begins there.
-        """
+        """Steps a new schedule to where a run is; what depends on the validation loss starts there."""
         if self._scheduler is None or isinstance(self._scheduler, ReduceLROnPlateau):
             return
         with warnings.catch_warnings():
@@ -123,7 +111,7 @@ class Schedule:
                 self._scheduler.step()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state; over how many steps the schedule stretches is as it was built now."""
+        """Takes a saved state; the schedule's length stays the present one."""
         if self._scheduler is not None and state:
             length = {key: vars(self._scheduler)[key] for key in _LENGTH if key in vars(self._scheduler)}
             self._scheduler.load_state_dict({**state, **length})

@@ -1,12 +1,10 @@
-"""What a run is at one instant: all that a checkpoint must hold for the run to go on bit for bit.
-
-How a state comes about is the loop's affair; how it gets to the disk is checkpoint.py.
-"""
+"""The state of a run: all that a checkpoint must hold for the run to continue bit for bit."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,15 +25,15 @@ log = logging.getLogger("feedrate")
 
 @dataclass
 class Result:
-    """What came of a run.
+    """Results of a run.
 
     Attributes:
         metrics: by name, of the last epoch.
         history: metrics of every epoch.
         best_epoch: epoch (from 0) with the lowest validation loss.
         best: its metrics.
-        confusion: rows are true classes; of the best epoch, None for regression.
-        per_class: samples and accuracy of each class in the validation partition, of the best epoch.
+        confusion: of the best epoch's validation, rows are true classes; None for regression.
+        per_class: samples and accuracy of each class, of the best epoch's validation.
         stopped: why training ended before max_epochs, or an empty text.
     """
 
@@ -47,31 +45,43 @@ class Result:
     per_class: list[dict[str, Any]] | None = None
     stopped: str = ""
 
+    def add(self, epoch: int, metrics: dict[str, float], validation: Meter) -> None:
+        """Adds a finished epoch."""
+        self.metrics = metrics
+        self.history.append(metrics)
+        if not self.best or is_lower(metrics["validation/loss"], self.best["validation/loss"]):
+            self.best_epoch, self.best = epoch, metrics
+            self.confusion, self.per_class = validation.confusion(), validation.per_class()
+
     def best_figures(self) -> dict[str, float]:
-        """What validation measured in the best epoch, as metrics of their own; `best/epoch` is counted from 1."""
+        """The validation metrics of the best epoch as `best/...`; `best/epoch` is counted from 1."""
         validated = {k.replace("validation/", "best/"): v for k, v in self.best.items() if k.startswith("validation/")}
         return {**validated, "best/epoch": self.best_epoch + 1}
 
 
+def is_lower(loss: float, best: float) -> bool:
+    """Whether a loss is better than the best one; a loss that is not finite never is."""
+    return math.isfinite(loss) and not best <= loss
+
+
 class RunState:
-    """Where a run is, and what it has become by then.
+    """The position of a run, and everything that changes while it trains.
 
     Args:
         loader: of the training partition; one without `state_dict` has no position within an epoch.
-        new_meter: makes an empty account of one epoch.
-        device: that the run is on.
+        new_meter: makes an empty meter for one epoch.
 
     Attributes:
         epoch: from 0.
         phase: of the epoch: 'training', 'validation' or 'done'.
-        batches: that were trained on in this epoch.
+        batches: trained on in this epoch.
         step: optimizer steps so far.
         meter: sums over the epoch's batches.
-        last: batch info of the last batch that was trained on in this epoch.
-        position: the loader's while there is no such batch, None from one that has no position.
-        cut: of an epoch that `trainer.max_steps` ends before its last batch: schedule and random generators before its
-            validation, from which a run with more steps goes on in that epoch; None otherwise.
-        random: states of the random generators that a checkpoint is to hold; None: those of the moment.
+        last: batch info of the last batch trained on in this epoch.
+        position: the loader's while there is no such batch; None from one that has no position.
+        cut: where `trainer.max_steps` ends an epoch before its last batch: schedule and random generators before its
+            validation, from which a run with more steps continues that epoch; None otherwise.
+        random: states of the random generators for the next checkpoint; None: those of the moment.
     """
 
     def __init__(
@@ -97,28 +107,28 @@ class RunState:
         self.result = Result()
 
     def next_epoch(self) -> None:
-        self.position, self.last, self.cut = self._place_of_loader(), None, None
+        self.position, self.last, self.cut = self._loader_state(), None, None
         self.epoch, self.phase, self.batches = self.epoch + 1, "training", 0
         self.meter = self._new_meter()
 
     def keep_cut(self) -> None:
-        """To be called before the schedule hears of the epoch's validation."""
-        place = self._place_of_loader()
+        """Call before the schedule's step for the epoch."""
+        place = self._loader_state()
         if place is not None and place["position"] < self._loader.end:
             self.cut = {"schedule": copy.deepcopy(self.schedule.state_dict()), "random": self.random_state()}
 
     def keep_random(self) -> None:
-        """Whatever is drawn from now on, a checkpoint holds the generators as they are now."""
+        """Checkpoints hold the generators as they are now, until `random` is None again."""
         self.random = checkpoint.Generators.now(self.device)
 
     def random_state(self) -> dict[str, Any]:
-        """The generators as a checkpoint is to hold them."""
+        """The random generators' states for a checkpoint."""
         if self.random is None or isinstance(self.random, checkpoint.Generators):
             return (self.random or checkpoint.Generators.now(self.device)).plain()
         return self.random
 
     def begin_training(self, last: bool) -> None:
-        """To the loader's first batch of this epoch, or of the rest of it; after the last one none is made ahead."""
+        """Sets the loader to this epoch's first batch, or the rest of it; after the last epoch none is prefetched."""
         if isinstance(self._loader, Loader):
             self._loader.set_epoch(self.epoch, then=None if last else self.epoch + 1)
         elif hasattr(self._loader, "set_epoch"):
@@ -127,14 +137,14 @@ class RunState:
             self.position = self._loader.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides how the run goes on, as tensors and plain values."""
+        """The state as tensors and plain values."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": self.random_state(),
-            "loader": self._place_of_loader(),
+            "loader": self._loader_state(),
             "epoch": self.epoch,
             "phase": self.phase,
             "cut": self.cut,
@@ -147,14 +157,14 @@ class RunState:
         }
 
     def load_state_dict(self, state: dict[str, Any], optimizer: bool = True) -> None:
-        """Takes up a state of `state_dict`, but for the random generators' and the loader's, which takes its own.
+        """Takes a state of `state_dict`, except the loader's part; the random generators are set by `Trainer.fit`.
 
         Args:
-            optimizer: False: optimizer and schedule begin anew, the schedule at the step where the state is.
+            optimizer: False: keep the present optimizer and schedule, the latter advanced to the state's step.
         """
         self.model.load_state_dict(state["model"])
         if optimizer:
-            self.optimizer.load_state_dict(_computed_as(self.optimizer, state["optimizer"]))
+            self.optimizer.load_state_dict(_with_present_kernels(self.optimizer, state["optimizer"]))
             zero_momentum(self.optimizer)
             self.schedule.load_state_dict(state["schedule"])
         else:
@@ -167,29 +177,30 @@ class RunState:
         self.position, self.random = state["loader"], state["random"]
         if self.phase == "done":
             self.next_epoch()
-        elif self.batches and state["loader"] is not None:  # what is left to train is told by the position
+        elif self.batches and state["loader"] is not None:
             self.phase = "validation" if state["loader"]["position"] >= self._loader.end else "training"
         elif self.batches and self.phase == "training":
-            log.info("note: there is no position in the order of the epoch that was interrupted: it begins anew")
+            log.info("note: this loader has no position within an epoch; the interrupted epoch is started again")
             self.batches, self.meter = 0, self._new_meter()
 
-    def _place_of_loader(self) -> dict[str, Any] | None:
+    def _loader_state(self) -> dict[str, Any] | None:
         return self.position if self.last is None else self._loader.state_dict(self.last)
 
     def about(self) -> dict[str, Any]:
-        """What a person wants to know of a checkpoint; epochs are counted from 1."""
+        """The checkpoint in short, for a person; epochs are counted from 1."""
         return {
             "epoch": self.epoch + 1,
             **{name: getattr(self, name) for name in ("phase", "batches", "step")},
             "data_digest": self._data.digest,
-            "position": (self._place_of_loader() or {}).get("position"),
+            "position": (self._loader_state() or {}).get("position"),
             "metrics": self.result.metrics,
         }
 
 
 def within_epoch(state: dict[str, Any], max_steps: int | None) -> dict[str, Any]:
-    """The checkpoint of a run that `trainer.max_steps` stopped within an epoch, as it was before that epoch's
-    validation; any other one, or one after which `max_steps` leaves no step, as it is.
+    """Takes a checkpoint that `trainer.max_steps` ended within an epoch back to before that epoch's validation.
+
+    Any other checkpoint is returned as it is, also where the present `max_steps` leaves no step.
     """
     cut = state.get("cut")  # older checkpoints have none
     if state["phase"] != "done" or not cut or (max_steps is not None and int(state["step"]) >= max_steps):
@@ -199,8 +210,8 @@ def within_epoch(state: dict[str, Any], max_steps: int | None) -> dict[str, Any]
     return {**state, **cut, "phase": "training", "cut": None, "result": result}
 
 
-def _computed_as(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer, whose steps are computed as the present one computes them, on its device."""
+def _with_present_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's saved state, with the present one's choice of kernels (fused, foreach, capturable)."""
     groups = [
         {**saved, **{key: present[key] for key in ("fused", "foreach", "capturable") if key in present}}
         for saved, present in zip(state["param_groups"], optimizer.param_groups, strict=True)

@@ -1,11 +1,7 @@
-"""Samples without labels: every sample file below a folder, read by the dataset class of a run.
-
-Folders with a catalog of partitions and labels are read by feedrate.dataset.
-"""
+"""Samples without labels: all sample files below a folder, read by the dataset class of a run."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,9 +18,7 @@ from feedrate.dataset import Data, IDs, Labels, Packed, list_IDs, without_transf
 from feedrate.dataset.labels import Targets
 from feedrate.dataset.shards.shard_index import NAME as INDEX
 from feedrate.dataset.subset import SubsetWithIDs
-from feedrate.errors import UserError, offence
-
-log = logging.getLogger("feedrate")
+from feedrate.errors import UserError
 
 
 def facts_of(data: Data) -> dict[str, Any]:
@@ -43,21 +37,11 @@ def facts_of(data: Data) -> dict[str, Any]:
 
 
 def data_of(facts: Mapping[str, Any]) -> Data:
-    """The opposite of `facts_of`: data without samples."""
+    """The inverse of `facts_of`: data without samples."""
     classes = facts["classes"]
     targets = Targets(facts["task"], tuple(classes) if classes is not None else None, facts["num_outputs"])
-    dtype = getattr(torch, facts["sample_dtype"])
-    return Data(
-        facts["name"],
-        {},
-        targets,
-        tuple(facts["sample_shape"]),
-        dtype,
-        facts["mean"],
-        facts["std"],
-        digest="",
-        source="",
-    )
+    shape, dtype = tuple(facts["sample_shape"]), getattr(torch, facts["sample_dtype"])
+    return Data(facts["name"], {}, targets, shape, dtype, facts["mean"], facts["std"], digest="", source="")
 
 
 def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Data:
@@ -65,39 +49,33 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
 
     Args:
         node: of the dataset, whose targets are allowed.
-        root: every file below it that ends as the class's samples do is a sample, also below a link to a folder, but
-            neither hidden files nor those in hidden folders; IDs are sorted. For a run on shards a folder of shards,
-            all of whose samples are meant, or one of .pt or .npy files.
+        root: all files below it with the class's suffix are samples, except hidden ones; links to folders are
+            followed, and IDs are sorted. For a run on shards, a folder of shards, or of .pt or .npy files.
 
     Raises:
-        UserError: there is no such folder or no sample in it, one of its folders or files cannot be read, or the class
-            does not read files by ID.
+        UserError: there is no such folder or no sample in it, it cannot be listed, or the class does not read files by
+            ID.
     """
     node = without_transform(node)
-    if "cache" in node:  # prediction leaves nothing beside the files
+    if "cache" in node:  # prediction writes nothing beside the files
         node = {**node, "cache": "none"}
+    common = common_keys(DatasetConfig)
     if str(node["_target_"]) == "feedrate.dataset.Packed":
         if (root / INDEX).is_file():
             return replace(data, partition={"train": _all_packed(node, root)}, source=str(root))
-        suffix = ".pt" if _listing(root, ".pt")[0] else ".npy"
-        kept = {key: value for key, value in node.items() if key in common_keys(DatasetConfig)}
-        node = {"_target_": f"feedrate.dataset.{'TensorFiles' if suffix == '.pt' else 'ArrayFiles'}", **kept}
+        reader = "TensorFiles" if _listing(root, ".pt") else "ArrayFiles"
+        node = {"_target_": f"feedrate.dataset.{reader}", **{k: v for k, v in node.items() if k in common}}
     path = str(node["_target_"])
     target = locate(path, "dataset")
     suffix = getattr(target, "suffix", ".pt")
     if "list_IDs" not in takes(target) or suffix is None:
         raise UserError(f"dataset.root={root}: {path} does not read sample files by ID; leave dataset.root out")
-    found, hidden = _listing(root, suffix)
-    names = IDs(found)
-    if hidden:
-        log.info("note: hidden files are no samples: %s (%d in all)", ", ".join(map(repr, hidden[:3])), len(hidden))
+    names = IDs(_listing(root, suffix))
     if not len(names):
         raise UserError(f"dataset.root={root}: there is no sample file *{suffix} in this folder or below it")
-    labels = Labels(names, _blank(data.targets, len(names)), known=False)
-    injected = {"list_IDs": names, "labels": labels, "seed": seed}
-    dataset = build(
-        {**node, "root": str(root)}, "dataset", {**injected, "partition": "test"}, common_keys(DatasetConfig)
-    )
+    labels = Labels(names, _zeros(data.targets, len(names)), known=False)
+    injected = {"list_IDs": names, "labels": labels, "seed": seed, "partition": "test"}
+    dataset = build({**node, "root": str(root)}, "dataset", injected, common)
     if list_IDs(dataset) is None:
         dataset = SubsetWithIDs(dataset, range(len(names)), names)
     return replace(data, partition={"train": dataset}, source=str(root))
@@ -106,54 +84,34 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
 def _all_packed(node: Mapping[str, Any], root: Path) -> SubsetWithIDs:
     """The samples of every partition of a folder of shards, one after the other."""
     catalog = Packed.catalog(root)
-    parts = [
-        build({**node, "root": str(root)}, "dataset", {"partition": name}, common_keys(DatasetConfig))
-        for name in catalog.partition
-    ]
+    node = {**node, "root": str(root)}
+    parts = [build(node, "dataset", {"partition": name}, common_keys(DatasetConfig)) for name in catalog.partition]
     whole: ConcatDataset[Any] = ConcatDataset(parts)
     return SubsetWithIDs(whole, range(len(whole)), IDs(ID for ids in catalog.partition.values() for ID in ids))
 
 
-def _blank(targets: Targets, count: int) -> Tensor:
+def _zeros(targets: Targets, count: int) -> Tensor:
     if targets.task == "classification":
         return torch.zeros(count, dtype=torch.int64)
     return torch.zeros(count) if targets.num_outputs == 1 else torch.zeros(1, targets.num_outputs).expand(count, -1)
 
 
-def _listing(root: Path, suffix: str) -> tuple[list[str], list[str]]:
-    """IDs of the sample files below a folder, sorted, and the paths of hidden files with their ending.
-
-    Links to folders are followed, but not into a folder that one is in already.
-    """
+def _listing(root: Path, suffix: str) -> list[str]:
+    """IDs of the sample files below a folder, sorted; each folder is listed once, so loops of links end."""
     if not root.is_dir():
         raise UserError(f"dataset.root={root}: no such folder{nearby(root)}")
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions")
+
     found: list[str] = []
-    hidden: list[str] = []
-    strange: list[str] = []
-    waiting = [("", {_identity(root)})]
-    while waiting:
-        folder, within = waiting.pop()
-        try:
-            with os.scandir(root / folder) as entries:
-                for entry in entries:
-                    name = folder + entry.name
-                    at: Any = Path(entry.path) if entry.is_symlink() else entry  # of a broken link or a loop: neither
-                    if at.is_dir():
-                        if not entry.name.startswith(".") and (one := _identity(at)) not in within:
-                            waiting.append((f"{name}/", within | {one}))
-                    elif entry.name.startswith("."):
-                        hidden += [name] if name.endswith(suffix) else []
-                    elif name.endswith(suffix):
-                        (found if at.is_file() else strange).append(name.removesuffix(suffix))
-        except OSError as error:
-            raise UserError(f"{root / folder}: cannot be listed ({error.strerror}); check its permissions") from None
-    if strange:
-        fault = f"dataset.root={root}: IDs whose ID{suffix} is no regular file (a pipe, a broken link)"
-        raise UserError(offence(fault, sorted(strange), "replace or remove them"))
-    return sorted(found), sorted(hidden)
-
-
-def _identity(folder: Any) -> tuple[int, int]:
-    """Device and inode of a path or an entry of a listing."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(folder).relative_to(root)
+        found += [str(below / name) for name in files if name.endswith(suffix) and not name.startswith(".")]
+    return sorted(name.removesuffix(suffix) for name in found)
