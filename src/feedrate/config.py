@@ -146,7 +146,7 @@ class MLPConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class CNNConfig:
-    channels: Annotated[list[Positive], Field(min_length=1)]
+    channels: Annotated[list[Annotated[int, Field(ge=2, lt=2**63, strict=True)]], Field(min_length=1)]
     dropout: Share
 
 

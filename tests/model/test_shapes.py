@@ -147,39 +147,3 @@ def test_single_pixels_are_refused_by_resnet18() -> None:
 def test_empty_samples_are_refused(make: type[nn.Module]) -> None:
     with pytest.raises(UserError, match="hold no value"):
         make((1, 0, 4), 2)  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize(
-    ("make", "setting", "value"),
-    [
-        (MLP, "dropout", 1.5),
-        (MLP, "dropout", 1),
-        (MLP, "dropout", -0.1),
-        (MLP, "dropout", math.nan),
-        (MLP, "dropout", "much"),
-        (MLP, "dropout", True),
-        (MLP, "hidden", 64),
-        (MLP, "hidden", "64"),
-        (MLP, "hidden", [64, 0]),
-        (MLP, "hidden", [64.5]),
-        (CNN, "dropout", 1.5),
-        (CNN, "channels", []),
-        (CNN, "channels", [1]),
-        (CNN, "channels", None),
-        (ResNet18, "width", 0),
-        (ResNet18, "width", 1.5),
-        (ResNet18, "width", True),
-        (Simulated, "step_ms", -1),
-        (Simulated, "step_ms", math.inf),
-        (Simulated, "step_ms", math.nan),
-        (Simulated, "step_ms", "25"),
-    ],
-)
-def test_a_setting_out_of_range_is_named_with_value_and_rule(
-    make: type[nn.Module], setting: str, value: object
-) -> None:
-    with pytest.raises(UserError) as caught:
-        make((1, 8, 8), 2, **{setting: value})
-    text = str(caught.value)
-    assert text.startswith(f"model.{setting}={value}: must be ")
-    assert "\n" not in text

@@ -74,6 +74,6 @@ def test_a_model_with_other_outputs_than_the_data_needs_is_named():
 @pytest.mark.parametrize("outputs", [(torch.zeros(4, 10), None), {"logits": torch.zeros(4, 10)}, None])
 def test_a_model_that_returns_no_tensor_is_told_what_is_needed(outputs):
     kind = type(outputs).__name__
-    rule = rf"model: returned a {kind} for a batch of 4; needed is one tensor of shape \(4, 10\)"
+    rule = rf"model: returned a {kind} for a batch of 4; needed is a tensor of shape \(4, 10\)"
     with pytest.raises(UserError, match=rule):
         Task(Targets("classification", tuple(range(10)), 10)).loss(outputs, torch.zeros(4))

@@ -1,6 +1,6 @@
 """The models behind conf/model: each takes `(B, *sample_shape)` floats and returns `(B, num_outputs)`.
 
-Nothing here knows of data sets, losses or devices; any other torch.nn.Module can stand in their place.
+Any other torch.nn.Module can be named by model._target_ instead.
 """
 
 from feedrate.model.cnn import CNN

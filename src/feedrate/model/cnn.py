@@ -1,7 +1,4 @@
-"""A small convolutional network for images of any size, down to a single pixel.
-
-For a network of the literature see resnet18.py; for samples that are not images, mlp.py.
-"""
+"""A small convolutional network for images of any size, down to a single pixel."""
 
 from __future__ import annotations
 
@@ -9,25 +6,25 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from feedrate.model.checks import dropout_probability, image_shape, whole_numbers
+from feedrate.model.shapes import image_shape
 
 
 class CNN(nn.Module):
     """A 3x3 convolution, normalisation and ReLU per entry of `channels`, then the image's mean, then linear.
 
-    Between two convolutions a 2x2 max-pooling halves each side that is longer than one pixel. Normalisation
-    is over one sample (GroupNorm with one group, Wu and He 2018), not over the batch: so a sample's output
-    does not depend on the others in its batch, accumulated gradients are those of the large batch, and a last
-    batch of one sample is nothing special.
+    Between two convolutions a 2x2 max-pooling halves each side that is longer than one pixel. Normalisation is over
+    one sample (GroupNorm with one group, Wu and He 2018), not over the batch, so that accumulated gradients are those
+    of the large batch, and a last batch may hold one sample.
 
     Args:
         sample_shape: (C, H, W), or (H, W) for one channel.
         num_outputs: number of classes, or of regression targets.
-        channels: output channels of each convolution, at least 2 each.
+        channels: output channels of each convolution, at least 2 each: one channel of a one-pixel map would be
+            normalised to nothing.
         dropout: probability that a feature is dropped before the linear layer in training, 0 <= dropout < 1.
 
     Raises:
-        UserError: a setting is out of range, or samples are no images.
+        UserError: samples are no images.
     """
 
     def __init__(
@@ -38,9 +35,6 @@ class CNN(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        # One channel of a one-pixel map would be normalised to nothing: hence at least 2.
-        channels = whole_numbers("model.channels", channels, least=2, may_be_empty=False)
-        dropout = dropout_probability(dropout)
         width, *sides = image_shape("cnn", sample_shape)
 
         layers: list[nn.Module] = []
@@ -49,7 +43,7 @@ class CNN(nn.Module):
                 window = [min(2, side) for side in sides]
                 sides = [side // step for side, step in zip(sides, window, strict=True)]
                 layers.append(nn.MaxPool2d((window[0], window[1])))
-            # The normalisation has its own bias.
+            # the normalisation has its own bias
             layers += [nn.Conv2d(width, out, 3, padding=1, bias=False), nn.GroupNorm(1, out), nn.ReLU()]
             width = out
         self.features = nn.Sequential(*layers)

@@ -1,7 +1,4 @@
-"""A multi-layer perceptron on flattened samples: the model for samples of any shape.
-
-It ignores which values are neighbours; for images see cnn.py and resnet18.py.
-"""
+"""A multi-layer perceptron on flattened samples of any shape."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from feedrate.model.checks import dropout_probability, sample_elements, whole_numbers
+from feedrate.model.shapes import sample_elements
 
 
 class MLP(nn.Module):
@@ -22,7 +19,7 @@ class MLP(nn.Module):
         dropout: probability that a hidden unit is dropped in training, 0 <= dropout < 1.
 
     Raises:
-        UserError: a setting is out of range, or samples hold no value.
+        UserError: samples hold no value.
     """
 
     def __init__(
@@ -33,8 +30,6 @@ class MLP(nn.Module):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        hidden = whole_numbers("model.hidden", hidden, least=1, may_be_empty=True)
-        dropout = dropout_probability(dropout)
         self.num_inputs = sample_elements("mlp", sample_shape)
 
         layers: list[nn.Module] = []
@@ -46,6 +41,6 @@ class MLP(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         """X: (B, *sample_shape) float -> (B, num_outputs)."""
-        # Not flatten(1), which refuses scalar samples: their batch has shape (B,).
+        # not flatten(1), which refuses a batch of scalars
         outputs: Tensor = self.layers(X.reshape(X.shape[0], self.num_inputs))
         return outputs

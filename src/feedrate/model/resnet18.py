@@ -1,7 +1,4 @@
-"""ResNet-18 after He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition" (2016), table 1.
-
-With random weights: none are fetched, and pretrained ones of other packages name their layers differently.
-"""
+"""ResNet-18 after He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition" (2016), table 1."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feedrate.errors import UserError
-from feedrate.model.checks import image_shape, whole_number
+from feedrate.model.shapes import image_shape
 
 # An image with a shorter side than this, in pixels, is too small for the stem that quarters it.
 SMALL_SIDE = 64
@@ -20,10 +17,9 @@ SMALL_SIDE = 64
 class ResNet18(nn.Module):
     """Four stages of two residual blocks, then the mean over the image and a linear layer.
 
-    The stem is the paper's 7x7 convolution of stride 2 with max-pooling, or, where min(H, W) < 64, one 3x3
-    convolution of stride 1, as in the paper's section 4.2 on CIFAR-10. The first block of stages 2 to 4
-    halves each side, but none below 2 pixels, so that a batch of one sample leaves batch normalisation
-    something to average.
+    The weights are random. The stem is the paper's 7x7 convolution of stride 2 with max-pooling, or, where
+    min(H, W) < 64, one 3x3 convolution of stride 1, as in the paper's section 4.2 on CIFAR-10. The first block of
+    stages 2 to 4 halves each side, but none below 2 pixels, so that batch normalisation can average over one sample.
 
     Args:
         sample_shape: (C, H, W), or (H, W) for one channel; at least two pixels.
@@ -31,12 +27,11 @@ class ResNet18(nn.Module):
         width: channels of the first stage; the later ones have 2, 4 and 8 times as many. 64 is the paper's.
 
     Raises:
-        UserError: width is out of range, or samples are no images.
+        UserError: samples are no images, or single pixels.
     """
 
     def __init__(self, sample_shape: Sequence[int], num_outputs: int, width: int = 64) -> None:
         super().__init__()
-        width = whole_number("model.width", width, least=1)
         channels, *sides = image_shape("resnet18", sample_shape)
         if sides == [1, 1]:
             raise UserError("model=resnet18: samples are single pixels, it needs two or more; use model=mlp")

@@ -1,6 +1,6 @@
-"""A stand-in for a model on an accelerator: a training step takes `step_ms` of wall time and no CPU.
+"""A model that simulates an accelerator: a training step takes `step_ms` of wall time and no CPU.
 
-It answers, on a laptop, whether a loader would feed a GPU of that speed. It is no model to get accuracy from.
+It shows, on a laptop, whether a loader would feed a GPU of that speed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feedrate.model.checks import milliseconds, sample_elements
+from feedrate.model.shapes import sample_elements
 
 # A backward pass does about twice the arithmetic of a forward pass: one product of matrices against two.
 FORWARD_SHARE = 1 / 3
@@ -22,13 +22,12 @@ MOST_FEATURES = 64
 class Simulated(nn.Module):
     """A linear layer on up to 64 values of each sample, which then sleeps until the time of its step is over.
 
-    A forward pass takes a third of `step_ms`, in training as in evaluation, and the backward pass ends
-    `step_ms` after its forward pass began; the model's own computation and that of the loss lie within that
-    time. The optimizer's step comes on top. Asleep, it leaves the CPU and Python's lock to the loader, as a
-    device does while the host waits for it. It is the host that sleeps, whatever the device.
+    A forward pass takes a third of `step_ms`, in training as in evaluation, and the backward pass ends `step_ms` after
+    its forward pass began, computation and loss included; the optimizer's step comes on top. The host sleeps, whatever
+    the device, and leaves the CPU and the GIL to the loader.
 
-    "No CPU" needs OMP_WAIT_POLICY=PASSIVE in the environment before torch is imported: otherwise torch's idle
-    OpenMP threads spin for some 10 ms after an operation, on cores that the loader could use.
+    OMP_WAIT_POLICY=PASSIVE must be in the environment before torch is imported: otherwise torch's idle OpenMP threads
+    spin for some 10 ms after an operation.
 
     Args:
         sample_shape: shape of one sample, any number of dimensions.
@@ -36,16 +35,16 @@ class Simulated(nn.Module):
         step_ms: duration of one forward and backward pass in ms, whatever the batch size; 0 does not sleep.
 
     Raises:
-        UserError: step_ms is out of range, or samples hold no value.
+        UserError: samples hold no value.
     """
 
     def __init__(self, sample_shape: Sequence[int], num_outputs: int, step_ms: float = 25.0) -> None:
         super().__init__()
-        self.step_ns = round(1e6 * milliseconds("model.step_ms", step_ms))
+        self.step_ns = round(1e6 * step_ms)
         elements = sample_elements("simulated", sample_shape)
         features = min(elements, MOST_FEATURES)
-        # Where the values are, spread evenly over the sample: (dimensions, features). Picking 64 values costs
-        # the same for any size and memory layout of the samples, whereas pooling would read every pixel.
+        # (dimensions, features): positions spread evenly over the sample. Picking 64 values costs the same for any size
+        # and memory layout, whereas pooling would read every pixel.
         positions = torch.arange(features) * elements // features
         places = torch.unravel_index(positions, tuple(sample_shape)) if sample_shape else ()
         self.places: Tensor

@@ -1,4 +1,4 @@
-"""Losses and metrics of the two tasks, classification and regression, accumulated on the device."""
+"""Loss and metrics of classification and regression, accumulated on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_CONFUSION = 1_000  # classes up to which the confusion matrix is kept
 
 
 class Task:
-    """What is minimised and what is measured.
+    """The loss that is minimised, and the metrics that are measured.
 
     Args:
         targets: of the data set.
@@ -40,9 +40,7 @@ class Task:
         expected = (len(y), self.targets.num_outputs)
         if not isinstance(outputs, Tensor):
             kind = type(outputs).__name__
-            raise UserError(
-                f"model: returned a {kind} for a batch of {len(y)}; needed is one tensor of shape {expected}"
-            )
+            raise UserError(f"model: returned a {kind} for a batch of {len(y)}; needed is a tensor of shape {expected}")
         if tuple(outputs.shape) != expected:
             raise UserError(
                 f"model: returned shape {tuple(outputs.shape)} for a batch of {len(y)}; needed is {expected}: "
@@ -53,12 +51,12 @@ class Task:
         return F.mse_loss(outputs.float(), y.float().view(expected))
 
     def meter(self, device: torch.device) -> Meter:
-        """An empty account of one pass over a partition."""
+        """An empty meter for one pass over a partition."""
         return Meter(self, device)
 
 
 class Meter:
-    """Sums over the batches of one pass; read once, at its end, since each reading waits for the device."""
+    """Sums over the batches of one pass; read at its end, since reading waits for the device."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
         self._task = task
@@ -67,9 +65,8 @@ class Meter:
         self._confused = self._classes and outputs <= MAX_CONFUSION
         self.samples = 0
         self._loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-        self._sums = torch.zeros(
-            2, dtype=self._loss.dtype, device=device
-        )  # right and top-5, or absolute and squared errors
+        # correct and top-5 correct, or absolute and squared errors
+        self._sums = torch.zeros(2, dtype=self._loss.dtype, device=device)
         self._confusion = torch.zeros(outputs * outputs if self._confused else 0, dtype=torch.int64, device=device)
 
     @torch.no_grad()
@@ -85,7 +82,7 @@ class Meter:
             return
         y, predicted = y.long().view(count), outputs.detach().argmax(dim=1)
         if self._confused:
-            # not bincount, which reads the largest value on the host and so waits for the device
+            # not bincount, which waits for the device
             self._confusion.index_add_(0, y * outputs.shape[1] + predicted, torch.ones_like(y))
         else:
             self._sums[0] += (predicted == y).sum()
@@ -109,8 +106,8 @@ class Meter:
         if not self._classes:
             return {**found, "mae": first / samples, "rmse": (second / samples) ** 0.5}
         confusion = self.confusion()
-        right = sum(row[i] for i, row in enumerate(confusion)) if confusion else first
-        found["accuracy"] = right / samples
+        correct = sum(row[i] for i, row in enumerate(confusion)) if confusion else first
+        found["accuracy"] = correct / samples
         if self._task.top5:
             found["top5_accuracy"] = second / samples
         return found
