@@ -206,7 +206,7 @@ def test_of_a_table_that_is_not_finished_nothing_is_left(tmp_path):
 
     with pytest.raises(UserError, match="a bad sample"):
         write_table(tmp_path / "new/deep/p.csv", rows())
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "new/deep").iterdir())
 
 
 @pytest.mark.parametrize(

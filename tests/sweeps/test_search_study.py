@@ -115,7 +115,7 @@ def test_without_a_search_a_run_asks_nobody_and_a_study_that_is_gone_costs_a_war
     monkeypatch.setenv(TRIAL_VARIABLE, "0")
     caplog.set_level("WARNING", logger="feedrate")
     assert Trial(3)(0, {"validation/loss": 1.0}) == ""
-    assert "the search could not be told of epoch 1" in caplog.text
+    assert "epoch 1 could not be reported to the search" in caplog.text
 
 
 REPORTS = """

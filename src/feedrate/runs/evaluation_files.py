@@ -1,7 +1,4 @@
-"""What an evaluation leaves in the run folder: results as JSON, the worst samples as CSV, and pictures.
-
-Which samples are the worst is found out in evaluate.py.
-"""
+"""Files of an evaluation: results as JSON, the worst samples as CSV, pictures; tables of predictions."""
 
 from __future__ import annotations
 
@@ -9,14 +6,13 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feedrate.reporting.picture import has_fonts, optional, save
+from feedrate.reporting.picture import optional, save
 from feedrate.system.atomic_write import atomic_write
 from feedrate.trainer.evaluate import Evaluation, Sample
 
@@ -60,26 +56,21 @@ def write_evaluation(folder: Path, partition: str, found: Evaluation, about: Map
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes rows of equal columns as CSV, or as Parquet where the file's name ends so; returns how many.
+    """Writes rows of equal columns as CSV, or as Parquet if the file's name ends so; returns their number.
 
-    The file appears under its name when it is whole; otherwise nothing is left.
+    The file appears under its name only when it is whole.
 
     Raises:
-        OSError: it cannot be written, which is found out before the first row is asked for.
+        OSError: it cannot be written, which is found before the first row is computed.
     """
-    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
+    temporary.touch()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
         count = (_write_parquet if path.suffix == ".parquet" else _write_csv)(temporary, rows)
         temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-            for folder in made:
-                folder.rmdir()
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
     return count
 
 
@@ -99,20 +90,17 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     import pyarrow
     import pyarrow.parquet
 
-    columns: dict[str, list[Any]] = {}
-    for row in rows:
-        for name, value in row.items():
-            columns.setdefault(name, []).append(value)
-    for name, values in columns.items():
-        mixed = len({type(value) for value in values}) > 1  # classes of several kinds, such as 1 and "one"
-        if mixed or any(type(value) is int and abs(value) >= 2**63 for value in values):
-            columns[name] = [_shown(value) for value in values]
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    return len(next(iter(columns.values()), []))
+    kept = list(rows)
+    try:
+        table = pyarrow.Table.from_pylist(kept)
+    except (pyarrow.ArrowException, OverflowError):  # classes of several kinds, such as 1 and "one", or huge numbers
+        table = pyarrow.Table.from_pylist([{**row, "prediction": _shown(row["prediction"])} for row in kept])
+    pyarrow.parquet.write_table(table, path)
+    return len(kept)
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):  # a float32 in as many digits as it has; of a label, which is none, all digits
+    if isinstance(value, float):  # a float32 in as many digits as it has; any other float, such as a label, in full
         return f"{value:.9g}" if float(np.float32(value)) == value else repr(value)
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -133,7 +121,7 @@ def _figures(partition: str, found: Evaluation) -> dict[str, Callable[[], Figure
 
 
 def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
-    """The samples as pictures, the largest loss first, each with its ID, loss, label and prediction."""
+    """The samples as pictures, each with its ID, loss, label and prediction."""
     from matplotlib.figure import Figure
 
     rows = -(-len(samples) // COLUMNS)
@@ -145,10 +133,8 @@ def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
         if image is not None:
             place.imshow(image, cmap="gray" if image.ndim == 2 else None)
         label, prediction = sample.row.get("label"), sample.row.get("prediction")
-        said = f"\n{_brief(label)}, predicted {_brief(prediction)}" if prediction is not None else ""
-        if not has_fonts(f"{sample.ID}{label}{prediction}"):
-            heading = f"{heading.partition('; ')[0]}; texts that no font can draw: {partition}_worst.csv"
-        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{said}", fontsize=8)
+        words = f"\n{_brief(label)}, predicted {_brief(prediction)}" if prediction is not None else ""
+        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{words}", fontsize=8)
     figure.suptitle(heading, fontsize=11)
     for place in figure.axes:
         place.set_axis_off()

@@ -1,4 +1,4 @@
-"""Model and optimizer from their configuration, with what the data says about shapes."""
+"""Builds model and optimizer from their configuration and the data's shapes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from feedrate.loader.device import has_streams, make_current
 
 
 def build_model(node: Mapping[str, Any], data: Data, device: torch.device, channels_last: bool = False) -> nn.Module:
-    """The model on its device; its constructor gets `sample_shape` and `num_outputs` where it names them.
+    """The model on its device; its constructor gets `sample_shape` and `num_outputs` if it has such parameters.
 
     Raises:
-        UserError: the target is no torch.nn.Module, or its constructor refuses.
+        UserError: the target is no torch.nn.Module, or its constructor fails.
     """
-    make_current(device)  # before anything else is done with it
+    make_current(device)
     model = build(node, "model", {"sample_shape": tuple(data.sample_shape), "num_outputs": data.targets.num_outputs})
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={node['_target_']}: builds a {type(model).__name__}, not a torch.nn.Module")
@@ -35,24 +35,22 @@ def build_model(node: Mapping[str, Any], data: Data, device: torch.device, chann
 def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of the model's parameters.
 
-    On an accelerator it is fused where torch can unless `fused` is set: one kernel for a step, and it can leave the
-    weights alone when a loss is not finite, without the host looking. On MPS fused optimizers have not done that.
+    On an accelerator with streams it is fused where torch can, unless `fused` is set: one kernel per step, which can
+    skip the step when a loss is not finite, without a host synchronisation.
 
     Raises:
-        UserError: the model has nothing to train, or the target is no optimizer whose `step()` needs no argument.
+        UserError: the model has nothing to train, or the target is no optimizer with a `step()` without arguments.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
-        raise UserError(
-            f"model: {type(model).__name__} has no parameter that requires a gradient; nothing can be trained"
-        )
+        raise UserError(f"model: {type(model).__name__} has no parameter that requires a gradient; nothing to train")
     injected: dict[str, Any] = {"params": parameters}
     if (chosen := node.get("fused") not in (None, "auto")) is False:
         node = {key: value for key, value in node.items() if key != "fused"}
     target = locate(str(node["_target_"]), "optimizer")
     optimizer = None
     if has_streams(device) and not chosen and "fused" in inspect.signature(target).parameters:
-        # with dampening torch must know which step is the first, and zero_momentum makes it one like the others
+        # with dampening torch treats the first step differently, which zero_momentum would hide
         dampened = isinstance(target, type) and issubclass(target, torch.optim.SGD) and bool(node.get("dampening"))
         if all(p.is_floating_point() for p in parameters) and not dampened:
             with contextlib.suppress(UserError):  # the class has no fused form for this device
@@ -63,8 +61,8 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
         raise UserError(f"optimizer._target_={node['_target_']}: builds a {type(optimizer).__name__}, not an Optimizer")
     if needed := [p.name for p in inspect.signature(optimizer.step).parameters.values() if _is_required(p)]:
         raise UserError(
-            f"optimizer._target_={node['_target_']}: its step() needs {', '.join(needed)}, and training calls it "
-            "without arguments; take another optimizer, such as optimizer=adamw"
+            f"optimizer._target_={node['_target_']}: its step() needs {', '.join(needed)}, which training does not "
+            "give; take another optimizer, such as optimizer=adamw"
         )
     zero_momentum(optimizer)
     return optimizer
@@ -76,10 +74,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 
 
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Gives fused SGD its momentum buffers now: torch leaves them uninitialised where the first step is skipped.
-
-    A first step without dampening is the same with buffers of zeros.
-    """
+    """Gives fused SGD momentum buffers of zeros: torch leaves them uninitialised where the first step is skipped."""
     for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
         if group["fused"] and group["momentum"] and not group["dampening"]:
             for parameter in group["params"]:
@@ -91,7 +86,7 @@ def total_steps(config: TrainerConfig, loader: Any, state: Mapping[str, Any] | N
     """Optimizer steps of the whole run, for schedules.
 
     Args:
-        state: of the checkpoint that the run goes on from; what is left is counted in batches of the present size.
+        state: of the checkpoint to resume from; the rest is counted in batches of the present size.
     """
     whole = -(-len(loader) // config.accumulate)
     steps = config.max_epochs * whole

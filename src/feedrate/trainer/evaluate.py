@@ -121,7 +121,7 @@ def evaluate(forward: Forward, loader: Any, task: Task, worst: int) -> Evaluatio
     single = task.targets.task == "regression" and task.targets.num_outputs == 1
     true: list[float] = []
     predicted: list[float] = []
-    kept: list[tuple[float, int, Sample]] = []  # a heap with the best of the worst on top
+    kept: list[Sample] = []
     for found in answers(forward, loader):
         outputs, y = found.outputs, found.batch.y
         meter.update(task.loss(outputs, y), outputs, y)
@@ -129,27 +129,25 @@ def evaluate(forward: Forward, loader: Any, task: Task, worst: int) -> Evaluatio
             true += y.flatten().tolist()
             predicted += outputs.flatten().tolist()
         if worst:
-            _keep(kept, worst, found, task, meter.samples - len(y))
-    ordered = [sample for _, _, sample in sorted(kept, key=lambda item: item[:2], reverse=True)]
+            kept = _worst(kept, worst, found, task)
     pairs = (true, predicted) if single else None
-    return Evaluation(meter.samples, meter.metrics(), meter.confusion(), meter.per_class(), ordered, pairs)
+    return Evaluation(meter.samples, meter.metrics(), meter.confusion(), meter.per_class(), kept, pairs)
 
 
-def _keep(kept: list[tuple[float, int, Sample]], count: int, found: Answers, task: Task, start: int) -> None:
+def _worst(kept: list[Sample], count: int, found: Answers, task: Task) -> list[Sample]:
+    """The `count` worst of those kept and of a batch; of equal losses the first in the partition."""
     outputs, batch = found.outputs, found.batch
     losses = losses_of(task, outputs, batch.y).tolist()
-    worst = heapq.nlargest(count, range(len(losses)), key=lambda index: _size(losses[index]))
-    worst = [i for i in worst if len(kept) < count or _size(losses[i]) > kept[0][0]]
+    least = _rank(kept[-1].loss) if len(kept) == count else -math.inf
+    candidates = [i for i, loss in enumerate(losses) if _rank(loss) > least]
+    worst = heapq.nlargest(count, candidates, key=lambda i: _rank(losses[i]))
     if not worst:
-        return
-    rows = rows_of(outputs[worst], task.targets)
-    for index, row in zip(worst, rows, strict=True):
-        item = _size(losses[index]), -(start + index)  # of equal ones the first in the partition
-        if len(kept) == count and item[0] <= kept[0][0]:
-            continue
-        columns = {**label_of(batch.y[index], task.targets), **row}
-        sample = Sample(found.IDs[index], losses[index], columns, batch.X[index].cpu())
-        (heapq.heappush if len(kept) < count else heapq.heapreplace)(kept, (*item, sample))
+        return kept
+    added = [
+        Sample(found.IDs[i], losses[i], {**label_of(batch.y[i], task.targets), **row}, batch.X[i].cpu())
+        for i, row in zip(worst, rows_of(outputs[worst], task.targets), strict=True)
+    ]
+    return heapq.nlargest(count, [*kept, *added], key=lambda sample: _rank(sample.loss))
 
 
 def losses_of(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
@@ -186,5 +184,5 @@ def _numbers(name: str, values: list[float]) -> dict[str, float]:
     return {name: values[0]} if len(values) == 1 else {f"{name}_{i}": value for i, value in enumerate(values)}
 
 
-def _size(loss: float) -> float:
+def _rank(loss: float) -> float:
     return math.inf if math.isnan(loss) else loss

@@ -1,7 +1,4 @@
-"""The run's account of where its time went, over its epochs: what the verdict, the slow samples and the timeline need.
-
-What the figures mean is timing/verdict.py's affair, how they are recorded record.py's.
-"""
+"""Step times and machine load over the epochs of a run: what verdict, slow samples and timeline are computed from."""
 
 from __future__ import annotations
 
@@ -23,14 +20,14 @@ from feedrate.timing.machine import FreeCores, Machine
 from feedrate.timing.stages import Slowest
 from feedrate.timing.verdict import FEW_STEPS, FIGURES, Verdict, judge
 
-MOST_STEPS = 50_000  # of the last epochs that are kept: some 7 MB
+MOST_STEPS = 50_000  # that are kept, of the last epochs: some 7 MB
 
 
 class ThroughputHistory:
     """Collects the times of a run's epochs.
 
-    The first epoch of a run, in which files come from the disk and workers start, is left out as soon as there is
-    another; of it only the figures are kept, to be told apart.
+    In the first epoch files come from the disk and workers start: it is left out as soon as there is another one, and
+    only its figures are kept.
 
     Args:
         loader: of the training partition.
@@ -40,28 +37,28 @@ class ThroughputHistory:
     def __init__(self, loader: Any, packable: str = "") -> None:
         self._loader, self._packable = loader, packable if isinstance(loader, Loader) else ""
         self._epochs: deque[EpochTimes] = deque()
-        self._cold = True  # whether what is kept is the first epoch
+        self._cold = True  # only the first epoch is kept
         self._first: dict[str, float] = {}
-        self._open = self._training = False  # whether an epoch has begun and not ended, and whether it still trains
+        self._open = self._training = False  # within an epoch; within its training
         self._slowest = Slowest()
-        self._meanwhile: deque[Machine] = deque()  # what the machine did in each epoch kept
+        self._meanwhile: deque[Machine] = deque()  # the machine's load in each epoch that is kept
         self._before = self._during = Machine()
         self._free_cores = FreeCores()
         self._worker_mb: float | None = None
 
     def begin(self) -> None:
-        """The training of an epoch begins."""
+        """Call at the start of an epoch's training."""
         self._open = self._training = True
         self._before = self._machine()
         self._free_cores.begin(self._workers())
 
     def step(self) -> None:
-        """A step is over; twice a second this looks at what others take of the cores."""
+        """Call after each step; twice a second it measures how busy other processes keep the cores."""
         if self._free_cores.due:
             self._free_cores.look(self._workers())
 
     def trained(self) -> None:
-        """It has ended; validation follows."""
+        """Call at the end of an epoch's training, before its validation."""
         self._training = False
         self._during = self._machine() - self._before
         workers = self._workers()
@@ -71,7 +68,7 @@ class ThroughputHistory:
             self._free_cores.discard()
 
     def end(self, times: EpochTimes) -> None:
-        """The epoch has ended, with this account of its training."""
+        """Call at the end of an epoch, with the times of its training."""
         self._open = False
         if self._worker_mb is None:
             self._worker_mb = _own_memory_mb(self._loader)
@@ -89,9 +86,9 @@ class ThroughputHistory:
             self._meanwhile.popleft()
 
     def broken_off(self, times: EpochTimes) -> None:
-        """The run ends here; where that is in the midst of an epoch, with this account of its training.
+        """Call at the end of the run; `times` are those of an epoch that was broken off, if any.
 
-        One of a few steps counts only where there is no other.
+        An epoch of a few steps counts only where there is no other.
         """
         if not self._open:
             return
@@ -110,27 +107,27 @@ class ThroughputHistory:
         return {**{name: metrics[FIGURES[name]] for name in names}, "read_mb": machine.read_mb}
 
     def took_long(self, samples: Sequence[tuple[int, int]]) -> None:
-        """Samples for training, (index, ns) each."""
+        """Notes slow samples, (index, ns) each."""
         indices, times_ns = zip(*samples, strict=True)
         self._slowest.add(indices, times_ns)
 
     @property
     def times(self) -> EpochTimes | None:
-        """The account of what is kept, None before the first epoch."""
+        """Times of all kept epochs, None before the first one."""
         return joined(self._epochs) if self._epochs else None
 
     def verdict(self) -> Verdict | None:
-        """On all epochs so far but the first, or on the first; None where there are too few steps."""
+        """The verdict on all epochs but the first, or on the first alone; None after too few steps."""
         times = self.times
         if times is None or not times.enough:
             return None
         return judge(times, self.setup(times), self._first)
 
     def setup(self, times: EpochTimes | None = None) -> Setup:
-        """With what the epochs kept, or those of `times`, were measured."""
+        """Loader and machine during the kept epochs; free cores only where `times` are given."""
         machine, found = sum(self._meanwhile, Machine()), setup_of(self._loader)
         free = None
-        # of workers that tell nothing, as torch's, it is not known what they computed
+        # what torch's workers computed is unknown
         if times is not None and machine.seconds and (times.known or not found.workers):
             own_ns = times.cpu.sum() + (times.load_cpu.sum() if found.engine == "process" else 0)
             free = min(found.cores, float(own_ns / max(1, times.elapsed.sum())) + machine.idle_s / machine.seconds)
@@ -147,7 +144,7 @@ class ThroughputHistory:
         )
 
     def window(self) -> EpochTimes | None:
-        """Some consecutive steps, from the middle of the last epoch."""
+        """Consecutive steps from the middle of the last epoch, for the timeline."""
         if not self._epochs:
             return None
         last = self._epochs[-1]
@@ -170,12 +167,12 @@ class ThroughputHistory:
 
 
 def packable(dataset: Mapping[str, Any]) -> str:
-    """The override with which a dataset of this configuration reads shards from its second epoch on, or nothing."""
+    """The override that makes a dataset read shards from its second epoch on; empty where it does or cannot."""
     return "dataset.cache=shards" if dataset.get("cache") == "none" else ""
 
 
 def _own_memory_mb(loader: Any) -> float:
-    """What a worker process of the loader has for itself, on average; 0 where there is none."""
+    """Mean unshared memory of the loader's worker processes; 0 where there are none."""
     found = []
     for process in {process for process, _ in loader.tasks()} if isinstance(loader, Loader) else ():
         if process != psutil.Process().pid:

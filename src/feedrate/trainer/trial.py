@@ -1,6 +1,6 @@
-"""One trial of a search: tells the study the metric of each epoch, and asks it whether going on is worth while.
+"""One trial of a search: reports the metric of each epoch to the study, which may prune the trial.
 
-What is tried is decided by hydra_plugins/feedrate_optuna; optuna is imported only where there is a study.
+optuna is imported only where there is a study.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ if TYPE_CHECKING:
 
 STORAGE_VARIABLE, TRIAL_VARIABLE = "FEEDRATE_STUDY", "FEEDRATE_TRIAL"
 STUDY_NAME = "search"  # each file holds one study
-METRIC, PRUNER = "metric", "pruner"  # what the study knows besides its trials
+METRIC, PRUNER = "metric", "pruner"  # user attributes of the study
 _REASON = "stopped by the search"
 _LOCKED_S = 60  # several jobs write into one SQLite file
 log = logging.getLogger("feedrate")
 
 
 class Trial:
-    """Called after each epoch; outside of a search it does nothing."""
+    """Call after each epoch; outside a search it does nothing."""
 
     def __init__(self, max_epochs: int) -> None:
         self._max_epochs = max_epochs
         self._storage, self._number = os.environ.get(STORAGE_VARIABLE), os.environ.get(TRIAL_VARIABLE)
 
     def __call__(self, epoch: int, metrics: Mapping[str, float]) -> str:
-        """Why training is to end now; an empty text: it goes on. A study that cannot be used costs a warning."""
+        """Why training must end now, or an empty text. A study that cannot be used is a warning."""
         if not self._storage or not self._number:
             return ""
         try:
-            metric, pruned = self._ask(Path(self._storage), int(self._number), epoch, metrics)
+            metric, pruned = self._report(Path(self._storage), int(self._number), epoch, metrics)
         except Exception as error:
-            log.warning("the search could not be told of epoch %d: %s", epoch + 1, error)
+            log.warning("epoch %d could not be reported to the search: %s", epoch + 1, error)
             return ""
         if not pruned or epoch + 1 >= self._max_epochs:
             return ""
         return f"{_REASON}: {metric}={metrics[metric]:.4g} is poor for epoch {epoch + 1}"
 
     def facts(self, stopped: str) -> dict[str, str]:
-        """For summary and tags of a run that ended for the reason `stopped`."""
+        """Facts for summary and tags of a run with this `stopped`."""
         return {"pruned": "true"} if stopped.startswith(_REASON) else {}
 
-    def _ask(self, path: Path, number: int, epoch: int, metrics: Mapping[str, float]) -> tuple[str, bool]:
+    def _report(self, path: Path, number: int, epoch: int, metrics: Mapping[str, float]) -> tuple[str, bool]:
         optuna = quiet_optuna()
         study: Study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(path, new=False))
         metric = str(study.user_attrs[METRIC])
-        if metric not in metrics:  # the search itself says so at the end of the run
+        if metric not in metrics:  # reported by the search at the end of the run
             return metric, False
         study.pruner = build("pruners", study.user_attrs[PRUNER])
         trial_id = study.get_trials(deepcopy=False)[number]._trial_id
@@ -66,7 +66,7 @@ class Trial:
 
 
 def quiet_optuna() -> Any:
-    """The module optuna, which says only what is wrong."""
+    """The module optuna, logging warnings only."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -75,12 +75,7 @@ def quiet_optuna() -> Any:
 
 
 def open_storage(path: Path, *, new: bool) -> RDBStorage:
-    """The SQLite file of a study: kill-safe, and for several processes at once.
-
-    Args:
-        path: absolute.
-        new: create what is missing.
-    """
+    """The SQLite file of a study, at an absolute path, for several processes at once; `new` creates what is missing."""
     from optuna.storages import RDBStorage
 
     arguments = {"connect_args": {"timeout": _LOCKED_S}}
@@ -88,11 +83,7 @@ def open_storage(path: Path, *, new: bool) -> RDBStorage:
 
 
 def build(kind: str, settings: Mapping[str, Any]) -> Any:
-    """One of optuna's samplers or pruners.
-
-    Args:
-        kind: samplers or pruners.
-        settings: `name` of its class, and arguments of its constructor.
+    """One of optuna's samplers or pruners (`kind`), from the `name` of its class and its constructor's arguments.
 
     Raises:
         UserError: there is none of that name, or it does not take such an argument.
@@ -108,6 +99,5 @@ def build(kind: str, settings: Mapping[str, Any]) -> Any:
         return getattr(module, name)(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{where}: optuna's {name} refuses {arguments}: {error}\n"
-            f"An argument of another class is taken away with ~{where}.ARGUMENT"
+            f"{where}: optuna's {name} refuses {arguments}: {error}\nRemove an argument with ~{where}.ARGUMENT"
         ) from error
