@@ -28,7 +28,7 @@ from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup
 from feedrate.trainer.assemble import build_optimizer
 from feedrate.trainer.bed import Bed
-from feedrate.trainer.device import choose_precision
+from feedrate.trainer.device import choose_device, choose_precision
 from feedrate.trainer.evaluate import answers
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard
@@ -214,6 +214,13 @@ def test_a_run_on_the_second_device_leaves_the_first_one_alone(simulated, run_tr
     assert simulated.used(1)
     state = torch.load(summary["folder"] / "checkpoints" / "last.pt", weights_only=True, map_location="cpu")
     assert torch.equal(state["random"]["device"], torch.sim.get_rng_state("sim:1"))
+
+
+@pytest.mark.parametrize("number", [2, 127, 128, 255, 256])
+def test_a_device_that_does_not_exist_is_refused_whatever_its_number(simulated, number):
+    with pytest.raises(UserError, match=f"trainer.device=privateuseone:{number}: this machine has 2 sim device"):
+        choose_device(f"privateuseone:{number}")
+    assert choose_device("privateuseone:01") == torch.device("sim:1")
 
 
 # ---------------------------------------------------------------------------------------------------------
