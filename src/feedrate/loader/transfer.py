@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +96,8 @@ class ToDevice:
                 host = self._next(iterator)
                 ahead = copies.issue(host) if host is not None else None
             finally:
-                done.synchronize()  # the copy lies before that step, so it costs nothing
+                with suppress(RuntimeError):  # of a device that has failed, as the next call to it says
+                    done.synchronize()  # the copy lies before that step, so it costs nothing
                 del source  # only now: its memory is filled again
 
     def _next(self, iterator: Iterator[Any]) -> Batch | None:

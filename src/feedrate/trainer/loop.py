@@ -27,7 +27,7 @@ from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.trainer import checkpoint
 from feedrate.trainer.account import Account
 from feedrate.trainer.accumulation import AccumulationWindow
-from feedrate.trainer.device import Precision, out_of_memory
+from feedrate.trainer.device import Precision, explained
 from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.interrupt import Interrupted, Interruption
@@ -147,7 +147,7 @@ class Trainer:
         except (RuntimeError, LostWorker) as error:
             # torch raises that wherever the main process is when a worker dies, also in the middle of a step
             told = error if isinstance(error, LostWorker) else self.forward.explained(error)
-            if told is not None and not out_of_memory(error) and self._stop.safe and state.phase != "done":
+            if told is not None and explained(error) is None and self._stop.safe and state.phase != "done":
                 self.clock.skip()
                 self._save()
             if told is None or told is error:
