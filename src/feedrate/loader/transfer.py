@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from feedrate.errors import UserError
-from feedrate.loader.device import has_streams
+from feedrate.loader.device import has_streams, may_lack_float64, single
 from feedrate.loader.digest import nbytes
 from feedrate.loader.tickets import Receipt
 from feedrate.loader.workers import lost_worker
@@ -122,6 +122,8 @@ class ToDevice:
         batch = Batch(X, y, getattr(self._loader, "delivered", None), nbytes([X, y]))
         if self._check is not None:
             self._check(batch)
+        if may_lack_float64(self._device):
+            batch = replace(batch, X=single(X, self._device), y=single(y, self._device))
         return batch
 
 

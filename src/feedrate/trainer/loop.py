@@ -20,7 +20,7 @@ from feedrate.dataset import Data
 from feedrate.dataset.look import size_of
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Loader, ToDevice
-from feedrate.loader.device import has_streams
+from feedrate.loader.device import has_streams, single
 from feedrate.timing import Clock, EpochTimes, Point, points
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
@@ -175,7 +175,7 @@ class Trainer:
         """(2, ...) prepared samples of the validation partition, the same twice where there is one, on the device."""
         dataset = self.data.partition["validation"]
         X = torch.stack([torch.as_tensor(dataset[i % size_of(dataset)][0]) for i in range(2)])
-        return self.forward.inputs(X.to(self.device))
+        return self.forward.inputs(single(X, self.device).to(self.device))
 
     # -----------------------------------------------------------------------------------------------------
     # one epoch
