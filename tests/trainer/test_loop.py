@@ -99,7 +99,7 @@ def test_an_optimizer_of_torch_that_is_not_shipped_can_be_named(run_train):
 @pytest.mark.parametrize("target", ["torch.optim.LBFGS", "own_models.TwiceThrough"])
 def test_an_optimizer_whose_step_needs_an_argument_is_refused_when_it_is_built(run_train, tmp_path, target):
     needed = "closure" if "LBFGS" in target else "loss, again"
-    with pytest.raises(UserError, match=rf"optimizer._target_={target}: its step\(\) needs {needed}, and training"):
+    with pytest.raises(UserError, match=rf"optimizer._target_={target}: its step\(\) needs {needed},"):
         run_train(f"optimizer._target_={target}", "scheduler=none")
     assert not (tmp_path / "run1/checkpoints/last.pt").exists()
 

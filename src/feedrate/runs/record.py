@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from feedrate.dataset.probe import size_of
+from feedrate.loader.device import single
 from feedrate.reporting.run_summary import run_note
 from feedrate.reporting.trace import rows_of, trace
 from feedrate.runs.provenance import Origin, flat, job_id, result_id
@@ -108,7 +109,7 @@ def example(trainer: Trainer) -> torch.Tensor:
     """(2, ...) prepared samples of the validation partition (the same one twice if it has one), on the device."""
     dataset = trainer.data.partition["validation"]
     X = torch.stack([torch.as_tensor(dataset[i % size_of(dataset)][0]) for i in range(2)])
-    return trainer.forward.inputs(X.to(trainer.device))
+    return trainer.forward.inputs(single(X, trainer.device).to(trainer.device))
 
 
 def tags_of(trainer: Trainer) -> dict[str, str]:

@@ -75,9 +75,9 @@ def answers(forward: Forward, loader: Any) -> Iterator[Answers]:
             at += len(batch.X)
             yield Answers(IDs, batch, forward(batch.X).float())
     except RuntimeError as error:
-        if (explained := forward.explained(error)) is None:
+        if (cause := forward.explained(error)) is None:
             raise
-        raise explained from error
+        raise cause from error
 
 
 @dataclass(frozen=True)

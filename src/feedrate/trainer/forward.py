@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from feedrate.dataset import Data
 from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.loader import Batch, lost_worker
-from feedrate.trainer.device import Precision, out_of_memory
+from feedrate.trainer.device import Precision, explained, out_of_memory
 from feedrate.trainer.guard import names
 
 _ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's text, for batch normalization
@@ -61,8 +61,8 @@ class Forward:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, UserError):
                 raise
-            if (explained := self.explained(error)) is not None:
-                raise explained from error
+            if (cause := self.explained(error)) is not None:
+                raise cause from error
             name, text = type(self.model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
             remedy = ""
             if _ONE_SAMPLE in text and len(loaded) == 1:
@@ -113,9 +113,9 @@ class Forward:
         return check
 
     def explained(self, error: Exception) -> UserError | None:
-        """The cause of an error raised anywhere in a step: out of memory, or a worker's death; None for any other."""
+        """The cause of an error raised anywhere in a step: the device, or a worker's death; None for any other."""
         if not out_of_memory(error):
-            return lost_worker(error)
+            return explained(error) or lost_worker(error)
         on = f"a batch of {self._samples} samples" if self._samples else "its first batch"
         return UserError(f"the device ran out of memory on {on}; {self._remedy}")
 

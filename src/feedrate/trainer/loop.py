@@ -29,7 +29,7 @@ from feedrate.tracking import Tracker
 from feedrate.tracking.point import points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.accumulation import AccumulationWindow
-from feedrate.trainer.device import choose_precision, out_of_memory
+from feedrate.trainer.device import choose_precision, explained
 from feedrate.trainer.evaluate import validate
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard, first_not_finite
@@ -133,12 +133,12 @@ class Trainer:
             raise
         except (RuntimeError, LostWorker) as error:
             # torch reports a worker's death wherever the main process is, also in the middle of a step
-            explained = error if isinstance(error, LostWorker) else self.forward.explained(error)
-            if explained is not None and not out_of_memory(error) and self._stop.safe:
+            cause = error if isinstance(error, LostWorker) else self.forward.explained(error)
+            if cause is not None and explained(error) is None and self._stop.safe:  # the device is in order
                 self._save_within_epoch()
-            if explained is None or explained is error:
+            if cause is None or cause is error:
                 raise
-            raise explained from error
+            raise cause from error
         finally:
             self._stop.safe = False
             self._progress.close()
