@@ -105,7 +105,7 @@ def test_a_run_with_own_classes_comes_back_without_being_asked_to_allow_them(run
     saved = find_saved(str(folder), None)
     if not saved.summary["commit"]:
         pytest.skip("this copy is outside git, and the run's folder outside of it")
-    _, state = restore.load_weights(saved, "best")
+    _, state = restore.load_checkpoint(saved, "best")
     data = restore.open_data(saved, state, [], other_data=False)
     assert type(restore.load_model(saved, state, data, torch.device("cpu"))).__name__ == "Needy"
     foreign = replace(saved, summary={**saved.summary, "commit": "0" * 40})
@@ -123,7 +123,7 @@ def test_interpolations_and_targets_that_are_no_text_are_refused():
 def test_a_run_comes_back_from_its_folder_with_data_and_weights(run_train, digits, tmp_path):
     folder = with_config(run_train("trainer.max_epochs=1"))
     saved = find_saved(str(folder), None)
-    path, state = restore.load_weights(saved, "best")
+    path, state = restore.load_checkpoint(saved, "best")
     assert path == folder / "checkpoints" / "best.pt"
     data = restore.open_data(saved, state, [], other_data=False)
     model = restore.load_model(saved, state, data, torch.device("cpu"))
@@ -156,11 +156,11 @@ def test_a_run_comes_back_from_its_folder_with_data_and_weights(run_train, digit
 
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"best.pt: cannot be read as a checkpoint") as caught:
-        restore.load_weights(find_saved(str(path), None), "best")
+        restore.load_checkpoint(find_saved(str(path), None), "best")
     assert len(str(caught.value).splitlines()) == 1
     path.unlink()
     with pytest.raises(UserError, match="no such checkpoint; try weights=last"):
-        restore.load_weights(saved, "best")
+        restore.load_checkpoint(saved, "best")
 
 
 def test_what_is_no_run_is_answered_in_a_sentence(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from feedrate.errors import UserError
 from feedrate.trainer import checkpoint
-from feedrate.trainer.accumulation import AccumulationWindow
+from feedrate.trainer.step import AccumulationWindow
 
 
 def weights(summary):

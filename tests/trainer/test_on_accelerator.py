@@ -15,8 +15,8 @@ import evaluate
 import predict
 import tune
 from feedrate.system.interrupt import Interrupted
-from feedrate.trainer.loop import Trainer
 from saved_run import call, compose, with_config
+from stops import stop_at_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,17 +55,10 @@ def test_a_run_learns_what_it_learns_on_the_cpu(run_train, caplog, engine, preci
 def test_a_run_that_was_broken_off_goes_on_evaluates_and_predicts(run_train, tmp_path, monkeypatch):
     settings = ("model=mlp", "loader.batch_size=32", "trainer.precision=fp16")  # 8 steps an epoch; dropout is on
     whole = run_train(*settings)
-    original = Trainer._optimize
-
-    def optimize(self):
-        original(self)
-        if self.state.step == 11:
-            self._stop._signum = signal.SIGTERM
-
-    monkeypatch.setattr(Trainer, "_optimize", optimize)
-    with pytest.raises(Interrupted):
-        run_train(*settings)
-    monkeypatch.setattr(Trainer, "_optimize", original)
+    with monkeypatch.context() as patched:
+        stop_at_step(patched, 11, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            run_train(*settings)
     resumed = run_train(*settings, f"trainer.resume={tmp_path}/run2")
     for name in ("train/loss", "validation/loss"):
         assert [epoch[name] for epoch in resumed["history"]] == [epoch[name] for epoch in whole["history"]]

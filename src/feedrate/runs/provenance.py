@@ -21,7 +21,7 @@ from feedrate.tracking import without_secrets
 
 SECONDS = 5.0  # for all calls of git together
 BYTES = 500_000  # of a diff that are kept
-FILES, HASHED_BYTES = 100, 250_000  # untracked files that are listed; larger ones are not hashed
+FILES, HASHED_BYTES = 100, 250_000  # untracked files that are listed, and up to which size they are hashed
 CUT, UNTRACKED = f"(cut after {BYTES:,} bytes)", "untracked: "
 
 # keys that cannot change a result: how batches are fetched, where data lies, what is printed

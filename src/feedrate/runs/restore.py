@@ -21,7 +21,7 @@ from feedrate.runs.provenance import has_commit
 from feedrate.runs.restore_config import SavedRunConfig
 from feedrate.runs.saved import RESTORED, SavedRun, find_saved
 from feedrate.trainer import checkpoint
-from feedrate.trainer.assemble import build_model
+from feedrate.trainer.assemble import build_model, load_weights
 from feedrate.trainer.device import choose_precision, set_up_device
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.unlabelled import data_of, unlabelled
@@ -60,7 +60,7 @@ def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[O
     """
     changes = {g: keys for g, keys in config.changes().items() if not (other_samples and g == "dataset")}
     saved = find_saved(config.source(), config.tracking.uri).with_changes(changes)
-    path, state = load_weights(saved, config.weights)
+    path, state = load_checkpoint(saved, config.weights)
     trainer = saved.trainer
     device = set_up_device(trainer, saved.seed)
     if other_samples:
@@ -83,7 +83,7 @@ def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[O
         close_loaders({partition: loader})
 
 
-def load_weights(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]]:
+def load_checkpoint(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]]:
     """The checkpoint of a run and the state in it.
 
     Args:
@@ -168,19 +168,9 @@ def open_loader(saved: SavedRun, data: Data, partition: str, device: torch.devic
 
 
 def load_model(saved: SavedRun, state: Mapping[str, Any], data: Data, device: torch.device) -> nn.Module:
-    """The model with its weights, in evaluation mode.
-
-    Raises:
-        UserError: the weights do not fit the model.
-    """
+    """The model with its weights, in evaluation mode; raises UserError if they do not fit."""
     model = build_model(saved.config["model"], data, device, saved.trainer.channels_last)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(
-            f"model: the checkpoint's weights do not fit {type(model).__name__}: {(lines[1:] or lines)[0]}"
-        ) from error
+    load_weights(model, state["model"])
     return model.eval()
 
 

@@ -112,23 +112,6 @@ def check_data(state: dict[str, Any], data: Data, allowed: bool) -> None:
         state["loader"] = None
 
 
-def check_model(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Refuses weights of another model, naming what differs.
-
-    Raises:
-        UserError: a name or a shape differs.
-    """
-    differences = [
-        f"{name} was {tuple(saved[name].shape) if name in saved else 'not there'}, "
-        f"is {tuple(present[name].shape) if name in present else 'not there'}"
-        for name in dict.fromkeys([*saved, *present])
-        if name not in saved or name not in present or saved[name].shape != present[name].shape
-    ]
-    if differences:
-        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise UserError(f"trainer.resume: the model has changed: {'; '.join(differences[:3])}{more}")
-
-
 def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
     """Refuses the state of another kind of optimizer; logs which present settings are not used.
 

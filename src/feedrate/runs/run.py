@@ -161,7 +161,6 @@ class Run:
         log.info("%s with %s parameters, precision %s (%s)", type(state.model).__name__,
                  f"{record.parameters_of(trainer):,}", precision.name, precision.reason)  # fmt: skip
         if self.checkpoint:
-            resume.check_model(self.checkpoint["model"], state.model.state_dict())
             if self.config.trainer.resume_optimizer:
                 resume.check_optimizer(self.checkpoint, state.optimizer, state.schedule)
             trainer.load_state_dict(self.checkpoint)

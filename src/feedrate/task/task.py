@@ -10,7 +10,6 @@ from torch import Tensor
 
 from feedrate.dataset.labels import Targets
 from feedrate.errors import UserError
-from feedrate.loader.device import may_lack_float64
 
 MAX_CONFUSION = 1_000  # classes up to which the confusion matrix is kept
 
@@ -65,9 +64,10 @@ class Meter:
         self._classes = task.targets.task == "classification"
         self._confused = self._classes and outputs <= MAX_CONFUSION
         self.samples = 0
-        self._loss = torch.zeros((), dtype=torch.float32 if may_lack_float64(device) else torch.float64, device=device)
+        dtype = torch.float32 if device.type in ("mps", "xpu") else torch.float64  # these may lack float64
+        self._loss = torch.zeros((), dtype=dtype, device=device)
         # correct and top-5 correct, or absolute and squared errors
-        self._sums = torch.zeros(2, dtype=self._loss.dtype, device=device)
+        self._sums = torch.zeros(2, dtype=dtype, device=device)
         self._confusion = torch.zeros(outputs * outputs if self._confused else 0, dtype=torch.int64, device=device)
 
     @torch.no_grad()

@@ -36,6 +36,20 @@ def build_model(node: Mapping[str, Any], data: Data, device: torch.device, chann
     return model
 
 
+def load_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Loads a checkpoint's weights.
+
+    Raises:
+        UserError: they do not fit the model, with the first difference.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = (lines[1:] or lines)[0]
+        raise UserError(f"model: the checkpoint's weights do not fit {type(model).__name__}: {reason}") from error
+
+
 def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of the model's parameters.
 

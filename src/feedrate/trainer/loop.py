@@ -28,7 +28,6 @@ from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.tracking import Tracker
 from feedrate.tracking.point import points
 from feedrate.trainer import checkpoint
-from feedrate.trainer.accumulation import AccumulationWindow
 from feedrate.trainer.device import choose_precision, explained
 from feedrate.trainer.evaluate import validate
 from feedrate.trainer.forward import Forward
@@ -36,6 +35,7 @@ from feedrate.trainer.guard import LossGuard, first_not_finite
 from feedrate.trainer.progress import Progress
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.state import Result, RunState
+from feedrate.trainer.step import TrainingStep
 from feedrate.trainer.throughput_history import ThroughputHistory
 from feedrate.trainer.trial import Trial
 
@@ -86,8 +86,8 @@ class Trainer:
             model, optimizer, schedule, scaler, loaders["train"], data, lambda: self.task.meter(device), device
         )
         self.trial = Trial(config.max_epochs)
-        self._window = AccumulationWindow(config.accumulate)
         self._guard = LossGuard(optimizer, device, loaders["train"])
+        self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard)
         self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
         self._folder, self._tracker, self._stop = folder, tracker, interruption
         self._inline = not getattr(loaders["train"], "num_workers", 0)
@@ -190,28 +190,19 @@ class Trainer:
         return times
 
     def _train_epoch(self, epoch: int) -> None:
-        state, window = self.state, self._window
         if self._finished():  # resumed within an epoch, with a lower max_steps
             return
-        state.model.train()
+        self.state.model.train()
         for batch in self._batches():
-            outputs = self.forward(batch.X)
-            with self.forward.autocast():
-                loss = self.task.loss(outputs, batch.y)
-            self._guard.check(loss, state.step, batch.info)
-            state.scaler.scale(window.scale(loss, len(batch.X))).backward()
-            if window.full:
-                self._optimize()
-            state.meter.update(loss, outputs, batch.y)
-            state.last, state.batches = batch.info, state.batches + 1
+            loss = self._step(batch)
             if self._progress.due:  # reading the loss waits for the device: twice a second, and only in a terminal
-                self._progress.step(epoch, state.batches, float(loss.detach()), self.clock.recent(RECENT))
+                self._progress.step(epoch, self.state.batches, float(loss.detach()), self.clock.recent(RECENT))
             # Freeing a tensor releases the GIL. Done here it belongs to the step, and is not counted as waiting.
             del batch
-        if not state.meter.samples:
+        if not self.state.meter.samples:
             raise UserError("the training loader gave no batch; lower loader.batch_size or set loader.drop_last=false")
-        if not window.empty:  # the epoch's last batches do not fill a window
-            self._optimize()
+        if not self._step.window.empty:  # the epoch's last batches do not fill a window
+            self._step.optimize()
 
     def _batches(self) -> Iterator[Batch]:
         """The epoch's batches on the device; after each one's step its time is noted, and a checkpoint written if due.
@@ -236,27 +227,12 @@ class Trainer:
                 self.throughput.took_long(info.slow)
             if self._finished():
                 break
-            if self._window.empty:  # no checkpoint lies within a window, so none holds gradients
+            if self._step.window.empty:  # no checkpoint lies within a window, so none holds gradients
                 self._stop.check()
                 self._save_if_due()
                 self._may_stop()
         self._stop.safe = False
         clock.skip()
-
-    def _optimize(self) -> None:
-        """The optimizer step of a window."""
-        state = self.state
-        self._window.rescale(state.model.parameters())
-        self._window.clear()
-        if self.config.clip_norm is not None:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
-        self._guard.before_step(self.precision.scaled)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        state.schedule.step()
 
     def evaluate(self, partition: str) -> Meter:
         """Loss and metrics of a partition with the present weights; the first loss that is not finite is a warning.

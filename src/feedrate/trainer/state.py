@@ -16,7 +16,7 @@ from feedrate.dataset import Data
 from feedrate.loader import BatchInfo, Loader
 from feedrate.task.task import Meter
 from feedrate.trainer import checkpoint
-from feedrate.trainer.assemble import zero_momentum
+from feedrate.trainer.assemble import load_weights, zero_momentum
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.unlabelled import facts_of
 
@@ -162,7 +162,7 @@ class RunState:
         Args:
             optimizer: False: keep the present optimizer and schedule, the latter advanced to the state's step.
         """
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state["model"])
         if optimizer:
             self.optimizer.load_state_dict(_with_present_kernels(self.optimizer, state["optimizer"]))
             zero_momentum(self.optimizer)
