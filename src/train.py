@@ -56,7 +56,7 @@ def train(cfg: DictConfig) -> float:
     from feedrate.runs import record, resume, runs
     from feedrate.runs.provenance import command_line
     from feedrate.runs.run_folder import RunFolder
-    from feedrate.system.interrupt import Interruption
+    from feedrate.system.signals import Interruption
     from feedrate.trainer.state import within_epoch
 
     # -----------------------------------------------------------------------------------------------------

@@ -9,16 +9,14 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 import torch
 
 from feedrate.errors import UserError
-from feedrate.system.signals import signals_blocked
+from feedrate.system.signals import signals_blocked, signals_ignored
 
 T = TypeVar("T")
 _REPORT_S = 0.1
@@ -91,16 +89,3 @@ def _check_ended(process: Any) -> None:
         )
     if process.exitcode > 0:
         raise RuntimeError("a worker failed; its traceback is above")
-
-
-@contextmanager
-def signals_ignored() -> Iterator[None]:
-    """A second Ctrl-C does not disturb what the first one has begun."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

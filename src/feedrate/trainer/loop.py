@@ -21,7 +21,7 @@ from feedrate.dataset.probe import size_of
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.loader.device import has_streams
-from feedrate.system.interrupt import Interrupted, Interruption
+from feedrate.system.signals import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of

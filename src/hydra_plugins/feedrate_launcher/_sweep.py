@@ -24,8 +24,7 @@ from feedrate.tracking.secrets import mask_files
 from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun, open_sweep
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._lock import Attempt, SweepLock, attempt, ended_before, mark, wait_for
-from hydra_plugins.feedrate_launcher._running import Jobs, Next
-from hydra_plugins.feedrate_launcher._stop import Stop
+from hydra_plugins.feedrate_launcher._running import Jobs, Next, SweepInterruption
 
 _NOTE_CHARACTERS = 0.8 * NOTE_CHARACTERS  # the rest is for what the note adds to a table
 _TABLE_ROWS = 30  # in MLflow's note, whose length is limited
@@ -69,7 +68,7 @@ class Sweep:
     at_once: int
     results: dict[int, Result] = field(default_factory=dict)
     _parent: SweepRun | None = None
-    _stop: Stop = field(default_factory=Stop)
+    _stop: SweepInterruption = field(default_factory=SweepInterruption)
 
     @property
     def folder(self) -> Path:
@@ -105,9 +104,16 @@ class Sweep:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """The signals that ask to stop are answered in order within it; it encloses `open`."""
-        with self._stop.listening():
+        """Signals that ask to stop are handled within it, and raised as Interrupted at its end; it encloses `open`."""
+        self._stop.listen()
+        try:
             yield
+        except Exception:
+            self._stop.check()  # an error after a signal is a result of it
+            raise
+        finally:
+            self._stop.leave()
+        self._stop.check()
 
     @property
     def stopped(self) -> bool:
