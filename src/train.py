@@ -34,7 +34,7 @@ def train(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     from feedrate.config import check, timeout_of
-    from feedrate.tracking.secrets import learn, mask_files, mask_logs
+    from feedrate.system.secrets import learn, mask_files, mask_logs
     from feedrate.tuning import tuning_cache as remembered
 
     hydra = HydraConfig.get()

@@ -147,7 +147,7 @@ def plain(
                 raise UserError(misplaced)
         config, notes = own_defaults(config, job)
     if notes and written is not None and written.is_file():
-        from feedrate.tracking import masked
+        from feedrate.system.secrets import masked
 
         OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(config))), written)
     for note in () if quiet else notes:
@@ -183,7 +183,7 @@ def describe(error: BaseException) -> str:
 
 
 def _fail(error: Exception) -> None:
-    from feedrate.tracking import without_secrets
+    from feedrate.system.secrets import without_secrets
 
     quit_on_interrupt()
     text = without_secrets(describe(error))

@@ -24,7 +24,7 @@ from feedrate.config import TrainConfig, check
 from feedrate.reporting.sweep_results import settings
 from feedrate.reporting.sweep_table import columns
 from feedrate.runs.provenance import command_line, job_id
-from feedrate.tracking import learn, masked, without_secrets
+from feedrate.system.secrets import learn, masked, without_secrets
 from feedrate.tuning.tuning_cache import take
 
 # what concerns the sweep and not a job of it

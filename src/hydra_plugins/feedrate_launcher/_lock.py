@@ -23,7 +23,7 @@ from feedrate.errors import UserError
 from feedrate.reporting.sweep_results import read_summary
 from feedrate.runs.provenance import changes, command_line, flat
 from feedrate.runs.run_folder import RunFolder, living_owner
-from feedrate.tracking import masked, without_secrets
+from feedrate.system.secrets import masked, without_secrets
 from feedrate.tracking.journal import SILENT_END
 from hydra_plugins.feedrate_launcher._freeze import Job
 

@@ -19,8 +19,7 @@ from feedrate.reporting.sweep_report import Report
 from feedrate.reporting.sweep_results import Result, read_summary
 from feedrate.runs.provenance import command_line
 from feedrate.runs.run_folder import RunFolder, living_owner
-from feedrate.tracking import without_secrets
-from feedrate.tracking.secrets import mask_files
+from feedrate.system.secrets import mask_files, without_secrets
 from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun, open_sweep
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._lock import Attempt, SweepLock, attempt, ended_before, mark, wait_for
