@@ -16,13 +16,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from feedrate.config import ROOT
 from feedrate.errors import UserError
 from feedrate.reporting.sweep_results import read_summary
 from feedrate.runs.provenance import changes, command_line, flat
 from feedrate.runs.run_folder import RunFolder, living_owner
+from feedrate.system.folder import file_lock
 from feedrate.system.secrets import masked, without_secrets
 from feedrate.tracking.journal import SILENT_END
 from hydra_plugins.feedrate_launcher._freeze import Job
@@ -72,7 +71,7 @@ def claim(
     """
     fresh.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(fresh.parent / ".lock"):
+        with file_lock(fresh.parent / ".lock"):
             earlier = None if again else _with(fresh, "sweep_id", sweep_id)
             if earlier is not None and (owner := living_owner(earlier)) is not None:
                 raise UserError(
