@@ -21,7 +21,7 @@ from feedrate.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_KNOWN = ConfigDict(extra="forbid")
+_KNOWN = ConfigDict(extra="forbid", defer_build=True)  # built when first used
 
 # Strict: no text or truth value is a number, 1.5 is no count; a whole number is a float. inf and nan are refused.
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
@@ -220,7 +220,7 @@ class TrainConfig:
     scheduler: dict[str, Any] | None
     trainer: TrainerConfig
     tracking: TrackingConfig
-    sweep: SweepConfig = SweepConfig()  # older configurations have none
+    sweep: SweepConfig = field(default_factory=SweepConfig)  # older configurations have none
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ class PackConfig:
     dataset: dict[str, Any]
     root: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    pack: PackingConfig = PackingConfig()
+    pack: PackingConfig = field(default_factory=PackingConfig)
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -268,7 +268,7 @@ class BenchConfig:
     dataset: dict[str, Any]
     loader: dict[str, Any]
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    bench: BenchingConfig = BenchingConfig()
+    bench: BenchingConfig = field(default_factory=BenchingConfig)
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -291,7 +291,7 @@ class TuneConfig:
     trainer: TrainerConfig
     tracking: TrackingConfig
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    tune: TuningConfig = TuningConfig()
+    tune: TuningConfig = field(default_factory=TuningConfig)
 
 
 def check(config: Mapping[str, Any]) -> TrainConfig:
