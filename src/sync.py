@@ -28,8 +28,8 @@ def main() -> int:
 
     from feedrate.config import ROOT, resolve_path
     from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
+    from feedrate.system.secrets import without_secrets
     from feedrate.tracking.pending_uploads import Sender, destination, journals, waiting
-    from feedrate.tracking.secrets import without_secrets
 
     uri = next((text.removeprefix(URI) for text in arguments if text.startswith(URI)), None)
     named = [

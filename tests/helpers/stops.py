@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from feedrate.system.interrupt import Interruption
+from feedrate.system.signals import Interruption
 from feedrate.trainer.step import TrainingStep
 
 
@@ -20,7 +20,7 @@ def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, signum: int) -> Non
     def stopping(self: TrainingStep) -> None:
         optimize(self)
         if self.state.step == step:
-            interruptions[-1]._signum = signum
+            interruptions[-1].signum = signum
 
     monkeypatch.setattr(Interruption, "listen", listening)
     monkeypatch.setattr(TrainingStep, "optimize", stopping)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from feedrate.errors import UserError
-from feedrate.system.interrupt import Interrupted
+from feedrate.system.signals import Interrupted
 from feedrate.trainer import checkpoint
 from feedrate.trainer.loop import Trainer
 from saved_run import with_config
@@ -274,7 +274,7 @@ def stop_in(monkeypatch):
 
         def called(self, *arguments):
             if when(self.state):
-                self._stop._signum = signal.SIGTERM
+                self._stop.signum = signal.SIGTERM
             return original(self, *arguments)
 
         monkeypatch.setattr(Trainer, method, called)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.config import ROOT
-from feedrate.tracking import without_secrets
+from feedrate.system.secrets import without_secrets
 
 SECONDS = 5.0  # for all calls of git together
 BYTES = 500_000  # of a diff that are kept

@@ -15,7 +15,7 @@ from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.runs.provenance import changes, deciding, flat
 from feedrate.runs.runs import config_of_folder
-from feedrate.tracking import masked
+from feedrate.system.secrets import masked
 from feedrate.trainer import checkpoint
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.unlabelled import facts_of

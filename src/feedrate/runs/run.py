@@ -21,9 +21,9 @@ from feedrate.errors import LostWorker
 from feedrate.runs.provenance import Origin, command_line
 from feedrate.runs.run_folder import RunFolder, read_summary
 from feedrate.runs.runs import find_run, mark_dead_runs
-from feedrate.system.interrupt import Interruption
-from feedrate.tracking import NullTracker, Status, Tracker, open_tracker, run_name, start_uploader, without_secrets
-from feedrate.tracking.secrets import learn, mask_files, mask_logs
+from feedrate.system.secrets import learn, mask_files, mask_logs, without_secrets
+from feedrate.system.signals import Interruption
+from feedrate.tracking import NullTracker, Status, Tracker, open_tracker, run_name, start_uploader
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ import psutil
 
 from feedrate.errors import UserError
 from feedrate.system.atomic_write import atomic_write
-from feedrate.tracking.secrets import masked
+from feedrate.system.secrets import masked
 
 SUMMARY = "summary.json"
 

@@ -14,7 +14,7 @@ from feedrate.config import ROOT, resolve_path
 from feedrate.errors import UserError
 from feedrate.runs.provenance import changes, deciding, flat, result_id
 from feedrate.runs.run_folder import SUMMARY, RunFolder, living_owner, read_summary
-from feedrate.tracking import masked
+from feedrate.system.secrets import masked
 from feedrate.tracking.journal import SILENT_END, run_id_of
 from feedrate.validation import yaml_fault
 

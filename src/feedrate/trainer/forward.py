@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from feedrate.dataset import Data
 from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.loader import Batch, lost_worker
-from feedrate.trainer.device import Precision, explained, out_of_memory
+from feedrate.system.device_errors import explained, out_of_memory
+from feedrate.trainer.device import Precision
 from feedrate.trainer.guard import names
 
 _ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's text, for batch normalization

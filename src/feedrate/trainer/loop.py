@@ -20,7 +20,8 @@ from feedrate.dataset import Data
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Batch, Loader, ToDevice
 from feedrate.loader.device import has_streams
-from feedrate.system.interrupt import Interrupted, Interruption
+from feedrate.system.device_errors import explained
+from feedrate.system.signals import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
@@ -28,7 +29,7 @@ from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.tracking import Tracker
 from feedrate.tracking.point import points
 from feedrate.trainer import checkpoint
-from feedrate.trainer.device import choose_precision, explained
+from feedrate.trainer.device import choose_precision
 from feedrate.trainer.evaluate import validate
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard, first_not_finite
