@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedrate.dataset.split import split
+from feedrate.dataset.prepare import split
 from feedrate.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_a_split_is_not_the_beginning_of_the_file() -> None:
 
 
 def test_a_class_with_one_sample_is_explained() -> None:
-    with pytest.raises(UserError, match=r"single sample: 3, 5 \(2 in all\).*\n.*merge.*float"):
+    with pytest.raises(UserError, match=r"single sample: 3, 5 \(2 in all\).*merge.*float"):
         split(np.array([1, 1, 3, 4, 4, 5]), 0.2, 0.0, seed=0)
 
 

@@ -17,11 +17,11 @@ import torch
 
 from feedrate.config import PackConfig
 from feedrate.dataset.build import build_data, check_shapes
+from feedrate.dataset.output_folder import is_partial, write_file
 from feedrate.dataset.probe import probe, size_of
-from feedrate.dataset.sample_writer import write_file
 from feedrate.dataset.shards.pack_job import Job, check_root, check_source, current, entry_of, job_of, root_of
 from feedrate.dataset.shards.shard_index import NAME, Index, PartitionEntry, ShardEntry
-from feedrate.dataset.shards.shard_writer import TEMPORARY, Plan, ShardMaker
+from feedrate.dataset.shards.shard_writer import Plan, ShardMaker
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted, locked, sync_folder
@@ -71,7 +71,7 @@ def pack(config: PackConfig) -> Index:
 
 def _fill(job: Job, num_workers: int | str) -> tuple[Index, str]:
     """Writes what is missing; says in words what there was to do."""
-    _remove(job.root, _is_left)
+    _remove(job.root, is_partial)
     kept = current(job)
     missing = [plan for plan in job.plans if plan not in kept]
     if not missing and (job.root / NAME).is_file():
@@ -87,10 +87,10 @@ def _fill(job: Job, num_workers: int | str) -> tuple[Index, str]:
         _write_shards(job, missing, entries, num_workers)
     except KeyboardInterrupt:
         with signals_ignored():
-            _remove(job.root, _is_left)
+            _remove(job.root, is_partial)
             raise Interrupted(f"{len(entries):,} of {len(job.plans):,} shards are written") from None
     except (UserError, OSError):
-        _remove(job.root, _is_left)
+        _remove(job.root, is_partial)
         raise
     index = _finished(job, entries)
     write_file(job.root / NAME, index.as_json(), flush=True)
@@ -151,11 +151,6 @@ def _check_room(job: Job, missing: list[Plan]) -> None:
             f"root={job.root}: {len(missing):,} shards need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are "
             "free; make room, or choose another root"
         )
-
-
-def _is_left(name: str) -> bool:
-    """Whether a file is of a writer that was killed; safetensors writes to a file of its own first."""
-    return name.startswith(TEMPORARY) or re.fullmatch(r"\.tmp\w{6}", name) is not None
 
 
 def _remove(root: Path, chosen: Any) -> None:

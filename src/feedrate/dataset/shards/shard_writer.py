@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, default_collate
 
 from feedrate.dataset.formats.memory import memory_of
 from feedrate.dataset.ids import IDs
+from feedrate.dataset.output_folder import PARTIAL
 from feedrate.dataset.probe import probe
 from feedrate.dataset.shards.shard import KEY, Damaged, Form, read_places
 from feedrate.dataset.shards.shard_index import ShardEntry, names_crc
@@ -32,7 +33,6 @@ from feedrate.dataset.subset import list_IDs
 from feedrate.errors import SampleError
 from feedrate.system.folder import sync_folder
 
-TEMPORARY = ".pack-"  # what begins with it is left from an interruption
 TRIES = 3  # of loading a sample whose file changes meanwhile
 REPORTED = 64  # samples after which progress is told
 _NO_FILE = Fingerprint(-1, 0, bytes(32))
@@ -163,7 +163,7 @@ class ShardMaker:
 
     def _write(self, plan: Plan, tensors: dict[str, Tensor]) -> ShardEntry:
         header = {"partition": plan.partition, "start": plan.start, "X": asdict(self.X), "y": asdict(self.y)}
-        temporary = self.root / f"{TEMPORARY}{plan.file}"
+        temporary = self.root / f"{PARTIAL}{plan.file}"
         try:
             save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
             temporary.chmod(0o666 & ~_umask())  # the library lets nobody else read it
