@@ -284,7 +284,7 @@ def test_the_number_of_outputs_may_be_stated_in_the_configuration(folder: Path) 
 
 def test_classes_counted_in_some_of_the_samples_are_noted(notes: Any) -> None:
     own("Labelled", y=[0, 1, 2, 3], size=5000)
-    assert "note: 4 classes, as the labels of 1000 samples show; dataset.num_outputs states it" in notes.messages
+    assert "note: 4 classes in the labels of 1000 samples; dataset.num_outputs states it" in notes.messages
     notes.clear()
     own("Labelled", y=[0, 1, 2, 3], size=5000, **{"num_outputs": 4})
     assert not any("classes" in message for message in notes.messages)

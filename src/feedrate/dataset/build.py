@@ -24,9 +24,9 @@ from feedrate.config import DatasetConfig, common_keys, dataset_keys, resolve_pa
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.formats.pt_file import load_tensor, wasted_bytes
 from feedrate.dataset.labels import Targets
-from feedrate.dataset.probe import check_outputs, one_line, probe, size_of, targets_of
+from feedrate.dataset.probe import check_outputs, one_line, probe, targets_of
 from feedrate.dataset.rng import sample_seeds
-from feedrate.dataset.subset import SubsetWithIDs, held_out, list_IDs
+from feedrate.dataset.subset import SubsetWithIDs, held_out, list_IDs, size_of
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError
 
