@@ -156,7 +156,7 @@ SEVEN = [f"x{i}" for i in range(7)]
 @pytest.mark.parametrize(
     ("partition", "labels", "fault", "remedy"),
     [
-        ({"train": [*SEVEN, *SEVEN], "validation": ["c"]}, {}, "stand twice in 'train'", "once"),
+        ({"train": [*SEVEN, *SEVEN], "validation": ["c"]}, {}, "stand twice in 'train'", "keep one"),
         ({"train": ["a", *SEVEN], "validation": SEVEN}, {}, "both in 'train' and in 'validation'", "one partition"),
         ({"train": ["a"], "validation": ["b"], "test": ["c", *SEVEN]}, LABELS, "'test' without a label", "labels.json"),
         ({"train": ["a", *SEVEN], "validation": ["b"]}, {**LABELS, **dict.fromkeys(SEVEN, 0)}, ".pt", "add the files"),
@@ -245,8 +245,8 @@ def test_a_label_that_does_not_fit_is_named_by_its_ID(tmp_path: Path) -> None:
         ('{"train": [', LABELS, ["partition.json", "not valid JSON"]),
         ("", LABELS, ["partition.json", "not valid JSON"]),
         ("[" * 100_000, LABELS, ["partition.json", "not valid JSON"]),
-        (PARTITION, '{"a": 0, "b": 1, "a": 1, "c": 0}', ["labels.json", "more than once: 'a' (1 in all)", "keep one"]),
-        ('{"train": ["a"], "train": ["b"], "validation": ["c"]}', LABELS, ["more than once: 'train'", "keep one"]),
+        (PARTITION, '{"a": 0, "b": 1, "a": 1, "c": 0}', ["labels.json", "repeated keys: 'a' (1 in all)", "keep one"]),
+        ('{"train": ["a"], "train": ["b"], "validation": ["c"]}', LABELS, ["repeated keys: 'train'", "keep one"]),
         (None, LABELS, ["holds no dataset", "partition.json", "samples.csv", "samples.parquet"]),
     ],
     ids=str,
@@ -278,7 +278,7 @@ def test_text_that_is_no_UTF_8_is_refused(tmp_path: Path) -> None:
         ("a,0,train\nb,1,train\n", ["no column 'id'", "id, label and partition"]),
         (ROWS.replace("label", "Label"), ["no column 'label'"]),
         (ROWS.replace("label", "id"), ["more than one column 'id'"]),
-        (ROWS + "d,1\n", ["cannot be read as csv", "3 columns"]),
+        (ROWS + "d,1\n", ["cannot be read as csv", "row 5 has 2 columns, not 3"]),
         (ROWS + "a,1,validation\nb,1,train\n", ["more than one row: 'a', 'b' (2 in all)", "keep one"]),
         (ROWS + "x,,train\ny,,train\n", ["without a label: 'x', 'y' (2 in all)"]),
         (ROWS.replace(",0,", ",cat,") + "x,,train\n", ["without a label: 'x' (1 in all)"]),

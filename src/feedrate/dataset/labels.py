@@ -163,9 +163,9 @@ def read_labels(
     if wrong := kinds - {int, float, str, bool, list}:
         rule = "give it a number, a text, true, false or a list of numbers, or take the ID out of the partition"
         raise _error(labels, partition, lambda value: type(value) in wrong, rule)
-    if str in kinds and not _encodable(labels):
-        odd = lambda value: type(value) is str and not _encodable({"": [value]})  # noqa: E731
-        raise _error(labels, partition, odd, "it is no valid Unicode; rename the class")
+    if str in kinds and not all(encodable("".join(set(map(_text, of)))) for of in labels.values()):
+        rule = "it is no valid Unicode; rename the class"
+        raise _error(labels, partition, lambda value: not encodable(_text(value)), rule)
     if list in kinds:
         return _vectors(labels, partition, task)
     numeric = kinds <= {int, float}
@@ -323,6 +323,10 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
+def _text(value: Any) -> str:
+    return value if type(value) is str else ""
+
+
 def _kind(value: Any) -> str:
     return "number" if _number(value) else type(value).__name__
 
@@ -332,11 +336,10 @@ def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-def _encodable(labels: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether all texts are valid Unicode; JSON can hold half a surrogate pair, UTF-8 cannot."""
+def encodable(text: str) -> bool:
+    """Whether a text is valid Unicode; JSON can hold half a surrogate pair, UTF-8 cannot."""
     try:
-        for values in labels.values():
-            "".join({value for value in values if type(value) is str}).encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -52,7 +52,7 @@ def targets_of(
             if type(value) not in (int, bool) or value < 0:
                 remedy = "return a class index (0, 1, ...), a float, or a vector of floats"
                 if type(value) is float:
-                    remedy = "return int(y) for a class, or set dataset.task=regression for a number"
+                    remedy = "a float without a fraction; return int(y), or set dataset.task=regression"
                 raise UserError(f"{path}: sample {ID!r} has y={value!r}; {remedy}")
         found = int(max(values)) + 1
         if known is None and count < size:
