@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from feedrate.config import PrepareConfig
-from feedrate.dataset.big_file import BigFile
 from feedrate.dataset.catalog import Catalog
+from feedrate.dataset.formats.big_file import BigFile
 from feedrate.dataset.prepare import prepare, write_samples
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError
