@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     # The shards; torch is imported only now, since it takes seconds
     # -----------------------------------------------------------------------------------------------------
-    from feedrate.dataset.shards.pack import pack
+    from feedrate.dataset.writing.pack import pack
 
     raise_on_interrupt()
     pack(config)

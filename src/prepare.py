@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     # The folder; torch is imported only now, since it takes seconds
     # -----------------------------------------------------------------------------------------------------
-    from feedrate.dataset.prepare import prepare
+    from feedrate.dataset.writing.prepare import prepare
 
     raise_on_interrupt()
     prepare(config)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from feedrate.config import PackConfig, PackingConfig
-from feedrate.dataset.shards.pack import pack
+from feedrate.dataset.writing.pack import pack
 from feedrate.errors import SampleError, UserError
 from packing import pack_folder, shards_of, write_folder
 
@@ -20,7 +20,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_bytes_are_written_by_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feedrate.dataset.shards.pack._rows", lambda *_: 3)
+    monkeypatch.setattr("feedrate.dataset.writing.pack._rows", lambda *_: 3)
     root = write_folder(tmp_path / "mine")
     node = {"_target_": "feedrate.dataset.TensorFiles", "root": str(root)}
     for workers in (0, 1, 2, 5):

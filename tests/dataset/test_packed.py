@@ -103,7 +103,7 @@ def test_every_dtype_and_shape_comes_back_bit_for_bit(
 def test_every_batch_and_both_digests_are_those_of_the_files(
     root: Path, context: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedrate.dataset.shards.pack._rows", lambda *_: 5)  # several shards
+    monkeypatch.setattr("feedrate.dataset.writing.pack._rows", lambda *_: 5)  # several shards
     packed = pack_folder(root)
     assert len(shards_of(packed)) == 4 + 1 + 1
 
@@ -149,7 +149,7 @@ def test_samples_of_various_lengths_equal_the_files_and_the_users_collate_gets_t
 @pytest.mark.parametrize("target", ["own_datasets.Squares", "own_datasets.Plain", "feedrate.dataset.Generated"])
 def test_a_class_without_files_is_packed_with_its_types(target: str, tmp_path: Path) -> None:
     from feedrate.config import PackConfig, PackingConfig
-    from feedrate.dataset.shards.pack import pack
+    from feedrate.dataset.writing.pack import pack
 
     keys = {"size": 30, **({"validation_size": 4, "image_size": 32} if "Generated" in target else {})}
     node = {"_target_": target, **({} if "Squares" in target else keys)}
@@ -291,7 +291,7 @@ def test_a_damaged_sample_is_named_with_its_shard(root: Path) -> None:
 def test_a_changed_source_is_refused_with_shard_and_sample_and_packed_again_alone(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedrate.dataset.shards.pack._rows", lambda *_: 5)
+    monkeypatch.setattr("feedrate.dataset.writing.pack._rows", lambda *_: 5)
     packed = pack_folder(root)
     changed = root / "scan-1/ü07.pt"
     torch.save(picture(99), changed)
@@ -320,7 +320,7 @@ def test_another_time_with_the_same_content_is_no_change(root: Path) -> None:
 def test_changed_labels_are_refused_and_only_their_shards_packed_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedrate.dataset.shards.pack._rows", lambda *_: 5)
+    monkeypatch.setattr("feedrate.dataset.writing.pack._rows", lambda *_: 5)
     packed = pack_folder(root)
     labels = json.loads((root / "labels.json").read_text())
     labels["scan-1/ü07"] = 0
@@ -335,7 +335,7 @@ def test_changed_labels_are_refused_and_only_their_shards_packed_again(
 
 
 def test_a_sample_taken_out_leaves_no_shard_of_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feedrate.dataset.shards.pack._rows", lambda *_: 5)
+    monkeypatch.setattr("feedrate.dataset.writing.pack._rows", lambda *_: 5)
     packed = pack_folder(root)
     partition = json.loads((root / "partition.json").read_text())
     partition["train"] = partition["train"][:9]

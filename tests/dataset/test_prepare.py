@@ -19,9 +19,9 @@ import torch
 
 from feedrate.config import PrepareConfig
 from feedrate.dataset.catalog import Catalog
-from feedrate.dataset.formats.big_file import BigFile
-from feedrate.dataset.prepare import prepare, write_samples
 from feedrate.dataset.tensor_files import TensorFiles
+from feedrate.dataset.writing.big_file import BigFile
+from feedrate.dataset.writing.prepare import prepare, write_samples
 from feedrate.errors import UserError
 
 COUNT = 30

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedrate.dataset.prepare import split
+from feedrate.dataset.writing.prepare import split
 from feedrate.errors import UserError
 
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from feedrate.config import PrepareConfig, resolve_path
-from feedrate.dataset.formats.big_file import BigFile
-from feedrate.dataset.storage.output_folder import PARTIAL, check_room, check_root, remove_partial, write_file, writing
+from feedrate.dataset.writing.big_file import BigFile
+from feedrate.dataset.writing.output_folder import PARTIAL, check_room, check_root, remove_partial, write_file, writing
 from feedrate.errors import UserError, offence
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted

@@ -21,11 +21,11 @@ from feedrate.dataset.build import Data, build_data, check_shapes
 from feedrate.dataset.probe import probe, probe_again
 from feedrate.dataset.shards.shard import Damaged, Shard
 from feedrate.dataset.shards.shard_index import NAME, Index, PartitionEntry, ShardEntry, Source, names_crc
-from feedrate.dataset.shards.shard_writer import Plan, ShardWriter, forms_of, same_bytes, source_path
 from feedrate.dataset.shards.stale import Fingerprints, catalog_files, sha256_of
-from feedrate.dataset.storage.output_folder import check_room, check_root, remove_partial, write_file, writing
 from feedrate.dataset.subset import ID_of, size_of, unwrapped
 from feedrate.dataset.tensor_files import TensorFiles
+from feedrate.dataset.writing.output_folder import check_room, check_root, remove_partial, write_file, writing
+from feedrate.dataset.writing.shard_writer import Plan, ShardWriter, forms_of, same_bytes, source_path
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted, sync_folder

@@ -24,8 +24,8 @@ from feedrate.dataset.probe import probe
 from feedrate.dataset.shards.shard import KEY, Form
 from feedrate.dataset.shards.shard_index import ShardEntry, names_crc
 from feedrate.dataset.shards.stale import Fingerprint, fingerprint, sha256_of
-from feedrate.dataset.storage.output_folder import PARTIAL
 from feedrate.dataset.subset import ID_of, path_of
+from feedrate.dataset.writing.output_folder import PARTIAL
 from feedrate.errors import SampleError
 from feedrate.system.folder import sync_folder
 
