@@ -230,7 +230,7 @@ def test_a_label_that_does_not_fit_is_named_by_its_ID(tmp_path: Path) -> None:
         ({"training": ["a"], "validation": ["b"]}, LABELS, ["'training'", "did you mean train?"]),
         ({"train": ["a"], "val": ["b"]}, LABELS, ["'val'", "did you mean validation?"]),
         ({"train": ["a"], "VAL ": ["b"]}, LABELS, ["'VAL '", "did you mean validation?"]),
-        ({"train": ["a"], "dev": ["b"]}, LABELS, ["'dev'", "did you mean validation?"]),
+        ({"train": ["a"], "dev": ["b"]}, LABELS, ["'dev'", "known are train, validation, test"]),
         ({"TRAIN": ["a"], "validation": ["b"]}, LABELS, ["'TRAIN'", "did you mean train?"]),
         ({"train": ["a"], "validation": ["b"], "holdout": ["c"]}, LABELS, ["'holdout'", "train, validation, test"]),
         ({"train": "a", "validation": ["b"]}, LABELS, ["'train' holds a str", "list of IDs"]),
@@ -334,19 +334,11 @@ def test_what_is_no_regular_file_is_found_without_opening_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        (ROWS.replace(",", ";"), "semicolons separate them, write commas"),
-        (ROWS.replace("label", "Label"), "rename 'Label'"),
-        (ROWS.replace("label", " label"), "rename ' label'"),
-        (ROWS.replace("label", "lable"), "is it called lable"),
-    ],
+    "text", [ROWS.replace(",", ";"), ROWS.replace("label", "Label"), ROWS.replace("label", " label")]
 )
-def test_a_table_without_a_column_shows_those_it_has_and_what_is_probably_meant(
-    tmp_path: Path, text: str, part: str
-) -> None:
+def test_a_table_without_a_column_shows_those_it_has(tmp_path: Path, text: str) -> None:
     message = refused(table(tmp_path, text))
-    assert part in message
+    assert "needed are id, label and partition, separated by commas" in message
     assert f"Its columns: {text.splitlines()[0].replace(',', ', ')}" in message
 
 
@@ -361,33 +353,13 @@ def test_an_ID_in_test_and_elsewhere_is_told_as_a_fault_of_the_test(tmp_path: Pa
     assert "or the test measures what training has seen" in refused(root)
 
 
-def test_files_with_another_ending_are_pointed_out(tmp_path: Path) -> None:
+def test_a_missing_file_shows_what_its_folder_holds_instead(tmp_path: Path) -> None:
     write(tmp_path, files=["a", "b", "c"])
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans/007.npy").touch()
     message = refused(tmp_path)
-    assert "'scans/007' (1 in all)" in message
-    assert "There is scans/007.npy" in message
-    assert "suffix = '.npy'" in message
-
-
-@pytest.mark.parametrize(
-    ("ID", "file", "parts"),
-    [
-        ("a.pt", "a", ["write IDs without the ending .pt: there is a.pt"]),
-        ("scans\\007", "scans/007", ["with '/' between folders, not '\\'", "there is scans/007.pt"]),
-        ("scans\\007.pt", "scans/007", ["without the ending .pt, with '/' between folders"]),
-        ("Käse/ö", "Ka\u0308se/o\u0308", ["in the Unicode form of the file names", "normalize('NFD', ID)"]),
-        ("o\u0308", "ö", ["normalize('NFC', ID)"]),
-    ],
-)
-def test_an_ID_that_is_spelled_otherwise_than_its_file_is_told_so(
-    tmp_path: Path, ID: str, file: str, parts: list[str]
-) -> None:
-    message = refused(write(tmp_path, {"train": [ID], "validation": ["c"]}, {ID: 0, "c": 1}, [file, "c"]))
-    assert f"without a file ID.pt: {ID!r} (1 in all)" in message
-    for part in parts:
-        assert part in message
+    assert "without a file ID.pt: 'scans/007' (1 in all)" in message
+    assert "holds, for example, '007.npy'; compare ending" in message
 
 
 def test_a_relative_root_that_is_in_the_current_folder_is_hinted_at(

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -162,8 +161,10 @@ def _repeated(values: Iterator[Any] | Sequence[Any]) -> list[Any]:
 def _check_partition(partition: Mapping[str, Sequence[str]], source: str) -> None:
     for name in partition:
         if name not in PARTITIONS:
+            plain = str(name).strip().lower()
+            near = next((known for known in PARTITIONS if plain and known.startswith(plain)), plain)
             fault = f"unknown partition {name!r}; known are {', '.join(PARTITIONS)}"
-            raise UserError(f"{source}: {fault}{_similar(str(name))}")
+            raise UserError(f"{source}: {fault}{nearest(near, list(PARTITIONS))}")
     for name in ("train", "validation"):
         if name not in partition:
             raise UserError(f"{source}: has no partition '{name}'; needed are 'train' and 'validation'")
@@ -205,14 +206,6 @@ def _check_IDs(name: str, ids: Sequence[str], source: str) -> None:
         raise UserError(offence(f"{source}: IDs of '{name}' that are no valid Unicode", wrong, "rename them"))
 
 
-def _similar(name: str) -> str:
-    """The partition that a name probably stands for, as the end of a message."""
-    plain = name.strip().lower()
-    short = [known for known in PARTITIONS if plain and known.startswith(plain)]
-    found = {"dev": "validation", "eval": "validation"}.get(plain, short[0] if short else "")
-    return f"; did you mean {found}?" if found else nearest(plain, list(PARTITIONS))
-
-
 def _check_labels(partition: Mapping[str, Sequence[str]], labels: Mapping[str, Any], source: str) -> tuple[str, ...]:
     """Checks that each ID has a label; returns a note on labels without an ID."""
     where = "labels.json" if source == "partition.json" else source
@@ -234,40 +227,19 @@ def _check_files(root: Path, partition: Mapping[str, Sequence[str]], suffix: str
     present = {name for folder in sorted(folders) for name in _listing(root, folder, suffix, irregular)}
     for name, ids in partition.items():
         if missing := [ID for ID in ids if ID not in present]:
-            remedy = _spelling(root, missing[0], suffix)
-            if not remedy:
-                remedy = "add the files, or take the IDs out of the partition"
-                if other := _other_suffix(root / missing[0]):
-                    remedy += f"\nThere is {missing[0]}{other}: a dataset class that reads it has suffix = {other!r}"
+            remedy = "add the files, or take the IDs out of the partition"
+            if names := _names((root / missing[0]).parent):
+                remedy += f"\nIts folder holds, for example, {names[0]!r}; compare ending, spelling and Unicode form"
             raise UserError(offence(f"{root}: IDs of '{name}' without a file ID{suffix}", missing, remedy))
         if irregular and (wrong := [ID for ID in ids if ID in irregular]):
             fault = f"{root}: IDs of '{name}' whose ID{suffix} is no regular file (a folder, a pipe, a broken link)"
             raise UserError(offence(fault, wrong, "replace it, or take the IDs out of the partition"))
 
 
-def _spelling(root: Path, ID: str, suffix: str) -> str:
-    """The remedy where the file exists and its ID is spelled in another way, else an empty text."""
-    rules, plain = [], ID.removesuffix(suffix).replace("\\", "/")
-    if ID.endswith(suffix):
-        rules.append(f"without the ending {suffix}")
-    if "\\" in ID:
-        rules.append("with '/' between folders, not '\\'")
-    for form in ("NFC", "NFD"):
-        other = unicodedata.normalize(form, plain)
-        if (root / f"{other}{suffix}").is_file():
-            if other != plain:
-                rules.append(f"in the Unicode form of the file names, unicodedata.normalize('{form}', ID)")
-            return f"write IDs {', '.join(rules)}: there is {other}{suffix}" if rules else ""
-    return ""
-
-
-def _other_suffix(sample: Path) -> str:
-    """The ending of an existing file of that name, or an empty text."""
-    try:
-        names = sorted(path.name for path in sample.parent.iterdir())
-    except OSError:
-        return ""
-    return next((name.removeprefix(sample.name) for name in names if name.startswith(f"{sample.name}.")), "")
+def _names(folder: Path) -> list[str]:
+    """Names of visible files in a folder, without those of the catalog."""
+    found = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(name for name in found if name[0] != "." and name not in ("partition.json", "labels.json", *_TABLES))
 
 
 def _listing(root: Path, folder: str, suffix: str, irregular: set[str]) -> Iterator[str]:

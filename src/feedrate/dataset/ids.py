@@ -94,25 +94,28 @@ class IDs(Sequence[str]):
 
     def at(self, indices: np.ndarray) -> list[str]:
         """The IDs at `indices`, (n,) int64 and not negative; faster than one by one."""
-        ends = self._ends[indices]
-        starts = np.where(indices > 0, self._ends[indices - 1], 0)
+        starts, ends = self._spans(indices)
         view = self._view
         return [str(view[start:end], "utf-8") for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the IDs at `indices` begin and end."""
+        return np.where(indices > 0, self._ends[indices - 1], 0), self._ends[indices]
 
     def table(self, indices: np.ndarray) -> np.ndarray | None:
         """UTF-8 of the IDs at `indices`, (n, length) uint8; None where lengths differ, or one holds a zero byte."""
         if self._rows is None:
             length = int(self._ends[0]) if len(self) else 0
-            alike = length and np.array_equal(self._ends, np.arange(1, len(self) + 1) * length) and self._text.all()
-            self._rows = self._text.reshape(-1, length) if alike else self._text[:0]
+            uniform = length and np.array_equal(self._ends, np.arange(1, len(self) + 1) * length) and self._text.all()
+            self._rows = self._text.reshape(-1, length) if uniform else self._text[:0]
         if self._rows.ndim == 2:
             found: np.ndarray = self._rows[indices]
             return found
-        ends = self._ends[indices]
-        lengths = ends - np.where(indices > 0, self._ends[indices - 1], 0)
+        starts, ends = self._spans(indices)
+        lengths = ends - starts
         if not len(indices) or (lengths != lengths[0]).any():
             return None
-        found = self._text[(ends - lengths)[:, None] + np.arange(lengths[0])]
+        found = self._text[starts[:, None] + np.arange(lengths[0])]
         return found if found.all() else None
 
     @property
@@ -141,8 +144,7 @@ class IDs(Sequence[str]):
         table = self.table(indices)
         if table is not None:
             return _framed(table.reshape(-1), np.full(len(table), table.shape[1]))
-        ends = self._ends[indices]
-        starts = np.where(indices > 0, self._ends[indices - 1], 0)
+        starts, ends = self._spans(indices)
         lengths = ends - starts
         within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return _framed(self._text[np.repeat(starts, lengths) + within], lengths)

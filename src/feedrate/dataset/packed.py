@@ -29,7 +29,7 @@ class Packed(Dataset[tuple[Any, Any]]):
     Args:
         root: the folder; a relative one counts from the repository root.
         partition: 'train', 'validation' or 'test'.
-        transform: called with X (and with `feedrate.dataset.sample_rng()` at hand), returns what the model gets.
+        transform: called with X (`feedrate.dataset.sample_rng()` gives random numbers), returns the model's input.
         access: 'mmap' to copy samples from the mapped shards; 'pread' to read each one, for network file systems.
         verify: 'crc' to compare each sample with the CRC-32 in the shard.
         stale: checks whether the packed files have changed: 'some' thousands of them, 'all', or 'ignore'.
@@ -144,12 +144,12 @@ class Packed(Dataset[tuple[Any, Any]]):
         try:
             shape = shards[0].shape(rows[0])
             every = [shard.opened for shard in shards]
-            alike = all(opened.shapes is None and opened.shape == shape for opened in every)
-            if not alike and any(shard.shape(row) != shape for shard, row in zip(shards, rows, strict=True)):
+            uniform = all(opened.shapes is None and opened.shape == shape for opened in every)
+            if not uniform and any(shard.shape(row) != shape for shard, row in zip(shards, rows, strict=True)):
                 return None
             X = empty((len(rows), *shape), self._X.torch_dtype)
             into, n = memory_of(X), X.nbytes // len(rows)
-            if alike and not self.verify and every[0].memory is not None:
+            if uniform and not self.verify and every[0].memory is not None:
                 for at, (opened, row) in enumerate(zip(every, rows, strict=True)):
                     into[at * n : at * n + n] = opened.memory[row * n : row * n + n]  # type: ignore[index]
                 return X

@@ -94,12 +94,12 @@ class Recogniser:
         same = (frames.view(np.uint64) & self._mask) == self._frame
         digits = frames[:, self._digits] - 48 < 10  # unsigned: bytes below '0' become large
         names = frames.take(self._places_of(count)) if length else _NO_NAMES  # (k, n * length)
-        alike, plain = names == names[:1], _NAME_BYTES[names[:1]]
-        if same.all() and digits.all() and alike.all() and plain.all():  # nearly always, and in half the time
+        equal, plain = names == names[:1], _NAME_BYTES[names[:1]]
+        if same.all() and digits.all() and equal.all() and plain.all():  # nearly always, and in half the time
             return np.ones(count, dtype=bool)
         good: np.ndarray = same.all(axis=1) & digits.all(axis=1)
         if length:
-            for each in (alike, plain):
+            for each in (equal, plain):
                 good &= each.reshape(-1, count, length).all(axis=(0, 2))
         return good
 

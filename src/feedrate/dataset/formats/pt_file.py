@@ -111,34 +111,21 @@ def fault_of(path: str, error: Exception) -> tuple[str, bool]:
         size = Path(path).stat().st_size
         with Path(path).open("rb") as file:
             head = file.read(len(_OLD))
-            file.seek(max(0, size - 200))
-            tail = file.read()
         is_zip = zipfile.is_zipfile(path)
-        pickled = _pickled(path) if is_zip else None
+        is_saved = is_zip and any(name.endswith("/data.pkl") for name in zipfile.ZipFile(path).namelist())
     except Exception:  # zipfile raises many types for damaged files
         return "is damaged", False
     if size == 0:
         return "is an empty file", False
     if (head.startswith(_ZIP) and not is_zip) or _ZIP.startswith(head) or (_OLD.startswith(head) and head != _OLD):
         return f"is truncated ({size:,} byte{'s' if size > 1 else ''})", False
-    if "TorchScript" in text:
-        return "holds a TorchScript program", True
-    needed = _CODE.search(text)
-    cut = needed and needed[1] and tail[:-1].endswith(needed[1].rpartition(".")[2].encode())  # within a name
-    if needed and not cut:
-        return f"needs code to load{f' ({needed[1]})' if needed[1] else ''}, which is refused", True
+    if needed := _CODE.search(text):
+        fault = "is truncated, or needs code to load" if head == _OLD else "needs code to load"
+        return f"{fault}{f' ({needed[1]})' if needed[1] else ''}, which is refused", True
     if head == _OLD:
         return f"is truncated or damaged ({size:,} bytes)", False
-    if pickled is not None:
-        if pickled[:1] == b"\x80" and pickled[1:] in (b"\x03", b"\x04", b"\x05"):
-            return f"was saved with pickle_protocol={pickled[1]}, not with torch.save's default, protocol 2", True
-        return "is damaged", False
+    if is_saved:
+        return "is damaged, or was saved with another pickle_protocol than 2", False
     if head.startswith(b"\x80"):
         return "is a pickle, which may hold code and is not loaded", True
     return "is not a file that torch.save wrote", True
-
-
-def _pickled(path: str) -> bytes | None:
-    """The first two bytes of the pickle in a file of torch.save's; None for other archives."""
-    with zipfile.ZipFile(path) as archive:
-        return next((archive.read(name)[:2] for name in archive.namelist() if name.endswith("/data.pkl")), None)

@@ -89,12 +89,12 @@ class SampleReader:
         else:
             groups = self._groups(paths)
             form = max(groups, key=lambda known: len(groups[known])).layout if groups else None
-            alike = {known: rows for known, rows in groups.items() if form is not None and known.layout.same_form(form)}
-            if form is None or 2 * sum(map(len, alike.values())) < len(paths):  # most have no common layout
+            same = {known: rows for known, rows in groups.items() if form is not None and known.layout.same_form(form)}
+            if form is None or 2 * sum(map(len, same.values())) < len(paths):  # most have no common layout
                 return self._stacked({row: self.read(paths[row], IDs[row]) for row in range(len(paths))}, None, empty)
             out = empty((len(paths), *form.shape), form.dtype)
             good = np.zeros(len(paths), dtype=bool)
-            for known, rows in alike.items():
+            for known, rows in same.items():
                 good[rows] = self._scatter.read(known, [paths[row] for row in rows.tolist()], rows, out)
         if good.all():
             return out
@@ -232,8 +232,8 @@ class SampleReader:
             return None
 
     def _recognise(self, path: str, raw: bytearray) -> Known | None:
-        alike = self._by_size.setdefault(len(raw), [])
-        found = next((known for known in alike if known.recognised.alone(known.parts(raw)[0])), None)
+        similar = self._by_size.setdefault(len(raw), [])
+        found = next((known for known in similar if known.recognised.alone(known.parts(raw)[0])), None)
         if found is None:
             if self._misses >= TRIES or self._layouts >= LAYOUTS:
                 return None
@@ -242,7 +242,7 @@ class SampleReader:
                 self._misses += 1
                 return None
             found = Known(layout)
-            alike.append(found)
+            similar.append(found)
             self._layouts += 1
             if self._by_name.get(_length(path)):  # samples differ in shape
                 self._make_template(path, raw, layout)

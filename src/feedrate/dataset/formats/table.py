@@ -11,7 +11,6 @@ from typing import Any
 
 from feedrate.dataset.labels import encodable
 from feedrate.errors import UserError
-from feedrate.validation import nearest
 
 COLUMNS = ("id", "partition", "label")
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -86,19 +85,9 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     for column in ("id", "label", "partition"):
         if names.count(column) != 1:
             fault = "has no column" if column not in names else "has more than one column"
-            remedy = f"needed are id, label and partition{_hint(column, names)}"
-            raise UserError(f"{path}: {fault} '{column}'; {remedy}\nIts columns: {', '.join(names)[:200]}")
-
-
-def _hint(column: str, found: Sequence[str]) -> str:
-    """What is probably wrong with a table without that column."""
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "'|'")):
-        if len(found) == 1 and separator in found[0]:
-            return f"; {name} separate them, write commas"
-    if alike := [name for name in found if name not in COLUMNS and name.strip().lower() == column]:
-        return f"; rename {alike[0]!r}, without spaces and in small letters"
-    near = nearest(column, [name for name in found if name not in COLUMNS])
-    return near.replace("did you mean", "is it called").rstrip("?") + "? Rename it" if near else ""
+            remedy = "needed are id, label and partition, separated by commas"
+            shown = ", ".join(names)[:200].encode(errors="replace").decode()
+            raise UserError(f"{path}: {fault} {column!r}; {remedy}\nIts columns: {shown}")
 
 
 def _read_parquet(path: Path) -> Table:

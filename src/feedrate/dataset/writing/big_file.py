@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from feedrate.config import nearby
 from feedrate.dataset.formats.pt_file import fault_of
-from feedrate.errors import UserError, offence
+from feedrate.dataset.labels import read_labels, single
+from feedrate.errors import UserError
 
 SUFFIXES = (".pt", ".pth", ".npz")
 _SAVE = "save it with torch.save((X, y), 'all.pt'), X and y being tensors"
@@ -30,13 +30,13 @@ class BigFile:
 
     Attributes:
         path: the file.
-        y: (N,) or (N, K); integers and texts are classes, floats and vectors are quantities.
+        y: a label for each sample: a number, a text, true or false, or a list of numbers.
         sample_shape, sample_dtype: of one X.
         unpack_bytes: size of the temporary copy of X that an .npz needs, else 0.
     """
 
     path: Path
-    y: NDArray[Any]
+    y: list[Any]
     sample_shape: tuple[int, ...]
     sample_dtype: torch.dtype
     unpack_bytes: int
@@ -63,7 +63,7 @@ class BigFile:
             shape, dtype, unpack_bytes = tuple(X.shape), X.dtype, 0
         y = _as_labels(path, labels)
         if len(shape) == 0 or len(y) != shape[0]:
-            raise UserError(f"source={path}: X has the shape {shape}, y {y.shape}; both need one row per sample")
+            raise UserError(f"source={path}: X has the shape {shape}, y {len(y)} labels; each sample needs one")
         if 0 in shape[1:]:
             raise UserError(f"source={path}: X has the shape {shape}, so samples are empty; save X with its values")
         return cls(path, y, shape[1:], dtype, unpack_bytes)
@@ -108,7 +108,7 @@ def _load_pt(path: Path) -> tuple[Tensor, Any]:
     return X.detach(), y
 
 
-def _read_npz(path: Path) -> tuple[tuple[int, ...], torch.dtype, NDArray[Any], int]:
+def _read_npz(path: Path) -> tuple[tuple[int, ...], torch.dtype, Any, int]:
     """Shape and dtype of X, y, and the bytes of X's file within the archive."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -137,26 +137,17 @@ def _read_npz(path: Path) -> tuple[tuple[int, ...], torch.dtype, NDArray[Any], i
         raise UserError(f"source={path}: X has the dtype {dtype}, unknown to torch; save X.astype(...)") from None
 
 
-def _as_labels(path: Path, y: Any) -> NDArray[Any]:
-    """Labels as an array (N,) of integers, floats or texts, or (N, K) of numbers."""
+def _as_labels(path: Path, y: Any) -> list[Any]:
+    """Labels as JSON values, checked by the rules of docs/data.md."""
     if isinstance(y, Tensor):
         y = (y.float() if y.dtype == torch.bfloat16 else y).detach().numpy()
-    kinds = sorted({type(value).__name__ for value in y}) if isinstance(y, list) else []
+    if isinstance(y, np.ndarray):
+        y = y.tolist()
+    if not isinstance(y, (list, tuple)):
+        raise UserError(f"source={path}: y is a {type(y).__name__}; save a tensor, or a list of labels")
+    labels = list(single({"": y})[""])
     try:
-        labels: NDArray[Any] = np.asarray(y)
-    except ValueError:  # lists of different lengths
-        labels = np.asarray(None)
-    if labels.dtype.kind == "b":
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "iufU" or len(kinds) > 1:
-        held = f"a list of {', '.join(kinds[:4])}" if kinds else f"{type(y).__name__} of {labels.dtype}"
-        raise UserError(f"source={path}: y must hold integers, floats or texts, not mixed; it is {held}")
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim not in (1, 2) or (labels.ndim == 2 and (labels.shape[1] == 0 or labels.dtype.kind == "U")):
-        raise UserError(f"source={path}: y has the shape {labels.shape}; give (N,), one label per sample, or (N, K)")
-    if labels.dtype.kind == "f":
-        wrong = np.flatnonzero(~np.isfinite(labels).reshape(len(labels), -1).all(axis=1))
-        if len(wrong):
-            raise UserError(offence(f"source={path}: y is not finite at", wrong.tolist(), "take these samples out"))
+        read_labels({"train": labels}, {"train": [str(index) for index in range(len(labels))]})
+    except UserError as error:
+        raise UserError(f"source={path}: {error}") from None
     return labels

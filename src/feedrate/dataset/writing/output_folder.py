@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from feedrate.errors import UserError
 from feedrate.system.folder import locked
+from feedrate.system.processes import in_processes
+
+T = TypeVar("T")
 
 PARTIAL = ".partial-"  # prefix of files that are not whole yet; those of a killed process are removed
 
@@ -62,6 +66,18 @@ def write_file(path: Path, content: bytes, flush: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def in_parallel(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Generator[tuple[int, Any], None, None]:
+    """Yields the messages of `work(part)` with the part's number, from a process for each part if there are several.
+
+    Closing it kills the processes.
+    """
+    if len(parts) == 1:
+        yield from ((0, message) for message in work(parts[0]))
+    elif parts:
+        with closing(in_processes(work, parts)) as messages:
+            yield from (pair for pair in messages if pair[1] is not None)
 
 
 def is_partial(name: str) -> bool:

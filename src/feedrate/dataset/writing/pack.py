@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +24,19 @@ from feedrate.dataset.shards.shard_index import NAME, Index, PartitionEntry, Sha
 from feedrate.dataset.shards.stale import Fingerprints, catalog_files, sha256_of
 from feedrate.dataset.subset import ID_of, size_of, unwrapped
 from feedrate.dataset.tensor_files import TensorFiles
-from feedrate.dataset.writing.output_folder import check_room, check_root, remove_partial, write_file, writing
+from feedrate.dataset.writing.output_folder import (
+    check_room,
+    check_root,
+    in_parallel,
+    remove_partial,
+    write_file,
+    writing,
+)
 from feedrate.dataset.writing.shard_writer import Plan, ShardWriter, forms_of, same_bytes, source_path
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted, sync_folder
-from feedrate.system.processes import in_processes, signals_ignored
+from feedrate.system.processes import signals_ignored
 from feedrate.system.progress_bar import progress_bar
 
 PROBED = 16  # samples of a partition that are loaded to estimate their size, and to detect random transforms
@@ -255,28 +262,17 @@ def _fill(job: Job, num_workers: int | str) -> tuple[Index, str]:
 
 def _write_shards(job: Job, missing: list[Plan], entries: dict[Plan, ShardEntry], num_workers: int | str) -> None:
     """Writes the missing shards and adds them to `entries`."""
-    workers = min(num_workers if isinstance(num_workers, int) else usable_cores(), len(missing))
+    workers = min(max(1, num_workers) if isinstance(num_workers, int) else usable_cores(), len(missing))
     total = sum(plan.stop - plan.start for plan in job.plans)
     done = sum(plan.stop - plan.start for plan in entries)
     writer = ShardWriter(dict(job.data.partition), job.seed, job.index.X, job.index.y, job.root)
-    with progress_bar("samples", total, done) as show, closing(_written(writer, missing, workers)) as progress:
-        for count, finished in progress:
+    parts = [missing[number::workers] for number in range(workers)]
+    with progress_bar("samples", total, done) as show, closing(in_parallel(writer, parts)) as messages:
+        for _, (count, finished) in messages:
             done += count
             if finished is not None:
                 entries[finished[0]] = finished[1]
             show(done)
-
-
-def _written(
-    writer: ShardWriter, plans: list[Plan], workers: int
-) -> Generator[tuple[int, tuple[Plan, ShardEntry] | None], None, None]:
-    if workers <= 1:
-        yield from writer(plans)
-        return
-    with closing(in_processes(writer, [plans[number::workers] for number in range(workers)])) as progress:
-        for _, news in progress:
-            if news is not None:
-                yield news
 
 
 def _finished(job: Job, entries: Mapping[Plan, ShardEntry]) -> Index:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,19 @@ from torch import Tensor
 
 from feedrate.config import PrepareConfig, resolve_path
 from feedrate.dataset.writing.big_file import BigFile
-from feedrate.dataset.writing.output_folder import PARTIAL, check_room, check_root, remove_partial, write_file, writing
+from feedrate.dataset.writing.output_folder import (
+    PARTIAL,
+    check_room,
+    check_root,
+    in_parallel,
+    remove_partial,
+    write_file,
+    writing,
+)
 from feedrate.errors import UserError, offence
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted
-from feedrate.system.processes import in_processes, signals_ignored
+from feedrate.system.processes import signals_ignored
 from feedrate.system.progress_bar import progress_bar
 
 MANIFEST = "prepare.json"
@@ -174,7 +182,7 @@ def write_samples(source: BigFile, indices: Indices, root: Path, num_workers: in
     """Writes `root/ID.pt` for the samples at `indices`, and yields how many are written a few times per second.
 
     Args:
-        num_workers: processes that write; 0 writes in this one. Closing the generator kills them.
+        num_workers: processes that write; 0 or 1 write in this one. Closing the generator kills them.
 
     Raises:
         UserError: the source cannot be read any more, or a worker was killed.
@@ -182,14 +190,11 @@ def write_samples(source: BigFile, indices: Indices, root: Path, num_workers: in
     """
     if len(indices):
         source.unpack(root / _X)
-    if num_workers == 0:
-        yield from _write(indices, source, root)
-        return
     written: dict[int, int] = {}
-    with closing(in_processes(partial(_write, source=source, root=root), np.array_split(indices, num_workers))) as news:
-        for worker, count in news:
-            if count is not None:
-                written[worker] = count
+    parts = np.array_split(indices, max(1, num_workers))
+    with closing(in_parallel(partial(_write, source=source, root=root), parts)) as counts:
+        for worker, count in counts:
+            written[worker] = count
             yield sum(written.values())
 
 
@@ -211,7 +216,7 @@ def _write_catalog(source: BigFile, parts: Mapping[str, Indices], root: Path, ma
     if (stat.st_size, stat.st_mtime_ns) != (manifest["source_bytes"], manifest["source_mtime_ns"]):
         raise UserError(f"source={source.path}: changed while it was read; remove {root} and start again")
     ID_of = _numbering(len(source))
-    labels = {ID_of(index): label for index, label in enumerate(source.y.tolist())}
+    labels = {ID_of(index): label for index, label in enumerate(source.y)}
     partition = {name: [ID_of(index) for index in indices.tolist()] for name, indices in parts.items()}
     remove_partial(root)
     write_file(root / "labels.json", json.dumps(labels).encode(), flush=True)
@@ -224,15 +229,12 @@ def _write_catalog(source: BigFile, parts: Mapping[str, Indices], root: Path, ma
 # ---------------------------------------------------------------------------------------------------------
 
 
-def split(y: NDArray[Any], validation_fraction: float, test_fraction: float, seed: int) -> dict[str, Indices]:
+def split(y: Sequence[Any], validation_fraction: float, test_fraction: float, seed: int) -> dict[str, Indices]:
     """Ascending sample indices of 'train', 'validation' and, unless its fraction is 0, 'test'; stratified by class.
 
-    Integers and texts are classes: each class keeps its share to within one sample, with at least one sample in
-    'train' and one in 'validation' (scikit-learn's train_test_split refuses small classes). Floats and vectors are
-    split at random.
-
-    Args:
-        y: (N,) or (N, K).
+    Labels that are no float and no list are classes: each keeps its share to within one sample, with at least one
+    sample in 'train' and one in 'validation' (scikit-learn's train_test_split refuses small classes). Others are split
+    at random.
 
     Raises:
         UserError: too few samples, or a class with a single one.
@@ -241,8 +243,8 @@ def split(y: NDArray[Any], validation_fraction: float, test_fraction: float, see
     if total < needed:
         raise UserError(f"source: has {total} samples; {needed} are needed, one for each partition")
     classes = np.zeros(total, dtype=np.int64)
-    if y.ndim == 1 and y.dtype.kind != "f":
-        names, classes = np.unique(y, return_inverse=True)
+    if not any(isinstance(label, (float, list)) for label in y):
+        names, classes = np.unique(np.asarray(y), return_inverse=True)
         if lone := names[np.bincount(classes) < 2].tolist():
             remedy = "take them out or merge classes, since each needs two samples; save a quantity as float"
             raise UserError(offence("source: classes with a single sample", lone, remedy))
