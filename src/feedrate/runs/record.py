@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from feedrate.dataset.probe import size_of
+from feedrate.dataset.subset import size_of
 from feedrate.loader.device import single
 from feedrate.reporting.run_summary import run_note
 from feedrate.reporting.trace import rows_of, trace

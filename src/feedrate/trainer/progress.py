@@ -10,7 +10,7 @@ import time
 import torch
 
 from feedrate.dataset import Data
-from feedrate.dataset.probe import size_of
+from feedrate.dataset.subset import size_of
 
 log = logging.getLogger("feedrate")
 INTERVAL_S = 0.5  # drawing the line costs well under a millisecond, counted as compute
