@@ -10,7 +10,6 @@ import math
 import multiprocessing
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,15 +17,12 @@ from torch.utils.data import DataLoader, default_collate
 
 from feedrate.cli.targets import build
 from feedrate.dataset.build import Data
-from feedrate.dataset.probe import size_of
 from feedrate.errors import UserError
 from feedrate.loader.device import has_streams
 from feedrate.loader.engines.processes import start_method
-from feedrate.loader.limits import read_limits
 from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.open_files import warn_of_open_files
-from feedrate.loader.preflight import Pool, Setup, preflight
-from feedrate.loader.worker_footprint import NOTHING, inherited, sent
+from feedrate.loader.resources import check_resources
 from feedrate.system.cores import usable_cores
 
 log = logging.getLogger("feedrate")
@@ -78,12 +74,13 @@ def start_loaders(loaders: Mapping[str, Any], names: Sequence[str], data: Data, 
     checkable = all(isinstance(loader, DataLoader) for loader in counted)  # a class of the user's own may be anything
 
     def check() -> None:
-        if text := preflight(_setup(counted, data), read_limits()):
+        engine = first.engine if isinstance(first, SeededLoader) else "torch"
+        if text := _check(counted, data, engine):
             log.warning("%s", text)
 
     if isinstance(first, SeededLoader) and checkable:
-        if first.engine == "auto":  # to find out, batches are made; threads need no more than any engine does
-            preflight(replace(_setup(counted, data), engine="thread"), read_limits())
+        if first.engine == "auto":  # it loads batches to choose an engine, and they must fit
+            _check(counted, data, "thread")
         first.start(check)
     elif checkable:
         check()
@@ -97,33 +94,13 @@ def start_loaders(loaders: Mapping[str, Any], names: Sequence[str], data: Data, 
             loader.start()
 
 
-def _setup(loaders: Sequence[DataLoader[Any]], data: Data) -> Setup:
-    """What the pre-flight must know of the loaders that are started."""
-    first, workers = loaders[0], loaders[0].num_workers
-    engine = "torch" if workers else "inline"
-    if isinstance(first, SeededLoader):
-        engine = first.engine
+def _check(loaders: Sequence[DataLoader[Any]], data: Data, engine: str) -> str:
+    first = loaders[0]
     y = data.targets.num_outputs if data.targets.task == "regression" else 1
     sample_bytes = math.prod(data.sample_shape) * data.sample_dtype.itemsize + 8 * y
-    method = _method(first, engine)
-    seen: set[int] = set()
-    pools = []
-    for loader in loaders:
-        parcel = NOTHING
-        if engine in ("process", "torch"):
-            parcel = inherited(loader.dataset) if method == "fork" else sent(loader.dataset, seen)
-        pools.append(Pool(sample_bytes, loader.batch_size or 1, size_of(loader.dataset), parcel))
-    return Setup(
-        engine,
-        workers,
-        first.prefetch_factor or 2,
-        tuple(pools),
-        start_method=method,
-        persistent=bool(first.persistent_workers),
-        pinned=bool(first.pin_memory) and torch.accelerator.is_available(),
-        by_descriptor=torch.multiprocessing.get_sharing_strategy() == "file_descriptor",
-        exact=first.collate_fn is default_collate,
-    )
+    processes = first.num_workers > 0 and engine in ("process", "torch")
+    forked = processes and _method(first, engine) == "fork"
+    return check_resources(loaders, sample_bytes, processes, forked, exact=first.collate_fn is default_collate)
 
 
 def _method(loader: DataLoader[Any], engine: str) -> str:

@@ -25,9 +25,8 @@ from feedrate.loader.batch import BatchInfo, BatchRequest, requests_of
 from feedrate.loader.digest import nbytes
 from feedrate.loader.engines.processes import refuse_to_run_again
 from feedrate.loader.fetcher import BatchFetcher
-from feedrate.loader.limits import free_shared_memory, shown
 from feedrate.loader.order import Plan
-from feedrate.loader.preflight import Pool, Setup, needs
+from feedrate.loader.resources import batches_in_flight, free_shared_memory, shown
 from feedrate.timing.machine import queued_ns
 
 if TYPE_CHECKING:
@@ -136,9 +135,8 @@ def _pick(samples: BatchFetcher, plan: Plan, loader: Loader[Any]) -> Choice:
         return Choice(
             "process", f"since {samples.name} gives samples one by one and does not say thread_safe = True", made
         )
-    # as of two loaders, since those of training and validation work at the same time
-    pools = 2 * (Pool(nbytes(made[0][0]), batch_size=1, samples=sys.maxsize),)
-    needed = needs(Setup("process", loader.num_workers, loader.prefetch_factor or 2, pools)).shared_memory
+    # training and validation each
+    needed = 2 * batches_in_flight(loader.num_workers, loader.prefetch_factor or 2) * nbytes(made[0][0])
     free = free_shared_memory()
     if free is not None and needed > free:
         lack = f"{shown(needed)} of shared memory, and {shown(free)} are free"
