@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -14,6 +15,16 @@ from feedrate.loader.batch import Batch
 def has_streams(device: torch.device) -> bool:
     """Whether batches can be copied to it on a stream of their own; not so on the CPU and MPS."""
     return device.type not in ("cpu", "mps")
+
+
+def may_lack_float64(device: torch.device) -> bool:
+    """Whether it may be without float64: MPS is, and some of Intel's GPUs."""
+    return device.type in ("mps", "xpu")
+
+
+def single(tensor: Tensor, device: torch.device) -> Tensor:
+    """A float64 tensor on the host as float32, for a device that may lack float64."""
+    return tensor.float() if tensor.dtype == torch.float64 and may_lack_float64(device) else tensor
 
 
 def make_current(device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch
-from feedrate.loader.device import has_streams
+from feedrate.loader.device import has_streams, may_lack_float64, single
 from feedrate.loader.torch_loader import with_info
 from feedrate.timing import Clock
 from feedrate.timing.ahead import HostAhead, record
@@ -75,7 +76,8 @@ class ToDevice:
                 host = self._next(batches)
                 ahead = copies.issue(host) if host is not None else None
             finally:
-                done.synchronize()  # costs nothing, since the copy precedes that step
+                with suppress(RuntimeError):  # of a device that has failed; the next call to it raises again
+                    done.synchronize()  # costs nothing, since the copy precedes that step
                 del source  # only now, as its memory is used again
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
@@ -95,6 +97,8 @@ class ToDevice:
             )
         if self._check is not None:
             self._check(batch)
+        if may_lack_float64(self._device):
+            batch.data = [single(tensor, self._device) for tensor in data]
         return batch
 
 
