@@ -18,7 +18,7 @@ from feedrate.tracking.address import read_address
 from feedrate.tracking.journal import JOURNAL, UploadState, events
 from feedrate.tracking.mlflow_writer import MLflowWriter
 from feedrate.tracking.secrets import MASK, learn
-from feedrate.tracking.store import open_answering, require_answer
+from feedrate.tracking.store import open_store, require_answer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,8 +58,7 @@ class Uploader:
             UserError: it cannot be used.
         """
         if self._store is None:
-            require_answer(self._address)
-            self._store = open_answering(self._address, self._experiment)
+            self._store = open_store(self._address, self._experiment)
 
     def writer(self, folder: Path) -> MLflowWriter:
         """The writer of a run folder's journal; raises as `open` does, and JournalBusy."""
