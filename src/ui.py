@@ -23,10 +23,19 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from feedrate.errors import UserError
-from feedrate.tracking.address import UI_HOST, UI_PORT, Address, experiment_link, read_address, ui_address_file
+from feedrate.tracking.address import (
+    UI_HOST,
+    UI_PORT,
+    VIEW_KEY,
+    Address,
+    experiment_link,
+    read_address,
+    ui_address_file,
+)
 
 DEFAULT_URI = "outputs/mlflow.db"  # as in conf/tracking/local.yaml
 DEFAULT_EXPERIMENT = "feedrate"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # each ends it, also when started in the background
 
 
 def main() -> int:
@@ -40,17 +49,17 @@ def main() -> int:
     address = read_address(arguments.uri)
     if address.database is None:
         raise UserError(f"--uri={address.shown}: only an SQLite file can be shown; a server has pages of its own")
-    port = _check_port(arguments.port)
+    _check_port(arguments.port)
 
     # -- MLflow's server, until it is stopped --------------------------------------------------------------
-    _stop_on_signals()
-    url = f"http://{UI_HOST}:{port}"
+    for signum in SIGNALS:
+        signal.signal(signum, signal.default_int_handler)
+    url = f"http://{UI_HOST}:{int(arguments.port)}"
     notice = ui_address_file(address.database)  # while it exists, the links that runs print lead here
     print("Starting MLflow's pages, which takes 10 to 30 s ...", flush=True)
+    links = _open(address, url)
     try:
-        _prepare_store(address)
-        with tempfile.TemporaryFile() as log, _server(address, port, log) as server:
-            links = _links(address, url)
+        with tempfile.TemporaryFile() as log, _server(address, arguments.port, log) as server:
             if _becomes_ready(server, url):
                 notice.write_text(url, encoding="utf-8")
                 width = max(map(len, links), default=0)
@@ -64,7 +73,7 @@ def main() -> int:
         notice.unlink(missing_ok=True)
 
 
-def _check_port(text: str) -> int:
+def _check_port(text: str) -> None:
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise UserError(f"port {text}: a port is a number from 1 to 65535, for example {UI_PORT}")
     with socket.socket() as probe:
@@ -76,13 +85,12 @@ def _check_port(text: str) -> int:
                 f"port {text} cannot be used ({error.strerror}): end the program that uses it,"
                 " or choose another, for example PORT=5001"
             ) from None
-    return int(text)
 
 
-def _prepare_store(address: Address) -> None:
-    """Makes the store if there is none yet, and adapts one that was moved."""
+def _open(address: Address, url: str) -> dict[str, str]:
+    """Opens the store, which is made if need be; experiment name -> link to its runs, the last changed first."""
     from feedrate.tracking.moved import follow
-    from feedrate.tracking.store import open_store, require_answer
+    from feedrate.tracking.store import VIEW_TAG, open_store, require_answer, translated_errors
 
     assert address.database is not None
     if not address.database.exists():
@@ -90,10 +98,18 @@ def _prepare_store(address: Address) -> None:
         open_store(address, DEFAULT_EXPERIMENT)
     require_answer(address)
     follow(address.database)
+    with translated_errors(address):
+        from mlflow import MlflowClient
+
+        found = MlflowClient(address.uri).search_experiments(max_results=20, order_by=["last_update_time DESC"])
+    named = [one for one in found if one.experiment_id != "0"] or found  # without MLflow's empty Default
+    return {
+        one.name: experiment_link(url, one.experiment_id, VIEW_KEY if VIEW_TAG in one.tags else None) for one in named
+    }
 
 
 @contextmanager
-def _server(address: Address, port: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _server(address: Address, port: str, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """MLflow's server; it and all that it started are ended on exit."""
     from feedrate.tracking.store import folder_without_percent
 
@@ -104,7 +120,7 @@ def _server(address: Address, port: int, log: IO[bytes]) -> Iterator[subprocess.
     }
     if (folder := folder_without_percent()) is not None:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", UI_HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", UI_HOST, "--port", port]
     command += ["--backend-store-uri", address.uri]
     command += ["--artifacts-destination", str(address.artifacts)]  # for runs that use it as their server
     process = subprocess.Popen(
@@ -119,9 +135,11 @@ def _server(address: Address, port: int, log: IO[bytes]) -> Iterator[subprocess.
     try:
         yield process
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)  # a second one must not disturb the ending
+        for signum in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+                os.killpg(process.pid, signum)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)
 
@@ -133,35 +151,6 @@ def _becomes_ready(server: subprocess.Popen[bytes], url: str) -> bool:
             return True
         time.sleep(0.2)
     return False
-
-
-def _links(address: Address, url: str) -> dict[str, str]:
-    """Experiment name -> link to its runs, the last changed first; without MLflow's empty Default."""
-    from feedrate.tracking.store import translated_errors
-    from feedrate.tracking.view import VIEW_KEY, VIEW_TAG
-
-    with translated_errors(address):
-        from mlflow import MlflowClient
-
-        client = MlflowClient(address.uri)
-        found = client.search_experiments(max_results=20, order_by=["last_update_time DESC"])
-    named = [experiment for experiment in found if experiment.experiment_id != "0"] or found
-    return {
-        one.name: experiment_link(url, one.experiment_id, VIEW_KEY if VIEW_TAG in one.tags else None) for one in named
-    }
-
-
-def _stop_on_signals() -> None:
-    """SIGTERM and a closed terminal end it as Ctrl-C does, also when started in the background."""
-
-    def stop(*_: object) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)  # a second signal must not disturb the ending
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
-        signal.signal(number, stop)
 
 
 if __name__ == "__main__":

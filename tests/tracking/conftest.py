@@ -16,10 +16,10 @@ import pytest
 
 from feedrate.tracking.mlflow_writer import MLflowWriter
 from feedrate.tracking.system_metrics import SystemReadings
-from feedrate.tracking.tracker import JournalTracker
+from feedrate.tracking.tracker import Tracker, open_tracker
 from feedrate.tracking.uploader import Destination, Uploader
 
-OpenTracker = Callable[..., JournalTracker]
+OpenTracker = Callable[..., Tracker]
 
 
 @dataclass
@@ -80,14 +80,15 @@ def uploaders() -> list[Here]:
 @pytest.fixture
 def track(database: Path, tmp_path: Path, uploaders: list[Here]) -> Iterator[OpenTracker]:
     """Opens trackers on `database`; keyword arguments change the settings. Those still open are ended."""
-    opened: list[JournalTracker] = []
+    opened: list[Tracker] = []
 
-    def open_one(folder: Path | None = None, **changes: Any) -> JournalTracker:
+    def open_one(folder: Path | None = None, **changes: Any) -> Tracker:
         settings = Settings(**({"uri": str(database)} | changes))
         uploaders.append(Here(Destination(settings.uri or "", settings.artifacts, settings.experiment)))
-        name = settings.run_name or "mlp-digits-w2-b64"
         run_folder = folder or tmp_path / (f"run{len(opened)}" if opened else "run")
-        opened.append(JournalTracker(settings, uploaders[-1], run_name=name, run_folder=run_folder))
+        opened.append(
+            open_tracker(settings, run_name="mlp-digits-w2-b64", run_folder=run_folder, uploader=uploaders[-1])
+        )
         return opened[-1]
 
     yield open_one

@@ -19,8 +19,7 @@ from feedrate.config import ROOT
 from feedrate.errors import UserError
 from feedrate.tracking.address import Address, read_address
 from feedrate.tracking.recorded import RecordedRun
-from feedrate.tracking.store import open_store
-from feedrate.tracking.view import VIEW_TAG
+from feedrate.tracking.store import VIEW_TAG, open_store
 
 ONE_RUN = """
 import sys

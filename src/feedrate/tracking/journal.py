@@ -44,11 +44,12 @@ class Journal:
     """Appends events to one file of a run folder. Never raises: a full disk costs one warning.
 
     Attributes:
+        folder, path: the run folder and the file in it.
         existed: whether the file held events already.
     """
 
     def __init__(self, folder: Path, name: str = JOURNAL) -> None:
-        self.path = folder / name
+        self.folder, self.path = folder, folder / name
         self.existed = False
         self._broken = False
         self._file: IO[bytes] | None = None

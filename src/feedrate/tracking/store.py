@@ -1,11 +1,14 @@
-"""Opening MLflow's store: an SQLite file that many processes may open at the same instant, or a server."""
+"""Opening MLflow's store, an SQLite file that many processes may open at the same instant, or a server."""
 
 from __future__ import annotations
 
 import atexit
+import base64
 import errno
 import functools
 import importlib.util
+import json
+import logging
 import os
 import re
 import shlex
@@ -13,20 +16,28 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from feedrate.errors import UserError
-from feedrate.tracking.address import Address, sqlite_url
+from feedrate.tracking.address import VIEW_KEY, Address, sqlite_url
 from feedrate.tracking.moved import follow
 from feedrate.tracking.secrets import without_secrets
-from feedrate.tracking.view import write_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
+VIEW_METRICS = (
+    *("best/accuracy", "best/loss", "best/epoch", "validation/accuracy", "validation/loss"),
+    *("loader/samples_per_s", "loader/wait_pct"),
+)
+VIEW_PARAMS = ("loader.num_workers", "loader.batch_size", "model", "dataset")
 
 LOCK_TIMEOUT_S = 120.0  # for another process that creates the store, which takes about 3 s
 ANSWER_TIMEOUT_S = 5
@@ -254,5 +265,44 @@ def _open_experiment(client: MlflowClient, name: str, artifacts: str | None) -> 
             f"tracking.experiment={name} was deleted in MLflow, and nothing can be recorded in it.\n"
             f"Choose another name, or restore it: mlflow experiments restore -x {found.experiment_id}"
         )
-    write_view(client, found.experiment_id, present=found.tags)
+    _write_view(client, found.experiment_id, present=found.tags)
     return str(found.experiment_id)
+
+
+# -- The saved view: the columns of MLflow's table of runs, which by default shows no parameter and no metric ----
+
+
+def _write_view(client: MlflowClient, experiment_id: str, present: Mapping[str, str]) -> None:
+    """Gives the experiment our view unless it has one, which the user may have changed.
+
+    It is MLflow's internal format, an experiment tag that its Views menu writes, so a failure is a warning.
+    """
+    if VIEW_TAG in present:
+        return
+    try:
+        client.set_experiment_tag(experiment_id, VIEW_TAG, _view())
+    except Exception as error:
+        logging.getLogger(__name__).warning("the saved view of the table of runs was not written: %s", error)
+
+
+def _view() -> str:
+    """The tag's value: our columns, newest run first, all runs visible in charts."""
+    columns = {f"metrics.`{name}`": name for name in VIEW_METRICS} | {f"params.`{name}`": name for name in VIEW_PARAMS}
+    widths = {column: max(90, 30 + 7 * len(name)) for column, name in columns.items()}  # px; MLflow's 100 cut names
+    widths |= {"attributes.`Run Name`": 280, "attributes.`Dataset`": 300}
+    state = {
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "searchFilter": "",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [*columns, "attributes.`Dataset`"],
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+        "runsHiddenMode": "SHOW_ALL",
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    now = int(time.time() * 1000)
+    return json.dumps({"name": "Feedrate", "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"})

@@ -1,6 +1,6 @@
-"""What a run records: `Tracker`, which records nothing, and `JournalTracker`, which appends it to the run's journal.
+"""What training records: `Tracker` appends it to the run's journal, which the uploader's process sends to MLflow.
 
-The uploader's process sends the journal to MLflow, which is not imported here.
+MLflow is not imported here, but for exporting a model.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from feedrate.config import shown_path
-from feedrate.tracking.address import experiment_link, read_address, run_link
+from feedrate.tracking.address import VIEW_KEY, Address, experiment_link, read_address, run_link
 from feedrate.tracking.journal import (
     FILES,
     JOB_TAG,
@@ -31,7 +31,6 @@ from feedrate.tracking.journal import (
     events,
 )
 from feedrate.tracking.secrets import learn, masked, without_secrets
-from feedrate.tracking.view import VIEW_KEY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,49 +48,80 @@ _log = logging.getLogger("feedrate.tracking")
 
 
 class Tracker:
-    """Interface of all trackers; by itself it records nothing (`tracking=none`).
+    """What a run records; without a journal nothing (`tracking=none`). See `open_tracker`.
 
     No method may be called inside the timed loop. None raises because of a store, and only `end` waits for one.
+
+    Args:
+        journal: of the run, in its run folder.
+        address, uploader: given with a journal.
+        log_model: whether `model` does anything.
     """
+
+    def __init__(
+        self,
+        journal: Journal | None = None,
+        address: Address | None = None,
+        uploader: UploaderProcess | None = None,
+        log_model: bool = False,
+    ) -> None:
+        self._journal, self._address, self._uploader = journal, address, uploader
+        self._log_model = log_model
+        self._ended = False
+        self._last_steps: dict[str, int] = {}
+        self._non_finite: Counter[str] = Counter()
+        for event, _ in events(journal.path) if journal is not None else ():
+            if event["event"] == "metrics":
+                self._count([(name, float(value), step) for name, value, step, _ in event["points"]])
 
     @property
     def active(self) -> bool:
         """Whether anything is recorded."""
-        return False
+        return self._journal is not None
 
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run, None where nothing is recorded or the store has not answered yet."""
-        return None
+        return UploadState.read(self._journal.folder).run_id or None if self._journal is not None else None
 
     @property
     def url(self) -> str | None:
         """Link to the run's page, None as `run_id`."""
-        return None
+        return self._link(run_link)
 
     @property
     def experiment_url(self) -> str | None:
         """Link to the table of runs with our columns, None as `run_id`."""
-        return None
+        return self._link(lambda page, experiment_id, _: experiment_link(page, experiment_id, VIEW_KEY))
 
     def params(self, values: Mapping[str, object]) -> None:
         """Records settings under dotted names (`loader.batch_size`); nested mappings are flattened."""
+        texts = {name: _as_yaml(value) for name, value in _flatten(masked(values))}
+        self._write("params", values=texts)
+        if too_long := [name for name, text in texts.items() if len(text) > PARAM_CHARACTERS]:
+            self.tags({"feedrate.cut_params": ", ".join(too_long)})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Records words about the run; a later value replaces an earlier one."""
-
-    def last_step(self, metric: str) -> int:
-        """The highest recorded step of a metric, -1 if there is none."""
-        return -1
-
-    def close_dead(self, folder: Path) -> None:
-        """Uploads the record of another run, whose process is gone, and marks it as KILLED if it has no end."""
+        self._write("tags", values=masked({key: str(value) for key, value in values.items()}))
 
     def metrics(self, points: Sequence[Point]) -> None:
         """Records values, rounded to 6 significant digits.
 
         Values that are not finite are left out, counted, and named in the tag `feedrate.non_finite`.
         """
+        if not points:
+            return
+        rows = [(p.name, float(f"{p.value:.6g}"), p.step) for p in points]
+        times = [p.time_ms for p in points]
+        self._write("metrics", points=[(n, as_json(v), s, t) for (n, v, s), t in zip(rows, times, strict=True)])
+        if self._count(rows):
+            counts = ", ".join(f"{name}: {count}" for name, count in sorted(self._non_finite.items()))
+            self.tags({"feedrate.non_finite": f"values left out: {counts}"})
+
+    def last_step(self, metric: str) -> int:
+        """The highest recorded step of a metric, -1 if there is none."""
+        return self._last_steps.get(metric, -1)
 
     def dataset(self, name: str, digest: str, partition: str, samples: int, source: str) -> None:
         """Records which samples were used.
@@ -103,18 +133,36 @@ class Tracker:
             samples: number of samples of this partition.
             source: folder, URI or class name.
         """
+        self._write("dataset", name=without_secrets(name), digest=digest, partition=partition, samples=samples,
+                    source=without_secrets(source))  # fmt: skip
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keeps a copy of a file or folder under `folder`, as it is when it is sent; secrets in it are not masked."""
+        if self._journal is not None:
+            path, own = path.absolute(), self._journal.folder.absolute()
+            # relative where possible, since the folder may be moved with its journal
+            shown = path.relative_to(own) if path.is_relative_to(own) else path
+            self._write("artifact", path=str(shown), folder=folder)
 
     def text(self, text: str, name: str) -> None:
         """Keeps `text` as the file `name`; secrets are masked."""
+        if self._journal is not None:
+            path = self._file(self._journal, name)
+            path.write_text(without_secrets(text), encoding="utf-8", errors="backslashreplace")
+            self.artifact(path, name.rpartition("/")[0])
 
     def figure(self, figure: Figure, name: str) -> None:
         """Keeps a picture as the file `name` (ending in .png)."""
+        if self._journal is not None:
+            from feedrate.reporting.picture import save
+
+            path = self._file(self._journal, name)
+            save(figure, path)
+            self.artifact(path, name.rpartition("/")[0])
 
     def note(self, markdown: str) -> None:
         """Sets the description at the top of the run's page."""
+        self.tags({"mlflow.note.content": markdown})
 
     def model(self, module: nn.Module, example: Tensor) -> None:
         """Keeps the model in MLflow's form if `tracking.log_model` is set, which takes seconds.
@@ -125,177 +173,67 @@ class Tracker:
             module: on any device, in any mode; not changed.
             example: a batch `(B, ...)`; with B of at least 2 the batch size stays free in the export.
         """
-
-    def end(self, status: Status, error: str = "") -> None:
-        """Closes the run and waits until it is uploaded; later calls do nothing.
-
-        Without progress it waits 10 s (30 s for an SQLite file, 3 s if KILLED).
-        """
-
-
-class JournalTracker(Tracker):
-    """A run that is open from construction to `end`.
-
-    Args:
-        config: the group `tracking`, with a `uri`.
-        run_id: of a resumed run that was recorded without a journal.
-
-    Raises:
-        UserError: the settings are wrong. A store that is away is a note.
-    """
-
-    def __init__(
-        self,
-        config: TrackingConfig,
-        uploader: UploaderProcess,
-        *,
-        run_name: str,
-        run_folder: Path,
-        run_id: str | None = None,
-    ) -> None:
-        assert config.uri is not None
-        learn({"uri": config.uri})
-        self._address = read_address(config.uri, config.artifacts)
-        self._log_model = config.log_model
-        self._folder = run_folder
-        self._uploader = uploader
-        self._ended = False
-        self._non_finite: Counter[str] = Counter()
-        if trouble := uploader.opened():
-            _log.info("note: %s: the record is kept in %s, and sent when that is possible",
-                      _first_line(trouble), shown_path(run_folder))  # fmt: skip
-        run_folder.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(run_folder)
-        self._last_steps: dict[str, int] = {}
-        if self._journal.existed:
-            self._read_back()
-            self._journal.write("resume")
-        else:
-            tags = {
-                "mlflow.user": _user(),
-                "mlflow.source.name": shown_path(Path(sys.argv[0] or "python")),
-                "mlflow.source.type": "LOCAL",
-                "feedrate.run_folder": shown_path(run_folder),
-            }
-            if parent := os.environ.get(PARENT_VARIABLE):
-                tags |= {PARENT_TAG: parent, JOB_TAG: os.environ.get(JOB_VARIABLE, "")}
-            self._journal.begin(run_name, tags, config, run_id)
-        uploader.upload(run_folder, config.system_metrics)
-
-    @property
-    def active(self) -> bool:
-        return True
-
-    @property
-    def run_id(self) -> str | None:
-        return UploadState.read(self._folder).run_id or None
-
-    @property
-    def url(self) -> str | None:
-        state = UploadState.read(self._folder)
-        return run_link(self._address.page, state.experiment_id, state.run_id) if state.run_id else None
-
-    @property
-    def experiment_url(self) -> str | None:
-        state = UploadState.read(self._folder)
-        return experiment_link(self._address.page, state.experiment_id, VIEW_KEY) if state.run_id else None
-
-    def last_step(self, metric: str) -> int:
-        return self._last_steps.get(metric, -1)
-
-    def close_dead(self, folder: Path) -> None:
-        if (folder / JOURNAL).exists():
-            self._uploader.upload_dead_run(folder)
-
-    def params(self, values: Mapping[str, object]) -> None:
-        texts = {name: _as_yaml(value) for name, value in _flatten(masked(values))}
-        self._journal.write("params", values=texts)
-        if too_long := [name for name, text in texts.items() if len(text) > PARAM_CHARACTERS]:
-            self.tags({"feedrate.cut_params": ", ".join(too_long)})
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        self._journal.write("tags", values=masked({key: str(value) for key, value in values.items()}))
-
-    def metrics(self, points: Sequence[Point]) -> None:
-        if not points:
+        if self._journal is None or not self._log_model:
             return
-        rows = [(p.name, float(f"{p.value:.6g}"), p.step, p.time_ms) for p in points]
-        self._journal.write("metrics", points=[(name, as_json(value), *when) for name, value, *when in rows])
-        if self._count(rows):
-            counts = ", ".join(f"{name}: {count}" for name, count in sorted(self._non_finite.items()))
-            self.tags({"feedrate.non_finite": f"values left out: {counts}"})
-
-    def dataset(self, name: str, digest: str, partition: str, samples: int, source: str) -> None:
-        self._journal.write("dataset", name=without_secrets(name), digest=digest, partition=partition, samples=samples,
-                            source=without_secrets(source))  # fmt: skip
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        path, own = path.absolute(), self._folder.absolute()
-        # relative where possible, since the folder may be moved with its journal
-        shown = path.relative_to(own) if path.is_relative_to(own) else path
-        self._journal.write("artifact", path=str(shown), folder=folder)
-
-    def text(self, text: str, name: str) -> None:
-        path = self._file(name)
-        path.write_text(without_secrets(text), encoding="utf-8", errors="backslashreplace")
-        self.artifact(path, name.rpartition("/")[0])
-
-    def figure(self, figure: Figure, name: str) -> None:
-        from feedrate.reporting.picture import save
-
-        path = self._file(name)
-        save(figure, path)
-        self.artifact(path, name.rpartition("/")[0])
-
-    def note(self, markdown: str) -> None:
-        self.tags({"mlflow.note.content": markdown})
-
-    def model(self, module: nn.Module, example: Tensor) -> None:
-        if not self._log_model:
-            return
-        path = self._file("model")
+        path = self._file(self._journal, "model")
         try:
             _export_model(module, example, path)
         except Exception as error:  # not every model can be exported
             _log.warning("tracking.log_model=true, but the model could not be exported: %s", error)
             self.tags({"feedrate.model_error": str(error)})
         else:
-            self._journal.write("model", path=str(path.relative_to(self._folder)))
+            self._write("model", path=str(path.relative_to(self._journal.folder)))
+
+    def close_dead(self, folder: Path) -> None:
+        """Uploads the record of another run, whose process is gone, and marks it as KILLED if it has no end."""
+        if self._uploader is not None and (folder / JOURNAL).exists():
+            self._uploader.upload_dead_run(folder)
 
     def end(self, status: Status, error: str = "") -> None:
-        if self._ended:
+        """Closes the run and waits until it is uploaded; later calls do nothing.
+
+        Without progress it waits 10 s (30 s for an SQLite file, 3 s if KILLED).
+        """
+        if self._ended or self._journal is None or self._address is None or self._uploader is None:
             return
         self._ended = True
-        self._journal.write("end", status=status, error=without_secrets(error))
+        self._write("end", status=status, error=without_secrets(error))
         done = self._uploader.finish(is_file=self._address.database is not None, hurry=status == "KILLED")
-        state = UploadState.read(self._folder)
+        folder, store = self._journal.folder, self._address.shown
+        state = UploadState.read(folder)
         if not done:
-            _log.warning("%d records could not be sent to tracking.uri=%s (%s); they are kept",
-                         state.left(self._folder), self._address.shown,
-                         _first_line(state.error) or "no answer yet")  # fmt: skip
+            reason = _first_line(state.error) or "no answer yet"
+            _log.warning("%d records could not be sent to tracking.uri=%s (%s)", state.left(folder), store, reason)
         for line in state.rejected:
-            _log.warning("tracking.uri=%s refused %s", self._address.shown, line)
+            _log.warning("tracking.uri=%s refused %s", store, line)
         for item in state.aside:
             _log.warning("not stored: %s", item["reason"])
         if state.aside or not done:
-            _log.warning("to send the rest later: python src/sync.py %s", shown_path(self._folder))
+            _log.warning("what is left is kept; to send it later: python src/sync.py %s", shown_path(folder))
 
-    def _read_back(self) -> None:
-        """Reads last steps and counts of a resumed run from its journal."""
-        for event, _ in events(self._folder / JOURNAL):
-            if event["event"] == "metrics":
-                self._count([(name, float(value), step, time_ms) for name, value, step, time_ms in event["points"]])
+    def _write(self, event: str, **content: Any) -> None:
+        if self._journal is not None:
+            self._journal.write(event, **content)
 
-    def _count(self, rows: Sequence[tuple[str, float, int, int]]) -> bool:
+    def _count(self, rows: Iterable[tuple[str, float, int]]) -> bool:
         """Notes last steps and values that are not finite; whether there are any of these."""
-        for name, _, step, _ in rows:
+        left_out = False
+        for name, value, step in rows:
             self._last_steps[name] = max(step, self._last_steps.get(name, -1))
-        left_out = [name for name, value, _, _ in rows if not math.isfinite(value)]
-        self._non_finite.update(left_out)
-        return bool(left_out)
+            if not math.isfinite(value):
+                self._non_finite[name] += 1
+                left_out = True
+        return left_out
 
-    def _file(self, name: str) -> Path:
-        path = self._folder / FILES / name
+    def _link(self, link: Callable[[str, str, str], str]) -> str | None:
+        if self._journal is None or self._address is None:
+            return None
+        state = UploadState.read(self._journal.folder)
+        return link(self._address.page, state.experiment_id, state.run_id) if state.run_id else None
+
+    @staticmethod
+    def _file(journal: Journal, name: str) -> Path:
+        path = journal.folder / FILES / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -330,10 +268,30 @@ def open_tracker(
         UserError: the settings are wrong.
     """
     uploader = uploader or start_uploader(config)
-    if uploader is None:
+    if uploader is None or config.uri is None:
         return Tracker()
-    name = config.run_name or run_name
-    return JournalTracker(config, uploader, run_name=name, run_folder=run_folder, run_id=run_id)
+    learn({"uri": config.uri})
+    address = read_address(config.uri, config.artifacts)
+    if trouble := uploader.opened():
+        _log.info("note: %s: the record is kept in %s, and sent when that is possible",
+                  _first_line(trouble), shown_path(run_folder))  # fmt: skip
+    run_folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(run_folder)
+    tracker = Tracker(journal, address, uploader, config.log_model)
+    if journal.existed:
+        journal.write("resume")
+    else:
+        tags = {
+            "mlflow.user": _user(),
+            "mlflow.source.name": shown_path(Path(sys.argv[0] or "python")),
+            "mlflow.source.type": "LOCAL",
+            "feedrate.run_folder": shown_path(run_folder),
+        }
+        if parent := os.environ.get(PARENT_VARIABLE):
+            tags |= {PARENT_TAG: parent, JOB_TAG: os.environ.get(JOB_VARIABLE, "")}
+        journal.begin(config.run_name or run_name, tags, config, run_id)
+    uploader.upload(run_folder, config.system_metrics)
+    return tracker
 
 
 def _export_model(module: nn.Module, example: Tensor, path: Path) -> None:
