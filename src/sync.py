@@ -12,12 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from feedrate.errors import UserError
-
-if TYPE_CHECKING:
-    from feedrate.tracking.uploader import Destination, Uploader
 
 URI = "tracking.uri="
 
@@ -31,9 +27,10 @@ def main() -> int:
     arguments = parser.parse_args().paths
 
     from feedrate.config import ROOT, resolve_path
-    from feedrate.runs.run_folder import living_owner
+    from feedrate.runs.run_folder import RunFolder, living_owner
+    from feedrate.runs.runs import read_summary, write_summary
     from feedrate.tracking.secrets import without_secrets
-    from feedrate.tracking.uploader import destination, journals, pending
+    from feedrate.tracking.uploader import Destination, Uploader, destination, journals, pending
 
     uri = next((text.removeprefix(URI) for text in arguments if text.startswith(URI)), None)
     named = [
@@ -47,7 +44,7 @@ def main() -> int:
         raise UserError(f"{named[0]}: nothing was recorded there: there is no journal.jsonl")
 
     # -- Send ----------------------------------------------------------------------------------------------
-    stores: dict[Destination, Uploader | UserError] = {}
+    stores: dict[Destination, Uploader] = {}
     failed = sent = 0
     for folder in folders:
         if not (count := pending(folder)):
@@ -56,45 +53,28 @@ def main() -> int:
             print(f"{folder}: still runs as process {owner}, which sends its own record")
             continue
         print(f"{folder}: {count} records ...", flush=True)
+        problems, own = [], None
         try:
-            problems = _send(folder, destination(folder, uri), stores)
+            own = RunFolder(folder)
+            goal = destination(folder, uri)
+            store = stores[goal] = stores.get(goal) or Uploader(goal)
+            state = store.upload_dead_run(folder)
+            summary = read_summary(folder)
+            if summary and summary.get("run_id") != state.run_id:
+                write_summary(folder, {**summary, "run_id": state.run_id})
             sent += 1
+            problems += [f"refused: {line}" for line in state.rejected]
+            problems += [f"not stored: {item['reason']}" for item in state.aside]
         except UserError as error:
             problems = [f"not sent: {without_secrets(str(error))}"]
+        finally:
+            if own is not None:
+                own.release()
         for problem in problems:
-            failed += 1
             print(f"  {problem}", file=sys.stderr)
+        failed += len(problems)
     print(f"{sent} sent" if sent or failed else "nothing is left to send")
     return 1 if failed else 0
-
-
-def _send(folder: Path, goal: Destination, stores: dict[Destination, Uploader | UserError]) -> list[str]:
-    """Uploads one folder; returns what was refused or could not be stored. A store is opened once, or fails once."""
-    from feedrate.runs.run_folder import RunFolder
-    from feedrate.runs.runs import read_summary, write_summary
-    from feedrate.tracking.uploader import Uploader
-
-    if goal not in stores:
-        try:
-            stores[goal] = uploader = Uploader(goal)
-            uploader.open()
-        except UserError as error:
-            stores[goal] = error
-    store = stores[goal]
-    if isinstance(store, UserError):
-        raise store
-    own = RunFolder(folder)
-    try:
-        state = store.upload_dead_run(folder)
-        summary = read_summary(folder)
-        if summary and summary.get("run_id") != state.run_id:
-            write_summary(folder, {**summary, "run_id": state.run_id})
-    finally:
-        own.release()
-    return [
-        *(f"refused: {line}" for line in state.rejected),
-        *(f"not stored: {item['reason']}" for item in state.aside),
-    ]
 
 
 if __name__ == "__main__":

@@ -63,11 +63,9 @@ class Journal:
             self._warn(error)
 
     def begin(self, name: str, tags: Mapping[str, str], config: TrackingConfig, run_id: str | None = None) -> None:
-        """Writes the first event.
+        """Writes the first event of the run `name`, with tags without secrets.
 
         Args:
-            name: of the run.
-            tags: without secrets.
             config: the group `tracking`, with a `uri`; says where the journal goes.
             run_id: of a resumed run that was recorded without a journal.
         """

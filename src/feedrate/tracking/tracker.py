@@ -20,16 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from feedrate.config import shown_path
 from feedrate.tracking.address import VIEW_KEY, Address, experiment_link, read_address, run_link
-from feedrate.tracking.journal import (
-    FILES,
-    JOB_TAG,
-    JOURNAL,
-    PARENT_TAG,
-    Journal,
-    UploadState,
-    as_json,
-    events,
-)
+from feedrate.tracking.journal import FILES, JOB_TAG, JOURNAL, PARENT_TAG, Journal, UploadState, as_json, events
 from feedrate.tracking.secrets import learn, masked, without_secrets
 
 if TYPE_CHECKING:
@@ -42,7 +33,6 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 PARENT_VARIABLE, JOB_VARIABLE = "FEEDRATE_PARENT_RUN", "FEEDRATE_JOB"  # by which a sweep's job knows its parent
-PARAM_CHARACTERS = 6000  # MLflow's limit
 
 _log = logging.getLogger("feedrate.tracking")
 
@@ -96,10 +86,7 @@ class Tracker:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Records settings under dotted names (`loader.batch_size`); nested mappings are flattened."""
-        texts = {name: _as_yaml(value) for name, value in _flatten(masked(values))}
-        self._write("params", values=texts)
-        if too_long := [name for name, text in texts.items() if len(text) > PARAM_CHARACTERS]:
-            self.tags({"feedrate.cut_params": ", ".join(too_long)})
+        self._write("params", values={name: _as_yaml(value) for name, value in _flatten(masked(values))})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Records words about the run; a later value replaces an earlier one."""
@@ -112,10 +99,8 @@ class Tracker:
         """
         if not points:
             return
-        rows = [(p.name, float(f"{p.value:.6g}"), p.step) for p in points]
-        times = [p.time_ms for p in points]
-        self._write("metrics", points=[(n, as_json(v), s, t) for (n, v, s), t in zip(rows, times, strict=True)])
-        if self._count(rows):
+        self._write("metrics", points=[(p.name, as_json(float(f"{p.value:.6g}")), p.step, p.time_ms) for p in points])
+        if self._count((p.name, p.value, p.step) for p in points):
             counts = ", ".join(f"{name}: {count}" for name, count in sorted(self._non_finite.items()))
             self.tags({"feedrate.non_finite": f"values left out: {counts}"})
 

@@ -18,7 +18,7 @@ from feedrate.tracking.address import read_address
 from feedrate.tracking.journal import JOURNAL, UploadState, events
 from feedrate.tracking.mlflow_writer import MLflowWriter
 from feedrate.tracking.secrets import MASK, learn
-from feedrate.tracking.store import open_store, require_answer
+from feedrate.tracking.store import open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,10 +46,6 @@ class Uploader:
         self._experiment = destination.experiment
         self._store: tuple[MlflowClient, str] | None = None
 
-    def require_answer(self) -> None:
-        """Sees whether anything answers, without importing mlflow; raises as `open` does."""
-        require_answer(self._address)
-
     def open(self) -> None:
         """Opens the store.
 
@@ -67,11 +63,7 @@ class Uploader:
         return MLflowWriter(folder, self._address, *self._store)
 
     def upload_dead_run(self, folder: Path) -> UploadState:
-        """Uploads what is left of a run whose process has ended, which is KILLED if it said no end.
-
-        Raises:
-            StoreFault, JournalBusy, UserError: as `writer`.
-        """
+        """Uploads what is left of a run whose process has ended, and marks it as KILLED if it has no end event."""
         writer = self.writer(folder)
         try:
             writer.send()

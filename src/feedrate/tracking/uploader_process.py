@@ -36,7 +36,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 
 # Training waits, s
 IMPORT_S = 60.0  # at the start, for MLflow's import on a busy machine
-OPENING_S = 5.0  # at the start, for the store's answer
+OPENING_S = 6.0  # at the start, for the store's answer; it gives up after 5 s
 PATIENCE_S = 10.0  # at the end, without progress
 FILE_PATIENCE_S = 30.0  # the same of an SQLite file, whose writers wait for each other for up to 20 s
 FIRST_S = 120.0  # the same of a store that is still being created
@@ -46,7 +46,7 @@ BYTES_PER_S = 1_000_000  # assumed for the file that is being sent, which shows 
 # The process
 POLL_S = 0.2  # between looks at the journal; a message wakes it at once
 SYSTEM_EVERY_S = 10.0
-LONGEST_PAUSE_S = 10.0  # between two attempts
+RETRY_S = 2.0  # between two attempts while the store is away
 LAST_S = 9.0  # it outlives training by no more than that
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # it repeats requests itself
@@ -97,17 +97,15 @@ class UploaderProcess:
         self._send(folder=str(folder), system_metrics=system_metrics)
 
     def upload_dead_run(self, folder: Path) -> None:
-        """Uploads what a dead run left behind, too, and marks it as KILLED."""
+        """Also uploads what a dead run left behind."""
         self._send(dead=str(folder))
 
     def finish(self, *, is_file: bool, hurry: bool) -> bool:
-        """Waits until everything is uploaded, while there is progress, and ends the process.
+        """Waits until everything is uploaded, while there is progress, and ends the process; whether it is.
 
         Args:
             is_file: the store is an SQLite file.
-            hurry: the run is to end soon.
-        Returns:
-            Whether everything is uploaded.
+            hurry: the run ends because of a signal.
         """
         assert self._folder is not None
         self._send(end=True)
@@ -157,13 +155,11 @@ def _patience_s(state: UploadState, is_file: bool, hurry: bool) -> float:
     return (FILE_PATIENCE_S if is_file else PATIENCE_S) + state.sending / BYTES_PER_S
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The process
-# ---------------------------------------------------------------------------------------------------------
+# -- The process -----------------------------------------------------------------------------------------
 
 
 class _Loop:
-    """Uploads one run's journal, and those of dead runs, until training says that the run has ended, or is gone."""
+    """Uploads one run's journal, and those of dead runs, until the run has ended or training is gone."""
 
     def __init__(self, uploader: Uploader, parent: int, messages: queue.Queue[dict[str, Any]]) -> None:
         self._uploader, self._parent, self._messages = uploader, parent, messages
@@ -174,7 +170,6 @@ class _Loop:
         self._next_system = 0.0
         self._ending = self._orphan = False
         self._end_offset: int | None = None  # of the journal when training was found gone
-        self._failures = 0
         self._next_attempt = 0.0
 
     def run(self) -> None:
@@ -193,9 +188,8 @@ class _Loop:
                 return
 
     def note_failure(self, error: str) -> None:
-        """Waits longer until the next attempt; writes down why if the writer could not."""
-        self._failures += 1
-        self._next_attempt = time.monotonic() + min(LONGEST_PAUSE_S, 2.0 ** (self._failures - 1))
+        """Sets the time of the next attempt, and writes down why if there is no writer to do so."""
+        self._next_attempt = time.monotonic() + RETRY_S
         if self._folder is not None and self._writer is None:
             with suppress(OSError, JournalBusy):  # the state belongs to the process that holds the lock
                 lock = JournalLock(self._folder)
@@ -218,7 +212,7 @@ class _Loop:
         elif "dead" in message:
             self._dead.append(Path(message["dead"]))
         else:
-            self._ending, self._next_attempt = True, 0.0
+            self._ending = True
 
     def _attempt(self) -> bool:
         """Uploads what there is; whether the run and dead runs are complete."""
@@ -233,7 +227,6 @@ class _Loop:
         except UserError as error:
             self.note_failure(str(error))
             return False
-        self._failures, self._next_attempt = 0, 0.0
         return self._writer is not None and (self._orphan or self._writer.finished)
 
     def _upload_own(self, folder: Path) -> None:
@@ -259,18 +252,15 @@ def main() -> None:
     messages: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_listen, args=(messages,), daemon=True).start()
     threading.Thread(target=_end_after, args=(settings["parent"],), daemon=True).start()
-    loop = None
     try:
         uploader = Uploader(Destination(**settings["destination"]))
         loop = _Loop(uploader, settings["parent"], messages)
-        uploader.require_answer()
         import mlflow.tracking  # noqa: F401  # takes two seconds, while training starts
 
         _say(ready=True)
         uploader.open()
         _say(opened=True)
     except StoreFault as fault:
-        assert loop is not None
         loop.note_failure(str(fault))
         _say(fault=str(fault))
     except UserError as mistake:
