@@ -169,6 +169,10 @@ def describe(error: BaseException) -> str:
         from feedrate.loader import lost_worker  # torch raises that wherever the main process is
 
         error = lost_worker(error) or error
+    elif isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from feedrate.trainer.device import explained
+
+        error = explained(error) or error
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
