@@ -29,7 +29,7 @@ def main() -> int:
     from feedrate.config import ROOT, resolve_path
     from feedrate.runs.run_folder import RunFolder, living_owner
     from feedrate.runs.runs import read_summary, write_summary
-    from feedrate.tracking.secrets import without_secrets
+    from feedrate.system.secrets import without_secrets
     from feedrate.tracking.uploader import Destination, Uploader, destination, journals, pending
 
     uri = next((text.removeprefix(URI) for text in arguments if text.startswith(URI)), None)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from feedrate.cli.targets import build
 from feedrate.dataset.build import Data
-from feedrate.dataset.probe import size_of
+from feedrate.dataset.subset import size_of
 from feedrate.errors import UserError
 from feedrate.loader.device import has_streams
 from feedrate.loader.engines.processes import start_method

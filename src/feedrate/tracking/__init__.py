@@ -1,7 +1,7 @@
 """Recording of runs in MLflow. Importing this package imports neither mlflow nor matplotlib nor torch."""
 
+from feedrate.system.secrets import learn, masked, without_secrets
 from feedrate.tracking.naming import run_name
-from feedrate.tracking.secrets import learn, masked, without_secrets
 from feedrate.tracking.tracker import Status, Tracker, open_tracker, start_uploader
 
 __all__ = [

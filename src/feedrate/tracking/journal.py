@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
 from feedrate.system.atomic_write import atomic_write
-from feedrate.tracking.secrets import without_secrets
+from feedrate.system.secrets import without_secrets
 
 if TYPE_CHECKING:
     from feedrate.config import TrackingConfig

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedrate.system.secrets import without_secrets
 from feedrate.tracking.address import Address
 from feedrate.tracking.journal import (
     JOURNAL,
@@ -25,7 +26,6 @@ from feedrate.tracking.journal import (
     UploadState,
     events,
 )
-from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.store import StoreRefusal, translated_errors
 
 if TYPE_CHECKING:

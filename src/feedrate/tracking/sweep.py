@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from feedrate.config import shown_path
+from feedrate.system.secrets import masked, without_secrets
 from feedrate.tracking.journal import (
     JOB_TAG,
     JOURNAL,
@@ -27,7 +28,6 @@ from feedrate.tracking.journal import (
     events,
 )
 from feedrate.tracking.point import points
-from feedrate.tracking.secrets import masked, without_secrets
 from feedrate.tracking.tracker import Tracker, open_tracker
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from feedrate.config import shown_path
+from feedrate.system.secrets import learn, masked, without_secrets
 from feedrate.tracking.address import VIEW_KEY, Address, experiment_link, read_address, run_link
 from feedrate.tracking.journal import FILES, JOB_TAG, JOURNAL, PARENT_TAG, Journal, UploadState, as_json, events
-from feedrate.tracking.secrets import learn, masked, without_secrets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

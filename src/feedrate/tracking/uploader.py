@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from feedrate.errors import UserError
+from feedrate.system.secrets import MASK, learn
 from feedrate.tracking.address import read_address
 from feedrate.tracking.journal import JOURNAL, UploadState, events
 from feedrate.tracking.mlflow_writer import MLflowWriter
-from feedrate.tracking.secrets import MASK, learn
 from feedrate.tracking.store import open_store
 
 if TYPE_CHECKING:

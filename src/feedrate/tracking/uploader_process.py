@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
+from feedrate.system.secrets import without_secrets
 from feedrate.tracking.journal import JOURNAL, JournalBusy, JournalLock, UploadState
-from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.store import StoreFault
 from feedrate.tracking.uploader import Destination, Uploader
 
