@@ -11,8 +11,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from feedrate.cli.launch import CONF, _register_resolvers
 from feedrate.errors import UserError
-from hydra_plugins.feedrate_optuna._search import check_overrides, checked
-from hydra_plugins.feedrate_optuna._settings import ends, in_words, override, ranges
+from hydra_plugins.feedrate_optuna._search import check_overrides
+from hydra_plugins.feedrate_optuna._settings import checked, ends, in_words, override, ranges
 
 LR = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
 BATCH = {"type": "int", "low": 16, "high": 128, "step": 16}

@@ -93,9 +93,8 @@ def save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for text in figure.findobj(Text):
-            if content := plain(text.get_text()):
-                fonts, lacking = fonts_for(frozenset(content))
-                content = "".join(MISSING if c in lacking else c for c in content)
+            if text.get_text():
+                content, fonts = drawable(text.get_text())
                 text.set(text=content, fontfamily=[FONT, *fonts], parse_math=False, usetex=False)
         figure.savefig(path, dpi=figure.dpi)
 
@@ -110,19 +109,20 @@ def optional(name: str) -> Iterator[None]:
         _log.warning("note: the picture %s could not be drawn (%s); everything else is recorded", name, text)
 
 
-def plain(text: str) -> str:
-    """`text` with every space as ` `, without invisible marks; other characters that cannot be printed as `□`."""
-    return "".join(c if c.isprintable() or c == "\n" else _replacement(c) for c in text)
+def has_fonts(text: str) -> bool:
+    """Whether every character of `text` can be drawn."""
+    return MISSING not in drawable(text)[0]
+
+
+def drawable(text: str) -> tuple[str, tuple[str, ...]]:
+    """`text` with `□` for what cannot be drawn and without invisible marks; fonts for what FONT lacks."""
+    printed = "".join(c if c.isprintable() or c == "\n" else _replacement(c) for c in text)
+    fonts, lacking = fonts_for(frozenset(printed))
+    return "".join(MISSING if c in lacking else c for c in printed), fonts
 
 
 def _replacement(character: str) -> str:
     return " " if character.isspace() else "" if unicodedata.category(character) == "Cf" else MISSING
-
-
-def has_fonts(text: str) -> bool:
-    """Whether every character of `text` can be drawn."""
-    cleaned = plain(text)
-    return MISSING not in cleaned and not fonts_for(frozenset(cleaned))[1]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -131,16 +131,16 @@ def fonts_for(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[st
     from matplotlib import get_data_path
     from matplotlib.font_manager import fontManager
 
-    lacking = {c for c in characters if c != "\n" and not _has(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", c)}
-    found: dict[str, None] = {}
-    for font in fontManager.ttflist if lacking else ():
-        if font.style != "normal" or font.fname.startswith(get_data_path()):  # the latter: symbols, placeholders
-            continue
-        if covered := {c for c in lacking if _has(font.fname, c)}:
-            found[font.name] = None
-            lacking -= covered
+    own = get_data_path()
+    lacking = {c for c in characters if c != "\n" and not _has(f"{own}/fonts/ttf/DejaVuSans.ttf", c)}
+    found: list[str] = []
+    for font in fontManager.ttflist:
         if not lacking or len(found) == MAX_FONTS:
             break
+        if font.style == "normal" and not font.fname.startswith(own):  # its own ones: symbols, placeholders
+            covered = {c for c in lacking if _has(font.fname, c)}
+            lacking -= covered
+            found += [font.name] if covered else []
     return tuple(found), frozenset(lacking)
 
 

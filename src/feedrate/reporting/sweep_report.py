@@ -43,17 +43,11 @@ SPEEDS = {
 
 
 class Best(NamedTuple):
-    """The best setting.
+    """The best setting."""
 
-    Attributes:
-        settings: in words.
-        metrics: under the names of a run's metrics; means over seeds and folds.
-        run_id: of its first job in MLflow, where known.
-    """
-
-    settings: str
-    metrics: dict[str, float]
-    run_id: str | None
+    settings: str  # in words
+    metrics: dict[str, float]  # under the names of a run's metrics; means over seeds and folds
+    run_id: str | None  # of its first job, in MLflow
 
 
 class Report:
@@ -98,8 +92,9 @@ class Report:
         """
         ranking, shown = self.ranking(results), list(results)
         parts = [*self._headline(results, ranking), *([pictures] if pictures else [])]
-        if repeated := [words(key) for key in self.keys if is_repeat(key)]:
-            parts += [f"Over {' and '.join(repeated)}, mean ± standard deviation:", self._means(ranking), "Each job:"]
+        if repeated := any(len(group.results) > 1 for group in ranking.groups):
+            over = " and ".join(words(key) for key in self.keys if is_repeat(key))
+            parts += [f"Over {over}, mean ± standard deviation:", self._means(ranking), "Each job:"]
         if rows is not None and rows < len(results):
             shown = sorted(results, key=lambda result: ranking.rank_of(result) or len(results) + 1)[:rows]
             parts.append(f"The {rows} best of {len(results)} {self.job}s; sweep.csv has all.")
@@ -130,27 +125,17 @@ class Report:
         return paths
 
     def _headline(self, results: Sequence[Result], ranking: Ranking) -> list[str]:
-        found = ranking.groups
-        speed, exact = by_speed(found), ranked(found, "best")
         if not ranking.first:
             return ["**No job finished.**"]
-        lines = [_speed_line(speed) if speed.first else "No job has enough steps for a rate."]
-        lines += filter(None, [not_the_same(found)])
-        if exact.first:
-            epochs = sorted({result.best_epoch or 0 for result in exact.first[0].results} - {0})
-            label = f"Best {words_of_metric(metric_of(found))}"
-            reached = figure(exact.first[0], "best")
-            if epochs:
-                reached += f" in epoch {epochs[0]}" if len(epochs) == 1 else f" in epochs {epochs[0]} to {epochs[-1]}"
-            lines.insert(0 if ranking.by == "best" else len(lines), _first_line(label, exact, [reached]))
-        order = [exact, speed] if ranking.by == "best" else [speed, exact]
-        commands = dict.fromkeys(_command(one.first[0]) for one in order if one.first)
-        lines.append(fenced("\n".join(commands)))
+        speed, exact = by_speed(ranking.groups), ranked(ranking.groups, "best")
+        shown = [one for one in ([exact, speed] if ranking.by == "best" else [speed, exact]) if one.first]
+        lines = [_first_line(one) for one in shown]
+        lines += [not_the_same(ranking.groups)] if speed.first else ["No job has enough steps for a rate."]
+        lines.append(fenced("\n".join(dict.fromkeys(_command(one.first[0]) for one in shown))))
         if bends := knees(speed):
             as_good = "are as fast" if speed.by == "samples_per_s" else "wait as little"
-            what = f"the fewest workers that {as_good} as any, within the noise"
-            lines.append(f"**Knee: {', '.join(bends)}** · {what}")
-        return lines
+            lines.append(f"**Knee: {', '.join(bends)}** · the fewest workers that {as_good} as any, within the noise")
+        return [line for line in lines if line]
 
     def _columns(self, results: Sequence[Result], ranking: Ranking) -> dict[str, str]:
         """Figures that are shown -> their heads, those of the ranking first."""
@@ -201,27 +186,25 @@ class Report:
                 writer.writerow([r.number, *chosen, *measured, r.status, one_line(r.error), r.command])
 
 
-def _speed_line(speed: Ranking) -> str:
-    """The fastest setting, or the one that waits least."""
-    best = speed.first[0]
-    parts = [f"{figure(best, 'samples_per_s')} samples/s", f"waited {figure(best, 'wait_pct')} %"]
-    if best.mean("held_pct"):
-        parts.append(f"held up for {figure(best, 'held_pct')} %")
-    return _first_line("Fastest" if speed.by == "samples_per_s" else "Waits least", speed, parts)
-
-
-def _first_line(label: str, ranking: Ranking, measured: Sequence[str]) -> str:
+def _first_line(ranking: Ranking) -> str:
     """`**Fastest: workers 2** · 3,210 samples/s · 2 settings are equal within the noise, the cheapest named`."""
     best, *others = ranking.first
+    if ranking.by == "best":
+        label, measured = f"Best {words_of_metric(metric_of([best]))}", [figure(best, "best")]
+        epochs = {result.best_epoch for result in best.results}
+        measured[0] += f" in epoch {epochs.pop()}" if len(epochs) == 1 and None not in epochs else ""
+    else:
+        label = "Fastest" if ranking.by == "samples_per_s" else "Waits least"
+        measured = [f"{figure(best, 'samples_per_s')} samples/s", f"waited {figure(best, 'wait_pct')} %"]
+        measured += [f"held up for {figure(best, 'held_pct')} %"] if best.mean("held_pct") else []
     name = chosen_words(best.settings)
     if ranking.undecided:
         every = "every setting" + " that finished" * (None in ranking.ranks)
         return " · ".join([f"**{label}: {every}, within the noise**", f"{name}: {measured[0]}", *measured[1:]])
-    parts = [f"**{label}: {name}**", *measured]
     if others:
         cheapest = ", the cheapest named" * (cost(best) != cost(others[-1]))
-        parts.append(f"{1 + len(others)} settings are equal within the noise{cheapest}")
-    return " · ".join(parts)
+        measured.append(f"{len(ranking.first)} settings are equal within the noise{cheapest}")
+    return " · ".join([f"**{label}: {name}**", *measured])
 
 
 def _command(group: Group) -> str:
@@ -265,8 +248,7 @@ def short(text: str) -> str:
 
 def fenced(command: str) -> str:
     """A command in Markdown, to be copied."""
-    fence = "```" if "```" not in command else "~~~~"
-    return f"{fence}sh\n{command}\n{fence}"
+    return f"```sh\n{command}\n```"
 
 
 def one_line(text: str) -> str:

@@ -27,45 +27,26 @@ _MANY = 1e9  # workers, where their number is not known
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One job. Rates and times are medians over the epochs, without the first where there are more.
+    """One job. Rates, shares and step times are medians over the epochs, without the first where there are more."""
 
-    Attributes:
-        number: of the job, from 0.
-        settings: key -> value as text, of workers, batch size and all that is swept.
-        command: repeats this job alone; without secrets.
-        status: FINISHED, PRUNED, FAILED, KILLED, or NOT RUN.
-        error: why it is not FINISHED.
-        wait_pct: time waited for data in percent.
-        held_pct: percent by which the loader's work slowed the steps down; 0 where little.
-        step_ms: of the compute step.
-        free_cores: cores that the job could use.
-        epoch_s: mean seconds of an epoch, without evaluation and checkpoints.
-        best, best_epoch: metric of the epoch with the lowest validation loss, and that epoch, from 1.
-        metric: name of `best`, such as validation/accuracy.
-        value: lowest validation loss.
-        objective: the metric of a search.
-        noise: of figures that are rates or shares of the time, in their unit.
-        run_id: of the job's run in MLflow, where known.
-    """
-
-    number: int
-    settings: Mapping[str, str]
-    command: str
-    status: str
+    number: int  # from 0
+    settings: Mapping[str, str]  # key -> value as text, of workers, batch size and all that is swept
+    command: str  # repeats this job alone; without secrets
+    status: str  # FINISHED, PRUNED, FAILED, KILLED, or NOT RUN
     error: str = ""
     samples_per_s: float | None = None
-    wait_pct: float | None = None
-    held_pct: float = 0.0
-    step_ms: float | None = None
-    free_cores: float | None = None
-    epoch_s: float | None = None
-    best: float | None = None
-    best_epoch: int | None = None
-    metric: str = ""
-    value: float | None = None
-    objective: float | None = None
-    noise: Mapping[str, float] = field(default_factory=dict)
-    run_id: str | None = None
+    wait_pct: float | None = None  # time waited for data
+    held_pct: float = 0.0  # by how much the loader's work slowed the steps down; 0 where little
+    step_ms: float | None = None  # compute step
+    free_cores: float | None = None  # cores that the job could use
+    epoch_s: float | None = None  # mean, without evaluation and checkpoints
+    best: float | None = None  # `metric` of the epoch with the lowest validation loss
+    best_epoch: int | None = None  # from 1
+    metric: str = ""  # such as validation/accuracy
+    value: float | None = None  # lowest validation loss
+    objective: float | None = None  # the metric of a search
+    noise: Mapping[str, float] = field(default_factory=dict)  # of some figures, in their unit
+    run_id: str | None = None  # in MLflow
 
     @property
     def fed_pct(self) -> float | None:
@@ -139,7 +120,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
         "free_cores": steady(summary, "compute/free_cores"),
         "epoch_s": epoch_s,
         "best": best.get(metric),
-        "best_epoch": next((number for number, epoch in enumerate(history, 1) if epoch == best), None),
+        "best_epoch": summary.get("best_epoch"),
         "metric": metric,
         "value": best.get("validation/loss"),
         "noise": noises,
@@ -217,24 +198,13 @@ def is_number(text: str) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------------------
-# ranking
-# ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Ranking:
-    """Settings ranked by one figure.
+    """Settings ranked by one figure."""
 
-    Attributes:
-        by: name of the figure, such as best, samples_per_s or fed_pct.
-        groups: the settings.
-        ranks: of each, from 1; None without such a figure.
-    """
-
-    by: str
+    by: str  # name of the figure, such as best, samples_per_s or fed_pct
     groups: Sequence[Group]
-    ranks: Sequence[int | None]
+    ranks: Sequence[int | None]  # of each group, from 1; None without such a figure
 
     @property
     def first(self) -> list[Group]:

@@ -14,17 +14,15 @@ from feedrate.errors import UserError
 from feedrate.reporting.search_report import SearchReport, objective
 from feedrate.reporting.sweep_results import Result
 from feedrate.runs.provenance import changes, flat
-from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE, build
+from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
 from hydra_plugins.feedrate_launcher._freeze import Job, compose
 from hydra_plugins.feedrate_launcher._lock import claim
 from hydra_plugins.feedrate_launcher._sweep import About, Sweep
-from hydra_plugins.feedrate_optuna._settings import Search, ends, in_words, override, ranges, search
-from hydra_plugins.feedrate_optuna._study import NO_PRUNER, Study
+from hydra_plugins.feedrate_optuna._settings import checked, ends, in_words, override
+from hydra_plugins.feedrate_optuna._study import Study
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
     from hydra_plugins.feedrate_launcher import FeedrateLauncher
 
 _NOT_COMPARED = ("tracking.", "sweep.", "trainer.resume")
@@ -167,18 +165,6 @@ class Searching:
     def _words(self, job: Job) -> str:
         chosen = " ".join(f"{key}={job.settings.get(key)}" for key in self._keys)
         return f"trial {job.number} of {self._settings.n_trials}: {chosen}"
-
-
-def checked(settings: Mapping[str, Any]) -> tuple[Search, dict[str, BaseDistribution]]:
-    """The settings under hydra.sweeper, and the ranges in them.
-
-    Raises:
-        UserError: a setting is wrong, or optuna refuses sampler or pruner.
-    """
-    found = search(settings)
-    build("samplers", found.sampler)
-    build("pruners", found.pruner or NO_PRUNER)
-    return found, ranges(found.space)
 
 
 def check_overrides(overrides: Sequence[str], searched: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from feedrate.config import Positive
 from feedrate.errors import UserError
+from feedrate.trainer.trial import build
 from feedrate.validation import nearest, validate
 from hydra_plugins.feedrate_launcher._freeze import quoted
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _NOT_WORDS = ("null", "true", "false", "nan", "inf")  # Hydra's grammar reads them as other values
+NO_PRUNER = {"name": "NopPruner"}
 EXAMPLE = "{type: float, low: 1e-4, high: 0.1, log: true}"
 
 
@@ -41,14 +43,16 @@ class Search:
     pruner: dict[str, Any] | None = None
 
 
-def search(settings: Mapping[str, Any]) -> Search:
-    """The settings under `hydra.sweeper`.
+def checked(settings: Mapping[str, Any]) -> tuple[Search, dict[str, BaseDistribution]]:
+    """The settings under hydra.sweeper, and the ranges in them.
 
     Raises:
-        UserError: a setting is missing, unknown, or of a wrong type.
+        UserError: a setting is missing, unknown or of a wrong type, or optuna refuses sampler or pruner.
     """
-    checked: Search = validate(Search, settings, "hydra.sweeper")
-    return checked
+    found: Search = validate(Search, settings, "hydra.sweeper")
+    build("samplers", found.sampler)
+    build("pruners", found.pruner or NO_PRUNER)
+    return found, ranges(found.space)
 
 
 def ranges(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:

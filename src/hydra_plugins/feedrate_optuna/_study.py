@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedrate.trainer.trial import METRIC, PRUNER, STUDY_NAME, build, open_storage, quiet_optuna
-from hydra_plugins.feedrate_optuna._settings import Search
+from hydra_plugins.feedrate_optuna._settings import NO_PRUNER, Search
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 _AGAIN, _INVALID = "again", "invalid"  # attributes of a trial: the number of the one it repeats; it cannot be composed
-NO_PRUNER = {"name": "NopPruner"}
 _ENOUGH = 10  # finished trials, for the importance of settings
 _ONE_SEQUENCE = ("QMCSampler",)  # samplers with one seed for the whole sequence
 
