@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from feedrate.errors import UserError
 from feedrate.reporting.search_report import SearchReport, objective
 from feedrate.reporting.sweep_results import Result
-from feedrate.runs.provenance import changes, flat
+from feedrate.runs.provenance import changes
+from feedrate.system.text import flatten
 from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
 from hydra_plugins.feedrate_launcher._freeze import Job, compose
@@ -92,7 +93,7 @@ class Searching:
         left_out = (*_NOT_COMPARED, *(f"{key}." for key in self._keys))
         fixed = {
             key: value
-            for key, value in flat(asdict(self._checked.config)).items()
+            for key, value in flatten(asdict(self._checked.config)).items()
             if key not in self._keys and not key.startswith(left_out)
         }
         searched = {f"hydra.sweeper.space.{key}": in_words(space) for key, space in self._space.items()}
