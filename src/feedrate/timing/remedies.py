@@ -11,7 +11,7 @@ import numpy as np
 
 from feedrate.timing.ceilings import one_at_a_time
 from feedrate.timing.epoch_times import RECEIVE_S, EpochTimes, Setup
-from feedrate.timing.pipeline import Costs, Plan, seconds_per_batch
+from feedrate.timing.pipeline import Costs, seconds_per_batch
 from feedrate.timing.stages import STAGES
 
 WORTH = 1.05  # a remedy must promise this much more
@@ -77,7 +77,7 @@ def _remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
     def seconds(costs: Costs = costs, workers: int = setup.workers, prefetch: int = setup.prefetch,
                 threads: bool = setup.threads) -> float:  # fmt: skip
         alone = threads and workers and (locked or not setup.workers)  # where it was not seen, they count as locked
-        return seconds_per_batch(costs, Plan(workers, prefetch, threads), 1.0 if alone else setup.cores)
+        return seconds_per_batch(costs, workers, 1.0 if alone else setup.cores, prefetch, threads)
 
     now = measured if locked else min(seconds(), measured)  # by model or measurement: what promises less
     with_workers, threads = costs, setup.threads

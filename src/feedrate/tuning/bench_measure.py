@@ -292,14 +292,14 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
 
 def _sufficient(times: Any, setup: Any) -> float:
     """By the model of timing/pipeline.py: with which step a batch takes FED_PCT longer than the step at most."""
-    from feedrate.timing.pipeline import Plan, seconds_per_batch
+    from feedrate.timing.pipeline import seconds_per_batch
     from feedrate.timing.remedies import costs_of, with_step
 
-    costs, plan = costs_of(times, setup), Plan(setup.workers, setup.prefetch, setup.threads)
+    costs, how = costs_of(times, setup), (setup.workers, setup.cores, setup.prefetch, setup.threads)
     low, high = 0.0, 100 * max(1e-6, sum(costs.load) / len(costs.load) + costs.receive)
     for _ in range(30):
         middle = (low + high) / 2
-        if seconds_per_batch(with_step(costs, middle), plan, setup.cores) <= (1 + FED_PCT / 100) * middle:
+        if seconds_per_batch(with_step(costs, middle), *how) <= (1 + FED_PCT / 100) * middle:
             high = middle
         else:
             low = middle

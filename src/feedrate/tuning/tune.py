@@ -17,7 +17,7 @@ from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import MIN_STEPS, Setup
 from feedrate.timing.noise import FLOOR, Measured, knee, noise, shown, unlike
-from feedrate.timing.pipeline import Plan, seconds_per_batch
+from feedrate.timing.pipeline import seconds_per_batch
 from feedrate.timing.remedies import costs_of
 from feedrate.tuning.trial_runner import Setting
 
@@ -163,8 +163,8 @@ class _Search:
 
     def predicted(self, setting: Setting) -> float:
         """Samples per second by the model of the pipeline."""
-        plan = Plan(setting.num_workers, setting.prefetch_factor, setting.engine == "thread")
-        return self._batch / seconds_per_batch(self._costs, plan, self._cores)
+        workers, prefetch, threads = setting.num_workers, setting.prefetch_factor, setting.engine == "thread"
+        return self._batch / seconds_per_batch(self._costs, workers, self._cores, prefetch, threads)
 
     def attempt(self, setting: Setting) -> bool:
         """Tries it, or tries it again; False: there is no time left for that."""
