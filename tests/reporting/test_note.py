@@ -19,7 +19,7 @@ def test_the_result_comes_first_then_the_figures_then_the_command() -> None:
     assert lines[0] == (
         "**0.9821 validation accuracy** after 15 epochs in 1 min 35 s · 3,210 samples/s · waited 4.04 %"
     )
-    assert lines[2] == "Compute-bound."
+    assert lines[2:5] == ["```text", "Compute-bound.", "```"]
     assert "| time waited for data | 4.04 % |" in lines
     assert note.endswith("```sh\npython src/train.py seed=3\n```\n")
 

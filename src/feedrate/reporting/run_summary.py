@@ -61,7 +61,7 @@ def run_note(
     if error:
         lines.insert(0, f"**Stopped:** {' '.join(error.split())}\n")
     if verdict:
-        lines += ["", verdict]
+        lines += ["", "```text", verdict, "```"]
     rows = [(words, number(metrics[name]) + unit) for name, words, unit in _ROWS if name in metrics]
     if rows:
         lines += ["", "| | |", "|:--|--:|", *(f"| {words} | {value} |" for words, value in rows)]
