@@ -171,11 +171,6 @@ def costs_of(times: EpochTimes, setup: Setup) -> Costs:
     )
 
 
-def with_step(costs: Costs, seconds: float) -> Costs:
-    """The same loading with steps of that length that use no CPU."""
-    return replace(costs, step=[seconds] * len(costs.load), step_cpu=0.0)
-
-
 def in_bytes(mb: float) -> str:
     """`1.1 GB`, `35 MB`."""
     return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"
