@@ -25,8 +25,8 @@ from feedrate.dataset.split import Indices, Parts, split
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted, locked
-from feedrate.system.processes import signals_ignored
 from feedrate.system.progress_bar import progress_bar
+from feedrate.system.signals import signals_ignored
 
 MANIFEST = "prepare.json"
 WORTH_A_WORKER = 500  # samples; fewer are written before a further process has started

@@ -222,7 +222,14 @@ class _DeviceEvents:
         return gaps, lengths
 
     def _collect(self) -> None:
-        while self._pending and self._pending[0][3].query():  # in order, so the first unfinished one ends it
+        while self._pending and self._passed(self._pending[0][3]):  # in order, so the first unfinished one ends it
             found, number, begin, end = self._pending.popleft()
             with suppress(RuntimeError, ValueError):
                 found[number] = int(begin.elapsed_time(end) * 1e6)
+
+    @staticmethod
+    def _passed(event: torch.Event) -> bool:
+        try:
+            return bool(event.query())
+        except RuntimeError:  # the device has failed; its next call raises
+            return False

@@ -36,7 +36,8 @@ def choose_device(wanted: str) -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if wanted == "auto":
         return found if found is not None else torch.device("cpu")
-    device = torch.device(wanted)
+    kind, _, number = wanted.partition(":")
+    device, index = torch.device(kind), int(number) if number else None  # torch takes index 256 for 0
     if device.type == "cpu":
         return device
     if found is None or device.type != found.type:
@@ -45,9 +46,11 @@ def choose_device(wanted: str) -> torch.device:
             f"trainer.device={wanted}: this machine has {there} that torch can use; set trainer.device=auto"
         )
     count = torch.accelerator.device_count()
-    if device.index is not None and device.index >= count:
+    if index is None:
+        return device
+    if index >= count:
         raise UserError(f"trainer.device={wanted}: this machine has {count} {device.type} device(s), counted from 0")
-    return device
+    return torch.device(device.type, index)
 
 
 def set_arithmetic(matmul_precision: str, deterministic: bool) -> None:
@@ -62,16 +65,6 @@ def name_of(device: torch.device) -> str:
     """As its maker calls it; the type where torch does not know."""
     ask = getattr(torch.get_device_module(device), "get_device_name", None) if device.type != "cpu" else None
     return str(ask(device)) if ask is not None else device.type
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that the device's memory ran out, in torch's words, a library's or those of MPS."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        said in text for said in ("backend out of memory", "error: out of memory", "STATUS_ALLOC_FAILED")
-    )
 
 
 def choose_precision(wanted: str | int, device: torch.device) -> Precision:

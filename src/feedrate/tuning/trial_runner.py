@@ -17,11 +17,12 @@ from feedrate.errors import UserError
 from feedrate.loader import Loader, setup_of
 from feedrate.loader.device import has_streams
 from feedrate.loader.engines.auto import may_be_threads
+from feedrate.system.device_errors import out_of_memory
 from feedrate.task.task import Task
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup
 from feedrate.trainer.assemble import build_model, build_optimizer
-from feedrate.trainer.device import choose_precision, out_of_memory
+from feedrate.trainer.device import choose_precision
 from feedrate.trainer.forward import Forward
 from feedrate.tuning.timed_steps import opened, timed_steps
 

@@ -25,8 +25,9 @@ from feedrate.dataset.shards.shard_writer import TEMPORARY, Plan, ShardMaker
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted, locked, sync_folder
-from feedrate.system.processes import in_processes, signals_ignored
+from feedrate.system.processes import in_processes
 from feedrate.system.progress_bar import progress_bar
+from feedrate.system.signals import signals_ignored
 
 _SHARD = re.compile(r"\w+-\d{5,}\.safetensors")
 
