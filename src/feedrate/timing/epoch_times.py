@@ -1,4 +1,7 @@
-"""The step log of an epoch, and what follows from it: time per step, per load and per worker."""
+"""The step log of an epoch, and what follows from it: time per step, per load and per worker.
+
+Longer than other files, since the log's rows and the columns computed from them change together.
+"""
 
 from __future__ import annotations
 
