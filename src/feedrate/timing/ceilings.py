@@ -64,7 +64,7 @@ def loader_ns(times: EpochTimes, setup: Setup) -> float:
         return load + receive
     cpu = float(times.load_cpu[times.counted].mean()) + receive + setup.receive_cpu_ns
     cores = 1.0 if setup.threads and setup.workers > 1 and one_at_a_time(times, setup) else setup.cores
-    pause = times.pause_ns(setup.workers * setup.prefetch) if setup.engine == "process" else 0.0
+    pause = times.pause_ns(setup.workers * setup.prefetch) if setup.traits.has_processes else 0.0
     return max((load + pause) / setup.workers, receive, cpu / cores)
 
 
@@ -89,7 +89,7 @@ def _cores_used(times: EpochTimes, setup: Setup) -> tuple[float, float]:
     """Mean number of cores that the steps used, and that the loader used."""
     steady = times.counted
     elapsed, main, loader = (part[steady].sum() for part in (times.elapsed, times.cpu, times.load_cpu))
-    if setup.engine in ("thread", "inline"):  # `cpu` includes loading there
+    if setup.traits.shares_interpreter:  # `cpu` includes loading there
         main -= loader
     return float(main / max(1, elapsed)), float(loader / max(1, elapsed))
 

@@ -12,6 +12,7 @@ from struct import Struct
 
 import numpy as np
 
+from feedrate.timing.engine_traits import EngineTraits
 from feedrate.timing.stages import MAIN_THREAD, STAGES
 
 MOST_AHEAD = 64  # most prefetched batches that `ready` counts
@@ -36,7 +37,8 @@ class Setup:
     """What a run was measured with.
 
     Attributes:
-        engine: inline, thread, process, or torch.
+        engine: its name, for display.
+        traits: of the engine.
         workers, prefetch, batch_size: as configured.
         cores: free cores that the run can use, at least one.
         usable_cores: cores by affinity and quota; 0 if unknown.
@@ -50,6 +52,7 @@ class Setup:
     """
 
     engine: str
+    traits: EngineTraits
     workers: int
     prefetch: int
     batch_size: int
@@ -79,7 +82,7 @@ class Setup:
     @property
     def threads(self) -> bool:
         """Whether the workers are threads."""
-        return self.engine == "thread"
+        return self.traits.shares_interpreter and self.traits.prefetches
 
 
 class Steps:

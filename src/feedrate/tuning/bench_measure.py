@@ -73,8 +73,8 @@ def facts_of(node: Mapping[str, Any], data: Data, seed: int) -> LoaderFacts:
     with opened(node, data, seed, CPU) as loader:
         count = min(DIGEST_BATCHES, len(loader))
         for number, batch in enumerate(islice(ToDevice(loader, CPU), count), 1):
-            X, nbytes, samples = batch.X, nbytes + batch.nbytes, samples + len(batch.X)
-            if number == count and getattr(loader, "seed", None) is not None:
+            X, nbytes, samples = batch.X, nbytes + batch.info.nbytes, samples + len(batch.X)
+            if number == count:
                 digest = loader.order_digest()
         return LoaderFacts(
             dataset=data.name,
@@ -82,7 +82,7 @@ def facts_of(node: Mapping[str, Any], data: Data, seed: int) -> LoaderFacts:
             sample_bytes=nbytes / samples,
             batch_size=loader.batch_size or 1,
             workers=loader.num_workers,
-            engine=getattr(loader, "engine", "torch"),
+            engine=loader.engine,
             order_digest=digest,
             copy_samples_per_s=_copy_rate(X),
             read_samples_per_s=_read_rate(loader.dataset),

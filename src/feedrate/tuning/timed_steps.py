@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from feedrate.dataset import Data
-from feedrate.loader import ToDevice, build_loaders, close_loaders, setup_of, start_loaders
+from feedrate.loader import ToDevice, build_loaders, close_loaders, start_loaders
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.epoch_times import MIN_STEPS, cut
 
@@ -47,7 +47,7 @@ def opened(
         yield loader
     finally:
         # a thread that is still loading would keep the next workers from being forked
-        close_loaders(loaders, at_once=getattr(loader, "engine", "torch") != "thread")
+        close_loaders(loaders, at_once=not loader.traits.shares_interpreter)
 
 
 def timed_steps(
@@ -61,22 +61,22 @@ def timed_steps(
     """The times of `seconds` of steps after a warm-up, epoch after epoch.
 
     Args:
-        loader: a Loader or a DataLoader.
+        loader: a SeededLoader or a TorchLoader, started.
         step: trains on a batch on the device.
         until: instant of time.perf_counter at which it ends, after one steady step or more.
         warmed_up: called when the warm-up ends.
     """
-    setup, clock = setup_of(loader), Clock(device, 1)
-    warm = setup.workers + WARMUP + (PROBED if setup.engine != "inline" else 0)
+    clock = Clock(device, 1)
+    warm: int = loader.num_workers + WARMUP + (PROBED if loader.traits.prefetches else 0)
     begin = steady_from = time.perf_counter()
     steps = 0
     clock.begin()
     for batch in _endless(loader, device, clock):
         steps += 1  # noqa: SIM113
         step(batch)
-        samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
+        samples, info = len(batch.X), batch.info
         del batch  # freeing it releases the GIL, which must not count as waiting; enumerate() would keep it, too
-        clock.step(samples, nbytes, info.made if info else None)
+        clock.step(samples, info.nbytes, info.timing)
         now = time.perf_counter()
         if steps < warm and now - begin >= seconds:  # long steps need no more
             warm = steps

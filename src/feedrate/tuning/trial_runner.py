@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -14,9 +14,8 @@ from torch import Tensor
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
-from feedrate.loader import Loader, setup_of
+from feedrate.loader import TRAITS, setup_of
 from feedrate.loader.device import has_streams
-from feedrate.loader.engines.auto import may_be_threads
 from feedrate.system.device_errors import out_of_memory
 from feedrate.task.task import Task
 from feedrate.timing import EpochTimes
@@ -48,16 +47,21 @@ class Setting:
         return {**own, **pinned}
 
     @property
+    def threads(self) -> bool:
+        """Whether the workers are threads."""
+        return self.num_workers > 0 and TRAITS[self.engine].shares_interpreter
+
+    @property
     def cost(self) -> tuple[int, bool, int, bool]:
         """Orders settings: fewer workers first, then less memory, of which each process has its own."""
-        return self.num_workers, self.engine == "process", self.prefetch_factor, self.pin_memory is not False
+        return self.num_workers, TRAITS[self.engine].has_processes, self.prefetch_factor, self.pin_memory is not False
 
     def __str__(self) -> str:
         pinned = "" if self.pin_memory is None else f", pin_memory={str(self.pin_memory).lower()}"
         if not self.num_workers:
             return f"no workers{pinned}"
-        kind = self.engine if self.engine in ("thread", "process") else "worker"
-        plural = ("es" if kind == "process" else "s") if self.num_workers > 1 else ""
+        kind = {"auto": "worker"}.get(self.engine, self.engine)
+        plural = ("es" if kind.endswith("s") else "s") if self.num_workers > 1 else ""
         return f"{self.num_workers} {kind}{plural}, {self.prefetch_factor} prefetched each{pinned}"
 
 
@@ -114,9 +118,8 @@ class TrialRunner:
                 if (explained := self._forward.explained(error)) is None:
                     raise
                 raise explained from error
-            if loader.engine == "inline":
-                self.may_be_threads = may_be_threads(loader)
-            return times, replace(setup_of(loader), engine=loader.engine)
+            self.may_be_threads = self.may_be_threads or loader.threadable
+            return times, setup_of(loader)
 
     def fits(self, batch_size: int) -> bool:
         """Trains on two batches of that size, and keeps it; False: they leave less than a tenth of the device's memory.
@@ -152,7 +155,7 @@ class TrialRunner:
                 pass
             return loader.order_digest(), loader.content_digest() or ""
 
-    def _opened(self, overrides: Mapping[str, Any], later: tuple[str, ...] = ()) -> AbstractContextManager[Loader[Any]]:
+    def _opened(self, overrides: Mapping[str, Any], later: tuple[str, ...] = ()) -> AbstractContextManager[Any]:
         return opened({**self.node, **overrides}, self._data, self._seed, self.device, later)
 
 

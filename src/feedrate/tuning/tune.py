@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from feedrate.errors import SampleError, UserError
+from feedrate.loader import TRAITS
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics
@@ -122,7 +123,7 @@ class _Search:
     _measurements: dict[Setting, list[tuple[float, float, float]]] = field(default_factory=dict)  # rate, wait %, noise
     _overhead: dict[str, float] = field(default_factory=dict)  # seconds of a trial beside its steady steps, by engine
     _predictions: dict[Setting, float] = field(default_factory=dict)  # candidates
-    _engine: str = ""  # that `auto` chooses
+    _engine: str = "auto"  # that `auto` chooses
 
     def spent(self) -> float:
         return time.perf_counter() - self.began
@@ -151,13 +152,14 @@ class _Search:
     def _candidates(self) -> list[Setting]:
         load = sum(self._costs.load) / len(self._costs.load)
         most = int(self._cores) + 1 if self._costs.load_cpu > 0.5 * load else MOST_WORKERS
-        engines = ["thread"] * (self._engine == "thread" or self.runner.may_be_threads) + ["process"]
+        threads = TRAITS[self._engine].shares_interpreter or self.runner.may_be_threads
+        engines = ["thread"] * threads + ["process"]
         found = [Setting(k, ahead, engine) for k in range(1, most + 1) for ahead in AHEAD for engine in engines]
         return [Setting(0), *sorted(found, key=_cost)]
 
     def _predicted(self, setting: Setting) -> float:
         """Samples per second by the pipeline model."""
-        workers, prefetch, threads = setting.num_workers, setting.prefetch_factor, setting.engine == "thread"
+        workers, prefetch, threads = setting.num_workers, setting.prefetch_factor, setting.threads
         return self._batch / seconds_per_batch(self._costs, workers, self._cores, prefetch, threads)
 
     def attempt(self, setting: Setting) -> bool:
@@ -270,7 +272,7 @@ class _Search:
         yield replace(best, num_workers=best.num_workers + 1)
         if best.num_workers:
             yield replace(best, prefetch_factor=best.prefetch_factor * 2)
-            yield replace(best, engine="process" if best.engine == "thread" else "thread")
+            yield replace(best, engine="process" if best.threads else "thread")
 
     def _rivals(self) -> Iterator[Setting]:
         """Settings to measure again, at most TIMES: the cheapest, the fastest, and the fastest of those that cost less
