@@ -17,7 +17,7 @@ from torch import nn
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
-from feedrate.dataset.probe import size_of
+from feedrate.dataset.subset import size_of
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import ToDevice
 from feedrate.loader.device import has_streams, single

@@ -15,9 +15,8 @@ from feedrate.errors import UserError
 from feedrate.reporting.run_summary import number
 from feedrate.system.atomic_write import check_place, replace_shared_file, told
 from feedrate.system.cores import usable_cores
-from feedrate.tracking.journal import Journal
+from feedrate.tracking.journal import JOB_TAG, PARENT_JOURNAL, PARENT_TAG, Journal
 from feedrate.tracking.point import points
-from feedrate.tracking.sweep import JOB_TAG, PARENT_JOURNAL, PARENT_TAG
 from feedrate.tracking.tracker import open_tracker
 from feedrate.tuning.trial_runner import Setting, TrialRunner
 from feedrate.tuning.tune import Trial, Tuned
