@@ -20,6 +20,7 @@ from feedrate.runs.provenance import Origin, flat, job_id, result_id
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.point import points
+from feedrate.tracking.sweep import picture
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
 from feedrate.trainer.state import Result
@@ -88,7 +89,7 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
 
 def engine_of(trainer: Trainer) -> str:
     """How the training partition's loader fetches."""
-    return str(getattr(trainer.loaders["train"], "engine", "torch"))
+    return str(trainer.loaders["train"].engine)
 
 
 def parameters_of(trainer: Trainer) -> int:
@@ -99,7 +100,7 @@ def parameters_of(trainer: Trainer) -> int:
 def digests(trainer: Trainer) -> dict[str, str]:
     """Digests of what the training loader delivered; none from a loader without a seed."""
     loader = trainer.loaders["train"]
-    if getattr(loader, "seed", None) is None:
+    if loader.seed is None:
         return {}
     content = loader.content_digest()
     return {"order_digest": loader.order_digest(), **({"content_digest": content} if content else {})}
@@ -126,6 +127,8 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
         trainer.record_verdict(verdict)
         tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
         figures = {FIGURES[name]: value for name, value in verdict.figures.items()}
+    window = trainer.throughput.window()
+    names = ["throughput", *(["timeline"] if window is not None else [])]
     note = run_note(
         {**result.best, **figures},  # rates of the whole run instead of one epoch's
         command=origin.command,
@@ -133,10 +136,10 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
         best_epoch=result.best_epoch + 1,
         seconds=trainer.seconds,
         verdict=verdict_words(trainer, verdict),
+        pictures=" ".join(picture(f"plots/{name}.png") for name in names),
         slow=trainer.throughput.slow_samples(),
     )
     tracker.note(note)
-    window = trainer.throughput.window()
     if window is not None:
         (folder / "timeline.json").write_text(json.dumps(trace(window)), encoding="utf-8")
         tracker.artifact(folder / "timeline.json")

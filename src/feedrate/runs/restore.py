@@ -16,7 +16,7 @@ from feedrate.cli.allowed import check_targets
 from feedrate.config import ROOT, TrainerConfig, resolve_path, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
-from feedrate.loader import Loader, build_loaders, close_loaders, start_loaders
+from feedrate.loader import build_loaders, close_loaders, start_loaders
 from feedrate.runs.provenance import has_commit
 from feedrate.runs.restore_config import SavedRunConfig
 from feedrate.runs.saved import RESTORED, SavedRun, find_saved
@@ -161,8 +161,7 @@ def open_loader(saved: SavedRun, data: Data, partition: str, device: torch.devic
     """A loader of one partition in its own order; its workers start now, before the device is used."""
     node = {**saved.config["loader"], "shuffle": False, "drop_last": False}
     loader = build_loaders(node, data, saved.seed, device)[partition]
-    if isinstance(loader, Loader):
-        loader.set_epoch(0, then=None)  # the same random numbers as in every validation of the run
+    loader.set_epoch(0, then=None)  # the same random numbers as in every validation of the run
     start_loaders({partition: loader}, (partition,), data)
     return loader
 

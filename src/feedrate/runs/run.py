@@ -23,7 +23,7 @@ from feedrate.runs.run_folder import RunFolder, read_summary
 from feedrate.runs.runs import find_run, mark_dead_runs
 from feedrate.system.secrets import learn, mask_files, mask_logs, without_secrets
 from feedrate.system.signals import Interruption
-from feedrate.tracking import NullTracker, Status, Tracker, open_tracker, run_name, start_uploader
+from feedrate.tracking import Status, Tracker, open_tracker, run_name, start_uploader
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class Run:
         self.origin = Origin(settings, dict(hydra.runtime.choices), command, started)
         self._summary = self.origin.summary()
         self.checkpoint: dict[str, Any] = {}
-        self.tracker: Tracker = NullTracker()
+        self.tracker = Tracker()
         self._trainer: Trainer | None = None
         self._loaders: dict[str, Any] = {}
         self._ended = False
@@ -130,7 +130,7 @@ class Run:
 
         with self.interruption.held():
             self._loaders = build_loaders(self.config.loader, data, self.config.seed, device)
-            if self.checkpoint.get("loader") and hasattr(self._loaders["train"], "load_state_dict"):
+            if self.checkpoint.get("loader"):
                 self._loaders["train"].load_state_dict(self.checkpoint["loader"])
             start_loaders(self._loaders, ("train", "validation"), data)
         return self._loaders
@@ -211,7 +211,7 @@ class Run:
                 facts["verdict"] = asdict(verdict)
         self._update(status=status, error=text, **facts)
         if verdict is not None:
-            log.info("until then: %s", verdict)
+            log.info("until then:\n%s", verdict)
         if isinstance(error, (KeyboardInterrupt, LostWorker)) and (self.folder.checkpoints / "last.pt").exists():
             log.info("run folder  %s   (goes on with trainer.resume=auto)", self.folder.path)
         if trainer is not None and verdict is not None:

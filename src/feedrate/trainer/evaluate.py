@@ -21,7 +21,7 @@ from feedrate.trainer.forward import Forward
 @torch.no_grad()
 def validate(
     forward: Forward, loader: Any, task: Task, started: Callable[[], None]
-) -> tuple[Meter, list[tuple[Tensor, BatchInfo | None]]]:
+) -> tuple[Meter, list[tuple[Tensor, BatchInfo]]]:
     """Puts the model in evaluation mode and returns the partition's metrics, and each batch's loss and info.
 
     Args:
@@ -31,7 +31,7 @@ def validate(
     meter = task.meter(forward.device)
     batches = iter(ToDevice(loader, forward.device, None, forward.check(loader)))
     started()
-    losses: list[tuple[Tensor, BatchInfo | None]] = []
+    losses: list[tuple[Tensor, BatchInfo]] = []
     for batch in batches:
         outputs = forward(batch.X)
         with forward.autocast():
@@ -67,11 +67,8 @@ def answers(forward: Forward, loader: Any) -> Iterator[Answers]:
     known, at = list_IDs(loader.dataset), 0
     try:
         for batch in ToDevice(loader, forward.device, None, forward.check(loader)):
-            if batch.info is not None:
-                IDs = loader.IDs(batch.info)
-            else:
-                here = range(at, at + len(batch.X))
-                IDs = [str(i) for i in here] if known is None else [known[i] for i in here]
+            here = range(at, at + len(batch.X))
+            IDs = loader.IDs(batch.info) or [str(i) if known is None else known[i] for i in here]
             at += len(batch.X)
             yield Answers(IDs, batch, forward(batch.X).float())
     except RuntimeError as error:

@@ -33,10 +33,10 @@ class LossGuard:
         # fused optimizers on MPS have ignored `found_inf`
         fused = has_streams(device) and all(group.get("fused") for group in optimizer.param_groups)
         self._deferred = fused and getattr(optimizer, "_step_supports_amp_scaling", False)
-        self._pending: deque[tuple[int, BatchInfo | None, Tensor]] = deque()
+        self._pending: deque[tuple[int, BatchInfo, Tensor]] = deque()
         self._window: Tensor | None = None
 
-    def check(self, loss: Tensor, step: int, info: BatchInfo | None) -> None:
+    def check(self, loss: Tensor, step: int, info: BatchInfo) -> None:
         """Call after the forward pass of each batch, before its gradients can reach the weights.
 
         Raises:
@@ -74,7 +74,7 @@ class LossGuard:
                 self._stop(step, info, float("nan"))
         self._pending.clear()
 
-    def _stop(self, step: int, info: BatchInfo | None, value: float) -> None:
+    def _stop(self, step: int, info: BatchInfo, value: float) -> None:
         _check_samples(self._loader, info)
         raise UserError(
             f"the loss is {value} at step {step}, batch of {names(self._loader, info)}; the weights are those before it"
@@ -82,7 +82,7 @@ class LossGuard:
         )
 
 
-def first_not_finite(losses: Sequence[tuple[Tensor, BatchInfo | None]], loader: Any) -> str:
+def first_not_finite(losses: Sequence[tuple[Tensor, BatchInfo]], loader: Any) -> str:
     """The samples of the first batch whose loss is not finite; empty where all are finite. Waits for the device.
 
     Raises:
@@ -96,18 +96,15 @@ def first_not_finite(losses: Sequence[tuple[Tensor, BatchInfo | None]], loader: 
     return names(loader, info)
 
 
-def names(loader: Any, info: BatchInfo | None) -> str:
+def names(loader: Any, info: BatchInfo) -> str:
     """The samples of a batch, for an error."""
-    if info is None:
+    if not (IDs := loader.IDs(info)):
         return "unknown samples (loader=feedrate names them)"
-    IDs = loader.IDs(info)
     return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")
 
 
-def _check_samples(loader: Any, info: BatchInfo | None) -> None:
+def _check_samples(loader: Any, info: BatchInfo) -> None:
     """Loads the samples of a batch again; raises SampleError for the first one that is not finite."""
-    if info is None:
-        return
     request, found = info.request, None
     for index, ID in zip(request.indices.tolist(), loader.IDs(info), strict=True):
         try:

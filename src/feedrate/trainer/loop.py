@@ -18,7 +18,7 @@ from torch import nn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import LostWorker, UserError
-from feedrate.loader import Batch, Loader, ToDevice
+from feedrate.loader import Batch, ToDevice
 from feedrate.loader.device import has_streams
 from feedrate.system.device_errors import explained
 from feedrate.system.signals import Interrupted, Interruption
@@ -91,7 +91,7 @@ class Trainer:
         self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard)
         self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
         self._folder, self._tracker, self._stop = folder, tracker, interruption
-        self._inline = not getattr(loaders["train"], "num_workers", 0)
+        self._inline = not loaders["train"].num_workers
         self._warned = False  # of a validation loss that is not finite
         self._verdict_logged = False
         self._saved_at = time.perf_counter()
@@ -216,15 +216,15 @@ class Trainer:
         for batch in batches:
             self._stop.safe = False
             state.random = None
-            samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
+            samples, info = len(batch.X), batch.info
             held = [batch]
             del batch  # only the training step refers to it
             yield held.pop()
             if state.batches % self.config.log_every == 0:
                 self._guard.read()
             self.throughput.step()
-            clock.step(samples, nbytes, info.made if info else None)
-            if info and info.slow:
+            clock.step(samples, info.nbytes, info.timing)
+            if info.slow:
                 self.throughput.took_long(info.slow)
             if self._finished():
                 break
@@ -242,10 +242,8 @@ class Trainer:
             SampleError: a loss is not finite because a sample is not.
         """
         loader = self.loaders[partition]
-        if isinstance(loader, Loader):  # every validation sees the same samples with the same randomness
-            loader.set_epoch(0, then=None if self._is_last(self.state.epoch) else 0)
-        elif hasattr(loader, "set_epoch"):
-            loader.set_epoch(0)
+        # every validation sees the same samples with the same randomness
+        loader.set_epoch(0, then=None if self._is_last(self.state.epoch) else 0)
         # the state to save does not change meanwhile, so a signal may stop the run anywhere
         meter, losses = validate(self.forward, loader, self.task, started=self._stop.allow)
         self._stop.safe = False
@@ -265,7 +263,7 @@ class Trainer:
         if self._verdict_logged or result.stopped or epoch + 1 >= self.config.max_epochs:
             return
         if kept is not None and kept.steady.sum() >= FEW_STEPS and (verdict := self.throughput.verdict()) is not None:
-            log.info("after epoch %d: %s", epoch + 1, verdict)
+            log.info("after epoch %d:\n%s", epoch + 1, verdict)
             self.record_verdict(verdict)
             self._verdict_logged = True
 

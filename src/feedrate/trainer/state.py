@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from feedrate.dataset import Data
-from feedrate.loader import BatchInfo, Loader
+from feedrate.loader import BatchInfo
 from feedrate.task.task import Meter
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import load_weights, zero_momentum
@@ -68,7 +68,7 @@ class RunState:
     """The position of a run, and everything that changes while it trains.
 
     Args:
-        loader: of the training partition; one without `state_dict` has no position within an epoch.
+        loader: of the training partition; a TorchLoader has no position within an epoch (its `state_dict` is None).
         new_meter: makes an empty meter for one epoch.
 
     Attributes:
@@ -129,12 +129,8 @@ class RunState:
 
     def begin_training(self, last: bool) -> None:
         """Sets the loader to this epoch's first batch, or the rest of it; after the last epoch none is prefetched."""
-        if isinstance(self._loader, Loader):
-            self._loader.set_epoch(self.epoch, then=None if last else self.epoch + 1)
-        elif hasattr(self._loader, "set_epoch"):
-            self._loader.set_epoch(self.epoch)
-        if hasattr(self._loader, "state_dict"):
-            self.position = self._loader.state_dict()
+        self._loader.set_epoch(self.epoch, then=None if last else self.epoch + 1)
+        self.position = self._loader.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors and plain values."""
