@@ -49,8 +49,8 @@ def main(cfg: DictConfig) -> int:
     with opened(config, other_samples=other_samples) as run:
 
         def rows() -> Iterator[dict[str, Any]]:
-            for found in answers(run.forward, run.loader):
-                for ID, row in zip(found.IDs, rows_of(found.outputs, run.data.targets), strict=True):
+            for IDs, _, outputs in answers(run.forward, run.loader):
+                for ID, row in zip(IDs, rows_of(outputs, run.data.targets), strict=True):
                     yield {"id": ID, **row}
 
         try:

@@ -12,7 +12,6 @@ conf/train.yaml is the table of contents of everything that can be set.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -23,17 +22,11 @@ log = logging.getLogger("feedrate")
 
 def train(cfg: DictConfig) -> float:
     """One run; returns the lowest validation loss, which a search minimises."""
-    from hydra.core.hydra_config import HydraConfig
-
     from feedrate.runs.run import Run, read_settings
     from feedrate.tuning.tuning_cache import take
 
-    # Configuration: resolved, secrets masked, with the remembered settings of loader=tuned
-    hydra = HydraConfig.get()
-    settings = read_settings(cfg)
-    if note := take(settings, hydra.runtime.choices, hydra.overrides.task,
-                    written=Path(hydra.runtime.output_dir) / ".hydra/config.yaml"):  # fmt: skip
-        log.info("%s", note)
+    # Configuration: resolved, secrets masked, loader=tuned replaced by the settings that src/tune.py found
+    settings = read_settings(cfg, tuned=take)
 
     # The run: checks the configuration; owns folder, signals, tracker and status; resumes an earlier run
     with Run.open(settings) as run:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from feedrate.errors import SampleError, UserError
+from feedrate.loader.batch import BatchInfo, BatchRequest
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.state import is_lower
 
@@ -66,16 +69,19 @@ def test_weights_are_those_before_the_bad_batch(run_train, monkeypatch):
     assert all(torch.isfinite(w).all() for w in seen["weights"])
 
 
+UNKNOWN = BatchInfo(BatchRequest(0, 0, 0, np.empty(0, dtype=np.int64)))
+
+
 def test_a_fused_optimizer_leaves_the_weights_alone_when_told_so():
     """The device path, on the CPU: its fused AdamW honours `found_inf` too."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    guard = LossGuard(optimizer, torch.device("cpu"), None)
+    guard = LossGuard(optimizer, torch.device("cpu"), SimpleNamespace(IDs=lambda info: []))
     guard._deferred = True  # as on an accelerator
     for step, factor in enumerate([1.0, float("nan"), 1.0]):
         optimizer.zero_grad()
         loss = (weight * factor).sum()
-        guard.check(loss, step, None)
+        guard.check(loss, step, UNKNOWN)
         loss.backward()
         before = weight.detach().clone()
         guard.before_step(scaled=False)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
 from feedrate.loader import TRAITS, Loader, ToDevice, build_loaders, close_loaders, start_loaders
+from feedrate.loader.batch import BatchInfo, BatchRequest
 from feedrate.loader.device import in_use
 from feedrate.timing import Clock
 from feedrate.timing.ahead import record
@@ -336,9 +338,9 @@ def test_fused_can_be_set_for_the_shipped_optimizers(simulated, run_train):
 
 def test_on_mps_each_loss_is_read_and_the_time_of_a_step_may_be_unknown(simulated, monkeypatch):
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))], fused=True)
-    guard = LossGuard(optimizer, torch.device("mps"), None)
+    guard = LossGuard(optimizer, torch.device("mps"), SimpleNamespace(IDs=lambda info: []))
     with pytest.raises(UserError, match="the loss is nan at step 3"):
-        guard.check(torch.tensor(float("nan")), 3, None)
+        guard.check(torch.tensor(float("nan")), 3, BatchInfo(BatchRequest(0, 0, 0, np.empty(0, dtype=np.int64))))
 
     # of events without times torch raises the error that MPS may raise
     monkeypatch.setattr("feedrate.timing.clock.record", lambda device, timed: record(device))

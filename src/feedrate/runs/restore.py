@@ -84,14 +84,7 @@ def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[O
 
 
 def load_checkpoint(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of a run and the state in it.
-
-    Args:
-        weights: 'best' or 'last', where the run's name was no checkpoint.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """The checkpoint of a run ('best' or 'last', unless the run's name was a checkpoint) and the state in it."""
     path = saved.checkpoint or saved.folder / "checkpoints" / f"{weights}.pt"
     if not path.is_file() and saved.recorded is not None:
         path = saved.recorded.download(f"checkpoints/{weights}.pt", saved.folder) or path
@@ -111,14 +104,10 @@ def load_checkpoint(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]
 def open_data(
     saved: SavedRun, state: Mapping[str, Any], allow: Collection[str], other_data: bool, *, prepare: bool = True
 ) -> Data:
-    """The run's datasets.
+    """The run's datasets, checked for allowed targets and, without `other_data`, for the digest of the run's data.
 
     Args:
-        other_data: accept data with another digest.
         prepare: whether missing files of the data may be written.
-
-    Raises:
-        UserError: a target is not allowed, or the data is not what the run was trained with.
     """
     _check_nodes(saved, allow)
     timeout = timeout_of(saved.config["loader"])
@@ -133,23 +122,14 @@ def open_data(
 
 
 def open_folder(saved: SavedRun, state: Mapping[str, Any], root: str, allow: Collection[str]) -> Data:
-    """All samples of another folder as the partition 'train' of data with the run's task, classes and shapes.
-
-    Raises:
-        UserError: a target is not allowed, or the folder has no sample; for checkpoints that do not say what the data
-            was, also when the run's own data is gone.
-    """
+    """All samples of another folder as the partition 'train' of data with the run's task, classes and shapes."""
     _check_nodes(saved, allow)
     data = data_of(state["data"]) if "data" in state else open_data(saved, state, allow, other_data=False)
     return unlabelled(saved.config["dataset"], resolve_path(root), data, saved.seed)
 
 
 def choose_partition(data: Data, wanted: str | None) -> str:
-    """`wanted`, or 'test' if there is one, or 'validation'.
-
-    Raises:
-        UserError: the data has no such partition.
-    """
+    """`wanted`, or 'test' if there is one, or 'validation'."""
     if wanted is None:
         return "test" if "test" in data.partition else "validation"
     if wanted not in data.partition:

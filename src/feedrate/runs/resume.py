@@ -27,11 +27,7 @@ _CHECKED = ("optimizer.", "scheduler", "loader.shuffle", *(f"trainer.{key}" for 
 
 
 def load_state(resume: str, folder: Path) -> dict[str, Any]:
-    """The checkpoint that `resume` names, or the newest whole one of the folder.
-
-    Raises:
-        UserError: none is whole.
-    """
+    """The checkpoint that `resume` names, or the newest undamaged one of the folder."""
     path = resolve_path(resume)
     if path.is_file():
         try:
@@ -61,11 +57,7 @@ def move_log(fresh: Path, folder: Path) -> None:
 
 
 def check_config(state: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses another seed; logs which other settings differ that change the result.
-
-    Raises:
-        UserError: the seed is another one.
-    """
+    """Refuses another seed with a UserError; logs which other settings differ that change the result."""
     try:
         then = config_of_folder(folder) or {}
     except UserError:
@@ -87,13 +79,10 @@ def check_config(state: Mapping[str, Any], folder: Path, config: Mapping[str, An
 
 
 def check_data(state: dict[str, Any], data: Data, allowed: bool) -> None:
-    """Refuses other data: positions and order would be those of another data set.
+    """Refuses other data with a UserError: positions and order would be those of another data set.
 
     Args:
         allowed: log the difference instead; with another number of samples the state loses its position.
-
-    Raises:
-        UserError: the data differs.
     """
     if state["data_digest"] == data.digest:
         return
@@ -113,11 +102,7 @@ def check_data(state: dict[str, Any], data: Data, allowed: bool) -> None:
 
 
 def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
-    """Refuses the state of another kind of optimizer; logs which present settings are not used.
-
-    Raises:
-        UserError: the checkpoint's state does not fit the optimizer.
-    """
+    """Refuses the state of another kind of optimizer with a UserError; logs which present settings are not used."""
     ours, theirs = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
     if len(ours) != len(theirs) or any(set(a) != set(b) for a, b in zip(ours, theirs, strict=True)):
         raise UserError(

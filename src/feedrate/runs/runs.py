@@ -104,21 +104,13 @@ def mark_dead_runs(runs: Path) -> list[Path]:
 
 
 def config_of_folder(folder: Path) -> dict[str, Any] | None:
-    """The resolved configuration in a run folder; None if it is no run folder.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """The resolved configuration in a run folder; None if it is no run folder."""
     path = folder / ".hydra" / "config.yaml"
     return parse_config(path.read_text(encoding="utf-8"), str(path), resolve=True) if path.is_file() else None
 
 
 def parse_config(text: str, name: str, resolve: bool) -> dict[str, Any]:
-    """A run's configuration from YAML; `name` is for the error.
-
-    Raises:
-        UserError: it is no YAML, or no configuration of a run.
-    """
+    """A run's configuration from YAML; `name` is for the error."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]

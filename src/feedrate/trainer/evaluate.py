@@ -41,24 +41,11 @@ def validate(
     return meter, losses
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The model's outputs for one batch.
-
-    Attributes:
-        IDs: of its B samples.
-        batch: as loaded, on the device.
-        outputs: (B, num_outputs) float32, on the device.
-    """
-
-    IDs: list[str]
-    batch: Batch
-    outputs: Tensor
-
-
 @torch.no_grad()
-def answers(forward: Forward, loader: Any) -> Iterator[Answers]:
-    """Outputs of a model in evaluation mode, batch by batch; the loader's order must be its dataset's.
+def answers(forward: Forward, loader: Any) -> Iterator[tuple[list[str], Batch, Tensor]]:
+    """IDs, batch and outputs ((B, num_outputs) float32, on the device) of a model in evaluation mode, batch by batch.
+
+    The loader's order must be its dataset's.
 
     Raises:
         UserError: the model fails on a batch.
@@ -70,7 +57,7 @@ def answers(forward: Forward, loader: Any) -> Iterator[Answers]:
             here = range(at, at + len(batch.X))
             IDs = loader.IDs(batch.info) or [str(i) if known is None else known[i] for i in here]
             at += len(batch.X)
-            yield Answers(IDs, batch, forward(batch.X).float())
+            yield IDs, batch, forward(batch.X).float()
     except RuntimeError as error:
         if (cause := forward.explained(error)) is None:
             raise
@@ -119,21 +106,20 @@ def evaluate(forward: Forward, loader: Any, task: Task, worst: int) -> Evaluatio
     true: list[float] = []
     predicted: list[float] = []
     kept: list[Sample] = []
-    for found in answers(forward, loader):
-        outputs, y = found.outputs, found.batch.y
+    for IDs, batch, outputs in answers(forward, loader):
+        y = batch.y
         meter.update(task.loss(outputs, y), outputs, y)
         if single:
             true += y.flatten().tolist()
             predicted += outputs.flatten().tolist()
         if worst:
-            kept = _worst(kept, worst, found, task)
+            kept = _worst(kept, worst, IDs, batch, outputs, task)
     pairs = (true, predicted) if single else None
     return Evaluation(meter.samples, meter.metrics(), meter.confusion(), meter.per_class(), kept, pairs)
 
 
-def _worst(kept: list[Sample], count: int, found: Answers, task: Task) -> list[Sample]:
+def _worst(kept: list[Sample], count: int, IDs: list[str], batch: Batch, outputs: Tensor, task: Task) -> list[Sample]:
     """The `count` worst of those kept and of a batch; of equal losses the first in the partition."""
-    outputs, batch = found.outputs, found.batch
     losses = losses_of(task, outputs, batch.y).tolist()
     least = _rank(kept[-1].loss) if len(kept) == count else -math.inf
     candidates = [i for i, loss in enumerate(losses) if _rank(loss) > least]
@@ -141,7 +127,7 @@ def _worst(kept: list[Sample], count: int, found: Answers, task: Task) -> list[S
     if not worst:
         return kept
     added = [
-        Sample(found.IDs[i], losses[i], {**label_of(batch.y[i], task.targets), **row}, batch.X[i].cpu())
+        Sample(IDs[i], losses[i], {**label_of(batch.y[i], task.targets), **row}, batch.X[i].cpu())
         for i, row in zip(worst, rows_of(outputs[worst], task.targets), strict=True)
     ]
     return heapq.nlargest(count, [*kept, *added], key=lambda sample: _rank(sample.loss))

@@ -23,9 +23,7 @@ from feedrate.loader.device import has_streams
 class LossGuard:
     """Watches the training losses of one run.
 
-    Args:
-        optimizer: a fused one skips a step where `found_inf` is set; for others on an accelerator each loss is read.
-        loader: names the samples of a batch.
+    A fused optimizer skips a step where `found_inf` is set; for others on an accelerator each loss is read.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device, loader: Any) -> None:
@@ -61,11 +59,7 @@ class LossGuard:
         self._window = None
 
     def read(self) -> None:
-        """Reads the flags of the steps so far, which waits for the device.
-
-        Raises:
-            UserError: as `check`.
-        """
+        """Reads the flags of the steps so far, which waits for the device; raises as `check`."""
         if not self._pending:
             return
         flags = torch.stack([bad for _, _, bad in self._pending]).tolist()

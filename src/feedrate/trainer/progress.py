@@ -51,12 +51,9 @@ class Progress:
         return self._live and time.perf_counter() - self._drawn > INTERVAL_S
 
     def step(self, epoch: int, steps: int, loss: float, recent: tuple[float, float, float] | None) -> None:
-        """Draws the live line.
+        """Draws the live line, after `steps` of an epoch (from 0) and with the loss of the last one.
 
         Args:
-            epoch: from 0.
-            steps: done in this epoch.
-            loss: of the last one.
             recent: samples per second, wait in ms per step and in percent over the last steps; None if too few.
         """
         self._drawn = time.perf_counter()
@@ -69,13 +66,7 @@ class Progress:
         self._write(_ERASE + text[: shutil.get_terminal_size().columns - 1])
 
     def epoch(self, epoch: int, metrics: dict[str, float], training_s: float) -> None:
-        """Logs a finished epoch.
-
-        Args:
-            epoch: from 0.
-            metrics: by name; without rates where the epoch had too few steps for any.
-            training_s: duration of its steps, shown in place of the rates.
-        """
+        """Logs a finished epoch (from 0), with the duration of its steps where they were too few for rates."""
         width = len(str(self._epochs))
         parts = [f"epoch {epoch + 1:>{width}}/{self._epochs}", f"loss {metrics['train/loss']:.4f}"]
         parts.append(f"val loss {metrics['validation/loss']:.4f}")

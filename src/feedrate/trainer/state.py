@@ -194,10 +194,7 @@ class RunState:
 
 
 def within_epoch(state: dict[str, Any], max_steps: int | None) -> dict[str, Any]:
-    """Takes a checkpoint that `trainer.max_steps` ended within an epoch back to before that epoch's validation.
-
-    Any other checkpoint is returned as it is, also where the present `max_steps` leaves no step.
-    """
+    """Takes a checkpoint that `trainer.max_steps` ended within an epoch back to before that epoch's validation."""
     cut = state.get("cut")  # older checkpoints have none
     if state["phase"] != "done" or not cut or (max_steps is not None and int(state["step"]) >= max_steps):
         return state
