@@ -47,7 +47,9 @@ def main(cfg: DictConfig) -> dict[str, float]:
     try:
         files = write_evaluation(folder, run.partition, found, {**run.about, "data_digest": run.data.digest})
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); make room, or mend it") from error
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); make room, or fix its permissions"
+        ) from error
     log.info("%d samples:  %s", found.samples, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     for sample in found.worst[:5]:
         columns = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in sample.row.items())

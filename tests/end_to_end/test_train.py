@@ -29,9 +29,12 @@ def test_a_run_writes_every_metric_digest_and_time_to_its_summary(run_train):
     assert not (summary["folder"] / "lock").exists()
 
 
-def test_a_run_of_a_few_steps_says_its_time_but_neither_a_rate_nor_a_verdict(run_train, caplog):
+def test_a_run_of_a_few_steps_says_its_time_but_neither_a_rate_nor_a_verdict(run_train, caplog, tmp_path):
     with caplog.at_level("INFO", "feedrate"):
         summary = run_train("loader.batch_size=64", "trainer.max_epochs=1")  # 4 steps
+    lines = [line for message in caplog.messages for line in message.splitlines() if str(tmp_path) not in line]
+    assert lines[0].startswith("cnn on digits: 256 training and 256 validation samples (1, 8, 8), 10 classes, on ")
+    assert max(map(len, lines)) <= 100
     assert summary["verdict"] is None
     assert not {name for name in summary["metrics"] if name.startswith(("loader/", "compute/")) and "first" not in name}
     assert "too few steps for a rate or a verdict: 0 of 4 count, 10 are needed; they took" in caplog.text
