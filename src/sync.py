@@ -29,8 +29,8 @@ def main() -> int:
     from feedrate.config import ROOT, resolve_path
     from feedrate.runs.run_folder import RunFolder, living_owner
     from feedrate.runs.runs import read_summary, write_summary
+    from feedrate.system.secrets import without_secrets
     from feedrate.tracking.pending_uploads import Sender, destination, journals, waiting
-    from feedrate.tracking.secrets import without_secrets
 
     uri = next((text.removeprefix(URI) for text in arguments if text.startswith(URI)), None)
     named = [

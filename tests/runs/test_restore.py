@@ -113,7 +113,7 @@ def test_a_run_with_own_classes_comes_back_without_being_asked_to_allow_them(run
 
 
 def test_interpolations_and_targets_that_are_no_text_are_refused():
-    with pytest.raises(UserError, match=r"model.name=\$\{oc.env:HOME\}: .* may not hold an interpolation"):
+    with pytest.raises(UserError, match=r"model.name=\$\{oc.env:HOME\}: .*interpolation"):
         check_targets({"model": {"_target_": "feedrate.model.CNN", "name": "${oc.env:HOME}"}})
     with pytest.raises(UserError, match=r"model._target_=\['os', 'system'\]: must be the import path"):
         check_targets({"model": {"_target_": ["os", "system"]}})

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from feedrate.errors import UserError
-from feedrate.system.interrupt import Interrupted
+from feedrate.system.signals import Interrupted
 from feedrate.trainer import checkpoint
 from feedrate.trainer.loop import Trainer
 from saved_run import with_config

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from feedrate.config import resolve_path, shown_path
 from feedrate.errors import UserError
-from feedrate.tracking.secrets import without_secrets
+from feedrate.system.secrets import without_secrets
 
 UI_HOST = "127.0.0.1"
 UI_PORT = 5000

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from feedrate.system.secrets import without_secrets
 from feedrate.tracking.address import Address
 from feedrate.tracking.journal import Delivered, Event
-from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.store import StoreRefusal, translated_errors
 from feedrate.tracking.sweep import RUN_ID
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from feedrate.system.atomic_write import atomic_write
-from feedrate.tracking.secrets import without_secrets
+from feedrate.system.secrets import without_secrets
 
 if TYPE_CHECKING:
     from feedrate.config import TrackingConfig

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from feedrate.config import shown_path
+from feedrate.system.secrets import learn, masked, without_secrets
 from feedrate.tracking.address import experiment_link, read_address, run_link
 from feedrate.tracking.journal import FILES, JOURNAL, Delivered, Journal, as_json, events
-from feedrate.tracking.secrets import learn, masked, without_secrets
 from feedrate.tracking.sweep import sweep_tags
 from feedrate.tracking.tracker import Status, Tracker
 from feedrate.tracking.view import VIEW_KEY

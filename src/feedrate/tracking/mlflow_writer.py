@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from feedrate.system.secrets import without_secrets
 from feedrate.tracking.address import Address
 from feedrate.tracking.calls import METRICS_PER_BATCH, TAG_CHARACTERS, Calls, cut
 from feedrate.tracking.journal import JOURNAL, SILENT_END, SYSTEM, Delivered, Event, SweepLock, events
-from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.store import translated_errors
 from feedrate.tracking.sweep import PARENT_JOURNAL, PARENT_TAG
 

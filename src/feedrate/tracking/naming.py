@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from feedrate.tracking.secrets import looks_secret
+from feedrate.system.secrets import looks_secret
 
 MAX_CHARACTERS = 60
 

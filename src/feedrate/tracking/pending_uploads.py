@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from feedrate.errors import UserError
+from feedrate.system.secrets import MASK, learn
 from feedrate.tracking.address import Address, read_address
 from feedrate.tracking.journal import JOURNAL, Delivered, events
-from feedrate.tracking.secrets import MASK, learn
 from feedrate.tracking.store import open_store
 
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from feedrate.errors import UserError
+from feedrate.system.secrets import without_secrets
 from feedrate.tracking.address import Address, sqlite_url
 from feedrate.tracking.moved import follow
-from feedrate.tracking.secrets import without_secrets
 from feedrate.tracking.view import write_view
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from feedrate.config import shown_path
+from feedrate.system.secrets import masked, without_secrets
 from feedrate.tracking.journal import JOURNAL, Delivered, Journal, SweepLock, events
 from feedrate.tracking.point import points
-from feedrate.tracking.secrets import masked, without_secrets
 from feedrate.tracking.tracker import Tracker, open_tracker
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
+from feedrate.system.secrets import learn, without_secrets
 from feedrate.tracking.address import read_address
 from feedrate.tracking.journal import JOURNAL, Delivered, SweepLock
-from feedrate.tracking.secrets import learn, without_secrets
 from feedrate.tracking.store import StoreFault, open_answering, require_answer
 
 if TYPE_CHECKING:

@@ -36,8 +36,8 @@ from feedrate.dataset.writing.shard_writer import Plan, ShardWriter, forms_of, s
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted, sync_folder
-from feedrate.system.processes import signals_ignored
 from feedrate.system.progress_bar import progress_bar
+from feedrate.system.signals import signals_ignored
 
 PROBED = 16  # samples of a partition that are loaded to estimate their size, and to detect random transforms
 _SHARD = re.compile(r"\w+-\d{5,}\.safetensors")

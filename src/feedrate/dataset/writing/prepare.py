@@ -36,8 +36,8 @@ from feedrate.dataset.writing.output_folder import (
 from feedrate.errors import UserError, offence
 from feedrate.system.cores import usable_cores
 from feedrate.system.folder import Interrupted
-from feedrate.system.processes import signals_ignored
 from feedrate.system.progress_bar import progress_bar
+from feedrate.system.signals import signals_ignored
 
 MANIFEST = "prepare.json"
 _X = f"{PARTIAL}X.npy"  # the X of an .npz while samples are written
