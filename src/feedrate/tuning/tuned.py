@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from feedrate.config import ROOT
 from feedrate.errors import SampleError, UserError
-from feedrate.reporting.run_summary import number
 from feedrate.system.atomic_write import check_place, replace_shared_file, told
 from feedrate.system.cores import usable_cores
+from feedrate.system.text import number
 from feedrate.tuning.record import Tried
 from feedrate.tuning.trial_runner import Setting, TrialRunner
 from feedrate.tuning.tune import Trial, Tuned
