@@ -82,7 +82,7 @@ def test_the_same_of_arrays(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=75, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     dtype=st.sampled_from(DTYPES),
