@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from feedrate.dataset.probe import one_line
+from feedrate.dataset.subset import ID_at, unwrapped
 from feedrate.errors import SampleError, UserError
 from feedrate.loader.batch import BatchRequest
 
@@ -32,13 +33,10 @@ class SampleErrors:
     @property
     def name(self) -> str:
         """Of the user's class."""
-        dataset: Any = self._dataset
-        while isinstance(dataset, Subset):
-            dataset = dataset.dataset
-        return type(dataset).__name__
+        return type(unwrapped(self._dataset)[0]).__name__
 
     def ID(self, index: int) -> str:
-        return str(index) if self._list_IDs is None else self._list_IDs[index]
+        return ID_at(self._list_IDs, index)
 
     def batch(self, request: BatchRequest, error: BaseException) -> SampleError:
         """A dataset failed that was asked for a whole batch."""
