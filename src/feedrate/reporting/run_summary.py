@@ -44,7 +44,8 @@ def run_note(
         error: why the run stopped early, empty if it did not.
     """
     parts = [f"**Stopped:** {' '.join(error.split())}"] if error else []
-    parts += [headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds), verdict, pictures]
+    parts += [headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
+    parts += [f"```text\n{verdict}\n```" if verdict else "", pictures]
     if best_epoch is not None:
         parts.append(
             f"Epoch {best_epoch} has the lowest validation loss; its weights are best.pt. MLflow's charts count steps "

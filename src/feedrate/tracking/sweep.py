@@ -138,7 +138,7 @@ class SweepRun:
 
 
 def picture(path: str) -> str:
-    """Markdown for a run's note that shows one of the run's artifacts, which MLflow serves beside its pages."""
+    """Markdown for a run's note that shows one of the run's artifacts."""
     return f"![{path}](get-artifact?path={path}&run_uuid={RUN_ID})"
 
 
