@@ -34,7 +34,7 @@ def train(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     from feedrate.config import check, timeout_of
-    from feedrate.tracking.secrets import learn, mask_files, mask_logs
+    from feedrate.system.secrets import learn, mask_files, mask_logs
     from feedrate.tuning import tuning_cache as remembered
 
     hydra = HydraConfig.get()
@@ -56,7 +56,7 @@ def train(cfg: DictConfig) -> float:
     from feedrate.runs import record, resume, runs
     from feedrate.runs.provenance import command_line
     from feedrate.runs.run_folder import RunFolder
-    from feedrate.system.interrupt import Interruption
+    from feedrate.system.signals import Interruption
     from feedrate.trainer.state import within_epoch
 
     # -----------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def train(cfg: DictConfig) -> float:
             verdict = trainer.verdict() if trainer is not None else None
             record.record_failure(run, tracker.run_id if tracker else run_id, status, text, trainer, verdict)
             if verdict is not None:
-                log.info("until then: %s", verdict)
+                log.info("until then:\n%s", verdict)
             if isinstance(error, (KeyboardInterrupt, LostWorker)) and (folder.path / "checkpoints/last.pt").exists():
                 log.info("run folder  %s   (goes on with trainer.resume=auto)", folder.path)
         if tracker is not None and not ended:

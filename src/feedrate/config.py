@@ -1,7 +1,7 @@
 """Typed schema of the configuration: what each key may hold, checked before any work starts.
 
-Defaults and explanations stand in conf/GROUP/OPTION.yaml; here stand types, ranges and rules between keys.
-Neither torch nor mlflow is imported here, so a mistake is answered at once.
+Defaults and explanations are in conf/GROUP/OPTION.yaml; types, ranges and rules between keys are here, all in one file.
+Imports neither torch nor mlflow, so that a mistake is reported at once.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from feedrate.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_KNOWN = ConfigDict(extra="forbid")
+_KNOWN = ConfigDict(extra="forbid", defer_build=True)  # built when first used
 
-# Strict: the text "8" or a truth value is no number, 1.5 no count; a whole number is a float. inf and nan are none.
+# Strict: no text or truth value is a number, 1.5 is no count; a whole number is a float. inf and nan are refused.
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Positive = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
@@ -31,12 +31,14 @@ NonNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-# bounds beyond any use, since the system answers far larger numbers by crashing or by forking without end
+# upper bounds, since the system answers far larger numbers by crashing or by forking without end
 Workers = Annotated[int, Field(ge=0, le=1024, strict=True)]
 AtMost1024 = Annotated[int, Field(ge=1, le=1024, strict=True)]
+Size = Annotated[int, Field(ge=1, le=10**15, strict=True)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu|privateuseone)(:\d+)?)$")]
 PerChannel = list[Number] | Number | None
 NotEmpty = Annotated[str, Field(min_length=1)]
+AutoWorkers = Workers | Literal["auto"]
 
 
 def resolve_path(path: str | Path) -> Path:
@@ -45,25 +47,25 @@ def resolve_path(path: str | Path) -> Path:
 
 
 def nearby(path: Path) -> str:
-    """A hint for a resolved path that does not exist: the same relative path in the current folder, if that exists."""
+    """A hint for a path that does not exist: the same relative path in the current folder, if that exists."""
     here = Path.cwd() / path.relative_to(ROOT) if path.is_relative_to(ROOT) else None
     return f"; relative paths count from the repository: did you mean {here}?" if here and here.exists() else ""
 
 
 def shown_path(path: Path) -> str:
-    """The path within the repository, as a record keeps it; an absolute one where it lies elsewhere."""
+    """The path relative to the repository, or an absolute one elsewhere."""
     path = path.absolute()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# dataset
+# Groups whose `_target_` conf/ ships
 # ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class DatasetConfig:
-    """Keys that every dataset may have, shipped or the user's own; the rest goes to its constructor."""
+    """Keys of every dataset, shipped or the user's own; the others go to its constructor."""
 
     name: str | None = None
     root: str | None = None
@@ -75,50 +77,12 @@ class DatasetConfig:
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class FolderConfig(DatasetConfig):
-    """A dataset folder as the README describes it."""
-
-    root: str
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class TensorFilesConfig(FolderConfig):
-    verify: Literal["none", "crc"] = "none"
-    cache: Literal["none", "shards"] = "none"
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class ArrayFilesConfig(FolderConfig):
-    cache: Literal["none", "shards"] = "none"
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class PackedConfig(FolderConfig):
-    access: Literal["mmap", "pread"] = "mmap"
-    verify: Literal["none", "crc"] = "none"
-    stale: Literal["some", "all", "ignore"] = "some"
-    transform: dict[str, Any] | None = None
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class GeneratedConfig(DatasetConfig):
-    size: Annotated[int, Field(ge=1, le=10**15, strict=True)]
-    validation_size: Annotated[int, Field(ge=1, le=10**15, strict=True)]
-    image_size: Annotated[int, Field(ge=32, le=256, strict=True)]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# loader
-# ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class LoaderConfig:
     """torch.utils.data.DataLoader's arguments, for both loaders."""
 
     batch_size: Positive
     shuffle: Flag
-    num_workers: Workers | Literal["auto"]
+    num_workers: AutoWorkers
     drop_last: Flag
     pin_memory: Flag | Literal["auto"]
     prefetch_factor: AtMost1024 | None
@@ -133,77 +97,70 @@ class FeedrateLoaderConfig(LoaderConfig):
     engine: Literal["auto", "inline", "thread", "process"] = "auto"  # older configurations have none
 
 
-# ---------------------------------------------------------------------------------------------------------
-# model, optimizer, scheduler
-# ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class MLPConfig:
-    hidden: list[Positive]
-    dropout: Share
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class CNNConfig:
-    channels: Annotated[list[Positive], Field(min_length=1)]
-    dropout: Share
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class ResNet18Config:
-    width: Positive
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class SimulatedConfig:
-    step_ms: NonNegative
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class AdamWConfig:
-    lr: Above0
-    weight_decay: NonNegative
-    betas: Annotated[list[Share], Field(min_length=2, max_length=2)]
-    fused: Flag | Literal["auto"] | None = "auto"  # None, torch's own default, means the same; older ones have none
-
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class SGDConfig:
-    lr: Above0
-    momentum: Share
-    nesterov: Flag
-    weight_decay: NonNegative
-    fused: Flag | Literal["auto"] | None = "auto"  # None, torch's own default, means the same; older ones have none
-
-
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class SchedulerConfig:
-    """Keys that every scheduler may have; the rest goes to its constructor."""
+    """Keys of every scheduler; the others go to its constructor."""
 
     interval: Literal["step", "epoch"] = "epoch"
 
 
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class CosineConfig(SchedulerConfig):
-    warmup: Share
-    final: Annotated[float, Field(ge=0, le=1, strict=True)]
+def _schema(base: type = object, **keys: Any) -> type:
+    """A schema with the keys of `base` and these: a type, or a type and a default."""
+    types = {key: value[0] if isinstance(value, tuple) else value for key, value in keys.items()}
+    defaults = {key: value[1] for key, value in keys.items() if isinstance(value, tuple)}
+    plain = type("Schema", (base,), {"__annotations__": types, "__module__": __name__, **defaults})
+    return dataclass(config=_KNOWN, frozen=True, kw_only=True)(plain)
 
 
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class OneCycleConfig(SchedulerConfig):
-    max_lr: Above0
-    pct_start: Share
+_FUSED = (Flag | Literal["auto"] | None, "auto")  # None, torch's own default, means the same; older ones have none
+_VERIFY = (Literal["none", "crc"], "none")
+_CACHE = (Literal["none", "shards"], "none")
 
-
-@dataclass(config=_KNOWN, frozen=True, kw_only=True)
-class PlateauConfig(SchedulerConfig):
-    factor: Annotated[float, Field(gt=0, lt=1, strict=True)]
-    patience: Count
+SHIPPED: Mapping[str, type] = {
+    "feedrate.dataset.Digits": _schema(DatasetConfig, root=str),
+    "feedrate.dataset.TensorFiles": _schema(DatasetConfig, root=str, verify=_VERIFY, cache=_CACHE),
+    "feedrate.dataset.ArrayFiles": _schema(DatasetConfig, root=str, cache=_CACHE),
+    "feedrate.dataset.InMemory": _schema(DatasetConfig, root=str),
+    "feedrate.dataset.Packed": _schema(
+        DatasetConfig,
+        root=str,
+        access=(Literal["mmap", "pread"], "mmap"),
+        verify=_VERIFY,
+        stale=(Literal["some", "all", "ignore"], "some"),
+        transform=(dict[str, Any] | None, None),
+    ),
+    "feedrate.dataset.Generated": _schema(
+        DatasetConfig,
+        size=Size,
+        validation_size=Size,
+        image_size=Annotated[int, Field(ge=32, le=256, strict=True)],
+    ),
+    "feedrate.loader.Loader": FeedrateLoaderConfig,
+    "torch.utils.data.DataLoader": LoaderConfig,
+    "feedrate.model.MLP": _schema(hidden=list[Positive], dropout=Share),
+    "feedrate.model.CNN": _schema(channels=Annotated[list[Positive], Field(min_length=1)], dropout=Share),
+    "feedrate.model.ResNet18": _schema(width=Positive),
+    "feedrate.model.Simulated": _schema(step_ms=NonNegative),
+    "torch.optim.AdamW": _schema(
+        lr=Above0,
+        weight_decay=NonNegative,
+        betas=Annotated[list[Share], Field(min_length=2, max_length=2)],
+        fused=_FUSED,
+    ),
+    "torch.optim.SGD": _schema(lr=Above0, momentum=Share, nesterov=Flag, weight_decay=NonNegative, fused=_FUSED),
+    "feedrate.trainer.schedule.cosine": _schema(
+        SchedulerConfig, warmup=Share, final=Annotated[float, Field(ge=0, le=1, strict=True)]
+    ),
+    "torch.optim.lr_scheduler.OneCycleLR": _schema(SchedulerConfig, max_lr=Above0, pct_start=Share),
+    "torch.optim.lr_scheduler.ReduceLROnPlateau": _schema(
+        SchedulerConfig, factor=Annotated[float, Field(gt=0, lt=1, strict=True)], patience=Count
+    ),
+}
+"""Targets that conf/ ships, with the schema of their keys. Other targets are checked against their signature."""
 
 
 # ---------------------------------------------------------------------------------------------------------
-# trainer, tracking
+# Groups without a `_target_`, and whole configurations
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +171,7 @@ class TrainerConfig:
     device: Device
     precision: Literal["auto", "bf16", "fp16", 32]
     compile: Flag
-    channels_last: Flag = False  # older configurations have none of these three
+    channels_last: Flag = False  # older configurations lack these three
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     deterministic: Flag = False
     accumulate: Positive
@@ -245,7 +202,7 @@ class TrackingConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class SweepConfig:
-    """What holds for a sweep as a whole; without meaning for a single run."""
+    """Keys of a sweep as a whole; without effect on a single run."""
 
     fail_fast: Flag = False
     again: Flag = False
@@ -253,7 +210,7 @@ class SweepConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class TrainConfig:
-    """One run, checked. Nodes that build an object keep their mapping, with `_target_`, for feedrate.cli.targets."""
+    """One run, checked. Groups with a `_target_` stay mappings, for feedrate.cli.targets."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
     dataset: dict[str, Any]
@@ -263,7 +220,7 @@ class TrainConfig:
     scheduler: dict[str, Any] | None
     trainer: TrainerConfig
     tracking: TrackingConfig
-    sweep: SweepConfig = SweepConfig()  # a configuration that was written before there were sweeps has none
+    sweep: SweepConfig = field(default_factory=SweepConfig)  # older configurations have none
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -275,12 +232,12 @@ class PrepareConfig:
     validation_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
     test_fraction: Share = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    num_workers: Workers | Literal["auto"] = "auto"
+    num_workers: AutoWorkers = "auto"
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class PackingConfig:
-    num_workers: Workers | Literal["auto"] = "auto"
+    num_workers: AutoWorkers = "auto"
     shard_mb: Positive = 256
 
 
@@ -291,7 +248,7 @@ class PackConfig:
     dataset: dict[str, Any]
     root: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    pack: PackingConfig = PackingConfig()
+    pack: PackingConfig = field(default_factory=PackingConfig)
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -311,7 +268,7 @@ class BenchConfig:
     dataset: dict[str, Any]
     loader: dict[str, Any]
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    bench: BenchingConfig = BenchingConfig()
+    bench: BenchingConfig = field(default_factory=BenchingConfig)
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -334,29 +291,7 @@ class TuneConfig:
     trainer: TrainerConfig
     tracking: TrackingConfig
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    tune: TuningConfig = TuningConfig()
-
-
-SHIPPED: Mapping[str, type] = {
-    "feedrate.dataset.Digits": FolderConfig,
-    "feedrate.dataset.TensorFiles": TensorFilesConfig,
-    "feedrate.dataset.ArrayFiles": ArrayFilesConfig,
-    "feedrate.dataset.InMemory": FolderConfig,
-    "feedrate.dataset.Packed": PackedConfig,
-    "feedrate.dataset.Generated": GeneratedConfig,
-    "feedrate.loader.Loader": FeedrateLoaderConfig,
-    "torch.utils.data.DataLoader": LoaderConfig,
-    "feedrate.model.MLP": MLPConfig,
-    "feedrate.model.CNN": CNNConfig,
-    "feedrate.model.ResNet18": ResNet18Config,
-    "feedrate.model.Simulated": SimulatedConfig,
-    "torch.optim.AdamW": AdamWConfig,
-    "torch.optim.SGD": SGDConfig,
-    "feedrate.trainer.schedule.cosine": CosineConfig,
-    "torch.optim.lr_scheduler.OneCycleLR": OneCycleConfig,
-    "torch.optim.lr_scheduler.ReduceLROnPlateau": PlateauConfig,
-}
-"""Targets that conf/ ships, with the schema of their keys. Other targets are checked against their constructor."""
+    tune: TuningConfig = field(default_factory=TuningConfig)
 
 
 def check(config: Mapping[str, Any]) -> TrainConfig:
@@ -369,29 +304,27 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
         UserError: naming the key, its value, the rule, and the nearest valid key.
     """
     # the dataset last: its keys may refer to others, as dataset.limit to loader.batch_size
-    checked: TrainConfig = _checked(TrainConfig, config, ("loader", "model", "optimizer", "scheduler", "dataset"))
-    return checked
+    groups = ("loader", "model", "optimizer", "scheduler", "dataset")
+    return _checked(TrainConfig, config, groups)  # type: ignore[no-any-return]
 
 
 def check_bench(config: Mapping[str, Any]) -> BenchConfig:
     """As `check`, for a loader without a training."""
-    checked: BenchConfig = _checked(BenchConfig, config, ("loader", "dataset"))
-    return checked
+    return _checked(BenchConfig, config, ("loader", "dataset"))  # type: ignore[no-any-return]
 
 
 def check_tune(config: Mapping[str, Any]) -> TuneConfig:
-    """As `check`, for a loader that is to be tuned; it must be Feedrate's."""
+    """As `check`, for a loader to tune, which must be Feedrate's."""
     checked: TuneConfig = _checked(TuneConfig, config, ("loader", "model", "optimizer", "dataset"))
     if checked.loader["_target_"] != "feedrate.loader.Loader":
-        raise UserError(
-            "loader: tune.py tunes Feedrate's loader, whose batches no setting changes; leave loader=... out"
-        )
+        raise UserError("loader: tune.py tunes Feedrate's loader only; leave loader=... out")
     return checked
 
 
 def _checked(schema: type, config: Mapping[str, Any], groups: Sequence[str]) -> Any:
-    """The configuration and those of its groups that have a `_target_`; of several mistakes a key that was typed is
-    named, since others may refer to it.
+    """The configuration, checked with those of its groups that have a `_target_`.
+
+    Of several mistakes, one in a key that was typed is reported, since others may refer to it.
     """
     checks = [partial(validate, schema, config, "")]
     checks += [partial(_check_node, config[g], g) for g in groups if isinstance(config.get(g), Mapping)]
@@ -425,17 +358,17 @@ def _check_node(node: Mapping[str, Any], group: str) -> None:
 
 
 def common_keys(schema: type) -> frozenset[str]:
-    """Names of a schema's keys, to tell them from the keys of a user's own constructor."""
+    """Names of a schema's keys."""
     return frozenset(f.name for f in fields(schema))
 
 
 def timeout_of(loader: Mapping[str, Any]) -> float:
-    """Seconds that loading may take by a loader's node, 0 for ever."""
+    """Seconds that loading a batch may take, from a loader's node; 0: no limit."""
     return float(loader.get("timeout") or 0)
 
 
 def dataset_keys(node: Mapping[str, Any]) -> DatasetConfig:
-    """The keys of a dataset node that mean the same for every dataset, checked."""
+    """The keys of every dataset in a dataset's node, checked."""
     names = common_keys(DatasetConfig)
     result: DatasetConfig = validate(DatasetConfig, {k: v for k, v in node.items() if k in names}, "dataset")
     return result

@@ -1,7 +1,4 @@
-"""Errors that a user reads: one to three lines with the value, the rule and the remedy.
-
-Anything else that escapes is a defect of this program; `assert` is for those.
-"""
+"""Errors for the user: one to three lines with value, rule and remedy. Errors in this program are assertions."""
 
 from __future__ import annotations
 
@@ -15,22 +12,22 @@ _LIBRARIES = str(Path(os.__file__).parent), str(Path(__file__).parent)  # Python
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the message alone is shown, without a traceback."""
+    """A mistake that the user can fix; shown without a traceback."""
 
 
 class LostWorker(UserError):
-    """A worker process of a loader was killed, or ended by itself; what was trained before is not affected."""
+    """A worker process of a loader was killed or exited; the training so far is not affected."""
 
 
 class SampleError(UserError):
     """One sample cannot be used.
 
     Attributes:
-        ID: the sample's ID, or None where it is not known.
-        path: the sample's file, or None for samples that are computed.
-        worker: number of the worker that met it, None for the main process. Not part of the message, so that
-            the text is the same for any number of workers.
-        cause: text of the original exception with its traceback, empty where there is none.
+        ID: the sample's ID, or None if unknown.
+        path: the sample's file, or None for computed samples.
+        worker: number of the worker, None for the main process. Not part of the message, which is therefore the same
+            for any number of workers.
+        cause: the original exception with its traceback, or an empty text.
     """
 
     def __init__(
@@ -48,18 +45,16 @@ class SampleError(UserError):
         self.worker = worker
         self.cause = cause
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _restore, (str(self), self.ID, self.path, self.worker, self.cause)
-
 
 def offence(fault: str, offenders: Sequence[object], remedy: str) -> str:
-    """A message that names up to five offenders and their number."""
-    shown = ", ".join(_cut(repr(offender)) for offender in offenders[:5]) + (", ..." if len(offenders) > 5 else "")
+    """A message with up to five offenders and their number."""
+    texts = [text if len(text) <= 80 else f"{text[:76]}...{text[-1]}" for text in map(repr, offenders[:5])]
+    shown = ", ".join(texts) + (", ..." if len(offenders) > 5 else "")
     return f"{fault}: {shown} ({len(offenders):,} in all); {remedy}"
 
 
 def user_line(frames: Iterable[tuple[FrameType, int]]) -> str:
-    """The first of the frames (innermost first) that lies in no library, as 'own.py, line 5, in f'; '' if all do."""
+    """The first frame (innermost first) outside of libraries, as 'own.py, line 5, in f'; '' if there is none."""
     for frame, line in frames:
         code = frame.f_code
         if not code.co_filename.startswith((*_LIBRARIES, "<")) and f"-packages{os.sep}" not in code.co_filename:
@@ -68,14 +63,6 @@ def user_line(frames: Iterable[tuple[FrameType, int]]) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """Where in the user's code an error came up, as ' (own.py, line 5, in f)'; '' where it was in a library alone."""
+    """Where in the user's code an error was raised, as ' (own.py, line 5, in f)'; '' if only in libraries."""
     place = user_line(reversed(list(traceback.walk_tb(error.__traceback__))))
     return f" ({place})" if place else ""
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
-
-
-def _restore(message: str, ID: str | None, path: str | None, worker: int | None, cause: str) -> SampleError:
-    return SampleError(message, ID=ID, path=path, worker=worker, cause=cause)

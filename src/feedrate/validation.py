@@ -1,7 +1,4 @@
-"""Checks values against a schema of config.py, and says in one line what is wrong with them.
-
-What is allowed stands in config.py; here is only the wording.
-"""
+"""Checks values against a schema of config.py; a mistake is reported with key, value and rule."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from feedrate.errors import UserError
 
 
 def nearest(name: str, valid: list[str]) -> str:
-    """' (did you mean ...?)' for the closest of the valid names, or an empty text."""
+    """'; did you mean ...?' with the closest of the valid names, or an empty text."""
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -66,8 +63,6 @@ def _describe(error: ValidationError, schema: type, prefix: str) -> str:
         else:
             rule = _RULES.get(item["type"], "").format(**item.get("ctx", {}))
             rule = rule or item["msg"].removeprefix("Input should be ")
-            if key == "trainer.resume":
-                rule = "auto, a run folder, a checkpoint or a run id; null begins a new run"
             rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
             value = None if item["type"] == "missing" else item["input"]
             wrong.setdefault(key, (value, []))[1].append(rule)
@@ -91,7 +86,7 @@ def _walk(schema: type, names: list[str]) -> tuple[type, list[str]]:
 
 
 def _in_quotes(key: str, value: Any, rules: list[str]) -> str:
-    """How a text is typed that YAML takes for something else: 2024, 1e5, true."""
+    """How to write a text that YAML reads as something else: 2024, 1e5, true."""
     if _RULES["string_type"] not in rules or not isinstance(value, (bool, int, float)):
         return ""
     typed = (argument.lstrip("+").partition("=") for argument in sys.argv[1:])
@@ -100,7 +95,7 @@ def _in_quotes(key: str, value: Any, rules: list[str]) -> str:
 
 
 def yaml_fault(error: Any) -> str:
-    """What is wrong with a YAML file, with its line; as `line 3: a tab ...`."""
+    """Line and fault of a YAML file, such as `line 3: a tab ...`, from a MarkedYAMLError."""
     mark, begun = error.problem_mark, error.context_mark
     problem = error.problem or error.context or type(error).__name__
     if "'\\t'" in problem:
@@ -115,5 +110,5 @@ def yaml_fault(error: Any) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """A value as it is typed."""
+    """A value as it is written in YAML."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -251,7 +251,7 @@ def test_an_error_in_a_nested_target_names_its_key(wrong: str, said: str) -> Non
     with pytest.raises(UserError) as caught:
         built("make", width={"_target_": wrong})
     assert str(caught.value).startswith(said)
-    assert ("_partial_=true beside its _target_" in str(caught.value)) == (wrong == "textwrap.indent")
+    assert ("add _partial_=true" in str(caught.value)) == (wrong == "textwrap.indent")
 
 
 def test_a_class_written_in_C_is_built_with_what_it_is_given() -> None:

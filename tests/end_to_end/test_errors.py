@@ -91,7 +91,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (["-m", "seed=0,1", "hydra.launcher.joobs=2"], ["hydra.launcher.joobs is not a key", "did you mean jobs?"]),
         (
             ["-m", "experiment=search_digits", "hydra.sweeper.space.optimizer.lrr.low=1"],
-            ["hydra.sweeper.space.optimizer.lrr.low: hydra.sweeper.space has no such key", "+hydra.sweeper.space.KEY="],
+            ["hydra.sweeper.space.optimizer.lrr.low: no such key", "+hydra.sweeper.space.KEY="],
         ),
         (["-m", "experiment=search_digits", "hydra.sweeper.n_trails=1"], ["did you mean n_trials?"]),
         (["seed=0,1", "-m", "hydra.launcher.joobs=2"], ["hydra.launcher.joobs is not a key", "did you mean jobs?"]),

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from aftermath import processes_of
-from feedrate.system.interrupt import AT_ONCE_S, PATIENCE_S
+from feedrate.system.signals import AT_ONCE_S, PATIENCE_S
 from feedrate.trainer import checkpoint
 from kills import ROOT, Soak, start_training
 from rounds import rounds_at_once

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from feedrate.errors import UserError
-from feedrate.system.interrupt import Interrupted
+from feedrate.system.signals import Interrupted
 from feedrate.trainer import checkpoint
 from feedrate.trainer.loop import Trainer
 from saved_run import with_config
@@ -84,7 +84,7 @@ def test_it_goes_on_with_shards_in_the_place_of_files_and_back(
     run_train, tmp_path, undisturbed, stop_after, monkeypatch, digits
 ):
     from feedrate.config import PackConfig
-    from feedrate.dataset.shards.pack import pack
+    from feedrate.dataset.writing.pack import pack
 
     pack(PackConfig(dataset={"_target_": "feedrate.dataset.Digits", "root": str(digits)}, root=f"{tmp_path}/packed"))
     shards = ("dataset=packed", f"dataset.root={tmp_path}/packed", "dataset.limit=256")

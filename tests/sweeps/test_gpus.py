@@ -27,7 +27,7 @@ def jobs_of(tmp_path: Path, at_once: int, devices: list[str]) -> list[str]:
         for i, device in enumerate(devices)
     ]  # fmt: skip
     following = iter(jobs)
-    stop: Any = SimpleNamespace(signum=None, called=None, called_again=None)
+    stop: Any = SimpleNamespace(signum=None, hurried=False)
     Jobs(at_once, files, tmp_path, None, stop, str).run(lambda: next(following, None), lambda *_: None)  # type: ignore[arg-type]
     return [(tmp_path / str(job.number)).read_text() for job in jobs]
 

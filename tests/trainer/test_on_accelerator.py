@@ -14,7 +14,7 @@ from omegaconf import open_dict
 import evaluate
 import predict
 import tune
-from feedrate.system.interrupt import Interrupted
+from feedrate.system.signals import Interrupted
 from feedrate.trainer.loop import Trainer
 from saved_run import call, compose, with_config
 

@@ -1,6 +1,6 @@
-"""What a configuration that comes back from MLflow or a checkpoint's folder may name, so that it runs no foreign code.
+"""Checks the targets of a configuration that comes back from MLflow or a checkpoint, so that it runs no foreign code.
 
-A configuration that the user writes on this machine may name anything: see targets.py.
+A configuration that the user writes on this machine may name any target.
 """
 
 from __future__ import annotations
@@ -21,26 +21,24 @@ _SHIPPED_PACKAGES = ("feedrate", "hydra_plugins")  # of these only some kinds of
 
 
 def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = (), *, own: bool = False) -> None:
-    """Looks at every `_target_`, nested ones too, before any is imported or built.
+    """Checks every `_target_`, nested ones too, before any is imported.
 
-    Allowed are what conf/ ships, the models, datasets and loaders of feedrate, and the modules, optimizers and
-    schedulers that stand in torch.nn, torch.optim and torch.optim.lr_scheduler. Hydra's own block list is no help:
-    it lets torch.load, Path.unlink and open through.
+    Allowed are what conf/ ships, feedrate's models, datasets and loaders, and the modules, optimizers and schedulers in
+    torch.nn, torch.optim and torch.optim.lr_scheduler. Hydra's own block list allows torch.load, Path.unlink and open.
 
     Args:
         nodes: configuration nodes by name, plain containers without interpolations.
-        allow: further import paths, which the user vouches for.
-        own: this repository made the run, so classes that are defined in its files are allowed, too.
+        allow: further import paths.
+        own: also allow classes defined in files of this repository, which made the run.
 
     Raises:
-        UserError: naming the targets that are not allowed, and the key that allows them.
+        UserError: names the targets that are not allowed, and the key that allows them.
     """
     foreign: dict[str, str] = {}
     for key, value in _walk(nodes, ""):
         if isinstance(value, str) and "${" in value:
             raise UserError(
-                f"{key}={value}: a configuration that comes back may not hold an interpolation, since it would be "
-                "resolved on this machine; write the value into it"
+                f"{key}={value}: an interpolation in a restored configuration is refused; write the value into it"
             )
         if key.rpartition(".")[2] != "_target_":
             continue
@@ -57,7 +55,7 @@ def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = (), *, own:
 
 
 def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every scalar with its dotted key; `_target_` also where it is no scalar."""
+    """Every scalar with its dotted key, and each `_target_`."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             path = f"{key}.{name}" if key else str(name)
@@ -73,15 +71,13 @@ def _walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_known(path: str) -> bool:
-    """Whether it is a class of one of the kinds that are built from a configuration, in feedrate or torch itself.
+    """Whether it is a class of feedrate or torch, of a kind that configurations build.
 
-    The kind is what counts: modules import others, so feedrate.runs.provenance.subprocess.run is a path too.
+    The kind counts, since feedrate.runs.provenance.subprocess.run is an import path too.
     """
     module, _, name = path.rpartition(".")
     own = path.startswith("feedrate.")
-    if not _is_public(path):
-        return False
-    if not own and module not in _TORCH:
+    if not _is_public(path) or not (own or module in _TORCH):
         return False
     from torch import nn, optim
     from torch.utils.data import DataLoader, Dataset
@@ -100,10 +96,10 @@ def _is_public(path: str) -> bool:
 
 
 def _lies_here(path: str) -> bool:
-    """Whether it is a class of the user's own, defined in a file of this repository; imports nothing from elsewhere.
+    """Whether it is the user's own class in a file of this repository; imports nothing from elsewhere.
 
     Raises:
-        UserError: its module lies here, and cannot be imported.
+        UserError: its module is in this repository, and cannot be imported.
     """
     parts, places, found = path.split("."), None, False
     if not _is_public(path) or parts[0] in _SHIPPED_PACKAGES:

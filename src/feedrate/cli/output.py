@@ -1,7 +1,4 @@
-"""Standard output and error that outlive their readers: what nobody reads any more is lost, and the work goes on.
-
-A pipe into `head`, a terminal that was closed. What is written is everybody's own affair.
-"""
+"""Standard output and error that survive the end of their reader, such as `head` or a closed terminal."""
 
 from __future__ import annotations
 
@@ -10,11 +7,11 @@ import io
 import sys
 from typing import Any, TextIO
 
-_NOBODY_READS = (errno.EPIPE, errno.EIO)  # of a pipe, and of a terminal
+_READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, and of a terminal
 
 
 def outlive_readers() -> None:
-    """Puts such streams in the place of sys.stdout and sys.stderr, for this process and all that it prints."""
+    """Replaces sys.stdout and sys.stderr; what is written after the reader's end is lost."""
     sys.stdout, sys.stderr = _outliving(sys.stdout), _outliving(sys.stderr)
 
 
@@ -23,7 +20,7 @@ class _Outliving(io.FileIO):
         try:
             return super().write(content)
         except OSError as error:
-            if error.errno not in _NOBODY_READS:
+            if error.errno not in _READER_GONE:
                 raise
             return memoryview(content).nbytes
 
@@ -31,7 +28,7 @@ class _Outliving(io.FileIO):
 def _outliving(stream: TextIO) -> TextIO:
     try:
         raw = _Outliving(stream.fileno(), "w", closefd=False)
-    except (OSError, AttributeError, ValueError):  # closed when Python began, or one that is no file
+    except (OSError, AttributeError, ValueError):  # closed when Python started, or not a file
         return stream
     stream.flush()
     return io.TextIOWrapper(

@@ -1,8 +1,7 @@
-"""A `_target_` that stands in the place of an option's own: the class begins with its own defaults, not with that
-option's keys.
+"""A `_target_` that replaces an option's own starts from its class's defaults, not from the option's keys.
 
 `optimizer._target_=torch.optim.RMSprop` is merged by Hydra over conf/optimizer/adamw.yaml, whose weight_decay was meant
-for AdamW. What was typed, or stands in an experiment, holds.
+for AdamW. Keys that were typed, or stand in an experiment, hold.
 """
 
 from __future__ import annotations
@@ -27,25 +26,25 @@ _TARGET = re.compile(r"^_target_:\s*['\"]?([\w.]+)", re.MULTILINE)
 
 
 def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[str]]:
-    """The configuration with the keys that hold for such a class, and what to say of each.
+    """The configuration with the keys that hold for such classes, and a note for each.
 
     Args:
-        config: as Hydra has composed it; it is not changed.
+        config: as Hydra composed it; not changed.
         job: Hydra's own node (`hydra`) of the same composition.
     """
     choices = job.runtime.choices
     found = {group: _target(config, group) for group in _GROUPS if choices.get(group)}
-    asked = {group: t for group, t in found.items() if t and t != _stated(group, choices[group], job)}
-    if not asked:
+    replaced = {group: t for group, t in found.items() if t and t != _stated(group, choices[group], job)}
+    if not replaced:
         return config, []
-    given = _without_options(list(asked), job)
+    given = _without_options(list(replaced), job)
     notes, config = [], config.copy()
-    for group, target in asked.items():
-        if _target(given, group) == target:  # otherwise the option has it from another one, on purpose
-            node, said = _begun_anew(group, target, config[group], given[group])
+    for group, target in replaced.items():
+        if _target(given, group) == target:  # otherwise the option inherits it from another one
+            node, note = _restarted(group, target, config[group], given[group])
             with open_dict(config):
                 config[group] = node
-            notes.append(f"note: {group}._target_={target} takes the place of {group}={choices[group]}: {said}")
+            notes.append(f"note: {group}._target_={target} takes the place of {group}={choices[group]}: {note}")
     return config, notes
 
 
@@ -57,7 +56,7 @@ def _target(config: DictConfig, group: str) -> str | None:
 
 
 def _stated(group: str, option: str, job: HydraConf) -> str | None:
-    """The target that an option's file names; None where it names none."""
+    """The target in an option's file, or None."""
     for source in job.runtime.config_sources:
         path = Path(source.path, group, f"{option}.yaml")
         if source.schema == "file" and path.is_file():
@@ -67,7 +66,7 @@ def _stated(group: str, option: str, job: HydraConf) -> str | None:
 
 
 def _without_options(groups: list[str], job: HydraConf) -> DictConfig:
-    """The same job composed without the options of these groups: what other files and the command line set."""
+    """The job composed without the options of these groups: only what other files and the command line set."""
     overrides = [one for one in job.overrides.hydra if one.lstrip("+").startswith("hydra.searchpath")]
     for one in job.overrides.task:
         key = one.partition("=")[0]
@@ -75,15 +74,15 @@ def _without_options(groups: list[str], job: HydraConf) -> DictConfig:
         if group not in groups:
             overrides.append(one)
         elif dot and not key.startswith("~"):
-            overrides.append(f"++{one.lstrip('+')}")  # the option's key, which it would change, is not there
+            overrides.append(f"++{one.lstrip('+')}")  # without the option the key does not exist
     overrides += [f"~{group}" for group in groups]
     known = GlobalHydra.instance().is_initialized()
     with contextlib.nullcontext() if known else hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return hydra.compose(job.job.config_name, overrides)
 
 
-def _begun_anew(group: str, target: str, node: DictConfig, given: DictConfig) -> tuple[DictConfig, str]:
-    """The node with the class's own defaults in the place of the option's values, and what was done, in words."""
+def _restarted(group: str, target: str, node: DictConfig, given: DictConfig) -> tuple[DictConfig, str]:
+    """The node with the class's defaults in place of the option's values, and a note on them."""
     known = takes(locate(target, group))
     with open_dict(given):
         new = given.copy()
@@ -102,14 +101,14 @@ def _begun_anew(group: str, target: str, node: DictConfig, given: DictConfig) ->
         elif (group, key) == ("scheduler", "interval"):
             own[key] = SchedulerConfig.interval
     new.update(own)
-    said = "its own defaults hold" + (f" ({', '.join(f'{k}={as_yaml(v)}' for k, v in own.items())})" if own else "")
+    note = "its own defaults hold" + (f" ({', '.join(f'{k}={as_yaml(v)}' for k, v in own.items())})" if own else "")
     carried = ", ".join(f"{group}.{key}={as_yaml(node[key])}" for key in kept if not OmegaConf.is_missing(node, key))
-    return new, said + (f"; carried over, as they are needed: {carried}" if carried else "")
+    return new, note + (f"; carried over, as they are needed: {carried}" if carried else "")
 
 
 def _is_carried_over(group: str, key: str, parameter: Any, known: Mapping[str, Any]) -> bool:
-    """Whether a value of the option is needed: there is no default of the class that could stand in its place."""
-    if group == "loader":  # those of every loader, which other groups refer to
+    """Whether a value of the option is needed, since the class has no default for it."""
+    if group == "loader":  # other groups refer to the keys of every loader
         return parameter is not None
     if key == "root" and "list_IDs" in known:
         return True

@@ -1,7 +1,4 @@
-"""From a configuration node with `_target_` to an object: find the class, check its keys, build it.
-
-What may be named is decided here; which values shipped classes accept is decided in config.py.
-"""
+"""Builds the object that a configuration node with `_target_` describes: finds the class, checks its keys, calls it."""
 
 from __future__ import annotations
 
@@ -25,11 +22,11 @@ def locate(path: str, group: str) -> Callable[..., Any]:
     """The class or function at an import path.
 
     Raises:
-        UserError: when it cannot be imported, with the reason.
+        UserError: it cannot be imported, with the reason.
     """
     try:
         found = _import(path)
-    except (Exception, SystemExit) as error:  # a script without a main guard may exit while it is imported
+    except (Exception, SystemExit) as error:  # a script without a main guard may exit on import
         raise UserError(
             f"{group}._target_={path}: cannot be imported ({_reason(error)})\n"
             "Searched: src/, the repository root, PYTHONPATH and the installed packages"
@@ -48,7 +45,7 @@ def _import(path: str) -> Any:
             found: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if cut == 1 or not (error.name and f"{module}.".startswith(f"{error.name}.")):
-                raise  # also when the module is there, but something that it imports is not
+                raise  # also where the module is found and one that it imports is not
             continue
         for name in parts[cut:]:
             if not hasattr(found, name):
@@ -60,7 +57,7 @@ def _import(path: str) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The error's text; for a module that failed by itself also its type and place."""
+    """The error's text; of an error raised by the imported module also type and place."""
     text = (str(error).strip().splitlines() or ["no text"])[-1]
     if isinstance(error, ImportError):
         return text
@@ -70,18 +67,15 @@ def _reason(error: BaseException) -> str:
 
 
 def takes(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a class's constructor or of a function.
-
-    A constructor that hands on `**kwargs` also takes what the class that it extends takes.
-    """
+    """The named parameters of a function or a constructor, with those of the base class that `**kwargs` go to."""
     found: dict[str, inspect.Parameter] = {}
     for level in inspect.getmro(target) if inspect.isclass(target) else (target,):
         parameters = _signature(level)
-        if parameters is None:  # written in C: nothing is known
+        if parameters is None:  # written in C
             break
         for name, p in parameters.items():
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                # an inherited one may be filled in by the class itself, so its lack is no mistake here
+                # the class itself may give an inherited one, so it is not required
                 found.setdefault(name, p if level is target else p.replace(default=None, kind=p.KEYWORD_ONLY))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
@@ -103,11 +97,11 @@ def build(
     Args:
         node: `_target_` and the keys of its constructor; a key may itself be a node with `_target_`.
         group: the node's name in messages.
-        injected: values offered to the constructor; those that it does not name are left out.
-        common: keys of the node that are not meant for the constructor unless it names them and they are given.
+        injected: values for the parameters of the same name, where the constructor has them and no key is given.
+        common: keys that reach the constructor only if it names them and they are not null.
 
     Raises:
-        UserError: for a key that the constructor does not know, one that it lacks, or when it refuses.
+        UserError: the constructor does not know a key, lacks one, or raises.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -121,7 +115,7 @@ def build(
     offered = {k: v for k, v in injected.items() if k in known}
 
     unknown = [] if open_ended else [k for k in keys if k not in known]
-    # `model=mlp model._target_=my.Net` keeps the keys of mlp.yaml: they are the other class's, not a mistake
+    # `model=mlp model._target_=my.Net` keeps the keys of mlp.yaml, which are no mistake
     aside = [k for k in unknown if path not in SHIPPED and k in _shipped_keys(group)]
     if unknown := [k for k in unknown if k not in aside]:
         valid = [k for k in known if k not in offered and k != "self"]
@@ -139,7 +133,7 @@ def build(
     offered = {k: v for k, v in offered.items() if k not in keys or keys[k] is None}
     keys = {k: v for k, v in keys.items() if k not in offered}
     try:
-        # partial: what is injected (tensors, catalogs) must not pass through OmegaConf, which would copy it
+        # partial, since OmegaConf would copy what is injected (tensors, catalogs)
         factory = instantiate({"_target_": path, **keys}, _partial_=True, _convert_="all")
         return factory(**offered)
     except UserError:
@@ -154,23 +148,19 @@ def build(
 
 
 def _unbuilt(error: Exception, cause: BaseException, group: str, path: str) -> UserError:
-    """Names the node that could not be built: this one, or one within it, as Hydra's text says."""
+    """Names the node that could not be built, which may lie within this one."""
     within = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
     named = re.search(r"target '([^']+)'", str(error))
-    if within is None or named is None:
-        return UserError(f"{group}: {path} cannot be built: {_first_line(cause)}")
-    group, path = f"{group}.{within[1]}", named[1]
-    try:
-        target = locate(path, group)
-    except UserError as reason:
-        return reason
-    text = f"{group}: {path} cannot be built: {_first_line(cause)}"
-    if not inspect.isclass(target) and isinstance(cause, TypeError):
-        text += (
-            "\nA function is called once, when the node is built, and its result is used; to hand on the function "
-            "itself set _partial_=true beside its _target_, or name a class whose objects can be called"
-        )
-    return UserError(text)
+    hint = ""
+    if within and named:
+        group, path = f"{group}.{within[1]}", named[1]
+        try:
+            function = not inspect.isclass(locate(path, group))
+        except UserError as reason:
+            return reason
+        if function and isinstance(cause, TypeError):
+            hint = "\nA function is called when the node is built; to pass the function itself, add _partial_=true"
+    return UserError(f"{group}: {path} cannot be built: {_first_line(cause)}{hint}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -178,15 +168,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _shipped_keys(group: str) -> set[str]:
-    homes: dict[str, str | tuple[str, ...]] = {
-        "model": "feedrate.model.",
-        "optimizer": "torch.optim.",
-        "scheduler": ("torch.optim.lr_scheduler.", "feedrate.trainer."),
-        "dataset": "feedrate.dataset.",
-        "loader": ("feedrate.loader.", "torch.utils.data."),
-    }
-    prefix = homes.get(group, ())
-    return {key for path, schema in SHIPPED.items() if path.startswith(prefix) for key in common_keys(schema)}
+    """Keys of the group's options in conf/."""
+    library = {"optimizer": "torch.optim.", "scheduler": "torch.optim.lr_scheduler.", "loader": "torch.utils.data."}
+    own = "feedrate.trainer.schedule." if group == "scheduler" else f"feedrate.{group}."
+    schemas = [schema for path, schema in SHIPPED.items() if path.startswith((own, library.get(group, own)))]
+    return {key for schema in schemas for key in common_keys(schema)}
 
 
 def _listed(group: str, keys: Collection[str]) -> str:

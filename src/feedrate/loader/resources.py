@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from feedrate.dataset.probe import size_of
+from feedrate.dataset.subset import size_of
 from feedrate.errors import UserError
 from feedrate.system.control_groups import group_folders
 

@@ -1,1 +1,1 @@
-"""Files, signals, processes, cores and memory limits: nothing of data or training."""
+"""Files, locks, secrets, signals, processes and cores: nothing of data or training."""

@@ -1,7 +1,4 @@
-"""Small files that are whole at every instant, however many processes write them and whenever one is killed.
-
-What stands in them is the caller's affair.
-"""
+"""Writes small files atomically: a reader finds the former content or the new one, also after a kill."""
 
 from __future__ import annotations
 
@@ -15,16 +12,17 @@ from pathlib import Path
 from feedrate.errors import UserError
 
 
-def atomic_write(path: Path, text: str, temporary: Path | None = None) -> None:
-    """Writes a file that one process writes at a time; an earlier one is replaced.
+def atomic_write(path: Path, text: str, *, shared: bool = False) -> None:
+    """Writes a file or replaces it.
 
     Args:
-        temporary: what it is called until it is whole; `.NAME` if not given.
+        shared: several processes may write it at once. Otherwise the temporary file has a fixed name, `.NAME`, so that
+            one left by a kill is replaced by the next write.
 
     Raises:
-        OSError: it cannot be written; the earlier one is as it was.
+        OSError: it cannot be written; the former file is unchanged.
     """
-    temporary = temporary or path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}" if shared else f".{path.name}")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -35,24 +33,20 @@ def atomic_write(path: Path, text: str, temporary: Path | None = None) -> None:
 
 
 def replace_shared_file(path: Path, text: str) -> None:
-    """The same for a file that several may write at once, with the folders above it.
+    """Writes a file that several processes may write at once, and the folders above it.
 
     Raises:
-        OSError: it cannot be written; the earlier one is as it was.
+        OSError: it cannot be written; the former file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # a device, which stays what it is
+    if path.exists() and not path.is_file():  # a device, which is not replaced
         path.write_text(text, encoding="utf-8")
-        return
-    atomic_write(path, text, path.with_name(f".{path.name}.{os.getpid()}"))
+    else:
+        atomic_write(path, text, shared=True)
 
 
 def check_place(path: Path) -> None:
-    """Looks whether the file could be written now, and leaves nothing.
-
-    Raises:
-        OSError: it could not.
-    """
+    """Raises OSError if the file could not be written now; writes nothing."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with tempfile.TemporaryFile(dir=next(folder for folder in path.parents if folder.exists())):
@@ -61,14 +55,11 @@ def check_place(path: Path) -> None:
 
 @contextmanager
 def told(what: str, remedy: str) -> Iterator[None]:
-    """Within it a file that cannot be written is the user's to mend.
+    """Raises UserError in place of OSError.
 
     Args:
         what: is written, a setting or a path.
         remedy: what to do instead.
-
-    Raises:
-        UserError: instead of OSError.
     """
     try:
         yield

@@ -1,7 +1,4 @@
-"""How many cores this process may use: affinity and control-group quota, not the machine's count.
-
-What is done with them is decided elsewhere.
-"""
+"""How many cores this process may use, by affinity and control-group quota."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from feedrate.system.control_groups import group_folders
 
 
 def usable_cores(system: Path = Path("/")) -> int:
-    """At least 1. A quota of 1.5 cores counts as 2, since a second worker would still find time.
+    """Number of cores, at least 1. A quota of 1.5 cores counts as 2, since a second worker still gets time.
 
     Args:
         system: root of the file system, below which /proc and /sys are read.
@@ -28,7 +25,7 @@ def usable_cores(system: Path = Path("/")) -> int:
 
 
 def _quotas(system: Path) -> Iterator[tuple[int, int]]:
-    """Microseconds of CPU time per microseconds of every limit on this process's group and on those above it."""
+    """Quota and period in microseconds of every limit on this process's group and on those above it."""
     for version, folder in group_folders("cpu", system):
         if version == 2:
             yield from _limit(folder / "cpu.max")

@@ -1,7 +1,4 @@
-"""Work that is divided among processes: each reports as it goes, and none outlives an end, an interruption or a kill.
-
-What the work is, is the caller's affair; the loader's workers are torch's.
-"""
+"""Divides work among processes that report as they go; none of them outlives its parent. The loader has its own."""
 
 from __future__ import annotations
 
@@ -9,30 +6,24 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-import torch
-
 from feedrate.errors import UserError
-from feedrate.system.signals import signals_blocked
+from feedrate.system.signals import signals_blocked, signals_ignored
 
 T = TypeVar("T")
 _REPORT_S = 0.1
 
 
 def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Generator[tuple[int, Any], None, None]:
-    """Runs `work(part)` for each part in a process of its own, and yields what they yield with the part's number.
+    """Runs `work(part)` for each part in its own process; yields the part's number and what the work yields.
 
-    Where nothing came for a while it yields (-1, None).
+    Yields (-1, None) when nothing arrives for 0.1 s. Closed or interrupted, it kills the processes.
 
     Raises:
-        UserError, OSError: as raised by the work, or a process was killed.
-
-    Closed or interrupted before its end, it ends the processes at once.
+        UserError, OSError: raised by the work, or a process was killed.
     """
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     running: dict[Connection, tuple[int, Any]] = {}
@@ -42,7 +33,7 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
                 receive, send = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(work, part, send, os.getpid()), daemon=True)
                 process.start()
-                send.close()  # or the end of a worker could not be told from its silence
+                send.close()  # otherwise the worker's end would not close the pipe
                 running[receive] = number, process
         while running:
             ready = wait(list(running), timeout=_REPORT_S)
@@ -67,10 +58,12 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
 
 
 def _work(work: Callable[[T], Iterator[Any]], part: T, send: Connection, parent: int) -> None:
+    import torch
+
     torch.set_num_threads(1)
     try:
         for message in work(part):
-            if os.getppid() != parent:  # killed: nobody is left to end this process
+            if os.getppid() != parent:  # the parent was killed
                 os._exit(1)
             send.send(message)
     except BrokenPipeError:
@@ -91,16 +84,3 @@ def _check_ended(process: Any) -> None:
         )
     if process.exitcode > 0:
         raise RuntimeError("a worker failed; its traceback is above")
-
-
-@contextmanager
-def signals_ignored() -> Iterator[None]:
-    """A second Ctrl-C does not disturb what the first one has begun."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

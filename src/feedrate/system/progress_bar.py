@@ -1,7 +1,4 @@
-"""Progress of a command that writes many things: a bar in a terminal, and a line for each tenth anywhere else.
-
-Training has a display of its own.
-"""
+"""Progress of a command that writes many things: a bar in a terminal, a line for each tenth elsewhere."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(things: str, total: int, kept: int) -> Iterator[Callable[[int], None]]:
-    """Gives the function that is told how many are written.
+    """Yields a function that shows how many things are written.
 
     Args:
         things: what is written, such as 'samples'.
-        kept: how many are there from before.
+        kept: how many exist from before.
     """
     if kept:
         print(f"{kept:,} of {total:,} {things} are there from before")

@@ -1,45 +1,177 @@
-"""The signals that ask a program to end, and Ctrl-C before anything has begun and after everything is done.
+"""Signals that ask a program to stop: SIGTERM, Ctrl-C and SIGHUP. Imports nothing that takes time.
 
-What stops in order is the training's and the sweep's own affair. Imports nothing that takes time.
+`Interruption` lets a run finish its step and write a checkpoint before it exits with 128 + signal. The functions serve
+the time before and after a run, and commands that keep nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-Handler = Callable[[int, "FrameType | None"], None]
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""From systems that manage jobs, from Ctrl-C, and from a terminal that is closed or a connection that is lost."""
+"""Sent by job managers, by Ctrl-C, and when a terminal closes or a connection is lost."""
+PATIENCE_S = 8.0  # from the first signal to the end of a process that hangs; containers wait for ten seconds
+AT_ONCE_S = 1.0  # the same after a second Ctrl-C
 
 
-class Stopped(KeyboardInterrupt):
-    """The program was asked to stop, by signal `signum`."""
+class Interrupted(KeyboardInterrupt):
+    """Signal `signum` stopped the program."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.exit_code = 128 + signum
 
 
-def take(handler: Handler) -> dict[int, Any]:
-    """Gives the signals of `STOPPING` to `handler`; returns the former handlers by signal, to be set again.
+class Interruption:
+    """Remembers a signal that asks to stop, and raises Interrupted where that is safe.
 
-    One that is ignored stays so: `nohup` and a shell's background jobs mean it.
+    A second Ctrl-C raises KeyboardInterrupt at once. A process that hangs is ended after `patience_s`.
+
+    Args:
+        abandon: records the end of a process that hangs, given the reason; called in a thread.
+
+    Attributes:
+        signum: the first signal received, or None.
+        safe: whether the handler may raise wherever the process is, as while the loop waits for a batch. Otherwise
+            `check` raises after the step.
+        hurried: whether Ctrl-C followed the first signal.
+        action: what happens after the first signal, for the message.
+        patience_s: seconds from the first signal to the end of a process that hangs; None: it is never ended.
     """
-    heard = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
-    return {signum: signal.signal(signum, handler) for signum in heard}
+
+    action = "stopping in order"
+    patience_s: float | None = PATIENCE_S
+
+    def __init__(self, abandon: Callable[[str], None] = lambda text: None) -> None:
+        self.signum: int | None = None
+        self.safe = self.hurried = False
+        self._process = os.getpid()
+        self._former: dict[int, Any] = {}
+        self._abandon = abandon
+        self._saving, self._over = False, threading.Event()
+
+    def listen(self) -> None:
+        """Handles the signals in `STOPPING` until `leave`; only the main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            self._former = _handle(self._received)
+
+    def leave(self) -> None:
+        """Restores the former handlers."""
+        self._over.set()
+        if self.signum is not None and self._former:
+            signal.set_wakeup_fd(-1)
+        while self._former:
+            signal.signal(*self._former.popitem())
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal was received."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    def allow(self) -> None:
+        """Sets `safe`; raises Interrupted if a signal was received."""
+        self.safe = self.signum is None
+        self.check()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Signals wait until the end of the block, such as while workers start: a half-started one cannot be ended."""
+        safe, self.safe = self.safe, False
+        yield
+        if safe:
+            self.allow()
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """While a checkpoint is written, `patience_s` does not apply."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+
+    def _received(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker just forked, before it ignores signals
+            return
+        if self.signum is None:
+            self.signum = signum
+            with contextlib.suppress(OSError):  # the reader may be gone
+                os.write(2, f"\n{signal.Signals(signum).name}: {self.action}; {how_to_hurry(signum)}\n".encode())
+            self._watch()
+        elif signum == signal.SIGINT:
+            self._hurry()
+        if self.safe:
+            self.safe = False
+            raise Interrupted(self.signum)
+
+    def _hurry(self) -> None:
+        if not self.hurried:  # later ones are left to `_end_in_time`
+            self.hurried, self.safe = True, False
+            raise KeyboardInterrupt("stopped at once")
+
+    # -----------------------------------------------------------------------------------------------------
+    # A process that hangs
+    # -----------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Starts only at the first signal: with a second thread a process cannot fork workers safely."""
+        if self.patience_s is None:
+            return
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # sees each signal even where Python code hangs
+        threading.Thread(target=self._end_in_time, args=(read,), name="feedrate-interruption", daemon=True).start()
+
+    def _end_in_time(self, wakeup: int) -> None:
+        assert self.signum is not None
+        assert self.patience_s is not None
+        patience, hurry = time.monotonic() + self.patience_s, float("inf")
+        while not self._over.is_set():
+            now = time.monotonic()
+            if now > hurry:
+                self._end("stopped at once", 128 + signal.SIGINT)
+            if now > patience and not self._saving:
+                self._end(f"stopped by {signal.Signals(self.signum).name} while it hung", 128 + self.signum)
+            if select.select([wakeup], [], [], 0.1)[0] and signal.SIGINT in os.read(wakeup, 64):
+                hurry = min(hurry, now + AT_ONCE_S)
+
+    def _end(self, how: str, code: int) -> NoReturn:
+        text = f"{how}; the last checkpoint is what is kept"
+        with contextlib.suppress(Exception):
+            self._abandon(text)
+        with contextlib.suppress(Exception):
+            if "multiprocessing" in sys.modules:  # otherwise there are no children, and an import could hang as well
+                for child in sys.modules["multiprocessing"].active_children():
+                    child.kill()
+        with contextlib.suppress(Exception):
+            os.write(2, f"{text}\n".encode())
+        os._exit(code)
+
+
+def how_to_hurry(signum: int) -> str:
+    """How to end the process sooner after signal `signum`."""
+    return f"{'Ctrl-C again' if signum == signal.SIGINT else 'Ctrl-C'} stops at once"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Without an Interruption
+# ---------------------------------------------------------------------------------------------------------
 
 
 def quit_on_interrupt() -> None:
-    """Ctrl-C ends the process at once from now on, with one line and exit code 130; what `raise_when_stopped` has set
-    is over.
+    """Ctrl-C exits at once with one line and code 130; ends `raise_when_stopped`.
 
-    Where packages are imported an exception could be lost in their code; where Python ends nobody would catch it.
+    For imports, where an exception could get lost, and for the end of the program, where nothing would catch it.
     """
     for signum in STOPPING:
         if signal.getsignal(signum) is _raise:
@@ -48,36 +180,29 @@ def quit_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _quit)
 
 
+def raise_on_interrupt() -> None:
+    """Ctrl-C raises KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _quit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def raise_when_stopped() -> None:
+    """Each signal in `STOPPING` raises Interrupted at once, until `quit_on_interrupt`: for work that keeps nothing."""
+    raise_on_interrupt()
+    _handle(_raise)
+
+
 def on_the_way_out() -> None:
-    """What a signal has stopped comes to its end: Ctrl-C ends it at once, and the others, which their senders repeat (a
-    shell and the system when a terminal is closed), do not take away its exit code.
-    """
+    """For the end of a stopped program: Ctrl-C exits at once; other signals, often sent again, are ignored."""
     quit_on_interrupt()
     for signum in STOPPING:
         if signum != signal.SIGINT:
             signal.signal(signum, signal.SIG_IGN)
 
 
-def raise_on_interrupt() -> None:
-    """Ctrl-C raises KeyboardInterrupt again from now on."""
-    if signal.getsignal(signal.SIGINT) is _quit:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def raise_when_stopped() -> None:
-    """All signals that ask to stop raise Stopped from now on, wherever the program is, until `quit_on_interrupt`.
-
-    For work of which nothing is kept: what it has started ends with it, instead of looking for it some seconds later.
-    """
-    raise_on_interrupt()
-    take(_raise)
-
-
 @contextmanager
 def signals_blocked(*signums: int) -> Iterator[None]:
-    """Signals arrive after the block; processes that are started in it, and what they start, hear them only after
-    `ignore` or never.
-    """
+    """Signals arrive after the block; processes started in it inherit the block, until they call `ignore`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -88,25 +213,42 @@ def signals_blocked(*signums: int) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Ctrl-C has no effect within the block, so that a second one does not disturb the clean-up after the first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def ignore(signums: Iterable[int]) -> None:
-    """They are without effect from now on, those too that came while they were `unheard`."""
+    """Ignores these signals from now on, pending ones included."""
     for signum in signums:
         signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
 
 
-def how_to_hurry(signum: int) -> str:
-    """What ends the process sooner once signal `signum` has come."""
-    return f"{'Ctrl-C again' if signum == signal.SIGINT else 'Ctrl-C'} stops at once"
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Sets the handler of the signals in `STOPPING`; returns the former ones.
+
+    Signals that are already ignored (nohup, background jobs) stay ignored.
+    """
+    heard = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
+    return {signum: signal.signal(signum, handler) for signum in heard}
 
 
 def _raise(signum: int, frame: FrameType | None) -> NoReturn:
     on_the_way_out()
-    raise Stopped(signum)
+    raise Interrupted(signum)
 
 
 def _quit(*_: object) -> NoReturn:
-    with contextlib.suppress(OSError):  # nobody reads
+    with contextlib.suppress(OSError):  # nothing reads it
         os.write(2, b"interrupted\n")
     os._exit(130)

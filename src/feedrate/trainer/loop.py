@@ -17,11 +17,12 @@ from torch import nn
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
-from feedrate.dataset.probe import size_of
+from feedrate.dataset.subset import size_of
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import ToDevice
 from feedrate.loader.device import has_streams, single
-from feedrate.system.interrupt import Interrupted, Interruption
+from feedrate.system.device_errors import explained
+from feedrate.system.signals import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
@@ -29,7 +30,7 @@ from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.tracking.point import Point, points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.accumulation import AccumulationWindow
-from feedrate.trainer.device import Precision, explained
+from feedrate.trainer.device import Precision
 from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.progress import Progress
@@ -279,7 +280,7 @@ class Trainer:
             return
         verdict = self.account.verdict()
         assert verdict is not None
-        log.info("after epoch %d: %s", self.state.epoch + 1, verdict)
+        log.info("after epoch %d:\n%s", self.state.epoch + 1, verdict)
         self._tell(verdict)
         self._tell = None
 

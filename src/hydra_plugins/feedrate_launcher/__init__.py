@@ -1,13 +1,13 @@
-"""Hydra's launcher of this repository: each job of a sweep in a fresh process, one MLflow parent run above them.
+"""Hydra's launcher of this repository: each job of a sweep in a fresh process, under one MLflow parent run.
 
-A job is exactly what its own command would be; what a single run does is train.py's affair.
+A job does exactly what its own command does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -17,12 +17,10 @@ from omegaconf import DictConfig
 from feedrate.system.signals import raise_on_interrupt
 
 if TYPE_CHECKING:
-    from feedrate.reporting.sweep_results import Result
     from hydra_plugins.feedrate_launcher._freeze import Job
     from hydra_plugins.feedrate_launcher._sweep import Sweep
 
-# Hydra imports this module at the start of every command (but not those whose names begin with an underscore): what
-# costs time is imported by `launch`.
+# Hydra imports this module, but not those beside it, at the start of every command: `launch` imports what takes time.
 
 
 class FeedrateLauncher(Launcher):
@@ -32,7 +30,7 @@ class FeedrateLauncher(Launcher):
         jobs: how many run at once.
 
     Attributes:
-        context, config: as Hydra gave them.
+        context, config: from Hydra.
     """
 
     def __init__(self, jobs: int = 1) -> None:
@@ -40,32 +38,33 @@ class FeedrateLauncher(Launcher):
         self._sweep: Sweep | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        raise_on_interrupt()  # a folder is made next, which does not stay if nothing comes of it
+        raise_on_interrupt()  # a folder is created next, and removed if nothing comes of it
         self.context, self.config = hydra_context, config
 
     def prepare(self) -> int:
-        """Logging as configured, and how many jobs run at once.
+        """Configures logging; returns how many jobs run at once.
 
         Raises:
-            UserError: hydra.launcher.jobs is no such number.
+            UserError: hydra.launcher.jobs is no positive number.
         """
         from feedrate.errors import UserError
+        from feedrate.validation import as_yaml
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         if isinstance(self._jobs, bool) or not isinstance(self._jobs, int) or self._jobs < 1:
-            said = "null" if self._jobs is None else self._jobs
-            raise UserError(f"hydra.launcher.jobs={said}: must be a whole number of at least 1")
+            raise UserError(f"hydra.launcher.jobs={as_yaml(self._jobs)}: must be a whole number of at least 1")
         return self._jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs a batch of jobs; where a sweeper gives several batches, all belong to one parent run.
+        """Runs a batch of jobs and returns their lowest validation losses; several batches share one parent run.
 
         Raises:
-            UserError: a job is configured wrongly, the same sweep is running already, or the tracking store cannot be
-                used; nothing has begun then.
-            KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal, when the running jobs have ended.
+            UserError: before any job runs: one is configured wrongly, the same sweep is running, or the tracking store
+                cannot be used; at the end: a job failed.
+            KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the running jobs have ended.
         """
+        from feedrate.errors import UserError
         from feedrate.reporting.sweep_results import swept
         from hydra_plugins.feedrate_launcher._freeze import compose
         from hydra_plugins.feedrate_launcher._lock import discard
@@ -92,7 +91,14 @@ class FeedrateLauncher(Launcher):
                     left.append(job)
             following = iter(left)
             sweep.run(lambda: next(following, None), lambda *_: None)
-        return [_returned(sweep, job) for job in jobs]
+        if sweep.outcome[1]:
+            raise UserError(f"{sweep.outcome[1]}; the table says why")
+        return [
+            JobReturn(
+                overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=sweep.results[job.number].value
+            )
+            for job in jobs
+        ]
 
     def _claimed(self, fresh: Path, jobs: Sequence[Job], keys: Sequence[str], at_once: int) -> Sweep:
         from feedrate.reporting.sweep_report import Report
@@ -131,31 +137,3 @@ def _name(jobs: Sequence[Job], choices: Mapping[str, str], keys: Sequence[str]) 
 
 def _chosen(job: Job, keys: Sequence[str]) -> str:
     return " ".join(f"{key}={value}" for key, value in job.settings.items() if key in keys)
-
-
-class _Returned(JobReturn):
-    """Hydra's own writes a line of overrides to stderr for the first job that failed; each was reported already."""
-
-    @property
-    def return_value(self) -> Any:
-        if self.status != JobStatus.COMPLETED:
-            raise self._return_value
-        return self._return_value
-
-    @return_value.setter
-    def return_value(self, value: Any) -> None:
-        self._return_value = value
-
-
-def _returned(sweep: Sweep, job: Job) -> JobReturn:
-    """For the sweeper: the lowest validation loss, or an error that ends the command with exit code 1."""
-    from feedrate.errors import UserError
-
-    found: Result = sweep.results[job.number]
-    returned = _Returned(overrides=job.overrides, task_name="train")
-    if found.status == "FINISHED":
-        returned.status, returned.return_value = JobStatus.COMPLETED, found.value
-    else:
-        returned.status = JobStatus.FAILED
-        returned.return_value = UserError(f"{sweep.outcome[1]}; the table says why")
-    return returned

@@ -1,6 +1,6 @@
-"""The jobs of a sweep, composed and checked before the first one starts, with a copy of the files they come from.
+"""The jobs of a sweep, composed and checked before the first one starts, and a copy of the configuration's files.
 
-A job composes its configuration from the copy, so that what is edited while the sweep runs reaches no later job.
+Each job composes its configuration from the copy, so that edits during the sweep do not reach later jobs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from feedrate.cli.launch import plain
 from feedrate.config import TrainConfig, check
-from feedrate.reporting.sweep_results import settings
-from feedrate.reporting.sweep_table import columns
+from feedrate.reporting.sweep_results import columns, settings
 from feedrate.runs.provenance import command_line, job_id
-from feedrate.tracking import learn, masked, without_secrets
+from feedrate.system.secrets import learn, masked
 from feedrate.tuning.tuning_cache import take
 
-# what concerns the sweep and not a job of it
+# overrides of the sweep that its jobs do not get
 _OF_THE_SWEEP = (
     "hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher",
     "hydra.run.dir", "hydra.searchpath", "hydra.job.num", "hydra.job.id",
@@ -36,17 +35,17 @@ _OF_THE_SWEEP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job, as far as it is known before it runs.
+    """One job before it runs.
 
     Attributes:
         number: from 0.
-        overrides: of the command line, Hydra's own ones included.
+        overrides: of the command line, those of Hydra included.
         config: checked.
-        job_id: as feedrate.runs.provenance makes it.
-        settings: key -> value of the table's columns.
-        command: makes this job alone again.
-        subfolder: name of its run folder within the sweep's.
-        environment: variables for its process alone.
+        job_id: from feedrate.runs.provenance.
+        settings: key -> value, for the table's columns.
+        command: repeats this job alone.
+        subfolder: name of its run folder in the sweep's folder.
+        environment: variables of its process.
     """
 
     number: int
@@ -62,16 +61,16 @@ class Job:
 def compose(
     context: HydraContext, master: DictConfig, overrides: Sequence[Sequence[str]], first: int, keys: Sequence[str]
 ) -> list[Job]:
-    """Every job of a batch.
+    """Composes and checks every job of a batch.
 
     Args:
-        master: the sweep's own configuration.
+        master: the sweep's configuration.
         overrides: of each job.
         first: the first job's number.
         keys: what is swept.
 
     Raises:
-        UserError: a setting of some job is wrong.
+        UserError: a setting of a job is wrong.
     """
     former = HydraConfig.instance().cfg
     try:
@@ -90,7 +89,7 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
     task = copy.deepcopy(composed)
     with open_dict(task):
         del task["hydra"]
-    resolved = plain(task, quiet=True)  # each job says it by itself
+    resolved = plain(task, quiet=True)  # the job prints the notes
     learn(resolved)
     take(resolved, composed.hydra.runtime.choices, overrides)
     typed = settings(overrides)
@@ -100,7 +99,7 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         config=check(resolved),
         job_id=job_id(resolved),
         settings=masked({key: typed.get(key, _selected(task, key)) for key in columns(keys)}),
-        command=without_secrets(command_line(list(filter_overrides(overrides)))),
+        command=command_line(list(filter_overrides(overrides))),
         subfolder=str(composed.hydra.sweep.subdir),
     )
 
@@ -111,10 +110,10 @@ def _selected(task: DictConfig, key: str) -> str:
 
 
 class FrozenFiles:
-    """A copy of the configuration's folders, and the command that runs a job from it.
+    """Copies the configuration's folders; makes the command that runs a job from the copy.
 
     Args:
-        master: the sweep's own configuration.
+        master: the sweep's configuration.
         folder: the sweep's folder.
     """
 
@@ -144,11 +143,11 @@ class FrozenFiles:
             self._hydra.append(f"hydra.searchpath=[{','.join(map(quoted, search_path))}]")
 
     def command(self, job: Job, folder: Path, *, resume: bool) -> list[str]:
-        """Program and arguments: the entry point that started the sweep, with the job's own overrides.
+        """The sweep's entry point with the job's overrides.
 
         Args:
             folder: the job's run folder.
-            resume: go on from the checkpoint in it.
+            resume: resume from the checkpoint in it.
         """
         own = [
             "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}",
@@ -162,12 +161,10 @@ class FrozenFiles:
 
 
 def copy_yaml(source: Path, target: Path, within: frozenset[tuple[int, int]] = frozenset()) -> None:
-    """Copies the YAML files of a folder and of those below it, all that Hydra reads; links are followed.
-
-    What lies beside them, and what is no regular file (an editor's lock, a pipe), stays.
+    """Copies the YAML files in a folder and its subfolders; links are followed, other files left out.
 
     Args:
-        within: device and number of the folders above, into which a link may lead back.
+        within: device and inode of the folders above, to which a link may lead back.
     """
     about = source.stat()
     here = (about.st_dev, about.st_ino)
@@ -182,5 +179,5 @@ def copy_yaml(source: Path, target: Path, within: frozenset[tuple[int, int]] = f
 
 
 def quoted(text: str) -> str:
-    """A text as Hydra's grammar of overrides takes it; a backslash counts only before a quote."""
+    """A text in Hydra's quotes, where a backslash escapes only a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"

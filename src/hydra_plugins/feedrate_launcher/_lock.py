@@ -1,7 +1,4 @@
-"""Which folder a sweep owns: a new one, or that of the same sweep which was interrupted; and what its jobs left there.
-
-What runs in the folder is not decided here.
-"""
+"""The folder of a sweep, new or interrupted, and what an earlier start left of its jobs."""
 
 from __future__ import annotations
 
@@ -16,18 +13,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from feedrate.config import ROOT
 from feedrate.errors import UserError
 from feedrate.reporting.sweep_results import read_summary
-from feedrate.runs.provenance import changes, command_line, flat
+from feedrate.runs.provenance import changes, command_line
 from feedrate.runs.run_folder import RunFolder, living_owner
-from feedrate.tracking import masked, without_secrets
+from feedrate.system.atomic_write import atomic_write
+from feedrate.system.folder import file_lock
+from feedrate.system.secrets import masked
+from feedrate.system.text import flatten
 from feedrate.tracking.journal import SILENT_END
 from hydra_plugins.feedrate_launcher._freeze import Job
 
-_ENDING_S = 30.0  # what the jobs of a launcher that was killed may take to write their checkpoints
+_ENDING_S = 30.0  # in which jobs whose launcher was killed write their checkpoints
 _SWEEPS = ROOT / "outputs/sweeps"
 _OF_ONE_START = (  # keys that do not make a sweep another one
     "trainer.resume", "sweep.", "tracking.artifacts", "tracking.log_model", "tracking.system_metrics",
@@ -41,14 +39,14 @@ class SweepLock:
 
     Attributes:
         folder: locked.
-        facts: its summary.json as the earlier start left it; empty for a new sweep.
+        facts: its summary.json from the earlier start; empty for a new sweep.
     """
 
     folder: RunFolder
     facts: Mapping[str, Any]
 
     def write(self, **facts: Any) -> None:
-        """Adds to summary.json, which other commands find the sweep by."""
+        """Adds to summary.json, by which other commands find the sweep."""
         _add_to_summary(self.folder.path, facts)
 
 
@@ -59,20 +57,20 @@ def claim(
     again: bool,
     goes_on: Callable[[Mapping[str, Any]], bool] = lambda facts: facts.get("status") != "FINISHED",
 ) -> SweepLock:
-    """The folder of the sweep with this id that was interrupted, or a new one. Exactly one process gets a folder.
+    """Locks the folder of the interrupted sweep with this id, or a new one; of several processes one gets it.
 
     Args:
-        fresh: where a new sweep lies; other sweeps are looked for beside it and under outputs/sweeps.
+        fresh: folder of a new sweep; earlier ones are looked for beside it and under outputs/sweeps.
         sweep_id: the same for the same command.
-        again: begin a new one in any case.
-        goes_on: whether the newest such sweep, known by its summary.json, is gone on with.
+        again: begin a new sweep in any case.
+        goes_on: whether to resume the newest such sweep, given its summary.json.
 
     Raises:
-        UserError: the same sweep is running now, or `fresh` holds another one.
+        UserError: the same sweep is running, or `fresh` holds another one.
     """
     fresh.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(fresh.parent / ".lock"):
+        with file_lock(fresh.parent / ".lock"):
             earlier = None if again else _with(fresh, "sweep_id", sweep_id)
             if earlier is not None and (owner := living_owner(earlier)) is not None:
                 raise UserError(
@@ -95,7 +93,7 @@ def claim(
 
 
 def identity(jobs: Sequence[Job]) -> str:
-    """16 hexadecimal digits of the jobs in their order, of where their data lies and where they are recorded."""
+    """16 hexadecimal digits of the jobs in order, the place of their data, and where they are recorded."""
     tracking = jobs[0].config.tracking
     parts = [[job.job_id, job.config.dataset.get("root")] for job in jobs]
     text = json.dumps([parts, tracking.uri, tracking.experiment], default=str)
@@ -103,26 +101,26 @@ def identity(jobs: Sequence[Job]) -> str:
 
 
 def description(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]:
-    """What summary.json has of a sweep that begins: the command, and what its identity rests on, key by key.
+    """The command of a sweep and the settings behind its identity, key by key, for summary.json.
 
     Args:
-        overrides: as they were typed.
+        overrides: as typed.
     """
     typed = [override for override in overrides if not override.startswith("sweep.")]
-    kept = [
-        {key: str(value) for key, value in flat(asdict(job.config)).items() if not key.startswith(_OF_ONE_START)}
-        for job in jobs
-    ]
-    keys = dict.fromkeys(key for one in kept for key in one)
-    values = {key: ", ".join(dict.fromkeys(one[key] for one in kept if key in one)) for key in keys}
-    return {"command": without_secrets(command_line(["-m", *typed])), "settings": masked(values)}
+    values: dict[str, list[str]] = {}
+    for job in jobs:
+        for key, value in flatten(asdict(job.config)).items():
+            if not key.startswith(_OF_ONE_START):
+                values.setdefault(key, []).append(str(value))
+    settings = {key: ", ".join(dict.fromkeys(of_jobs)) for key, of_jobs in values.items()}
+    return {"command": command_line(["-m", *typed]), "settings": masked(settings)}
 
 
 def changed_since(fresh: Path, present: Mapping[str, Any]) -> str:
-    """What has changed since this command began a sweep that it cannot go on with now; empty if there is none.
+    """Which settings differ from those of an unfinished sweep of the same command; empty if there is none.
 
     Args:
-        fresh: where the new sweep lies.
+        fresh: folder of the new sweep.
         present: its `description`.
     """
     found = _with(fresh, "command", present["command"])
@@ -135,16 +133,8 @@ def changed_since(fresh: Path, present: Mapping[str, Any]) -> str:
     return f"{found} is an unfinished sweep of this command, but its configuration was another: {changed}"
 
 
-def discard(fresh: Path) -> None:
-    """Removes the folder that Hydra has just made, if nothing but Hydra's own file is in it."""
-    with contextlib.suppress(OSError):
-        if {path.name for path in fresh.iterdir()} <= {"multirun.yaml"}:
-            (fresh / "multirun.yaml").unlink(missing_ok=True)
-            fresh.rmdir()
-
-
 def _with(fresh: Path, key: str, value: Any) -> Path | None:
-    """The newest sweep whose summary.json says so."""
+    """The newest sweep beside `fresh` or under outputs/sweeps whose summary.json has this value."""
     found = [
         (str(facts["started"]), path.parent)
         for root in {fresh.parent, _SWEEPS}
@@ -154,18 +144,26 @@ def _with(fresh: Path, key: str, value: Any) -> Path | None:
     return max(found)[1] if found else None
 
 
+def discard(fresh: Path) -> None:
+    """Removes the folder that Hydra has just created, if it holds nothing but Hydra's file."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in fresh.iterdir()} <= {"multirun.yaml"}:
+            (fresh / "multirun.yaml").unlink(missing_ok=True)
+            fresh.rmdir()
+
+
 # ---------------------------------------------------------------------------------------------------------
-# The jobs of an earlier start
+# Jobs of an earlier start
 # ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is to be done for a job.
+    """What to do for a job.
 
     Attributes:
         folder: the job's run folder.
-        state: `finished` before; `resume` from the checkpoint in the folder; `new`: the folder is not there yet.
+        state: `finished` before; `resume` from the checkpoint in the folder; `new`: the folder does not exist yet.
     """
 
     folder: Path
@@ -173,40 +171,40 @@ class Attempt:
 
 
 def attempt(job: Job, sweep: Path) -> Attempt:
-    """Finished jobs are not repeated, interrupted ones go on, those that failed run anew in a folder of their own."""
+    """Keeps a finished job, resumes an interrupted one, and repeats a failed one in a new folder."""
     tried = _attempts(job, sweep)
     if not tried:
         return Attempt(sweep / job.subfolder, "new")
-    newest = tried[-1]
-    summary = read_summary(newest)
+    last = tried[-1]
+    summary = read_summary(last)
     if summary.get("job_id") == job.job_id:
         if summary.get("status") == "FINISHED":
-            return Attempt(newest, "finished")
-        saved = (newest / "checkpoints").glob("last*.pt")
-        # one that was cut short is not whole; the job itself looks closer, and takes the one before a damaged one
+            return Attempt(last, "finished")
+        saved = (last / "checkpoints").glob("last*.pt")
+        # a file cut short is no zip; the job itself checks further, and falls back to an earlier checkpoint
         if summary.get("status") in ("RUNNING", "KILLED") and any(zipfile.is_zipfile(path) for path in saved):
-            return Attempt(newest, "resume")
+            return Attempt(last, "resume")
     return Attempt(sweep / f"{job.subfolder}_{len(tried) + 1}", "new")
 
 
 def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
-    """Waits until the jobs of an earlier start have ended: they write their checkpoints when their launcher dies.
+    """Waits until the jobs of an earlier start have ended, and marks those that left no status.
 
-    Marks those that ended without a word, so that no job that starts takes them for something else.
+    Jobs whose launcher dies write a checkpoint and end.
 
     Raises:
-        UserError: one goes on and on.
+        UserError: one still runs after 30 s.
     """
     deadline = time.monotonic() + _ENDING_S
     folders = [folder for job in jobs for folder in _attempts(job, sweep)]
-    said = False
+    waiting = False
     for folder in folders:
         while (owner := living_owner(folder)) is not None:
             if time.monotonic() > deadline:
                 raise UserError(f"{folder}: process {owner} of an earlier start still runs; end it, then start again")
-            if not said:
+            if not waiting:
                 print("waiting for the jobs of the earlier start to write their checkpoints", flush=True)
-            said = True
+            waiting = True
             time.sleep(0.1)
     for folder in folders:
         if (folder / "lock").exists():
@@ -214,7 +212,7 @@ def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
 
 
 def mark(folder: Path, status: str, error: str) -> None:
-    """Says in a run folder what became of its job, if that could not say so itself; its lock is removed."""
+    """Writes the status of a job that could not write it itself, and removes its lock."""
     folder.mkdir(parents=True, exist_ok=True)
     if read_summary(folder).get("status") in (None, "RUNNING"):
         _add_to_summary(folder, {"status": status, "error": error})
@@ -222,8 +220,9 @@ def mark(folder: Path, status: str, error: str) -> None:
 
 
 def ended_before(job: Job, sweep: Path) -> tuple[str, str]:
-    """Status and error that an earlier start left of a job which is not run again; NOT RUN where there are none."""
-    summary = read_summary(tried[-1]) if (tried := _attempts(job, sweep)) else {}
+    """Status and error of a job that does not run again; NOT RUN if it has none."""
+    tried = _attempts(job, sweep)
+    summary = read_summary(tried[-1]) if tried else {}
     status = str(summary.get("status"))
     return (status, str(summary.get("error", ""))) if status in ("FAILED", "KILLED") else ("NOT RUN", "")
 
@@ -237,6 +236,4 @@ def _attempts(job: Job, sweep: Path) -> list[Path]:
 
 
 def _add_to_summary(folder: Path, facts: Mapping[str, Any]) -> None:
-    temporary = folder / ".summary.json"
-    temporary.write_text(json.dumps({**read_summary(folder), **facts}, indent=2, default=str), encoding="utf-8")
-    temporary.replace(folder / "summary.json")
+    atomic_write(folder / "summary.json", json.dumps({**read_summary(folder), **facts}, indent=2, default=str))

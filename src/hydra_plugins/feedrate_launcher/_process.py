@@ -1,7 +1,4 @@
-"""One job of a sweep as a process of its own: started, shown while it runs, stopped, and told apart by how it ended.
-
-Which jobs there are, and when they start, is decided by the launcher.
-"""
+"""One job of a sweep as a process: started, shown while it runs, stopped, and its status read from how it ended."""
 
 from __future__ import annotations
 
@@ -20,8 +17,8 @@ from typing import IO
 from feedrate.reporting.sweep_results import read_summary
 from feedrate.system.signals import STOPPING
 
-GRACE_S = 10.0  # what a job that is asked to stop may take for its checkpoint
-_LAST_WORDS = 30  # lines of stderr that are kept to tell an error
+GRACE_S = 10.0  # from a signal until a job is killed, in which it writes a checkpoint
+_LAST_LINES = 30  # of stderr, from which the error is read
 _DRAIN_S = 5.0
 _STOPPED = [128 + signum for signum in STOPPING]  # exit codes
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -30,14 +27,14 @@ _terminal = threading.Lock()
 
 
 class JobProcess:
-    """A running job, in a session of its own so that its workers can be found and ended with it.
+    """A running job, in a session of its own, so that its workers can be killed with it.
 
     On Linux it gets SIGTERM when the launcher dies: two sweeps would otherwise train the same job.
 
     Args:
         command: the program and its arguments.
         environment: of the process.
-        prefix: stands before each line of output; None: the job writes to the terminal itself, live line and all.
+        prefix: of each line of output; None: the job writes to the terminal itself, with its live line.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], prefix: str | None) -> None:
@@ -51,7 +48,7 @@ class JobProcess:
             start_new_session=True,
             preexec_fn=_end_with_launcher if _LIBC is not None else None,  # noqa: PLW1509
         )
-        self._last_words: deque[str] = deque(maxlen=_LAST_WORDS)
+        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         pairs = ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
         self._readers = [
             threading.Thread(target=self._show, args=(pipe, screen, prefix or ""), daemon=True)
@@ -65,25 +62,23 @@ class JobProcess:
         """Exit code, negative for a signal; returns when nothing of the job is left."""
         code = self._process.wait()
         if code != 0:
-            self.kill()  # workers that it left behind
+            self.send(signal.SIGKILL)  # workers that are left
         for reader in self._readers:
             reader.join(_DRAIN_S)
         return code
 
-    def interrupt(self, signum: int) -> None:
-        """Passes a signal on; the job may then write a checkpoint."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signum)
-
-    def kill(self) -> None:
-        """Ends the job and all its workers at once."""
+    def send(self, signum: int) -> None:
+        """Sends the job a signal; SIGKILL also ends its workers."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            if signum == signal.SIGKILL:
+                os.killpg(self._process.pid, signum)
+            else:
+                self._process.send_signal(signum)
 
     @property
     def error(self) -> str:
-        """The last error that it wrote; empty where there is none."""
-        lines = [line for line in self._last_words if line.strip()]
+        """The last error that the job wrote, or an empty text."""
+        lines = [line for line in self._last_lines if line.strip()]
         begin = next((i for i in reversed(range(len(lines))) if lines[i].startswith("error: ")), len(lines) - 1)
         return "\n".join(lines[max(begin, 0) :]).removeprefix("error: ")
 
@@ -91,8 +86,8 @@ class JobProcess:
         for raw in pipe:
             line = raw.decode(errors="replace").rstrip("\n")
             if screen is sys.stderr:
-                self._last_words.append(line)
-            if line or not prefix:  # what sets lines of one job apart does not among those of several
+                self._last_lines.append(line)
+            if line or not prefix:
                 with _terminal:
                     print(f"{prefix}{line}", file=screen, flush=True)
 
@@ -101,21 +96,19 @@ def outcome(code: int, folder: Path, error: str) -> tuple[str, str]:
     """Status and error of a job that has ended.
 
     Args:
-        code: as `JobProcess.wait` returns it.
-        folder: its run folder; its summary.json knows more than the exit code.
-        error: its last words.
+        code: from `JobProcess.wait`.
+        folder: its run folder, whose summary.json comes before the exit code.
+        error: from `JobProcess.error`.
     """
     summary = read_summary(folder)
     if code == 0:
-        if summary.get("status") == "FINISHED":
-            return "FINISHED", ""
-        return "FAILED", "it ended with exit code 0 and left no result"
+        finished = summary.get("status") == "FINISHED"
+        return ("FINISHED", "") if finished else ("FAILED", "it ended with exit code 0 and left no result")
     if code < 0:
         name = signal.Signals(-code).name
         reason = "; the system does that when memory is short" if name == "SIGKILL" else ""
         return "KILLED", f"killed by {name}{reason}"
-    said = str(summary.get("error") or error or f"exit code {code}")
-    return ("KILLED" if code in _STOPPED else "FAILED"), said
+    return ("KILLED" if code in _STOPPED else "FAILED"), str(summary.get("error") or error or f"exit code {code}")
 
 
 def _end_with_launcher() -> None:

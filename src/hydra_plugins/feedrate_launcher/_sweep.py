@@ -1,7 +1,4 @@
-"""A sweep from the claim of its folder to its closing table: its parent run in MLflow, its jobs, what became of them.
-
-How jobs run is in _running.py, which folder the sweep owns in _claim.py, what the table says in feedrate.tracking.
-"""
+"""A sweep from its open folder to its final table: its parent run in MLflow, its jobs and their results."""
 
 from __future__ import annotations
 
@@ -19,16 +16,15 @@ from feedrate.reporting.sweep_report import Report
 from feedrate.reporting.sweep_results import Result, read_summary
 from feedrate.runs.provenance import command_line
 from feedrate.runs.run_folder import RunFolder, living_owner
-from feedrate.tracking import without_secrets
-from feedrate.tracking.secrets import mask_files
-from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun, open_sweep
+from feedrate.system.secrets import mask_files
+from feedrate.tracking.journal import JOB_TAG
+from feedrate.tracking.sweep import NOTE_CHARACTERS, Plan, SweepRun, open_sweep, picture
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._lock import Attempt, SweepLock, attempt, ended_before, mark, wait_for
-from hydra_plugins.feedrate_launcher._running import Jobs, Next
-from hydra_plugins.feedrate_launcher._stop import Stop
+from hydra_plugins.feedrate_launcher._running import Jobs, Next, SweepInterruption
 
-_NOTE_CHARACTERS = 0.8 * NOTE_CHARACTERS  # the rest is for what the note adds to a table
-_TABLE_ROWS = 30  # in MLflow's note, whose length is limited
+_NOTE_CHARACTERS = 0.8 * NOTE_CHARACTERS  # of a table; the note adds to it
+_TABLE_ROWS = 30  # of a table that is too long for the note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +34,10 @@ class About:
     Attributes:
         name: of the parent run.
         sweep_id: the same for the same command.
-        settings: what is swept -> its values in words.
-        config: of any of its jobs, for the groups tracking and sweep.
-        report: makes table and pictures.
-        words: what the line that announces a job says of it.
+        settings: what is swept -> its values as text.
+        config: of any job, for the groups tracking and sweep.
+        report: makes table and plots.
+        words: describes a job in the line that announces it.
     """
 
     name: str
@@ -57,10 +53,10 @@ class Sweep:
     """One sweep, whose folder this process owns.
 
     Attributes:
-        master: the sweep's own configuration.
+        master: the sweep's configuration.
         claimed: its folder.
         at_once: how many jobs run at the same time.
-        results: of the jobs by number, as far as they are known.
+        results: of the jobs so far, by number.
     """
 
     master: DictConfig
@@ -69,22 +65,22 @@ class Sweep:
     at_once: int
     results: dict[int, Result] = field(default_factory=dict)
     _parent: SweepRun | None = None
-    _stop: Stop = field(default_factory=Stop)
+    _stop: SweepInterruption = field(default_factory=SweepInterruption)
 
     @property
     def folder(self) -> Path:
-        """The sweep's folder; each job has one in it."""
+        """The sweep's folder, which holds those of the jobs."""
         return self.claimed.folder.path
 
     @contextmanager
     def open(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """The parent run is open within it; at its end table and pictures are made, whatever happened.
+        """Opens the parent run; at the end writes table and plots and closes it, also after an error.
 
         Args:
-            jobs: that are known before, to stand in the table also if they never begin.
+            jobs: known beforehand, listed in the table even if they never start.
 
         Raises:
-            UserError: the tracking store cannot be used; no job has begun then.
+            UserError: the tracking store cannot be used; no job has started.
         """
         status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
         reason = "the sweep was interrupted"
@@ -105,13 +101,20 @@ class Sweep:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """The signals that ask to stop are answered in order within it; it encloses `open`."""
-        with self._stop.listening():
+        """Signals that ask to stop are handled within it, and raised as Interrupted at its end; it encloses `open`."""
+        self._stop.listen()
+        try:
             yield
+        except Exception:
+            self._stop.check()  # an error after a signal is a result of it
+            raise
+        finally:
+            self._stop.leave()
+        self._stop.check()
 
     @property
     def stopped(self) -> bool:
-        """A signal that asks to stop came."""
+        """Whether a signal asked to stop."""
         return self._stop.signum is not None
 
     @property
@@ -121,7 +124,7 @@ class Sweep:
         return ("FAILED", f"{len(wrong)} of {len(self.results)} jobs did not finish") if wrong else ("FINISHED", "")
 
     def finished_before(self, job: Job) -> Mapping[str, Any]:
-        """Takes over what an earlier start of this sweep finished; its summary, empty if the job is to run."""
+        """The summary of a job that an earlier start finished, with its result recorded; empty if the job must run."""
         where = attempt(job, self.folder)
         if where.state != "finished":
             return {}
@@ -130,21 +133,21 @@ class Sweep:
         return summary
 
     def wait_for(self, jobs: Sequence[Job]) -> None:
-        """Waits for the processes of an earlier start that was killed; before `finished_before` and `run`."""
+        """Waits for the jobs of an earlier start that was killed; call it before `finished_before` and `run`."""
         wait_for(jobs, self.folder)
 
     def run(self, following: Next, ended: Callable[[Job, Result, Mapping[str, Any]], None]) -> None:
-        """Runs jobs within `open`.
+        """Runs jobs; within `open`.
 
         Args:
-            following: gives the next job, None where there is no further one.
-            ended: takes each job that has ended, its result, and its summary if it finished.
+            following: returns the next job, or None.
+            ended: called with each job that has ended, its result, and its summary if it finished.
         """
         files = FrozenFiles(self.master, self.folder)
         parent = self._parent.reference if self._parent is not None else None
         running = Jobs(self.at_once, files, self.folder, parent, self._stop, self.about.words)
 
-        def take(job: Job, where: Attempt, status: str, error: str) -> None:
+        def record(job: Job, where: Attempt, status: str, error: str) -> None:
             summary = read_summary(where.folder) if status == "FINISHED" else {}
             found = self.results[job.number] = self.result(job, status, error, summary)
             if status in ("FAILED", "KILLED"):
@@ -156,10 +159,10 @@ class Sweep:
             ended(job, found, summary)
             self._note()
 
-        running.run(following, take)
+        running.run(following, record)
 
     def result(self, job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> Result:
-        """A job's row of the table; its figures are those of its summary."""
+        """A job's row of the table, with the figures of its summary."""
         if summary and summary.get("pruned"):
             status = "PRUNED"
         measured = self.about.report.measured(summary) if summary else {}
@@ -168,15 +171,15 @@ class Sweep:
         )
 
     def _open_parent(self) -> None:
-        """Before the first job, so that the jobs find a store that is there; needs no mlflow with tracking=none."""
-        mask_files(self.folder)  # multirun.yaml holds what was typed
+        """Creates the store before the first job, which would otherwise compete for it with others."""
+        mask_files(self.folder)  # multirun.yaml holds the overrides
         if self.about.config.tracking.uri is None:
             return
         typed = [str(override) for override in self.master.hydra.overrides.task]
         plan = Plan(
             name=self.about.name,
             sweep_id=self.about.sweep_id,
-            command=without_secrets(command_line(["-m", *typed])),
+            command=command_line(["-m", *typed]),
             folder=self.folder,
             settings=self.about.settings,
         )
@@ -188,28 +191,30 @@ class Sweep:
             self._parent.mark(folder, "KILLED" if status == "KILLED" else "FAILED", error, tags)
 
     def _note(self, pictures: str = "") -> None:
-        """The table so far, so that an interrupted sweep has one too."""
+        """Writes the table so far, for a sweep that is killed."""
         if self._parent is None:
             return
         report, results = self.about.report, self._ordered()
+        best = report.best(results)
+        link = self._parent.job_link("best job", best.run_id) if best is not None else ""
+        pictures = "\n\n".join(filter(None, [link, pictures]))
         text = report.table(results, pictures=pictures)
         self._parent.note(
             text if len(text) < _NOTE_CHARACTERS else report.table(results, rows=_TABLE_ROWS, pictures=pictures)
         )
 
     def _close(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str) -> None:
-        """Table and pictures of all that ended, in the terminal, in the sweep's folder and on the parent run."""
+        """Writes table and plots to the terminal, the sweep's folder and the parent run, and closes it."""
         try:
             if any(found.status != "NOT RUN" for found in self.results.values()):
                 paths = self.about.report.write(self._ordered(), self.folder)
                 print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {self.folder}", flush=True)
                 if self._parent is not None:
-                    self._note(" ".join(self._parent.picture(p.name) for p in paths if p.suffix == ".png"))
+                    self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
                     for path in paths:
                         self._parent.artifact(path)
-                    settings, metrics = self.about.report.best(self._ordered())
-                    if metrics:
-                        self._parent.best(settings, metrics)
+                    if (best := self.about.report.best(self._ordered())) is not None:
+                        self._parent.best(best.settings, best.metrics)
         finally:
             if self._parent is not None:
                 self._parent.end(status, reason)
@@ -224,7 +229,7 @@ class Sweep:
 
 
 def claimed_again(sweep: Sweep) -> Sweep:
-    """The same sweep for a further batch of jobs, with its folder locked anew."""
+    """The same sweep for a further batch of jobs, with its folder locked again."""
     sweep.claimed = SweepLock(folder=RunFolder(sweep.folder), facts=read_summary(sweep.folder))
     sweep.claimed.write(status="RUNNING")
     return sweep

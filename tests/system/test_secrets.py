@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from feedrate.system.secrets import looks_secret, mask_files, masked, without_secrets
 from feedrate.tracking.naming import run_name
-from feedrate.tracking.secrets import looks_secret, mask_files, masked, without_secrets
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,12 @@ from typing import IO, cast
 
 import pytest
 
-from feedrate.system.interrupt import Interrupted
-from feedrate.system.signals import how_to_hurry
-from hydra_plugins.feedrate_launcher._stop import Stop
+from feedrate.system.signals import Interrupted, how_to_hurry
+from hydra_plugins.feedrate_launcher._running import SweepInterruption
 
 STEPS = """
 import sys, time
-from feedrate.system.interrupt import Interruption
+from feedrate.system.signals import Interruption
 interruption = Interruption()
 interruption.listen()
 print("ready", flush=True)
@@ -32,7 +31,7 @@ except KeyboardInterrupt as error:
 JOB = """
 import atexit, time
 from feedrate.cli.launch import launch
-from feedrate.system.interrupt import Interruption
+from feedrate.system.signals import Interruption
 
 def leave_slowly():
     print("leaving", flush=True)
@@ -114,20 +113,18 @@ def test_while_python_ends_only_CtrlC_stops_at_once_with_exit_code_130_and_one_l
     ]  # fmt: skip
 
 
-def test_only_CtrlC_hurries_a_sweep_since_a_closed_terminal_is_told_twice():
-    calls = []
-    stop = Stop()
-    stop.called, stop.called_again = lambda: calls.append("stop"), lambda: calls.append("kill")
-
-    def listen() -> None:
-        with stop.listening():
-            for signum in (signal.SIGHUP, signal.SIGHUP, signal.SIGINT):
-                calls.append(signum.name)
-                signal.raise_signal(signum)
-
-    with pytest.raises(Interrupted) as raised:
-        listen()
-    assert calls == ["SIGHUP", "stop", "SIGHUP", "SIGINT", "kill"]
+def test_only_a_second_CtrlC_hurries_a_sweep_since_SIGHUP_is_sent_twice():
+    stop, hurried = SweepInterruption(), []
+    stop.listen()
+    try:
+        for signum in (signal.SIGHUP, signal.SIGHUP, signal.SIGINT):
+            signal.raise_signal(signum)
+            hurried.append(stop.hurried)
+        with pytest.raises(Interrupted) as raised:  # a third one ends it at once
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        stop.leave()
+    assert hurried == [False, False, True]
     assert raised.value.exit_code == 129
 
 
