@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from feedrate.dataset.probe import one_line, sample_error
+from feedrate.dataset.subset import unwrapped
 from feedrate.errors import SampleError, UserError
 from feedrate.loader.batch import BatchRequest
 from feedrate.loader.digest import leaves
@@ -36,10 +37,7 @@ class SampleErrors:
     @property
     def name(self) -> str:
         """Of the user's class."""
-        dataset: Any = self._dataset
-        while isinstance(dataset, Subset):
-            dataset = dataset.dataset
-        return type(dataset).__name__
+        return type(unwrapped(self._dataset)[0]).__name__
 
     def ID(self, index: int) -> str:
         return str(index) if self._list_IDs is None else self._list_IDs[index]
