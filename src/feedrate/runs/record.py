@@ -24,6 +24,7 @@ from feedrate.system.atomic_write import atomic_write
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.point import points
+from feedrate.tracking.sweep import picture
 from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
@@ -130,6 +131,8 @@ def record_end(
         record_verdict(tracker, verdict)
         tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
     whole = {FIGURES[name]: value for name, value in verdict.figures.items()} if verdict else {}
+    window = trainer.account.window()
+    names = ["throughput", *(["timeline"] if window is not None else [])]
     note = run_note(
         {**result.best, **whole},  # what the verdict rests on, instead of one epoch's rates
         command=run.command,
@@ -137,10 +140,10 @@ def record_end(
         best_epoch=result.best_epoch + 1,
         seconds=seconds,
         verdict=verdict_words(trainer, verdict),
+        pictures=" ".join(picture(f"plots/{name}.png") for name in names),
         slow=slow,
     )
     tracker.note(note)
-    window = trainer.account.window()
     if window is not None:
         (run.folder / "timeline.json").write_text(json.dumps(trace(window)), encoding="utf-8")
     if not tracker.active:
@@ -216,7 +219,7 @@ def record_failure(
 
 def engine_of(trainer: Trainer) -> str:
     """Of the training partition's loader."""
-    return str(getattr(trainer.loaders["train"], "engine", "torch"))
+    return str(trainer.loaders["train"].engine)
 
 
 def record_run_id(run: Run, run_id: str | None) -> None:
