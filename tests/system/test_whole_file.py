@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from feedrate.errors import UserError
-from feedrate.system.atomic_write import check_place, replace_shared_file, told
+from feedrate.system.atomic_write import check_place, replace_shared_file, writing
 
 TIMES = 200
 
@@ -52,7 +52,7 @@ def test_a_place_where_nothing_can_be_written_is_found_before_and_named(tmp_path
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     said = r"x=1: cannot be written \((Is|Not) a directory\); mend it"
-    with pytest.raises(UserError, match=said), told("x=1", "mend it"):
+    with pytest.raises(UserError, match=said), writing("x=1", "mend it"):
         check_place(tmp_path / place)
 
 

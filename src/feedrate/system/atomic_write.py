@@ -54,7 +54,7 @@ def check_place(path: Path) -> None:
 
 
 @contextmanager
-def told(what: str, remedy: str) -> Iterator[None]:
+def writing(what: str, remedy: str) -> Iterator[None]:
     """Raises UserError in place of OSError.
 
     Args:
