@@ -194,7 +194,6 @@ def train(cfg: DictConfig) -> float:
         if tracker is not None and not ended:
             if trainer is not None and verdict is not None:
                 record.record_verdict(tracker, verdict)
-                tracker.tags({"feedrate.engine": record.engine_of(trainer)})
             tracker.end(status, text)
             record.record_run_id(run, tracker.run_id)
         raise

@@ -12,6 +12,7 @@ from typing import Any
 
 from feedrate.runs.provenance import flat, size_of_diff
 from feedrate.runs.restore import SavedRun
+from feedrate.tracking.tracker import COMMIT_TAG
 
 ABSENT = "-"
 CONTENT = "content digest"  # only of runs with loader.content_digest=true
@@ -52,9 +53,7 @@ def facts(name: str, saved: SavedRun) -> Facts:
     }
     results |= {key: metrics[key] for key in sorted(metrics, key=_rank) if not key.startswith(_LEFT_OUT)}
     results["error"] = tags.get("feedrate.error", summary.get("error"))
-    order = tags.get("feedrate.order_digest", summary.get("order_digest"))
-    digest = tags.get("feedrate.data_digest", summary.get("data_digest"))
-    content = tags.get("feedrate.content_digest", summary.get("content_digest"))
+    order, digest, content = (summary.get(f"{name}_digest") for name in ("order", "data", "content"))
     return Facts(
         name,
         {
@@ -118,14 +117,13 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
     """From summary.json where the folder is at hand: it is what runs without a record in MLflow have too."""
-    commit = saved.summary.get("commit", tags.get("git.commit"))
+    commit = saved.summary.get("commit", tags.get(COMMIT_TAG))
     found: dict[str, Any] = {"commit": str(commit)[:12] if commit else UNKNOWN}
     if "uncommitted" in saved.summary:
         found["uncommitted"] = saved.summary["uncommitted"]
-    elif tags.get("git.dirty") == "true" and saved.recorded is not None:
-        found["uncommitted"] = size_of_diff(saved.recorded.text("uncommitted.diff") or "")
-    elif tags:
-        found["uncommitted"] = UNKNOWN if tags.get("git.dirty") == "unknown" else "nothing"
+    elif saved.recorded is not None:
+        diff = saved.recorded.text("uncommitted.diff")
+        found["uncommitted"] = "nothing" if diff is None else size_of_diff(diff)
     return found
 
 

@@ -25,6 +25,7 @@ from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.point import points
 from feedrate.tracking.sweep import picture
+from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
 from feedrate.trainer.state import Result
@@ -76,7 +77,7 @@ def record_resumed(tracker: Tracker, run: Run, trainer: Trainer) -> None:
         if epoch > known:
             best = trainer.result.best_figures() if epoch == trainer.result.best_epoch else {}
             tracker.metrics(points({**metrics, **best}, epoch))
-    tracker.tags({"feedrate.command": run.command, "feedrate.resumed": "true"})
+    tracker.tags({"feedrate.command": run.command})
 
 
 def record_start(
@@ -87,20 +88,9 @@ def record_start(
     code = run.code
     groups = {group: option for group, option in run.choices.items() if group in run.config}
     settings = {key: value for key, value in flat(run.config).items() if not key.startswith(("tracking.", "sweep."))}
-    tracker.params({**groups, **settings, "model.parameters": model_parameters})
-    tracker.tags(
-        {
-            "feedrate.command": run.command,
-            "feedrate.result_id": result_id(run.config),
-            "feedrate.job_id": job_id(run.config),
-            "feedrate.data_digest": data.digest,
-            "feedrate.device": str(device),
-            "feedrate.device_name": name_of(device),
-            "feedrate.precision": precision,
-            "git.commit": code.commit or "unknown",
-            "git.dirty": "unknown" if code.diff is None else str(bool(code.diff)).lower(),
-        }
-    )
+    about = {"model.parameters": model_parameters, "device": f"{device} ({name_of(device)})", "precision": precision}
+    tracker.params({**groups, **settings, **about})
+    tracker.tags({"feedrate.command": run.command, **({COMMIT_TAG: code.commit} if code.commit else {})})
     for name, dataset in data.partition.items():
         tracker.dataset(data.name, data.digest, name, len(dataset), data.source)  # type: ignore[arg-type]
     tracker.text(OmegaConf.to_yaml(OmegaConf.create(masked(run.config))), "config.yaml")
@@ -135,7 +125,8 @@ def record_end(
         **digests,
         "per_class": result.per_class,
     }
-    tracker.tags({f"feedrate.{name}": value for name, value in digests.items()})
+    if "pruned" in digests:
+        tracker.tags({"feedrate.pruned": digests["pruned"]})
     if verdict is not None:
         record_verdict(tracker, verdict)
         tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
@@ -197,7 +188,7 @@ def verdict_words(trainer: Trainer, verdict: Verdict | None) -> str:
 def record_verdict(tracker: Tracker, verdict: Verdict) -> None:
     """As tags, which MLflow's table of runs can show and search."""
     remedy = verdict.remedies[0].override if verdict.remedies else "none"
-    tracker.tags({"feedrate.verdict": verdict.kind, "feedrate.verdict_text": str(verdict), "feedrate.remedy": remedy})
+    tracker.tags({"feedrate.verdict": verdict.kind, "feedrate.remedy": remedy})
 
 
 def closing_line(result: Result, seconds: float, verdict: Verdict | None) -> str:

@@ -5,6 +5,7 @@ What is then done with them is the caller's affair; which run a training goes on
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection, Mapping
@@ -22,6 +23,7 @@ from feedrate.errors import UserError
 from feedrate.loader import build_loaders, start_loaders
 from feedrate.runs.provenance import has_commit
 from feedrate.runs.runs import folder_named, read_summary
+from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import build_model
 from feedrate.trainer.unlabelled import data_of, unlabelled
@@ -128,7 +130,8 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
         if "feedrate.sweep_id" in recorded.tags:
             raise UserError(f"run {name} is a whole sweep ({recorded.name}); name one of its jobs, its child runs")
         raise UserError(f"run {name} has no config.yaml among its artifacts; it was not made by Feedrate's train.py")
-    return SavedRun(config, folder, None, name, recorded, read_summary(folder))
+    summary = read_summary(folder) or json.loads(recorded.text("summary.json") or "{}")
+    return SavedRun(config, folder, None, name, recorded, summary)
 
 
 def load_weights(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]]:
@@ -243,7 +246,7 @@ def _was_made_here(saved: SavedRun) -> bool:
     if saved.folder.is_relative_to(ROOT) and not saved.folder.is_relative_to(ROOT / _RESTORED):
         return True
     tags = saved.recorded.tags if saved.recorded is not None else {}
-    return has_commit(str(saved.summary.get("commit") or tags.get("git.commit")))
+    return has_commit(str(saved.summary.get("commit") or tags.get(COMMIT_TAG)))
 
 
 def _seed(saved: SavedRun) -> int:

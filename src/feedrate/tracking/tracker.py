@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from feedrate.tracking.uploader_process import UploaderProcess
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own
 PARENT_VARIABLE, JOB_VARIABLE = "FEEDRATE_PARENT_RUN", "FEEDRATE_JOB"  # by which a sweep's job knows its parent
+
+ALWAYS_LOGGED = ("loader/wait_pct", "loader/samples_per_s")  # columns of the table of runs
 
 _log = logging.getLogger("feedrate.tracking")
 
@@ -59,6 +62,7 @@ class Tracker:
         self._journal, self._address, self._uploader = journal, address, uploader
         self._log_model = log_model
         self._ended = False
+        self._constant: dict[str, list[Point]] = {}  # values held back, see `_worth_logging`
         self._last_steps: dict[str, int] = {}
         self._non_finite: Counter[str] = Counter()
         for event, _ in events(journal.path) if journal is not None else ():
@@ -96,8 +100,10 @@ class Tracker:
     def metrics(self, points: Sequence[Point]) -> None:
         """Records values, rounded to 6 significant digits.
 
-        Values that are not finite are left out, counted, and named in the tag `feedrate.non_finite`.
+        Values that are not finite are left out, counted, and named in the tag `feedrate.non_finite`. Measurements of
+        loader and computation that are 0 or 100 all the time are left out too.
         """
+        points = self._worth_logging(points)
         if not points:
             return
         self._write("metrics", points=[(p.name, as_json(float(f"{p.value:.6g}")), p.step, p.time_ms) for p in points])
@@ -200,6 +206,20 @@ class Tracker:
     def _write(self, event: str, **content: Any) -> None:
         if self._journal is not None:
             self._journal.write(event, **content)
+
+    def _worth_logging(self, points: Sequence[Point]) -> list[Point]:
+        """Holds back values of a metric that has been 0 or 100 all the time, until another value comes."""
+        found = []
+        for point in points:
+            held = self._constant.get(point.name, [])
+            constant = point.value in (0.0, 100.0) and all(one.value == point.value for one in held)
+            measured = point.name.startswith(("loader/", "compute/", "verdict/"))
+            new = point.name not in self._last_steps and point.name not in ALWAYS_LOGGED
+            if constant and measured and new:
+                self._constant[point.name] = [*held, point]
+            else:
+                found += [*self._constant.pop(point.name, []), point]
+        return found
 
     def _count(self, rows: Iterable[tuple[str, float, int]]) -> bool:
         """Notes last steps and values that are not finite; whether there are any of these."""

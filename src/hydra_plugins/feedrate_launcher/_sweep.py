@@ -187,7 +187,7 @@ class Sweep:
 
     def _mark(self, job: Job, folder: Path, status: str, error: str) -> None:
         if self._parent is not None:
-            tags = {"feedrate.command": job.command, "feedrate.job_id": job.job_id, JOB_TAG: str(job.number)}
+            tags = {"feedrate.command": job.command, JOB_TAG: str(job.number)}
             self._parent.mark(folder, "KILLED" if status == "KILLED" else "FAILED", error, tags)
 
     def _note(self, pictures: str = "") -> None:
