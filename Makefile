@@ -32,7 +32,7 @@ lint: $(VENV)/.requirements-dev ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-docs: ## write the table of keys in README.md anew from the comments in conf/
+docs: ## write the table of keys in docs/configuration.md from the comments in conf/
 	$(PYTHON) docs/keys.py
 
 test-slow: $(VENV)/.requirements-dev ## the tests that kill processes, wait for servers or need a (simulated) accelerator, some minutes more

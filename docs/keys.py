@@ -1,4 +1,4 @@
-"""Writes the table of configuration keys into README.md, from the comments in conf/:  make docs
+"""Writes the table of configuration keys into docs/configuration.md, from the comments in conf/:  make docs
 
 The comments are the source; tests/test_readme.py fails when the table is out of date.
 """
@@ -50,11 +50,9 @@ def _root() -> list[str]:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    readme.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}")
+    page = ROOT / "docs/configuration.md"
+    head, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{head}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

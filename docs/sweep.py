@@ -1,4 +1,4 @@
-"""Runs the sweep that README.md shows, and writes its table and pictures anew:  python docs/sweep.py
+"""Runs the sweep that docs/sweeps.md shows, and writes its table and pictures:  python docs/sweep.py
 
 Minutes on a quiet machine; nothing else should run meanwhile, since the figures are of this machine.
 """
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- sweep: written by docs/sweep.py -->", "<!-- end of sweep -->"
 
 
 def main() -> None:
-    """Writes docs/sweep_*.png, and between the marks of README.md and docs/sweeps.md the table."""
+    """Writes docs/sweep_*.png, and the table between the marks of docs/sweeps.md."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "sweep"
         begin = time.monotonic()
@@ -32,13 +32,13 @@ def main() -> None:
 
 
 def write(text: str, seconds: float) -> None:
-    """Puts the sweep's own text, without its commands, between the marks."""
+    """Puts the sweep's text, without its commands, between the marks."""
     text = re.sub(r"```sh\n.*?```\n\n", "", text, flags=re.DOTALL).replace(" tracking=none", "")
-    pictures = '<img src="{0}sweep_samples_per_s.png" width="48%"> <img src="{0}sweep_wait_pct.png" width="48%">'
-    for page, place in ((ROOT / "README.md", "docs/"), (ROOT / "docs/sweeps.md", "")):
-        parts = [text.strip(), pictures.format(place), f"Six jobs in {seconds:.0f} s on two cores."]
-        body = "\n".join([BEGIN, "\n\n".join(parts), END])
-        page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _, body=body: body, page.read_text(), flags=re.DOTALL))
+    pictures = '<img src="sweep_samples_per_s.png" width="48%"> <img src="sweep_wait_pct.png" width="48%">'
+    parts = [text.strip(), pictures, f"Six jobs in {seconds:.0f} s on two cores."]
+    body = "\n".join([BEGIN, "\n\n".join(parts), END])
+    page = ROOT / "docs/sweeps.md"
+    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: body, page.read_text(), flags=re.DOTALL))
 
 
 if __name__ == "__main__":

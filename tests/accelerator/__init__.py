@@ -17,7 +17,7 @@ import sys
 import types
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,9 @@ class Simulated:
         self.delay()
         for index in range(DEVICES):
             self.limit_memory(index, 0)
-        self.synchronize()
+        for index in range(DEVICES):
+            with suppress(RuntimeError):  # a test let it fail
+                self._torch.accelerator.synchronize(index)
         self._torch.accelerator.set_device_index(0)
         self._ops.reset(True)
 
@@ -184,7 +186,8 @@ def _finish() -> None:
 
     if not torch.sim._is_in_bad_fork():  # type: ignore[attr-defined]
         for index in range(DEVICES):
-            torch.accelerator.synchronize(index)
+            with suppress(RuntimeError):
+                torch.accelerator.synchronize(index)
 
 
 def _module() -> types.ModuleType:

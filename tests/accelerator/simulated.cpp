@@ -86,7 +86,7 @@ struct State {
   std::mutex mutex;
   std::map<std::string, int64_t> waits;  // of the host for the device, by operator
   std::vector<Ran> trace;
-  std::string error;  // of a kernel; raised at the next wait, as a device-side assertion is
+  std::string error;  // of a kernel; raised from the next wait on, as a device-side assertion is
 };
 
 State& state() {
@@ -115,13 +115,15 @@ void failed(const char* text) {
   }
 }
 
-void raise_error() {
+void raise_error() {  // again at each wait and question from then on, as on a GPU
   std::string text;
   {
     std::lock_guard<std::mutex> lock(state().mutex);
-    text.swap(state().error);
+    text = state().error;
   }
-  TORCH_CHECK(text.empty(), "simulated accelerator: a kernel failed: ", text);
+  if (!text.empty()) {
+    throw c10::AcceleratorError({__func__, __FILE__, __LINE__}, 710, "simulated accelerator: a kernel failed: " + text);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -352,6 +354,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     if (event == nullptr) {
       return true;
     }
+    raise_error();
     auto& shared = **static_cast<Event*>(event);
     std::lock_guard<std::mutex> lock(shared.mutex);
     return shared.completed == shared.recorded;

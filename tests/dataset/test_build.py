@@ -50,6 +50,11 @@ def own(name: str, seed: int = 0, **keys: Any) -> Data:
     return build_data({"_target_": f"own_datasets.{name}", **keys}, seed)
 
 
+def test_an_x_that_is_a_python_number_has_the_type_that_torch_collates_it_to() -> None:
+    data = own("Returning", what="float as X")
+    assert data.sample_dtype == next(iter(Loader(data.partition["train"], 2, seed=0)))[0].dtype
+
+
 def refused(name: str, error: type[UserError] = UserError, **keys: Any) -> str:
     with pytest.raises(error) as caught:
         own(name, **keys)
@@ -432,6 +437,7 @@ def test_mean_and_std_are_one_number_or_one_for_each_channel() -> None:
         ("Empty", {}, ["has no samples"]),
         ("Miscounting", {"what": "list"}, ["__len__ failed with ValueError", "must return the number of samples"]),
         ("Returning", {"what": "complex"}, ["complex numbers (torch.complex64)", "torch.view_as_real(X)"]),
+        ("Returning", {"what": "elsewhere"}, ["returns an X on meta", "leave out .to(...)"]),
         ("Lengthless", {}, ["has no __len__", "map-style"]),
         ("Streaming", {}, ["has no __len__", "map-style"]),
         ("Plain", {"size": 4}, ["has 4 samples", "at least 5"]),

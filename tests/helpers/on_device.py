@@ -26,7 +26,9 @@ class Wide(torch.utils.data.Dataset):
 
 
 class Hungry(nn.Module):
-    """Takes 4 MB more in the forward or the backward pass, or has parameters of which the optimizer takes 4 MB more."""
+    """Takes 4 MB more in the forward or the backward pass, or has parameters of which the optimizer takes 4 MB more; or
+    a kernel of it fails.
+    """
 
     def __init__(self, num_outputs: int, where: str = "nowhere") -> None:
         super().__init__()
@@ -43,12 +45,16 @@ class _More(torch.autograd.Function):
         ctx.where = where
         if where == "forward":
             torch.empty(1 << 20, device=x.device)
+        if where == "kernel":
+            x[:1].index_select(0, torch.tensor([7], device=x.device))
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         if ctx.where == "backward":
             torch.empty(1 << 20, device=grad.device)
+        if ctx.where == "put":
+            return grad.clone().put_(torch.zeros(1, dtype=torch.int64), grad[0, :1]), None
         if ctx.where == "mps":
             raise RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB, max allowed: 9.07 GiB)")
         return grad, None

@@ -199,7 +199,9 @@ class Returning(Dataset):
         values = {
             "X alone": X,
             "complex": (torch.zeros(2, dtype=torch.complex64), 1),
+            "elsewhere": (X.to("meta"), 1),
             "half": (X.half(), 1),
+            "float as X": (0.5, 1),
             "three": (X, 1, 2),
             "dict": {"X": X, "y": 1},
             "dict as X": ({"image": X}, 1),

@@ -104,6 +104,18 @@ def test_a_batch_that_is_no_pair_of_tensors_is_an_error_with_the_remedy(form: st
         list(ToDevice(Loader(Formed(form), 3, seed=0), CPU))
 
 
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float64, torch.float32), (torch.int64, torch.int64)])
+def test_a_batch_of_float64_goes_as_float32_to_a_device_that_may_have_none(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, expected: torch.dtype
+) -> None:
+    sent = []
+    monkeypatch.setattr(Tensor, "to", lambda self, device: sent.append(self.dtype) or self)
+    monkeypatch.setattr("feedrate.loader.transfer.has_streams", lambda device: False)
+    list(ToDevice([(torch.zeros(2, 3, dtype=dtype), torch.zeros(2, dtype=dtype))], torch.device(device)))
+    assert sent == [expected] * 2
+
+
 def test_a_batch_of_none_is_an_error_and_not_the_end_of_the_epoch() -> None:
     with pytest.raises(UserError, match="a batch is a NoneType"):
         list(ToDevice(Loader(Numbers(), 3, seed=0, collate_fn=lambda samples: None), CPU))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 import evaluate
+from feedrate.errors import UserError
 from feedrate.runs.provenance import job_id, result_id
+from feedrate.trainer.assemble import build_model
 from feedrate.trainer.device import out_of_memory, set_arithmetic
 from saved_run import call, with_config
 
@@ -41,6 +45,25 @@ def test_layout_precision_and_determinism_are_as_set_in_training_and_evaluation(
     assert set(seen) == {(True, True, "high", True)}
     assert summary["metrics"]["validation/loss"] == pytest.approx(plain["metrics"]["validation/loss"], rel=1e-3)
     assert summary["device"] == "cpu (cpu)"
+
+
+def test_an_operation_without_a_deterministic_kernel_is_named_with_the_remedy(run_train):
+    with pytest.raises(UserError, match=r"trainer.deterministic=true: put_ has no .*set trainer.deterministic=false"):
+        run_train("dataset=wide", "model=hungry", "model.where=put", "trainer.deterministic=true")
+    set_arithmetic("highest", False)
+
+
+class Volumes(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv3d(2, 2, 1), nn.Conv2d(2, 2, 1))
+
+
+def test_channels_last_is_the_layout_of_images_and_leaves_volumes_alone():
+    data = SimpleNamespace(sample_shape=(2, 4, 4), targets=SimpleNamespace(num_outputs=2))
+    node = {"_target_": f"{__name__}.Volumes"}
+    model = build_model(node, data, torch.device("cpu"), channels_last=True)
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[0].weight.is_contiguous()
 
 
 def test_a_configuration_from_before_these_keys_is_the_same_with_them_off():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import accelerator
-from feedrate.cli.launch import CONF
+from feedrate.cli.launch import CONF, describe
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
@@ -27,7 +28,7 @@ from feedrate.timing.ahead import record
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup
 from feedrate.trainer.assemble import build_optimizer
-from feedrate.trainer.device import choose_precision
+from feedrate.trainer.device import choose_device, choose_precision
 from feedrate.trainer.evaluate import answers
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard
@@ -216,6 +217,13 @@ def test_a_run_on_the_second_device_leaves_the_first_one_alone(simulated, run_tr
     assert torch.equal(state["random"]["device"], torch.sim.get_rng_state("sim:1"))
 
 
+@pytest.mark.parametrize("number", [2, 127, 128, 255, 256])
+def test_a_device_that_does_not_exist_is_refused_whatever_its_number(simulated, number):
+    with pytest.raises(UserError, match=f"trainer.device=privateuseone:{number}: this machine has 2 sim device"):
+        choose_device(f"privateuseone:{number}")
+    assert choose_device("privateuseone:01") == torch.device("sim:1")
+
+
 # ---------------------------------------------------------------------------------------------------------
 # 6: out of memory
 # ---------------------------------------------------------------------------------------------------------
@@ -245,6 +253,22 @@ def test_a_copy_that_finds_no_memory_in_an_evaluation_gives_the_advice(simulated
     leave_memory(simulated, 1000)
     with pytest.raises(UserError, match="the device ran out of memory on its first batch; lower loader.batch_size"):
         list(answers(forward, Loader(Wide("train"), 64, seed=0)))
+
+
+@pytest.mark.filterwarnings("error")  # nothing that is closed then fails once more, and says so
+def test_a_kernel_that_fails_ends_the_run_in_one_error_and_is_in_its_record(simulated, run_train, tmp_path):
+    with pytest.raises(UserError, match=r"the device has failed: .*out of range.*\n.*trainer.device=cpu says where"):
+        run_train("dataset=wide", "model=hungry", "model.where=kernel", "trainer.checkpoint_every_s=0")
+    gc.collect()
+    summary = json.loads((tmp_path / "run1/summary.json").read_text())
+    assert (summary["status"], "the device has failed" in summary["error"]) == ("FAILED", True)
+
+
+def test_a_model_that_the_devices_memory_is_too_small_for_gives_the_advice(simulated, run_train):
+    leave_memory(simulated, 1000)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        run_train("dataset=wide", "model=hungry", "model.where=optimizer")
+    assert describe(caught.value) == "the device ran out of memory; lower loader.batch_size, or take a smaller model"
 
 
 def wide_data(size: int = 256) -> Data:
@@ -287,11 +311,18 @@ class Complex(nn.Module):
         ({"_target_": "torch.optim.AdamW", "fused": False}, nn.Linear(2, 1), False),
         ({"_target_": "on_device.NoFused"}, nn.Linear(2, 1), None),
         ({"_target_": "torch.optim.AdamW"}, Complex(), None),
+        ({"_target_": "torch.optim.SGD"}, nn.Embedding(3, 2, sparse=True), None),
+        ({"_target_": "torch.optim.Adagrad"}, nn.Linear(2, 1), None),  # for some devices it has none, told at a step
     ],
 )
 def test_an_optimizer_is_fused_where_it_can_be_and_is_not_told_otherwise(simulated, node, model, fused):
     optimizer = build_optimizer(node, model.to(SIM), SIM)
     assert optimizer.param_groups[0]["fused"] is fused
+
+
+def test_a_fused_optimizer_of_complex_parameters_is_refused(simulated):
+    with pytest.raises(UserError, match="optimizer.fused=true: Complex has complex parameters.*set optimizer.fused=au"):
+        build_optimizer({"_target_": "torch.optim.AdamW", "fused": True}, Complex().to(SIM), SIM)
 
 
 def test_fused_can_be_set_for_the_shipped_optimizers(simulated, run_train):

@@ -258,9 +258,14 @@ def _data(
             f"dataset: {path} returns X as {type(first).__name__}; a tensor, an array or a number is needed"
         )
     try:
-        X = torch.as_tensor(first)
+        X = torch.as_tensor(first, dtype=torch.float64 if isinstance(first, float) else None)  # as collated
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"dataset: {path} returns an X of which no tensor can be made ({one_line(error)})") from error
+    if not X.is_cpu:
+        raise UserError(
+            f"dataset: {path} returns an X on {X.device}; samples are loaded on the CPU, and training copies each "
+            "batch to the device: leave out .to(...) in __getitem__"
+        )
     if X.is_complex():
         raise UserError(
             f"dataset: {path} returns an X of complex numbers ({X.dtype}); real ones are needed: save or return "

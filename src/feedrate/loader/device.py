@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -12,6 +13,16 @@ from torch.utils.data._utils.pin_memory import pin_memory
 def has_streams(device: torch.device) -> bool:
     """Whether page-locked batches are copied to it while a step runs; neither the CPU nor MPS has such streams."""
     return device.type not in ("cpu", "mps")
+
+
+def may_lack_float64(device: torch.device) -> bool:
+    """MPS has none, and some of Intel's GPUs have none."""
+    return device.type in ("mps", "xpu")
+
+
+def single(tensor: Tensor, device: torch.device) -> Tensor:
+    """To be called on the host: float64 as float32 for a device that may lack it; all is computed in that anyway."""
+    return tensor.float() if tensor.dtype == torch.float64 and may_lack_float64(device) else tensor
 
 
 def make_current(device: torch.device) -> None:

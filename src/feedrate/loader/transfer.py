@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from feedrate.errors import UserError
 from feedrate.loader.batch import BatchInfo
-from feedrate.loader.device import has_streams
+from feedrate.loader.device import has_streams, may_lack_float64, single
 from feedrate.loader.digest import nbytes
 from feedrate.loader.engines.processes import lost_worker
 from feedrate.timing import Clock
@@ -95,7 +96,8 @@ class ToDevice:
                 host = self._next(iterator)
                 ahead = copies.issue(host) if host is not None else None
             finally:
-                done.synchronize()  # the copy lies before that step, so it costs nothing
+                with suppress(RuntimeError):  # of a device that has failed, as the next call to it says
+                    done.synchronize()  # the copy lies before that step, so it costs nothing
                 del source  # only now: its memory is filled again
 
     def _next(self, iterator: Iterator[Any]) -> Batch | None:
@@ -120,6 +122,8 @@ class ToDevice:
         batch = Batch(X, y, getattr(self._loader, "delivered", None), nbytes([X, y]))
         if self._check is not None:
             self._check(batch)
+        if may_lack_float64(self._device):
+            batch = replace(batch, X=single(X, self._device), y=single(y, self._device))
         return batch
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from feedrate.dataset.labels import Targets
 from feedrate.errors import UserError
+from feedrate.loader.device import may_lack_float64
 
 MAX_CONFUSION = 1_000  # classes up to which the confusion matrix is kept
 
@@ -66,7 +67,7 @@ class Meter:
         self._classes = task.targets.task == "classification"
         self._confused = self._classes and outputs <= MAX_CONFUSION
         self.samples = 0
-        self._loss = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+        self._loss = torch.zeros((), dtype=torch.float32 if may_lack_float64(device) else torch.float64, device=device)
         self._sums = torch.zeros(
             2, dtype=self._loss.dtype, device=device
         )  # right and top-5, or absolute and squared errors

@@ -227,8 +227,15 @@ class _DeviceEvents:
         return gaps, lengths
 
     def _collect(self) -> None:
-        while self._pending and self._pending[0][3].query():  # in order, so the first unfinished one ends it
+        while self._pending and self._passed(self._pending[0][3]):  # in order, so the first unfinished one ends it
             number, kind, begin, end = self._pending.popleft()
             found = self._gap if kind == "gap" else self._step
             with suppress(RuntimeError, ValueError):
                 found[number] = int(begin.elapsed_time(end) * 1e6)
+
+    @staticmethod
+    def _passed(event: torch.Event) -> bool:
+        try:
+            return bool(event.query())
+        except RuntimeError:  # the device has failed, as the next call to it says
+            return False

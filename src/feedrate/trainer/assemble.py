@@ -29,7 +29,11 @@ def build_model(node: Mapping[str, Any], data: Data, device: torch.device, chann
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={node['_target_']}: builds a {type(model).__name__}, not a torch.nn.Module")
     model.to(device)
-    return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
+    if channels_last:
+        for parameter in model.parameters():  # those of images: Module.to() would fail on a Conv3d's
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return model
 
 
 def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
@@ -49,12 +53,20 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
     injected: dict[str, Any] = {"params": parameters}
     if (chosen := node.get("fused") not in (None, "auto")) is False:
         node = {key: value for key, value in node.items() if key != "fused"}
+    if chosen and node.get("fused") and not all(p.is_floating_point() for p in parameters):
+        raise UserError(
+            f"optimizer.fused=true: {type(model).__name__} has complex parameters, and fused optimizers take floating "
+            "point ones; set optimizer.fused=auto"
+        )
     target = locate(str(node["_target_"]), "optimizer")
     optimizer = None
-    if has_streams(device) and not chosen and "fused" in inspect.signature(target).parameters:
+    # of torch's, these have a fused form on every accelerator; whether another one has may be known only at its step
+    able = isinstance(target, type) and issubclass(target, (torch.optim.Adam, torch.optim.SGD))
+    if has_streams(device) and not chosen and able and "fused" in inspect.signature(target).parameters:
+        plain = all(p.is_floating_point() for p in parameters)
+        sparse = any(getattr(module, "sparse", False) for module in model.modules())  # an nn.Embedding's gradients
         # with dampening torch must know which step is the first, and zero_momentum makes it one like the others
-        dampened = isinstance(target, type) and issubclass(target, torch.optim.SGD) and bool(node.get("dampening"))
-        if all(p.is_floating_point() for p in parameters) and not dampened:
+        if plain and not sparse and not node.get("dampening"):
             with contextlib.suppress(UserError):  # the class has no fused form for this device
                 optimizer = build(node, "optimizer", {**injected, "fused": True})
     if optimizer is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from feedrate.errors import UserError
+from feedrate.errors import UserError, explains
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def choose_device(wanted: str) -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if wanted == "auto":
         return found if found is not None else torch.device("cpu")
-    device = torch.device(wanted)
+    kind, _, number = wanted.partition(":")
+    device, index = torch.device(kind), int(number) if number else None  # torch takes index 256 for 0
     if device.type == "cpu":
         return device
     if found is None or device.type != found.type:
@@ -45,9 +46,11 @@ def choose_device(wanted: str) -> torch.device:
             f"trainer.device={wanted}: this machine has {there} that torch can use; set trainer.device=auto"
         )
     count = torch.accelerator.device_count()
-    if device.index is not None and device.index >= count:
+    if index is None:
+        return device
+    if index >= count:
         raise UserError(f"trainer.device={wanted}: this machine has {count} {device.type} device(s), counted from 0")
-    return device
+    return torch.device(device.type, index)
 
 
 def set_arithmetic(matmul_precision: str, deterministic: bool) -> None:
@@ -72,6 +75,22 @@ def out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and any(
         said in text for said in ("backend out of memory", "error: out of memory", "STATUS_ALLOC_FAILED")
     )
+
+
+@explains
+def explained(error: BaseException | None) -> UserError | None:
+    """What an error of a device means, wherever it came up; None for any other error."""
+    text = str(error).partition("\n")[0]
+    if out_of_memory(error):
+        return UserError("the device ran out of memory; lower loader.batch_size, or take a smaller model")
+    if isinstance(error, RuntimeError) and (found := text.partition(" does not have a deterministic impl"))[1]:
+        return UserError(
+            f"trainer.deterministic=true: {found[0]} has no deterministic kernel on this device; "
+            "set trainer.deterministic=false, or replace it in the model"
+        )
+    if isinstance(error, torch.AcceleratorError):  # of a kernel that was issued earlier
+        return UserError(f"the device has failed: {text}\nThe same run with trainer.device=cpu says where")
+    return None
 
 
 def choose_precision(wanted: str | int, device: torch.device) -> Precision:

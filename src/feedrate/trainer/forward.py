@@ -15,7 +15,7 @@ from feedrate.dataset import Data
 from feedrate.dataset.probe import probe_again, sample_error
 from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.loader import Batch, BatchInfo, lost_worker
-from feedrate.trainer.device import Precision, out_of_memory
+from feedrate.trainer.device import Precision, explained, out_of_memory
 from feedrate.trainer.inputs import Inputs
 
 _ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's text, for batch normalization
@@ -87,10 +87,10 @@ class Forward:
         return lambda batch: self.inputs.check(batch.X, batch.y, lambda: names(loader, batch.info))
 
     def explained(self, error: Exception) -> UserError | None:
-        """What an error means that came up anywhere in a step: the device's memory ran out, or a worker died; torch
-        raises the latter wherever the main process is then. None for any other error.
+        """What an error means that came up anywhere in a step: the device has failed or its memory ran out, or a worker
+        died; torch raises the latter wherever the main process is then. None for any other error.
         """
-        return self._no_memory() if out_of_memory(error) else lost_worker(error)
+        return self._no_memory() if out_of_memory(error) else explained(error) or lost_worker(error)
 
     def _no_memory(self) -> UserError:
         on = f"a batch of {self._samples} samples" if self._samples else "its first batch"

@@ -20,7 +20,7 @@ from feedrate.dataset import Data
 from feedrate.dataset.probe import size_of
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Loader, ToDevice
-from feedrate.loader.device import has_streams
+from feedrate.loader.device import has_streams, single
 from feedrate.system.signals import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes
@@ -29,7 +29,7 @@ from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.tracking.point import Point, points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.accumulation import AccumulationWindow
-from feedrate.trainer.device import Precision, out_of_memory
+from feedrate.trainer.device import Precision, explained
 from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.progress import Progress
@@ -148,7 +148,7 @@ class Trainer:
         except (RuntimeError, LostWorker) as error:
             # torch raises that wherever the main process is when a worker dies, also in the middle of a step
             told = error if isinstance(error, LostWorker) else self.forward.explained(error)
-            if told is not None and not out_of_memory(error) and self._stop.safe and state.phase != "done":
+            if told is not None and explained(error) is None and self._stop.safe and state.phase != "done":
                 self.clock.skip()
                 self._save()
             if told is None or told is error:
@@ -176,7 +176,7 @@ class Trainer:
         """(2, ...) prepared samples of the validation partition, the same twice where there is one, on the device."""
         dataset = self.data.partition["validation"]
         X = torch.stack([torch.as_tensor(dataset[i % size_of(dataset)][0]) for i in range(2)])
-        return self.forward.inputs(X.to(self.device))
+        return self.forward.inputs(single(X, self.device).to(self.device))
 
     # -----------------------------------------------------------------------------------------------------
     # one epoch
