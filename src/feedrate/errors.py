@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 _LIBRARIES = str(Path(os.__file__).parent), str(Path(__file__).parent)  # Python's, and this program
-
-
-Explainer = TypeVar("Explainer", bound="Callable[..., UserError | None]")
-_explainers: list[Callable[..., UserError | None]] = []
 
 
 class UserError(ValueError):
@@ -49,17 +44,6 @@ class SampleError(UserError):
         self.path = path
         self.worker = worker
         self.cause = cause
-
-
-def explains(function: Explainer) -> Explainer:
-    """Registers a function that recognises another library's exception wherever it is raised."""
-    _explainers.append(function)
-    return function
-
-
-def explained(error: BaseException) -> UserError | None:
-    """What the registered functions make of an exception; None if none of them recognises it."""
-    return next((found for explain in _explainers if (found := explain(error)) is not None), None)
 
 
 def offence(fault: str, offenders: Sequence[object], remedy: str) -> str:

@@ -30,7 +30,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from feedrate.cli.hydra_errors import CONF, describe_composition, lacking_package
 from feedrate.cli.output import outlive_readers
 from feedrate.cli.replaced import own_defaults
-from feedrate.errors import SampleError, UserError, explained
+from feedrate.errors import SampleError, UserError
 from feedrate.system.secrets import masked, without_secrets
 from feedrate.system.signals import on_the_way_out, quit_on_interrupt
 
@@ -154,12 +154,17 @@ def plain(
 
 def describe(error: BaseException) -> str:
     """An exception for the user: the text of a mistake; type and place of anything else."""
-    error = explained(error) or error
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from feedrate.system.device_errors import explained
+
+        error = explained(error) or error
     if isinstance(error, UserError):
         return str(error)
     if said := describe_composition(error):
         return said
     text = (str(error).strip().splitlines() or ["no text"])[0]
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):  # torch raises that anywhere
+        return f"{text}\nIf memory ran out, lower loader.num_workers, loader.prefetch_factor or loader.batch_size"
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from feedrate.errors import UserError, explains
+from feedrate.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -65,32 +65,6 @@ def name_of(device: torch.device) -> str:
     """As its maker calls it; the type where torch does not know."""
     ask = getattr(torch.get_device_module(device), "get_device_name", None) if device.type != "cpu" else None
     return str(ask(device)) if ask is not None else device.type
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that the device's memory ran out, in torch's words, a library's or those of MPS."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        said in text for said in ("backend out of memory", "error: out of memory", "STATUS_ALLOC_FAILED")
-    )
-
-
-@explains
-def explained(error: BaseException | None) -> UserError | None:
-    """What an error of a device means, wherever it came up; None for any other error."""
-    text = str(error).partition("\n")[0]
-    if out_of_memory(error):
-        return UserError("the device ran out of memory; lower loader.batch_size, or take a smaller model")
-    if isinstance(error, RuntimeError) and (found := text.partition(" does not have a deterministic impl"))[1]:
-        return UserError(
-            f"trainer.deterministic=true: {found[0]} has no deterministic kernel on this device; "
-            "set trainer.deterministic=false, or replace it in the model"
-        )
-    if isinstance(error, torch.AcceleratorError):  # of a kernel that was issued earlier
-        return UserError(f"the device has failed: {text}\nThe same run with trainer.device=cpu says where")
-    return None
 
 
 def choose_precision(wanted: str | int, device: torch.device) -> Precision:

@@ -15,7 +15,8 @@ from feedrate.dataset import Data
 from feedrate.dataset.probe import probe_again, sample_error
 from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.loader import Batch, BatchInfo, lost_worker
-from feedrate.trainer.device import Precision, explained, out_of_memory
+from feedrate.system.device_errors import explained, out_of_memory
+from feedrate.trainer.device import Precision
 from feedrate.trainer.inputs import Inputs
 
 _ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's text, for batch normalization

@@ -21,6 +21,7 @@ from feedrate.dataset.probe import size_of
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Loader, ToDevice
 from feedrate.loader.device import has_streams, single
+from feedrate.system.device_errors import explained
 from feedrate.system.signals import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes
@@ -29,7 +30,7 @@ from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.tracking.point import Point, points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.accumulation import AccumulationWindow
-from feedrate.trainer.device import Precision, explained
+from feedrate.trainer.device import Precision
 from feedrate.trainer.forward import Forward, names, not_finite
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.progress import Progress

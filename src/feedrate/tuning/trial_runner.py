@@ -22,11 +22,12 @@ from feedrate.errors import UserError
 from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
 from feedrate.loader.device import has_streams
 from feedrate.loader.engines.auto import may_be_threads
+from feedrate.system.device_errors import out_of_memory
 from feedrate.task.task import Task
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.epoch_times import MIN_STEPS, Setup, cut
 from feedrate.trainer.assemble import build_model, build_optimizer
-from feedrate.trainer.device import choose_precision, out_of_memory
+from feedrate.trainer.device import choose_precision
 from feedrate.trainer.forward import Forward
 
 MEASURED = 10  # batches that the engine `auto` makes to decide, and hands out without anybody waiting for them

@@ -30,7 +30,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from feedrate.errors import LostWorker, UserError, explains
+from feedrate.errors import LostWorker, UserError
 from feedrate.loader.batch import BatchInfo, BatchRequests
 from feedrate.loader.buffers import Lent, Ring, send_all_tensors
 from feedrate.loader.device import in_use, pinned, pins
@@ -390,7 +390,6 @@ def refuse_to_run_again() -> None:
         raise UserError(f"a worker process of the loader was about to run the whole program again\n{_GUARD}")
 
 
-@explains
 def lost_worker(error: BaseException, processes: Sequence[BaseProcess] = ()) -> UserError | None:
     """What an error says of a worker process that died, torch's DataLoader's included; None for any other error.
 
