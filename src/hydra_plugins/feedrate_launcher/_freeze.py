@@ -133,7 +133,7 @@ class FrozenFiles:
                     search_path.append(f"{source.schema}://{source.path}")
                 continue
             target = folder / "conf" / (source.provider if source.provider == "main" else f"{i}")
-            copy_yaml(Path(source.path), target)
+            _copy_yaml(Path(source.path), target)
             if source.provider == "main":
                 self._flags += ["--config-path", str(target)]
             elif source.provider == "command-line":
@@ -161,22 +161,16 @@ class FrozenFiles:
         return [sys.executable, script, *self._flags, "--config-name", self._name, *map(str, overrides)]
 
 
-def copy_yaml(source: Path, target: Path, within: frozenset[tuple[int, int]] = frozenset()) -> None:
-    """Copies the YAML files in a folder and its subfolders; links are followed, other files left out.
+def _copy_yaml(source: Path, target: Path) -> None:
+    """Copies the YAML files of a folder and its subfolders, and what links lead to, unless back to a folder above."""
 
-    Args:
-        within: device and inode of the folders above, to which a link may lead back.
-    """
-    about = source.stat()
-    here = (about.st_dev, about.st_ino)
-    if here in within:
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_dir():
-            copy_yaml(path, target / path.name, within | {here})
-        elif path.suffix == ".yaml" and path.is_file():
-            shutil.copy2(path, target / path.name)
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        here = Path(folder).resolve()
+        paths = [(name, here / name) for name in names]
+        folders = [name for name, path in paths if path.is_dir() and path.resolve() not in (here, *here.parents)]
+        return [n for n, path in paths if n not in folders and not (path.suffix == ".yaml" and path.is_file())]
+
+    shutil.copytree(source, target, ignore=left_out, dirs_exist_ok=True)
 
 
 def quoted(text: str) -> str:
