@@ -51,14 +51,14 @@ def run() -> str:
     for method in ("fork", "spawn"):
         data = Touch(catalog.partition["train"], catalog.labels["train"].tensor)
         loader = Loader(data, batch_size=BATCH, shuffle=True, num_workers=2, seed=0, multiprocessing_context=method)
-        batches = iter(loader)
+        batches = loader.batches()
         for _ in range(8):
             next(batches)
         workers = psutil.Process().children(recursive=True)
         before = _private(workers)
         begin = time.perf_counter()
-        for _ in batches:
-            grown = _private(workers) if loader.delivered and loader.delivered.request.stop > len(data) - BATCH else 0
+        for batch in batches:
+            grown = _private(workers) if batch.info.request.stop > len(data) - BATCH else 0
         seconds = time.perf_counter() - begin
         rows += [
             (f"{method}: memory of each worker's own at the epoch's start, MB", f"{before / 2e6:.0f}"),
@@ -67,7 +67,7 @@ def run() -> str:
             (f"{method}: seconds of the epoch of {len(data):,} samples", f"{seconds:.0f}"),
         ]
         loader.close()
-        del batches, loader
+        del batch, batches, loader
     return markdown(["ten million IDs", "measured"], rows)
 
 

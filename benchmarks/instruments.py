@@ -161,7 +161,7 @@ def _endless(loader: Any, clock: Any) -> Iterator[Any]:
         clock.begin()
         for batch in ToDevice(loader, torch.device("cpu"), clock):
             yield batch
-            clock.step(len(batch.X), batch.nbytes, batch.info.made if batch.info else None)
+            clock.step(len(batch.X), batch.info.nbytes, batch.info.timing)
 
 
 def _silence(clock: Any) -> None:
@@ -227,7 +227,7 @@ def _alone() -> str:
         clock.step(BATCH, 1000, load)
 
     def passed() -> None:
-        gate.asked(False)
+        gate.requested(False)
         gate.enter()
         gate.leave()
 

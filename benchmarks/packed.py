@@ -62,7 +62,7 @@ def _pack(root: Path) -> None:
     import io
 
     from feedrate.config import PackConfig
-    from feedrate.dataset.shards.pack import pack
+    from feedrate.dataset.writing.pack import pack
 
     node = {"_target_": "feedrate.dataset.TensorFiles", "root": str(root)}
     with contextlib.redirect_stdout(io.StringIO()):

@@ -176,11 +176,11 @@ def train(
     for batch in ToDevice(batches, CPU, clock):
         number += 1
         time.sleep(step_ms / 1e3)
-        samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
+        samples, info = len(batch.X), batch.info
         del batch  # as the trainer does; enumerate() would keep it, too
         if account is not None:
             account.step()
-        clock.step(samples, nbytes, info.made if info else None)
+        clock.step(samples, info.nbytes, info.timing)
         if number == settled:
             begin = time.perf_counter()
         if begin is not None and time.perf_counter() - begin > seconds and number > 60:

@@ -1,9 +1,9 @@
-"""Packs what a dataset yields into shards, for dataset=packed.
+"""Packs the samples of a dataset into shards for dataset=packed.
 
     python src/pack.py dataset=tensor_files dataset.root=data/mine
     python src/pack.py dataset=tensor_files dataset.root=data/mine root=/fast/mine pack.num_workers=8
 
-conf/pack.yaml explains each key. Interrupted, the same command goes on; after changes it packs again what has changed.
+conf/pack.yaml explains each key. After an interruption, the same command continues; later it packs what has changed.
 """
 
 from __future__ import annotations
@@ -18,20 +18,13 @@ if TYPE_CHECKING:
 
 
 def main(cfg: DictConfig) -> None:
-    # -----------------------------------------------------------------------------------------------------
-    # Settings
-    # -----------------------------------------------------------------------------------------------------
     from feedrate.cli.launch import plain
     from feedrate.config import PackConfig, check_dataset
     from feedrate.validation import validate
 
     config = validate(PackConfig, plain(cfg), "")
     check_dataset(config.dataset)
-
-    # -----------------------------------------------------------------------------------------------------
-    # The shards; torch is imported only now, since it takes seconds
-    # -----------------------------------------------------------------------------------------------------
-    from feedrate.dataset.shards.pack import pack
+    from feedrate.dataset.writing.pack import pack  # imports torch, which takes seconds
 
     raise_on_interrupt()
     pack(config)

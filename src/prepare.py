@@ -1,9 +1,9 @@
-"""Splits one file of all (X, y) into a dataset folder, for dataset=tensor_files.
+"""Splits one file of all (X, y) into a dataset folder for dataset=tensor_files.
 
     python src/prepare.py source=all.pt root=data/mine
     python src/prepare.py source=all.npz root=data/mine validation_fraction=0.1 test_fraction=0.1 seed=1
 
-conf/prepare.yaml explains each key. Interrupted, the same command goes on from what is written.
+conf/prepare.yaml explains each key. After an interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -18,19 +18,12 @@ if TYPE_CHECKING:
 
 
 def main(cfg: DictConfig) -> None:
-    # -----------------------------------------------------------------------------------------------------
-    # Settings
-    # -----------------------------------------------------------------------------------------------------
     from feedrate.cli.launch import plain
     from feedrate.config import PrepareConfig
     from feedrate.validation import validate
 
     config = validate(PrepareConfig, plain(cfg), "")
-
-    # -----------------------------------------------------------------------------------------------------
-    # The folder; torch is imported only now, since it takes seconds
-    # -----------------------------------------------------------------------------------------------------
-    from feedrate.dataset.prepare import prepare
+    from feedrate.dataset.writing.prepare import prepare  # imports torch, which takes seconds
 
     raise_on_interrupt()
     prepare(config)

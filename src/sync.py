@@ -30,7 +30,7 @@ def main() -> int:
     from feedrate.runs.run_folder import RunFolder, living_owner
     from feedrate.runs.runs import read_summary, write_summary
     from feedrate.system.secrets import without_secrets
-    from feedrate.tracking.pending_uploads import Sender, destination, journals, waiting
+    from feedrate.tracking.uploader import Destination, Uploader, destination, journals, pending
 
     uri = next((text.removeprefix(URI) for text in arguments if text.startswith(URI)), None)
     named = [
@@ -44,35 +44,35 @@ def main() -> int:
         raise UserError(f"{named[0]}: nothing was recorded there: there is no journal.jsonl")
 
     # -- Send ----------------------------------------------------------------------------------------------
-    sender, failed, sent = Sender(), 0, 0
+    stores: dict[Destination, Uploader] = {}
+    failed = sent = 0
     for folder in folders:
-        if not (count := waiting(folder)):
+        if not (count := pending(folder)):
             continue
         if (owner := living_owner(folder)) is not None:
-            print(f"{folder}: goes on as process {owner}, which sees to its own record")
+            print(f"{folder}: still runs as process {owner}, which sends its own record")
             continue
         print(f"{folder}: {count} records ...", flush=True)
-        own = None
+        problems, own = [], None
         try:
             own = RunFolder(folder)
-            state = sender.send(folder, destination(folder, uri))
+            goal = destination(folder, uri)
+            store = stores[goal] = stores.get(goal) or Uploader(goal)
+            state = store.upload_dead_run(folder)
             summary = read_summary(folder)
             if summary and summary.get("run_id") != state.run_id:
                 write_summary(folder, {**summary, "run_id": state.run_id})
-        except UserError as error:
-            failed += 1
-            print(f"  not sent: {without_secrets(str(error))}", file=sys.stderr)
-        else:
             sent += 1
-            for line in state.rejected:
-                failed += 1
-                print(f"  refused: {line}", file=sys.stderr)
-            for item in state.aside:
-                failed += 1
-                print(f"  not stored: {item['reason']}", file=sys.stderr)
+            problems += [f"refused: {line}" for line in state.rejected]
+            problems += [f"not stored: {item['reason']}" for item in state.aside]
+        except UserError as error:
+            problems = [f"not sent: {without_secrets(str(error))}"]
         finally:
             if own is not None:
                 own.release()
+        for problem in problems:
+            print(f"  {problem}", file=sys.stderr)
+        failed += len(problems)
     print(f"{sent} sent" if sent or failed else "nothing is left to send")
     return 1 if failed else 0
 

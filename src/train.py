@@ -107,7 +107,7 @@ def train(cfg: DictConfig) -> float:
 
         with interruption.held():
             loaders = build_loaders(config.loader, data, config.seed, device)
-            if state.get("loader") and hasattr(loaders["train"], "load_state_dict"):
+            if state.get("loader"):
                 loaders["train"].load_state_dict(state["loader"])
             start_loaders(loaders, ("train", "validation"), data)
 

@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     # Data; torch is imported only now, since it takes seconds
     # -----------------------------------------------------------------------------------------------------
     from feedrate.dataset import build_data
-    from feedrate.loader.limits import read_limits
+    from feedrate.loader.resources import free_memory
     from feedrate.runs.provenance import command_line
     from feedrate.trainer.device import choose_device, set_arithmetic
     from feedrate.trainer.seeds import seed_everything
@@ -78,7 +78,7 @@ def main(cfg: DictConfig) -> None:
     begin = time.perf_counter()
     if config.tune.batch_size:
         size, samples = config.loader["batch_size"], len(data.partition["train"])  # type: ignore[arg-type]
-        largest = largest_batch(bed.fits, size, samples, read_limits().memory, config.tune.budget_s / 4)
+        largest = largest_batch(bed.fits, size, samples, free_memory(), config.tune.budget_s / 4)
         said = " stays" if largest.batch_size == size else f", not {size}, which changes the training"
         print(f"loader.batch_size={largest.batch_size}{said}; {largest.ended_by}", flush=True)
         resolved["loader"] = {**resolved["loader"], "batch_size": largest.batch_size}

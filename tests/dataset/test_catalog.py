@@ -156,7 +156,7 @@ SEVEN = [f"x{i}" for i in range(7)]
 @pytest.mark.parametrize(
     ("partition", "labels", "fault", "remedy"),
     [
-        ({"train": [*SEVEN, *SEVEN], "validation": ["c"]}, {}, "stand twice in 'train'", "once"),
+        ({"train": [*SEVEN, *SEVEN], "validation": ["c"]}, {}, "stand twice in 'train'", "keep one"),
         ({"train": ["a", *SEVEN], "validation": SEVEN}, {}, "both in 'train' and in 'validation'", "one partition"),
         ({"train": ["a"], "validation": ["b"], "test": ["c", *SEVEN]}, LABELS, "'test' without a label", "labels.json"),
         ({"train": ["a", *SEVEN], "validation": ["b"]}, {**LABELS, **dict.fromkeys(SEVEN, 0)}, ".pt", "add the files"),
@@ -230,7 +230,7 @@ def test_a_label_that_does_not_fit_is_named_by_its_ID(tmp_path: Path) -> None:
         ({"training": ["a"], "validation": ["b"]}, LABELS, ["'training'", "did you mean train?"]),
         ({"train": ["a"], "val": ["b"]}, LABELS, ["'val'", "did you mean validation?"]),
         ({"train": ["a"], "VAL ": ["b"]}, LABELS, ["'VAL '", "did you mean validation?"]),
-        ({"train": ["a"], "dev": ["b"]}, LABELS, ["'dev'", "did you mean validation?"]),
+        ({"train": ["a"], "dev": ["b"]}, LABELS, ["'dev'", "known are train, validation, test"]),
         ({"TRAIN": ["a"], "validation": ["b"]}, LABELS, ["'TRAIN'", "did you mean train?"]),
         ({"train": ["a"], "validation": ["b"], "holdout": ["c"]}, LABELS, ["'holdout'", "train, validation, test"]),
         ({"train": "a", "validation": ["b"]}, LABELS, ["'train' holds a str", "list of IDs"]),
@@ -245,8 +245,8 @@ def test_a_label_that_does_not_fit_is_named_by_its_ID(tmp_path: Path) -> None:
         ('{"train": [', LABELS, ["partition.json", "not valid JSON"]),
         ("", LABELS, ["partition.json", "not valid JSON"]),
         ("[" * 100_000, LABELS, ["partition.json", "not valid JSON"]),
-        (PARTITION, '{"a": 0, "b": 1, "a": 1, "c": 0}', ["labels.json", "more than once: 'a' (1 in all)", "keep one"]),
-        ('{"train": ["a"], "train": ["b"], "validation": ["c"]}', LABELS, ["more than once: 'train'", "keep one"]),
+        (PARTITION, '{"a": 0, "b": 1, "a": 1, "c": 0}', ["labels.json", "repeated keys: 'a' (1 in all)", "keep one"]),
+        ('{"train": ["a"], "train": ["b"], "validation": ["c"]}', LABELS, ["repeated keys: 'train'", "keep one"]),
         (None, LABELS, ["holds no dataset", "partition.json", "samples.csv", "samples.parquet"]),
     ],
     ids=str,
@@ -278,7 +278,7 @@ def test_text_that_is_no_UTF_8_is_refused(tmp_path: Path) -> None:
         ("a,0,train\nb,1,train\n", ["no column 'id'", "id, label and partition"]),
         (ROWS.replace("label", "Label"), ["no column 'label'"]),
         (ROWS.replace("label", "id"), ["more than one column 'id'"]),
-        (ROWS + "d,1\n", ["cannot be read as csv", "3 columns"]),
+        (ROWS + "d,1\n", ["cannot be read as csv", "row 5 has 2 columns, not 3"]),
         (ROWS + "a,1,validation\nb,1,train\n", ["more than one row: 'a', 'b' (2 in all)", "keep one"]),
         (ROWS + "x,,train\ny,,train\n", ["without a label: 'x', 'y' (2 in all)"]),
         (ROWS.replace(",0,", ",cat,") + "x,,train\n", ["without a label: 'x' (1 in all)"]),
@@ -334,19 +334,11 @@ def test_what_is_no_regular_file_is_found_without_opening_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        (ROWS.replace(",", ";"), "semicolons separate them, write commas"),
-        (ROWS.replace("label", "Label"), "rename 'Label'"),
-        (ROWS.replace("label", " label"), "rename ' label'"),
-        (ROWS.replace("label", "lable"), "is it called lable"),
-    ],
+    "text", [ROWS.replace(",", ";"), ROWS.replace("label", "Label"), ROWS.replace("label", " label")]
 )
-def test_a_table_without_a_column_shows_those_it_has_and_what_is_probably_meant(
-    tmp_path: Path, text: str, part: str
-) -> None:
+def test_a_table_without_a_column_shows_those_it_has(tmp_path: Path, text: str) -> None:
     message = refused(table(tmp_path, text))
-    assert part in message
+    assert "needed are id, label and partition, separated by commas" in message
     assert f"Its columns: {text.splitlines()[0].replace(',', ', ')}" in message
 
 
@@ -361,33 +353,13 @@ def test_an_ID_in_test_and_elsewhere_is_told_as_a_fault_of_the_test(tmp_path: Pa
     assert "or the test measures what training has seen" in refused(root)
 
 
-def test_files_with_another_ending_are_pointed_out(tmp_path: Path) -> None:
+def test_a_missing_file_shows_what_its_folder_holds_instead(tmp_path: Path) -> None:
     write(tmp_path, files=["a", "b", "c"])
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans/007.npy").touch()
     message = refused(tmp_path)
-    assert "'scans/007' (1 in all)" in message
-    assert "There is scans/007.npy" in message
-    assert "suffix = '.npy'" in message
-
-
-@pytest.mark.parametrize(
-    ("ID", "file", "parts"),
-    [
-        ("a.pt", "a", ["write IDs without the ending .pt: there is a.pt"]),
-        ("scans\\007", "scans/007", ["with '/' between folders, not '\\'", "there is scans/007.pt"]),
-        ("scans\\007.pt", "scans/007", ["without the ending .pt, with '/' between folders"]),
-        ("Käse/ö", "Ka\u0308se/o\u0308", ["in the Unicode form of the file names", "normalize('NFD', ID)"]),
-        ("o\u0308", "ö", ["normalize('NFC', ID)"]),
-    ],
-)
-def test_an_ID_that_is_spelled_otherwise_than_its_file_is_told_so(
-    tmp_path: Path, ID: str, file: str, parts: list[str]
-) -> None:
-    message = refused(write(tmp_path, {"train": [ID], "validation": ["c"]}, {ID: 0, "c": 1}, [file, "c"]))
-    assert f"without a file ID.pt: {ID!r} (1 in all)" in message
-    for part in parts:
-        assert part in message
+    assert "without a file ID.pt: 'scans/007' (1 in all)" in message
+    assert "holds, for example, '007.npy'; compare ending" in message
 
 
 def test_a_relative_root_that_is_in_the_current_folder_is_hinted_at(

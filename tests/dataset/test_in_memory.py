@@ -54,7 +54,7 @@ def test_a_sample_unlike_the_first_is_named(folder: Path, odd: torch.Tensor) -> 
         InMemory(NAMES, dict.fromkeys(NAMES, 0), folder)
     assert str(caught.value) == (
         f"sample 'scans-0/2' ({folder}/scans-0/2.pt): is {tuple(odd.shape)} {odd.dtype}, the first sample is (2, 3) "
-        "torch.uint8; make them alike, or take the ID out of the partition"
+        "torch.uint8; make them equal, or take the ID out of the partition"
     )
     assert (caught.value.ID, caught.value.path) == ("scans-0/2", f"{folder}/scans-0/2.pt")
 

@@ -148,7 +148,7 @@ def test_a_text_that_is_no_valid_Unicode_is_refused_with_its_ID(label: str, othe
         read(others, [*others, label])
     escaped = label.encode(errors="backslashreplace").decode()
     assert str(caught.value) == (
-        f"labels: ID 'validation-2' has the label \"{escaped}\", which is no valid Unicode; rename the class"
+        f"labels: ID 'validation-2' has the label \"{escaped}\"; it is no valid Unicode; rename the class"
     )
     str(caught.value).encode()  # it can be printed
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from feedrate.config import PackConfig, PackingConfig
-from feedrate.dataset.shards.pack import pack
+from feedrate.dataset.writing.pack import pack
 from feedrate.errors import SampleError, UserError
 from packing import pack_folder, shards_of, write_folder
 
@@ -20,7 +20,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_bytes_are_written_by_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feedrate.dataset.shards.pack_job._rows", lambda *_: 3)
+    monkeypatch.setattr("feedrate.dataset.writing.pack._rows", lambda *_: 3)
     root = write_folder(tmp_path / "mine")
     node = {"_target_": "feedrate.dataset.TensorFiles", "root": str(root)}
     for workers in (0, 1, 2, 5):
@@ -41,7 +41,7 @@ def test_shards_are_about_as_large_as_asked(tmp_path: Path) -> None:
 def test_a_random_transform_is_refused_since_packing_would_freeze_one_draw(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         pack(PackConfig(dataset={"_target_": "packed_datasets.Noisy"}, root=str(tmp_path / "packed")))
-    assert "packed_datasets.Noisy gives sample '0' anew in each epoch (a random transform)" in str(caught.value)
+    assert "packed_datasets.Noisy gives another sample '0' in each epoch" in str(caught.value)
     assert "+dataset.transform._target_" in str(caught.value)
     assert not (tmp_path / "packed").exists()
 
@@ -61,8 +61,8 @@ def test_a_sample_that_cannot_be_packed_is_named(tmp_path: Path, what: str, text
     with pytest.raises(SampleError, match=text) as caught:
         pack(config)
     assert caught.value.ID == "9"
-    assert not list((tmp_path / "packed").glob(".pack-*"))
-    with pytest.raises(UserError, match="packing has not come to its end; give the same command"):
+    assert not list((tmp_path / "packed").glob(".partial-*"))
+    with pytest.raises(UserError, match="packing is not complete; run the same command"):
         pack_read(tmp_path / "packed")
 
 

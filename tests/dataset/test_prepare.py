@@ -18,11 +18,10 @@ import pytest
 import torch
 
 from feedrate.config import PrepareConfig
-from feedrate.dataset.big_file import BigFile
 from feedrate.dataset.catalog import Catalog
-from feedrate.dataset.prepare import prepare
-from feedrate.dataset.sample_writer import write_samples
 from feedrate.dataset.tensor_files import TensorFiles
+from feedrate.dataset.writing.big_file import BigFile
+from feedrate.dataset.writing.prepare import prepare, write_samples
 from feedrate.errors import UserError
 
 COUNT = 30
@@ -198,8 +197,8 @@ def test_memory_holds_a_sample_and_not_the_whole(tmp_path: Path, name: str) -> N
 
     before = held_mb()
     source = BigFile.read(tmp_path / name)
-    source.unpack(tmp_path, ".x-")
-    mapped = source.open_X(tmp_path, ".x-")
+    source.unpack(tmp_path / "X.npy")
+    mapped = source.open_X(tmp_path / "X.npy")
     total = sum(float(mapped[index].clone().sum()) for index in range(len(source)))
     assert total > 0
     assert held_mb() - before < 20
@@ -222,7 +221,7 @@ def test_what_is_missing_is_written_and_what_is_there_stays(tmp_path: Path) -> N
     (tmp_path / "root/07.pt").unlink()
     (tmp_path / "root/08.pt").write_bytes(whole["08.pt"][:100])
     (tmp_path / "root/partition.json").unlink()
-    (tmp_path / "root/.prepare-09.pt").write_bytes(b"left from an interruption")
+    (tmp_path / "root/.partial-09.pt").write_bytes(b"left from an interruption")
     kept = (tmp_path / "root/06.pt").stat().st_mtime_ns
     run(source, tmp_path / "root")
     assert content(tmp_path / "root") == whole
@@ -296,23 +295,27 @@ SOURCES: list[tuple[str, Any, str]] = [
     ("all.pt", b"hello, world", "not a file that torch.save wrote"),
     ("all.npz", b"hello, world", "no whole .npz archive"),
     ("all.pt", images(), "holds a Tensor, not the pair"),
-    ("all.pt", (images(), classes(), classes()), "holds 3 things, not the pair"),
-    ("all.pt", {"X": images(), "labels": classes()}, r"has no y \(it has 'X', 'labels'\)"),
-    ("all.pt", (images(), classes()[:-1]), "X has 30 samples and y has 29"),
+    ("all.pt", (images(), classes(), classes()), "holds a tuple of 3, not the pair"),
+    ("all.pt", {"X": images(), "labels": classes()}, "holds a dict of 'X', 'labels', not the pair"),
+    ("all.pt", (images(), classes()[:-1]), "X has the shape .30, 1, 4, 5., y 29 labels; each sample"),
     ("all.pt", ([1, 2], classes()), "X is a list, not a tensor"),
-    ("all.pt", (torch.tensor(1.0), classes()), "X is a single number"),
-    ("all.pt", (images().reshape(COUNT, 20)[:, :0], classes()), "a sample holds nothing"),
-    ("all.pt", (torch.zeros(1).expand(COUNT, 10**12), classes()), "repeats its numbers"),
+    ("all.pt", (torch.tensor(1.0), classes()), r"X has the shape \(\)"),
+    ("all.pt", (images().reshape(COUNT, 20)[:, :0], classes()), "samples are empty"),
+    ("all.pt", (torch.zeros(1).expand(COUNT, 10**12), classes()), "repeats its values"),
     ("all.pt", (torch.eye(COUNT).to_sparse(), classes()), "sparse"),
-    ("all.pt", (images(), images()), r"y has the shape \(30, 1, 4, 5\)"),
-    ("all.pt", (images(), ["cat", 1.5] * 15), "not mixed; it holds a list of float, str"),
-    ("all.pt", (images(), "cat"), "y has the shape|it holds"),
-    ("all.pt", (images(), {"a": 1}), "it holds a dict"),
-    ("all.pt", (images(), images()[:, 0, 0, 0] / 0 * 0), r"NaN or infinite at 0, 1, 2, 3, 4, ... \(30 in all\)"),
+    ("all.pt", (images(), images()), "a vector needs|each label must be a list of"),
+    ("all.pt", (images(), ["cat", 1.5] * 15), "others are numbers with a fraction"),
+    ("all.pt", (images(), "cat"), "y is a str; save"),
+    ("all.pt", (images(), {"a": 1}), "y is a dict; save"),
+    (
+        "all.pt",
+        (images(), images()[:, 0, 0, 0] / 0 * 0),
+        "ID '0' has the label NaN .30 such labels in all.; labels must be finite",
+    ),
     ("all.pt", (images(), torch.arange(COUNT)), r"single sample: 0, 1, 2, 3, 4, ... \(30 in all\)"),
     ("all.pt", (images()[:1], classes()[:1]), "has 1 samples; 2 are needed"),
-    ("all.npz", {"images": images().numpy()}, r"no array X \(it has images\)"),
-    ("all.npz", {"X": np.array(["a"] * COUNT), "y": classes().numpy()}, "which torch does not know"),
+    ("all.npz", {"images": images().numpy()}, r"no arrays X and y \(it has images\)"),
+    ("all.npz", {"X": np.array(["a"] * COUNT), "y": classes().numpy()}, "unknown to torch"),
 ]
 
 
@@ -383,7 +386,7 @@ def test_a_folder_made_from_another_source_is_left_alone(tmp_path: Path) -> None
     run(source, tmp_path / "root")
     before = content(tmp_path / "root")
     torch.save((images() + 1, classes()), source)
-    with pytest.raises(UserError, match=r"made from another all\.pt, or from an earlier state of it"):
+    with pytest.raises(UserError, match=r"was made with source_.*; choose another root"):
         run(source, tmp_path / "root")
     assert content(tmp_path / "root") == before
 

@@ -356,7 +356,7 @@ def test_a_disk_that_fills_up_leaves_the_rest_in_the_files(root: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_an_error(root: Path) -> None:
     (root / ".feedrate").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written \(.*\); mend that, or set dataset\.cache=none"):
+    with pytest.raises(UserError, match=r"cannot be written \(.*\); .*, or set dataset\.cache=none"):
         open_files(root)
 
 

@@ -109,7 +109,7 @@ def test_killed_at_any_instant_it_goes_on_and_loses_no_shard(
                 capture_output=True, text=True,
             )  # fmt: skip
             assert train.returncode == 1
-            assert "packing has not come to its end; give the same command" in train.stderr
+            assert "packing is not complete; run the same command" in train.stderr
         return root, reached
 
     root, reached = in_the_middle(tmp_path, kill_twice)
@@ -149,7 +149,7 @@ def test_CtrlC_says_one_line_and_leaves_nothing_running(
     assert re.fullmatch(r"interrupted: \d+ of 14 shards are written; the same command goes on from there\n", errors), (
         errors
     )
-    assert not list(root.glob(".pack-*"))
+    assert not list(root.glob(".partial-*"))
     done = command(*arguments(source, root, workers))
     assert done.returncode == 0
     assert content(root) == content(uninterrupted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from feedrate.loader import TRAITS
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, Steps
 from feedrate.timing.stages import MAIN_THREAD, STAGES, Load
@@ -12,7 +13,8 @@ MS = 1_000_000
 
 
 def setup(engine: str = "process", workers: int = 2, cores: float = 2.0, **more: object) -> Setup:
-    return Setup(engine=engine, workers=workers, prefetch=2, batch_size=8, cores=cores, **more)  # type: ignore[arg-type]
+    traits = TRAITS[engine if engine in TRAITS else "process"]
+    return Setup(engine=engine, traits=traits, workers=workers, prefetch=2, batch_size=8, cores=cores, **more)  # type: ignore[arg-type]
 
 
 def account(

@@ -13,8 +13,8 @@ import torch
 
 from feedrate.config import PackConfig, PackingConfig
 from feedrate.dataset import build_data
-from feedrate.dataset.shards.pack import pack
 from feedrate.dataset.shards.shard_index import Index
+from feedrate.dataset.writing.pack import pack
 
 
 def picture(number: int) -> torch.Tensor:

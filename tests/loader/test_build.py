@@ -15,12 +15,12 @@ from feedrate.config import ROOT
 from feedrate.dataset import Data
 from feedrate.dataset.labels import Targets
 from feedrate.errors import UserError
-from feedrate.loader import SeededLoader, build_loaders, close_loaders, start_loaders
+from feedrate.loader import SeededLoader, TorchLoader, build_loaders, close_loaders, start_loaders
 from feedrate.system.cores import usable_cores
 from loader.datasets import Numbers, Whole
 
 CPU = torch.device("cpu")
-KINDS = {"feedrate": SeededLoader, "torch": DataLoader}
+KINDS = {"feedrate": SeededLoader, "torch": TorchLoader}
 
 
 def data(train: int = 20, validation: int = 7) -> Data:
@@ -62,7 +62,7 @@ def test_the_seed_of_the_run_fixes_the_order(option: str) -> None:
 
 def test_the_reference_is_the_unmodified_dataloader() -> None:
     loaders = build("torch", shuffle=False)
-    assert type(loaders["train"]) is DataLoader
+    assert type(loaders["train"].loader) is DataLoader
     assert isinstance(loaders["train"].sampler, SequentialSampler)
 
 

@@ -167,7 +167,7 @@ def test_batches_of_threads_come_in_their_order() -> None:
 
 
 def _infos(made: Loader) -> list[Any]:
-    return [made.delivered for _ in made]
+    return [batch.info for batch in made.batches()]
 
 
 class Hanging(Numbers):
@@ -304,8 +304,7 @@ def test_auto_measures_a_dataset_that_gives_whole_batches_and_says_what_it_found
     for data in (Whole(), Subset(Whole(), range(30))):
         engine, said = picked(data, caplog)
         assert engine in ENGINES
-        assert re.match(rf"loader.engine=auto: {engine}, as a batch of \d\.\d KB takes ", said), said
-        assert "holds the interpreter for" in said
+        assert re.match(rf"loader.engine=auto: {engine} \(a batch takes .* with the GIL\)", said), said
 
 
 class Costly(Whole):
@@ -350,12 +349,12 @@ def test_auto_does_not_take_a_lack_of_cores_for_the_interpreters_lock(
 
 
 def test_auto_leaves_to_processes_what_threads_cannot_be_trusted_with(caplog: pytest.LogCaptureFixture) -> None:
-    why = "loader.engine=auto: process, since {} gives samples one by one and does not say thread_safe = True"
+    why = "loader.engine=auto: process ({} gives samples one by one and does not say thread_safe = True)"
     assert picked(Drawn(), caplog) == ("process", why.format("Drawn"))
     assert picked(Subset(Numbers(), range(9)), caplog) == ("process", why.format("Numbers"))
     settings = {"multiprocessing_context": "fork"}
-    assert picked(Whole(), caplog, **settings)[1].endswith("process, which multiprocessing_context=fork is for")
-    assert picked(Whole(), caplog, worker_init_fn=tell_nothing)[1].endswith("process, which worker_init_fn is for")
+    assert picked(Whole(), caplog, **settings)[1].endswith("process (multiprocessing_context=fork is set)")
+    assert picked(Whole(), caplog, worker_init_fn=tell_nothing)[1].endswith("process (worker_init_fn is set)")
 
 
 def tell_nothing(worker_id: int) -> None:
@@ -371,11 +370,11 @@ class Wrong(Augmented):
 
 
 def test_auto_measures_samples_of_a_dataset_that_says_it_is_thread_safe(caplog: pytest.LogCaptureFixture) -> None:
-    assert "holds the interpreter for" in picked(Safe(), caplog)[1]
+    assert "with the GIL" in picked(Safe(), caplog)[1]
     engine, said = picked(Wrong(), caplog)
     assert (engine, said) == (
         "process",
-        "loader.engine=auto: process, since Wrong draws from torch's global random generator",
+        "loader.engine=auto: process (Wrong draws from torch's global random generator)",
     )
 
 
@@ -427,9 +426,9 @@ def test_an_error_in_what_is_measured_comes_when_its_batch_is_asked_for(engine: 
 
 def test_settings_that_contradict_the_engine_are_refused_with_the_remedy() -> None:
     for settings, told in [
-        ({"engine": "inline"}, "loader.engine=inline has no workers, and loader.num_workers=2 asks for some; set"),
+        ({"engine": "inline"}, "loader.engine=inline has no workers, and loader.num_workers=2; set"),
         ({"engine": "fast"}, "loader.engine=fast: must be one of auto, inline, thread, process"),
-        ({"engine": "thread", "worker_init_fn": tell}, "worker_init_fn sets up a process of its own"),
+        ({"engine": "thread", "worker_init_fn": tell}, "worker_init_fn is for processes"),
         ({"engine": "thread", "seed": None, "content_digest": False}, "engine, .* need a seed"),
     ]:
         with pytest.raises(UserError, match=told):

@@ -361,7 +361,7 @@ def test_a_pass_that_was_broken_off_says_so_and_how_to_go_on(engine: str, persis
         signal.signal(signal.SIGALRM, former)
     data.go.touch()
     for _ in range(2):
-        with pytest.raises(UserError, match="this pass over the loader was broken off by KeyboardInterrupt; iter"):
+        with pytest.raises(UserError, match="this iterator of the loader was interrupted by KeyboardInterrupt; iter"):
             next(iterator)
     made.load_state_dict(made.state_dict())
     assert [i for _, y in made for i in y.tolist()] == list(range(8, 20))

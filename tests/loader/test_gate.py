@@ -83,20 +83,20 @@ def test_a_gate_changes_no_batch() -> None:
 def test_a_closed_gate_opens_for_a_batch_that_nobody_makes() -> None:
     gate = StepProbe(1)
     for _ in range(FIRST):
-        gate.asked(begun=True)
+        gate.requested(begun=True)
     passed = threading.Event()
     thread = threading.Thread(target=lambda: (gate.enter(), passed.set()), daemon=True)
     thread.start()
     assert not passed.wait(0.05)
-    gate.asked(begun=False)
+    gate.requested(begun=False)
     assert passed.wait(60)
 
 
 def test_between_two_epochs_the_gate_is_open() -> None:
     gate = StepProbe(1)
     for _ in range(FIRST):
-        gate.asked(begun=True)  # the last one closes it
-    gate.rest()
+        gate.requested(begun=True)  # the last one closes it
+    gate.open()
     passed = threading.Event()
     threading.Thread(target=lambda: (gate.enter(), passed.set()), daemon=True).start()
     assert passed.wait(60)

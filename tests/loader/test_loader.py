@@ -358,12 +358,10 @@ def test_the_state_of_a_fresh_loader_is_the_beginning(reference: Delivered) -> N
     assert deliver(used) == reference
 
 
-def test_a_info_names_an_earlier_position_of_the_epoch(reference: Delivered) -> None:
+def test_an_info_names_an_earlier_position_of_the_epoch(reference: Delivered) -> None:
     made = loader()
-    iterator = iter(made)
-    next(iterator)
-    info = made.delivered
-    assert info is not None
+    iterator = made.batches()
+    info = next(iterator).info
     assert made.IDs(info) == [NAMES[i] for i in Order(37, 7, 0, True).indices(0, 5).tolist()]
     next(iterator)
     assert made.state_dict(info) == after(1)
@@ -504,7 +502,7 @@ def test_a_second_pass_ends_the_first_with_a_sentence() -> None:
     first = iter(made)
     next(first)
     second = iter(made)
-    with pytest.raises(UserError, match="this pass over the loader has ended.*make a second Loader"):
+    with pytest.raises(UserError, match="this iterator of the loader is over.*make a second Loader"):
         next(first)
     assert len(list(second)) == BATCHES
     assert list(second) == []
@@ -549,9 +547,8 @@ def test_the_global_order_is_the_same_for_every_world_size(size: int, drop_last:
         by_start: dict[int, list[int]] = {}
         for rank in ranks:
             count = 0
-            for _, y in rank:
-                assert rank.delivered is not None
-                by_start.setdefault(rank.delivered.request.start, []).extend(y.tolist())
+            for batch in rank.batches():
+                by_start.setdefault(batch.info.request.start, []).extend(batch.y.tolist())
                 count += 1
             assert count == len(rank)
         together = tuple(index for start in sorted(by_start) for index in by_start[start])

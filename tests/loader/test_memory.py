@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections import deque
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ class LateStream(CopyStream):
     def issue(self, host: Batch) -> tuple[Batch, Any]:
         memory = (ctypes.c_char * host.X.nbytes).from_address(host.X.data_ptr())
         X = torch.full_like(host.X, -1)
-        return replace(host, X=X, y=host.y.clone()), LateEvent(memory, X)
+        return Batch((X, host.y.clone()), host.info), LateEvent(memory, X)
 
     def hand_over(self, batch: Batch, done: Any) -> None:
         pass
@@ -58,7 +57,7 @@ def test_memory_is_not_filled_again_before_a_late_copy_from_it_is_complete(engin
     loader, places = Loader(Numbered(), 4, seed=0, **settings), set()
     for _ in range(3):
         transfer = ToDevice(loader, torch.device("cpu"), check=lambda host: places.add(host.X.data_ptr()))
-        for batch in list(transfer._ahead(iter(loader), LateStream())):
+        for batch in list(transfer._ahead(loader.batches(), LateStream())):
             assert torch.equal(batch.X, batch.y[:, None, None, None].expand_as(batch.X).int())
     assert len(places) < 3 * 24  # of the batches: it was used again
     loader.close()

@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from feedrate.dataset import Data
 from feedrate.dataset.labels import Targets
-from feedrate.loader import Loader
+from feedrate.loader import Loader, TorchLoader
 from feedrate.loader.build import start_loaders
 from feedrate.loader.open_files import _warn
 
@@ -74,7 +74,7 @@ def test_an_open_file_in_a_dataset_is_told_with_its_attribute_and_the_remedy(
         assert notes(Raw(file=file), caplog) == []  # told once
         settings: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork"}
         data = Raw(other=file)
-        torchs = torch.utils.data.DataLoader(data, **settings)
+        torchs = TorchLoader(torch.utils.data.DataLoader(data, **settings))
         targets = Targets("classification", (0,), 1)
         described = Data("raw", {"train": data}, targets, (), torch.int64, None, None, "", "")
         with caplog.at_level(logging.WARNING, "feedrate"):

@@ -138,7 +138,7 @@ def test_the_sample_that_takes_longest_to_make_is_told(folder: Path) -> None:
         return X
 
     loader = Loader(files(folder, slow), 8, seed=3, collate_fn=as_list)
-    told = [pair for _ in loader for pair in loader.delivered.slow]  # type: ignore[union-attr]
+    told = [pair for batch in loader.batches() for pair in batch.info.slow]
     index, ns = max(told, key=lambda pair: pair[1])
     assert index == 17
     assert ns >= 300_000_000

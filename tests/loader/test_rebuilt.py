@@ -46,7 +46,6 @@ def test_without_a_seed_the_attributes_are_those_of_dataloader() -> None:
     assert list(vars(made)) == list(vars(plain))
     for name in ("state_dict", "load_state_dict", "report", "order_digest"):
         assert not hasattr(made, name)
-    assert made.engine == "inline"
     assert made.seed is None
     with pytest.raises(AttributeError, match="'Loader' object has no attribute 'bath_size'"):
         _ = made.bath_size
@@ -180,11 +179,11 @@ def test_an_epoch_of_which_no_batch_was_asked_for_comes_again() -> None:
     assert made.state_dict()["epoch"] == 0
     expected = rows(Loader(Numbers(), **SETTINGS))
     assert rows(made) == expected
-    with pytest.raises(UserError, match="this pass over the loader has ended"):
+    with pytest.raises(UserError, match="this iterator of the loader is over"):
         next(first)
     one, other = iter(made), iter(made)
     next(other)
-    with pytest.raises(UserError, match="this pass over the loader has ended"):
+    with pytest.raises(UserError, match="this iterator of the loader is over"):
         next(one)
 
 
@@ -391,9 +390,9 @@ def test_the_length_follows_a_dataset_that_has_grown(engine: str) -> None:
     for size in (10, 13, 21):
         data.list_IDs += [f"s{i}" for i in range(len(data), size)]
         assert len(made) == len(list(made.batch_sampler)) == -(-size // 4)
-        assert sorted(i for row in rows(made) for i in row) == list(range(size))
-        assert made.delivered is not None
-        assert made.IDs(made.delivered)[0] == f"s{made.delivered.request.indices[0]}"
+        infos = [batch.info for batch in made.batches()]
+        assert sorted(i for info in infos for i in info.request.indices.tolist()) == list(range(size))
+        assert made.IDs(infos[-1])[0] == f"s{infos[-1].request.indices[0]}"
     made.close()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from feedrate.errors import UserError
-from feedrate.loader.engines.receiver import NAME, Received
+from feedrate.loader.engines.receiver import NAME, Receiver
 
 Receivers = Callable[[], set[threading.Thread]]
 
@@ -53,7 +53,7 @@ def receivers() -> Callable[[], set[threading.Thread]]:
 
 def test_batches_come_in_order_one_of_them_taken_ahead(receivers: Receivers) -> None:
     source = Source(5)
-    received = Received(source, 0, pytest.fail)
+    received = Receiver(source, 0, pytest.fail)
     assert source.asked == 0  # processes may still be forked
     assert receivers() == set()
     assert next(received) == 0
@@ -65,7 +65,7 @@ def test_batches_come_in_order_one_of_them_taken_ahead(receivers: Receivers) -> 
 
 
 def test_an_error_comes_where_its_batch_would_have_come() -> None:
-    received = Received(Source(2, KeyError("lost")), 0, pytest.fail)
+    received = Receiver(Source(2, KeyError("lost")), 0, pytest.fail)
     assert [next(received), next(received)] == [0, 1]
     with pytest.raises(KeyError, match="lost"):
         next(received)
@@ -75,7 +75,7 @@ def test_an_error_comes_where_its_batch_would_have_come() -> None:
 def test_who_lets_go_of_it_lets_go_of_the_workers(receivers: Receivers) -> None:
     source = Source(9)
     held = weakref.ref(source)
-    received = Received(source, 0, pytest.fail)
+    received = Receiver(source, 0, pytest.fail)
     del source
     next(received)
     del received
@@ -88,7 +88,7 @@ def test_workers_that_nobody_waits_for_any_more_are_given_up(
 ) -> None:
     monkeypatch.setattr("feedrate.loader.engines.receiver.PATIENCE_S", 0.05)
     source = Source(9, hangs_at=1)
-    received = Received(source, 0, source.free.set)
+    received = Receiver(source, 0, source.free.set)
     assert next(received) == 0
     assert source.hanging.wait(30)
     assert received.end() is False
@@ -98,7 +98,7 @@ def test_workers_that_nobody_waits_for_any_more_are_given_up(
 
 def test_a_batch_that_does_not_come_in_time_ends_in_an_error_with_the_remedy() -> None:
     source = Source(9, hangs_at=0)
-    received = Received(source, 0.05, pytest.fail)
+    received = Receiver(source, 0.05, pytest.fail)
     with pytest.raises(UserError, match=r"loader\.timeout: a batch did not come within 0\.05 seconds"):
         next(received)
     source.free.set()

@@ -19,7 +19,7 @@ from aftermath import shared_memory
 from feedrate.dataset import InMemory, TensorFiles, sample_rng
 from feedrate.errors import SampleError
 from feedrate.loader import Loader
-from feedrate.loader.buffers import SPARE, Lent, Pool
+from feedrate.loader.buffers import SPARE, BufferPool, SharedBatch
 from loader.conftest import wait_until_loaders_are_gone
 
 SIZE = 96
@@ -145,7 +145,7 @@ def test_a_slot_is_as_large_as_its_batch() -> None:
     loader = Loader(Numbered(), batch_size=4, num_workers=2, seed=0)
     sizes = {X.nbytes + y.nbytes for X, y in loader}
     assert loader._engine is not None
-    slots = {len(memory) for memory in loader._engine._ring.memory.values()}
+    slots = {len(memory) for memory in loader._engine._inner.dataset.buffers.memory.values()}
     assert max(sizes) <= min(slots) <= max(slots) < max(sizes) + 4096 + 128
     loader.close()
 
@@ -255,7 +255,7 @@ def test_closing_gives_the_slots_memory_back(persistent: bool) -> None:
 
 
 def test_the_pool_lends_memory_again_only_when_nobody_holds_it() -> None:
-    pool = Pool()
+    pool = BufferPool()
     first = pool.empty((1 << 17,), torch.uint8)
     part, place = first[5:6], first.data_ptr()
     del first
@@ -269,7 +269,7 @@ def test_what_arrives_after_its_loader_is_gone_is_dropped() -> None:
     from feedrate.loader.buffers import _arrived
 
     assert _arrived(-1, 0, 0, None, ()) is None
-    assert not isinstance(_arrived(-1, 0, 0, None, ()), Lent)
+    assert not isinstance(_arrived(-1, 0, 0, None, ()), SharedBatch)
 
 
 # ---------------------------------------------------------------------------------------------------------

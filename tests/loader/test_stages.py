@@ -37,11 +37,7 @@ class Marked(Dataset[Any]):
 
 
 def infos(loader: Loader) -> list[BatchInfo]:
-    found = []
-    for _ in loader:
-        assert loader.delivered is not None
-        found.append(loader.delivered)
-    return found
+    return [batch.info for batch in loader.batches()]
 
 
 def loader_of(data: Dataset[Any], engine: str, workers: int, **more: Any) -> Loader:
@@ -66,10 +62,9 @@ def test_the_parts_that_a_dataset_marks_are_told_apart(engine: str, workers: int
 @pytest.mark.parametrize(("engine", "workers"), ENGINES)
 def test_a_batch_is_made_before_it_is_handed_out_by_one_clock(engine: str, workers: int) -> None:
     loader = loader_of(Marked(), engine, workers)
-    for _ in loader:
+    for batch in loader.batches():
         now = time.perf_counter_ns()
-        assert loader.delivered is not None
-        load = loader.delivered.load
+        load = batch.info.load
         assert 0 < load.begin_ns < load.end_ns < now
 
 
@@ -78,10 +73,10 @@ def test_the_samples_that_took_longest_are_named_with_their_times(engine: str, w
     told: dict[int, int] = {}
     took: dict[int, int] = {}
     loader = loader_of(Marked(), engine, workers)
-    for times, indices in loader:
+    for batch in loader.batches():
+        times, indices = batch.data
         took |= dict(zip(indices.tolist(), times.tolist(), strict=True))
-        assert loader.delivered is not None
-        for index, ns in loader.delivered.slow:
+        for index, ns in batch.info.slow:
             assert index in indices
             told[index] = max(ns, told.get(index, 0))
     assert told.keys() >= SLOW

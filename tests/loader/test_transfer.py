@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,10 +29,9 @@ def test_on_the_cpu_batches_pass_with_their_info_and_are_not_copied() -> None:
     loader = Loader(Numbers(), 5, shuffle=True, seed=0)
     seen: list[Batch] = []
     for batch in ToDevice(loader, CPU, check=seen.append):
-        assert batch.info is loader.delivered
         assert loader.IDs(batch.info) == [str(i) for i in batch.y.tolist()]
         assert batch.X is seen[-1].X  # the very tensor that was checked
-        assert batch.nbytes == batch.X.nbytes + batch.y.nbytes
+        assert batch.info.nbytes == batch.X.nbytes + batch.y.nbytes
     expected = list(Loader(Numbers(), 5, shuffle=True, seed=0))
     assert same([[batch.X, batch.y] for batch in seen], expected)
 
@@ -43,32 +40,14 @@ def test_a_loader_without_batch_info_is_served_too() -> None:
     for loader in (DataLoader(Numbers(), 5), Loader(Numbers(), 5)):
         batches = list(ToDevice(loader, CPU))
         assert len(batches) == 8
-        assert all(batch.info is None for batch in batches)
-
-
-def test_the_loaders_report_says_what_the_clock_has_written() -> None:
-    clock = Clock(CPU, warmup_steps=0)
-    loader = Loader(Numbers(), 5, seed=0)
-    for batch in ToDevice(loader, CPU, clock):
-        clock.step(len(batch.X), batch.nbytes, batch.info.made if batch.info else None)
-    report, times = loader.report(), clock.epoch()
-    assert (report.batches, report.samples) == (8, 37)
-    assert report.first_batch_s == times.wait[0] / 1e9
-    assert (report.times.load == times.load).all()
-    assert (times.load > 0).all()
-    assert pickle.loads(pickle.dumps(report)).batches == 0  # the clock stays where it is
-    for _ in loader:  # by its own account again
-        time.sleep(0.001)
-    assert loader.report().batches == 8
-    assert (loader.report().times.compute[:-1] >= 1_000_000).all()
-    assert len(clock.epoch().wait) == 8
+        assert all(batch.info.timing is None for batch in batches)
 
 
 def test_the_clock_is_told_of_waiting_transfer_and_nothing_else() -> None:
     clock = Clock(CPU, warmup_steps=0)
     count = 0
     for batch in ToDevice(Loader(Numbers(), 5, seed=0), CPU, clock):
-        clock.step(len(batch.X), batch.nbytes)
+        clock.step(len(batch.X), batch.info.nbytes)
         count += 1
     times = clock.epoch()
     assert count == len(times.wait) == 8
@@ -228,7 +207,7 @@ def test_on_an_accelerator_batch_info_belongs_to_their_batches_and_the_clock_rea
     for batch in ToDevice(loader, device, clock):
         assert loader.IDs(batch.info) == [str(i) for i in batch.y.tolist()]
         busy(device)
-        clock.step(len(batch.X), batch.nbytes)
+        clock.step(len(batch.X), batch.info.nbytes)
     torch.accelerator.synchronize()
     times = clock.epoch()
     assert len(times.compute) == 8

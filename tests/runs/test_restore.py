@@ -47,7 +47,7 @@ def test_what_feedrate_and_torch_ship_is_allowed(target):
         "feedrate.cli.targets.build",
         "feedrate.runs.provenance.subprocess.run",
         "feedrate.runs.provenance.subprocess.Popen",
-        "feedrate.tracking.ui_server.UIServer",
+        "feedrate.tracking.uploader_process.UploaderProcess",
         "feedrate.nothing.here",
         "feedrate",
         "",

@@ -84,7 +84,7 @@ def test_it_goes_on_with_shards_in_the_place_of_files_and_back(
     run_train, tmp_path, undisturbed, stop_after, monkeypatch, digits
 ):
     from feedrate.config import PackConfig
-    from feedrate.dataset.shards.pack import pack
+    from feedrate.dataset.writing.pack import pack
 
     pack(PackConfig(dataset={"_target_": "feedrate.dataset.Digits", "root": str(digits)}, root=f"{tmp_path}/packed"))
     shards = ("dataset=packed", f"dataset.root={tmp_path}/packed", "dataset.limit=256")

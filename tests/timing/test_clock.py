@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import accelerator
+from feedrate.loader import TRAITS
 from feedrate.timing import Clock, Load
 from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import Setup
 
 CPU = torch.device("cpu")
-SETUP = Setup(engine="process", workers=2, prefetch=2, batch_size=8, cores=2.0)
+SETUP = Setup(engine="process", traits=TRAITS["process"], workers=2, prefetch=2, batch_size=8, cores=2.0)
 
 
 def step(clock: Clock, wait: float, compute: float, samples: int = 8) -> None:

@@ -1,7 +1,7 @@
 """Real SQLite stores, and trackers on them.
 
-Journals are carried to them in this process, when something is read back; the process that does it in training is
-tested in end_to_end/test_tracking_faults.py.
+Journals are uploaded in this process, when something is read back; the uploader's process is tested in
+end_to_end/test_tracking_faults.py.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 
-from feedrate.tracking.address import read_address
-from feedrate.tracking.journal_tracker import JournalTracker
 from feedrate.tracking.mlflow_writer import MLflowWriter
-from feedrate.tracking.store import open_store
-from feedrate.tracking.system import SystemReadings
+from feedrate.tracking.system_metrics import SystemReadings
+from feedrate.tracking.tracker import Tracker, open_tracker
+from feedrate.tracking.uploader import Destination, Uploader
 
-OpenTracker = Callable[..., JournalTracker]
+OpenTracker = Callable[..., Tracker]
 
 
 @dataclass
@@ -44,58 +43,52 @@ def database(make_store: Callable[[Path], Path], tmp_path: Path) -> Path:
 
 
 class Here:
-    """Carries a journal when it is asked to, in this process."""
+    """Stands in for the uploader's process: uploads in this process, when something is read back."""
 
-    def __init__(self, uri: str, experiment: str, artifacts: str | None) -> None:
-        self._address = read_address(uri, artifacts)
-        self._store = open_store(self._address, experiment)
-        self._delivery: MLflowWriter | None = None
+    def __init__(self, destination: Destination) -> None:
+        self._uploader = Uploader(destination)
+        self._writer: MLflowWriter | None = None
         self._system: SystemReadings | None = None
 
     def opened(self) -> str:
         return ""
 
-    def take(self, folder: Path, system_metrics: bool) -> None:
-        self._delivery = MLflowWriter(folder, self._address, *self._store)
+    def upload(self, folder: Path, system_metrics: bool) -> None:
+        self._writer = self._uploader.writer(folder)
         self._system = SystemReadings(folder, os.getpid()) if system_metrics else None
-        self.carry()
+        self.send()
 
-    def close_dead(self, folder: Path) -> None:
-        dead = MLflowWriter(folder, self._address, *self._store)
-        dead.deliver()
-        dead.close_silent_run()
-        dead.close()
+    def send(self) -> None:
+        if self._writer is not None:
+            self._writer.send()
 
-    def carry(self) -> None:
-        if self._delivery is not None:
-            self._delivery.deliver()
-
-    def finish(self, patience_s: float) -> bool:
+    def finish(self, **_: bool) -> bool:
         if self._system is not None:
             self._system.stop()
-        assert self._delivery is not None
-        self._delivery.deliver()
-        self._delivery.close()
-        done, self._delivery = self._delivery.finished, None
+        assert self._writer is not None
+        self._writer.send()
+        self._writer.close()
+        done, self._writer = self._writer.finished, None
         return done
 
 
 @pytest.fixture
-def carriers() -> list[Here]:
+def uploaders() -> list[Here]:
     return []
 
 
 @pytest.fixture
-def track(database: Path, tmp_path: Path, carriers: list[Here]) -> Iterator[OpenTracker]:
+def track(database: Path, tmp_path: Path, uploaders: list[Here]) -> Iterator[OpenTracker]:
     """Opens trackers on `database`; keyword arguments change the settings. Those still open are ended."""
-    opened: list[JournalTracker] = []
+    opened: list[Tracker] = []
 
-    def open_one(folder: Path | None = None, **changes: Any) -> JournalTracker:
+    def open_one(folder: Path | None = None, **changes: Any) -> Tracker:
         settings = Settings(**({"uri": str(database)} | changes))
-        carriers.append(Here(settings.uri or "", settings.experiment, settings.artifacts))
-        name = settings.run_name or "mlp-digits-w2-b64"
+        uploaders.append(Here(Destination(settings.uri or "", settings.artifacts, settings.experiment)))
         run_folder = folder or tmp_path / (f"run{len(opened)}" if opened else "run")
-        opened.append(JournalTracker(settings, carriers[-1], run_name=name, run_folder=run_folder))
+        opened.append(
+            open_tracker(settings, run_name="mlp-digits-w2-b64", run_folder=run_folder, uploader=uploaders[-1])
+        )
         return opened[-1]
 
     yield open_one
@@ -106,18 +99,18 @@ def track(database: Path, tmp_path: Path, carriers: list[Here]) -> Iterator[Open
 class Reader:
     """MLflow's own client, which sees what was recorded until now."""
 
-    def __init__(self, uri: str, carriers: list[Here]) -> None:
+    def __init__(self, uri: str, uploaders: list[Here]) -> None:
         from mlflow import MlflowClient
 
-        self._client, self._carriers = MlflowClient(uri), carriers
+        self._client, self._uploaders = MlflowClient(uri), uploaders
 
     def __getattr__(self, name: str) -> Any:
-        for carrier in self._carriers:
-            carrier.carry()
+        for uploader in self._uploaders:
+            uploader.send()
         return getattr(self._client, name)
 
 
 @pytest.fixture
-def read(database: Path, carriers: list[Here]) -> Reader:
+def read(database: Path, uploaders: list[Here]) -> Reader:
     """To read back what was recorded in `database`."""
-    return Reader(f"sqlite:///{database}", carriers)
+    return Reader(f"sqlite:///{database}", uploaders)

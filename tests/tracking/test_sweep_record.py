@@ -373,7 +373,7 @@ def plan(folder: Path) -> Plan:
 @pytest.fixture
 def opened(database, tmp_path, monkeypatch):
     """Opens the same sweep in a real store, through a real uploader."""
-    monkeypatch.setattr("feedrate.tracking.journal_tracker.SHORT_PATIENCE_S", 100.0)  # nobody is in a hurry here
+    monkeypatch.setattr("feedrate.tracking.uploader_process.HURRY_S", 100.0)
     settings = settings_of(database)
     (tmp_path / "sweep").mkdir()
     return lambda: open_sweep(settings, plan(tmp_path / "sweep"), owned=lambda path: path.name == "alive")

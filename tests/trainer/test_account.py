@@ -17,7 +17,7 @@ import torch
 
 from accounts import account
 from feedrate.errors import UserError
-from feedrate.loader import Loader
+from feedrate.loader import Loader, TorchLoader
 from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import EpochTimes
 from feedrate.timing.machine import MOST_INTERVALS, FreeCores, Machine
@@ -105,7 +105,7 @@ def test_what_workers_that_are_gone_have_computed_is_not_taken_for_that_of_other
         ours.trained()
         ours.end(FED)
     assert ours.setup(FED).free_range is None
-    torchs = ThroughputHistory(torch.utils.data.DataLoader(list(range(64)), 8, num_workers=2))  # type: ignore[arg-type]
+    torchs = ThroughputHistory(TorchLoader(torch.utils.data.DataLoader(list(range(64)), 8, num_workers=2)))  # type: ignore
     torchs.begin()
     torchs.trained()
     silent = replace(FED, begin=FED.begin * 0, end=FED.end * 0)

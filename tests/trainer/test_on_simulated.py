@@ -21,7 +21,7 @@ from feedrate.cli.launch import CONF, describe
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
-from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, start_loaders
+from feedrate.loader import TRAITS, Loader, ToDevice, build_loaders, close_loaders, start_loaders
 from feedrate.loader.device import in_use
 from feedrate.timing import Clock
 from feedrate.timing.ahead import record
@@ -108,7 +108,7 @@ def test_the_host_issues_at_most_two_steps_more_than_the_device_has_finished(sim
         ends.append(torch.Event(SIM))
         ends[-1].record()
         if clock is not None:
-            clock.step(len(batch.X), batch.nbytes)
+            clock.step(len(batch.X), batch.info.nbytes)
     assert most == 2
 
 
@@ -126,11 +126,13 @@ def test_rates_waits_and_ceilings_are_those_of_the_device(simulated, load_s):
     simulated.forget()
     for batch in ToDevice(batches(), SIM, clock):
         simulated.sleep(0.02)
-        clock.step(len(batch.X), batch.nbytes)
+        clock.step(len(batch.X), batch.info.nbytes)
     clock.skip()
     simulated.synchronize()
     times = clock.epoch()
-    found = metrics_of(times, Setup(engine="inline", workers=0, prefetch=0, batch_size=8, cores=2.0))
+    found = metrics_of(
+        times, Setup(engine="inline", traits=TRAITS["inline"], workers=0, prefetch=0, batch_size=8, cores=2.0)
+    )
     trace = simulated.trace()
     steps = trace[(trace[:, 0] == simulated.KERNEL) & (trace[:, 4] - trace[:, 3] > 15e6)][5:]
     span = steps[-1, 4] - steps[0, 3] + (steps[1, 3] - steps[0, 4])  # with the gap before the first one

@@ -1,6 +1,5 @@
-"""What a sample is: catalogs, datasets, and random numbers that belong to a sample."""
+"""Datasets, their catalogs, and random numbers keyed by sample."""
 
-from feedrate.dataset.array_files import ArrayFiles
 from feedrate.dataset.build import Data, build_data, check_shapes, list_IDs, without_transform
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.digits import Digits
@@ -9,7 +8,7 @@ from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.in_memory import InMemory
 from feedrate.dataset.packed import Packed
 from feedrate.dataset.rng import sample_rng
-from feedrate.dataset.tensor_files import TensorFiles
+from feedrate.dataset.tensor_files import ArrayFiles, TensorFiles
 from feedrate.timing.stages import stage
 
 __all__ = [

@@ -1,7 +1,4 @@
-"""From a dataset configuration to the datasets of a run, and what a model must know about them.
-
-The one place that knows which arguments a dataset class may ask for. Loaders are built elsewhere.
-"""
+"""Builds the datasets of a run from a configuration node, and determines what a model must know about them."""
 
 from __future__ import annotations
 
@@ -24,16 +21,17 @@ from feedrate.config import DatasetConfig, common_keys, dataset_keys, resolve_pa
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.formats.pt_file import load_tensor, wasted_bytes
 from feedrate.dataset.labels import Targets
-from feedrate.dataset.probe import check_outputs, one_line, probe, size_of, targets_of
+from feedrate.dataset.probe import check_outputs, one_line, probe, targets_of
 from feedrate.dataset.rng import sample_seeds
-from feedrate.dataset.subset import SubsetWithIDs, held_out, list_IDs
+from feedrate.dataset.subset import SubsetWithIDs, held_out, list_IDs, size_of
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError
 
 __all__ = ["Data", "build_data", "check_shapes", "list_IDs", "without_transform"]
 
 log = logging.getLogger("feedrate")
-HELD_OUT = 5  # a class that knows no partition keeps one of so many samples for validation
+HELD_OUT = 5  # a class without `partition` keeps one of so many samples for validation
+Partition = Mapping[str, Dataset[Any]]
 
 
 @dataclass(frozen=True)
@@ -41,18 +39,18 @@ class Data:
     """The datasets of one run.
 
     Attributes:
-        name: as shown in tracking.
+        name: for display and tracking.
         partition: map-style dataset by partition name; 'train' and 'validation' are always there.
         targets: task, classes, number of outputs.
         sample_shape: shape of one X.
         sample_dtype: dtype of one X as loaded; uint8 becomes float32 in [0, 1] on the device.
-        mean, std: applied after that, for each channel or for all; None leaves X alone.
+        mean, std: applied after that, per channel or for all; None leaves X unchanged.
         digest: SHA-256 of partition, IDs and labels; for a computed data set, of its configuration.
         source: folder or class, for tracking.
     """
 
     name: str
-    partition: Mapping[str, Dataset[Any]]
+    partition: Partition
     targets: Targets
     sample_shape: tuple[int, ...]
     sample_dtype: torch.dtype
@@ -63,22 +61,16 @@ class Data:
 
 
 def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True, timeout: float = 0) -> Data:
-    """The datasets that a configuration node describes.
-
-    A class may have a classmethod `prepare(root)`, which is called once before anything is read, and `suffix`, the
-    ending of its files ('.pt' otherwise; None where samples are no files), or a classmethod `catalog(root, task)` that
-    returns partition and labels. Its constructor gets what it names of:
-    `list_IDs` and `labels` (from the folder `dataset.root`), `root`, `partition`, `seed`. The key `transform` is for
-    the partition 'train' alone.
+    """The datasets of a configuration node; docs/data.md says which parameters and attributes a class may have.
 
     Args:
-        prepare: False: the folder must hold the data already; nothing is written into it.
-        timeout: seconds that a sample may take which is looked at here (loader.timeout), 0 for ever.
+        prepare: False skips the class's `prepare(root)`, and writes no cache.
+        timeout: seconds per sample that is loaded here (loader.timeout), 0 for no limit.
 
     Raises:
         UserError: the configuration or the folder is wrong.
-        SampleError: a sample that is looked at cannot be loaded.
-        TimedOut: or takes too long.
+        SampleError: a sample cannot be loaded.
+        TimedOut: a sample takes too long.
     """
     keys = dataset_keys(node)
     path = str(node["_target_"])
@@ -88,24 +80,39 @@ def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True, time
         _prepare(target, path, root)
     elif node.get("cache") == "shards":
         node = {**node, "cache": "none"}
-    wanted = takes(target)
-    if "list_IDs" in wanted:
+    parameters = takes(target)
+    if "list_IDs" in parameters:
         if root is None:
             raise UserError(f"dataset.root is missing: {path} takes list_IDs, which are read from that folder")
-        own = getattr(target, "catalog", None)  # of a class that knows partition and labels itself, as Packed does
+        own = getattr(target, "catalog", None)
         catalog = own(root, keys.task) if own else Catalog.read(root, keys.task, getattr(target, "suffix", ".pt"))
         for note in catalog.notes:
             log.warning("note: %s", note)
-        data = _from_catalog(node, keys, catalog, seed, timeout)
+        name, source, digest, targets = catalog.root.name, str(catalog.root), catalog.digest, catalog.targets
+        partition = _from_catalog({**node, "root": source}, catalog, seed)
     else:
-        data = _from_class(node, keys, seed, timeout, has_partition="partition" in wanted)
+        resolved = {**node, "root": str(root)} if keys.root else node
+        partition, stated = _from_class(resolved, seed, "partition" in parameters)
+        name, source = path.rpartition(".")[2].lower(), path
+        digest = _digest_of(node, seed, partition)
+        targets = targets_of(partition["train"], keys, stated, path, seed, timeout)
+    first = _X_of(partition["train"], path, seed, timeout)
+    if "list_IDs" in parameters:
+        _index_labels(catalog)
+        _note_views(partition["train"])
     if _has_transform(node):
         log.info("note: dataset.transform is applied to training samples, not to those of validation and test")
+    if keys.num_outputs is not None:
+        check_outputs("dataset.num_outputs", keys.num_outputs, targets)
+        targets = replace(targets, num_outputs=keys.num_outputs)
+    shape = tuple(first.shape)
+    mean, std = _per_channel("mean", keys.mean, shape), _per_channel("std", keys.std, shape)
+    if std is not None and min(std) <= 0:
+        raise UserError(f"dataset.std={keys.std}: must be above 0")
     if keys.limit is not None:
-        digest = hashlib.sha256(f"{data.digest},{keys.limit}".encode()).hexdigest()
-        partition = {name: _first(part, keys.limit) for name, part in data.partition.items()}
-        return replace(data, partition=partition, digest=digest)
-    return data
+        digest = hashlib.sha256(f"{digest},{keys.limit}".encode()).hexdigest()
+        partition = {of: SubsetWithIDs(p, range(min(keys.limit, size_of(p)))) for of, p in partition.items()}
+    return Data(keys.name or name, partition, targets, shape, first.dtype, mean, std, digest, source)
 
 
 def _has_transform(node: Mapping[str, Any]) -> bool:
@@ -113,7 +120,7 @@ def _has_transform(node: Mapping[str, Any]) -> bool:
 
 
 def without_transform(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A dataset node as it holds for samples that are not trained on."""
+    """A dataset node for validation, test and prediction, whose samples are not transformed."""
     if not _has_transform(node):
         return node
     needed = takes(locate(str(node["_target_"]), "dataset")).get("transform")
@@ -122,10 +129,10 @@ def without_transform(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_shapes(data: Data, node: Mapping[str, Any], timeout: float = 0) -> None:
-    """That a transform leaves training samples like those of validation and test; reads one sample of each partition.
+    """Checks that a transform keeps shape and dtype, on one sample of each partition.
 
     Raises:
-        UserError: it changes their shape or dtype, so that the model could not be given both.
+        UserError: it changes them.
     """
     if not _has_transform(node):
         return
@@ -136,8 +143,7 @@ def check_shapes(data: Data, node: Mapping[str, Any], timeout: float = 0) -> Non
         if found != wanted:
             raise UserError(
                 f"dataset.transform makes training samples {wanted}; those of {name}, to which it is not applied, are "
-                f"{found}\nDo what all samples need in the files or in the dataset class, and leave shape and dtype as "
-                "they are in dataset.transform"
+                f"{found}\nKeep shape and dtype in dataset.transform; do what all samples need in the dataset class"
             )
 
 
@@ -146,9 +152,7 @@ def _prepare(target: Any, path: str, root: Path | None) -> None:
         return
     if root is None:
         if "root" in takes(target.prepare):
-            raise UserError(
-                f"dataset.root is missing: {path}.prepare(root) needs a folder; set it with dataset.root=..."
-            )
+            raise UserError(f"dataset.root is missing: {path}.prepare(root) needs a folder; set dataset.root=...")
         return
     try:
         target.prepare(root)
@@ -156,40 +160,52 @@ def _prepare(target: Any, path: str, root: Path | None) -> None:
         raise
     except OSError as error:
         reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        raise UserError(
-            f"dataset.root={root}: cannot be prepared ({reason}); name another folder, or mend it"
-        ) from error
+        raise UserError(f"dataset.root={root}: cannot be prepared ({reason}); choose another folder") from error
     except Exception as error:
         raise UserError(f"dataset: {path}.prepare failed with {one_line(error)}") from error
 
 
-def _from_catalog(node: Mapping[str, Any], keys: DatasetConfig, catalog: Catalog, seed: int, timeout: float) -> Data:
-    path = str(node["_target_"])
-    node = {**node, "root": str(catalog.root)}
-    others = without_transform(node)
+def _build(node: Mapping[str, Any], **injected: Any) -> Any:
+    """An object of the class, checked to be a map-style dataset with samples."""
+    path = node["_target_"]
+    dataset = build(node, "dataset", injected, common_keys(DatasetConfig))
+    if missing := [name for name in ("__len__", "__getitem__") if not hasattr(dataset, name)]:
+        raise UserError(f"dataset: {path} has no {' and no '.join(missing)}; a map-style dataset needs both")
+    try:
+        size = len(dataset)
+    except Exception as error:
+        rule = "it must return the number of samples"
+        raise UserError(f"dataset: {path}.__len__ failed with {one_line(error)}; {rule}") from error
+    if size == 0:
+        raise UserError(f"dataset: {path} has no samples; its __len__ returned 0")
+    ids = list_IDs(dataset)
+    if ids is not None and len(ids) != size:
+        raise UserError(f"dataset: {path} has {size:,} samples and {len(ids):,} list_IDs; each sample needs one")
+    return dataset
+
+
+def _from_catalog(node: Mapping[str, Any], catalog: Catalog, seed: int) -> Partition:
     partition = {}
     for name, ids in catalog.partition.items():
-        labels = catalog.labels[name]
-        injected = {"list_IDs": ids, "labels": labels, "partition": name, "seed": seed}
-        own = node if name == "train" else others
-        dataset = _checked(build(own, "dataset", injected, common_keys(DatasetConfig)), node)
-        if list_IDs(dataset) is None and len(dataset) == len(ids):  # the class does not keep them; errors and order do
+        own = node if name == "train" else without_transform(node)
+        dataset = _build(own, list_IDs=ids, labels=catalog.labels[name], partition=name, seed=seed)
+        if list_IDs(dataset) is None and len(dataset) == len(ids):  # the class does not keep them
             dataset = SubsetWithIDs(dataset, range(len(ids)), ids)
         partition[name] = dataset
-    train = partition["train"]
-    first, _ = probe(train, 0, path, seed, timeout)
-    if catalog.labels["train"].indexed:  # the class looks labels up by ID: workers forked later share the look-up
+    return partition
+
+
+def _index_labels(catalog: Catalog) -> None:
+    """Builds the look-up by ID where the class uses it, so that workers forked later share it."""
+    if catalog.labels["train"].indexed:
         for labels in catalog.labels.values():
             labels.index()
-    if isinstance(train, TensorFiles) and train.suffix == ".pt":
-        _note_views(train)
-    return _data(
-        keys.name or catalog.root.name, partition, catalog.targets, first, keys, catalog.digest, str(catalog.root), path
-    )
 
 
-def _note_views(train: TensorFiles) -> None:
-    """Says when files hold far more than the sample, a slip of the pen that makes loading slow for ever."""
+def _note_views(train: Dataset[Any]) -> None:
+    """Warns when files hold far more than their sample, which makes loading slow."""
+    if not isinstance(train, TensorFiles) or train.suffix != ".pt":
+        return
     ID = train.list_IDs[0]
     X = load_tensor(train.path(ID), ID)
     waste = wasted_bytes(X)
@@ -199,64 +215,44 @@ def _note_views(train: TensorFiles) -> None:
         log.warning(text, ID, train.path(ID), f"{X.nbytes:,}", f"{X.nbytes + waste:,}")
 
 
-def _from_class(node: Mapping[str, Any], keys: DatasetConfig, seed: int, timeout: float, has_partition: bool) -> Data:
-    path = str(node["_target_"])
-    common = common_keys(DatasetConfig)
-    resolved = {**node, "root": str(resolve_path(keys.root))} if keys.root else node
-    others = without_transform(resolved)
-    partition: dict[str, Dataset[Any]]
+def _from_class(node: Mapping[str, Any], seed: int, has_partition: bool) -> tuple[Partition, Any]:
+    """The datasets of a class without a catalog, and its attribute `num_outputs`."""
+    path, others = str(node["_target_"]), without_transform(node)
     if has_partition:
-        partition = {
-            name: _checked(
-                build(resolved if name == "train" else others, "dataset", {"seed": seed, "partition": name}, common),
-                node,
-            )
-            for name in getattr(locate(path, "dataset"), "partitions", ("train", "validation"))
-        }
-        stated = getattr(partition["train"], "num_outputs", None)
-    else:
-        plain = None
-        if _has_transform(node):
-            with sample_seeds():  # a class that draws numbers when it is built draws the same ones again
-                plain = _checked(build(others, "dataset", {"seed": seed}, common), node)
-        whole = _checked(build(resolved, "dataset", {"seed": seed}, common), node)
-        stated = getattr(whole, "num_outputs", None)
-        if len(whole) < HELD_OUT:
+        names = getattr(locate(path, "dataset"), "partitions", ("train", "validation"))
+        parts = {name: _build(node if name == "train" else others, seed=seed, partition=name) for name in names}
+        return parts, getattr(parts["train"], "num_outputs", None)
+    plain = None
+    if _has_transform(node):
+        with sample_seeds():  # so that a constructor that draws random numbers draws the same ones again
+            plain = _build(others, seed=seed)
+    whole = _build(node, seed=seed)
+    if len(whole) < HELD_OUT:
+        raise UserError(f"dataset: {path} has {len(whole)} samples; at least {HELD_OUT} are needed to hold some out")
+    train, validation = held_out(whole, len(whole) // HELD_OUT, seed)
+    if plain is not None:
+        if len(plain) != len(whole):
             raise UserError(
-                f"dataset: {path} has {len(whole)} samples; at least {HELD_OUT} are needed to hold some out"
+                f"dataset: {path} has {len(plain):,} samples without dataset.transform and {len(whole):,} with it; "
+                "both must be the same samples"
             )
-        train, validation = held_out(whole, len(whole) // HELD_OUT, seed)
-        if plain is not None:
-            if len(plain) != len(whole):
-                raise UserError(
-                    f"dataset: {path} has {len(plain):,} samples without dataset.transform and {len(whole):,} with it; "
-                    "both must be the same samples"
-                )
-            validation = SubsetWithIDs(plain, validation.indices)
-        partition = {"train": train, "validation": validation}
-        log.info("note: %s takes no `partition`, so a fifth of its samples (by seed) is held out for validation", path)
-    first, _ = probe(partition["train"], 0, path, seed, timeout)
-    targets = targets_of(partition["train"], keys, stated, path, seed, timeout)
+        validation = SubsetWithIDs(plain, validation.indices)
+    log.info("note: %s takes no `partition`, so a fifth of its samples (by seed) is held out for validation", path)
+    return {"train": train, "validation": validation}, getattr(whole, "num_outputs", None)
+
+
+def _digest_of(node: Mapping[str, Any], seed: int, partition: Partition) -> str:
     given = sorted((key, value) for key, value in node.items() if value is not None)
-    text = f"{given!r},{seed}," + ",".join(str(size_of(part)) for part in partition.values())
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return _data(keys.name or path.rpartition(".")[2].lower(), partition, targets, first, keys, digest, path, path)
+    sizes = ",".join(str(size_of(part)) for part in partition.values())
+    return hashlib.sha256(f"{given!r},{seed},{sizes}".encode()).hexdigest()
 
 
-def _data(
-    name: str,
-    partition: Mapping[str, Dataset[Any]],
-    targets: Targets,
-    first: Any,
-    keys: DatasetConfig,
-    digest: str,
-    source: str,
-    path: str,
-) -> Data:
+def _X_of(train: Dataset[Any], path: str, seed: int, timeout: float) -> Tensor:
+    """X of the first sample, checked to be a tensor, an array or a number."""
+    first, _ = probe(train, 0, path, seed, timeout)
     if not isinstance(first, (Tensor, np.ndarray, np.generic, int, float)):
-        raise UserError(
-            f"dataset: {path} returns X as {type(first).__name__}; a tensor, an array or a number is needed"
-        )
+        kind = type(first).__name__
+        raise UserError(f"dataset: {path} returns X as {kind}; a tensor, an array or a number is needed")
     try:
         X = torch.as_tensor(first, dtype=torch.float64 if isinstance(first, float) else None)  # as collated
     except (TypeError, ValueError, RuntimeError) as error:
@@ -271,14 +267,7 @@ def _data(
             f"dataset: {path} returns an X of complex numbers ({X.dtype}); real ones are needed: save or return "
             "torch.view_as_real(X), which has real and imaginary part as its last dimension"
         )
-    if keys.num_outputs is not None:
-        check_outputs("dataset.num_outputs", keys.num_outputs, targets)
-        targets = replace(targets, num_outputs=keys.num_outputs)
-    shape = tuple(X.shape)
-    mean, std = _per_channel("mean", keys.mean, shape), _per_channel("std", keys.std, shape)
-    if std is not None and min(std) <= 0:
-        raise UserError(f"dataset.std={keys.std}: must be above 0")
-    return Data(name, partition, targets, shape, X.dtype, mean, std, digest, source)
+    return X
 
 
 def _per_channel(key: str, value: Any, shape: tuple[int, ...]) -> tuple[float, ...] | None:
@@ -288,31 +277,6 @@ def _per_channel(key: str, value: Any, shape: tuple[int, ...]) -> tuple[float, .
     if not all(map(math.isfinite, values)):
         raise UserError(f"dataset.{key}={value}: must be finite")
     if len(values) not in {1, shape[0] if shape else 1}:
-        raise UserError(
-            f"dataset.{key} has {len(values)} values, a sample has shape {shape}: give one, or one per channel"
-        )
+        count = f"has {len(values)} values, a sample has shape {shape}"
+        raise UserError(f"dataset.{key} {count}: give one, or one per channel")
     return values
-
-
-def _checked(dataset: Any, node: Mapping[str, Any]) -> Any:
-    missing = [name for name in ("__len__", "__getitem__") if not hasattr(dataset, name)]
-    if missing:
-        raise UserError(
-            f"dataset: {node['_target_']} has no {' and no '.join(missing)}; a map-style dataset needs both"
-        )
-    try:
-        size = len(dataset)
-    except Exception as error:
-        rule = "it must return the number of samples"
-        raise UserError(f"dataset: {node['_target_']}.__len__ failed with {one_line(error)}; {rule}") from error
-    if size == 0:
-        raise UserError(f"dataset: {node['_target_']} has no samples; its __len__ returned 0")
-    ids = list_IDs(dataset)
-    if ids is not None and len(ids) != size:
-        counts = f"{size:,} samples and {len(ids):,} list_IDs"
-        raise UserError(f"dataset: {node['_target_']} has {counts}; one for each sample is needed")
-    return dataset
-
-
-def _first(dataset: Dataset[Any], count: int) -> Dataset[Any]:
-    return SubsetWithIDs(dataset, range(min(count, size_of(dataset))))

@@ -1,7 +1,4 @@
-"""Reads and checks partition and labels of a dataset folder before any work starts.
-
-What a label means for training is decided in labels.py; the samples themselves are not opened here.
-"""
+"""Reads and checks partition and labels of a dataset folder, without opening the samples."""
 
 from __future__ import annotations
 
@@ -9,17 +6,18 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from feedrate.config import nearby
-from feedrate.dataset.formats.table import Table, read_table
+from feedrate.dataset.formats.table import read_table
 from feedrate.dataset.ids import IDs, Labels
-from feedrate.dataset.labels import Targets, read_labels, read_texts
+from feedrate.dataset.labels import Targets, encodable, read_labels, read_texts
 from feedrate.errors import UserError, offence
 from feedrate.validation import nearest
 
@@ -38,9 +36,9 @@ class Catalog:
         root: the dataset folder.
         partition: IDs by the name of their partition; 'train' and 'validation' are always there.
         labels: labels of each partition, aligned with its IDs.
-        targets: what the labels are: task, classes, number of outputs.
+        targets: task, classes, number of outputs.
         digest: SHA-256 over partitions, IDs and labels, 64 hexadecimal digits.
-        notes: sentences for the user about what is odd but no error.
+        notes: remarks for the user that are no errors.
     """
 
     root: Path
@@ -55,8 +53,8 @@ class Catalog:
         """Reads and checks a dataset folder.
 
         Args:
-            root: folder with the samples and either of the forms that the README describes.
-            task: 'classification', 'regression', or 'auto' to tell from the labels.
+            root: folder with the samples and partition and labels, as JSON or table (docs/data.md).
+            task: 'classification', 'regression', or 'auto' to derive it from the labels.
             suffix: ending of the sample files, which must all exist; None skips that check.
 
         Raises:
@@ -71,10 +69,9 @@ class Catalog:
         except OSError as error:
             raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from None
         catalog = cls.of(root, partition, labels, task=task, suffix=suffix, source=source, as_text=as_text)
-        if idle := [name for name in _TABLES if name != source and (root / name).is_file()]:
-            note = f"{root}: {idle[0]} is not read, since {source} is there"
-            return replace(catalog, notes=(note, *catalog.notes))
-        return catalog
+        unused = [f"{root}: {name} is not read, since {source} is there"
+                  for name in _TABLES if name != source and (root / name).is_file()]  # fmt: skip
+        return replace(catalog, notes=(*unused[:1], *catalog.notes))
 
     @classmethod
     def of(
@@ -88,12 +85,12 @@ class Catalog:
         source: str = "partition",
         as_text: bool = False,
     ) -> Catalog:
-        """The catalog of a partition and labels that are at hand; checks as `read` does.
+        """The catalog of a partition and labels in memory; checks as `read` does.
 
         Args:
             root, task, suffix: as for `read`.
-            source: what messages call the partition, such as its file's name.
-            as_text: the labels are the texts of a table, which `read_texts` interprets.
+            source: name of the partition in messages, such as its file's.
+            as_text: the labels are texts of a table.
         """
         _check_partition(partition, source)
         notes = _check_labels(partition, labels, source)
@@ -112,15 +109,22 @@ class Catalog:
 
 
 def _read_files(root: Path) -> tuple[str, dict[str, list[str]], dict[str, Any], bool]:
-    """The source's name, the partition, the labels, and whether these are texts that are still to be interpreted."""
+    """The source's name, the partition, the labels, and whether these are texts of a table."""
     if (root / "partition.json").is_file():
         partition = _read_json(root / "partition.json", "{partition: [ID, ...]}")
         if not (root / "labels.json").is_file():
             raise UserError(f"{root}: partition.json has no labels.json beside it; write {{ID: label}} there")
         return "partition.json", partition, _read_json(root / "labels.json", "{ID: label}"), False
     for name in _TABLES:
-        if (root / name).is_file():
-            return name, *_by_partition(read_table(root / name), name)
+        if not (root / name).is_file():
+            continue
+        table = read_table(root / name)
+        if repeated := [str(ID) for ID in _repeated(table.ids)]:
+            raise UserError(offence(f"{name}: IDs on more than one row", repeated, "keep one row for each"))
+        partition = {}
+        for ID, of in zip(table.ids, table.partitions, strict=True):
+            partition.setdefault(of, []).append(ID)
+        return name, partition, dict(zip(table.ids, table.labels, strict=True)), table.as_text
     raise UserError(f"dataset.root={root}: holds no dataset; needed is {_FORM}")
 
 
@@ -129,29 +133,24 @@ def _read_json(path: Path, form: str) -> dict[str, Any]:
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
-        if len(found) < len(pairs):  # the last one would win silently
-            repeated[:] = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
+        if len(found) < len(pairs):  # json would silently keep the last one
+            repeated[:] = _repeated(key for key, _ in pairs)
         return found
 
     try:
         with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte-order mark
             value = json.load(file, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); write it anew") from None
+        raise UserError(f"{path}: is not valid JSON ({error}); write it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}; an object is needed, {form}")
     if repeated:
-        raise UserError(offence(f"{path}: keys that stand more than once", repeated, "keep one of each"))
+        raise UserError(offence(f"{path}: repeated keys", repeated, "keep one of each"))
     return value
 
 
-def _by_partition(table: Table, source: str) -> tuple[dict[str, list[str]], dict[str, Any], bool]:
-    if repeated := [str(ID) for ID, n in Counter(table.ids).items() if n > 1]:
-        raise UserError(offence(f"{source}: IDs on more than one row", repeated, "keep one row for each"))
-    partition: dict[str, list[str]] = {}
-    for ID, name in zip(table.ids, table.partitions, strict=True):
-        partition.setdefault(name, []).append(ID)
-    return partition, dict(zip(table.ids, table.labels, strict=True)), table.as_text
+def _repeated(values: Iterator[Any] | Sequence[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -160,121 +159,91 @@ def _by_partition(table: Table, source: str) -> tuple[dict[str, list[str]], dict
 
 
 def _check_partition(partition: Mapping[str, Sequence[str]], source: str) -> None:
-    if strange := [name for name in partition if name not in PARTITIONS]:
-        near = _meant(str(strange[0]))
-        raise UserError(f"{source}: unknown partition {strange[0]!r}; known are {', '.join(PARTITIONS)}{near}")
+    for name in partition:
+        if name not in PARTITIONS:
+            plain = str(name).strip().lower()
+            near = next((known for known in PARTITIONS if plain and known.startswith(plain)), plain)
+            fault = f"unknown partition {name!r}; known are {', '.join(PARTITIONS)}"
+            raise UserError(f"{source}: {fault}{nearest(near, list(PARTITIONS))}")
     for name in ("train", "validation"):
         if name not in partition:
             raise UserError(f"{source}: has no partition '{name}'; needed are 'train' and 'validation'")
-    for name, ids in partition.items():
-        if not isinstance(ids, (list, tuple, IDs)):
-            raise UserError(f"{source}: '{name}' holds a {type(ids).__name__}; a list of IDs is needed")
-        if not len(ids):
-            remedy = "leave it out" if name == "test" else "give it at least one ID"
-            raise UserError(f"{source}: partition '{name}' is empty; {remedy}")
-        if not all(issubclass(kind, str) for kind in set(map(type, ids))):
-            wrong = [ID for ID in ids if not isinstance(ID, str)]
-            remedy = 'write IDs in quotes, such as "007"'
-            if source == "samples.parquet":
-                remedy = "write the column id as texts, such as df['id'].astype(str), or .str.decode('utf-8') for bytes"
-            raise UserError(offence(f"{source}: IDs of '{name}' that are no text", wrong, remedy))
-        joined = "\0".join(ids)
-        if _UNSAFE.search(joined) or joined.count("\0") != len(ids) - 1:
-            wrong = [ID for ID in ids if "\0" in ID or _UNSAFE.search(ID)]
-            remedy = "an ID is a path below the root, without leading '/', '.', '..', empty parts or NUL: 'scans/007'"
-            raise UserError(offence(f"{source}: IDs of '{name}' that are no path below the root", wrong, remedy))
-        if not _encodable(joined):
-            wrong = [ID for ID in ids if not _encodable(ID)]
-            raise UserError(offence(f"{source}: IDs of '{name}' that are no valid Unicode", wrong, "rename them"))
     seen: dict[str, set[str]] = {}
     for name, ids in partition.items():
-        unique = set(ids)
-        if len(unique) < len(ids):
-            repeated = [ID for ID, n in Counter(ids).items() if n > 1]
-            remedy = "an ID stands once in a partition"
-            raise UserError(offence(f"{source}: IDs that stand twice in '{name}'", repeated, remedy))
-        for other, others in seen.items():
-            if both := sorted(unique & others):
-                seen_twice = "test" if "test" in (name, other) else "validation"
-                what = "validation" if "train" not in (name, other) else "training"
-                remedy = f"an ID belongs to one partition, or the {seen_twice} measures what {what} has seen"
+        _check_IDs(name, ids, source)
+        if repeated := _repeated(ids):
+            raise UserError(offence(f"{source}: IDs that stand twice in '{name}'", repeated, "keep one of each"))
+        seen[name] = set(ids)
+    for name, unique in seen.items():
+        for other in list(seen)[: list(seen).index(name)]:
+            if both := sorted(unique & seen[other]):
+                reused = "test" if "test" in (name, other) else "validation"
+                first = "validation" if "train" not in (name, other) else "training"
+                remedy = f"an ID belongs to one partition, or the {reused} measures what {first} has seen"
                 raise UserError(offence(f"{source}: IDs both in '{other}' and in '{name}'", both, remedy))
-        seen[name] = unique
 
 
-def _meant(name: str) -> str:
-    """The partition that a name probably stands for, as the end of a message."""
-    plain = name.strip().lower()
-    short = [known for known in PARTITIONS if plain and known.startswith(plain)]
-    found = {"dev": "validation", "eval": "validation"}.get(plain, short[0] if short else "")
-    return f"; did you mean {found}?" if found else nearest(plain, list(PARTITIONS))
+def _check_IDs(name: str, ids: Sequence[str], source: str) -> None:
+    """Checks that the IDs of one partition are texts and paths below the root."""
+    if not isinstance(ids, (list, tuple, IDs)):
+        raise UserError(f"{source}: '{name}' holds a {type(ids).__name__}; a list of IDs is needed")
+    if not len(ids):
+        remedy = "leave it out" if name == "test" else "give it at least one ID"
+        raise UserError(f"{source}: partition '{name}' is empty; {remedy}")
+    if not all(issubclass(kind, str) for kind in set(map(type, ids))):
+        wrong = [ID for ID in ids if not isinstance(ID, str)]
+        remedy = 'write IDs in quotes, such as "007"'
+        if source == "samples.parquet":
+            remedy = "write the column id as texts, such as df['id'].astype(str), or .str.decode('utf-8') for bytes"
+        raise UserError(offence(f"{source}: IDs of '{name}' that are no text", wrong, remedy))
+    joined = "\0".join(ids)
+    if _UNSAFE.search(joined) or joined.count("\0") != len(ids) - 1:
+        wrong = [ID for ID in ids if "\0" in ID or _UNSAFE.search(ID)]
+        remedy = "an ID is a path below the root, without leading '/', '.', '..', empty parts or NUL: 'scans/007'"
+        raise UserError(offence(f"{source}: IDs of '{name}' that are no path below the root", wrong, remedy))
+    if not encodable(joined):
+        wrong = [ID for ID in ids if not encodable(ID)]
+        raise UserError(offence(f"{source}: IDs of '{name}' that are no valid Unicode", wrong, "rename them"))
 
 
 def _check_labels(partition: Mapping[str, Sequence[str]], labels: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """Checks that each ID has a label; returns a note on labels without an ID."""
     where = "labels.json" if source == "partition.json" else source
-    total = 0
     for name, ids in partition.items():
-        total += len(ids)
-        if without := [ID for ID in ids if ID not in labels]:
+        if missing := [ID for ID in ids if ID not in labels]:
             remedy = "add their labels, or take them out of the partition"
-            raise UserError(offence(f"{where}: IDs of '{name}' without a label", without, remedy))
-    if len(labels) == total:
+            raise UserError(offence(f"{where}: IDs of '{name}' without a label", missing, remedy))
+    if len(labels) == sum(map(len, partition.values())):
         return ()
     used = {ID for ids in partition.values() for ID in ids}
-    idle = [ID for ID in labels if ID not in used]
-    return (offence(f"{where}: labels whose ID is in no partition", idle, "they are not used"),)
+    unused = [ID for ID in labels if ID not in used]
+    return (offence(f"{where}: labels whose ID is in no partition", unused, "they are not used"),)
 
 
 def _check_files(root: Path, partition: Mapping[str, Sequence[str]], suffix: str) -> None:
-    """One listing of each folder that holds samples: a stat for each file costs far more."""
+    """Lists each folder that holds samples once, since a stat for each file costs far more."""
     folders = {"", *(ID.rpartition("/")[0] for ids in partition.values() for ID in ids if "/" in ID)}
-    strange: set[str] = set()
-    present = {name for folder in sorted(folders) for name in _listing(root, folder, suffix, strange)}
+    irregular: set[str] = set()
+    present = {name for folder in sorted(folders) for name in _listing(root, folder, suffix, irregular)}
     for name, ids in partition.items():
         if missing := [ID for ID in ids if ID not in present]:
             remedy = "add the files, or take the IDs out of the partition"
-            if cause := _spelled_otherwise(root, missing[0], suffix):
-                remedy = cause
-            elif others := _endings(root / missing[0]):
-                remedy += (
-                    f"\nThere is {missing[0]}{others[0]}: a dataset class that reads it has suffix = {others[0]!r}"
-                )
+            if names := _names((root / missing[0]).parent):
+                remedy += f"\nIts folder holds, for example, {names[0]!r}; compare ending, spelling and Unicode form"
             raise UserError(offence(f"{root}: IDs of '{name}' without a file ID{suffix}", missing, remedy))
-        if strange and (wrong := [ID for ID in ids if ID in strange]):
+        if irregular and (wrong := [ID for ID in ids if ID in irregular]):
             fault = f"{root}: IDs of '{name}' whose ID{suffix} is no regular file (a folder, a pipe, a broken link)"
             raise UserError(offence(fault, wrong, "replace it, or take the IDs out of the partition"))
 
 
-def _spelled_otherwise(root: Path, ID: str, suffix: str) -> str:
-    """The remedy where the file of an ID is there and the ID is spelled in another way; an empty text elsewhere."""
-    rules, plain = [], ID.removesuffix(suffix).replace("\\", "/")
-    if ID.endswith(suffix):
-        rules.append(f"without the ending {suffix}")
-    if "\\" in ID:
-        rules.append("with '/' between folders, not '\\'")
-    for form in ("NFC", "NFD"):
-        other = unicodedata.normalize(form, plain)
-        if (root / f"{other}{suffix}").is_file():
-            if other != plain:
-                rules.append(f"in the Unicode form of the file names, unicodedata.normalize('{form}', ID)")
-            return f"write IDs {', '.join(rules)}: there is {other}{suffix}" if rules else ""
-    return ""
+def _names(folder: Path) -> list[str]:
+    """Names of visible files in a folder, without those of the catalog."""
+    found = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(name for name in found if name[0] != "." and name not in ("partition.json", "labels.json", *_TABLES))
 
 
-def _endings(sample: Path) -> list[str]:
-    """What the names of the files that begin as the sample's name end with."""
-    try:
-        names = [path.name for path in sample.parent.iterdir()]
-    except OSError:
-        return []
-    return sorted(name.removeprefix(sample.name) for name in names if name.startswith(f"{sample.name}."))
-
-
-def _listing(root: Path, folder: str, suffix: str, strange: set[str]) -> Iterator[str]:
-    """IDs of the sample files in one folder, none if there is no such folder.
-
-    Those that are no regular files are added to `strange`. The listing itself tells that; only links are followed.
-    """
+def _listing(root: Path, folder: str, suffix: str, irregular: set[str]) -> Iterator[str]:
+    """IDs of the sample files in one folder; those that are no regular files are added to `irregular`."""
     prefix = f"{folder}/" if folder else ""
     try:
         with os.scandir(root / folder) as entries:
@@ -282,7 +251,7 @@ def _listing(root: Path, folder: str, suffix: str, strange: set[str]) -> Iterato
                 if entry.name.endswith(suffix):
                     ID = prefix + entry.name.removesuffix(suffix)
                     if not entry.is_file():
-                        strange.add(ID)
+                        irregular.add(ID)
                     yield ID
     except (FileNotFoundError, NotADirectoryError):
         return
@@ -290,17 +259,7 @@ def _listing(root: Path, folder: str, suffix: str, strange: set[str]) -> Iterato
         raise UserError(f"{root / folder}: cannot be listed ({error.strerror}); check its permissions") from None
 
 
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold and a file name cannot
-        return False
-    return True
-
-
 def _digest(labels: Mapping[str, Labels], targets: Targets) -> str:
-    import numpy as np
-
     digest = hashlib.sha256(json.dumps([targets.task, targets.classes], default=str).encode())
     for name in sorted(labels):
         ids = labels[name].list_IDs

@@ -1,7 +1,4 @@
-"""The default data set: scikit-learn's handwritten digits as one file per sample, written on first use.
-
-1,797 real images of 8x8 pixels, no network needed. Any other data is given by dataset=tensor_files.
-"""
+"""scikit-learn's handwritten digits, 1,797 images of 8x8 pixels, written as one file per sample on first use."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ class Digits(TensorFiles):
 
     @classmethod
     def prepare(cls, root: Path) -> None:
-        """Writes the files, if partition.json is not there yet; an interrupted call is made good by the next.
+        """Writes the files unless partition.json exists; an interrupted call is repeated by the next.
 
         Raises:
             OSError: the folder cannot be written.
@@ -53,6 +50,6 @@ def _write(root: Path) -> None:
         partition["validation" if seen[digit] % VALIDATION_EVERY == 0 else "train"].append(ID)
         labels[ID] = digit
         seen[digit] += 1
-    # partition.json comes last and by renaming: where it is, everything is
+    # last and by renaming: where partition.json is, everything is
     (root / "labels.json").write_text(json.dumps(labels))
     atomic_write(root / "partition.json", json.dumps(partition))

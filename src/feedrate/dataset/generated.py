@@ -1,7 +1,4 @@
-"""Samples that are computed instead of read: a ripple tank, simulated and drawn; the physics is the label.
-
-It stands for any costly `__getitem__`, and needs no download. For samples in files see tensor_files.py.
-"""
+"""Computed samples that need no download: a simulated ripple tank, whose physical parameters are the label."""
 
 from __future__ import annotations
 
@@ -21,8 +18,7 @@ from feedrate.errors import UserError
 
 Grid = NDArray[np.floating[Any]]
 
-# What a label holds: lowest and highest value. Lengths are in widths of the tank, times in the time that a
-# wave takes to cross it.
+# The label's parameters: lowest and highest value; lengths in widths of the tank, times in crossings of a wave
 PARAMETERS = {
     "frequency": (4.0, 10.0),  # of the waves, so their length is 0.25 down to 0.1
     "gap": (0.1, 0.6),  # width of the opening in the wall
@@ -33,22 +29,21 @@ MAX_SIZE = 10**15
 
 
 class Generated(Dataset[tuple[Tensor, Tensor]]):
-    """Plane waves in a tank meet a wall with a gap: X is the water from above, y what caused it.
+    """Images of plane waves in a tank that meet a wall with a gap, and the parameters as labels.
 
-    X is (1, image_size, image_size) uint8: 128 still water, brighter higher, the wall black. y is (4,)
-    float32: the `PARAMETERS` in their order, drawn uniformly, scaled from -1 (lowest) to 1 (highest). A
-    sample is a function of (seed, ID) alone and is computed anew each time: with 64 pixels 3 to 4 ms on one
-    core.
+    X is (1, image_size, image_size) uint8: 128 still water, brighter higher, the wall black. y is (4,) float32: the
+    `PARAMETERS` in their order, drawn uniformly, scaled from -1 (lowest) to 1 (highest). A sample is a function of
+    (seed, ID), computed at each access: 3 to 4 ms on one core with 64 pixels.
 
     Args:
-        partition: 'train', 'validation' or 'test'; their samples have different IDs, such as 'train-000001'.
-        seed: whole number; another one gives other samples under the same IDs.
+        partition: 'train', 'validation' or 'test'; IDs are such as 'train-000001'.
+        seed: whole number.
         size: samples in 'train', 1 to 10**15; any size costs the same memory.
         validation_size: samples in 'validation', and in 'test'; 1 to 10**15.
         image_size: pixels along each side, 32 to 256.
 
     Attributes:
-        list_IDs: IDs by index, made when asked for.
+        list_IDs: IDs by index, computed on access.
         num_outputs: length of y.
 
     Raises:
@@ -89,7 +84,7 @@ class Generated(Dataset[tuple[Tensor, Tensor]]):
 
 
 class NumberedIDs(Sequence[str]):
-    """The IDs 'train-000000', 'train-000001', ...: any number in the memory of one, also when sliced."""
+    """The IDs 'train-000000', 'train-000001', ..., computed on access."""
 
     def __init__(self, prefix: str, numbers: range) -> None:
         self.prefix, self.numbers = prefix, numbers
@@ -115,16 +110,13 @@ class NumberedIDs(Sequence[str]):
 
 
 def draw_tank(frequency: float, gap: float, wall: float, damping: float, pixels: int) -> NDArray[np.uint8]:
-    """The tank from above, (pixels, pixels) uint8, when the first wave has had time to cross it 1.6 times.
+    """The tank from above, (pixels, pixels) uint8, after the time of 1.6 crossings.
 
-    Solves the damped wave equation u_tt + k u_t = u_xx + u_yy + f on the unit square with central
-    differences, half a cell per step (stable below 0.7: Courant, Friedrichs, Lewy, Mathematische Annalen 100,
-    1928; the scheme is that of Langtangen and Linge, "Finite Difference Computing with PDEs", Springer 2017,
-    chapter 2). k rises towards the edges, which swallow the waves (Cerjan et al., Geophysics 50, 1985). f
-    drives one column of cells.
-
-    Only sums and products cell by cell and functions of `math` are used: no linear algebra, whose result may
-    depend on the number of threads.
+    Solves the damped wave equation u_tt + k u_t = u_xx + u_yy + f on the unit square with central differences, half a
+    cell per step (stable below 0.7: Courant, Friedrichs, Lewy, Mathematische Annalen 100, 1928; scheme: Langtangen and
+    Linge, "Finite Difference Computing with PDEs", Springer 2017, chapter 2). k rises towards the edges, which absorb
+    the waves (Cerjan et al., Geophysics 50, 1985). f drives one column of cells. Without linear algebra, whose result
+    may depend on the number of threads.
     """
     cell = 1 / pixels
     step = cell / 2

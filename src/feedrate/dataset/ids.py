@@ -1,7 +1,7 @@
-"""IDs and labels of millions of samples in a few tensors, which workers share instead of copying.
+"""IDs and labels of millions of samples in a few tensors, whose memory workers share.
 
-A Python list of strings would be copied page by page into every forked worker, as reading it changes the
-strings' reference counts; and under spawn it would be pickled. What a sample is, is decided elsewhere.
+A Python list of strings would be copied page by page into every forked worker, as reading changes reference counts,
+and would be pickled for a spawned one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feedrate.dataset.rng import GAMMA, mix64
 from feedrate.errors import UserError
 
 _BLOCK = 1 << 16  # IDs that are hashed at once
 
 
 class IDs(Sequence[str]):
-    """A read-only sequence of strings: their UTF-8 bytes end to end, and where each one ends.
+    """A read-only sequence of strings: their UTF-8 bytes end to end, and where each one ends (8 bytes).
 
-    Costs 8 bytes for each ID beyond its characters. Handed to a process that is being spawned, both tensors move into
-    shared memory once and are then mapped by every worker; any other pickle holds a copy.
+    Pickled for a process that is being spawned, both tensors move into shared memory once and are mapped by every
+    worker; any other pickle holds a copy.
 
     Raises:
-        UserError: a value is no text, or holds half a surrogate pair, which no file name and no UTF-8 can hold.
+        UserError: a value is no text, or no valid Unicode.
     """
 
     def __init__(self, values: Iterable[str]) -> None:
@@ -43,7 +44,7 @@ class IDs(Sequence[str]):
 
     @classmethod
     def of(cls, text: np.ndarray, ends: np.ndarray) -> IDs:
-        """From the form in which they are held: UTF-8 bytes end to end (uint8), and where each one ends (int64)."""
+        """From UTF-8 bytes end to end (uint8), and where each ID ends (int64)."""
         found = cls(())
         found.__setstate__({"text": np.array(text), "ends": np.array(ends)})
         return found
@@ -51,12 +52,11 @@ class IDs(Sequence[str]):
     def _open(self) -> None:
         self._text, self._ends = self.text.numpy(), self.ends.numpy()
         self._view = memoryview(self._text.data)
-        self._rows: np.ndarray | None = None  # (N, length) of all where lengths are alike, (0,) where they are not
+        self._rows: np.ndarray | None = None  # (N, length) where all lengths are equal, else (0,)
 
     def __getstate__(self) -> dict[str, Any]:
-        # torch's multiprocessing pickles a tensor by moving it to shared memory, which would pull the memory away under
-        # the NumPy views; so copies are moved, and this process reads those from now on. A queue pickles in the same
-        # way but may never be read, and would leave the shared memory behind: it gets arrays, which are copied.
+        # torch pickles a tensor by moving it to shared memory, away from under the NumPy views; so copies are moved,
+        # and used from now on. A queue that is never read would leak shared memory: it gets arrays, which are copied.
         if get_spawning_popen() is None:
             return {"text": self._text, "ends": self._ends}
         if not self.text.is_shared():
@@ -93,26 +93,29 @@ class IDs(Sequence[str]):
             start = end
 
     def at(self, indices: np.ndarray) -> list[str]:
-        """The IDs at `indices`, (n,) int64 and none below 0; faster than one by one."""
-        ends = self._ends[indices]
-        starts = np.where(indices > 0, self._ends[indices - 1], 0)
+        """The IDs at `indices`, (n,) int64 and not negative; faster than one by one."""
+        starts, ends = self._spans(indices)
         view = self._view
         return [str(view[start:end], "utf-8") for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
+    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the IDs at `indices` begin and end."""
+        return np.where(indices > 0, self._ends[indices - 1], 0), self._ends[indices]
+
     def table(self, indices: np.ndarray) -> np.ndarray | None:
-        """The UTF-8 of the IDs at `indices`, (n, length) uint8; None where lengths differ, or one holds a zero byte."""
+        """UTF-8 of the IDs at `indices`, (n, length) uint8; None where lengths differ, or one holds a zero byte."""
         if self._rows is None:
             length = int(self._ends[0]) if len(self) else 0
-            alike = length and np.array_equal(self._ends, np.arange(1, len(self) + 1) * length) and self._text.all()
-            self._rows = self._text.reshape(-1, length) if alike else self._text[:0]
+            uniform = length and np.array_equal(self._ends, np.arange(1, len(self) + 1) * length) and self._text.all()
+            self._rows = self._text.reshape(-1, length) if uniform else self._text[:0]
         if self._rows.ndim == 2:
             found: np.ndarray = self._rows[indices]
             return found
-        ends = self._ends[indices]
-        lengths = ends - np.where(indices > 0, self._ends[indices - 1], 0)
+        starts, ends = self._spans(indices)
+        lengths = ends - starts
         if not len(indices) or (lengths != lengths[0]).any():
             return None
-        found = self._text[(ends - lengths)[:, None] + np.arange(lengths[0])]
+        found = self._text[starts[:, None] + np.arange(lengths[0])]
         return found if found.all() else None
 
     @property
@@ -121,14 +124,14 @@ class IDs(Sequence[str]):
         return self.text.nbytes + self.ends.nbytes
 
     def hashes(self) -> np.ndarray:
-        """64 bits of each ID, (N,) uint64: equal for equal ones, and by chance for one pair of others in 2**64."""
+        """A 64-bit hash of each ID, (N,) uint64."""
         found = np.empty(len(self), dtype=np.uint64)
         for first in range(0, len(self), _BLOCK):
             ends = self._ends[first : first + _BLOCK]
             begin = int(self._ends[first - 1]) if first else 0
             starts = np.concatenate([[begin], ends[:-1]])
             lengths, hashes = ends - starts, found[first : first + _BLOCK]
-            if lengths.min() == lengths.max():  # then they lie as a table does
+            if lengths.min() == lengths.max():
                 hashes[:] = _hashed(self._text[begin : int(ends[-1])].reshape(len(ends), int(lengths[0])))
                 continue
             for length in np.unique(lengths).tolist():
@@ -141,24 +144,20 @@ class IDs(Sequence[str]):
         table = self.table(indices)
         if table is not None:
             return _framed(table.reshape(-1), np.full(len(table), table.shape[1]))
-        ends = self._ends[indices]
-        starts = np.where(indices > 0, self._ends[indices - 1], 0)
+        starts, ends = self._spans(indices)
         lengths = ends - starts
         within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return _framed(self._text[np.repeat(starts, lengths) + within], lengths)
 
 
 def _hashed(text: np.ndarray) -> np.ndarray:
-    """(n, length) uint8 to (n,) uint64, by the steps of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    """(n, length) uint8 to (n,) uint64."""
     count, length = text.shape
     words = np.zeros((count, length // 8 + 1), dtype=np.uint64)
     words.view(np.uint8)[:, :length] = text
     found = np.full(count, length, dtype=np.uint64)
     for word in words.T:
-        found = (found ^ word) + np.uint64(0x9E3779B97F4A7C15)
-        found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        found ^= found >> np.uint64(31)
+        found = mix64((found ^ word) + GAMMA)
     return found
 
 
@@ -172,7 +171,7 @@ def _utf8(value: str) -> bytes:
 
 
 def encode(list_IDs: Sequence[str] | None, indices: np.ndarray) -> bytes:
-    """As `IDs.encode`, for any sequence of IDs; without one the indices themselves, in decimal, are the IDs."""
+    """Same as `IDs.encode` for any sequence of IDs; None stands for the indices in decimal."""
     if isinstance(list_IDs, IDs):
         return list_IDs.encode(indices)
     if list_IDs is None:
@@ -185,7 +184,7 @@ def encode(list_IDs: Sequence[str] | None, indices: np.ndarray) -> bytes:
 
 
 def _decimal(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of at least 0, (n,) int64, in decimal: their digits end to end as uint8, and how many each has."""
+    """Digits of non-negative numbers (n,) end to end as uint8, and how many each has."""
     powers = 10 ** np.arange(19)
     lengths = np.maximum(1, np.searchsorted(powers, numbers, side="right"))
     width = int(lengths.max()) if len(lengths) else 0
@@ -207,11 +206,11 @@ def _framed(text: np.ndarray, lengths: np.ndarray) -> bytes:
 
 
 class Labels(Mapping[str, Any]):
-    """Labels of one partition: looked up by ID as a dictionary is, held as a tensor aligned with the IDs.
+    """Labels of one partition: a mapping from ID, held as a tensor aligned with the IDs.
 
     Attributes:
         tensor: (N,) int64 class indices, (N,) float32 numbers, or (N, K) float32 vectors.
-        classes: what the labels call each class index; None where the tensor itself says all.
+        classes: the original label of each class index; None where the tensor holds the labels themselves.
         known: False where the tensor holds placeholders for samples without labels.
     """
 
@@ -232,21 +231,21 @@ class Labels(Mapping[str, Any]):
         return value if value.dim() else value.item()
 
     def stated(self, ID: str) -> Any:
-        """The label of an ID as it was given: a text, a number, true or false, or a list of numbers."""
+        """The original label of an ID: a text, a number, true or false, or a list of numbers."""
         value: Any = self.tensor[self.position(ID)].tolist()
         return value if self.classes is None else self.classes[value]
 
     @property
     def indexed(self) -> bool:
-        """Whether a label has been looked up by ID before."""
+        """Whether the look-up by ID is built."""
         return self._sorted is not None
 
     def index(self) -> None:
-        """Builds the look-up by ID now, so that workers share it: 16 bytes for each ID."""
+        """Builds the look-up by ID, 16 bytes for each, so that workers forked later share it."""
         if self._sorted is None:
             hashes = np.fromiter((_hash(ID) for ID in self.list_IDs), dtype=np.int64, count=len(self.list_IDs))
             order = np.argsort(hashes)
-            # tensors, since those are shared with a spawned worker, and no NumPy views of them: see IDs.__getstate__
+            # tensors, which are shared with a spawned worker
             self._sorted = torch.from_numpy(hashes[order]), torch.from_numpy(order)
 
     def position(self, ID: str) -> int:
@@ -260,10 +259,10 @@ class Labels(Mapping[str, Any]):
         hashes, order = self._sorted
         try:
             key = _hash(ID)
-        except (AttributeError, UnicodeEncodeError):  # not a text, or not one that a file name can hold
+        except (AttributeError, UnicodeEncodeError):  # no text, or no valid Unicode
             raise KeyError(ID) from None
         at = int(torch.searchsorted(hashes, key))
-        while at < len(hashes) and hashes[at] == key:  # equal hashes of different IDs: look at each
+        while at < len(hashes) and hashes[at] == key:  # different IDs may have equal hashes
             if self.list_IDs[int(order[at])] == ID:
                 return int(order[at])
             at += 1
@@ -271,5 +270,5 @@ class Labels(Mapping[str, Any]):
 
 
 def _hash(ID: str) -> int:
-    """64 bits that are the same in every process, which Python's own hash of a string is not."""
+    """A 64-bit hash that, unlike Python's own, is the same in every process."""
     return int.from_bytes(hashlib.blake2b(ID.encode(), digest_size=8).digest(), "little", signed=True)

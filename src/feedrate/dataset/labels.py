@@ -1,7 +1,4 @@
-"""What labels mean: classes, numbers or vectors, and the tensors that hold them.
-
-Which ID has which label is the catalog's affair.
-"""
+"""Interprets labels as classes, numbers or vectors, and converts them to tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -20,12 +17,12 @@ from torch import Tensor
 
 from feedrate.errors import UserError, offence
 
-MANY = 20  # from so many classes on, about one for each sample is worth a note
+MANY = 20  # classes from which on about one class per sample is worth a note
 _LARGEST = float(np.finfo(np.float32).max)
 _FINITE = f"finite and at most {_LARGEST:.1e} in size"
 _NOT_IN_NUMBERS = re.compile(r"[^0-9eE.+\- \t]")
 _TRUTH = {"true": True, "false": False}
-# what spreadsheets and statistics programs write in the place of a number that they do not have
+# texts that spreadsheets and statistics programs write for a missing number
 _NO_NUMBER = frozenset({"", "#N/A", "#NA", "N/A", "n/a", "NA", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"})
 
 
@@ -35,9 +32,9 @@ class Targets:
 
     Attributes:
         task: 'classification' or 'regression'.
-        classes: the label (a JSON scalar) that each class index stands for, or None for regression.
+        classes: the label (a JSON scalar) of each class index, or None for regression.
         num_outputs: number of classes, length of the vector, or 1 for a number.
-        notes: sentences for the user about what is odd but no error.
+        notes: remarks for the user that are no errors.
     """
 
     task: str
@@ -55,15 +52,14 @@ class Targets:
 def read_texts(
     labels: Mapping[str, Sequence[str]], partition: Mapping[str, Sequence[str]], task: str = "auto"
 ) -> tuple[Targets, dict[str, Tensor]]:
-    """As `read_labels`, for the texts of a table.
+    """Same as `read_labels`, for the texts of a table.
 
-    Texts that all are numbers, or all lists of one number, are numbers; any other '[...]' is a vector, and true and
-    false are what they are in JSON where no other text occurs; all others are texts. Classes are the texts themselves,
-    so no two texts become one class; those that all are numbers are in the order of their values. Where two texts are
-    the same number, as '01' and '1', classes are in the order of the texts.
+    Texts that all are numbers, or lists of one number, are numbers; any other '[...]' is a vector; true and false are
+    truth values where no other text occurs; all others are texts. Each text is a class of its own; classes are in the
+    order of their numbers, or of the texts where two texts are one number, as '01' and '1'.
 
     Raises:
-        UserError: as `read_labels`; also where there is no label, which a text such as 'NA' says among numbers only.
+        UserError: as `read_labels`; also where a label is missing: '', and among numbers 'NA' and the like.
     """
     texts = set().union(*labels.values())
     lone = _lone(texts)
@@ -97,12 +93,12 @@ def read_texts(
         return _noted(read_labels(labels, partition, task), notes)
     fraction = any(value % 1 > 0 for value in numbers.values())
     if len(words) + len(numbers) < len(texts) or task == "regression" or (task == "auto" and fraction):
-        return read_labels(values, partition, task)  # of one kind, or refused with the reason
+        return read_labels(values, partition, task)  # vectors, or an error with the reason
     return _noted(read_labels(labels, partition, task), _odd_kinds(values, partition) if numbers else [])
 
 
 def _lone(texts: Collection[str]) -> dict[str, Any] | None:
-    """The number, or the truth value, of each text where all are lists of one."""
+    """The number or truth value of each text where all are lists of one; else None."""
     if not all(text.lstrip().startswith("[") for text in texts):
         return None
     lists = [_typed(text) for text in texts]
@@ -111,7 +107,7 @@ def _lone(texts: Collection[str]) -> dict[str, Any] | None:
 
 
 def _all_numbers(texts: Collection[str]) -> np.ndarray | None:
-    """(N,) float64 where `_typed` would find numbers only, else None; faster for a million of them."""
+    """(N,) float64 where all texts are numbers, else None; faster than `_typed`."""
     if _NOT_IN_NUMBERS.search("".join(texts)):
         return None
     try:
@@ -121,18 +117,18 @@ def _all_numbers(texts: Collection[str]) -> np.ndarray | None:
 
 
 def _typed(text: str) -> Any:
-    """The number or the list of numbers that a text is; other texts as they are."""
+    """A text as number or list of numbers; other texts unchanged."""
     try:
         if not _NOT_IN_NUMBERS.search(text):
             return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
         value = json.loads(text) if text.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):  # also of more digits than Python takes
+    except (ValueError, RecursionError):  # also more digits than Python converts
         return text
     return value if isinstance(value, list) and all(type(x) in (int, float, bool) for x in value) else text
 
 
 def _same_number(numbers: Mapping[str, float], note: str) -> list[str]:
-    """The note with an example of two texts that are the same number."""
+    """The note, with two texts that are the same number."""
     first: dict[float, str] = {}
     pair = next((first[v], text) for text, v in sorted(numbers.items()) if first.setdefault(v, text) != text)
     return [note.format(" and ".join(map(_shown, pair)))]
@@ -148,16 +144,16 @@ def read_labels(
     task: str = "auto",
     names: Mapping[Any, str] | None = None,
 ) -> tuple[Targets, dict[str, Tensor]]:
-    """Labels of every partition as one kind of tensor.
+    """Converts the labels of all partitions to one kind of tensor.
 
     Args:
         labels: JSON values by partition, aligned with `partition`.
-        partition: the IDs, to name an offender.
+        partition: the IDs, for messages.
         task: 'auto' takes vectors and floats with a fraction for regression, everything else for classes.
-        names: what each class is called, where that is not its value.
+        names: names of classes that are not their value.
 
     Returns:
-        What they are, and by partition (N,) int64 class indices, (N,) float32 numbers or (N, K) float32 vectors.
+        The targets, and by partition (N,) int64 class indices, (N,) float32 numbers or (N, K) float32 vectors.
 
     Raises:
         UserError: naming the first ID whose label does not fit the others.
@@ -165,14 +161,11 @@ def read_labels(
     labels = single(labels)
     kinds = {type(value) for values in labels.values() for value in values}
     if wrong := kinds - {int, float, str, bool, list}:
-        ID, value = _first(labels, partition, lambda value: type(value) in wrong)
-        raise UserError(
-            f"labels: ID {ID!r} has the label {_shown(value)}; "
-            "give it a number, a text, true, false or a list of numbers, or take the ID out of the partition"
-        )
-    if str in kinds and not _encodable(labels):
-        ID, value = _first(labels, partition, lambda value: type(value) is str and not _encodable({"": [value]}))
-        raise UserError(f"labels: ID {ID!r} has the label {_shown(value)}, which is no valid Unicode; rename the class")
+        rule = "give it a number, a text, true, false or a list of numbers, or take the ID out of the partition"
+        raise _error(labels, partition, lambda value: type(value) in wrong, rule)
+    if str in kinds and not all(encodable("".join(set(map(_text, of)))) for of in labels.values()):
+        rule = "it is no valid Unicode; rename the class"
+        raise _error(labels, partition, lambda value: not encodable(_text(value)), rule)
     if list in kinds:
         return _vectors(labels, partition, task)
     numeric = kinds <= {int, float}
@@ -183,25 +176,23 @@ def read_labels(
                 name: torch.from_numpy(values.astype(np.float32)) for name, values in numbers.items()
             }
     elif task == "regression":
-        ID, value = _first(labels, partition, lambda v: not _number(v))
-        raise UserError(f"labels: ID {ID!r} has the label {_shown(value)}; dataset.task=regression needs numbers")
+        raise _error(labels, partition, lambda v: not _number(v), "dataset.task=regression needs numbers")
     elif float in kinds:
-        if bad := _first_or_none(labels, partition, lambda v: type(v) is float and not _fits(v)):
-            raise UserError(f"labels: ID {bad[0]!r} has the label {_shown(bad[1])}; labels must be {_FINITE}")
-        if task == "auto" and (broken := _first_or_none(labels, partition, lambda v: type(v) is float and v % 1 != 0)):
-            kind_counts = Counter(_number(value) for values in labels.values() for value in values)
-            few = kind_counts[True] < kind_counts[False]
-            ID, value = broken if few else _first(labels, partition, lambda v: not _number(v))
-            others, wanted = ("no numbers", "no number") if few else ("numbers with a fraction", "numbers only")
-            raise UserError(
-                f"labels: ID {ID!r} has the label {_shown(value)}, while others are {others}; "
-                f"give {wanted}, or set dataset.task=classification"
-            )
+        floats = [value for values in labels.values() for value in values if type(value) is float]
+        if not all(map(_fits, floats)):
+            raise _error(labels, partition, lambda v: type(v) is float and not _fits(v), f"labels must be {_FINITE}")
+        if task == "auto" and any(value % 1 for value in floats):
+            counts = Counter(_number(value) for values in labels.values() for value in values)
+            if counts[True] < counts[False]:
+                rule = "others are no numbers; give no number, or set dataset.task=classification"
+                raise _error(labels, partition, lambda v: type(v) is float and v % 1 != 0, rule)
+            rule = "others are numbers with a fraction; give numbers only, or set dataset.task=classification"
+            raise _error(labels, partition, lambda v: not _number(v), rule)
     return _classes(labels, partition, kinds, task, names or {})
 
 
 def single(labels: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
-    """The same labels; where each is a list of one number, or each of one truth value, that stands for the list."""
+    """The same labels; where all are lists of one number, or all of one truth value, these values."""
     if all(isinstance(value, (list, tuple)) and len(value) == 1 for values in labels.values() for value in values):
         found = {name: [value[0] for value in values] for name, values in labels.items()}
         kinds = {type(value) for values in found.values() for value in values}
@@ -214,27 +205,20 @@ def _vectors(
     labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], task: str
 ) -> tuple[Targets, dict[str, Tensor]]:
     if task == "classification":
-        ID, value = _first(labels, partition, lambda v: isinstance(v, list))
-        raise UserError(
-            f"labels: ID {ID!r} has the label {_shown(value)}; dataset.task=classification needs one class for each ID"
-        )
+        rule = "dataset.task=classification needs one class for each ID"
+        raise _error(labels, partition, lambda v: isinstance(v, list), rule)
     listed, first = _first(labels, partition, lambda v: isinstance(v, list))
     length = len(first)
     kinds = (bool,) if first and type(first[0]) is bool else (int, float)  # true and false are 1 and 0, if not mixed
 
-    def odd(value: Any) -> bool:
-        return (
-            not isinstance(value, list) or len(value) != length or not all(type(x) in kinds and _fits(x) for x in value)
-        )
+    def fits(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == length and all(type(x) in kinds and _fits(x) for x in value)
 
     if length == 0:
-        ID, _ = _first(labels, partition, lambda v: v == [])
-        raise UserError(f"labels: ID {ID!r} has the label []; a vector needs at least one number")
-    if bad := _first_or_none(labels, partition, odd):
-        raise UserError(
-            f"labels: ID {bad[0]!r} has the label {_shown(bad[1])}; as that of ID {listed!r} is a list of {length}, "
-            f"each label must be a list of {length} numbers, {_FINITE}"
-        )
+        raise _error(labels, partition, lambda v: v == [], "a vector needs at least one number")
+    if not all(fits(value) for values in labels.values() for value in values):
+        rule = f"as that of ID {listed!r} is a list of {length}, each label must be a list of {length} numbers, "
+        raise _error(labels, partition, lambda v: not fits(v), rule + _FINITE)
     return Targets("regression", None, length), {
         name: torch.from_numpy(np.asarray(values, dtype=np.float32)) for name, values in labels.items()
     }
@@ -245,7 +229,7 @@ def _classes(
     partition: Mapping[str, Sequence[str]],
     kinds: set[type],
     task: str,
-    called: Mapping[Any, str],
+    renamed: Mapping[Any, str],
 ) -> tuple[Targets, dict[str, Tensor]]:
     numeric = kinds <= {int, float}
     notes = [] if numeric or len(kinds) == 1 else _odd_kinds(labels, partition)
@@ -256,7 +240,7 @@ def _classes(
     ordered = sorted(set().union(*found.values()))
     position = {value: index for index, value in enumerate(ordered)}
     plain = (value[1] if isinstance(value, tuple) else value for value in ordered)
-    names = tuple(called.get(value, _whole(value)) for value in plain)
+    names = tuple(renamed.get(value, _whole(value)) for value in plain)
     if unseen := [_shown(name) for name, value in zip(names, ordered, strict=True) if value not in found["train"]]:
         listed = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         count = "1 class" if len(unseen) == 1 else f"{len(unseen):,} classes"
@@ -274,21 +258,19 @@ def _classes(
 
 
 def _odd_kinds(labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]]) -> list[str]:
-    """A note that names the first label of the rarest kind where texts, numbers, true and false are mixed."""
+    """A note on the rarest kind where texts, numbers, true and false are mixed."""
     counts = Counter(_kind(value) for values in labels.values() for value in values)
     if len(counts) == 1:
         return []
     rarest, count = counts.most_common()[-1]
     ID, value = _first(labels, partition, lambda v: _kind(v) == rarest)
     words = {"number": "numbers", "str": "texts", "bool": "true or false"}
-    return [
-        f"labels: {count:,} of {counts.total():,} are {words[rarest]}, the others are not: the first is that of ID "
-        f"{ID!r}, {_shown(value)}; each is a class of its own"
-    ]
+    note = f"labels: {count:,} of {counts.total():,} are {words[rarest]}, the others are not: the first is that of ID "
+    return [f"{note}{ID!r}, {_shown(value)}; each is a class of its own"]
 
 
 def _nearly_alike(labels: Mapping[str, Sequence[Any]]) -> list[str]:
-    """A note that counts the labels that are another one but for case, outer white space or Unicode form."""
+    """A note on labels that differ from another one only by case, outer white space or Unicode form."""
     spellings: dict[str, list[str]] = {}
     for text in sorted({value for values in labels.values() for value in values if type(value) is str}):
         spellings.setdefault(unicodedata.normalize("NFC", text).strip().casefold(), []).append(text)
@@ -322,7 +304,7 @@ def _fits(value: float) -> bool:
 
 
 def same(y: Any, label: Any) -> bool:
-    """Whether y, as a file holds it beside X, is the label of that sample."""
+    """Whether y, stored in a file beside X, equals the sample's label."""
     if isinstance(y, Tensor):
         plain = not y.is_nested and y.layout == torch.strided and y.device.type == "cpu"
         few = plain and y.numel() <= (len(label) if isinstance(label, list) else 1)
@@ -333,7 +315,7 @@ def same(y: Any, label: Any) -> bool:
     if isinstance(y, (list, tuple)) and isinstance(label, list):
         return len(y) == len(label) and all(map(same, y, label))
     if type(y) is float and isinstance(label, (int, float)) and _fits(y) and _fits(label):
-        return bool(np.float32(y) == np.float32(label))  # as precise as a label is kept
+        return bool(np.float32(y) == np.float32(label))  # the precision of labels
     return type(y) in (int, float, bool, str) and bool(y == label)
 
 
@@ -341,20 +323,23 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
+def _text(value: Any) -> str:
+    return value if type(value) is str else ""
+
+
 def _kind(value: Any) -> str:
     return "number" if _number(value) else type(value).__name__
 
 
 def _whole(value: Any) -> Any:
-    """1 for 1.0, so that a class has one name however its labels are written."""
+    """1 for 1.0, so that a class has one name."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-def _encodable(labels: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether all texts are valid Unicode; JSON can hold half a surrogate pair, which no UTF-8 can."""
+def encodable(text: str) -> bool:
+    """Whether a text is valid Unicode; JSON can hold half a surrogate pair, UTF-8 cannot."""
     try:
-        for values in labels.values():
-            "".join({value for value in values if type(value) is str}).encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -365,15 +350,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _first_or_none(labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], odd: Any) -> Any:
-    for name, values in labels.items():
-        for ID, value in zip(partition[name], values, strict=True):
-            if odd(value):
-                return ID, value
-    return None
+def _first(
+    labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], odd: Callable[[Any], bool]
+) -> tuple[str, Any]:
+    """ID and value of the first label for which `odd` is true."""
+    pairs = (pair for name, values in labels.items() for pair in zip(partition[name], values, strict=True))
+    return next(pair for pair in pairs if odd(pair[1]))
 
 
-def _first(labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], odd: Any) -> Any:
-    found = _first_or_none(labels, partition, odd)
-    assert found is not None
-    return found
+def _error(
+    labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], odd: Callable[[Any], bool], rule: str
+) -> UserError:
+    ID, value = _first(labels, partition, odd)
+    return UserError(f"labels: ID {ID!r} has the label {_shown(value)}; {rule}")

@@ -1,7 +1,4 @@
-"""Samples in shards, as `python src/pack.py` writes them: the same samples, labels and IDs as the dataset packed had.
-
-How one shard is read is shard.py's affair, whether the shards are up to date that of stale.py.
-"""
+"""Samples in shards, as `python src/pack.py` writes them: equal to those of the dataset that was packed."""
 
 from __future__ import annotations
 
@@ -32,17 +29,16 @@ class Packed(Dataset[tuple[Any, Any]]):
     Args:
         root: the folder; a relative one counts from the repository root.
         partition: 'train', 'validation' or 'test'.
-        transform: called with X (and with `feedrate.dataset.sample_rng()` at hand), returns what the model gets.
+        transform: called with X (`feedrate.dataset.sample_rng()` gives random numbers), returns the model's input.
         access: 'mmap' to copy samples from the mapped shards; 'pread' to read each one, for network file systems.
-        verify: 'crc' to compare each sample with the CRC-32 that was taken when it was packed.
-        stale: whether the files that were packed have changed since, as far as they are still there: 'some' looks at
-            some thousand of them, 'all' at each, 'ignore' at none.
-        list_IDs, labels: those of the partition where they are at hand; otherwise they are read from the shards.
+        verify: 'crc' to compare each sample with the CRC-32 in the shard.
+        stale: checks whether the packed files have changed: 'some' thousands of them, 'all', or 'ignore'.
+        list_IDs, labels: of the partition; read from the shards if not given.
 
-    A sample is `(X, y)` as the dataset that was packed gave it, equal in bytes, shape and type.
+    A sample is `(X, y)` of the packed dataset, equal in bytes, shape and type.
 
     Raises:
-        UserError: there are no shards, one of them is missing or not whole, or what they were made of has changed.
+        UserError: there are no shards, one of them is missing or damaged, or their source files have changed.
         SampleError: from `dataset[index]`, naming the sample and the shard.
     """
 
@@ -67,9 +63,7 @@ class Packed(Dataset[tuple[Any, Any]]):
         self.root = str(resolve_path(root))
         index = Index.complete(Path(self.root))
         if partition not in index.partition:
-            raise UserError(
-                f"{self.root}: no partition {partition!r} is packed there; {', '.join(index.partition)} are"
-            )
+            raise UserError(f"{self.root}: has no partition {partition!r}; packed are {', '.join(index.partition)}")
         if not isinstance(list_IDs, IDs) or not isinstance(labels, Labels):
             catalog = index.catalog(Path(self.root))
             list_IDs, labels = catalog.partition[partition], catalog.labels[partition]
@@ -82,7 +76,7 @@ class Packed(Dataset[tuple[Any, Any]]):
 
     @classmethod
     def catalog(cls, root: Path, task: str = "auto") -> Catalog:
-        """Partition and labels of a folder of shards, from within these; see Index.catalog."""
+        """Partition and labels of a folder, read from its shards; see Index.catalog."""
         if not root.is_dir():
             fault = "is no folder" if root.exists() else "no such folder"
             remedy = f"name the one that python src/pack.py has written{nearby(root)}"
@@ -103,7 +97,7 @@ class Packed(Dataset[tuple[Any, Any]]):
         return self.from_X(index, X)
 
     def from_X(self, index: int, X: Tensor) -> tuple[Any, Any]:
-        """The sample at an index, of what is stored of it; a transform may change that."""
+        """The sample at an index from its stored tensor; a transform may change X."""
         value = self._X.restored(X)
         if self.transform is not None:
             with stage("transform"):
@@ -111,9 +105,9 @@ class Packed(Dataset[tuple[Any, Any]]):
         return value, self._y.restored(self.labels[index])
 
     def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any] | None:
-        """What collating the samples at `indices` gives, each copied once, into memory from `empty(shape, dtype)`.
+        """The collated batch of the samples at `indices`, X in memory from `empty(shape, dtype)`.
 
-        None where it cannot be had at once: with a transform, or where the samples are not alike.
+        None with a transform, or where shapes differ.
         """
         if self.transform is not None or not len(indices):
             return None
@@ -121,7 +115,7 @@ class Packed(Dataset[tuple[Any, Any]]):
         return None if X is None else (X, self._labels(indices))
 
     def load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | None:
-        """What is stored of the samples at `indices`, (n, ...) in memory from `empty`; None where shapes differ."""
+        """The stored X of the samples at `indices`, (n, ...) in memory from `empty`; None where shapes differ."""
         indices = in_range(indices, len(self.list_IDs))
         if len(self._shards) == 1:
             return self._from_one(self._shards[0], indices, indices, empty)
@@ -145,17 +139,17 @@ class Packed(Dataset[tuple[Any, Any]]):
     def _from_many(
         self, shards: Sequence[Shard], rows: Sequence[int], indices: np.ndarray, empty: Empty
     ) -> Tensor | None:
-        """X of samples, each of its own shard and row; None where their shapes differ."""
+        """X of samples, one shard and row for each; None where their shapes differ."""
         at = 0
         try:
             shape = shards[0].shape(rows[0])
             every = [shard.opened for shard in shards]
-            alike = all(opened.shapes is None and opened.shape == shape for opened in every)
-            if not alike and any(shard.shape(row) != shape for shard, row in zip(shards, rows, strict=True)):
+            uniform = all(opened.shapes is None and opened.shape == shape for opened in every)
+            if not uniform and any(shard.shape(row) != shape for shard, row in zip(shards, rows, strict=True)):
                 return None
             X = empty((len(rows), *shape), self._X.torch_dtype)
-            into, n = memory_of(X), every[0].bytes_of(rows[0])
-            if alike and not self.verify and every[0].memory is not None:
+            into, n = memory_of(X), X.nbytes // len(rows)
+            if uniform and not self.verify and every[0].memory is not None:
                 for at, (opened, row) in enumerate(zip(every, rows, strict=True)):
                     into[at * n : at * n + n] = opened.memory[row * n : row * n + n]  # type: ignore[index]
                 return X
@@ -172,6 +166,6 @@ class Packed(Dataset[tuple[Any, Any]]):
 
     def _labels(self, indices: np.ndarray) -> Any:
         picked = rows_of(self.labels, indices)
-        if self._y.kind == "numpy":  # collating takes their numbers, not their type
+        if self._y.kind == "numpy":  # collating converts NumPy scalars by their value
             return default_collate([self._y.restored(y) for y in picked])
         return picked

@@ -1,7 +1,4 @@
-"""Random numbers that belong to a sample, not to the worker that happens to load it.
-
-The loader names the sample before it calls `__getitem__`; augmentation asks `sample_rng()`.
-"""
+"""Random numbers keyed by sample, so that they do not depend on the worker that loads it."""
 
 from __future__ import annotations
 
@@ -15,16 +12,33 @@ import numpy as np
 import torch
 
 _current = threading.local()
+GAMMA = np.array(0x9E3779B97F4A7C15, np.uint64)  # arrays, as NumPy would convert a number at each use
+_SECOND, _THIRD = np.array(0xBF58476D1CE4E5B9, np.uint64), np.array(0x94D049BB133111EB, np.uint64)
+_27, _30, _31 = (np.array(n, np.uint64) for n in (27, 30, 31))
+
+
+def mix64(z: np.ndarray, spare: np.ndarray | None = None) -> np.ndarray:
+    """SplitMix64's finaliser of uint64 values, in place. Source: Steele et al., OOPSLA 2014.
+
+    Args:
+        spare: memory like z for intermediate results.
+    """
+    z ^= np.right_shift(z, _30, out=spare)
+    z *= _SECOND
+    z ^= np.right_shift(z, _27, out=spare)
+    z *= _THIRD
+    z ^= np.right_shift(z, _31, out=spare)
+    return z
 
 
 def sample_rng(number: int = 0) -> np.random.Generator:
-    """The random numbers of the sample being loaded: a function of (seed, epoch, ID, occurrence).
+    """The random generator of the sample being loaded, seeded from (seed, epoch, ID, occurrence).
 
-    Two calls within one `__getitem__` return the same generator, so that two transforms do not draw the same
-    numbers. Outside a loader with a seed it is seeded from torch's global generator.
+    Calls within one `__getitem__` return the same generator. Outside a loader with a seed it is seeded from torch's
+    global generator.
 
     Args:
-        number: within `__getitems__`, which of the samples asked for is meant, from 0 on.
+        number: within `__getitems__(indices)`, the position of the sample in `indices`.
 
     Source of the generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox).
     """
@@ -38,14 +52,14 @@ def sample_rng(number: int = 0) -> np.random.Generator:
 
 
 def sample_key(seed: int, epoch: int, ID: str, occurrence: int = 0) -> bytes:
-    """16 bytes that identify one use of one sample."""
+    """A key of 16 bytes for one use of one sample."""
     text = f"{seed},{epoch},{occurrence},{ID}".encode()
     return hashlib.blake2b(text, digest_size=16, person=b"feedrate sample").digest()
 
 
 @contextmanager
 def sample_seeds() -> Iterator[None]:
-    """Within it, `name_sample` may seed; on leaving, the global generators are as they were before."""
+    """Restores the global generators on leaving, so that `name_sample` may be used within."""
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield
@@ -58,7 +72,7 @@ def sample_seeds() -> Iterator[None]:
 
 @contextmanager
 def draws_from_globals() -> Iterator[list[str]]:
-    """As `sample_seeds`; afterwards the list names those global generators that were drawn from, such as "torch's"."""
+    """Same as `sample_seeds`; the list then names the global generators that were used, such as "torch's"."""
     drew: list[str] = []
     with sample_seeds():
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()
@@ -72,19 +86,19 @@ def draws_from_globals() -> Iterator[list[str]]:
 
 
 def name_sample(seed: int, epoch: int, ID: str, occurrence: int = 0) -> None:
-    """Names the sample that is loaded next, and seeds torch's, Python's and NumPy's global generators from it."""
+    """Sets the sample of `sample_rng`, and seeds torch's, Python's and NumPy's global generators from it."""
     key = sample_key(seed, epoch, ID, occurrence)
     name_samples([key])
     seed_globals(key)
 
 
 def name_samples(keys: list[bytes]) -> None:
-    """Whose random numbers `sample_rng` gives from now on, in this thread: those of samples loaded together."""
+    """Sets the samples of `sample_rng` in this thread, which are loaded together."""
     _current.keys, _current.generators = keys, {}
 
 
 def seed_globals(key: bytes) -> None:
-    """Seeds torch's, Python's and NumPy's global generators, which all threads share, from a sample's key."""
+    """Seeds torch's, Python's and NumPy's global generators from a sample's key."""
     _seed_torch(key)
     _seed_slow(key)
 
@@ -101,11 +115,11 @@ def _seed_slow(key: bytes) -> None:
 
 
 class GlobalSeeds:
-    """Seeds the global generators for one sample after another: Python's and NumPy's only where they are drawn from.
+    """Seeds the global generators for one sample after another: Python's and NumPy's only if the samples use them.
 
-    To seed these two takes longer than to load many a sample. So they run on from a known state, each beside a twin:
-    where one has come further than its twin, a sample has drawn from it, and must be loaded again, seeded. From that
-    sample on they are seeded for each, so the numbers are those that seeding for every sample would have given.
+    Seeding these two can take longer than loading a sample. They start from a known state beside a copy of it: where
+    one has advanced beyond its copy, the sample has used it, and must be loaded again, seeded. From that sample on they
+    are seeded for each, so the results are those of seeding for every sample.
     """
 
     def __init__(self) -> None:
@@ -113,10 +127,10 @@ class GlobalSeeds:
         self._python, self._numpy = random.Random(0), np.random.RandomState(0)
 
     def __reduce__(self) -> tuple[type[GlobalSeeds], tuple[()]]:
-        return GlobalSeeds, ()  # another process learns for itself
+        return GlobalSeeds, ()
 
     def begin(self) -> None:
-        """Before the first sample of a batch; whatever had been done to the generators before."""
+        """Call before the first sample of a batch."""
         if not self._needed:
             random.seed(0)
             self._python.seed(0)
@@ -124,14 +138,14 @@ class GlobalSeeds:
             self._numpy.seed(0)
 
     def seed(self, key: bytes) -> None:
-        """Before the sample with this key."""
+        """Call before the sample with this key."""
         if self._needed:
             seed_globals(key)
         else:  # torch's always: torch.initial_seed() would tell the difference
             _seed_torch(key)
 
     def missed(self) -> bool:
-        """Whether the sample since then has drawn from a generator that was not seeded for it."""
+        """Whether the sample since `seed` has used a generator that was not seeded for it."""
         if self._needed:
             return False
         self._needed = (
@@ -141,6 +155,6 @@ class GlobalSeeds:
         return self._needed
 
     def finish(self, key: bytes) -> None:
-        """After the last sample, with this key: collating may draw, too."""
+        """Call after the last sample, with its key: collating may use the generators, too."""
         if not self._needed:
             _seed_slow(key)

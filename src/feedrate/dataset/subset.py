@@ -1,7 +1,4 @@
-"""Some samples of a dataset, with their IDs: the first few, or those held out for validation.
-
-Which samples a partition of a folder holds is the catalog's affair.
-"""
+"""IDs, sizes and subsets of datasets."""
 
 from __future__ import annotations
 
@@ -13,30 +10,61 @@ import numpy as np
 from torch.utils.data import Dataset, Subset
 
 
+def size_of(dataset: Dataset[Any]) -> int:
+    return len(dataset)  # type: ignore[arg-type]
+
+
 def list_IDs(dataset: Dataset[Any]) -> Sequence[str] | None:
     """The IDs of a dataset in the order of its indices, or None where it has none."""
     found = getattr(dataset, "list_IDs", None)
     return found if found is not None and not callable(found) else None
 
 
+def ID_at(list_IDs: Sequence[str] | None, index: int) -> str:
+    """The ID at an index; without a list of IDs it is the index as text."""
+    return str(index) if list_IDs is None else str(list_IDs[index])
+
+
+def ID_of(dataset: Dataset[Any], index: int) -> str:
+    """The ID of the sample at an index."""
+    return ID_at(list_IDs(dataset), index)
+
+
+def path_of(dataset: Any, ID: str) -> str | None:
+    """The file of a sample, where the dataset has a method `path(ID)`."""
+    found = getattr(dataset, "path", None)
+    try:
+        return str(found(ID)) if callable(found) else None
+    except Exception:  # a method of that name with another meaning
+        return None
+
+
+def unwrapped(dataset: Any, indices: Sequence[int] = ()) -> tuple[Any, Sequence[int]]:
+    """The dataset below all torch Subsets, and what `indices` of the given one are there."""
+    while isinstance(dataset, Subset):
+        indices = [dataset.indices[index] for index in indices]
+        dataset = dataset.dataset
+    return dataset, indices
+
+
 def held_out(dataset: Dataset[Any], count: int, seed: int) -> tuple[SubsetWithIDs, SubsetWithIDs]:
-    """The dataset without `count` samples, and these; which ones depends on seed and size alone."""
-    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(dataset))  # type: ignore[arg-type]
+    """The dataset without `count` samples, and these; they depend on seed and size alone."""
+    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(size_of(dataset))
     return SubsetWithIDs(dataset, _compact(shuffled[count:])), SubsetWithIDs(dataset, _compact(shuffled[:count]))
 
 
-def _compact(picked: np.ndarray) -> Sequence[int]:
-    """In order, 8 bytes each; a list would hold a Python object for each, which workers would come to copy."""
-    return array("q", np.sort(picked).astype(np.int64).tobytes())
+def _compact(indices: np.ndarray) -> Sequence[int]:
+    """Sorted indices, 8 bytes each; a list would hold a Python object for each, copied page by page into workers."""
+    return array("q", np.sort(indices).astype(np.int64).tobytes())
 
 
 class SubsetWithIDs(Subset[Any]):
-    """Some samples of a dataset, with the IDs and paths of those samples.
+    """Some samples of a dataset, with their IDs and paths.
 
     Args:
         dataset: map-style.
-        indices: of the samples, in the part's order.
-        IDs: of the whole dataset; None for those that it has itself, if any.
+        indices: of the samples.
+        IDs: of the whole dataset; None takes its own, if any.
     """
 
     def __init__(self, dataset: Dataset[Any], indices: Sequence[int], IDs: Sequence[str] | None = None) -> None:
@@ -47,7 +75,7 @@ class SubsetWithIDs(Subset[Any]):
 
 
 class PickedIDs(Sequence[str]):
-    """The IDs at some indices of a list of IDs, or these indices as texts where there is none; made when asked for."""
+    """The IDs at some indices of a list of IDs, or these indices as texts; computed on access."""
 
     def __init__(self, list_IDs: Sequence[str] | None, indices: Sequence[int]) -> None:
         self.list_IDs, self.indices = list_IDs, indices
@@ -62,5 +90,4 @@ class PickedIDs(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | PickedIDs:
         if isinstance(index, slice):
             return PickedIDs(self.list_IDs, self.indices[index])
-        at = self.indices[index]
-        return str(at) if self.list_IDs is None else self.list_IDs[at]
+        return ID_at(self.list_IDs, self.indices[index])

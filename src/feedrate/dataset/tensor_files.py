@@ -1,7 +1,4 @@
-"""One `.pt` file per sample: `root/ID.pt` holds the tensor X, the labels come from a dictionary.
-
-Order, batches and workers are the loader's affair.
-"""
+"""One file per sample: `root/ID.pt` (TensorFiles) or `root/ID.npy` (ArrayFiles) holds X, a dictionary the labels."""
 
 from __future__ import annotations
 
@@ -13,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from feedrate.config import resolve_path
-from feedrate.dataset.formats.file_layout import learn_pt
-from feedrate.dataset.formats.file_template import pt_template
-from feedrate.dataset.formats.memory import in_range, rows_of
+from feedrate.dataset.formats.file_layout import learn_npy, learn_pt
+from feedrate.dataset.formats.file_template import npy_template, pt_template
+from feedrate.dataset.formats.memory import collated, in_range
+from feedrate.dataset.formats.npy_file import load_array
 from feedrate.dataset.formats.pt_file import load_tensor
 from feedrate.dataset.formats.sample_reader import Empty, SampleReader
 from feedrate.dataset.ids import IDs, Labels
@@ -26,7 +24,7 @@ from feedrate.dataset.labels import single
 from feedrate.dataset.shards.shard_cache import open_cache
 from feedrate.dataset.storage.paths import Folder, Paths
 from feedrate.dataset.subset import PickedIDs
-from feedrate.errors import UserError
+from feedrate.errors import UserError, offence
 from feedrate.timing.stages import stage
 
 
@@ -37,13 +35,13 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         list_IDs: the partition's IDs; an ID may hold '/', and then names a file in a subfolder.
         labels: label by ID.
         root: folder of the files `ID.pt`; a relative one counts from the repository root.
-        transform: called with X (and with `feedrate.dataset.sample_rng()` at hand), returns what the model gets.
-        verify: 'crc' to compare each sample with the CRC-32 that its file carries, which torch.load never does.
-        cache: 'shards' to keep samples in shards below `root` as they are read, and to read these from then on.
+        transform: called with X (`feedrate.dataset.sample_rng()` gives random numbers), returns the model's input.
+        verify: 'crc' to compare each sample with the CRC-32 in its file, which torch.load ignores.
+        cache: 'shards' to store samples in shards below `root` as they are read, and to read these from then on.
         partition: its name, for the cache.
 
     A sample is `(X, y)`: the file's tensor, and the label as a tensor (0-d for classes and numbers, (K,) for vectors).
-    Labels that are no numbers are returned as they are. A file may also hold `(X, y)`, y being the label.
+    Labels that are no numbers are returned unchanged. A file may also hold `(X, y)`, y being the label.
 
     Raises:
         UserError: an ID has no label, or is no text.
@@ -93,7 +91,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         return self.from_X(index, X)
 
     def from_X(self, index: int, X: Tensor) -> tuple[Any, Any]:
-        """The sample at an index, of what its file holds; a transform may change that."""
+        """The sample at an index from its file's tensor; a transform may change X."""
         value = X
         if self.transform is not None:
             with stage("transform"):
@@ -101,27 +99,23 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         return value, self.labels[index]
 
     def load_batch(self, indices: np.ndarray, empty: Empty) -> tuple[Tensor, Any] | None:
-        """What collating the samples at `indices` gives, read straight into memory from `empty(shape, dtype)`.
+        """The collated batch of the samples at `indices`, X read into memory from `empty(shape, dtype)`.
 
-        None where it cannot be had at once: with a transform, or where the samples are not alike.
+        None with a transform, or where shapes differ.
         """
         if self.transform is not None:
             return None
         X = self.load_X(indices, empty)
-        if not isinstance(X, Tensor):
-            return None
-        if isinstance(self.labels, Tensor):
-            return X, rows_of(self.labels, indices)
-        return X, default_collate([self.labels[i] for i in indices.tolist()])
+        return (X, collated(self.labels, indices)) if isinstance(X, Tensor) else None
 
     def load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | list[Tensor] | None:
-        """What the files of the samples at `indices` hold: (n, ...) in memory from `empty(shape, dtype)`, or a list
-        where they are not alike; None where it cannot be had at once.
+        """The tensors of the files at `indices`: (n, ...) in memory from `empty(shape, dtype)`, or a list where shapes
+        differ; None where only reading one by one works.
         """
         indices = in_range(indices, len(self))
         if self._cache is not None and self._cache.has(indices):
             return self._cache.gather(indices, empty)
-        IDs = PickedIDs(self.list_IDs, indices)  # type: ignore[arg-type]  # looked up when one is asked for
+        IDs = PickedIDs(self.list_IDs, indices)  # type: ignore[arg-type]  # computed on access
         if type(self).path is not TensorFiles.path:
             paths: Sequence[str] = [self.path(ID) for ID in IDs]
         else:
@@ -137,23 +131,50 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         return f"{self.root}/{ID}{self.suffix}"
 
 
+class ArrayFiles(TensorFiles):
+    """Samples in files of their own, as np.save wrote them; X is a tensor in this machine's byte order.
+
+    Args:
+        list_IDs, labels, root, transform, cache, partition: as for TensorFiles.
+
+    Raises:
+        UserError: an ID has no label, or is no text.
+        SampleError: from `dataset[index]`, naming ID and file.
+    """
+
+    suffix = ".npy"
+
+    def __init__(
+        self,
+        list_IDs: Sequence[str],
+        labels: Mapping[str, Any],
+        root: str | Path = "data",
+        transform: Callable[[Any], Any] | None = None,
+        cache: str = "none",
+        partition: str = "samples",
+    ) -> None:
+        super().__init__(list_IDs, labels, root, transform, cache=cache, partition=partition)
+
+    def _make_reader(self, verify: bool) -> SampleReader:
+        return SampleReader(load_array, learn_npy, npy_template)
+
+
 def _label_of(list_IDs: IDs, labels: Mapping[str, Any], aligned: Tensor | list[Any]) -> Callable[[str], Any] | None:
-    """The label of an ID as it was given; None for samples that have no labels."""
+    """Returns the original label of an ID; None for samples without labels."""
     if isinstance(labels, Labels):
         return labels.stated if labels.known else None
     return Labels(list_IDs, aligned).stated if isinstance(aligned, Tensor) else labels.__getitem__
 
 
 def _aligned(list_IDs: IDs, labels: Mapping[str, Any]) -> Tensor | list[Any]:
-    """Labels in the order of the IDs: a tensor that workers share, or a list where they are no numbers."""
+    """Labels in the order of the IDs: a tensor, whose memory workers share, or a list where they are no numbers."""
     if isinstance(labels, Labels) and labels.list_IDs is list_IDs:
         return labels.tensor
     if missing := [ID for ID in list_IDs if ID not in labels]:
-        shown = ", ".join(repr(ID) for ID in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise UserError(f"labels: IDs without a label: {shown} ({len(missing):,} in all); add them to the dictionary")
+        raise UserError(offence("labels: IDs without a label", missing, "add them to the dictionary"))
     if isinstance(labels, Labels):
         return labels.tensor[[labels.position(ID) for ID in list_IDs]]
-    # what pandas and NumPy hand out are numbers too
+    # NumPy scalars, as from pandas, are numbers too
     values = [v.item() if isinstance(v, np.generic) else v for v in (labels[ID] for ID in list_IDs)]
     values = list(single({"": values})[""])
     kinds = {type(value) for value in values}
@@ -162,6 +183,6 @@ def _aligned(list_IDs: IDs, labels: Mapping[str, Any]) -> Tensor | list[Any]:
             return torch.tensor(values, dtype=torch.int64)
         if kinds and (kinds <= {int, float} or kinds <= {list, tuple}):
             return torch.tensor(values, dtype=torch.float32)
-    except (ValueError, TypeError, RuntimeError):  # lists of several lengths or of texts, numbers beyond 64 bits
+    except (ValueError, TypeError, RuntimeError):  # lists of different lengths or of texts, numbers beyond 64 bits
         pass
     return values

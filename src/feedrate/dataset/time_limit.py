@@ -1,7 +1,6 @@
-"""A limit in seconds for a call that may hang, as `loader.timeout` sets it for loading samples.
+"""A time limit for calls that load samples and may hang (`loader.timeout`), and the end of threads that load samples.
 
-Python cannot end such a call: it runs in a thread, which is left behind. Here is also what ends these threads, and
-those of the loader, before Python ends.
+Python cannot stop a call: it runs in a thread, which is left behind after the limit.
 """
 
 from __future__ import annotations
@@ -14,15 +13,14 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable
-from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from feedrate.errors import UserError, user_line
 
 T = TypeVar("T")
-PATIENCE_S = 5.0  # for a sample that is being loaded when Python ends; as torch waits for a worker
-CLOSE_S = 0.5  # for one that is being loaded when the loader is closed, which nobody wants any more
+PATIENCE_S = 5.0  # for a sample that is being loaded when Python ends; torch's limit for a worker
+CLOSE_S = 0.5  # for a sample that is being loaded when the loader is closed
 
 
 class Stoppable(Protocol):
@@ -42,12 +40,12 @@ RUNNING: weakref.WeakSet[Stoppable] = weakref.WeakSet()
 
 
 class TimedOut(UserError):
-    """A sample or a batch did not come in time.
+    """A sample or a batch did not arrive in time.
 
     Args:
-        seconds: that it was waited for.
+        seconds: the limit.
         what: was waited for.
-        at: what is being loaded, and where in the code that hangs; empty where that cannot be seen.
+        at: what is being loaded, and the line of code that hangs; empty where unknown.
     """
 
     def __init__(self, seconds: float, what: str = "a batch", at: str = "") -> None:
@@ -63,7 +61,7 @@ class TimedOut(UserError):
 
 
 def hanging_at(thread: int | None) -> str:
-    """What a thread of this process is loading, and at which line of the user's code."""
+    """The sample that a thread of this process is loading, and the line of the user's code."""
     frames = list(traceback.walk_stack(frame)) if (frame := sys._current_frames().get(thread or 0)) else []
     loading = [frame.f_locals for frame, _ in frames if frame.f_code.co_name == "_one_by_one"]
     IDs = [names["ID"] for names in loading if "ID" in names]
@@ -74,7 +72,7 @@ def hanging_at(thread: int | None) -> str:
 
 
 class _Once(threading.Thread):
-    """Calls a function. Daemonic, as one that hangs is left where it is."""
+    """A daemon thread that calls a function once."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         super().__init__(target=call, name="feedrate-loader-once", daemon=True)
@@ -85,42 +83,38 @@ class _Once(threading.Thread):
 
 
 def within(seconds: float, call: Callable[[], T], what: str) -> T:
-    """What a call returns that loads samples; for a time that is not 0 it is made in a thread.
+    """Calls a function that loads samples, in a thread unless `seconds` is 0, and returns its result.
 
     Args:
-        what: it loads.
+        what: it loads, for the message.
 
     Raises:
         TimedOut: it takes longer.
     """
     if not seconds:
         return call()
-    made: SimpleQueue[Callable[[], T]] = SimpleQueue()
+    results: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
     def run() -> None:
         try:
-            found = call()
-        except BaseException as error:  # the main thread waits for an answer
-            made.put(partial(_raised, error))
-        else:
-            made.put(lambda: found)
+            results.put((call(), None))
+        except BaseException as error:  # raised in the main thread
+            results.put((None, error))
 
     thread = _Once(run)
     thread.start()
     try:
-        answer = made.get(timeout=min(seconds, threading.TIMEOUT_MAX))
+        result, error = results.get(timeout=min(seconds, threading.TIMEOUT_MAX))
     except Empty:
         raise TimedOut(seconds, what, hanging_at(thread.ident)) from None
     thread.join()
-    return answer()
-
-
-def _raised(error: BaseException) -> NoReturn:
-    raise error
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
 
 
 def end_threads(threads: Iterable[Stoppable], seconds: float) -> None:
-    """Tells them to end, and waits for so long at most."""
+    """Stops threads, and waits for so long at most."""
     for thread in threads:
         thread.stop()
     deadline = time.monotonic() + seconds
@@ -130,9 +124,9 @@ def end_threads(threads: Iterable[Stoppable], seconds: float) -> None:
 
 @atexit.register
 def _end_left() -> None:
-    """Before the interpreter is taken apart under their feet: one that comes back from torch then aborts the process.
+    """Ends threads before the interpreter shuts down, as one that returns from torch later aborts the process.
 
-    A sample that takes longer is broken off, as soon as it is in Python.
+    A sample that takes longer is interrupted as soon as it is in Python code.
     """
     left = [thread for thread in list(RUNNING) if thread.is_alive()]
     end_threads(left, PATIENCE_S)

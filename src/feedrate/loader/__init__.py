@@ -1,14 +1,17 @@
-"""How batches arrive: order, fetching, digest, transfer to the device."""
+"""How batches arrive: order, fetching, engines, digest, transfer to the device."""
 
-from feedrate.loader.batch import BatchInfo
+from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.build import build_loaders, close_loaders, start_loaders
+from feedrate.loader.engines import TRAITS
 from feedrate.loader.engines.processes import lost_worker
 from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.order import Order
 from feedrate.loader.report import Report, setup_of
-from feedrate.loader.transfer import Batch, ToDevice
+from feedrate.loader.torch_loader import TorchLoader, with_info
+from feedrate.loader.transfer import ToDevice
 
 __all__ = [
+    "TRAITS",
     "Batch",
     "BatchInfo",
     "Loader",
@@ -16,9 +19,11 @@ __all__ = [
     "Report",
     "SeededLoader",
     "ToDevice",
+    "TorchLoader",
     "build_loaders",
     "close_loaders",
     "lost_worker",
     "setup_of",
     "start_loaders",
+    "with_info",
 ]

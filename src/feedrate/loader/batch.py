@@ -1,31 +1,27 @@
-"""Which batch is wanted next: the requests of an epoch, and beyond its end those of the epoch that most likely follows.
-
-A request says what a batch holds; who makes it, and where, is an engine's affair.
-"""
+"""A batch, what is known about it, and the request it answers."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch import Tensor
 
 from feedrate.errors import SampleError
-from feedrate.loader.order import Order, Plan
+from feedrate.loader.order import Plan
 from feedrate.timing.stages import Load
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """An order for one batch.
+    """One batch to load.
 
     Attributes:
-        epoch: travels with the batch, since persistent workers hold a stale copy of everything else.
+        epoch: sent along, since persistent workers hold an outdated copy of the loader.
         start, stop: positions of the global batch in the epoch's order.
-        indices: (n,) int64, the samples of this rank's part.
+        indices: (n,) int64, this rank's samples; empty where they are not known (TorchLoader with shuffle).
     """
 
     epoch: int
@@ -36,20 +32,19 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class BatchInfo:
-    """What came of a request; travels back with the batch as plain values, since each tensor costs a descriptor.
+    """What is known about a loaded batch; crosses processes as plain values, since each tensor costs a descriptor.
 
     Attributes:
-        request: the order, as the worker read it.
-        made: who made the batch, when, and what it was spent on: the values of `load`.
-        nbytes: of the batch's dense tensors and arrays.
-        error: what went wrong; the batch is None then.
-        slow: (index in the dataset, ns) of samples among the longest that this worker has seen; none where samples
-            are not timed one by one.
-        content: the loader's content digest after this batch, b"" unless asked for; added on arrival.
+        request: as the worker read it.
+        timing: the values of `load`; None from TorchLoader.
+        nbytes: size of the dense tensors and arrays.
+        error: why there is no batch; its data is None then.
+        slow: (index in the dataset, ns) of samples among the slowest of this worker, where samples are timed.
+        content: the content digest after this batch, b"" unless `content_digest` is on.
     """
 
     request: BatchRequest
-    made: tuple[int, ...]
+    timing: tuple[int, ...] | None = None
     nbytes: int = 0
     error: SampleError | None = None
     slow: Sequence[tuple[int, int]] = ()
@@ -57,66 +52,31 @@ class BatchInfo:
 
     @property
     def load(self) -> Load:
-        return Load(*self.made)
+        """Who loaded the batch, when, and the time spent in each stage."""
+        assert self.timing is not None
+        return Load(*self.timing)
+
+
+@dataclass(slots=True)
+class Batch:
+    """A collated batch with its info."""
+
+    data: Any
+    info: BatchInfo
+
+    @property
+    def X(self) -> Tensor:
+        """(B, ...), the first of a pair."""
+        X: Tensor = self.data[0]
+        return X
+
+    @property
+    def y(self) -> Tensor:
+        """(B,) or (B, K), the second of a pair."""
+        y: Tensor = self.data[1]
+        return y
 
 
 def requests_of(plan: Plan) -> Iterator[BatchRequest]:
     for start, stop, indices in plan:
         yield BatchRequest(plan.order.epoch, start, stop, indices)
-
-
-class BatchRequests(Sampler[Any]):
-    """Iterating gives the requests of `plan`, and then of the epochs after it, as far as they are known.
-
-    Requests are given out some batches before they are due, so the first ones of the next epoch while the last batches
-    of this one are still on their way: a small data set would otherwise stand still at the start of each epoch.
-
-    Args:
-        dataset: of which only the length is asked, anew for each epoch.
-
-    Attributes:
-        plan: of the pass that begins.
-        step: from an epoch to the one that follows it, in numbers: 1, or 0 where the same one is repeated; None: what
-            follows is not known, or nothing does, and the requests end with the epoch.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self.plan: Plan | None = None
-        self.step: int | None = None
-        self._ahead: deque[Plan] = deque()  # whose requests are being given out, and whose pass has not begun
-        self._due = False  # whether batches of a pass that has begun are still to come
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        assert self.plan is not None
-        self._ahead = deque()
-        return self._given(self.plan, self._ahead)
-
-    def _given(self, plan: Plan, ahead: deque[Plan]) -> Iterator[BatchRequest]:
-        while True:
-            yield from requests_of(plan)
-            if self.step is None:
-                return
-            old = plan.order
-            order = Order(len(self._dataset), old.seed, old.epoch + self.step, old.shuffle)
-            plan = replace(plan, order=order, start=0)
-            if not len(plan):
-                return
-            ahead.append(plan)
-
-    def known(self, order: Order) -> Order:
-        """The same order; the one of the requests that are being given out, whose positions are computed already."""
-        ahead = self._ahead[0].order if self._ahead else None
-        return ahead if ahead is not None and ahead == order else order
-
-    def begin(self, plan: Plan) -> bool:
-        """A pass through `plan` begins: whether the batch that is due next is its first, so that all goes on."""
-        goes_on = not self._due and bool(self._ahead) and self._ahead[0] == plan
-        if goes_on:
-            self._ahead.popleft()
-        self.plan, self._due = plan, True
-        return goes_on
-
-    def end(self) -> None:
-        """The last batch of the pass was handed out."""
-        self._due = False

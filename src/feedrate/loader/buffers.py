@@ -1,7 +1,6 @@
-"""How a batch crosses from a worker: through shared memory that is used again, while only its place is sent.
+"""Memory for batches that is used again: shared with worker processes, or within this process.
 
-Memory that is new for each batch costs a file descriptor and a page fault for each 4 KB. What a batch is made of, and
-when, is decided elsewhere.
+New memory for each batch costs a file descriptor and a page fault for every 4 KB.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
@@ -23,61 +22,50 @@ from torch.nn import Parameter
 _ALIGNMENT = 64  # bytes; as torch's own allocator
 _PAGE = 4096
 _POOLED = 1 << 16  # bytes; smaller pieces come from the allocator without page faults
-SPARE = 6  # slots of a worker beyond those that wait to be taken: batches that the user still holds
+SPARE = 6  # buffers of a worker beyond its prefetched batches: for batches that the user still holds
 _NUMBERS = itertools.count()
 
 
-def usual_slots(workers: int, waiting: int) -> int:
-    """Slots that each worker comes to fill where its user keeps no batch.
+class SharedBuffers:
+    """The shared buffers of the workers of one start, as the main process sees them.
 
-    Three batches are neither waited for nor free: the one in use, the one that takes its place, and the one that was
-    received meanwhile. Workers take turns, so at times they are all those of one or two of them.
-
-    Args:
-        waiting: batches that a worker makes ahead.
-    """
-    return waiting + -(-3 // workers)
-
-
-class Ring:
-    """The slots of the workers of one start, as the main process sees them.
-
-    A worker makes its slots itself, as it learns how large batches are, and sends each once. A slot is lent to whoever
-    holds a tensor in it: it is free again when the last tensor on its memory is gone, and a worker that finds none
-    free sends fresh memory. On the way it is busy: set by the worker that fills it, cleared here.
+    A worker allocates its buffers itself, as it learns how large batches are, and sends each once. A buffer is busy
+    from the time its worker fills it until the last tensor on its memory is freed in the main process. A worker that
+    finds none free sends the batch in fresh memory.
 
     Args:
         workers: number of workers.
-        waiting: batches that a worker makes ahead.
+        prefetch: batches that a worker loads ahead.
     """
 
-    def __init__(self, workers: int, waiting: int) -> None:
-        self.number, self.usual = next(_NUMBERS), usual_slots(workers, waiting)
-        self.busy = torch.zeros((workers, waiting + SPARE), dtype=torch.uint8).share_memory_()
+    def __init__(self, workers: int, prefetch: int) -> None:
+        # three batches are neither prefetched nor free: in use, replacing that one, and just received. Workers take
+        # turns, so at times all three are of the same one or two workers
+        self.number, self.usual = next(_NUMBERS), prefetch + -(-3 // workers)
+        self.busy = torch.zeros((workers, prefetch + SPARE), dtype=torch.uint8).share_memory_()
         self._flags = self.busy.numpy()
         self.memory: dict[tuple[int, int], np.ndarray] = {}
-        _RINGS[self.number] = self
+        _BUFFERS[self.number] = self
 
     def free(self, worker: int, slot: int) -> None:
-        """The slot may be filled again."""
         self._flags[worker, slot] = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Sent, (self.number, self.usual, self.busy)
+        return _Spawned, (self.number, self.usual, self.busy)
 
 
-class _Sent:
-    """A ring as a worker that was spawned sees it."""
+class _Spawned:
+    """SharedBuffers in a worker that was not forked."""
 
     def __init__(self, number: int, usual: int, busy: Tensor) -> None:
         self.number, self.usual, self.busy = number, usual, busy
 
 
-_RINGS: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
+_BUFFERS: weakref.WeakValueDictionary[int, SharedBuffers] = weakref.WeakValueDictionary()
 
 
 class _Place(NamedTuple):
-    """Stands for a tensor in what is sent: where it lies in the slot, in bytes."""
+    """A tensor's place in a buffer, in bytes; sent instead of the tensor."""
 
     offset: int
     nbytes: int
@@ -90,42 +78,42 @@ class _Place(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Writer:
-    """Puts batches into the slots of one worker.
+class BufferWriter:
+    """Puts batches into the buffers of one worker.
 
-    Use: `begin`, then `empty` as often as wanted, then `finish` and `leave`, or `drop`.
+    Use: `begin`, `empty` any number of times, then `finish` and `leave`, or `drop`.
     """
 
-    def __init__(self, ring: Ring | _Sent, worker: int) -> None:
-        self._number, self._worker, self._usual = ring.number, worker, ring.usual
-        self._busy = ring.busy[worker].numpy()
+    def __init__(self, buffers: SharedBuffers | _Spawned, worker: int) -> None:
+        self._number, self._worker, self._usual = buffers.number, worker, buffers.usual
+        self._busy = buffers.busy[worker].numpy()
         self._slots = [torch.empty(0, dtype=torch.uint8)] * len(self._busy)
         self._sent: set[int] = set()
         self._begun = 0  # of the usual slots, how many have been used
         self._slot: int | None = None
         self._used = 0
-        self._wanted = 0
+        self._size = 0  # of the largest batch so far
 
     def begin(self) -> None:
-        """Takes a slot, if one is free."""
+        """Takes a buffer, if one is free."""
         self._slot, self._used = None, 0
         free = np.flatnonzero(self._busy == 0)
         if len(free):
             self._slot = int(free[0])
-            if self._begun < self._usual and not self._busy[self._begun]:  # all of them soon, and no more memory later
+            if self._begun < self._usual and not self._busy[self._begun]:  # allocate all of them soon, and none later
                 self._slot = self._begun
                 self._begun += 1
             self._busy[self._slot] = 1
-            if len(self._slots[self._slot]) < self._wanted:
+            if len(self._slots[self._slot]) < self._size:
                 self._enlarge()
 
     def _enlarge(self) -> None:
         assert self._slot is not None
         self._sent.discard(self._slot)
-        self._slots[self._slot] = torch.empty(self._wanted, dtype=torch.uint8).share_memory_()
+        self._slots[self._slot] = torch.empty(self._size, dtype=torch.uint8).share_memory_()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory for a tensor: in the slot as far as that has room."""
+        """Memory for a tensor: in the buffer if there is room."""
         nbytes = math.prod(shape) * dtype.itemsize
         start, self._used = self._used, self._used + -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         if self._slot is None or not nbytes or self._used > len(memory := self._slots[self._slot]):
@@ -133,14 +121,14 @@ class Writer:
         return memory[start : start + nbytes].view(dtype).view(shape)
 
     def finish(self, batch: Any) -> Any:
-        """What is to be sent instead of the batch: places in the slot for its tensors, and all else as it is."""
+        """What to send instead of the batch: its tensors as places in the buffer, all else unchanged."""
         if self._slot is None:
             return batch
         places = _replaced(batch, self._place)
-        if self._used > len(self._slots[self._slot]):  # larger than any before: all goes into a new, larger slot
+        if self._used > len(self._slots[self._slot]):  # larger than any before: all goes into a new, larger buffer
             self._slots[self._slot], self._used = torch.empty(0, dtype=torch.uint8), 0
-            _replaced(batch, self._place)  # only counts: what was not in the slot has been counted twice so far
-            self._wanted = -(-self._used // _PAGE) * _PAGE
+            _replaced(batch, self._place)  # only counts: tensors outside the buffer have been counted twice so far
+            self._size = -(-self._used // _PAGE) * _PAGE
             self._enlarge()
             self._used = 0
             places = _replaced(batch, self._place)
@@ -152,8 +140,9 @@ class Writer:
         return _Outgoing(self._number, self._worker, self._slot, None if known else self._slots[self._slot], places)
 
     def leave(self, tensors: Iterable[Tensor | torch.UntypedStorage]) -> None:
-        """Fills the slot's memory no more if one of those that are sent as they are lies in it, as in a container that
-        `finish` does not look into: nobody would tell when that one is gone.
+        """Abandons the buffer's memory if one of the tensors that are sent unchanged lies in it.
+
+        That happens in containers that `finish` does not look into; nothing would report when such a tensor is freed.
         """
         if self._slot is None:
             return
@@ -162,7 +151,7 @@ class Writer:
             self._slots[self._slot] = torch.empty(0, dtype=torch.uint8)
 
     def drop(self) -> None:
-        """Gives the slot back: no batch came of it."""
+        """Gives the buffer back unused."""
         if self._slot is not None:
             self._busy[self._slot] = 0
             self._sent.discard(self._slot)  # its memory may have been meant to go with that batch
@@ -171,16 +160,9 @@ class Writer:
         assert self._slot is not None
         memory = self._slots[self._slot]
         plain = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if (
-            not plain
-            or tensor.is_nested
-            or not tensor.numel()
-            or tensor.requires_grad
-            or tensor.is_conj()
-            or tensor.is_neg()
-        ):
+        if not plain or tensor.is_nested or not tensor.numel() or tensor.requires_grad:
             return tensor
-        if tensor.is_quantized or not tensor.is_contiguous():
+        if tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or not tensor.is_contiguous():
             return tensor  # torch's own way keeps strides
         offset = tensor.data_ptr() - memory.data_ptr()
         if not 0 <= offset < len(memory):
@@ -193,13 +175,13 @@ class Writer:
 
 
 def send_all_tensors() -> None:
-    """Makes multiprocessing send every kind of tensor from this process, wherever it stands in a batch or a dataset."""
+    """Lets multiprocessing send every kind of tensor from this process, in a batch or in a dataset."""
     for kind in (Tensor, Parameter):
         ForkingPickler.register(kind, _reduced)
 
 
 def _reduced(tensor: Tensor) -> Any:
-    """As torch does it, but for what that loses: the conjugate and negative bits of a view, and a quantizer."""
+    """As torch does, but keeps the conjugate and negative bits of a view, and a quantizer."""
     if tensor.layout == torch._mkldnn:  # type: ignore[attr-defined]
         return Tensor.to_mkldnn, (tensor.to_dense(),)
     if tensor.is_conj() or tensor.is_neg() or tensor.is_quantized:
@@ -208,7 +190,7 @@ def _reduced(tensor: Tensor) -> Any:
 
 
 class _Outgoing:
-    """A batch on its way; pickled in a thread of the worker, some time later."""
+    """A batch in flight; pickled later, in a thread of the worker."""
 
     def __init__(self, number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> None:
         self._all = number, worker, slot, memory, places
@@ -222,79 +204,74 @@ class _Outgoing:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _arrived(number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> Lent | None:
-    ring = _RINGS.get(number)
-    if ring is None:  # the loader is gone
+def _arrived(number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> SharedBatch | None:
+    buffers = _BUFFERS.get(number)
+    if buffers is None:  # the loader was closed
         return None
     if memory is not None:
-        ring.memory[worker, slot] = memory.numpy()
-    return Lent(ring, worker, slot, places)
+        buffers.memory[worker, slot] = memory.numpy()
+    return SharedBatch(buffers, worker, slot, places)
 
 
-class Lent:
-    """A batch that has arrived in a slot. One that nobody opens gives its slot back."""
+class SharedBatch:
+    """A batch that has arrived in a shared buffer, which is freed with it and its tensors."""
 
-    def __init__(self, ring: Ring, worker: int, slot: int, places: Any) -> None:
-        self._ring, self._worker, self._slot, self._places = ring, worker, slot, places
+    def __init__(self, buffers: SharedBuffers, worker: int, slot: int, places: Any) -> None:
+        self._buffers, self._worker, self._slot, self._places = buffers, worker, slot, places
 
     def open(self) -> Any:
-        """The batch, whose tensors lie in the slot until the last of them is gone."""
-        memory = self._ring.memory[self._worker, self._slot]
-        return _replaced(self._places, lambda place: self._lend(memory, place), _Place)
+        """Resolves the shared buffer into tensors."""
+        memory = self._buffers.memory[self._worker, self._slot]
+        return _replaced(self._places, lambda place: self._tensor(memory, place), _Place)
 
-    def _lend(self, memory: np.ndarray, place: _Place) -> Tensor:
-        # a tensor keeps its array; the last one of the batch that goes frees the slot
-        return _lent(memory[place.offset : place.offset + place.nbytes], place.dtype, place.shape, self)
+    def _tensor(self, memory: np.ndarray, place: _Place) -> Tensor:
+        return _tensor_on(memory[place.offset : place.offset + place.nbytes], place.dtype, place.shape, self)
 
     def __del__(self) -> None:
-        self._ring.free(self._worker, self._slot)
+        self._buffers.free(self._worker, self._slot)
 
 
-class _Loan(weakref.ref[np.ndarray]):
-    """Keeps an object until an array is gone; a tenth of the cost of weakref.finalize, as it lies in the timed loop."""
+class _Keeper(weakref.ref[np.ndarray]):
+    """Keeps an object alive until an array is freed; a tenth of the cost of weakref.finalize, in the timed loop."""
 
     __slots__ = ("held",)
     held: Any
 
-    def __new__(cls, view: np.ndarray, held: Any) -> _Loan:
-        self = super().__new__(cls, view, _ended)
+    def __new__(cls, view: np.ndarray, held: Any) -> _Keeper:
+        self = super().__new__(cls, view, _freed)
         self.held = held
-        _LOANS[id(self)] = self
+        _KEEPERS[id(self)] = self
         return self
 
 
-def _lent(memory: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...], held: Any) -> Tensor:
-    """A tensor on that memory, (bytes,) uint8, which keeps an object until the last tensor on it is gone."""
+def _tensor_on(memory: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...], held: Any) -> Tensor:
+    """A tensor on that memory, (bytes,) uint8, which keeps `held` alive until the last tensor on it is freed."""
     known = _AS_NUMPY.get(dtype)
     if known is None:
-        _Loan(memory, held)
+        _Keeper(memory, held)
         return torch.from_numpy(memory).view(dtype).view(shape)
-    # NumPy's views, as torch lets go of the interpreter for each of its own, and another thread takes it meanwhile
+    # NumPy's views, as each view in torch releases the GIL, and another thread takes it
     view = memory.view(known).reshape(shape)
-    _Loan(view, held)
+    _Keeper(view, held)
     return torch.from_numpy(view)
 
 
 _AS_NUMPY = {torch.from_numpy(np.empty(0, dtype=code)).dtype: np.dtype(code) for code in "?bBhHiIlLefdFD"}
-_LOANS: dict[int, _Loan] = {}
+_KEEPERS: dict[int, _Keeper] = {}
 
 
-def _ended(loan: weakref.ref[np.ndarray], loans: dict[int, _Loan] = _LOANS) -> None:
-    loans.pop(id(loan), None)
+def _freed(keeper: weakref.ref[np.ndarray], keepers: dict[int, _Keeper] = _KEEPERS) -> None:
+    keepers.pop(id(keeper), None)
 
 
-class Pool:
-    """Memory of this process that is used again, lent as slots are, for batches that do not cross.
-
-    Safe to use from several threads.
-    """
+class BufferPool:
+    """Memory within this process that is used again when the last tensor on it is freed; thread-safe."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
-        self._lock = threading.Lock()  # not for `_Spare`, which may end anywhere, also while it is held
+        self._lock = threading.Lock()  # not for `_Spare`, which may be freed anywhere, also while it is held
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory for a tensor; it is used again when the last tensor on it is gone."""
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < _POOLED:
             return torch.empty(shape, dtype=dtype)
@@ -307,14 +284,14 @@ class Pool:
             memory = free.pop() if free else None
         if memory is None:
             memory = np.empty(nbytes, dtype=np.uint8)
-        return _lent(memory[:], dtype, shape, _Spare(free, memory))
+        return _tensor_on(memory[:], dtype, shape, _Spare(free, memory))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Pool, ()
+        return BufferPool, ()
 
 
 class _Spare:
-    """Memory that comes back to a pool when nobody holds this any more."""
+    """Memory that returns to a pool when this is freed."""
 
     __slots__ = ("_free", "_memory")
 
@@ -331,7 +308,7 @@ def _replaced(value: Any, swap: Callable[[Any], Any], kind: type = Tensor) -> An
     if isinstance(value, kind):
         return swap(value)
     if isinstance(value, tuple):
-        named = hasattr(value, "_fields") and type(value).__bases__ == (tuple,)  # others may refuse what is no tensor
+        named = hasattr(value, "_fields") and type(value).__bases__ == (tuple,)  # others may refuse other values
         if type(value) is not tuple and not named:
             return value
         parts = [_replaced(item, swap, kind) for item in value]
@@ -340,6 +317,4 @@ def _replaced(value: Any, swap: Callable[[Any], Any], kind: type = Tensor) -> An
         return [_replaced(item, swap, kind) for item in value]
     if type(value) is dict:
         return {key: _replaced(item, swap, kind) for key, item in value.items()}
-    if isinstance(value, Mapping):
-        return value
     return value

@@ -1,119 +1,125 @@
-"""One pass through an epoch, as the user of a loader iterates over it: where it is, when it ends, what broke it off.
-
-Batches come from an engine; positions, digests and the account of what was delivered are the loader's.
-"""
+"""Iterates over one epoch of a seeded loader, from a position to its end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from feedrate.dataset.time_limit import TimedOut
 from feedrate.errors import UserError
-from feedrate.loader.batch import requests_of
+from feedrate.loader.batch import Batch, requests_of
+from feedrate.loader.digest import content_hash
+from feedrate.loader.engines.engine import Engine
 from feedrate.loader.order import Plan
 from feedrate.loader.sample_errors import with_cause
 from feedrate.timing.stages import clock_ns
 
-if TYPE_CHECKING:
-    from feedrate.loader.engines.inline import Inline
-    from feedrate.loader.engines.processes import Workers
-    from feedrate.loader.engines.threads import Threads
-    from feedrate.loader.loader import SeededLoader
 
-
-class EpochIterator(Iterator[Any]):
-    """From a position of an epoch to its end; the engine's batches go on after that.
-
-    Where another epoch is named by `sampler.set_epoch` before the first batch is asked for, it is that one.
+class EpochIterator(Iterator[Batch]):
+    """The batches of a plan. If a library chooses another epoch before the first batch is requested, of that epoch.
 
     Args:
-        engine: that the batches come from.
-        batches: with their batch infos, from the plan's first on.
-        number: of the pass; the loader counts them, and another one that still runs is over.
+        loader: a SeededLoader, whose position moves with each batch.
+        batches: of the engine, from the plan's first on; they may continue into the next epoch.
+        number: of this iterator; once the loader has begun another one, this one is over.
     """
 
-    def __init__(
-        self,
-        loader: SeededLoader[Any],
-        engine: Inline | Threads | Workers,
-        batches: Iterator[Any],
-        plan: Plan,
-        number: int,
-    ) -> None:
-        self._loader, self._watched, self._next = loader, engine.watched, batches.__next__
-        self._rest = engine.rest
+    def __init__(self, loader: Any, engine: Engine, batches: Iterator[Batch], plan: Plan, number: int) -> None:
+        self._loader, self._engine, self._next = loader, engine, batches.__next__
         self._plan, self._number = plan, number
-        self._at, self._left, self._begun = plan.start, 0, False
+        self._position, self._left, self._begun = plan.start, 0, False
         self._error: Exception | None = None
 
-    def __next__(self) -> Any:
-        asked_ns = clock_ns()
+    def __next__(self) -> Batch:
         loader = self._loader
         if self._error is not None:
             raise self._error
-        if loader.sampler.passes != self._number:
-            if self._at == self._plan.end:
+        if loader.sampler.iterators != self._number:
+            if self._position == self._plan.end:
                 raise StopIteration
             raise UserError(
-                "this pass over the loader has ended, as iter(), set_epoch(), load_state_dict() or close() was called; "
-                "make a second Loader for a pass within a pass"
+                "this iterator of the loader is over, as iter(), set_epoch(), load_state_dict() or close() was called; "
+                "make a second Loader to iterate twice at the same time"
             )
-        if not self._left and not self._goes_on():
+        if not self._left and not self._has_next():
             raise StopIteration
         try:
-            batch, info = self._watched(self._next)
+            batch = self._engine.guard(self._next)
         except StopIteration:
-            raise AssertionError(f"no batch at {self._at}, of {self._plan}") from None
+            raise AssertionError(f"no batch at {self._position}, of {self._plan}") from None
         except TimedOut as error:
-            due = next(requests_of(replace(self._plan, start=self._at)))
-            named = TimedOut(error.seconds, f"the batch of {loader._samples.named(due)}", error.at)
-            self._stop(named)
+            due = next(requests_of(replace(self._plan, start=self._position)))
+            named = TimedOut(error.seconds, f"the batch of {loader.named(due)}", error.at)
+            self._fail(named)
             raise named from None
-        except BaseException as error:  # Ctrl-C too: what it has broken off cannot go on
-            self._stop(error)
+        except BaseException as error:  # also KeyboardInterrupt
+            self._fail(error)
             raise
+        info = batch.info
         request = info.request
-        assert request.start == self._at and request.epoch == self._plan.order.epoch, request  # noqa: PT018
+        assert request.start == self._position and request.epoch == self._plan.order.epoch, request  # noqa: PT018
         if info.error is not None:
-            self._stop(info.error)
+            self._fail(info.error)
             raise with_cause(info.error)
-        self._at, self._left = request.stop, self._left - 1
-        loader._delivered(batch, info, asked_ns)
+        self._position, self._left = request.stop, self._left - 1
+        sampler = loader.sampler
+        sampler.position = request.stop
+        if sampler.content is not None:
+            sampler.content = content_hash(sampler.content, batch.data)
+            batch.info = replace(info, content=sampler.content)
         return batch
 
-    def _goes_on(self) -> bool:
-        """Whether there is another batch; called before the first one and after the last."""
+    def _has_next(self) -> bool:
+        """Called before the first batch and after the last."""
+        sampler = self._loader.sampler
         if not self._begun:
-            asked = self._loader.sampler.asked
-            if asked not in (None, self._plan.order.epoch):
-                vars(self).update(vars(iter(self._loader)))
-            self._loader.sampler.begin()
+            if sampler.wanted not in (None, self._plan.order.epoch):
+                vars(self).update(vars(self._loader.batches()))
+            sampler.begin()
             self._begun, self._left = True, len(self._plan)
         if not self._left:
-            self._end()
+            self._position = self._plan.end  # also where this rank has no batch
+            sampler.end(self._position)
+            self._next = iter(()).__next__  # without persistent_workers this ends the workers
+            self._loader._scheduler.end()
+            self._engine.idle()
         return self._left > 0
 
-    def _end(self) -> None:
-        """All is delivered. Workers that serve this pass alone end with the last reference to its batches."""
-        self._at = self._plan.end  # also where there was nothing for this rank
-        self._loader.sampler.end(self._at)
-        self._next = iter(()).__next__
-        self._loader._requests.end()
-        self._rest()
-
-    def _stop(self, error: BaseException) -> None:
-        """After an error the pass is over: asked again it fails again. Workers that serve it alone end now."""
-        self._error = error if isinstance(error, Exception) else _broken_off(error)
+    def _fail(self, error: BaseException) -> None:
+        """Marks the iterator failed; further `next()` calls raise the same error."""
+        self._error = error if isinstance(error, Exception) else _interrupted(error)
         self._next = iter(()).__next__
 
     def __len__(self) -> int:
         return len(self._plan)
 
 
-def _broken_off(error: BaseException) -> UserError:
+class DataIterator(Iterator[Any]):
+    """What `iter(loader)` gives: the data of the batches. Writes the loader's report."""
+
+    def __init__(self, batches: EpochIterator, loader: Any) -> None:
+        self._batches, self._loader, self._begun = batches, loader, False
+
+    def __next__(self) -> Any:
+        requested_ns = clock_ns()
+        batch = next(self._batches)
+        received_ns = clock_ns()
+        report = self._loader.report()
+        if not self._begun:
+            self._begun = True
+            report.begin(batch.info.request.epoch, self._loader)
+        report.add(requested_ns, received_ns, batch.info)
+        if report.due:
+            report.look(self._loader.tasks())
+        return batch.data
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def _interrupted(error: BaseException) -> UserError:
     return UserError(
-        f"this pass over the loader was broken off by {type(error).__name__}; iter() begins the next epoch, or goes on "
-        "with this one after loader.load_state_dict(loader.state_dict())"
+        f"this iterator of the loader was interrupted by {type(error).__name__}; iter() begins the next epoch, or "
+        "continues this one after loader.load_state_dict(loader.state_dict())"
     )

@@ -1,7 +1,6 @@
 """`Loader`: a torch DataLoader whose batches are a function of (seed, epoch, position).
 
-Fetching, workers and collation are torch's; order, randomness, position, digest and clock are ours. Without a seed it
-is torch's DataLoader and nothing else.
+Without a seed it is exactly torch's DataLoader.
 """
 
 from __future__ import annotations
@@ -16,29 +15,28 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from feedrate.dataset.build import list_IDs
 from feedrate.errors import UserError
-from feedrate.loader.batch import BatchInfo, BatchRequests
-from feedrate.loader.digest import OrderDigest, content_hash
+from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
+from feedrate.loader.digest import OrderDigest
+from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
 from feedrate.loader.engines.auto import checked, choose, may_be_threads
-from feedrate.loader.engines.inline import Inline
-from feedrate.loader.engines.processes import Workers, helpers
-from feedrate.loader.engines.threads import Threads
-from feedrate.loader.epoch_iterator import EpochIterator
+from feedrate.loader.engines.processes import helpers
+from feedrate.loader.engines.scheduler import Scheduler
+from feedrate.loader.epoch_iterator import DataIterator, EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Order, Plan
-from feedrate.loader.rebuilt import as_given, order_given, part_given, refuse
-from feedrate.loader.report import Report, setup_of
-from feedrate.loader.sampler import InOrderSampler, OrderSampler, whole_number
-from feedrate.timing import EpochTimes
-from feedrate.timing.epoch_times import Setup
-from feedrate.timing.stages import clock_ns
+from feedrate.loader.report import Report
+from feedrate.loader.sampler import (
+    InOrderSampler,
+    OrderSampler,
+    as_sampled,
+    check_arguments,
+    inherited_order,
+    skip_to,
+    whole_number,
+)
 
 T_co = TypeVar("T_co", covariant=True)
 FOLLOWING = -1  # the next epoch number
-_ENGINES: dict[str, type[Inline] | type[Threads] | type[Workers]] = {
-    "inline": Inline,
-    "thread": Threads,
-    "process": Workers,
-}
 _SIGNATURE = inspect.signature(DataLoader.__init__)
 
 
@@ -46,17 +44,16 @@ class Loader(DataLoader[T_co]):
     """DataLoader's arguments, and:
 
     Args:
-        seed: None for exactly torch's DataLoader, results and errors alike. A number for an order of our own on a
-            map-style dataset, see SeededLoader: batches are then a function of (seed, epoch, position), whatever the
-            workers.
+        seed: None for exactly torch's DataLoader, results and errors alike. A number for batches that are a function
+            of (seed, epoch, position), whatever the workers; see SeededLoader.
         engine: with a seed, what the workers are: 'thread', 'process', or 'auto' for the better of the two by a short
-            measurement. Without workers it is 'inline'. What is delivered is the same.
-        content_digest: with a seed, also hash what the batches hold, batch by batch; costs a pass over each.
+            measurement. Without workers it is 'inline'. The batches are the same.
+        content_digest: with a seed, also hash the content of each batch.
         rank, world_size: with a seed, take the rank-th contiguous part of each global batch of
             `batch_size * world_size` samples.
 
     Raises:
-        UserError: an argument that a seed leaves no room for, or that the engine cannot use.
+        UserError: an argument that contradicts the seed or the engine.
         SampleError: while iterating, naming the sample.
     """
 
@@ -89,80 +86,47 @@ class Loader(DataLoader[T_co]):
             text = f"Loader.{name} needs a seed: without one this is torch's DataLoader; pass seed=0"
         raise AttributeError(text, name=name, obj=self)
 
-    # ---- without a seed these do nothing, so that one program serves both kinds -----------------------------
-
-    @property
-    def engine(self) -> str:
-        return "process" if self.num_workers else "inline"
-
     def start(self, check: Callable[[], None] | None = None) -> None:
         """With a seed, starts the workers and the first batches now; the next `iter()` takes them over.
 
-        For the time before CUDA, tracking and other threads exist: forking is safe only then.
+        Call it before CUDA, tracking and other threads exist: forking is safe only then.
 
         Args:
-            check: called when the engine is known, before any worker is there; it may raise.
+            check: called when the engine is known and before workers start; it may raise.
         """
 
     def close(self, at_once: bool = False) -> None:
-        """Ends the workers now, or `at_once`, in the middle of a sample; the next `iter()` starts new ones.
+        """Ends the workers; `at_once`: in the middle of a sample. The next `iter()` starts new ones.
 
-        Without it they end with the last reference to the loader. Where that is found by Python's cyclic collector, it
-        closes the workers' queues before torch can say goodbye through them, and each worker takes five seconds.
+        Otherwise they end with the last reference to the loader. If that is found by Python's cyclic collector, each
+        worker may take five seconds, since the collector closes torch's queues first.
         """
         self._iterator = None
 
     def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
-        """With a seed, the next `iter()` is epoch `epoch`; a position that was loaded for that epoch stays.
+        """With a seed, the next `iter()` is epoch `epoch`; a position loaded for that epoch stays.
 
         Args:
-            then: the epoch after it, of which persistent workers make the first batches while the last ones of this one
-                are used; None for none. Another one may be asked for all the same.
+            then: the epoch after it, of which persistent workers prefetch the first batches; None for none. Another one
+                may follow all the same.
         """
 
-    @property
-    def delivered(self) -> BatchInfo | None:
-        """With a seed, the batch info of the batch that was handed out last, None before the first."""
-        return None
 
-    @property
-    def list_IDs(self) -> Sequence[str] | None:
-        """With a seed, IDs by index; None where the index is the ID."""
-        return None
-
-    @property
-    def threadable(self) -> bool:
-        """Whether threads can be trusted with what this loader has loaded without workers."""
-        return False
-
-    def tasks(self) -> list[tuple[int, int]]:
-        """With a seed, process and thread of each worker that lives now, as the system numbers them."""
-        return []
-
-    def helpers(self) -> list[tuple[int, int]]:
-        """The same of threads in this process that take batches over from worker processes, whichever loader's."""
-        return []
-
-    def account_kept_by(self, times: Callable[[], EpochTimes]) -> None:
-        """The training loop writes the account of the present pass, which `times` gives; report() reads it there."""
-
-
-# what inspect.signature(Loader) tells, here and in older Pythons
+# for inspect.signature(Loader)
 Loader.__new__.__signature__ = inspect.signature(Loader.__init__)  # type: ignore[attr-defined]
 
 
 class SeededLoader(Loader[T_co]):
-    """What `Loader(..., seed=0)` makes.
+    """What `Loader(..., seed=0)` creates.
 
-    `iter()` goes on to the next epoch each time, and ends the pass before it; `set_epoch` names another one. An epoch
-    whose first batch was not asked for comes again. `state_dict()` is the exact position, and `load_state_dict()` goes
-    on with the batch after it, with any number of workers and batch size. The dataset is asked for whole batches where
-    it has `load_batch` (as TensorFiles has) or PyTorch's `__getitems__`, and otherwise sample by sample.
+    `iter()` begins the next epoch each time, and ends the iterator before it; `set_epoch` chooses another epoch. An
+    epoch whose first batch was not requested comes again. `state_dict()` is the exact position, and `load_state_dict()`
+    continues with the batch after it, with any number of workers and batch size. Whole batches are loaded where the
+    dataset has `load_batch` (as TensorFiles has) or PyTorch's `__getitems__`, otherwise samples one by one.
 
     Attributes:
         engine: 'auto' until the first batches are loaded.
-        sampler, batch_sampler: give the order that is delivered, see OrderSampler. Passed to another SeededLoader of
-            the dataset, as by libraries that rebuild loaders, they make it go on from the same position.
+        sampler, batch_sampler: give the order that is delivered, see OrderSampler.
     """
 
     seed: int
@@ -182,44 +146,48 @@ class SeededLoader(Loader[T_co]):
     ) -> None:
         if seed is None:
             raise UserError(f"{type(self).__name__}: needs a seed; pass seed=0, or use Loader for torch's DataLoader")
-        given = _SIGNATURE.bind(self, dataset, *args, **kwargs).arguments
-        del given["self"]
+        arguments = _SIGNATURE.bind(self, dataset, *args, **kwargs).arguments
+        del arguments["self"]
         self.seed = whole_number("seed", seed)
         rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
-        refuse(dataset, given, rank, world_size)
-        order, self._batch, self._drop_last = order_given(given, dataset, self.seed)
-        fresh = order is None
-        if order is None:
-            order = (OrderSampler if given.get("shuffle") else InOrderSampler)(dataset, self.seed)
-        if given.get("batch_sampler") is None:
-            given |= {"sampler": order, "shuffle": given.get("sampler") is not None and given.get("shuffle")}
-        DataLoader.__init__(self, **given)
-        vars(self)["sampler"] = order  # with a batch_sampler torch sets one of its own
-        self._foreign: Any = given.get("batch_sampler")
+        check_arguments(dataset, arguments, rank, world_size)
+        inherited, self._batch, self._drop_last = inherited_order(arguments, dataset, self.seed)
+        kind = OrderSampler if arguments.get("shuffle") else InOrderSampler
+        sampler = kind(dataset, self.seed) if inherited is None else inherited
+        if arguments.get("batch_sampler") is None:
+            shuffle = arguments.get("sampler") is not None and arguments.get("shuffle")
+            arguments |= {"sampler": sampler, "shuffle": shuffle}
+        DataLoader.__init__(self, **arguments)
+        vars(self)["sampler"] = sampler  # with a batch_sampler torch sets one of its own
+        self._library_sampler: Any = arguments.get("batch_sampler")
         self.rank, self.world_size = rank, world_size
-        self._wanted, self.engine = engine, self._checked(engine)
-        self._samples = self._new_samples()
-        if fresh:
-            order.part = self._batch * world_size, self._drop_last, rank, world_size
-            order.digest = OrderDigest(self.list_IDs)
-            order.digest.begin(order.order, 0)
-        if content_digest and order.content is None:
-            order.content = b""
-        self._requests = BatchRequests(dataset)
-        self._expect(1)
-        self._engine: Inline | Threads | Workers | None = None
+        self._wanted_engine, self.engine = engine, self._checked(engine)
+        self._fetcher = self._new_fetcher()
+        if inherited is None:
+            sampler.part = self._batch * world_size, self._drop_last, rank, world_size
+            sampler.digest = OrderDigest(self.list_IDs)
+            sampler.digest.begin(sampler.order, 0)
+        if content_digest and sampler.content is None:
+            sampler.content = b""
+        self._scheduler = Scheduler(dataset)
+        self._set_step(1)
+        self._engine: Engine | None = None
         self._settings = self._current()
-        self._report = Report(self._setup())
-        self._early: EpochIterator | None = None
+        self._report = Report(self)
+        self._started: EpochIterator | None = None
 
     # -----------------------------------------------------------------------------------------------------
     # iterating
     # -----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Any:
-        self._heed()
-        early, self._early = self._early, None
-        return early if early is not None and self._settings == self._current() else self._begin()
+        return DataIterator(self.batches(), self)
+
+    def batches(self) -> EpochIterator:
+        """As `iter()`, but gives each batch with its info, and leaves the report to the caller."""
+        self._follow_sampler()
+        started, self._started = self._started, None
+        return started if started is not None and self._settings == self._current() else self._begin()
 
     def __len__(self) -> int:
         order = self.sampler.order
@@ -228,18 +196,15 @@ class SeededLoader(Loader[T_co]):
         return len(self._plan(order, 0))
 
     def start(self, check: Callable[[], None] | None = None) -> None:
-        self._heed()
-        if self._early is None:
-            self._early = self._begin(check)
+        self._follow_sampler()
+        if self._started is None:
+            self._started = self._begin(check)
 
     def close(self, at_once: bool = False) -> None:
-        self._early = None
-        self.sampler.passes += 1
-        if self._engine is None:
-            return
-        if at_once:
-            self._engine.kill()
-        self._engine.end()
+        self._started = None
+        self.sampler.iterators += 1
+        if self._engine is not None:
+            self._engine.close(now=at_once)
 
     @property
     def end(self) -> int:
@@ -251,99 +216,103 @@ class SeededLoader(Loader[T_co]):
         epoch = whole_number("set_epoch: epoch", epoch, least=0)
         if then not in (None, FOLLOWING):
             then = whole_number("set_epoch: then", then, least=0)
-        self._to(epoch)
-        self.sampler.named, self.sampler.asked = True, None
-        self._expect(None if then is None else 1 if then == FOLLOWING else then - epoch)
+        self._go_to(epoch)
+        self.sampler.named, self.sampler.wanted = True, None
+        self._set_step(None if then is None else 1 if then == FOLLOWING else then - epoch)
 
-    def _heed(self) -> None:
-        """To the epoch that a library has named by `sampler.set_epoch`."""
-        if self.sampler.asked is not None:
-            self._to(self.sampler.asked)
-            self.sampler.asked = None
+    def _follow_sampler(self) -> None:
+        """Goes to the epoch that a library has chosen with `sampler.set_epoch`."""
+        if self.sampler.wanted is not None:
+            self._go_to(self.sampler.wanted)
+            self.sampler.wanted = None
 
-    def _to(self, epoch: int) -> None:
-        place = self.sampler
-        if epoch == place.epoch and not place.begun:
+    def _go_to(self, epoch: int) -> None:
+        sampler = self.sampler
+        if epoch == sampler.epoch and not sampler.begun:
             return
-        if place.loaded is not None and epoch == place.loaded["epoch"]:  # what is left of it, which may be nothing
-            self.load_state_dict(place.loaded)
-            place.begun = False
+        if sampler.loaded is not None and epoch == sampler.loaded["epoch"]:  # the rest of it, which may be empty
+            self.load_state_dict(sampler.loaded)
+            sampler.begun = False
         else:
-            self._move(epoch)
+            self._begin_epoch(epoch)
 
-    def _expect(self, step: int | None) -> None:
-        self._requests.step = step if self.persistent_workers else None
-
-    def _move(self, epoch: int) -> None:
+    def _begin_epoch(self, epoch: int) -> None:
         """To the start of an epoch."""
-        place = self.sampler
-        order = self._requests.known(place.order_of(epoch))
-        place.digest.begin(order, place.at)
-        place.moved(order, 0)
-        self._expect(1)
-        self._end_pass()
+        sampler = self.sampler
+        order = self._scheduler.known(sampler.order_of(epoch))
+        sampler.digest.begin(order, sampler.position)
+        sampler.move(order, 0)
+        self._set_step(1)
+        self._end_iterator()
 
-    def _end_pass(self) -> None:
-        self.sampler.last, self._early = None, None
-        self.sampler.passes += 1
+    def _set_step(self, step: int | None) -> None:
+        self._scheduler.step = step if self.persistent_workers else None
+
+    def _end_iterator(self) -> None:
+        self._started = None
+        self.sampler.iterators += 1
 
     def _begin(self, check: Callable[[], None] | None = None) -> EpochIterator:
-        self._settle()
-        place = self.sampler
-        if place.begun:
-            self._move(place.epoch + 1)
-        elif place.at == 0 and place.order.size != self._size():  # the dataset has grown since
-            step = self._requests.step
-            self._move(place.epoch)
-            self._expect(step)
-        self._end_pass()
-        plan = self._plan(place.order, place.at)
-        given = iter(self._foreign) if self._foreign is not None else None
-        if given is not None:
-            plan, given = part_given(plan, given, type(self._foreign).__name__)
-        made: list[Any] = []
+        self._apply_changes()
+        sampler = self.sampler
+        if sampler.begun:
+            self._begin_epoch(sampler.epoch + 1)
+        elif sampler.position == 0 and sampler.order.size != self._size():  # the dataset has grown since
+            step = self._scheduler.step
+            self._begin_epoch(sampler.epoch)
+            self._set_step(step)
+        self._end_iterator()
+        plan = self._plan(sampler.order, sampler.position)
+        sampled, name = None, type(self._library_sampler).__name__
+        if self._library_sampler is not None:
+            plan, sampled = skip_to(plan, iter(self._library_sampler), name)
+        loaded: list[Batch] = []
         if self._engine is None:
-            if not len(plan):  # nothing to choose an engine by
-                return EpochIterator(self, Inline(self._samples, self._requests), iter(()), plan, place.passes)
-            choice = choose(self._samples, plan, self)
-            self.engine, made = choice.engine, choice.made
+            if not len(plan):  # no batch to choose an engine by
+                inline = ENGINES["inline"](self._fetcher, self._scheduler)
+                return EpochIterator(self, inline, iter(()), plan, sampler.iterators)
+            choice = choose(self._fetcher, plan, self)
+            self.engine, loaded = choice.engine, choice.batches
             self._settings = self._current()
             if check is not None:
                 check()
-            self._engine = _ENGINES[self.engine](self._samples, self._requests)
-        rest = replace(plan, start=made[-1][1].request.stop) if made else plan
-        batches = self._engine.begin(rest, self)
-        self._report.begin(place.epoch, self._setup(), self.tasks())
-        if made:
-            batches = _joined(made, batches)
-        if given is not None:
-            batches = as_given(batches, given, type(self._foreign).__name__)
-        return EpochIterator(self, self._engine, batches, plan, place.passes)
+            self._engine = ENGINES[self.engine](self._fetcher, self._scheduler)
+        rest = replace(plan, start=loaded[-1].info.request.stop) if loaded else plan
+        batches = self._engine.run(rest, self)
+        if loaded:
+            batches = _joined(loaded, batches)
+        if sampled is not None:
+            batches = as_sampled(batches, sampled, name)
+        return EpochIterator(self, self._engine, batches, plan, sampler.iterators)
 
-    def _settle(self) -> None:
-        """Takes up what was set after construction, and a dataset that has grown.
+    # -----------------------------------------------------------------------------------------------------
+    # settings
+    # -----------------------------------------------------------------------------------------------------
+
+    def _apply_changes(self) -> None:
+        """Applies attributes that were set after construction, and a dataset that has grown.
 
         Raises:
-            UserError: it does not go with a seed, or with the engine.
+            UserError: they contradict the seed or the engine.
         """
         late = {"generator": self.generator, "in_order": self.in_order}
-        refuse(self.dataset, late, self.rank, self.world_size)
+        check_arguments(self.dataset, late, self.rank, self.world_size)
         for name, now in (("seed", self.seed), ("shuffle", vars(self).get("shuffle", self.sampler.shuffle))):
             if now != getattr(self.sampler, name):
                 raise UserError(f"Loader: {name}={now} was set after construction; make another Loader for that order")
         self.sampler.part = self._batch * self.world_size, self._drop_last, self.rank, self.world_size
-        before, now = self._settings, self._current()
-        if now == before:
+        before, current = self._settings, self._current()
+        if current == before:
             return
-        if now.engine != before.engine:
-            self._wanted = self.engine
-        if replace(now, samples=before.samples) != before:
-            self.engine = self._checked(self._wanted)
-        if (now.collate_fn, now.samples) != (before.collate_fn, before.samples):
-            self._samples = self._new_samples()
+        if current.engine != before.engine:
+            self._wanted_engine = self.engine
+        if replace(current, samples=before.samples) != before:
+            self.engine = self._checked(self._wanted_engine)
+        if (current.collate_fn, current.samples) != (before.collate_fn, before.samples):
+            self._fetcher = self._new_fetcher()
             self.sampler.digest.list_IDs = self.list_IDs
         if self._engine is not None:
-            self._engine.end()
+            self._engine.close()
             self._engine = None
         self._settings = self._current()
 
@@ -363,7 +332,7 @@ class SeededLoader(Loader[T_co]):
             )
         return checked(engine, self)
 
-    def _new_samples(self) -> BatchFetcher:
+    def _new_fetcher(self) -> BatchFetcher:
         names = list_IDs(self.dataset)
         if names is not None and len(names) != self._size():
             names = None  # not one ID for each index: the indices are the IDs
@@ -376,98 +345,90 @@ class SeededLoader(Loader[T_co]):
     def _size(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def _setup(self) -> Setup:
-        return replace(setup_of(self), batch_size=self._batch)
-
-    def _delivered(self, batch: Any, info: BatchInfo, asked_ns: int) -> None:
-        handed_ns = clock_ns()
-        place, request = self.sampler, info.request
-        if place.content is not None:
-            place.content = content_hash(place.content, batch)
-            info = replace(info, content=place.content)
-        place.last, place.at = info, request.stop
-        self._report.add(asked_ns, handed_ns, info.made, len(request.indices), info.nbytes)
-        if self._report.due:
-            self._report.look(self.tasks())
-
     def __getstate__(self) -> dict[str, Any]:
-        """Without workers and without a pass that runs: a copy's next `iter()` delivers what this one's would."""
-        return {**vars(self), "_samples": None, "_engine": None, "_early": None}
+        """Without workers and iterators: a copy's next `iter()` delivers what this one's would."""
+        return {**vars(self), "_fetcher": None, "_engine": None, "_started": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._samples = self._new_samples()
+        self._fetcher = self._new_fetcher()
 
     # -----------------------------------------------------------------------------------------------------
-    # what was delivered
+    # about the loader and its batches
     # -----------------------------------------------------------------------------------------------------
 
     @property
-    def delivered(self) -> BatchInfo | None:
-        return self.sampler.last
+    def traits(self) -> EngineTraits:
+        """Of the engine."""
+        return TRAITS[self.engine]
 
     @property
     def list_IDs(self) -> Sequence[str] | None:
-        return self._samples.list_IDs
-
-    def tasks(self) -> list[tuple[int, int]]:
-        return self._engine.tasks() if self._engine is not None else []
+        """IDs by index; None where the index is the ID."""
+        return self._fetcher.list_IDs
 
     @property
     def threadable(self) -> bool:
-        return self.engine == "inline" and may_be_threads(self)
+        """Whether threads could load what is now loaded inline, as far as that is known after the first batch."""
+        return not self.traits.prefetches and may_be_threads(self._fetcher, self)
+
+    def tasks(self) -> list[tuple[int, int]]:
+        """Process and thread ID of each living worker."""
+        return self._engine.tasks() if self._engine is not None else []
 
     def helpers(self) -> list[tuple[int, int]]:
-        return helpers() if self.engine == "process" else []
+        """The same of threads in this process that receive batches from worker processes, of any loader."""
+        return helpers() if self.traits.has_processes else []
+
+    def named(self, request: BatchRequest) -> str:
+        """The first IDs of a batch, for an error."""
+        return self._fetcher.named(request)
 
     def IDs(self, info: BatchInfo) -> list[str]:
-        """IDs of the samples in a batch info's batch."""
-        names = self._samples.list_IDs
+        """IDs of a batch's samples."""
+        names = self._fetcher.list_IDs
         return [str(i) if names is None else names[i] for i in info.request.indices.tolist()]
 
     def order_digest(self, after: BatchInfo | None = None) -> str:
-        """Digest over the IDs of every sample delivered so far, or up to a batch of the present epoch."""
+        """Digest of the IDs of all delivered samples, or of those up to a batch of the current epoch."""
         return self.sampler.digest.at(self._position(after))
 
     def content_digest(self) -> str | None:
-        """Digest over what the batches held, None unless asked for."""
+        """Digest of the content of all delivered batches, None unless `content_digest` is on."""
         content = self.sampler.content
         return content.hex() if content is not None else None
 
     def report(self) -> Report:
-        """Rates and waiting of the present epoch."""
+        """Rates and waiting of the current epoch of `for data in loader`."""
         return self._report
-
-    def account_kept_by(self, times: Callable[[], EpochTimes]) -> None:
-        self._report.kept_elsewhere(times)
 
     # -----------------------------------------------------------------------------------------------------
     # position
     # -----------------------------------------------------------------------------------------------------
 
     def state_dict(self, after: BatchInfo | None = None) -> dict[str, Any]:
-        """The position after the batch handed out last (or after another one of this epoch); JSON-able."""
-        place, position = self.sampler, self._position(after)
-        content = after.content if after is not None else place.content
+        """The position after the last delivered batch, or after another one of this epoch; JSON-able."""
+        sampler, position = self.sampler, self._position(after)
+        content = after.content if after is not None else sampler.content
         return {
             "version": 1,
-            "epoch": place.epoch,
+            "epoch": sampler.epoch,
             "position": position,
-            "over": place.over if after is None else position >= self.end,
+            "over": sampler.over if after is None else position >= self.end,
             **self._identity(),
-            "digest": place.digest.state(position),
-            "content": content.hex() if place.content is not None and content is not None else None,
+            "digest": sampler.digest.state(position),
+            "content": content.hex() if sampler.content is not None and content is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with the batch after that position at the next `iter()`.
+        """The next `iter()` continues with the batch after that position.
 
         After an epoch's last batch nothing is left of it: `set_epoch` with its number gives no batch. Without
-        `set_epoch` the next epoch follows, after a pass without a batch where the state was taken before the loop over
-        the epoch had ended.
+        `set_epoch` the next epoch follows; if the state was taken before the loop over the epoch had ended, an iterator
+        without batches comes first.
 
         Raises:
-            UserError: the state belongs to another number of samples, seed or shuffle, or is none.
+            UserError: not a state, or one of another number of samples, seed or shuffle.
         """
         missing = {"epoch", "position", "digest"}.difference(state if isinstance(state, Mapping) else ())
         if missing:
@@ -477,27 +438,27 @@ class SeededLoader(Loader[T_co]):
             if state.get(key) != value:
                 raise UserError(
                     f"the loader's state was saved with {key}={state.get(key)}, this loader has {key}={value}; "
-                    "the order would be another one, so use the same, or start anew"
+                    "the order would be another one, so use the same, or start a new run"
                 )
-        place, position = self.sampler, whole_number("load_state_dict: position", state["position"], least=0)
-        order = place.order_of(whole_number("load_state_dict: epoch", state["epoch"], least=0))
-        self._end_pass()
+        sampler, position = self.sampler, whole_number("load_state_dict: position", state["position"], least=0)
+        order = sampler.order_of(whole_number("load_state_dict: epoch", state["epoch"], least=0))
+        self._end_iterator()
         left = position < self._plan(order, position).end
         over = not left and (bool(state.get("over", True)) or position != self.end)
-        place.moved(order, position, over)
-        place.digest.load(state["digest"], order)
-        if place.content is not None:
-            place.content = bytes.fromhex(state.get("content") or "")
-        place.loaded, place.named = state, True
-        self._expect(1)
+        sampler.move(order, position, over)
+        sampler.digest.load(state["digest"], order)
+        if sampler.content is not None:
+            sampler.content = bytes.fromhex(state.get("content") or "")
+        sampler.loaded, sampler.named = state, True
+        self._set_step(1)
 
     def _position(self, after: BatchInfo | None) -> int:
         if after is None:
-            return self.sampler.at
+            return self.sampler.position
         if after.request.epoch != self.sampler.epoch:
             raise UserError(
                 f"Loader: this batch is of epoch {after.request.epoch}, the loader is in epoch {self.sampler.epoch}; "
-                "ask before the next epoch begins"
+                "call this before the next epoch begins"
             )
         return after.request.stop
 
@@ -507,7 +468,7 @@ class SeededLoader(Loader[T_co]):
 
 @dataclass(frozen=True)
 class _Settings:
-    """What workers are started with, and may be changed later."""
+    """Attributes that workers depend on and that may be changed after construction."""
 
     engine: str
     samples: int
@@ -516,9 +477,9 @@ class _Settings:
     processes: tuple[Any, ...]
 
 
-def _joined(made: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
-    """First what is made already, then the rest."""
-    made.reverse()
-    while made:
-        yield made.pop()
+def _joined(loaded: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
+    """First the loaded batches, then the rest."""
+    loaded.reverse()
+    while loaded:
+        yield loaded.pop()
     yield from rest

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from feedrate.dataset.rng import GAMMA, mix64
+
 BLOCK = 65_536  # positions computed at once, and hashed at once by the digest
 _AT_ONCE = 8_192  # values enciphered at once, which fit into a core's own cache
 _SMALL = 4_096  # below this many samples a round mixes less, and a block costs little
-# SplitMix64's numbers, in arrays, as NumPy would make one of each number for each use
-_FIRST, _SECOND, _THIRD = (np.array(n, np.uint64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_27, _30, _31, _32 = (np.array(n, np.uint64) for n in (27, 30, 31, 32))
+_32 = np.array(32, np.uint64)  # an array, as NumPy would convert a number at each use
 
 
 class Order:
@@ -100,12 +100,8 @@ class Order:
 
 def _below(z: np.ndarray, limit: np.ndarray, spare: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser of the values, scaled to [0, limit), in their place; limit below 2**32."""
-    z *= _FIRST
-    z ^= np.right_shift(z, _30, out=spare)
-    z *= _SECOND
-    z ^= np.right_shift(z, _27, out=spare)
-    z *= _THIRD
-    z ^= np.right_shift(z, _31, out=spare)
+    z *= GAMMA
+    mix64(z, spare)
     z >>= _32
     z *= limit
     z >>= _32

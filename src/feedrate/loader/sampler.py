@@ -1,18 +1,22 @@
-"""`loader.sampler` of a Loader with a seed: its order, and where the loader is in it.
+"""The sampler of a seeded loader: its order and position; also as libraries hand it to loaders that they rebuild.
 
-A library that builds a DataLoader of its own from `loader.sampler` or `loader.batch_sampler` gets the loader's order.
+Lightning, accelerate and others build a DataLoader of their own from `loader.sampler` or `loader.batch_sampler`. Such a
+loader gets this loader's order, and goes on from its position.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-from torch.utils.data import BatchSampler, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, Dataset, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from feedrate.errors import UserError
-from feedrate.loader.batch import BatchInfo
+from feedrate.loader.batch import Batch
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.order import BLOCK, Order, Plan, rank_part
 
@@ -20,23 +24,22 @@ from feedrate.loader.order import BLOCK, Order, Plan, rank_part
 class OrderSampler(Sampler[int]):
     """The indices that the loader's next `iter()` delivers; iterated again, those of the epoch after it, and so on.
 
-    Loaders that are built from the same sampler share their position: the one goes on where the other stopped.
+    Loaders built from the same sampler share their position: one continues where the other stopped.
 
     Args:
-        dataset: of which only the length is asked, for each epoch.
+        dataset: only its length is used, read again for each epoch.
 
     Attributes:
         part: samples of a global batch, drop_last, rank and world size: which part of the order is this rank's.
-        order: of the present epoch.
-        at: position in it after the batch that was delivered last.
-        begun: whether a batch of it has been asked for.
-        over: whether all of its batches were delivered, and the end was reached.
-        loaded: the state that was loaded, until a batch is asked for.
-        named: whether the user named the epoch, by `Loader.set_epoch` or `load_state_dict`.
-        asked: the epoch that a library named by `set_epoch` here, until the loader goes to it.
-        passes: number of passes so far; only the last one may go on.
+        order: of the current epoch.
+        position: in it, after the last delivered batch.
+        begun: whether a batch of the epoch was requested.
+        over: whether its end was reached.
+        loaded: the loaded state, until a batch is requested.
+        named: whether the user chose the epoch with `Loader.set_epoch` or `load_state_dict`.
+        wanted: the epoch that a library chose with `set_epoch` here, until the loader moves to it.
+        iterators: number of epoch iterators so far; only the last one may continue.
         digest, content: of what was delivered; see Loader.
-        last: batch info of the batch that was delivered last.
     """
 
     shuffle = True
@@ -46,13 +49,12 @@ class OrderSampler(Sampler[int]):
         self.dataset, self.seed = dataset, seed
         self.part = 1, False, 0, 1
         self.order = self.order_of(0)
-        self.at, self.begun, self.over, self.passes = 0, False, False, 0
+        self.position, self.begun, self.over, self.iterators = 0, False, False, 0
         self.loaded: dict[str, Any] | None = None
         self.named = False
-        self.asked: int | None = None
+        self.wanted: int | None = None
         self.content: bytes | None = None
-        self.last: BatchInfo | None = None
-        self._following: int | None = None  # what is iterated next here, where the loader itself has not moved since
+        self._following: int | None = None  # the epoch iterated next here, if the loader has not moved since
 
     @property
     def epoch(self) -> int:
@@ -64,41 +66,41 @@ class OrderSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """As DistributedSampler's, for libraries that call it before each epoch: the next `iter()` is that epoch.
 
-        Fabric and accelerate count from 0 in each process. Where the user has named an epoch or loaded a position,
-        only a later epoch than the one that is due is therefore taken.
+        Fabric and accelerate count from 0 in each process. So once the user has chosen an epoch or loaded a position,
+        only a later epoch than the one that is due is accepted.
         """
         epoch = whole_number("set_epoch: epoch", epoch, least=0)
         if not self.named or epoch > self._due()[0]:
-            self.asked = epoch
+            self.wanted = epoch
 
-    def moved(self, order: Order, at: int, over: bool = False) -> None:
-        """The loader goes to a position; `over`: past the epoch's end."""
-        self.order, self.at, self.begun, self.over = order, at, over, over
-        self.asked = self._following = None
+    def move(self, order: Order, position: int, over: bool = False) -> None:
+        """To a position; `over`: past the epoch's end."""
+        self.order, self.position, self.begun, self.over = order, position, over, over
+        self.wanted = self._following = None
 
     def begin(self) -> None:
-        """The first batch of a pass is asked for."""
-        self.begun, self.loaded, self.asked, self._following = True, None, None, None
+        """The first batch of an epoch is requested."""
+        self.begun, self.loaded, self.wanted, self._following = True, None, None, None
 
-    def end(self, at: int) -> None:
-        """A pass has reached its end."""
-        self.at, self.over = at, True
+    def end(self, position: int) -> None:
+        """The end of the epoch is reached."""
+        self.position, self.over = position, True
 
     def _due(self) -> tuple[int, int]:
         """Epoch and position of what comes next."""
-        if self.asked is not None:
-            return self.asked, self.at if self.asked == self.epoch and not self.begun else 0
+        if self.wanted is not None:
+            return self.wanted, self.position if self.wanted == self.epoch and not self.begun else 0
         if self._following is not None:
             return self._following, 0
-        return (self.epoch + 1, 0) if self.begun else (self.epoch, self.at)
+        return (self.epoch + 1, 0) if self.begun else (self.epoch, self.position)
 
     def __iter__(self) -> Iterator[int]:
         epoch, start = self._due()
-        self.asked, self._following = None, epoch + 1
+        self.wanted, self._following = None, epoch + 1
         order = self.order_of(epoch)
         batch, drop_last, rank, world_size = self.part
         if world_size == 1:
-            return _given(order, start)
+            return _indices(order, start)
         return (i for _, _, part in Plan(order, start, batch, drop_last, rank, world_size) for i in part.tolist())
 
     def __len__(self) -> int:
@@ -113,7 +115,7 @@ class OrderSampler(Sampler[int]):
 
 
 class InOrderSampler(OrderSampler, SequentialSampler):
-    """The same without shuffling; libraries see it from the class."""
+    """Without shuffling; libraries recognise that by the class."""
 
     shuffle = False
 
@@ -122,11 +124,21 @@ class InOrderSampler(OrderSampler, SequentialSampler):
         return self.dataset
 
 
+def _indices(order: Order, start: int) -> Iterator[int]:
+    for first in range(start, order.size, BLOCK):
+        yield from order.indices(first, min(first + BLOCK, order.size)).tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# arguments of a seeded loader
+# ---------------------------------------------------------------------------------------------------------
+
+
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """An argument of Loader as an int.
 
     Raises:
-        UserError: it is no whole number, or below `least`.
+        UserError: it is not a whole number, or below `least`.
     """
     try:
         number = operator.index(value)
@@ -138,19 +150,97 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
-def order_sampler_of(batch_sampler: Any) -> tuple[OrderSampler, int, bool] | None:
-    """The OrderSampler that a library has wrapped, with batch size and drop_last; None where there is none inside."""
+def check_arguments(dataset: Dataset[Any], arguments: dict[str, Any], rank: int, world_size: int) -> None:
+    """Raises UserError for arguments that contradict a seed."""
+    if isinstance(dataset, IterableDataset):
+        raise UserError("Loader: seed is for map-style datasets, an iterable dataset has its own order; pass seed=None")
+    if not hasattr(dataset, "__len__"):
+        raise UserError(f"Loader: seed needs the number of samples, so give {type(dataset).__name__} a __len__")
+    for name in ("sampler", "batch_sampler", "generator"):
+        value = arguments.get(name)
+        if value is None or _keeps_order(name, value, dataset):
+            continue
+        remedy = "pass seed=None"
+        if isinstance(value, DistributedSampler):
+            remedy = (
+                "pass rank and world_size to Loader, and use_distributed_sampler=False to Lightning's Trainer or "
+                "setup_dataloaders"
+            )
+        raise UserError(f"Loader: seed fixes the order, so {name} ({type(value).__name__}) cannot be used; {remedy}")
+    if arguments.get("in_order") is False:
+        raise UserError("Loader: seed fixes the order, so in_order=False cannot be used; pass seed=None")
+    if not 0 <= rank < world_size:
+        raise UserError(f"Loader: rank={rank} must be at least 0 and below world_size={world_size}")
+
+
+def _keeps_order(name: str, value: Any, dataset: Any) -> bool:
+    """Whether a library has handed on a Loader's own sampler, or turned shuffling off."""
+    if name == "batch_sampler":
+        return _unwrapped(value) is not None
+    if type(value) is SequentialSampler:
+        return value.data_source is dataset
+    return isinstance(value, OrderSampler)
+
+
+def inherited_order(arguments: dict[str, Any], dataset: Any, seed: int) -> tuple[OrderSampler | None, int, bool]:
+    """The sampler of another SeededLoader if a library hands it on, with batch size and drop_last.
+
+    Raises:
+        UserError: it has another seed or dataset.
+    """
+    order, batch, drop_last = arguments.get("sampler"), arguments.get("batch_size", 1), arguments.get("drop_last")
+    if arguments.get("batch_sampler") is not None:
+        order, batch, drop_last = _unwrapped(arguments["batch_sampler"]) or (None, batch, drop_last)
+    batch, drop_last = batch or 1, bool(drop_last)
+    if not isinstance(order, OrderSampler):
+        return None, batch, drop_last
+    if order.seed != seed or order.dataset is not dataset:
+        raise UserError(
+            f"Loader: the sampler of a Loader with seed={order.seed} keeps its order only with the same seed and "
+            f"dataset, and seed={seed} was passed; pass the same, or seed=None"
+        )
+    return order, batch, drop_last
+
+
+def _unwrapped(batch_sampler: Any) -> tuple[OrderSampler, int, bool] | None:
+    """The OrderSampler inside a library's batch sampler, with batch size and drop_last; None if there is none."""
     for _ in range(4):
         if type(batch_sampler) is BatchSampler:
-            found = batch_sampler.sampler
-            if not isinstance(found, OrderSampler):
-                return None
-            return found, batch_sampler.batch_size, batch_sampler.drop_last
-        inner = [getattr(batch_sampler, name, None) for name in ("batch_sampler", "_batch_sampler")]
-        batch_sampler = next((found for found in inner if found is not None), None)
+            inner = batch_sampler.sampler
+            return (
+                (inner, batch_sampler.batch_size, batch_sampler.drop_last) if isinstance(inner, OrderSampler) else None
+            )
+        wrapped = [getattr(batch_sampler, name, None) for name in ("batch_sampler", "_batch_sampler")]
+        batch_sampler = next((sampler for sampler in wrapped if sampler is not None), None)
     return None
 
 
-def _given(order: Order, start: int) -> Iterator[int]:
-    for first in range(start, order.size, BLOCK):
-        yield from order.indices(first, min(first + BLOCK, order.size)).tolist()
+# ---------------------------------------------------------------------------------------------------------
+# the batches of a library's batch sampler
+# ---------------------------------------------------------------------------------------------------------
+
+
+def skip_to(plan: Plan, sampled: Iterator[Any], name: str) -> tuple[Plan, Iterator[Any]]:
+    """The plan from the first batch of a library's batch sampler on, which may skip some."""
+    first = next(sampled, None)
+    if first is None:
+        return replace(plan, start=plan.end), sampled
+    for start, _, indices in plan:
+        if indices.tolist() == list(first):
+            # Lightning's iterator would begin again with iter()
+            return replace(plan, start=start), chain([first], iter(lambda: next(sampled, None), None))
+    raise _other_order(name)
+
+
+def as_sampled(batches: Iterator[Batch], sampled: Iterator[Any], name: str) -> Iterator[Batch]:
+    """The batches, checked against those of a library's batch sampler."""
+    for indices in sampled:
+        batch = next(batches)
+        if batch.info.request.indices.tolist() != list(indices):
+            break
+        yield batch
+    raise _other_order(name)
+
+
+def _other_order(name: str) -> UserError:
+    return UserError(f"Loader: {name} gives other batches than the seed's order; pass seed=None to follow it")

@@ -1,88 +1,68 @@
-"""Batches on the device: on a GPU one batch ahead on a stream of its own, so that copying overlaps the step.
-
-What happens to a batch there (scaling, normalising) is the trainer's affair.
-"""
+"""Batches on the device; on an accelerator the next batch is copied on a stream of its own while the step runs."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from feedrate.errors import UserError
-from feedrate.loader.batch import BatchInfo
+from feedrate.loader.batch import Batch
 from feedrate.loader.device import has_streams, may_lack_float64, single
-from feedrate.loader.digest import nbytes
-from feedrate.loader.engines.processes import lost_worker
+from feedrate.loader.torch_loader import with_info
 from feedrate.timing import Clock
 from feedrate.timing.ahead import HostAhead, record
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One batch on its way into a step.
-
-    Attributes:
-        X, y: tensors on the device, (B, ...) and (B,) or (B, K).
-        info: which samples it holds, None from a loader without a seed.
-        nbytes: size as loaded.
-    """
-
-    X: Tensor
-    y: Tensor
-    info: BatchInfo | None
-    nbytes: int
-
-
 class ToDevice:
-    """Iterates over `loader`'s batches on `device`, and tells the clock what was waiting and what was transfer.
+    """Iterates over a loader's batches on `device`.
 
-    `check` sees each batch on the host, and may raise.
+    On an accelerator the next batch is fetched and its copy issued while the current step runs; the source of a copy
+    stays referenced until an event says that the copy is complete. Other devices copy in line.
 
-    On a GPU the next batch is fetched, and its copy issued on a stream of its own, while the present step runs there;
-    the copy's source stays referenced until an event says that it is complete. Other devices copy in line.
+    Args:
+        loader: a Loader, a DataLoader, or any iterable of pairs (X, y).
+        clock: records waiting and transfer.
+        check: called with each batch on the host; it may raise.
 
     Raises:
-        UserError: while iterating, for a batch that is no pair of tensors.
+        UserError: while iterating, for a batch that is not a pair of tensors.
     """
 
     def __init__(
         self,
-        loader: Iterable[Any],
+        loader: Any,
         device: torch.device,
         clock: Clock | None = None,
         check: Callable[[Batch], None] | None = None,
     ) -> None:
-        self._loader, self._device, self._check = loader, device, check
+        self._loader, self._device, self._check = with_info(loader), device, check
         self._clock, self._lap = clock, clock.lap if clock is not None else _no_lap
 
     def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self._loader)
-        if self._clock is not None and hasattr(self._loader, "account_kept_by"):
-            self._loader.account_kept_by(self._clock.epoch)
+        batches = self._loader.batches()
         if has_streams(self._device):
-            # the clock bounds the steps ahead itself
-            return self._ahead(iterator, copy_stream(self._device), HostAhead() if self._clock is None else None)
-        return self._in_line(iterator)
+            # a clock bounds the steps ahead itself
+            return self._ahead(batches, copy_stream(self._device), HostAhead() if self._clock is None else None)
+        return self._in_line(batches)
 
-    def _in_line(self, iterator: Iterator[Any]) -> Iterator[Batch]:
+    def _in_line(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         held: list[Batch] = []
-        while (host := self._next(iterator)) is not None:
+        while (host := self._next(batches)) is not None:
             if self._device.type == "cpu" and host.X.is_cpu and host.y.is_cpu:
-                held.append(host)  # torch, asked to move it nowhere, would let the loader's threads go first
+                held.append(host)  # `to` would release the GIL to the loader's threads
             else:
-                held.append(replace(host, X=host.X.to(self._device), y=host.y.to(self._device)))
+                held.append(Batch((host.X.to(self._device), host.y.to(self._device)), host.info))
                 self._lap("transfer")
             del host
-            yield held.pop()  # the loop alone has it then, and may let go of it while that is its own time
+            yield held.pop()  # only the training loop holds it then, and can free it within its own time
 
-    def _ahead(self, iterator: Iterator[Any], copies: CopyStream, steps: HostAhead | None = None) -> Iterator[Batch]:
-        host = self._next(iterator)
+    def _ahead(self, batches: Iterator[Batch], copies: CopyStream, steps: HostAhead | None = None) -> Iterator[Batch]:
+        host = self._next(batches)
         ahead = copies.issue(host) if host is not None else None
         while ahead is not None:
             source, (batch, done) = host, ahead
@@ -92,47 +72,42 @@ class ToDevice:
                 yield batch
                 if steps is not None:
                     steps.issued(record(self._device))
-                # the step of `batch` is issued by now, and runs while the next batch is waited for and copied
-                host = self._next(iterator)
+                # the step of `batch` has been issued, and runs while the next batch is fetched and copied
+                host = self._next(batches)
                 ahead = copies.issue(host) if host is not None else None
             finally:
-                with suppress(RuntimeError):  # of a device that has failed, as the next call to it says
-                    done.synchronize()  # the copy lies before that step, so it costs nothing
-                del source  # only now: its memory is filled again
+                with suppress(RuntimeError):  # of a device that has failed; the next call to it raises again
+                    done.synchronize()  # costs nothing, since the copy precedes that step
+                del source  # only now, as its memory is used again
 
-    def _next(self, iterator: Iterator[Any]) -> Batch | None:
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
         try:
-            found = next(iterator)
+            batch = next(batches)
         except StopIteration:
             return None
-        except (RuntimeError, OSError, EOFError) as error:
-            if (lost := lost_worker(error)) is not None:  # of a loader of torch's
-                raise lost from error
-            raise
         finally:
             self._lap("wait")
-        if not (isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(v, Tensor) for v in found)):
-            kinds = ", ".join(type(v).__name__ for v in found) if isinstance(found, (tuple, list)) else ""
-            kind = type(found).__name__ + (f" of {kinds}" if kinds else "")
+        data = batch.data
+        if not (isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(v, Tensor) for v in data)):
+            kinds = ", ".join(type(v).__name__ for v in data) if isinstance(data, (tuple, list)) else ""
+            kind = type(data).__name__ + (f" of {kinds}" if kinds else "")
             raise UserError(
                 f"loader: a batch is a {kind}; training needs the pair (X, y) of tensors, "
                 "so return tensors or numbers from __getitem__, or (X, y) from collate_fn"
             )
-        X, y = found
-        batch = Batch(X, y, getattr(self._loader, "delivered", None), nbytes([X, y]))
         if self._check is not None:
             self._check(batch)
         if may_lack_float64(self._device):
-            batch = replace(batch, X=single(X, self._device), y=single(y, self._device))
+            batch.data = [single(tensor, self._device) for tensor in data]
         return batch
 
 
 def _no_lap(phase: str) -> None:
-    """Nobody wants to know."""
+    """No-op timer, used when there is no clock."""
 
 
 def copy_stream(device: torch.device) -> CopyStream:
-    """The one of that device: the caching allocator never gives a stream memory that was freed on another one."""
+    """One for each device: the caching allocator does not reuse memory across streams."""
     index = torch.accelerator.current_device_index() if device.index is None else device.index
     return _copy_stream(torch.device(device.type, index))
 
@@ -143,23 +118,23 @@ def _copy_stream(device: torch.device) -> CopyStream:
 
 
 class CopyStream:
-    """Copies to an accelerator on a stream of their own, at the side of the steps."""
+    """Copies to an accelerator on a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.Stream(device)
 
     def issue(self, host: Batch) -> tuple[Batch, torch.Event]:
-        """The batch on the device, and what tells when its content is there; `host` must be kept until then."""
+        """The batch on the device and the event of its copy; `host` must be kept until then."""
         with self._stream:
             X = host.X.to(self._device, non_blocking=True)
             y = host.y.to(self._device, non_blocking=True)
             done = torch.Event(self._device)
             done.record(self._stream)
-        return replace(host, X=X, y=y), done
+        return Batch((X, y), host.info), done
 
     def hand_over(self, batch: Batch, done: torch.Event) -> None:
-        """From now on a step may use the batch: it waits on the device, while the host goes on."""
+        """Lets the step use the batch: it waits for the copy on the device, while the host continues."""
         current = torch.accelerator.current_stream(self._device)
         current.wait_event(done)
         for tensor in (batch.X, batch.y):
-            tensor.record_stream(current)  # or the allocator would hand its memory out while the step reads it
+            tensor.record_stream(current)  # or the allocator would reuse its memory while the step reads it

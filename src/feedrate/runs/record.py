@@ -225,7 +225,7 @@ def record_failure(
 
 def engine_of(trainer: Trainer) -> str:
     """Of the training partition's loader."""
-    return str(getattr(trainer.loaders["train"], "engine", "torch"))
+    return str(trainer.loaders["train"].engine)
 
 
 def record_run_id(run: Run, run_id: str | None) -> None:

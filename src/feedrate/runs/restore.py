@@ -19,7 +19,7 @@ from feedrate.cli.allowed import check_targets
 from feedrate.config import ROOT, resolve_path, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
-from feedrate.loader import Loader, build_loaders, start_loaders
+from feedrate.loader import build_loaders, start_loaders
 from feedrate.runs.provenance import has_commit
 from feedrate.runs.runs import folder_named, read_summary
 from feedrate.trainer import checkpoint
@@ -208,8 +208,7 @@ def open_loader(saved: SavedRun, data: Data, partition: str, device: torch.devic
     """Goes through one partition once, in its own order; its workers run from now on, before the device is used."""
     node = {**saved.config["loader"], "shuffle": False, "drop_last": False}
     loader = build_loaders(node, data, _seed(saved), device)[partition]
-    if isinstance(loader, Loader):
-        loader.set_epoch(0, then=None)  # the same random numbers as in every validation of the run
+    loader.set_epoch(0, then=None)  # the same random numbers as in every validation of the run
     start_loaders({partition: loader}, (partition,), data)
     return loader
 

@@ -1,6 +1,6 @@
 """Where the limits of this process stand: the files of its control group and of those above it, in both versions.
 
-What the limits are is the affair of cores.py and of loader/limits.py.
+What the limits are is the affair of cores.py and of loader/resources.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Keeps passwords, tokens and keys out of all that is recorded: `without_secrets` for text, `masked` for settings.
 
-Secrets are known by their names (of settings, environment variables and parts of addresses), not by their looks.
+Secrets are recognised by the names of settings, environment variables and parts of addresses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 MASK = "***"
-MIN_CHARACTERS = 6  # of a value that is masked wherever it stands; a shorter one would be found in ordinary words
+MIN_CHARACTERS = 6  # of a value that is masked anywhere; a shorter one would be found in ordinary words
 
 # last words of a name: `api_key`, `apiKey`, `MY_API_KEY`, `aws.secretAccessKey`
 _SECRET_END = re.compile(
@@ -48,24 +48,21 @@ def looks_secret(name: str) -> bool:
 
 
 def learn(settings: Any) -> None:
-    """Remembers the values of secret settings, so that they are masked also where their name does not stand beside.
-
-    Error messages of other libraries quote them so. They hold for this process.
-    """
+    """Remembers the values of secret settings, which are masked in this process also without their name beside them."""
     _learned.update(value for value in _values(settings) if len(value) >= MIN_CHARACTERS)
 
 
 def without_secrets(text: str) -> str:
     """`text` with `***` in place of secrets.
 
-    These are: user and password of `scheme://user:password@host`; values beside a secret name (`api_key=…`,
-    `"token": "…"`, `?sig_token=…`); values that were learned, and those of environment variables with secret names,
-    wherever they stand.
+    These are user and password of `scheme://user:password@host`, values beside a secret name (`api_key=…`,
+    `"token": "…"`, `?sig_token=…`), and anywhere learned values and those of environment variables with secret names.
     """
     override = _OVERRIDE.match(text)
     if override and looks_secret(override["key"]) and not _INTERPOLATION.match(override["value"]):
         return f"{override['key']}={MASK}"
-    for value in sorted(_learned | _of_environment(), key=len, reverse=True):
+    variables = {v for k, v in os.environ.items() if len(v) >= MIN_CHARACTERS and k not in _FOLDERS and looks_secret(k)}
+    for value in sorted(_learned | variables, key=len, reverse=True):
         text = text.replace(value, MASK)
         if (encoded := quote(value, safe="")) != value:
             text = text.replace(encoded, MASK)
@@ -75,10 +72,7 @@ def without_secrets(text: str) -> str:
 
 
 def masked(settings: Any, name: str = "") -> Any:
-    """Nested settings (mappings, lists, plain values) with the values of secret keys as `***`, texts without secrets.
-
-    Interpolations such as `${oc.env:NAME}` stay: they hold no value.
-    """
+    """Nested settings (mappings, lists, plain values) without secrets; interpolations such as `${oc.env:NAME}` stay."""
     if isinstance(settings, Mapping):
         return {key: masked(value, str(key)) for key, value in settings.items()}
     if isinstance(settings, (list, tuple)):
@@ -93,7 +87,7 @@ def masked(settings: Any, name: str = "") -> Any:
 
 
 def mask_files(folder: Path) -> None:
-    """Masks the YAML files that Hydra has written into a folder from the command line; interpolations stay."""
+    """Masks the YAML files that Hydra has written into a folder; interpolations stay."""
     from omegaconf import OmegaConf
 
     for path in folder.glob("*.yaml"):
@@ -121,20 +115,11 @@ class _Filter(logging.Filter):
 def _mask_pair(match: re.Match[str]) -> str:
     value = match["value"]
     bare = value.strip("'\"")
-    if not looks_secret(match["key"]) or bare in ("", MASK) or bare.lower() in ("null", "none", "true", "false"):
-        return match[0]
-    if value.startswith("$") or not bare.strip("*"):
+    plain = value.startswith("$") or not bare.strip("*") or bare.lower() in ("null", "none", "true", "false")
+    if plain or not looks_secret(match["key"]):
         return match[0]
     quotes = value[0] if value[0] in "'\"" else ""
     return f"{match['lead']}{match['key']}{match['between']}{quotes}{MASK}{quotes}"
-
-
-def _of_environment() -> set[str]:
-    return {
-        value
-        for name, value in os.environ.items()
-        if len(value) >= MIN_CHARACTERS and looks_secret(name) and name not in _FOLDERS
-    }
 
 
 def _values(settings: Any, name: str = "") -> Iterator[str]:

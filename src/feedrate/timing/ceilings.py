@@ -69,7 +69,7 @@ def loader_ns(times: EpochTimes, setup: Setup) -> float:
         return load + receive
     computing = float(times.load_cpu[times.counted].mean()) + receive + setup.receive_cpu_ns
     cores = 1.0 if setup.threads and setup.workers > 1 and one_at_a_time(times, setup) else setup.cores
-    pause = times.pause_ns(setup.workers * setup.prefetch) if setup.engine == "process" else 0.0
+    pause = times.pause_ns(setup.workers * setup.prefetch) if setup.traits.has_processes else 0.0
     return max((load + pause) / setup.workers, receive, computing / cores)
 
 
@@ -96,7 +96,7 @@ def _computing(times: EpochTimes, setup: Setup) -> tuple[float, float]:
     """Cores on which the steps computed in the steady time, on average, and on which the loader did."""
     steady = times.counted
     elapsed, main, loader = (part[steady].sum() for part in (times.elapsed, times.cpu, times.load_cpu))
-    if setup.engine in ("thread", "inline"):  # the loader's computing is counted in the main process, too
+    if setup.traits.shares_interpreter:  # the loader's computing is counted in the main process, too
         main -= loader
     return float(main / max(1, elapsed)), float(loader / max(1, elapsed))
 

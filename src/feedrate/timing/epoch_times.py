@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from feedrate.timing.engine_traits import EngineTraits
 from feedrate.timing.stages import MAIN_THREAD, STAGES, Load
 
 MOST_AHEAD = 64  # batches that are looked at to count those that were ready
@@ -38,7 +39,8 @@ class Setup:
     """What was measured with, and what could be had instead.
 
     Attributes:
-        engine: inline, thread, process, or torch.
+        engine: its name, for display.
+        traits: of the engine.
         workers, prefetch, batch_size: as configured.
         cores: that the run can use: the free ones, and one at least, since others leave it a share.
         usable_cores: that it may use at all, whoever else computes on them; 0 where that is not asked.
@@ -54,6 +56,7 @@ class Setup:
     """
 
     engine: str
+    traits: EngineTraits
     workers: int
     prefetch: int
     batch_size: int
@@ -83,7 +86,7 @@ class Setup:
     @property
     def threads(self) -> bool:
         """Whether the workers share the interpreter with the training."""
-        return self.engine == "thread"
+        return self.traits.shares_interpreter and self.traits.prefetches
 
 
 class Steps:

@@ -171,9 +171,9 @@ def costs_of(times: EpochTimes, setup: Setup) -> Costs:
     whole_s, computed_s = load[times.counted].sum(), times.load_cpu[times.counted].sum() / 1e9
     load *= min(1.0, max(whole_s - setup.worker_delay_s, computed_s, whole_s / 10) / max(whole_s, 1e-9))
     cpu = float(times.cpu[rows].mean() / 1e9)
-    if setup.engine in ("thread", "inline"):  # the loader's computing is counted in this process, too
+    if setup.traits.shares_interpreter:  # the loader's computing is counted in this process, too
         cpu = max(0.0, cpu - load_cpu)
-    if setup.engine == "process":
+    if setup.traits.has_processes:
         load += times.pause_ns(setup.workers * setup.prefetch) / 1e9
     return Costs(
         load=load[rows].tolist(),

@@ -174,7 +174,7 @@ def _cores(times: EpochTimes, setup: Setup, found: Sequence[Remedy]) -> str:
 def _makers(setup: Setup) -> str:
     if not setup.workers:
         return "Without workers the loader makes"
-    kind = "thread" if setup.engine == "thread" else "worker"
+    kind = "thread" if setup.threads else "worker"
     return f"{setup.workers} {kind}{'s' * (setup.workers > 1)} can make"
 
 

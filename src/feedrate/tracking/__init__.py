@@ -1,14 +1,10 @@
-"""Recording of runs: MLflow, its pages, pictures and notes.
-
-Importing this package imports neither mlflow nor matplotlib nor torch.
-"""
+"""Recording of runs in MLflow. Importing this package imports neither mlflow nor matplotlib nor torch."""
 
 from feedrate.system.secrets import learn, masked, without_secrets
 from feedrate.tracking.naming import run_name
-from feedrate.tracking.tracker import NullTracker, Status, Tracker, open_tracker, start_uploader
+from feedrate.tracking.tracker import Status, Tracker, open_tracker, start_uploader
 
 __all__ = [
-    "NullTracker",
     "Status",
     "Tracker",
     "learn",

@@ -16,6 +16,7 @@ from feedrate.system.secrets import without_secrets
 
 UI_HOST = "127.0.0.1"
 UI_PORT = 5000
+VIEW_KEY = "feedrate"  # of the saved view, see store.py
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
@@ -25,7 +26,7 @@ class Address:
     """A tracking store.
 
     Attributes:
-        uri: as MLflow takes it, with an absolute path where it is a file. May hold a password: never shown.
+        uri: for MLflow, absolute where it is a file. May hold a password: never shown.
         database: the SQLite file, None for a server.
         artifacts: URI of the folder for new experiments' artifacts, None to leave it to the server.
     """
@@ -41,19 +42,22 @@ class Address:
 
     @property
     def shown(self) -> str:
-        """The address for people: the file's path, or the URI without its password."""
+        """The file's path, or the URI without its password."""
         return str(self.database) if self.database else without_secrets(self.uri)
 
     @property
     def name(self) -> str:
-        """The address as a record keeps it: within the repository, which may be moved, the path from its root."""
+        """As `shown`, but relative to the repository's root for a file in it, since the repository may be moved."""
         return shown_path(self.database) if self.database else self.shown
 
     @property
     def page(self) -> str:
-        """Root of the pages that show this store, without a final slash."""
+        """Root of the pages that show this store, without a final slash: for a file those of a running `make ui`."""
+        if self.database is not None:
+            notice = ui_address_file(self.database)
+            return (notice.read_text().strip() if notice.is_file() else "") or f"http://{UI_HOST}:{UI_PORT}"
         if not self.is_server:
-            return _running_ui(self.database) or f"http://{UI_HOST}:{UI_PORT}"
+            return f"http://{UI_HOST}:{UI_PORT}"
         parts = urlsplit(self.uri)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
 
@@ -65,41 +69,36 @@ def read_address(uri: str, artifacts: str | None = None) -> Address:
         uri: a path (an SQLite file), `sqlite:///PATH`, `http(s)://HOST:PORT`, or another database that MLflow
             knows. Relative paths count from the repository root.
         artifacts: a folder or a URI. None: beside the SQLite file. A server decides itself, unless it is a URI.
+
     Raises:
         UserError: the address cannot be a store.
     """
     uri = uri.strip()
-    if uri.startswith("sqlite:"):
-        path = uri.removeprefix("sqlite:///")
-        if path in (uri, "", ":memory:"):
-            raise UserError(
-                f"tracking.uri={uri}: an SQLite address is a path or sqlite:///PATH of a file;"
-                " for example tracking.uri=outputs/mlflow.db"
-            )
-    elif _SCHEME.match(uri):
-        if uri.startswith("file:"):
-            raise UserError(
-                f"tracking.uri={uri}: MLflow keeps runs in an SQLite file or on a server, not in a folder;"
-                " for example tracking.uri=outputs/mlflow.db"
-            )
-        # A folder of this machine would mean nothing to a server: only a URI is passed on.
-        return Address(uri.rstrip("/"), None, artifacts if artifacts and _SCHEME.match(artifacts) else None)
-    elif not uri:
+    example = "for example tracking.uri=outputs/mlflow.db"
+    path = uri.removeprefix("sqlite:///")
+    if not uri:
         raise UserError("tracking.uri is empty: give a file such as outputs/mlflow.db, or use tracking=none")
-    else:
-        path = uri
+    if uri.startswith("sqlite:") and path in (uri, "", ":memory:"):
+        raise UserError(f"tracking.uri={uri}: an SQLite address is a path or sqlite:///PATH of a file; {example}")
+    if uri.startswith("file:"):
+        raise UserError(
+            f"tracking.uri={uri}: runs are kept in an SQLite file or on a server, not in a folder; {example}"
+        )
+    if _SCHEME.match(path):
+        # a folder of this machine means nothing to a server: only a URI is passed on
+        return Address(uri.rstrip("/"), None, artifacts if artifacts and _SCHEME.match(artifacts) else None)
     database = resolve_path(path)
     if database.is_dir():
-        raise UserError(
-            f"tracking.uri={uri}: {database} is a folder, and runs are kept in one SQLite file;"
-            f" for example tracking.uri={path.rstrip('/')}/mlflow.db"
-        )
-    return Address(sqlite_url(database), database, _folder_uri(artifacts or f"{database.parent}/artifacts"))
+        raise UserError(f"tracking.uri={uri}: {database} is a folder, and runs are kept in one SQLite file; {example}")
+    folder = artifacts or f"{database.parent}/artifacts"
+    if not _SCHEME.match(folder):
+        folder = resolve_path(folder).as_uri()
+    return Address(sqlite_url(database), database, folder)
 
 
 def sqlite_url(path: Path) -> str:
-    """An SQLite file for SQLAlchemy, which decodes %XX and takes what follows a `?` for options, and for Optuna, which
-    fills in what stands in braces.
+    """The URL of an SQLite file, for SQLAlchemy, which decodes %XX and options after `?`, and Optuna, which fills
+    in what stands in braces.
     """
     escaped = str(path).translate({ord(character): quote(character) for character in "%?{}"})
     # with a driver where it matters: below sqlite:/// MLflow makes the folder of the escaped path
@@ -107,7 +106,7 @@ def sqlite_url(path: Path) -> str:
 
 
 def experiment_link(page: str, experiment_id: str, view: str | None = None) -> str:
-    """Link to the table of runs; without `workflowType` MLflow opens a page on which the runs look lost."""
+    """Link to the table of runs; without `workflowType` MLflow opens another page, without runs."""
     link = f"{page}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     return f"{link}&viewStateShareKey={quote(view)}" if view else link
 
@@ -120,18 +119,3 @@ def run_link(page: str, experiment_id: str, run_id: str) -> str:
 def ui_address_file(database: Path) -> Path:
     """File in which a running `make ui` leaves its address, so that links printed by runs lead to it."""
     return database.with_name(database.name + ".ui")
-
-
-def _running_ui(database: Path | None) -> str | None:
-    if database is None:
-        return None
-    try:
-        return ui_address_file(database).read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
-
-
-def _folder_uri(artifacts: str | None) -> str | None:
-    if artifacts is None or _SCHEME.match(artifacts):
-        return artifacts
-    return resolve_path(artifacts).as_uri()

@@ -1,6 +1,6 @@
-"""The journal of a run: what it recorded, one line of JSON for each event, and how much of it the store has by now.
+"""The journal of a run: one line of JSON for each recorded event, and how much of it is in the store (`UploadState`).
 
-Training appends to it, and nothing else is asked of training; who carries it to MLflow is in uploader.py.
+Training only appends to it; uploader.py sends it to MLflow.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import IO, TYPE_CHECKING, Any
 
+from feedrate.errors import UserError
 from feedrate.system.atomic_write import atomic_write
 from feedrate.system.secrets import without_secrets
 
@@ -25,42 +26,48 @@ if TYPE_CHECKING:
     from feedrate.config import TrackingConfig
 
 JOURNAL = "journal.jsonl"
-SYSTEM = "journal.system.jsonl"  # readings of the machine, which the uploader takes
+SYSTEM = "journal.system.jsonl"  # readings of the machine, written by the uploader
 STATE = "journal.state.json"
+FILES = "record"  # folder of recorded texts and pictures
 SILENT_END = "its process ended without a word (SIGKILL, or out of memory)"
-FILES = "record"  # texts and pictures that were recorded, as files of the run folder
+
+PARENT_TAG = "mlflow.parentRunId"
+PARENT_JOURNAL = "journal:"  # in PARENT_TAG: before the folder of the parent's journal
+JOB_TAG = "feedrate.job"
+RUN_ID = "{run_id}"  # in the value of a tag: replaced by MLflow's id of the run
 
 Event = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Appends events to one file of a run folder; a line that was appended outlives the process.
+    """Appends events to one file of a run folder. Never raises: a full disk costs one warning.
 
-    Never raises: a full disk costs a warning, since training must not end for its record.
+    Attributes:
+        folder, path: the run folder and the file in it.
+        existed: whether the file held events already.
     """
 
     def __init__(self, folder: Path, name: str = JOURNAL) -> None:
-        self.path = folder / name
+        self.folder, self.path = folder, folder / name
+        self.existed = False
         self._broken = False
         self._file: IO[bytes] | None = None
         try:
-            self.existed = self.path.exists() and self.path.stat().st_size > 0
+            before = self.path.read_bytes() if self.path.exists() else b""
             self._file = self.path.open("ab", buffering=0)
-            if not _ends_with_newline(self.path):  # the last line of a process that was killed
+            self.existed = bool(before)
+            if before and not before.endswith(b"\n"):  # the last line of a process that was killed
                 self._file.write(b"\n")
         except OSError as error:
-            self.existed = False
-            self._fail(error)
+            self._warn(error)
 
     def begin(self, name: str, tags: Mapping[str, str], config: TrackingConfig, run_id: str | None = None) -> None:
-        """The first event: a run begins.
+        """Writes the first event of the run `name`, with tags without secrets.
 
         Args:
-            name: of the run.
-            tags: without secrets.
             config: the group `tracking`, with a `uri`; says where the journal goes.
-            run_id: of a run that was recorded without a journal and is gone on with.
+            run_id: of a resumed run that was recorded without a journal.
         """
         self.write(
             "begin",
@@ -74,64 +81,51 @@ class Journal:
         )
 
     def write(self, event: str, **content: Any) -> None:
-        """Appends one event, stamped with the present time."""
+        """Appends one event with the present time."""
         line = json.dumps({"event": event, "time_ms": time.time_ns() // 1_000_000, **content}, default=str)
         try:
             if self._file is not None:
                 self._file.write(f"{line}\n".encode())
         except OSError as error:
-            self._fail(error)
+            self._warn(error)
 
-    def _fail(self, error: OSError) -> None:
+    def _warn(self, error: OSError) -> None:
         if not self._broken:
             _log.warning("%s cannot be written (%s); what is not in it cannot be recorded", self.path, error)
         self._broken = True
 
 
 def events(path: Path, offset: int = 0, end: int | None = None) -> Iterator[tuple[Event, int]]:
-    """Whole events from a byte offset on, each with the offset behind it; half a line at the end is left for later.
-
-    Args:
-        end: byte offset to stop at, None for the end of the file.
-    """
+    """Complete events from byte `offset` to byte `end`, each with the offset behind it; torn lines are left out."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(offset)
         for line in file:
             offset += len(line)
             if not line.endswith(b"\n") or (end is not None and offset > end):
                 return
-            with suppress(ValueError):  # the torn line of a process that was killed while it wrote
+            with suppress(ValueError):  # a torn line
                 event = json.loads(line)
                 if isinstance(event, dict) and "event" in event:
                     yield event, offset
 
 
 def as_json(value: float) -> float | str:
-    """A number as JSON has it; JSON has no NaN and no infinity, which become words that float() reads."""
+    """A finite number as it is; others as the words `nan`, `inf`, `-inf`, since JSON has none."""
     return value if math.isfinite(value) else str(value)
 
 
-class SetAside(TypedDict):
-    """A file that could not be stored, by its event."""
-
-    event: Event
-    reason: str
-
-
 @dataclass
-class Delivered:
+class UploadState:
     """How much of a run's journal the store has; kept beside the journal.
 
     Attributes:
         store: address of the store, without secrets.
-        offset, system_offset: bytes of the two files that are done with.
-        run_id, experiment_id: MLflow's, empty until the run is made there.
+        offset, system_offset: bytes of the two files that were sent.
+        run_id, experiment_id: MLflow's, empty until the run is created there.
         status: of the run in the store.
-        rejected: what the store refused for good, in words.
-        aside: events of files that could not be stored while the store itself answered, and why; tried again at the end
-            of the run and by src/sync.py.
-        sending: bytes of the file that is on its way now.
-        parts: counts what the store has taken, so that progress can be seen.
+        rejected: what the store refused, in words.
+        aside: files that could not be stored, as {"event", "reason"}; sent again at the end of the run and by sync.py.
+        sending: bytes of the file that is being sent now.
         error: why the last attempt failed, empty if it did not.
     """
 
@@ -142,14 +136,13 @@ class Delivered:
     experiment_id: str = ""
     status: str = ""
     rejected: list[str] = field(default_factory=list)
-    aside: list[SetAside] = field(default_factory=list)
+    aside: list[dict[str, Any]] = field(default_factory=list)
     sending: int = 0
-    parts: int = 0
     error: str = ""
 
     @classmethod
-    def read(cls, folder: Path) -> Delivered:
-        """As it was left; a new one where there is none."""
+    def read(cls, folder: Path) -> UploadState:
+        """The state of a run folder, a new one where there is none."""
         try:
             found = json.loads((folder / STATE).read_text(encoding="utf-8"))
             return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found})
@@ -157,8 +150,12 @@ class Delivered:
             return cls()
 
     def write(self, folder: Path) -> None:
-        """Replaces the file in one step."""
         atomic_write(folder / STATE, json.dumps(asdict(self), indent=2))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the store does not know an end of the run yet."""
+        return self.status in ("", "RUNNING")
 
     def left(self, folder: Path) -> int:
         """Number of events that the store does not have yet."""
@@ -167,12 +164,20 @@ class Delivered:
 
 
 def run_id_of(folder: Path) -> str:
-    """MLflow's identifier of the run that a folder's journal records; empty while it is not known."""
-    return Delivered.read(folder).run_id
+    """MLflow's id of the run that a folder's journal records; empty while it is not known."""
+    return UploadState.read(folder).run_id
 
 
-class SweepLock:
-    """The right to carry a journal, which one process has at a time; it ends with the process."""
+class JournalBusy(UserError):
+    """Another process sends this journal now."""
+
+
+class JournalLock:
+    """The right to send a journal, held by one process at a time; it ends with the process.
+
+    Raises:
+        JournalBusy: another process holds it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._descriptor = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT, 0o644)
@@ -180,16 +185,7 @@ class SweepLock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._descriptor)
-            raise BlockingIOError(f"{folder}: another process is carrying this record") from None
+            raise JournalBusy(f"{folder}: another process is sending this record") from None
 
     def release(self) -> None:
-        """Gives it up."""
         os.close(self._descriptor)
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

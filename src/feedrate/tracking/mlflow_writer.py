@@ -1,128 +1,135 @@
-"""Carries a run's journal to MLflow in order: begins the run there, ends it, and notes how far it has come.
+"""Sends one run's journal to MLflow, in order: creates the run there, ends it, and notes how far it has come.
 
-What was carried may be carried again without harm, since a process may die between the store's answer and its own note
-of it. What an event becomes is in calls.py; when it is carried, and by which process, in uploader.py.
+Sending an event twice does no harm: a process may die between the store's answer and its own note of it.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from feedrate.system.secrets import without_secrets
 from feedrate.tracking.address import Address
-from feedrate.tracking.calls import METRICS_PER_BATCH, TAG_CHARACTERS, Calls, cut
-from feedrate.tracking.journal import JOURNAL, SILENT_END, SYSTEM, Delivered, Event, SweepLock, events
-from feedrate.tracking.store import translated_errors
-from feedrate.tracking.sweep import PARENT_JOURNAL, PARENT_TAG
+from feedrate.tracking.journal import (
+    JOURNAL,
+    PARENT_JOURNAL,
+    PARENT_TAG,
+    RUN_ID,
+    SILENT_END,
+    SYSTEM,
+    Event,
+    JournalLock,
+    UploadState,
+    events,
+)
+from feedrate.tracking.store import StoreRefusal, translated_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 JOURNAL_TAG = "feedrate.journal"
 
+# MLflow's limits: https://mlflow.org/docs/latest/ml/tracking and mlflow/utils/validation.py
+ITEMS_PER_BATCH = 100  # of parameters or tags
+METRICS_PER_BATCH = 1000
+PARAM_CHARACTERS = 6000
+TAG_CHARACTERS = 8000
+DIGEST_CHARACTERS = 8
+
+Group = Sequence[tuple[Event, int]]
+
 
 class MLflowWriter:
-    """The way of one run folder's journal into an open store; one process at a time has it.
+    """Sends one run folder's journal to an open store.
 
     Attributes:
         state: how far it has come.
 
     Raises:
-        BlockingIOError: another process carries this journal now.
+        JournalBusy: another process sends this journal now.
     """
 
     def __init__(self, folder: Path, address: Address, client: MlflowClient, experiment_id: str) -> None:
-        self._claim = SweepLock(folder)
-        self._folder = folder
-        self._address = address
-        self._client = client
-        self._experiment_id = experiment_id
-        self.state = Delivered.read(folder)
-        self._journal_id = ""
-        self._calls: Calls | None = None  # once the journal has been looked at
+        self._lock = JournalLock(folder)
+        self._folder, self._address = folder, address
+        self._client, self._experiment_id = client, experiment_id
+        self.state = UploadState.read(folder)
+        self._journal_id = ""  # known once the run was looked up
 
     def close(self) -> None:
-        """Gives the journal up."""
-        self._claim.release()
+        """Releases the journal."""
+        self._lock.release()
 
-    def deliver(self, end: int | None = None, *, system: bool = True) -> None:
-        """Carries what is there.
+    def send(self, end: int | None = None, *, system: bool = True) -> None:
+        """Sends what is not sent yet.
 
         Args:
             end: byte offset in the journal to stop at, None for its end.
-            system: whether readings of the machine go too.
+            system: whether readings of the machine are sent too.
 
         Raises:
-            StoreFault: the store is away; what it has taken is noted.
-            UserError: it cannot be used as it is.
+            StoreFault: the store is away.
+            UserError: it cannot be used.
         """
         try:
             with translated_errors(self._address):
-                self._check()
+                self._look_up_run()
                 for group in _groups(events(self._folder / JOURNAL, self.state.offset, end)):
-                    self._carry(group)
-                    self.state.offset, self.state.error = group[-1][1], ""
-                    self._note()
-                if system:
-                    self._deliver_system()
+                    self._send(group)
+                    self.state.offset = group[-1][1]
+                    self._save()
+                if system and self.state.run_id:
+                    for group in _groups(events(self._folder / SYSTEM, self.state.system_offset)):
+                        self._send(group)
+                        self.state.system_offset = group[-1][1]
+                        self._save()
         except Exception as error:
             self.state.error = without_secrets(str(error))[:500]
-            self._note()
+            self._save()
             raise
         if self.state.error:
             self.state.error = ""
-            self._note()
+            self._save()
 
-    def close_silent_run(self, error: str = SILENT_END, status: Literal["FAILED", "KILLED"] = "KILLED") -> None:
-        """Gives a run its status whose process can no longer do it; a run that said its end is left alone.
+    def close_silent_run(self) -> None:
+        """Marks a run as KILLED whose process is gone without an end event; others stay as they are.
 
         Raises:
-            StoreFault: as `deliver`.
+            StoreFault: the store is away.
         """
-        if self.state.run_id and self.state.status == "RUNNING":
+        if self.state.run_id and self.state.alive:
             with translated_errors(self._address):
-                self._client.set_tag(self.state.run_id, "feedrate.error", error)
-                self._client.set_terminated(self.state.run_id, status)
-            self.state.status = status
-            self._note()
+                self._client.set_tag(self.state.run_id, "feedrate.error", SILENT_END)
+                self._client.set_terminated(self.state.run_id, "KILLED")
+            self.state.status = "KILLED"
+            self._save()
 
     @property
     def finished(self) -> bool:
-        """Whether the run has said its end, and the store has everything."""
-        return self.state.status not in ("", "RUNNING") and self.state.left(self._folder) == 0
+        """Whether the run has ended, and everything is in the store."""
+        return not self.state.alive and self.state.left(self._folder) == 0
 
-    def _deliver_system(self) -> None:
-        if self.state.run_id:
-            for group in _groups(events(self._folder / SYSTEM, self.state.system_offset)):
-                self._carry(group)
-                self.state.system_offset = group[-1][1]
-                self._note()
+    def _save(self) -> None:
+        self.state.write(self._folder)
 
-    # -----------------------------------------------------------------------------------------------------
-    # The run
-    # -----------------------------------------------------------------------------------------------------
+    # -- The run ---------------------------------------------------------------------------------------------
 
-    def _check(self) -> None:
-        """Once for each process: a run that the store does not have (any more) is made anew from the whole journal."""
-        if self._calls is not None:
-            return
-        first = next(events(self._folder / JOURNAL), None)
-        if first is None:
+    def _look_up_run(self) -> None:
+        """Once: a run that this store does not have, or no longer has, is recorded again from the whole journal."""
+        if self._journal_id or (first := next(events(self._folder / JOURNAL), None)) is None:
             return
         self._journal_id = str(first[0].get("journal", ""))
-        name = self._address.name
-        known = self.state.store in ("", name, self._address.shown) and (
-            not self.state.run_id or self._known(self.state.run_id)
-        )
-        if not known:
-            self.state = Delivered()
-        self.state.store = name
-        self._calls = Calls(self._folder, self._address, self._client, self.state, self._note, self._journal_id)
-        self._calls.store_set_aside()
+        same_store = self.state.store in ("", self._address.name, self._address.shown)
+        if not same_store or (self.state.run_id and not self._exists(self.state.run_id)):
+            self.state = UploadState()
+        self.state.store = self._address.name
+        self._send_aside()
 
-    def _known(self, run_id: str) -> bool:
+    def _exists(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -140,42 +147,36 @@ class MLflowWriter:
         earlier = str(event.get("run_id") or "")
         if found := self._client.search_runs([self._experiment_id], condition, max_results=1):
             run_id = found[0].info.run_id
-        elif earlier and self._known(earlier):
+        elif earlier and self._exists(earlier):
             run_id = earlier
         else:
             tags = {key: cut(str(value), TAG_CHARACTERS) for key, value in event["tags"].items()}
             if tags.get(PARENT_TAG, "").startswith(PARENT_JOURNAL):
                 parent = self._parent(Path(tags.pop(PARENT_TAG).removeprefix(PARENT_JOURNAL)))
                 tags |= {PARENT_TAG: parent} if parent else {}
+            tags[JOURNAL_TAG] = self._journal_id
             run = self._client.create_run(
-                self._experiment_id,
-                start_time=event["time_ms"],
-                tags={**tags, JOURNAL_TAG: self._journal_id},
-                run_name=event["name"],
+                self._experiment_id, start_time=event["time_ms"], tags=tags, run_name=event["name"]
             )
             run_id = run.info.run_id
         self.state.run_id, self.state.experiment_id = str(run_id), self._experiment_id
         self.state.status = "RUNNING"
 
     def _parent(self, folder: Path) -> str:
-        """MLflow's id of a sweep that has a journal; it is sent first if need be."""
+        """MLflow's id of the sweep whose journal lies in `folder`; the sweep's run is created if it has to be."""
         if not folder.exists() and folder.name == self._folder.parent.name:
             folder = self._folder.parent  # the repository was moved
-        if Delivered.read(folder).run_id == "" and (folder / JOURNAL).exists():
+        if not UploadState.read(folder).run_id and (folder / JOURNAL).exists():
+            parent = MLflowWriter(folder, self._address, self._client, self._experiment_id)
             try:
-                parent = MLflowWriter(folder, self._address, self._client, self._experiment_id)
-            except BlockingIOError as error:  # another job's uploader does it
-                raise ConnectionError(str(error)) from None  # a fault, so that it is tried again
-            try:
-                parent.deliver()
+                parent.send()
             finally:
                 parent.close()
-        return Delivered.read(folder).run_id
+        return UploadState.read(folder).run_id
 
-    def _resume(self, event: Event) -> None:
+    def _resume(self) -> None:
         self._client.update_run(self.state.run_id, status="RUNNING")
-        run = self._client.get_run(self.state.run_id)
-        if "feedrate.error" in run.data.tags:
+        if "feedrate.error" in self._client.get_run(self.state.run_id).data.tags:
             self._client.delete_tag(self.state.run_id, "feedrate.error")
         self.state.status = "RUNNING"
 
@@ -184,31 +185,137 @@ class MLflowWriter:
             self._client.set_tag(self.state.run_id, "feedrate.error", cut(event["error"], TAG_CHARACTERS))
         self._client.set_terminated(self.state.run_id, event["status"], end_time=event["time_ms"])
         self.state.status = event["status"]
-        self._note()
-        if self._calls is not None:
-            self._calls.store_set_aside()
+        self._save()
+        self._send_aside()
 
-    def _carry(self, group: Sequence[tuple[Event, int]]) -> None:
+    # -- What it recorded ------------------------------------------------------------------------------------
+
+    def _send(self, group: Group) -> None:
+        """Sends one event, or several of metrics in a row."""
+        from mlflow.entities import Metric, Param, RunTag
+
         event = group[0][0]
-        own = {"begin": self._begin, "resume": self._resume, "end": self._end}.get(event["event"])
-        if own is not None:
-            own(event)
-        else:
-            assert self._calls is not None
-            self._calls.carry(group)
-        self.state.parts += 1
+        match event["event"]:
+            case "begin":
+                self._begin(event)
+            case "resume":
+                self._resume()
+            case "end":
+                self._end(event)
+            case "metrics":
+                points = [point for one, _ in group for point in one["points"] if not isinstance(point[1], str)]
+                metrics = [Metric(_name(name), value, time_ms, step) for name, value, step, time_ms in points]
+                self._log("metrics", metrics, METRICS_PER_BATCH)
+            case "params":
+                params = [Param(_name(name), cut(text, PARAM_CHARACTERS)) for name, text in event["values"].items()]
+                self._log("params", params, ITEMS_PER_BATCH)
+            case "tags":
+                texts = {name: text.replace(RUN_ID, self.state.run_id) for name, text in event["values"].items()}
+                tags = [RunTag(_name(name), cut(text, TAG_CHARACTERS)) for name, text in texts.items()]
+                self._log("tags", tags, ITEMS_PER_BATCH)
+            case "dataset":
+                with self._refusals_noted(f"dataset {event['name']}"):
+                    self._log_dataset(event)
+            case "artifact" | "model":
+                self._send_file(event)
+            case other:
+                self.state.rejected.append(f"{other}: this version does not know such an event")
 
-    def _note(self) -> None:
-        self.state.write(self._folder)
+    def _log(self, kind: str, items: Sequence[Any], size: int) -> None:
+        """Sends items in batches; a batch that is refused is sent again name by name."""
+        for start in range(0, len(items), size):
+            batch: dict[str, Any] = {kind: items[start : start + size]}
+            try:
+                with translated_errors(self._address):
+                    self._client.log_batch(self.state.run_id, **batch)
+            except StoreRefusal:
+                for name in dict.fromkeys(item.key for item in batch[kind]):
+                    named: dict[str, Any] = {kind: [item for item in batch[kind] if item.key == name]}
+                    with self._refusals_noted(f"{kind.removesuffix('s')} {name}"):
+                        self._client.log_batch(self.state.run_id, **named)
+
+    def _log_dataset(self, event: Event) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        digest, partition = event["digest"], event["partition"]
+        record = Dataset(
+            name=event["name"],
+            # MLflow keeps one record for each name and digest: the partition makes them two
+            digest=f"{digest[:DIGEST_CHARACTERS]}-{partition}",
+            source_type="local",
+            source=json.dumps({"uri": event["source"]}),
+            profile=json.dumps({"samples": event["samples"], "partition": partition, "digest": digest}),
+        )
+        tags = [InputTag("mlflow.data.context", partition)]
+        self._client.log_inputs(self.state.run_id, datasets=[DatasetInput(dataset=record, tags=tags)])
+
+    def _send_file(self, event: Event) -> None:
+        """Sends a file, folder or model. One that its place does not take is set aside while the store answers."""
+        path, words = self._folder / event["path"], f"{event['event']} {event['path']}"
+        if not path.exists():
+            self.state.rejected.append(without_secrets(f"{words}: it does not exist any more"))
+            return
+        self.state.sending = sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file())
+        self._save()
+        try:
+            with self._refusals_noted(words):
+                if event["event"] == "model":
+                    self._log_model(path, f"{self._journal_id}-{event['time_ms']}")
+                elif path.is_dir():
+                    self._client.log_artifacts(self.state.run_id, str(path), event["folder"] or None)
+                else:
+                    self._client.log_artifact(self.state.run_id, str(path), event["folder"] or None)
+        except Exception as error:  # any library that artifacts are stored with
+            with translated_errors(self._address):
+                self._client.get_run(self.state.run_id)
+            reason = without_secrets(f"{words}: {' '.join(str(error.__cause__ or error).split())}")[:400]
+            self.state.aside.append({"event": event, "reason": reason})
+        finally:
+            self.state.sending = 0
+
+    def _send_aside(self) -> None:
+        """Sends again what was set aside."""
+        for item in list(self.state.aside):
+            self._send_file(item["event"])
+            self.state.aside.remove(item)
+            self._save()
+
+    def _log_model(self, path: Path, key: str) -> None:
+        """Records an exported model, once for each `key`."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+        from mlflow.models import Model
+
+        client, run = self._client, self._client.get_run(self.state.run_id)
+        experiment = run.info.experiment_id
+        found = client.search_logged_models([experiment], filter_string=f"tags.`{JOURNAL_TAG}` = '{key}'")
+        record = found[0] if found else client.create_logged_model(
+            experiment, name="model", source_run_id=run.info.run_id, tags={JOURNAL_TAG: key}, params=run.data.params
+        )  # fmt: skip
+        if record.status == LoggedModelStatus.READY:
+            return
+        about = Model.load(str(path / "MLmodel"))
+        about.model_id, about.run_id = record.model_id, run.info.run_id
+        about.save(str(path / "MLmodel"))
+        client.log_model_artifacts(record.model_id, str(path))
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model_id=record.model_id, step=0)])
+        client.finalize_logged_model(record.model_id, LoggedModelStatus.READY)
+
+    @contextmanager
+    def _refusals_noted(self, words: str) -> Iterator[None]:
+        """Notes what the store refuses within, and goes on."""
+        try:
+            with translated_errors(self._address):
+                yield
+        except StoreRefusal as refusal:
+            self.state.rejected.append(without_secrets(f"{words}: {str(refusal).splitlines()[0]}")[:400])
 
 
 def _groups(found: Iterator[tuple[Event, int]]) -> Iterator[list[tuple[Event, int]]]:
-    """Each event alone, but for metrics: as many in a row as make one call."""
+    """Each event alone, but metrics together, as many in a row as fit one batch."""
     group: list[tuple[Event, int]] = []
     points = 0
     for event, offset in found:
-        metrics = event["event"] == "metrics"
-        more = len(event["points"]) if metrics else METRICS_PER_BATCH + 1
+        more = len(event["points"]) if event["event"] == "metrics" else METRICS_PER_BATCH + 1
         if group and points + more > METRICS_PER_BATCH:
             yield group
             group, points = [], 0
@@ -216,3 +323,13 @@ def _groups(found: Iterator[tuple[Event, int]]) -> Iterator[list[tuple[Event, in
         points += more
     if group:
         yield group
+
+
+def _name(name: str) -> str:
+    """A name with only the characters and the length that MLflow accepts."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
+
+
+def cut(text: str, limit: int) -> str:
+    """`text`, with an ellipsis at the end where it is longer than `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,6 +1,6 @@
-"""An SQLite store that was moved or copied: its artifact locations, which are absolute, follow the file.
+"""An SQLite store that was moved or copied: the absolute artifact locations in it are changed to its new folder.
 
-Where the file lies is noted in the store itself. MLflow has no call that changes a location.
+The store notes its own path in a tag. MLflow has no call that changes a location.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-TAG = "feedrate.database"  # of the experiment with the lowest number: path of the file that it was last opened as
-_LOCK_WAIT_S = 5.0
+TAG = "feedrate.database"  # of the experiment with the lowest number: path of the file when it was last opened
+_LOCK_TIMEOUT_S = 5.0
 _LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 
 
 def follow(database: Path) -> None:
-    """Changes the locations if the file lies elsewhere than it did; a file that cannot be changed stays as it is.
+    """Changes the locations below the store's folder if the file was moved; one that cannot be changed stays.
 
     Args:
-        database: absolute; a store that exists.
+        database: absolute path of a store that exists.
     """
-    # one that is locked or read-only is reported where it is used
-    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=_LOCK_WAIT_S)) as store:
+    # a file that is locked or read-only is reported where it is used
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=_LOCK_TIMEOUT_S)) as store:
         if _noted(store) == str(database):
             return
         store.execute("BEGIN IMMEDIATE")
         with store:
-            old = _noted(store) or _guessed(store, database)
+            old = _noted(store)
             if old and old != str(database):
                 _change(store, Path(old).parent, database.parent)
             store.execute(
@@ -42,21 +42,7 @@ def _noted(store: sqlite3.Connection) -> str:
     return str(found[0]) if found else ""
 
 
-def _guessed(store: sqlite3.Connection, database: Path) -> str:
-    """Where the file of a store without a note lay, if it was moved or copied with the artifacts beside it.
-
-    MLflow's own first experiment has a folder in them, which is named after its number.
-    """
-    found = store.execute("SELECT artifact_location FROM experiments ORDER BY experiment_id").fetchone()
-    path = _path(str(found[0])) if found else None
-    if path is None:
-        return ""
-    beside = path.parent.with_name(database.name)
-    return str(beside) if beside.exists() or not path.parent.exists() else ""
-
-
 def _change(store: sqlite3.Connection, old: Path, new: Path) -> None:
-    """Changes the locations of a store whose file lay in the folder `old` and now lies in `new`."""
     for table, column in _LOCATIONS:
         rows = store.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL").fetchall()
         changes = [(_moved(location, old, new, table == "experiments"), location) for (location,) in rows]
@@ -64,27 +50,16 @@ def _change(store: sqlite3.Connection, old: Path, new: Path) -> None:
 
 
 def _moved(location: str, old: Path, new: Path, future: bool) -> str:
-    """A location as it is now.
+    """A location after a move from `old` to `new`; files that were left behind keep theirs.
 
     Args:
-        future: for files that are still to come: it follows the store, whether or not its files have.
+        future: for artifacts that are still to come, which always follow the store.
     """
-    path = _path(location)
-    if path is None:
+    is_url = location.startswith("file:")
+    path = Path(unquote(urlsplit(location).path) if is_url else location)
+    if not path.is_relative_to(old):
         return location
-    was, now = old, new  # the store's folder, or one above it that was moved, such as the repository
-    while not path.is_relative_to(was) and was.name and was.name == now.name:
-        was, now = was.parent, now.parent
-    if not path.is_relative_to(was):
+    found = new / path.relative_to(old)
+    if path.exists() and not found.exists() and not future:
         return location
-    found = now / path.relative_to(was)
-    if not found.exists() and path.exists() and not (future and was == old):
-        return location
-    return found.as_uri() if location.startswith("file:") else str(found)
-
-
-def _path(location: str) -> Path | None:
-    """A location of this machine as a path, None for any other."""
-    if location.startswith("file:"):
-        return Path(unquote(urlsplit(location).path))
-    return Path(location) if location.startswith("/") else None
+    return found.as_uri() if is_url else str(found)

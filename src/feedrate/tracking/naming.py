@@ -1,7 +1,4 @@
-"""A short name for a run, from its configuration and what was overridden, so that people can tell runs apart.
-
-Identity is not its purpose: MLflow's run_id and `feedrate.result_id` are for that.
-"""
+"""A short, readable name for a run, from its configuration and overrides; it need not be unique."""
 
 from __future__ import annotations
 
@@ -13,9 +10,8 @@ from feedrate.system.secrets import looks_secret
 
 MAX_CHARACTERS = 60
 
-# Said by the name's own parts, or without influence on the run.
-_SAID = {"model", "dataset", "loader.num_workers", "loader.batch_size"}
-_SILENT = ("hydra.", "hydra/", "tracking", "debug", "sweep.")
+_NAMED = {"model", "dataset", "loader.num_workers", "loader.batch_size"}  # they have a part of their own
+_LEFT_OUT = ("hydra.", "hydra/", "tracking", "debug", "sweep.")
 _NUMBER = re.compile(r"^[+-]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -25,8 +21,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> str:
     Args:
         config: the whole configuration. `model` and `dataset` are option names, or mappings with `name` or
             `_target_`.
-        overrides: Hydra's task overrides (`optimizer.lr=0.01`); that of a group (`model=cnn`) gives its name.
-            Those that do not fit are counted: `+2`.
+        overrides: Hydra's task overrides (`optimizer.lr=0.01`). Those that do not fit are counted: `+2`.
     """
     chosen = dict(part.lstrip("+").split("=", 1) for part in overrides if "=" in part)
     loader = config.get("loader")
@@ -34,7 +29,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> str:
     parts = [chosen.get(group) or _option(config.get(group)) for group in ("model", "dataset")]
     parts += [f"{short}{loader[key]}" for short, key in (("w", "num_workers"), ("b", "batch_size")) if key in loader]
     name = "-".join(_plain(part) for part in parts if part)
-    rest = [_plain(_short(part)) for part in overrides if not _is_said(part)]
+    rest = [_plain(_short(part)) for part in overrides if not _is_left_out(part)]
     for position, part in enumerate(rest):
         left = len(rest) - position - 1
         room = MAX_CHARACTERS - (len(f"+{left}") if left else 0)
@@ -45,9 +40,9 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> str:
     return name[:MAX_CHARACTERS] or "run"
 
 
-def _is_said(override: str) -> bool:
+def _is_left_out(override: str) -> bool:
     key = override.lstrip("+~").partition("=")[0]
-    return key in _SAID or key.startswith(_SILENT) or looks_secret(key)
+    return key in _NAMED or key.startswith(_LEFT_OUT) or looks_secret(key)
 
 
 def _short(override: str) -> str:

@@ -1,7 +1,4 @@
-"""One measured value on its way to the tracker.
-
-Points are collected in a list inside the timed loop and sent outside of it.
-"""
+"""Measured values: collected in a list inside the timed loop, given to the tracker outside of it."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ class Point:
     """A metric's value.
 
     Attributes:
-        name: as in the README's table of metrics; the unit is part of it.
-        value: finite or not; the tracker decides what to do with NaN.
+        name: with its unit.
+        value: finite or not.
         step: epoch, unless the metric's description says otherwise.
-        time_ms: wall-clock time in milliseconds since 1970, for the tracker's time axis only.
+        time_ms: wall-clock time in milliseconds since 1970, for the time axis of MLflow's pages.
     """
 
     name: str
@@ -27,6 +24,6 @@ class Point:
 
 
 def points(values: dict[str, float], step: int) -> list[Point]:
-    """The values as points of one step, stamped with the present time."""
+    """The values as points of one step, at the present time."""
     now = time.time_ns() // 1_000_000
     return [Point(name, float(value), step, now) for name, value in values.items()]

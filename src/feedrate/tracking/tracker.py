@@ -1,13 +1,27 @@
-"""What a run can record: the interface that training sees, and the tracker that records nothing.
+"""What training records: `Tracker` appends it to the run's journal, which the uploader's process sends to MLflow.
 
-How it comes to MLflow is in journal_tracker.py, which is imported only where there is an address.
+MLflow is not imported here, but for exporting a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import getpass
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from feedrate.config import shown_path
+from feedrate.system.secrets import learn, masked, without_secrets
+from feedrate.tracking.address import VIEW_KEY, Address, experiment_link, read_address, run_link
+from feedrate.tracking.journal import FILES, JOB_TAG, JOURNAL, PARENT_TAG, Journal, UploadState, as_json, events
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,101 +32,199 @@ if TYPE_CHECKING:
     from feedrate.tracking.uploader_process import UploaderProcess
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+PARENT_VARIABLE, JOB_VARIABLE = "FEEDRATE_PARENT_RUN", "FEEDRATE_JOB"  # by which a sweep's job knows its parent
+
+_log = logging.getLogger("feedrate.tracking")
 
 
 class Tracker:
-    """Interface of all trackers. No method may be called inside the timed loop.
+    """What a run records; without a journal nothing (`tracking=none`). See `open_tracker`.
 
-    No method raises because of a store, and none but `end` waits for one.
+    No method may be called inside the timed loop. None raises because of a store, and only `end` waits for one.
+
+    Args:
+        journal: of the run, in its run folder.
+        address, uploader: given with a journal.
+        log_model: whether `model` does anything.
     """
+
+    def __init__(
+        self,
+        journal: Journal | None = None,
+        address: Address | None = None,
+        uploader: UploaderProcess | None = None,
+        log_model: bool = False,
+    ) -> None:
+        self._journal, self._address, self._uploader = journal, address, uploader
+        self._log_model = log_model
+        self._ended = False
+        self._last_steps: dict[str, int] = {}
+        self._non_finite: Counter[str] = Counter()
+        for event, _ in events(journal.path) if journal is not None else ():
+            if event["event"] == "metrics":
+                self._count([(name, float(value), step) for name, value, step, _ in event["points"]])
 
     @property
     def active(self) -> bool:
         """Whether anything is recorded."""
-        return False
+        return self._journal is not None
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's identifier of the run, None where nothing is recorded, or while the store has not answered."""
-        return None
+        """MLflow's id of the run, None where nothing is recorded or the store has not answered yet."""
+        return UploadState.read(self._journal.folder).run_id or None if self._journal is not None else None
 
     @property
     def url(self) -> str | None:
-        """Link to this run's page, None where it has none (yet)."""
-        return None
+        """Link to the run's page, None as `run_id`."""
+        return self._link(run_link)
 
     @property
     def experiment_url(self) -> str | None:
-        """Link to the table of runs, with the columns that matter; None as `url`."""
-        return None
+        """Link to the table of runs with our columns, None as `run_id`."""
+        return self._link(lambda page, experiment_id, _: experiment_link(page, experiment_id, VIEW_KEY))
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Record settings under dotted names (`loader.batch_size`). A nested mapping is flattened."""
+        """Records settings under dotted names (`loader.batch_size`); nested mappings are flattened."""
+        self._write("params", values={name: _as_yaml(value) for name, value in _flatten(masked(values))})
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Record words about the run; a later value replaces an earlier one."""
-
-    def last_step(self, metric: str) -> int:
-        """The highest step that is recorded of a metric, -1 if there is none: where a run goes on."""
-        return -1
-
-    def close_dead(self, folder: Path) -> None:
-        """Bring the record of another run to its end, whose own process is gone without a word: KILLED."""
+        """Records words about the run; a later value replaces an earlier one."""
+        self._write("tags", values=masked({key: str(value) for key, value in values.items()}))
 
     def metrics(self, points: Sequence[Point]) -> None:
-        """Record measured values, rounded to 6 significant digits.
+        """Records values, rounded to 6 significant digits.
 
-        Those that are not finite are left out, counted, and named in the tag `feedrate.non_finite`.
+        Values that are not finite are left out, counted, and named in the tag `feedrate.non_finite`.
         """
+        if not points:
+            return
+        self._write("metrics", points=[(p.name, as_json(float(f"{p.value:.6g}")), p.step, p.time_ms) for p in points])
+        if self._count((p.name, p.value, p.step) for p in points):
+            counts = ", ".join(f"{name}: {count}" for name, count in sorted(self._non_finite.items()))
+            self.tags({"feedrate.non_finite": f"values left out: {counts}"})
+
+    def last_step(self, metric: str) -> int:
+        """The highest recorded step of a metric, -1 if there is none."""
+        return self._last_steps.get(metric, -1)
 
     def dataset(self, name: str, digest: str, partition: str, samples: int, source: str) -> None:
-        """Record which samples went in. Metadata only.
+        """Records which samples were used.
 
         Args:
-            name: as people call the data set.
-            digest: fingerprint of the data set, any length; the table shows its first 8 characters.
+            name: of the data set.
+            digest: fingerprint of the data set; the table shows its first 8 characters.
             partition: train, validation or test.
             samples: number of samples of this partition.
-            source: folder or URI; for computed samples the class's name.
+            source: folder, URI or class name.
         """
+        self._write("dataset", name=without_secrets(name), digest=digest, partition=partition, samples=samples,
+                    source=without_secrets(source))  # fmt: skip
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file, or of all that a folder holds, under `folder`, as it is when it is sent.
-
-        Secrets in it are not masked.
-        """
+        """Keeps a copy of a file or folder under `folder`, as it is when it is sent; secrets in it are not masked."""
+        if self._journal is not None:
+            path, own = path.absolute(), self._journal.folder.absolute()
+            # relative where possible, since the folder may be moved with its journal
+            shown = path.relative_to(own) if path.is_relative_to(own) else path
+            self._write("artifact", path=str(shown), folder=folder)
 
     def text(self, text: str, name: str) -> None:
-        """Keep `text` as the file `name`; secrets are masked."""
+        """Keeps `text` as the file `name`; secrets are masked."""
+        if self._journal is not None:
+            path = self._file(self._journal, name)
+            path.write_text(without_secrets(text), encoding="utf-8", errors="backslashreplace")
+            self.artifact(path, name.rpartition("/")[0])
 
     def figure(self, figure: Figure, name: str) -> None:
-        """Keep a picture as the file `name` (ending in .png)."""
+        """Keeps a picture as the file `name` (ending in .png)."""
+        if self._journal is not None:
+            from feedrate.reporting.picture import save
+
+            path = self._file(self._journal, name)
+            save(figure, path)
+            self.artifact(path, name.rpartition("/")[0])
 
     def note(self, markdown: str) -> None:
-        """Set the description that the run's page begins with."""
+        """Sets the description at the top of the run's page."""
+        self.tags({"mlflow.note.content": markdown})
 
     def model(self, module: nn.Module, example: Tensor) -> None:
-        """Keep a model in MLflow's own form if `tracking.log_model` is set. Takes seconds.
+        """Keeps the model in MLflow's form if `tracking.log_model` is set, which takes seconds.
 
-        A model that cannot be exported is a warning and a tag, `feedrate.model_error`.
+        A model that cannot be exported costs a warning and the tag `feedrate.model_error`.
 
         Args:
-            module: any device and mode; it is not changed.
-            example: one batch as the model takes it, of at least 2 samples (with one the size is fixed to 1).
+            module: on any device, in any mode; not changed.
+            example: a batch `(B, ...)`; with B of at least 2 the batch size stays free in the export.
         """
+        if self._journal is None or not self._log_model:
+            return
+        path = self._file(self._journal, "model")
+        try:
+            _export_model(module, example, path)
+        except Exception as error:  # not every model can be exported
+            _log.warning("tracking.log_model=true, but the model could not be exported: %s", error)
+            self.tags({"feedrate.model_error": str(error)})
+        else:
+            self._write("model", path=str(path.relative_to(self._journal.folder)))
+
+    def close_dead(self, folder: Path) -> None:
+        """Uploads the record of another run, whose process is gone, and marks it as KILLED if it has no end."""
+        if self._uploader is not None and (folder / JOURNAL).exists():
+            self._uploader.upload_dead_run(folder)
 
     def end(self, status: Status, error: str = "") -> None:
-        """Close the run, and wait until its record is in the store: as long as there is progress, else 10 s (30 s for
-        an SQLite file, 3 s of a run that was KILLED). Later calls do nothing, so an exit handler may call it again.
+        """Closes the run and waits until it is uploaded; later calls do nothing.
+
+        Without progress it waits 10 s (30 s for an SQLite file, 3 s if KILLED).
         """
+        if self._ended or self._journal is None or self._address is None or self._uploader is None:
+            return
+        self._ended = True
+        self._write("end", status=status, error=without_secrets(error))
+        done = self._uploader.finish(is_file=self._address.database is not None, hurry=status == "KILLED")
+        folder, store = self._journal.folder, self._address.shown
+        state = UploadState.read(folder)
+        if not done:
+            reason = _first_line(state.error) or "no answer yet"
+            _log.warning("%d records could not be sent to tracking.uri=%s (%s)", state.left(folder), store, reason)
+        for line in state.rejected:
+            _log.warning("tracking.uri=%s refused %s", store, line)
+        for item in state.aside:
+            _log.warning("not stored: %s", item["reason"])
+        if state.aside or not done:
+            _log.warning("what is left is kept; to send it later: python src/sync.py %s", shown_path(folder))
 
+    def _write(self, event: str, **content: Any) -> None:
+        if self._journal is not None:
+            self._journal.write(event, **content)
 
-class NullTracker(Tracker):
-    """Records nothing (`tracking=none`)."""
+    def _count(self, rows: Iterable[tuple[str, float, int]]) -> bool:
+        """Notes last steps and values that are not finite; whether there are any of these."""
+        left_out = False
+        for name, value, step in rows:
+            self._last_steps[name] = max(step, self._last_steps.get(name, -1))
+            if not math.isfinite(value):
+                self._non_finite[name] += 1
+                left_out = True
+        return left_out
+
+    def _link(self, link: Callable[[str, str, str], str]) -> str | None:
+        if self._journal is None or self._address is None:
+            return None
+        state = UploadState.read(self._journal.folder)
+        return link(self._address.page, state.experiment_id, state.run_id) if state.run_id else None
+
+    @staticmethod
+    def _file(journal: Journal, name: str) -> Path:
+        path = journal.folder / FILES / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 def start_uploader(config: TrackingConfig) -> UploaderProcess | None:
-    """Begins to open the store in a process of its own, while training gets ready; None where nothing is recorded."""
+    """Starts to open the store in a process of its own; None where nothing is recorded."""
     if config.uri is None:
         return None
     from feedrate.tracking.uploader_process import UploaderProcess
@@ -128,23 +240,80 @@ def open_tracker(
     run_id: str | None = None,
     uploader: UploaderProcess | None = None,
 ) -> Tracker:
-    """Begin to record a run where `config` says.
+    """Starts to record a run where `config` says.
 
     Args:
-        config: the group `tracking`. Its `uri` None: nothing is recorded and mlflow is not imported.
+        config: the group `tracking`. Without a `uri` nothing is recorded and mlflow is not imported.
         run_name: used unless `config.run_name` is set.
-        run_folder: the run's own folder, noted so that one is found from the other. One with a journal goes on.
-        run_id: a run without a journal to go on with, None for a new one.
+        run_folder: the run's folder; if it has a journal, that run is resumed.
+        run_id: of a resumed run that was recorded without a journal.
         uploader: from `start_uploader`; None: one is started now.
 
     Raises:
-        UserError: the settings are wrong, so that the run could never be recorded.
+        UserError: the settings are wrong.
     """
-    if config.uri is None:
-        return NullTracker()
-    from feedrate.tracking.journal_tracker import JournalTracker
-
     uploader = uploader or start_uploader(config)
-    assert uploader is not None
-    name = config.run_name or run_name
-    return JournalTracker(config, uploader, run_name=name, run_folder=run_folder, run_id=run_id)
+    if uploader is None or config.uri is None:
+        return Tracker()
+    learn({"uri": config.uri})
+    address = read_address(config.uri, config.artifacts)
+    if trouble := uploader.opened():
+        _log.info("note: %s: the record is kept in %s, and sent when that is possible",
+                  _first_line(trouble), shown_path(run_folder))  # fmt: skip
+    run_folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(run_folder)
+    tracker = Tracker(journal, address, uploader, config.log_model)
+    if journal.existed:
+        journal.write("resume")
+    else:
+        tags = {
+            "mlflow.user": _user(),
+            "mlflow.source.name": shown_path(Path(sys.argv[0] or "python")),
+            "mlflow.source.type": "LOCAL",
+            "feedrate.run_folder": shown_path(run_folder),
+        }
+        if parent := os.environ.get(PARENT_VARIABLE):
+            tags |= {PARENT_TAG: parent, JOB_TAG: os.environ.get(JOB_VARIABLE, "")}
+        journal.begin(config.run_name or run_name, tags, config, run_id)
+    uploader.upload(run_folder, config.system_metrics)
+    return tracker
+
+
+def _export_model(module: nn.Module, example: Tensor, path: Path) -> None:
+    """Writes a copy of the model, on the CPU in evaluation mode, into the new folder `path`."""
+    import mlflow.pytorch
+    import torch
+
+    shutil.rmtree(path, ignore_errors=True)
+    plain = copy.deepcopy(getattr(module, "_orig_mod", module)).cpu().eval()
+    version = torch.__version__.partition("+")[0]  # stated, since MLflow takes eight seconds to find it out
+    with torch.no_grad():
+        mlflow.pytorch.save_model(
+            plain, path, input_example=example.detach().cpu().numpy(), pip_requirements=[f"torch=={version}"]
+        )
+
+
+def _first_line(text: str) -> str:
+    return (text.splitlines() or [""])[0].rstrip(".")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may have no name for its user
+        return "unknown"
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _as_yaml(value: object) -> str:
+    """A setting as it is written in YAML: `true`, `null`, `[1, 2]`; words without quotes."""
+    if value is None or isinstance(value, (bool, list, tuple, dict)):
+        return json.dumps(value, default=str)
+    return str(value)

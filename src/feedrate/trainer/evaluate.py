@@ -47,11 +47,8 @@ def answers(forward: Forward, loader: Any) -> Iterator[Answers]:
     known, at = list_IDs(loader.dataset), 0
     try:
         for batch in ToDevice(loader, forward.device, None, forward.check(loader)):
-            if batch.info is not None:
-                IDs = loader.IDs(batch.info)
-            else:
-                here = range(at, at + len(batch.X))
-                IDs = [str(i) for i in here] if known is None else [known[i] for i in here]
+            here = range(at, at + len(batch.X))
+            IDs = loader.IDs(batch.info) or [str(i) if known is None else known[i] for i in here]
             at += len(batch.X)
             yield Answers(IDs, batch, forward(batch.X).float())
     except RuntimeError as error:

@@ -98,15 +98,13 @@ class Forward:
         return UserError(f"the device ran out of memory on {on}; {self._remedy}")
 
 
-def not_finite(loader: Any, info: BatchInfo | None) -> SampleError | None:
+def not_finite(loader: Any, info: BatchInfo) -> SampleError | None:
     """Of a batch whose loss is not finite: the error of its first sample that is not finite itself, read once more.
 
     None where there is none, or where the loader does not tell what was in the batch.
     """
-    if info is None:
-        return None
-    IDs, request = loader.IDs(info), info.request
-    for index, ID in zip(request.indices.tolist(), IDs, strict=True):
+    request = info.request
+    for index, ID in zip(request.indices.tolist(), loader.IDs(info), strict=True):
         try:
             sample = probe_again(loader.dataset, index, loader.seed, request.epoch, ID)
             found = [
@@ -120,9 +118,9 @@ def not_finite(loader: Any, info: BatchInfo | None) -> SampleError | None:
     return None
 
 
-def names(loader: Any, info: BatchInfo | None) -> str:
+def names(loader: Any, info: BatchInfo) -> str:
     """The samples of a batch, for an error."""
-    if info is None:
-        return "unknown samples (loader=feedrate names them)"
     IDs = loader.IDs(info)
+    if not IDs:
+        return "unknown samples (loader=feedrate names them)"
     return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")

@@ -32,17 +32,17 @@ class LossGuard:
         self,
         optimizer: Optimizer,
         device: torch.device,
-        name: Callable[[BatchInfo | None], str],
-        culprit: Callable[[BatchInfo | None], SampleError | None] = lambda info: None,
+        name: Callable[[BatchInfo], str],
+        culprit: Callable[[BatchInfo], SampleError | None] = lambda info: None,
     ) -> None:
         self._optimizer, self._name, self._culprit = optimizer, name, culprit
         # fused optimizers on MPS have ignored `found_inf`
         fused = has_streams(device) and all(group.get("fused") for group in optimizer.param_groups)
         self._deferred = fused and getattr(optimizer, "_step_supports_amp_scaling", False)
-        self._pending: deque[tuple[int, BatchInfo | None, Tensor]] = deque()
+        self._pending: deque[tuple[int, BatchInfo, Tensor]] = deque()
         self._window: Tensor | None = None
 
-    def look(self, loss: Tensor, step: int, info: BatchInfo | None) -> None:
+    def look(self, loss: Tensor, step: int, info: BatchInfo) -> None:
         """Call after the forward pass of each batch, before its gradients can reach the weights.
 
         Raises:
@@ -80,7 +80,7 @@ class LossGuard:
                 self._stop(step, info, float("nan"))
         self._pending.clear()
 
-    def _stop(self, step: int, info: BatchInfo | None, value: float) -> None:
+    def _stop(self, step: int, info: BatchInfo, value: float) -> None:
         if (culprit := self._culprit(info)) is not None:
             raise culprit
         raise UserError(

@@ -17,9 +17,9 @@ from torch import nn
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
-from feedrate.dataset.probe import size_of
+from feedrate.dataset.subset import size_of
 from feedrate.errors import LostWorker, UserError
-from feedrate.loader import Loader, ToDevice
+from feedrate.loader import ToDevice
 from feedrate.loader.device import has_streams, single
 from feedrate.system.device_errors import explained
 from feedrate.system.signals import Interrupted, Interruption
@@ -99,7 +99,7 @@ class Trainer:
         )
         self._told = False  # of a validation loss that is not finite
         self._scaled = precision.scaled
-        self._inline = not getattr(loaders["train"], "num_workers", 0)
+        self._inline = not loaders["train"].num_workers
         self._folder, self._send, self._stop, self._advise = folder, send, interruption, advise
         self._tell: Callable[[Verdict], None] | None = told
         self.account = ThroughputHistory(loaders["train"], packable)
@@ -168,7 +168,7 @@ class Trainer:
     def digests(self) -> dict[str, str]:
         """Digests of what the training loader delivered; none from a loader without a seed."""
         loader = self.loaders["train"]
-        if getattr(loader, "seed", None) is None:
+        if loader.seed is None:
             return {}
         content = loader.content_digest()
         return {"order_digest": loader.order_digest(), **({"content_digest": content} if content else {})}
@@ -250,13 +250,13 @@ class Trainer:
                 self._guard.read()
             if progress.due:  # reading the loss waits for the device, twice a second, and only in a terminal
                 progress.step(epoch, number, float(loss.detach()), clock.recent(RECENT))
-            samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
+            samples, info = len(batch.X), batch.info
             # torch lets go of the interpreter where it frees a tensor: after the next batch was taken, the thread that
             # is to make a further one would just be waiting for that, and would keep it; nor is it waiting for data
             del batch
             self.account.step()
-            clock.step(samples, nbytes, info.made if info else None)
-            if info and info.slow:
+            clock.step(samples, info.nbytes, info.timing)
+            if info.slow:
                 self.account.took_long(info.slow)
             if self._finished():
                 break
@@ -307,10 +307,8 @@ class Trainer:
         """
         self.state.model.eval()
         meter, loader = self.task.meter(self.device), self.loaders[partition]
-        if isinstance(loader, Loader):  # every validation sees the same samples with the same randomness
-            loader.set_epoch(0, then=None if self._is_last(self.state.epoch) else 0)
-        elif hasattr(loader, "set_epoch"):
-            loader.set_epoch(0)
+        # every validation sees the same samples with the same randomness
+        loader.set_epoch(0, then=None if self._is_last(self.state.epoch) else 0)
         batches = iter(ToDevice(loader, self.device, None, self.forward.check(loader)))
         self._stop.allow()  # what is to be saved does not change in here
         losses: list[tuple[torch.Tensor, Any]] = []

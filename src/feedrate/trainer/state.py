@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from feedrate.dataset import Data
-from feedrate.loader import BatchInfo, Loader
+from feedrate.loader import BatchInfo
 from feedrate.task.task import Meter
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import zero_momentum
@@ -57,7 +57,7 @@ class RunState:
     """Where a run is, and what it has become by then.
 
     Args:
-        loader: of the training partition; one without `state_dict` has no position within an epoch.
+        loader: of the training partition; the `state_dict` of a TorchLoader is None, as it has no position in an epoch.
         new_meter: makes an empty account of one epoch.
         device: that the run is on.
 
@@ -119,12 +119,8 @@ class RunState:
 
     def begin_training(self, last: bool) -> None:
         """To the loader's first batch of this epoch, or of the rest of it; after the last one none is made ahead."""
-        if isinstance(self._loader, Loader):
-            self._loader.set_epoch(self.epoch, then=None if last else self.epoch + 1)
-        elif hasattr(self._loader, "set_epoch"):
-            self._loader.set_epoch(self.epoch)
-        if hasattr(self._loader, "state_dict"):
-            self.position = self._loader.state_dict()
+        self._loader.set_epoch(self.epoch, then=None if last else self.epoch + 1)
+        self.position = self._loader.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides how the run goes on, as tensors and plain values."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from feedrate.loader import Loader, setup_of
+from feedrate.loader import setup_of
 from feedrate.reporting.trace import WINDOW
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
@@ -38,7 +38,7 @@ class ThroughputHistory:
     """
 
     def __init__(self, loader: Any, packable: str = "") -> None:
-        self._loader, self._packable = loader, packable if isinstance(loader, Loader) else ""
+        self._loader, self._packable = loader, packable if loader.seed is not None else ""
         self._epochs: deque[EpochTimes] = deque()
         self._cold = True  # whether what is kept is the first epoch
         self._first: dict[str, float] = {}
@@ -65,7 +65,7 @@ class ThroughputHistory:
         self._training = False
         self._during = self._machine() - self._before
         workers = self._workers()
-        if workers or not getattr(self._loader, "num_workers", 0):
+        if workers or not self._loader.num_workers:
             self._free_cores.end(workers)
         else:
             self._free_cores.discard()
@@ -132,7 +132,7 @@ class ThroughputHistory:
         free = None
         # of workers that tell nothing, as torch's, it is not known what they computed
         if times is not None and machine.seconds and (times.known or not found.workers):
-            own_ns = times.cpu.sum() + (times.load_cpu.sum() if found.engine == "process" else 0)
+            own_ns = times.cpu.sum() + (times.load_cpu.sum() if found.traits.has_processes else 0)
             free = min(found.cores, float(own_ns / max(1, times.elapsed.sum())) + machine.idle_s / machine.seconds)
         return replace(
             found,
@@ -156,17 +156,17 @@ class ThroughputHistory:
 
     def slow_samples(self) -> list[dict[str, Any]]:
         """ID and load_ms of the samples that took longest to load, where samples are timed one by one."""
-        names = self._loader.list_IDs if isinstance(self._loader, Loader) else None
+        names = self._loader.list_IDs
         return [
             {"ID": str(index) if names is None else names[index], "load_ms": round(ns / 1e6, 3)}
             for index, ns in self._slowest.longest()
         ]
 
     def _machine(self) -> Machine:
-        return Machine.now(self._workers(), self._loader.helpers() if isinstance(self._loader, Loader) else ())
+        return Machine.now(self._workers(), self._loader.helpers())
 
     def _workers(self) -> list[tuple[int, int]]:
-        return self._loader.tasks() if isinstance(self._loader, Loader) else []
+        return self._loader.tasks()  # type: ignore[no-any-return]
 
 
 def packable(dataset: Mapping[str, Any]) -> str:
@@ -177,7 +177,7 @@ def packable(dataset: Mapping[str, Any]) -> str:
 def _own_memory_mb(loader: Any) -> float:
     """What a worker process of the loader has for itself, on average; 0 where there is none."""
     found = []
-    for process in {process for process, _ in loader.tasks()} if isinstance(loader, Loader) else ():
+    for process in {process for process, _ in loader.tasks()}:
         if process != psutil.Process().pid:
             with contextlib.suppress(psutil.Error):
                 found.append(psutil.Process(process).memory_full_info().uss / 1e6)

@@ -200,9 +200,9 @@ def _look(name: str, loader: Any, batches: _Batches) -> About:
     digest = ""
     count = min(DIGEST_BATCHES, len(loader))
     for number, batch in enumerate(batches, 1):
-        nbytes, samples = nbytes + batch.nbytes, samples + len(batch.X)
+        nbytes, samples = nbytes + batch.info.nbytes, samples + len(batch.X)
         if number == count:
-            digest = loader.order_digest() if getattr(loader, "seed", None) is not None else ""
+            digest = loader.order_digest()
             X = batch.X
             break
     each = nbytes / samples
@@ -212,7 +212,7 @@ def _look(name: str, loader: Any, batches: _Batches) -> About:
         sample_bytes=each,
         batch_size=loader.batch_size or 1,
         workers=loader.num_workers,
-        engine=getattr(loader, "engine", "torch"),
+        engine=loader.engine,
         order_digest=digest,
         copy_samples_per_s=_copied(X),
         read_samples_per_s=_read(loader.dataset),
@@ -265,9 +265,9 @@ def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
         number += 1
         if step_ms:
             time.sleep(step_ms / 1e3)
-        count, nbytes, info = len(batch.X), batch.nbytes, batch.info
+        count, info = len(batch.X), batch.info
         del batch  # as in Trainer._train; enumerate() would keep it, too
-        clock.step(count, nbytes, info.made if info else None)
+        clock.step(count, info.nbytes, info.timing)
         samples += count
         if number == warmup:
             samples, cpu, from_ = 0, _cpu_s(), time.perf_counter()

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feedrate.config import shown_path
-from feedrate.tracking.journal import Journal
+from feedrate.tracking.journal import JOB_TAG, PARENT_JOURNAL, PARENT_TAG, Journal
 from feedrate.tracking.point import points
-from feedrate.tracking.sweep import JOB_TAG, PARENT_JOURNAL, PARENT_TAG
 from feedrate.tracking.tracker import open_tracker
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from torch import Tensor
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
-from feedrate.loader import Loader, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
+from feedrate.loader import TRAITS, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
 from feedrate.loader.device import has_streams
-from feedrate.loader.engines.auto import may_be_threads
 from feedrate.system.device_errors import out_of_memory
 from feedrate.task.task import Task
 from feedrate.timing import Clock, EpochTimes
@@ -55,16 +54,21 @@ class Setting:
         return {**own, **pinned}
 
     @property
+    def threads(self) -> bool:
+        """Whether the workers are threads."""
+        return self.num_workers > 0 and TRAITS[self.engine].shares_interpreter
+
+    @property
     def cost(self) -> tuple[int, bool, int, bool]:
         """What is lower needs less: CPU first, then memory, of which a process has its own."""
-        return self.num_workers, self.engine == "process", self.prefetch_factor, self.pin_memory is not False
+        return self.num_workers, TRAITS[self.engine].has_processes, self.prefetch_factor, self.pin_memory is not False
 
     def __str__(self) -> str:
         pinned = "" if self.pin_memory is None else f", pin_memory={str(self.pin_memory).lower()}"
         if not self.num_workers:
             return f"no workers{pinned}"
-        kind = self.engine if self.engine in ("thread", "process") else "worker"
-        plural = ("es" if kind == "process" else "s") if self.num_workers > 1 else ""
+        kind = {"auto": "worker"}.get(self.engine, self.engine)
+        plural = ("es" if kind.endswith("s") else "s") if self.num_workers > 1 else ""
         return f"{self.num_workers} {kind}{plural}, {self.prefetch_factor} batches ahead each{pinned}"
 
 
@@ -120,23 +124,19 @@ class TrialRunner:
         """
         loaders = self._loaders(setting.overrides)
         loader = loaders["train"]
-        assert isinstance(loader, Loader)
         clock = Clock(self.device, 1)
         try:
             start_loaders(loaders, ("train",), self._data, later=("validation",))
             warm = _trained(self, loader, clock, seconds, until)
-            if loader.engine == "inline":
-                self.may_be_threads = may_be_threads(loader)
-            return _without_stalls(cut(clock.epoch(), slice(warm, None))), replace(
-                setup_of(loader), engine=loader.engine
-            )
+            self.may_be_threads = self.may_be_threads or loader.threadable
+            return _without_stalls(cut(clock.epoch(), slice(warm, None))), setup_of(loader)
         except RuntimeError as error:
             if (told := self._forward.explained(error)) is None:
                 raise
             raise told from error
         finally:
             # a thread that still loads would keep the next workers from being forked
-            close_loaders(loaders, at_once=loader.engine != "thread")
+            close_loaders(loaders, at_once=not loader.traits.shares_interpreter)
 
     def fits(self, batch_size: int) -> bool:
         """Trains on two batches of that size, which stays; False: the device's memory is too small for it and a tenth
@@ -183,14 +183,13 @@ class TrialRunner:
     def _digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
         loaders = self._loaders(overrides)
         loader = loaders["train"]
-        assert isinstance(loader, Loader)
         try:
             start_loaders(loaders, ("train",), self._data)
             for _ in islice(loader, batches):
                 pass
             return loader.order_digest(), loader.content_digest() or ""
         finally:
-            close_loaders(loaders, at_once=loader.engine != "thread")
+            close_loaders(loaders, at_once=not loader.traits.shares_interpreter)
 
 
 def _room(device: torch.device) -> int | None:
@@ -206,18 +205,18 @@ def _room(device: torch.device) -> int | None:
     return int(torch.accelerator.get_memory_info(device)[0]) + int(torch.accelerator.memory_reserved(device))
 
 
-def _trained(bed: TrialRunner, loader: Loader[Any], clock: Clock, seconds: float, until: float) -> int:
+def _trained(bed: TrialRunner, loader: Any, clock: Clock, seconds: float, until: float) -> int:
     """Trains for `seconds` after the warm-up; how many steps that took: each worker's first batch, and a few more."""
-    warm = loader.num_workers + 3 + (MEASURED if loader.engine != "inline" else 0)
+    warm: int = loader.num_workers + 3 + (MEASURED if loader.traits.prefetches else 0)
     begin = steady_from = time.perf_counter()
     steps = 0
     clock.begin()
     for batch in _endless(loader, bed.device, clock):
         steps += 1  # noqa: SIM113
         bed.step(batch.X, batch.y)
-        samples, nbytes, info = len(batch.X), batch.nbytes, batch.info
+        samples, info = len(batch.X), batch.info
         del batch  # as in Trainer._train; enumerate() would keep it, too
-        clock.step(samples, nbytes, info.made if info else None)
+        clock.step(samples, info.nbytes, info.timing)
         now = time.perf_counter()
         if steps < warm and now - begin >= seconds:  # long steps need no more
             warm = steps
@@ -238,6 +237,6 @@ def _without_stalls(times: EpochTimes) -> EpochTimes:
     return replace(times, steady=times.steady & ~stalled)
 
 
-def _endless(loader: Loader[Any], device: torch.device, clock: Clock) -> Iterator[Any]:
+def _endless(loader: Any, device: torch.device, clock: Clock) -> Iterator[Any]:
     while True:
         yield from ToDevice(loader, device, clock)

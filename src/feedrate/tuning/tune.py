@@ -12,6 +12,7 @@ from statistics import median
 from typing import Protocol
 
 from feedrate.errors import SampleError, UserError
+from feedrate.loader import TRAITS
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import metrics
@@ -124,7 +125,7 @@ class _Search:
     _rates: dict[Setting, list[tuple[float, float, float]]] = field(default_factory=dict)  # rate, wait %, noise
     _overhead: dict[str, float] = field(default_factory=dict)  # seconds of a trial's start, end and warm-up, by engine
     _predictions: dict[Setting, float] = field(default_factory=dict)  # of all that come into question, once it is known
-    _engine: str = ""  # that `auto` takes
+    _engine: str = "auto"  # that `auto` takes
 
     def spent(self) -> float:
         """Seconds so far."""
@@ -157,13 +158,14 @@ class _Search:
         """All that come into question, the cheapest first."""
         load = sum(self._costs.load) / len(self._costs.load)
         most = int(self._cores) + 1 if self._costs.load_cpu > 0.5 * load else MOST_WORKERS
-        engines = ["thread"] * (self._engine == "thread" or self.bed.may_be_threads) + ["process"]
+        threads = TRAITS[self._engine].shares_interpreter or self.bed.may_be_threads
+        engines = ["thread"] * threads + ["process"]
         found = [Setting(k, ahead, engine) for k in range(1, most + 1) for ahead in AHEAD for engine in engines]
         return [Setting(0), *sorted(found, key=_cost)]
 
     def predicted(self, setting: Setting) -> float:
         """Samples per second by the model of the pipeline."""
-        plan = Plan(setting.num_workers, setting.prefetch_factor, setting.engine == "thread")
+        plan = Plan(setting.num_workers, setting.prefetch_factor, setting.threads)
         return self._batch / seconds_per_batch(self._costs, plan, self._cores)
 
     def attempt(self, setting: Setting) -> bool:
@@ -281,7 +283,7 @@ class _Search:
         yield replace(best, num_workers=best.num_workers + 1)
         if best.num_workers:
             yield replace(best, prefetch_factor=best.prefetch_factor * 2)
-            yield replace(best, engine="process" if best.engine == "thread" else "thread")
+            yield replace(best, engine="process" if best.threads else "thread")
 
     def _rivals(self) -> Iterator[Setting]:
         """The best, the cheapest that is as good, and the best of those that cost less and are close, or second to the

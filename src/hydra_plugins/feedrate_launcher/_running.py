@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 
 from feedrate.cli.launch import FULL_ERROR
 from feedrate.system.signals import Interruption
-from feedrate.tracking.sweep import JOB_VARIABLE, PARENT_VARIABLE
+from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._gpus import VARIABLE, visible
 from hydra_plugins.feedrate_launcher._lock import Attempt, attempt

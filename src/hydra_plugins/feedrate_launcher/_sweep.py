@@ -17,7 +17,8 @@ from feedrate.reporting.sweep_results import Result, read_summary
 from feedrate.runs.provenance import command_line
 from feedrate.runs.run_folder import RunFolder, living_owner
 from feedrate.system.secrets import mask_files
-from feedrate.tracking.sweep import JOB_TAG, NOTE_CHARACTERS, Plan, SweepRun, open_sweep
+from feedrate.tracking.journal import JOB_TAG
+from feedrate.tracking.sweep import NOTE_CHARACTERS, Plan, SweepRun, open_sweep
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._lock import Attempt, SweepLock, attempt, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._running import Jobs, Next, SweepInterruption

@@ -1,6 +1,6 @@
-"""What two files that torch.save (or np.save) wrote have in common: where the payload lies, and which bytes matter.
+"""Layouts of files that torch.save or np.save wrote: where the payload lies, and which other bytes matter.
 
-A layout is learned from one file and then recognises others; reading files is sample_reader.py's affair.
+A layout is learned from one file, and then recognises others.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Larger files are loaded whole: learning copies a file several times, and what torch.load costs hardly counts there.
+# Larger files are loaded by torch.load, whose overhead hardly counts there; learning copies a file several times.
 MAX_BYTES = 256 << 20
 LOCAL, CENTRAL = 30, 46  # bytes of a ZIP's fixed structures: APPNOTE.TXT 6.3.10, 4.3.7, 4.3.12
-_SERIAL = ".data/serialization_id"  # a hash of the content that torch.load does not look at
-_NAME_BYTES = np.ones(256, dtype=bool)  # what a name inside an archive may hold, so that it means one name
+_SERIAL = ".data/serialization_id"  # a hash of the content that torch.load ignores
+_NAME_BYTES = np.ones(256, dtype=bool)  # bytes allowed in an archive's name
 _NAME_BYTES[:32] = _NAME_BYTES[[ord(c) for c in "/\\:\x7f"]] = False
 _NO_NAMES = np.empty((1, 0), dtype=np.uint8)
 _PLAIN = bytes(np.flatnonzero(_NAME_BYTES).tolist())
@@ -29,15 +29,17 @@ _PLAIN = bytes(np.flatnonzero(_NAME_BYTES).tolist())
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How a file is built: its first `len(head)` bytes, the payload, and the rest.
+    """The structure of a file: a head, the payload, and a tail.
+
+    Places below count in the frame, which is head and tail end to end.
 
     Attributes:
         shape, dtype: of the tensor, which is contiguous and little-endian.
         head, tail: uint8, the bytes before and after the payload of the file it was learned from.
-        mask: uint8 over head and tail, 0 where a byte may differ between files with the same meaning.
-        names: (k, n) places, in head and tail, of the k copies of the archive's name; all must be alike.
-        crc: place of the payload's CRC-32 in head and tail (4 bytes, little-endian), or None if it has none.
-        digits: places in head and tail that hold decimal digits, whichever: the serialization id, a hash.
+        mask: uint8 over the frame, 0 where a byte may differ between files with the same meaning.
+        names: (k, n) places of the k copies of the archive's name, which must be equal.
+        crc: place of the payload's CRC-32 (4 bytes, little-endian), or None if it has none.
+        digits: places of any decimal digits: the serialization id, a hash.
     """
 
     shape: tuple[int, ...]
@@ -56,7 +58,6 @@ class Layout:
 
     @property
     def frame(self) -> np.ndarray:
-        """Head and tail end to end."""
         return np.concatenate([self.head, self.tail])
 
     def same_form(self, other: Layout) -> bool:
@@ -65,23 +66,22 @@ class Layout:
 
 
 class Recogniser:
-    """Tells which of many files read at once are built like one layout.
+    """Recognises files of one layout by their frames.
 
-    Whatever torch.load looks at must be equal to the byte. Free are the payload, the archive's own name (if all its
-    copies in the file agree), the digits of the serialization id, and the CRC-32s of payload and id: `learn_pt` has
-    asked torch.load itself whether they matter.
+    All bytes must be equal, except the archive's name (if all its copies in the file agree), the digits of the
+    serialization id, and the CRC-32s of payload and id; `learn_pt` has checked that torch.load ignores these.
     """
 
     def __init__(self, layout: Layout) -> None:
         size = len(layout.frame)
-        # compared in words of eight bytes; one byte at least is left over, for what follows the end of a file
+        # compared in words of eight bytes; at least one byte is spare, for content beyond the end of the frame
         self.width = (size // 8 + 1) * 8
         frame, mask = np.zeros(self.width, np.uint8), np.zeros(self.width, np.uint8)
         frame[:size], mask[:size] = layout.frame & layout.mask, layout.mask
         self._frame, self._mask = frame.view(np.uint64), mask.view(np.uint64)
         self._names, self._digits = layout.names, layout.digits
         self._places = np.empty((len(layout.names), 0), dtype=np.intp)  # of the names' bytes, in many rows end to end
-        # the same for a file by itself, for which calling NumPy would take far longer than what it does
+        # the same for a single file, for which NumPy's calls would take too long
         self._size, self._number = size, int.from_bytes(layout.frame & layout.mask, "little")
         self._matters = int.from_bytes(layout.mask, "little")
         length = layout.names.shape[1]
@@ -89,26 +89,22 @@ class Recogniser:
         self._copies, self._count = itemgetter(*copies) if copies else None, len(copies)
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """For each row whether it belongs to such a file, (n,) bool.
-
-        Args:
-            frames: (n, width) uint8, head and tail end to end, and then whatever.
-        """
+        """For each frame, (n, width) uint8 with any bytes beyond its end, whether it has the layout: (n,) bool."""
         count, length = len(frames), self._names.shape[1]
         same = (frames.view(np.uint64) & self._mask) == self._frame
-        digits = frames[:, self._digits] - 48 < 10  # unsigned: what is below '0' becomes large
+        digits = frames[:, self._digits] - 48 < 10  # unsigned: bytes below '0' become large
         names = frames.take(self._places_of(count)) if length else _NO_NAMES  # (k, n * length)
-        alike, plain = names == names[:1], _NAME_BYTES[names[:1]]
-        if same.all() and digits.all() and alike.all() and plain.all():  # as nearly always, and in half the time
+        equal, plain = names == names[:1], _NAME_BYTES[names[:1]]
+        if same.all() and digits.all() and equal.all() and plain.all():  # nearly always, and in half the time
             return np.ones(count, dtype=bool)
         good: np.ndarray = same.all(axis=1) & digits.all(axis=1)
         if length:
-            for each in (alike, plain):
+            for each in (equal, plain):
                 good &= each.reshape(-1, count, length).all(axis=(0, 2))
         return good
 
     def _places_of(self, count: int) -> np.ndarray:
-        """Where the bytes of the names lie in so many rows, (k, n * length); each copy of the name end to end."""
+        """Places of the names' bytes in `count` rows, (k, n * length)."""
         places, wanted = self._places, count * self._names.shape[1]
         if places.shape[1] < wanted:
             rows = np.arange(count) * self.width
@@ -117,7 +113,7 @@ class Recogniser:
         return places[:, :wanted]
 
     def alone(self, frame: bytes) -> bool:
-        """The same for one file; head and tail end to end."""
+        """Whether a single frame has the layout."""
         if len(frame) != self._size or int.from_bytes(frame, "little") & self._matters != self._number:
             return False
         digits = frame[self._digits]
@@ -130,11 +126,10 @@ class Recogniser:
 
 
 def learn_pt(raw: bytes) -> Layout | None:
-    """The layout of a file that torch.save wrote; None where its payload cannot be taken as it lies there.
+    """The layout of a file that torch.save wrote; None where its payload is not the tensor's memory.
 
-    That is so for old files that are no ZIP, compressed ones, tensors that are not contiguous or use a part of what was
-    saved, other byte orders, and anything but one plain tensor. Source of the form: PyTorch,
-    `caffe2/serialize/inline_container.h`, and PKWARE's APPNOTE.TXT.
+    These are files from before PyTorch 1.6, compressed ones, views, other byte orders, and all but one plain tensor.
+    Source of the format: PyTorch, `caffe2/serialize/inline_container.h`, and PKWARE's APPNOTE.TXT.
     """
     if len(raw) > MAX_BYTES:
         return None
@@ -197,7 +192,7 @@ def _parse_pt(raw: bytes) -> Layout | None:
     places = np.array(names)[:, None] + np.arange(len(name))
     size = last - first
     if serial.stop and serial.start < last:
-        return None  # not as torch.save orders things
+        return None  # another order of records than torch.save's
     return Layout(
         tuple(value.shape), value.dtype, bytes_[:first].copy(), bytes_[last:].copy(),
         np.concatenate([mask[:first], mask[last:]]),
@@ -207,7 +202,7 @@ def _parse_pt(raw: bytes) -> Layout | None:
 
 
 def central_entry(raw: bytes, start: int, record: zipfile.ZipInfo) -> int:
-    """Where the central directory describes a record."""
+    """Place of a record's entry in the central directory."""
     at = start
     while raw[at : at + 4] == b"PK\x01\x02":
         length, extra, comment, offset = struct.unpack("<HHH8xI", raw[at + 28 : at + CENTRAL])
@@ -218,7 +213,7 @@ def central_entry(raw: bytes, start: int, record: zipfile.ZipInfo) -> int:
 
 
 def _load(raw: bytes) -> Tensor | None:
-    """What torch.load makes of a file, if it is a plain tensor that uses all of what was saved, and only once."""
+    """The tensor that torch.load reads, if it is plain, contiguous, and uses all of its storage."""
     try:
         value = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception:
@@ -240,10 +235,10 @@ def _memory(value: Tensor) -> bytes:
 
 
 def _confirmed(raw: bytes, layout: Layout) -> bool:
-    """Whether torch.load reads altered copies of the file as the layout says it does."""
+    """Whether torch.load reads an altered copy of the file as the layout predicts."""
     first, last = len(layout.head), len(raw) - len(layout.tail)
     frame = layout.frame
-    frame[layout.mask == 0] ^= 0x15  # the CRC-32s; name and digits are set next
+    frame[layout.mask == 0] ^= 0x15  # the CRC-32s; names and digits follow
     frame[layout.digits] = ord("7")
     frame[layout.names] = np.resize(np.frombuffer(b"other", dtype=np.uint8), layout.names.shape[1])
     payload = (np.frombuffer(raw, dtype=np.uint8)[first:last] ^ 0x01).tobytes()
@@ -262,10 +257,9 @@ _NPY = re.compile(rb"\x93NUMPY([\x01-\x03])\x00")
 
 
 def learn_npy(raw: bytes) -> Layout | None:
-    """The layout of a file that np.save wrote; None where its payload cannot be taken as it lies there.
+    """The layout of a file that np.save wrote; None for Fortran order, other byte orders, and dtypes unknown to torch.
 
-    That is so in Fortran order, in another byte order, and for dtypes that torch has not. Source of the form: NumPy
-    Enhancement Proposal 1.
+    Source of the format: NumPy Enhancement Proposal 1.
     """
     if len(raw) > MAX_BYTES or not (match := _NPY.match(raw)):
         return None

@@ -1,7 +1,6 @@
-"""Files of one kind whose samples differ in shape, as sequences do: what in them follows from the shape.
+"""Templates of files whose samples differ in shape: which bytes of a file follow from the shape.
 
-One file in which all else is the same serves as the template for any number of lengths; what two files of one shape
-have in common is file_layout.py's affair.
+One file serves as template for any shape with the same number of dimensions.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ _WIDTHS = {"BININT1": 1, "BININT2": 2, "BININT": 4}
 _FORMS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"}
 _DECIMAL = rb"(?:0|[1-9]\d*)"
-# where the structures at the end of a ZIP say where the central directory, or the one before, begins: (signature, from
-# the signature, bytes). Source: APPNOTE.TXT 6.3.10, 4.3.14 to 4.3.16
+# fields at the end of a ZIP that hold an offset: (signature of the structure, place from there, bytes).
+# Source: APPNOTE.TXT 6.3.10, 4.3.14 to 4.3.16
 _ENDINGS = ((b"PK\x06\x06", 48, 8), (b"PK\x06\x07", 8, 8), (b"PK\x05\x06", 16, 4))
-_ALIGNED = 64  # bytes: torch.save lets each record of an archive begin at a multiple of it
+_ALIGNED = 64  # bytes: torch.save aligns each record of an archive
 
 
 class Template(ABC):
-    """What a file's head and tail say of the shape of its payload; places count within head and tail end to end.
+    """Derives the shape of the payload from a file's frame (head and tail end to end).
 
     Attributes:
-        layout: of the file that it was made of.
-        confirmed: whether what it read was once held against what torch.load or np.load reads.
+        layout: of the file that it was made from.
+        confirmed: whether a result was once compared with that of torch.load or np.load.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -44,12 +43,12 @@ class Template(ABC):
         self._itemsize = layout.dtype.itemsize
 
     def fits(self, size: int) -> bool:
-        """Whether a file of that many bytes may be of this kind."""
+        """Whether a file of that many bytes may match."""
         return size > self.frame_bytes
 
     @abstractmethod
     def shape(self, frame: bytes, nbytes: int) -> tuple[int, ...] | None:
-        """Of a payload of so many bytes between the head and tail in `frame`; None where the file is another."""
+        """Shape of a payload of `nbytes` bytes between head and tail; None where the frame does not match."""
 
     def _holds(self, shape: Sequence[int], nbytes: int) -> bool:
         return nbytes > 0 and prod(shape) * self._itemsize == nbytes
@@ -69,13 +68,13 @@ class _Pt(Template):
         begin = _content(raw, pickled)
         end = begin + pickled.file_size
         if end > first:
-            raise ValueError("not as torch.save orders things")
+            raise ValueError("another order of records than torch.save's")
         ints = [(begin + at, width) for at, width in _ints(raw[begin:end])]
-        (crcs, _), (_, sizes) = _said_of(raw, central, pickled, end), _said_of(raw, central, payload, last)
+        (crcs, _), (_, sizes) = _fields_of(raw, central, pickled, end), _fields_of(raw, central, payload, last)
         offsets = [(central_entry(raw, central, record) + 42, 4) for record in records if record.header_offset >= last]
         offsets += [(raw.rindex(sign, last) + at, width) for sign, at, width in _ENDINGS if sign in raw[last:]]
 
-        # all numbers that follow from the shape, in the order in which they stand in head and tail
+        # all numbers that follow from the shape
         places = [*ints, *((at, 4) for at in crcs), *((at, 4) for at in sizes), *offsets]
         framed = [(at - layout.nbytes if at >= last else at, width) for at, width in places]
         self._numbers, order = _struct(framed, self.frame_bytes)
@@ -112,7 +111,7 @@ class _Npy(Template):
         super().__init__(layout)
         found = re.fullmatch(rb"(.*'shape': \().*(\), *\}) *\n", layout.head.tobytes(), re.DOTALL)
         if found is None:
-            raise ValueError("not as np.save writes it")
+            raise ValueError("not np.save's header")
         self._pattern = re.compile(
             re.escape(found[1]) + rb"(%b,|%b(?:, %b)+)" % ((_DECIMAL,) * 3) + re.escape(found[2]) + rb" *\n", re.DOTALL
         )
@@ -126,7 +125,7 @@ class _Npy(Template):
 
 
 def pt_template(raw: bytes, layout: Layout) -> Template | None:
-    """The template that a file with this layout, which torch.save wrote, makes; None where it makes none."""
+    """A template from a file of torch.save's with this layout; None where its structure is unknown."""
     try:
         return _proven(_Pt(raw, layout))
     except (zipfile.BadZipFile, struct.error, ValueError, IndexError):
@@ -134,7 +133,7 @@ def pt_template(raw: bytes, layout: Layout) -> Template | None:
 
 
 def npy_template(raw: bytes, layout: Layout) -> Template | None:
-    """The same for a file that np.save wrote."""
+    """A template from a file of np.save's with this layout; None where its structure is unknown."""
     try:
         return _proven(_Npy(layout))
     except ValueError:
@@ -142,24 +141,19 @@ def npy_template(raw: bytes, layout: Layout) -> Template | None:
 
 
 def _proven(template: Template) -> Template | None:
-    """It must at least recognise the file that it was made of."""
+    """The template if it recognises the file that it was made from."""
     layout = template.layout
     return template if template.shape(layout.frame.tobytes(), layout.nbytes) == layout.shape else None
 
 
 def _content(raw: bytes, record: zipfile.ZipInfo) -> int:
-    """Where a record's content begins."""
     at = record.header_offset
     name, extra = struct.unpack("<HH", raw[at + 26 : at + LOCAL])
     return int(at + LOCAL + name + extra)
 
 
-def _said_of(raw: bytes, central: int, record: zipfile.ZipInfo, end: int) -> tuple[list[int], list[int]]:
-    """Places of a record's CRC-32, and of its size: in its entry of the central directory, in its header or after it.
-
-    Args:
-        end: of the record's content.
-    """
+def _fields_of(raw: bytes, central: int, record: zipfile.ZipInfo, end: int) -> tuple[list[int], list[int]]:
+    """Places of a record's CRC-32s and sizes: in the central directory, and in its header or after its `end`."""
     entry, header = central_entry(raw, central, record), record.header_offset
     crcs, sizes = [entry + 16], [entry + 20, entry + 24]
     if raw[end : end + 4] == b"PK\x07\x08":
@@ -172,7 +166,7 @@ def _said_of(raw: bytes, central: int, record: zipfile.ZipInfo, end: int) -> tup
 
 
 def _ints(pickled: bytes) -> list[tuple[int, int]]:
-    """Where torch.save's pickle of a tensor says its number of elements, its shape and its strides: (place, bytes)."""
+    """Places and sizes of a tensor's number of elements, shape and strides in torch.save's pickle."""
     ops = [(op.name, position or 0) for op, _, position in pickletools.genops(pickled)]
     names = [name for name, _ in ops]
     persistent = names.index("BINPERSID")
@@ -188,13 +182,13 @@ def _ints(pickled: bytes) -> list[tuple[int, int]]:
 
 
 def _struct(places: Sequence[tuple[int, int]], size: int) -> tuple[struct.Struct, list[int]]:
-    """What reads the numbers at these places (place, bytes) of `size` bytes at once; and where each comes to stand."""
+    """A Struct that reads the numbers at these (place, bytes) from `size` bytes, and the position of each result."""
     form, end = "<", 0
     by_place = sorted(range(len(places)), key=lambda number: places[number])
     for number in by_place:
         at, width = places[number]
         if at < end:
-            raise ValueError("numbers lie on one another")
+            raise ValueError("numbers overlap")
         form, end = f"{form}{at - end}x{_FORMS[width]}", at + width
     return struct.Struct(f"{form}{size - end}x"), [by_place.index(number) for number in range(len(places))]
 

@@ -1,13 +1,14 @@
-"""The memory of tensors as NumPy and the system see it: for a few rows NumPy's calls cost a third of torch's.
-
-Where such memory comes from, and whose it is, is slots.py's affair.
-"""
+"""Memory of tensors as NumPy arrays and buffers: for a few rows NumPy's calls cost a third of torch's."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 
 def bytes_of(X: Tensor) -> Tensor:
@@ -16,14 +17,12 @@ def bytes_of(X: Tensor) -> Tensor:
 
 
 def memory_of(X: Tensor) -> memoryview:
-    """The memory of a contiguous tensor, to be written to."""
+    """The memory of a contiguous tensor as a writable buffer."""
     return memoryview(bytes_of(X).numpy().data)
 
 
 def array_of(X: Tensor) -> np.ndarray:
-    """A contiguous tensor (n, ...) as an array on the same memory; (n, bytes) uint8 where NumPy does not know the
-    dtype.
-    """
+    """A contiguous tensor (n, ...) as an array on the same memory; (n, bytes) uint8 for dtypes unknown to NumPy."""
     try:
         return X.numpy()
     except TypeError:
@@ -31,7 +30,7 @@ def array_of(X: Tensor) -> np.ndarray:
 
 
 def in_range(indices: np.ndarray, size: int) -> np.ndarray:
-    """The same indices, (n,) int64, with those that count from the end of `size` things made positive.
+    """Indices (n,) int64 of a list of `size` elements, with negative ones made positive.
 
     Raises:
         IndexError: one is out of range.
@@ -42,7 +41,7 @@ def in_range(indices: np.ndarray, size: int) -> np.ndarray:
 
 
 def copy_rows(source: np.ndarray, rows: np.ndarray, X: Tensor) -> None:
-    """Copies rows of what `array_of` made of a tensor like X into X, one after another; `rows` must be in range."""
+    """Copies rows of an array from `array_of` into X, one after another; `rows` must be in range."""
     source.take(rows, axis=0, out=array_of(X), mode="clip")  # any other mode would copy twice
 
 
@@ -57,3 +56,10 @@ def rows_of(values: Tensor, indices: np.ndarray) -> Tensor:
     except TypeError:
         return values[torch.from_numpy(indices)]
     return torch.from_numpy(array[indices])
+
+
+def collated(labels: Tensor | Sequence[Any], indices: np.ndarray) -> Any:
+    """The labels at `indices` as a batch."""
+    if isinstance(labels, Tensor):
+        return rows_of(labels, indices)
+    return default_collate([labels[i] for i in indices.tolist()])

@@ -1,6 +1,6 @@
-"""Reads samples from files of one tensor each at the speed of the disk: payloads land straight where they are wanted.
+"""Reads samples from files of one tensor each, payloads straight into their place in the batch.
 
-A file that is not built like one seen before is loaded by torch.load or np.load; layouts are file_layout.py's affair.
+A file without a known layout is loaded by torch.load or np.load.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from feedrate.timing.stages import stage
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 LAYOUTS = 4096  # kept at most, a few kilobytes each
-TEMPLATES = 256  # kept at most for names of one length: one for each remainder of a sample's bytes, and some more
-TRIES = 64  # files without a layout that can be used, before no further one is looked at
+TEMPLATES = 256  # kept at most for names of one length
+TRIES = 64  # files without a usable layout before learning stops
 
 
 class SampleReader:
     """Reads files that hold one tensor each.
 
     Args:
-        load: `(path, ID) -> Tensor`, for files whose layout is unknown; raises SampleError.
-        learn: the layout of a file from its bytes, None where it has none that can be used.
-        vary: a template from a file's bytes and its layout, for files that differ from it in shape; None without one.
-        verify: compare each payload with the CRC-32 that its file carries, where it carries one.
-        at_once: read many files with one system call where the system has that.
+        load: `(path, ID) -> Tensor`, for files without a known layout; raises SampleError.
+        learn: returns the layout of a file from its bytes, or None.
+        vary: returns a template from a file's bytes and its layout, or None.
+        verify: compare each payload with the CRC-32 in its file, if any.
+        at_once: use io_uring where available.
 
-    Safe to use from several threads; a copy in another process learns anew.
+    Safe to use from several threads; layouts are not pickled.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class SampleReader:
         self._forget()
 
     def _forget(self) -> None:
-        # by length of the file's name, since an archive's own name is the file's as a rule, and moves all that follows
+        # by length of the path, since an archive usually contains the file's name, which moves all that follows
         self._by_name: dict[int, dict[int, Known]] = {}
         self._by_size: dict[int, list[Known]] = {}
-        self._templates: dict[int, list[Template]] = {}  # by length of the name, too
+        self._templates: dict[int, list[Template]] = {}  # by length of the path
         self._layouts = self._misses = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class SampleReader:
         return self._one(path, ID) if X is None else X
 
     def read_batch(self, paths: Sequence[str], IDs: Sequence[str], empty: Empty) -> Tensor | list[Tensor]:
-        """Many samples, (n, ...) in memory that `empty(shape, dtype)` gives; a list where they are not alike.
+        """Many samples, (n, ...) in memory from `empty(shape, dtype)`; a list where shapes or dtypes differ.
 
         Raises:
             SampleError: as `read`, for the first of them that cannot be read.
@@ -89,12 +89,12 @@ class SampleReader:
         else:
             groups = self._groups(paths)
             form = max(groups, key=lambda known: len(groups[known])).layout if groups else None
-            alike = {known: rows for known, rows in groups.items() if form is not None and known.layout.same_form(form)}
-            if form is None or 2 * sum(map(len, alike.values())) < len(paths):  # most will not lie in a batch anyway
+            same = {known: rows for known, rows in groups.items() if form is not None and known.layout.same_form(form)}
+            if form is None or 2 * sum(map(len, same.values())) < len(paths):  # most have no common layout
                 return self._stacked({row: self.read(paths[row], IDs[row]) for row in range(len(paths))}, None, empty)
             out = empty((len(paths), *form.shape), form.dtype)
             good = np.zeros(len(paths), dtype=bool)
-            for known, rows in alike.items():
+            for known, rows in same.items():
                 good[rows] = self._scatter.read(known, [paths[row] for row in rows.tolist()], rows, out)
         if good.all():
             return out
@@ -106,18 +106,18 @@ class SampleReader:
     # -----------------------------------------------------------------------------------------------------
 
     def _sole(self, paths: Sequence[str]) -> Known | None:
-        """The layout that all these files most likely have, where only one has been seen with names as long."""
+        """The expected layout of all files, where only one is known for their length of path; else None."""
         length = paths.length if isinstance(paths, Paths) else None
         if length is None:
             lengths = set(map(_length, paths))
             if len(lengths) != 1:
                 return None
             (length,) = lengths
-        seen = [*self._by_name.get(length, {}).values()]  # at once, as others may add to it
+        seen = [*self._by_name.get(length, {}).values()]  # a copy, as other threads may add to it
         return seen[0] if len(seen) == 1 else None
 
     def _groups(self, paths: Sequence[str]) -> dict[Known, np.ndarray]:
-        """The rows of the files that most likely have a layout, for each that comes into question."""
+        """The rows of the files by their expected layout."""
         groups: dict[Known, list[int]] = {}
         for row, path in enumerate(paths):
             if (known := self._expected(path)) is not None:
@@ -125,7 +125,7 @@ class SampleReader:
         return {known: np.array(rows) for known, rows in groups.items()}
 
     def _expected(self, path: str) -> Known | None:
-        """The layout that a file most likely has."""
+        """The expected layout of a file, by length of path and size."""
         sizes = self._by_name.get(_length(path))
         if sizes is None:
             return None
@@ -137,10 +137,7 @@ class SampleReader:
             return None
 
     def _single(self, path: str, ID: str) -> Tensor | None:
-        """One file of a known layout or template; None where it has neither, or cannot be read, which `load` says.
-
-        For a single one fewer calls count for more than fewer system calls.
-        """
+        """One file of a known layout or template, with few Python calls; None where it has neither."""
         length = _length(path)
         sizes = self._by_name.get(length)
         if sizes is None:
@@ -151,7 +148,7 @@ class SampleReader:
                 size = os.fstat(file).st_size
                 known = sizes.get(size)
                 if known is not None and (X := self._by_layout(file, known)) is not None:
-                    return X  # else another file of its size was odd, and its own may still have a template
+                    return X
                 fit = [template for template in self._templates.get(length, ()) if template.fits(size)]
                 raw = bytearray(size if fit and size <= MAX_BYTES else 0)
                 if not raw or os.preadv(file, [raw], 0) != size:
@@ -196,7 +193,7 @@ class SampleReader:
     # -----------------------------------------------------------------------------------------------------
 
     def _one(self, path: str, ID: str) -> Tensor:
-        """A file that is not of the layout expected: of another one that is known or can be learned, or of none."""
+        """A file without the expected layout: of another known or new one, or loaded by `load`."""
         raw = self._whole(path)
         with stage("decode"):
             known = self._recognise(path, raw) if raw is not None else None
@@ -211,7 +208,7 @@ class SampleReader:
 
     @staticmethod
     def _stacked(single: dict[int, Tensor], out: Tensor | None, empty: Empty) -> Tensor | list[Tensor]:
-        """The batch of the samples by row in `single`, and of those in the other rows of `out`."""
+        """The batch of the samples by row in `single`, and the other rows of `out`."""
         first = next(iter(single.values()))
         shape, dtype = (first.shape, first.dtype) if out is None else (out.shape[1:], out.dtype)
         if any(X.shape != shape or X.dtype != dtype for X in single.values()):
@@ -224,19 +221,19 @@ class SampleReader:
         return out
 
     def _whole(self, path: str) -> bytearray | None:
-        """Content of a file that may have a layout."""
+        """Content of a file that may have a layout, else None."""
         try:
             size = Path(path).stat().st_size
             new = self._misses < TRIES and self._layouts < LAYOUTS
             if not (self._by_size.get(size) or new) or size > MAX_BYTES:
                 return None
             return bytearray(Path(path).read_bytes())
-        except OSError:  # what is wrong is said by `load`
+        except OSError:  # `load` explains it
             return None
 
     def _recognise(self, path: str, raw: bytearray) -> Known | None:
-        alike = self._by_size.setdefault(len(raw), [])
-        found = next((known for known in alike if known.recognised.alone(known.parts(raw)[0])), None)
+        similar = self._by_size.setdefault(len(raw), [])
+        found = next((known for known in similar if known.recognised.alone(known.parts(raw)[0])), None)
         if found is None:
             if self._misses >= TRIES or self._layouts >= LAYOUTS:
                 return None
@@ -245,7 +242,7 @@ class SampleReader:
                 self._misses += 1
                 return None
             found = Known(layout)
-            alike.append(found)
+            similar.append(found)
             self._layouts += 1
             if self._by_name.get(_length(path)):  # samples differ in shape
                 self._make_template(path, raw, layout)
@@ -260,7 +257,7 @@ class SampleReader:
 
 
 def check_crc(path: str, ID: str) -> None:
-    """Compares the content of a file of torch.save's with the CRC-32s in it; torch.load never does.
+    """Compares the content of a file of torch.save's with the CRC-32s in it, which torch.load ignores.
 
     Raises:
         SampleError: they differ.
@@ -272,7 +269,7 @@ def check_crc(path: str, ID: str) -> None:
             for record in archive.infolist():
                 if record.CRC:  # 0 is what torch.serialization.set_crc32_options(False) writes
                     archive.read(record)
-    except Exception:  # zipfile raises a dozen types for bytes that are not as they should be
+    except Exception:  # zipfile raises many types for damaged files
         text = "its bytes do not match the CRC-32 in it (dataset.verify=crc)"
         raise SampleError(
             f"sample {ID!r} ({path}): {text}; restore it, or take the ID out of the partition", ID=ID, path=path
@@ -284,5 +281,5 @@ def _length(path: str) -> int:
 
 
 def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An `empty` that takes new memory each time."""
+    """An `empty` that allocates new memory."""
     return torch.empty(shape, dtype=dtype)

@@ -1,7 +1,4 @@
-"""Reads many files of one layout at once, each payload straight into its row of a batch.
-
-Which layout a file most likely has, and what becomes of one that has another, is sample_reader.py's affair.
-"""
+"""Reads many files of one layout, each payload straight into its row of a batch."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
 class Known:
-    """A layout, with what is computed once for it."""
+    """A layout with its recogniser and sizes."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.recognised = layout, Recogniser(layout)
@@ -31,13 +28,13 @@ class Known:
         self.size = len(layout.head) + self.nbytes + len(layout.tail)
 
     def parts(self, raw: bytearray) -> tuple[bytes, memoryview]:
-        """A whole file of this size: head and tail end to end, and the payload between them."""
+        """Frame and payload of a whole file of this size."""
         return parts_of(raw, len(self.layout.head), self.size - self.nbytes)
 
     def tensor(self, content: memoryview) -> Tensor:
         """The tensor with this payload."""
         flat = torch.frombuffer(content, dtype=torch.uint8)
-        return flat.clone().view(self.layout.dtype).view(self.layout.shape)  # a copy is aligned, and no larger
+        return flat.clone().view(self.layout.dtype).view(self.layout.shape)  # a copy is aligned
 
 
 def parts_of(raw: bytearray, first: int, frame_bytes: int) -> tuple[bytes, memoryview]:
@@ -46,7 +43,7 @@ def parts_of(raw: bytearray, first: int, frame_bytes: int) -> tuple[bytes, memor
 
 
 def differs_from_crc(layout: Layout, frame: bytes | bytearray, content: memoryview) -> bool:
-    """Whether a file with this head and tail states another CRC-32 than its payload has."""
+    """Whether the CRC-32 in a file's frame differs from that of its payload."""
     if layout.crc is None:
         return False
     stated = int.from_bytes(frame[layout.crc : layout.crc + 4], "little")
@@ -54,11 +51,11 @@ def differs_from_crc(layout: Layout, frame: bytes | bytearray, content: memoryvi
 
 
 class Scatter:
-    """The reading, with memory that is used again; each thread has its own, a copy in another process begins anew.
+    """Reads files of one layout; each thread has its own reused memory.
 
     Args:
-        verify: compare each payload with the CRC-32 that its file carries, where it carries one.
-        at_once: read many files with one system call where the system has that.
+        verify: compare each payload with the CRC-32 in its file, if any.
+        at_once: use io_uring where available.
     """
 
     def __init__(self, verify: bool, at_once: bool) -> None:
@@ -69,9 +66,7 @@ class Scatter:
         return Scatter, (self._verify, self._many)
 
     def read(self, known: Known, paths: Sequence[str], rows: np.ndarray | None, out: Tensor) -> np.ndarray:
-        """Reads files into rows of `out`, None for all of them in order; for each whether it was of this layout:
-        (n,) bool.
-        """
+        """Reads files into rows of `out` (None: all, in order); returns which had the layout, (n,) bool."""
         room = self._room(known, len(paths))
         if rows is None:
             rows = room.numbers[: len(paths)]
@@ -93,7 +88,7 @@ class Scatter:
     def _at_once(
         self, known: Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
     ) -> np.ndarray | None:
-        """Reads files with a system call for many; whether each was as long as expected, None where that cannot be."""
+        """Reads files with io_uring; which had the expected length, or None where io_uring is not available."""
         ring = self._ring()
         names = self._names().of(paths) if ring is not None else None
         if ring is None or names is None:
@@ -104,16 +99,16 @@ class Scatter:
         pieces[:, 1, 0] += np.uint64(out.data_ptr())
         try:
             return ring.read(places, pieces, known.size, (held, out, room))
-        except OSError:  # what the system may still do must not meet heads and tails of later batches
+        except OSError:  # the kernel may still write to this memory, so later batches get another
             self._scratch.__dict__.clear()
             self._scratch.ring = None
             return None
-        except BaseException:  # a signal's: the system may still write to that memory
+        except BaseException:  # the same after a signal
             self._scratch.__dict__.clear()
             raise
 
     def _names(self) -> Names:
-        """This thread's."""
+        """This thread's `Names`."""
         try:
             found: Names = self._scratch.names
         except AttributeError:
@@ -121,7 +116,7 @@ class Scatter:
         return found
 
     def _ring(self) -> Uring | None:
-        """This thread's, None where there is none."""
+        """This thread's io_uring, or None."""
         if not self._many:
             return None
         try:
@@ -140,23 +135,23 @@ class Scatter:
     def _one_after_another(
         known: Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
     ) -> np.ndarray:
-        """Reads files; whether each was as long as expected."""
+        """Reads files with preadv; which had the expected length."""
         n, content, whole = known.nbytes, memory_of(out), np.zeros(len(paths), dtype=bool)
         for at, (path, row) in enumerate(zip(paths, (rows * n).tolist(), strict=True)):
             try:
                 file = os.open(path, FLAGS)
                 try:
-                    # the spare byte of a tail stays unread unless the file is longer than it should be
-                    got = os.preadv(file, (room.heads[at], content[row : row + n], room.tails[at]), 0)
-                    whole[at] = got == known.size
+                    # the spare byte of a tail is read only if the file is too long
+                    count = os.preadv(file, (room.heads[at], content[row : row + n], room.tails[at]), 0)
+                    whole[at] = count == known.size
                 finally:
                     os.close(file)
-            except OSError:  # what is wrong is said by `load`
+            except OSError:  # `load` explains it
                 continue
         return whole
 
     def _room(self, known: Known, count: int) -> _Room:
-        """Memory of this thread for so many files at least; used again and again."""
+        """Reused memory of this thread for at least `count` files."""
         kept: dict[Known, _Room] = self._scratch.__dict__.setdefault("rooms", {})
         found = kept.get(known)
         if found is None or len(found.frames) < count:
@@ -173,7 +168,7 @@ class _Room:
         frames: (count, width) uint8, a head, a tail and a spare byte in each.
         heads, tails: the parts of each.
         numbers: (count,) int64, of its rows.
-        pieces: (count, 3, 2) uint64, address and length of head, payload and tail; where payloads go is put in later.
+        pieces: (count, 3, 2) uint64, address and length of head, payload and tail; payload addresses are set later.
     """
 
     def __init__(self, known: Known, count: int) -> None:

@@ -1,25 +1,18 @@
-"""Reads samples.csv or samples.parquet: the columns id, label and partition, and no other.
-
-What the labels mean is decided in labels.py; whether the IDs are right is checked in catalog.py.
-"""
+"""Reads samples.csv or samples.parquet: the columns id, label and partition, and no other."""
 
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from feedrate.dataset.labels import encodable
 from feedrate.errors import UserError
-from feedrate.validation import nearest
-
-if TYPE_CHECKING:
-    import pyarrow
 
 COLUMNS = ("id", "partition", "label")
-_BLOCK_BYTES = 1 << 24  # read at once; a row must fit
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -39,7 +32,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """The table at `path`, whose ending says what it is.
+    """The table at `path`, a CSV or Parquet file by its ending.
 
     Raises:
         UserError: it cannot be read, or lacks a column.
@@ -52,93 +45,53 @@ def read_table(path: Path) -> Table:
         raise
     except (pyarrow.ArrowException, csv.Error, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({reason}); write it anew") from None
+        raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({reason}); write it again") from None
 
 
 def _read_csv(path: Path) -> Table:
-    """All three columns as the texts that stand there; of the other columns nothing is decoded."""
-    import pyarrow.csv
-
-    blank, names = _header(path)
-    _check_columns(path, names)
-    table = pyarrow.csv.read_csv(
-        path,
-        pyarrow.csv.ReadOptions(
-            block_size=_BLOCK_BYTES,
-            skip_rows=blank,
-            column_names=[name if name in COLUMNS else str(number) for number, name in enumerate(names)],
-            skip_rows_after_names=1,
-        ),
-        pyarrow.csv.ParseOptions(newlines_in_values=True),
-        pyarrow.csv.ConvertOptions(
-            include_columns=COLUMNS, column_types=dict.fromkeys(COLUMNS, pyarrow.large_binary())
-        ),
-    )
-    ids, partitions, labels = (_decoded(path, column, table[column]) for column in COLUMNS)
-    return Table(ids.to_pylist(), _shared(partitions), _shared(labels), as_text=True)
-
-
-def _header(path: Path) -> tuple[int, list[str]]:
-    """How many blank lines a CSV begins with, and the names in its first row."""
-    with path.open("rb") as file:
-        head = file.read(4096)
+    """All three columns as texts; bytes of other columns need not be UTF-8."""
+    with path.open("rb") as raw:
+        head = raw.read(4096)
     found = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
     if found or b"\0" in head:
         fault = f"is in {found}" if found else "holds zero bytes (as UTF-16 does)"
         raise UserError(f"{path}: {fault}, and UTF-8 is expected; save the table in UTF-8")
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        blank = sum(1 for _ in takewhile(lambda line: not line.strip("\r\n"), file))
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return blank, next((row for row in csv.reader(file) if row), [])
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    columns: tuple[list[str], list[str], list[str]] = ([], [], [])
+    shared: dict[str, str] = {}  # one object for equal partitions and labels
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = (row for row in csv.reader(file, strict=True) if row)
+        names = next(rows, None)
+        if names is None:
+            raise ValueError("it is empty")
+        _check_columns(path, names)
+        at_id, at_partition, at_label = (names.index(column) for column in COLUMNS)
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(names):
+                raise ValueError(f"row {number:,} has {len(row)} columns, not {len(names)}")
+            columns[0].append(row[at_id])
+            columns[1].append(shared.setdefault(row[at_partition], row[at_partition]))
+            columns[2].append(shared.setdefault(row[at_label], row[at_label]))
+    for column, values in zip(COLUMNS, columns, strict=True):
+        if not encodable("".join(values)):
+            number, value = next((n, v) for n, v in enumerate(values, start=1) if not encodable(v))
+            text = value.encode(errors="surrogateescape").decode("cp1252", errors="replace")[:60]
+            fault = f"UTF-8 is expected, and the {column} of row {number:,} is in another encoding"
+            raise UserError(f"{path}: {fault}: as Windows-1252 it is {text!r}; save the table in UTF-8")
+    return Table(*columns, as_text=True)
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
     for column in ("id", "label", "partition"):
-        if names and names.count(column) != 1:
+        if names.count(column) != 1:
             fault = "has no column" if column not in names else "has more than one column"
-            remedy = f"needed are id, label and partition{_meant(column, names)}"
-            raise UserError(f"{path}: {fault} '{column}'; {remedy}\nIts columns: {', '.join(names)[:200]}")
-
-
-def _meant(column: str, found: Sequence[str]) -> str:
-    """What a table without that column probably is."""
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "'|'")):
-        if len(found) == 1 and separator in found[0]:
-            return f"; {name} separate them, write commas"
-    if alike := [name for name in found if name not in COLUMNS and name.strip().lower() == column]:
-        return f"; rename {alike[0]!r}, without spaces and in small letters"
-    near = nearest(column, [name for name in found if name not in COLUMNS])
-    return near.replace("did you mean", "is it called").rstrip("?") + "? Rename it" if near else ""
-
-
-def _decoded(path: Path, column: str, values: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
-    """Bytes as texts.
-
-    Raises:
-        UserError: they are not in UTF-8.
-    """
-    import pyarrow
-
-    try:
-        return values.cast(pyarrow.large_string())  # of more than 2 GB, too
-    except pyarrow.ArrowInvalid:
-        for row, value in enumerate(values.to_pylist(), start=1):
-            if value.decode(errors="replace").encode() != value:
-                found = f"in another encoding: as Windows-1252 it is {value.decode('cp1252', errors='replace')[:60]!r}"
-                fault = f"UTF-8 is expected, and the {column} of row {row:,} is {found}"
-                raise UserError(f"{path}: {fault}; save the table in UTF-8") from None
-        raise
-
-
-def _shared(values: pyarrow.ChunkedArray) -> list[str]:
-    """As `to_pylist`, with one object for all equal texts: less memory, and faster to look up."""
-    encoded = values.combine_chunks().dictionary_encode()
-    distinct = encoded.dictionary.to_pylist()
-    return [distinct[index] for index in encoded.indices.to_pylist()]
+            remedy = "needed are id, label and partition, separated by commas"
+            shown = ", ".join(names)[:200].encode(errors="replace").decode()
+            raise UserError(f"{path}: {fault} {column!r}; {remedy}\nIts columns: {shown}")
 
 
 def _read_parquet(path: Path) -> Table:
-    """Each label as the type of its column says; dates, times and decimals, which JSON has not, as texts."""
+    """Labels in the type of their column; dates, times and decimals, which JSON lacks, as texts."""
     import pyarrow
     import pyarrow.parquet
     from pyarrow import types

@@ -1,1 +1,1 @@
-"""Packed data: the format of a shard, its index, writing, packing, and the cache."""
+"""Packed data: the format of a shard, its index, and the cache."""

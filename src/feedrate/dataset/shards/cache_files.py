@@ -1,7 +1,4 @@
-"""The files of a cache: shards that grow, and the table that says where each sample is.
-
-What is kept, and when it counts, is shard_cache.py's affair.
-"""
+"""Files of the cache: shards that grow, and a table with the place of each sample."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from feedrate.dataset.shards.shard import Damaged, read_places
@@ -28,9 +26,9 @@ class OwnedShard:
 
     Attributes:
         matrix, content: all X, as (rows, bytes of a sample) uint8 and end to end.
-        row: of each X, 1 + the index of the sample; 0 where nothing was written yet.
-        size, mtime_ns: of its file when it was read.
-        crc32: of it, 0 where none was taken.
+        row: (rows,) 1 + the index of the sample; 0 where nothing is written yet.
+        size, mtime_ns: (rows,) of the sample's file when it was read.
+        crc32: (rows,) of X, 0 where not computed.
         used: rows that this process has written.
     """
 
@@ -48,8 +46,8 @@ class OwnedShard:
         self._path, self._file = path, -1
 
     def put(self, rows: slice, content: memoryview) -> None:
-        """Writes X of some rows: not through the mapping, where a full disk would end the process."""
-        if self._file < 0:  # one descriptor for a process, however many shards it reads
+        """Writes X of some rows, with pwrite: through the mapping, a full disk would kill the process."""
+        if self._file < 0:  # only the shard being written needs a descriptor
             self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         at = self._begin + rows.start * self._bytes
         while len(content):
@@ -62,7 +60,7 @@ class OwnedShard:
 
 
 def publish(folder: Path, places: Tensor) -> None:
-    """Puts what was kept on disk, and then into the table, where later runs find it."""
+    """Flushes the shards to disk, then enters the new places into the table, where later runs find them."""
     now = places.numpy().copy()
     if not (now > 0).any():
         return
@@ -75,10 +73,10 @@ def publish(folder: Path, places: Tensor) -> None:
 
 
 def reclaim(folder: Path) -> None:
-    """Removes shards of which at least half is outdated: kept anew since a file has changed, or by another run as well.
+    """Removes shards of which at least half is outdated, as files changed or two runs stored the same samples.
 
-    Nobody else may use the folder. What such a shard still has of use is taken out of the table first: it will be read
-    from the files and kept anew.
+    The caller holds the folder's exclusive lock. Valid samples of such a shard leave the table first, so that they are
+    read from their files again.
     """
     table = np.memmap(folder / "table", np.int64, "r+")
     for path in sorted(folder.glob("[0-9]*.safetensors")):
@@ -98,7 +96,7 @@ def reclaim(folder: Path) -> None:
 
 
 def make_shard(path: Path, rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """An empty shard, in its place whole or not at all; False where there is one already."""
+    """Creates an empty shard; False where there is one already."""
     begin = 0
     entries: dict[str, Any] = {}
     for name, kind, form, size in (
@@ -111,20 +109,20 @@ def make_shard(path: Path, rows: int, shape: tuple[int, ...], dtype: torch.dtype
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
     head = len(header).to_bytes(8, "little") + header
-    return placed(path, head, len(head) + begin, len(head) + entries["X"]["data_offsets"][0])
+    return create(path, head, len(head) + begin, len(head) + entries["X"]["data_offsets"][0])
 
 
-def placed(path: Path, head: bytes, size: int, taken: int) -> bool:
-    """A file of zeros after its head; False where there is one of that name.
+def create(path: Path, head: bytes, size: int, allocated: int) -> bool:
+    """Creates a file of zeros after its head, atomically; False where there is one of that name.
 
     Args:
-        taken: bytes for which room is taken now: on a full disk, writing through a mapping would end the process.
+        allocated: bytes to allocate now, as writing through a mapping kills the process on a full disk.
     """
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
     try:
         with temporary.open("wb") as file:
             file.write(head)
-            file.write(bytes(taken - len(head)))
+            file.write(bytes(allocated - len(head)))
             file.truncate(size)
         os.link(temporary, path)
         sync_folder(path.parent)
@@ -136,12 +134,9 @@ def placed(path: Path, head: bytes, size: int, taken: int) -> bool:
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
-    """safetensors' name of a dtype, as the library writes it."""
-    from safetensors.torch import save
-
+    """safetensors' name of a dtype."""
     header = save({"X": torch.empty(0, dtype=dtype)})
-    found = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["X"]["dtype"]
-    return str(found)
+    return str(json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["X"]["dtype"])
 
 
 def shard_name(number: int) -> str:

@@ -1,7 +1,4 @@
-"""One shard: a safetensors file of many samples, and how rows are taken out of it straight into a batch.
-
-Which samples belong into it, and whether it is up to date, is decided elsewhere.
-"""
+"""Reads one shard: a safetensors file of many samples, whose rows are copied straight into a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,10 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 @dataclass(frozen=True)
 class Form:
-    """What X, or y, is in every sample.
+    """Type of X, or of y, in every sample.
 
     Attributes:
-        kind: 'tensor', 'array', 'numpy' (a scalar of NumPy's), 'int', 'float' or 'bool'.
+        kind: 'tensor', 'array', 'numpy' (a NumPy scalar), 'int', 'float' or 'bool'.
         dtype: torch's name of it, such as 'uint8'; of a number that of the tensor that collating makes.
         shape: of the first sample; X may have another one in others, with as many dimensions.
     """
@@ -49,7 +47,7 @@ class Form:
         return found
 
     def restored(self, value: Tensor) -> Any:
-        """A tensor in the kind of the samples."""
+        """Converts a tensor back to the kind of the samples."""
         if self.kind == "tensor":
             return value
         if self.kind == "array":
@@ -59,7 +57,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in a shard, in bytes from the file's beginning."""
+    """Shape of a tensor in a shard, and where it lies, in bytes from the file's beginning."""
 
     shape: tuple[int, ...]
     begin: int
@@ -67,19 +65,11 @@ class Place:
 
 
 class Damaged(Exception):
-    """A shard is not as it was written; the text says how.
-
-    Attributes:
-        row: the first sample that cannot be had, None where that is not known.
-    """
-
-    def __init__(self, text: str, row: int | None = None) -> None:
-        super().__init__(text)
-        self.row = row
+    """A shard is not as it was written."""
 
 
 class Shard:
-    """A shard that is read. Opened when it is first used; a copy in another process opens it anew.
+    """A shard for reading, opened on first use; a copy in another process opens the file again.
 
     Args:
         path: of the file.
@@ -117,12 +107,12 @@ class Shard:
             return found.clone() if rows is None else found[torch.from_numpy(rows)]
 
     def shape(self, row: int) -> tuple[int, ...]:
-        """Of X in one sample."""
+        """Shape of X in one sample."""
         opened = self.opened
         return opened.shape if opened.shapes is None else tuple(opened.shapes[row].tolist())
 
     def copy(self, row: int, into: memoryview) -> None:
-        """Puts the bytes of X of one sample into memory of that size.
+        """Copies the bytes of X of one sample into memory of that size.
 
         Raises:
             Damaged: the file has become shorter.
@@ -134,23 +124,23 @@ class Shard:
             return
         begin += opened.begin
         while len(into):
-            got = os.preadv(opened.file, [into], begin)
-            if got <= 0:
-                raise Damaged("is truncated", row)
-            into, begin = into[got:], begin + got
+            count = os.preadv(opened.file, [into], begin)
+            if count <= 0:
+                raise Damaged("is truncated")
+            into, begin = into[count:], begin + count
 
     def check(self, row: int, content: memoryview) -> None:
-        """Compares the bytes of X of one sample with the CRC-32 that was taken when they were written.
+        """Compares the bytes of X of one sample with the CRC-32 in the shard.
 
         Raises:
             Damaged: they differ.
         """
         if zlib.crc32(content) != int(self.opened.crc32[row]):
-            raise Damaged("its bytes do not match the CRC-32 in the shard", row)
+            raise Damaged("its bytes do not match the CRC-32 in the shard")
 
 
 class _Opened:
-    """What is known of a shard once its header is read.
+    """An open shard.
 
     Attributes:
         shape: of X in all samples, where `shapes` is None.
@@ -161,20 +151,21 @@ class _Opened:
     """
 
     def __init__(self, path: str, form: Form, access: str) -> None:
+        self.file = -1
         with _translated(path):
             places = read_places(path)
-            handle = safe_open(path, "pt")
-            get: Callable[[str], Tensor] = handle.get_tensor
+            get: Callable[[str], Tensor] = safe_open(path, "pt").get_tensor
             self.crc32 = get("crc32").clone().numpy()
-            self.shapes = get("X.shapes").clone().numpy() if "X.shapes" in places else None
-            self._ends = get("X.ends").clone().numpy() if self.shapes is not None else None
-            name = "X" if self.shapes is None else "X.values"
+            self.shapes = self._ends = None
+            name = "X"
+            if "X.shapes" in places:
+                name = "X.values"
+                self.shapes, self._ends = (get(f"X.{of}").clone().numpy() for of in ("shapes", "ends"))
             self.itemsize = form.torch_dtype.itemsize
             self.shape = places[name].shape[1:] if self.shapes is None else ()
             self.nbytes = math.prod(self.shape) * self.itemsize
             self.begin = places[name].begin
             self.rows = self.memory = None
-            self.file = -1
             if access == "mmap":
                 X = get(name)
                 self.memory = memory_of(X)
@@ -190,72 +181,42 @@ class _Opened:
         begin = int(self._ends[row - 1]) if row else 0
         return begin * self.itemsize, int(self._ends[row]) * self.itemsize
 
-    def bytes_of(self, row: int) -> int:
-        """How many a sample has."""
-        begin, end = self.bounds(row)
-        return end - begin
-
     def __del__(self) -> None:
-        if getattr(self, "file", -1) >= 0:
+        if self.file >= 0:
             os.close(self.file)
 
 
 def read_places(path: str) -> dict[str, Place]:
-    """Where each tensor of a shard lies.
-
-    Source of the form: the safetensors README, "Format". The library has checked the header before.
+    """Where each tensor of a shard lies. Source of the format: the safetensors README, "Format".
 
     Raises:
         Damaged: it is no safetensors file, or not a whole one.
     """
-    return {
-        name: Place(tuple(entry["shape"]), *(base + at for at in entry["data_offsets"]))
-        for base, name, entry in _entries(path)
-        if name != "__metadata__"
-    }
-
-
-def _entries(path: str) -> list[tuple[int, str, Any]]:
     with _translated(path):
         with safe_open(path, "pt"):  # checks the header, and that the file is as long as it says
             pass
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            found: Mapping[str, Any] = json.loads(file.read(length))
-    return [(8 + length, name, entry) for name, entry in found.items()]
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {
+            name: Place(tuple(entry["shape"]), *(8 + length + at for at in entry["data_offsets"]))
+            for name, entry in header.items()
+        }
 
 
-def first_row_beyond(path: str) -> int | None:
-    """The first sample of which a file that was cut off does not hold all, as its header says."""
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """Turns errors of reading a shard into `Damaged`."""
     try:
-        size = Path(path).stat().st_size
-        with Path(path).open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            entry = json.loads(file.read(min(length, size)))["X"]
-        begin, end = (8 + length + at for at in entry["data_offsets"])
-        count = entry["shape"][0]
-        return max(0, min(count - 1, (size - begin) * count // (end - begin))) if size < end else None
-    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
-        return None
-
-
-class _translated:
-    """Turns what goes wrong with a shard into `Damaged`."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise Damaged("is missing") from None
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise UserError(
-                f"{self._path}: too many open files ({error.strerror}); raise the limit (ulimit -n)"
-            ) from None
-        if isinstance(error, OSError):
-            raise Damaged(f"cannot be read ({error.strerror or error})") from None
-        if isinstance(error, (SafetensorError, LookupError, ValueError, TypeError)):
-            raise Damaged("is damaged: its header does not fit it") from None
+        yield
+    except FileNotFoundError:
+        raise Damaged("is missing") from None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UserError(f"{path}: too many open files ({error.strerror}); raise the limit (ulimit -n)") from None
+        raise Damaged(f"cannot be read ({error.strerror or error})") from None
+    except UserError:
+        raise
+    except (SafetensorError, LookupError, ValueError, TypeError):
+        raise Damaged("is damaged: its header does not fit it") from None

@@ -1,11 +1,8 @@
-"""Shards that fill while training: the first epoch reads the files and keeps what it read, later ones read the shards.
+"""Shards that fill while training: the first epoch reads the files and stores the samples, later ones read the shards.
 
-Shards that are made before training are pack.py's affair; where the samples' files are is that of the dataset.
-
-Each process that keeps samples appends them to a shard of its own, batch by batch, and never changes what it has
-written. A table says where each sample is, one number for each; a number is set only when the shard is on disk. So
-nothing needs a lock: a kill or a power cut loses the latest seconds at most, and runs at the same time do not disturb
-each other.
+Each process appends the samples that it reads to a shard of its own, and never changes what it has written. A table
+holds the place of each sample, which is set only when the shard is on disk. So no lock is needed: a kill or a power cut
+loses the latest seconds at most, and simultaneous runs do not disturb each other.
 """
 
 from __future__ import annotations
@@ -31,28 +28,28 @@ from torch import Tensor
 from feedrate.dataset.formats.memory import bytes_of, copy_rows, memory_of
 from feedrate.dataset.formats.sample_reader import Empty, fresh
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.shards.cache_files import SHIFT, OwnedShard, make_shard, placed, publish, reclaim, shard_name
+from feedrate.dataset.shards.cache_files import SHIFT, OwnedShard, create, make_shard, publish, reclaim, shard_name
 from feedrate.dataset.shards.shard import Damaged
 from feedrate.errors import UserError
 
 FOLDER = ".feedrate"  # below the dataset's root
-SHARD_BYTES = 256_000_000  # once it is full; room is taken as it fills
-PUBLISH_S = 5.0  # how often what was kept is put on disk and into the table
-LEFT = -1  # in this run the sample is taken from its file; 0: not looked at; else 1 + its place
-HELD = 1 << 40  # added to a CRC-32 that was taken, which is then never 0
+SHARD_BYTES = 256_000_000  # of a full shard; the file is sparse until then
+PUBLISH_S = 5.0  # interval of flushing shards and entering their samples into the table
+LEFT = -1  # place of a sample that is read from its file in this run; 0: not checked yet; else 1 + its place
+HELD = 1 << 40  # added to a stored CRC-32, so that it is never 0
 _OFF = "set dataset.cache=none"
 
 ReadBatch = Callable[[Sequence[str], Sequence[str], Empty], "Tensor | list[Tensor]"]
 
 
 class ShardCache:
-    """The samples of one list of IDs. `open_cache` makes it; copies in workers share what is known of each sample.
+    """The cached samples of one list of IDs, made by `open_cache`; copies in workers share the places of samples.
 
     Args:
         folder: of shards and table.
         count: number of samples.
-        shape, dtype: of a sample; those that are not like it stay in their files.
-        verify: take the CRC-32 of what is kept, and compare what is read from shards with it.
+        shape, dtype: of a sample; samples that differ stay in their files.
+        verify: store the CRC-32 of samples, and compare it at each reading.
     """
 
     def __init__(self, folder: Path, count: int, shape: tuple[int, ...], dtype: torch.dtype, verify: bool) -> None:
@@ -62,7 +59,7 @@ class ShardCache:
         self._count = count
         self._places = torch.zeros(count, dtype=torch.int64).share_memory_()
         self._forget()
-        # the loader's workers may be gone before they have published what they kept
+        # workers may be killed before they publish, so the process that opened the cache does it once more
         self._end = weakref.finalize(self, _ended, folder, self._places, _in_use(folder), os.getpid())
 
     def _forget(self) -> None:
@@ -87,7 +84,7 @@ class ShardCache:
     # -----------------------------------------------------------------------------------------------------
 
     def read(self, index: int, path: str, read: Callable[[], Tensor]) -> Tensor:
-        """One sample, from its shard or else from `read()`, which is then kept."""
+        """One sample, from its shard, or from `read()` and then stored."""
         if self._look(index, path) > 0:
             return self.gather(np.array([index]), fresh)[0]
         before = _stat(path)
@@ -103,7 +100,7 @@ class ShardCache:
     ) -> Tensor | list[Tensor] | None:
         """Many samples, (n, ...) in memory from `empty(shape, dtype)`; those not in shards come from `read`.
 
-        None where the samples are not alike.
+        None where their shapes differ.
         """
         known = np.array([self._look(index, path) > 0 for index, path in zip(indices.tolist(), paths, strict=True)])
         if not known.any():
@@ -126,17 +123,17 @@ class ShardCache:
         return out
 
     def has(self, indices: np.ndarray) -> bool:
-        """Whether it is known that all these samples are in shards."""
+        """Whether all these samples are known to be in shards and valid."""
         return not self.verify and bool((self._places.numpy()[indices] > 0).all())
 
     def gather(self, indices: np.ndarray, empty: Empty) -> Tensor:
-        """A batch of samples that are all known to be in shards."""
+        """A batch of samples for which `has` is true."""
         out = empty((len(indices), *self.shape), self.dtype)
         self._gather(indices, None, out)
         return out
 
     def _gather(self, indices: np.ndarray, chosen: np.ndarray | None, out: Tensor) -> None:
-        """Copies samples into their rows of a batch; `chosen` ones, or all."""
+        """Copies samples into their rows of a batch; only the `chosen` ones unless None."""
         places = self._places.numpy()[indices] - 1
         numbers, rows = places >> SHIFT, places & ((1 << SHIFT) - 1)
         n = self._bytes
@@ -153,7 +150,7 @@ class ShardCache:
         return tuple(X.shape) == self.shape and X.dtype == self.dtype
 
     def _look(self, index: int, path: str) -> int:
-        """Where a sample is in this run; once in a run it is seen whether its row is there and up to date."""
+        """The place of a sample; checked once in a run against the shard and the sample's file."""
         places = self._places.numpy()
         place = int(places[index])
         if place == LEFT or (place > 0 and not self.verify):
@@ -173,7 +170,7 @@ class ShardCache:
         number, row = divmod(place - 1, 1 << SHIFT)
         try:
             shard = self._open(number)
-        except (Damaged, OSError):  # cut off, or gone
+        except (Damaged, OSError):  # truncated, or gone
             return False
         same = row < len(shard.row) and shard.row[row] == index + 1
         return bool(same and _stat(path) == (int(shard.size[row]), int(shard.mtime_ns[row])))
@@ -190,32 +187,30 @@ class ShardCache:
         return found
 
     # -----------------------------------------------------------------------------------------------------
-    # keeping
+    # storing
     # -----------------------------------------------------------------------------------------------------
 
     def _keep(self, indices: np.ndarray, before: Sequence[tuple[int, int] | None], X: Tensor) -> None:
-        """Keeps samples as they were read.
+        """Stores samples, unless the disk is full.
 
         Args:
-            before: size and time of their files, taken before they were read: one that is written to after that
-                has another time, and will be read anew.
+            before: size and time of their files before they were read, so that a later write shows.
             X: (n, *shape).
         """
         if self._off:
             return
-        good = [(at, then) for at, then in enumerate(before) if then is not None and _settled(then[1])]
+        good = [at for at, then in enumerate(before) if then is not None and _settled(then[1])]
         if not good:
             return
+        stats = [before[at] for at in good]
         if len(good) < len(before):
-            chosen = [at for at, _ in good]
-            X, indices = X[chosen], indices[chosen]
-        stats = [then for _, then in good]
+            X, indices = X[good], indices[good]
         with self._lock:
             try:
-                if self._pid != os.getpid():  # forked: another shard, and no lock of a thread that is not there
+                if self._pid != os.getpid():  # forked: needs a shard and a lock of its own
                     self._forget()
                 self._append(indices, np.array(stats, dtype=np.int64), memory_of(X))
-            except OSError:  # the disk is full, or gone: training goes on from the files
+            except OSError:  # the disk is full or gone: training continues from the files
                 self._off = True
             if time.monotonic() - self._published > PUBLISH_S and not self._publishing:
                 self._publishing = True
@@ -252,7 +247,7 @@ class ShardCache:
         begin = time.monotonic()
         with suppress(OSError):
             publish(self.folder, self._places)
-        # seldom, where it takes long
+        # less often where it takes long
         self._published = time.monotonic() + 20 * (time.monotonic() - begin)
         self._publishing = False
 
@@ -263,11 +258,11 @@ class ShardCache:
 
 
 def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify: bool = False) -> ShardCache | None:
-    """The cache of these samples, made if need be; None for samples that hold nothing.
+    """Opens or creates the cache of these samples; None for samples without elements.
 
     Args:
-        partition: its name; another list of IDs under that name has taken its place, and its shards go.
-        first: a sample, which the others are to be like.
+        partition: its name; shards of an earlier list of IDs under that name are removed.
+        first: a sample; only samples of its shape and dtype are stored.
 
     Raises:
         UserError: the folder cannot be written, or there is no room.
@@ -282,27 +277,25 @@ def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "table").is_file() and (folder / "table").stat().st_size != 8 * len(list_IDs):
             (folder / "table").unlink()
-        placed(folder / "table", b"", 8 * len(list_IDs), 8 * len(list_IDs))
+        create(folder / "table", b"", 8 * len(list_IDs), 8 * len(list_IDs))
         cache = ShardCache(folder, len(list_IDs), tuple(first.shape), first.dtype, verify)
         _remove_others(folder, partition)
         _check_room(folder, first.nbytes)
     except OSError as error:
+        remedy = f"free disk space or fix the permissions, or {_OFF}"
         reason = error.strerror or error
-        raise UserError(f"dataset.cache=shards: {folder} cannot be written ({reason}); mend that, or {_OFF}") from error
+        raise UserError(f"dataset.cache=shards: {folder} cannot be written ({reason}); {remedy}") from error
     return cache
 
 
 def _in_use(folder: Path) -> int:
-    """A descriptor that shows others, as long as this process and its workers hold it, that the folder is in use.
-
-    Who comes when nobody uses it reclaims the room of what is outdated.
-    """
+    """Opens a shared lock, which this process and its workers hold; the first user reclaims outdated room before."""
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    with suppress(OSError):  # where a file system has no locks, nothing is removed
+    with suppress(OSError):  # in use, or a file system without locks
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         reclaim(folder)
     with suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_SH)  # waits for another who is reclaiming
+        fcntl.flock(lock, fcntl.LOCK_SH)  # waits while another process reclaims
     return lock
 
 
@@ -328,7 +321,7 @@ def _check_room(folder: Path, nbytes: int) -> None:
 
 
 def _ended(folder: Path, places: Tensor, lock: int, owner: int) -> None:
-    """At the end of the run that opened the cache."""
+    """Publishes at the end of the process that opened the cache."""
     if os.getpid() == owner:
         with suppress(OSError):
             publish(folder, places)
@@ -345,6 +338,6 @@ def _stat(path: str) -> tuple[int, int] | None:
 
 
 def _settled(mtime_ns: int) -> bool:
-    """Whether a file would get another time if it were written to now: the tick of its clock is over."""
+    """Whether writing to the file now would change its time: its clock tick is over."""
     tick_ns = 2_000_000_000 if mtime_ns % 1_000_000_000 == 0 else 50_000_000
     return abs(time.time_ns() - mtime_ns) > tick_ns

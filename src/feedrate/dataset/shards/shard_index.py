@@ -1,7 +1,4 @@
-"""The index of a folder of shards, `index.json`: what the shards hold, which there are, and what they were made of.
-
-Reading samples out of them is shard.py's affair, writing them shard_writer.py's.
-"""
+"""The index of a folder of shards, `index.json`: its contents, its shards, and what they were made of."""
 
 from __future__ import annotations
 
@@ -14,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from feedrate.dataset.catalog import Catalog
+from feedrate.dataset.formats.memory import memory_of
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.labels import Targets
-from feedrate.dataset.shards.shard import Damaged, Form, Shard, first_row_beyond
+from feedrate.dataset.shards.shard import Damaged, Form, Shard
 from feedrate.errors import SampleError, UserError
 
 NAME = "index.json"
 FORMAT = "feedrate shards 1"
-REMEDY = "Remove it and give the command that made the shards (python src/pack.py ...) again: it writes what is missing"
+REMEDY = "Remove it and run the command that made the shards (python src/pack.py ...) again: it writes what is missing"
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Index:
-    """All of it. `partition` is empty while the shards are being written.
+    """The content of index.json; `partition` is empty while the shards are being written.
 
     Attributes:
-        digest: of the data, as feedrate.dataset.Data has it: that of the files.
+        digest: of the data, as in feedrate.dataset.Data.
     """
 
     digest: str
@@ -96,7 +95,7 @@ class Index:
 
     @classmethod
     def read(cls, root: Path) -> Index:
-        """The index of a folder; see `complete`.
+        """The index of a folder, also of one whose packing was interrupted.
 
         Raises:
             UserError: there is none, or it cannot be read.
@@ -104,17 +103,9 @@ class Index:
         path = root / NAME
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            if value.pop("format") != FORMAT:
-                raise UserError(f"{path}: is not of the format {FORMAT!r}; pack anew into another folder")
-            form = {key: Form(**{**value[key], "shape": tuple(value[key]["shape"])}) for key in ("X", "y")}
-            partition = {
-                name: PartitionEntry(part["samples"], part["rows"], tuple(ShardEntry(**s) for s in part["shards"]))
-                for name, part in value["partition"].items()
-            }
-            files = {name: (int(f[0]), int(f[1]), str(f[2])) for name, f in value["source"]["files"].items()}
-            source = Source(**{**value["source"], "files": files})
-            classes = None if value["classes"] is None else tuple(value["classes"])
-            return cls(**{**value, **form, "partition": partition, "source": source, "classes": classes})
+            if value["format"] != FORMAT:
+                raise UserError(f"{path}: is not of the format {FORMAT!r}; pack again into another folder")
+            return TypeAdapter(cls).validate_python(value)
         except FileNotFoundError:
             raise UserError(
                 f"dataset.root={root}: holds no {NAME}, so no shards; python src/pack.py dataset=... makes them"
@@ -123,8 +114,8 @@ class Index:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
         except UserError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise UserError(f"{path}: is damaged; remove the folder, and pack anew") from None
+        except (ValueError, LookupError, TypeError):
+            raise UserError(f"{path}: is damaged; remove the folder, and pack again") from None
 
     @classmethod
     def complete(cls, root: Path) -> Index:
@@ -136,17 +127,17 @@ class Index:
         index = cls.read(root)
         if not index.partition:
             raise UserError(
-                f"dataset.root={root}: packing has not come to its end; give the same command (python src/pack.py ...) "
-                "again, which goes on from there"
+                f"dataset.root={root}: packing is not complete; run the same command (python src/pack.py ...) again, "
+                "which continues it"
             )
         return index
 
     def shards(self, root: Path, partition: str, access: str) -> list[Shard]:
-        """Those of a partition, unopened."""
+        """The shards of a partition, unopened."""
         return [Shard(f"{root}/{entry.file}", self.X, access) for entry in self.partition[partition].shards]
 
     def catalog(self, root: Path, task: str = "auto") -> Catalog:
-        """Partition and labels from within the shards; each of these is looked at: size, header, IDs, labels.
+        """Partition and labels from within the shards, whose size, header, IDs and labels are checked.
 
         Args:
             task: 'auto' takes the labels as they were packed.
@@ -166,34 +157,26 @@ class Index:
             packed[name] = IDs.of(np.concatenate(texts), np.concatenate(ends))
             labels[name] = Labels(packed[name], torch.cat(ys))
         targets = Targets(self.task, self.classes, self.num_outputs)
-        found = Catalog(root, packed, labels, targets, self.digest, ())
         if task in ("auto", self.task):
-            return found
-        values = {name: [self._value(v) for v in of.tensor.tolist()] for name, of in labels.items()}
-        flat = {ID: v for name, ids in packed.items() for ID, v in zip(ids, values[name], strict=True)}
+            return Catalog(root, packed, labels, targets, self.digest, ())
+        values = {ID: self._label(y) for of in labels.values() for ID, y in zip(of, of.tensor.tolist(), strict=True)}
         as_text = all(isinstance(name, str) for name in self.classes or (None,))
-        return replace(Catalog.of(root, packed, flat, task=task, source=NAME, as_text=as_text), root=root)
+        return replace(Catalog.of(root, packed, values, task=task, source=NAME, as_text=as_text), root=root)
 
-    def _value(self, label: Any) -> Any:
+    def _label(self, y: Any) -> Any:
         """A label as it was before it became a class."""
         if self.classes is None:
-            return label
-        return self.classes[label[0] if isinstance(label, list) else label]
+            return y
+        return self.classes[y[0] if isinstance(y, list) else y]
 
 
 def _names_and_labels(root: Path, entry: ShardEntry, index: Index) -> tuple[np.ndarray, np.ndarray, Tensor]:
     path = root / entry.file
     try:
-        size = path.stat().st_size
-    except OSError as error:
-        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
-        raise UserError(f"shard {path}: {why}\n{REMEDY}") from None
-    if size != entry.bytes:
-        row = first_row_beyond(str(path)) if size < entry.bytes else None
-        from_there = f", from sample {_ID_of(path, row)!r} on" if row is not None else ""
-        raise UserError(f"shard {path}: has {size:,} bytes, not {entry.bytes:,}{from_there}\n{REMEDY}")
-    shard = Shard(str(path), index.X)
-    try:
+        size = path.stat().st_size if path.is_file() else entry.bytes
+        if size != entry.bytes:
+            raise Damaged(f"has {size:,} bytes, not {entry.bytes:,}")
+        shard = Shard(str(path), index.X)
         text, ends, y = (shard.tensor(name) for name in ("ID.text", "ID.ends", "y"))
         if names_crc(text, ends, y) != entry.crc32 or len(ends) != entry.samples:
             raise Damaged("is damaged: its IDs and labels do not match the CRC-32 in index.json")
@@ -206,27 +189,11 @@ def names_crc(text: Tensor, ends: Tensor, y: Tensor) -> int:
     """CRC-32 over IDs and labels."""
     crc = 0
     for part in (text, ends, y):
-        crc = zlib.crc32(memoryview(part.contiguous().reshape(-1).view(torch.uint8).numpy().data), crc)
+        crc = zlib.crc32(memory_of(part.contiguous()), crc)
     return crc
 
 
-def _ID_of(path: Path, row: int) -> str:
-    """From the file's beginning, where IDs may still be; otherwise the row's number."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            parts = []
-            for name in ("ID.ends", "ID.text"):
-                begin, end = (8 + length + at for at in header[name]["data_offsets"])
-                file.seek(begin)
-                parts.append(file.read(end - begin))
-        return IDs.of(np.frombuffer(parts[1], np.uint8), np.frombuffer(parts[0], np.int64))[row]
-    except (OSError, ValueError, LookupError):
-        return f"number {row}"
-
-
-def sample_error(shard: Shard, IDs_: Sequence[str], index: int, error: Damaged) -> SampleError:
-    """What is wrong with one sample of a shard."""
-    ID = IDs_[index]
+def sample_error(shard: Shard, list_IDs: Sequence[str], index: int, error: Damaged) -> SampleError:
+    """The error for one sample of a damaged shard."""
+    ID = list_IDs[index]
     return SampleError(f"sample {ID!r} (shard {shard.path}): {error}\n{REMEDY}", ID=ID, path=shard.path)

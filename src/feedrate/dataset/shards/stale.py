@@ -1,7 +1,4 @@
-"""Whether the files that were packed have changed since: their size and time, and where only the time differs, content.
-
-What is done with those that have is the caller's affair.
-"""
+"""Tells whether source files have changed since they were packed: by size and time, then by content."""
 
 from __future__ import annotations
 
@@ -18,12 +15,13 @@ from feedrate.dataset.shards.shard_index import Index
 from feedrate.errors import UserError
 
 CHECKS = ("some", "all", "ignore")
-SOME = 10_000  # files of a partition that are looked at, a few microseconds each; evenly spread
+SOME = 10_000  # files of a partition that 'some' checks, evenly spread; a few microseconds each
 CATALOG = ("partition.json", "labels.json", "samples.csv", "samples.parquet")
+_REMEDY = "Run the command that made the shards (python src/pack.py ...) again, or set dataset.stale=ignore"
 
 
 class Fingerprint(NamedTuple):
-    """What tells whether a file has changed: bytes, time of the last change, and SHA-256 of its content."""
+    """Size in bytes, modification time, and SHA-256 of a file."""
 
     size: int
     mtime_ns: int
@@ -31,17 +29,11 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(path: str | Path) -> Fingerprint:
-    """Of a file as it is.
-
-    Raises:
-        OSError: it cannot be read.
-    """
     found = os.stat(path)  # noqa: PTH116
     return Fingerprint(found.st_size, found.st_mtime_ns, sha256_of(path))
 
 
 def sha256_of(path: str | Path) -> bytes:
-    """Of a file's content."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while part := file.read(1 << 20):
@@ -50,43 +42,40 @@ def sha256_of(path: str | Path) -> bytes:
 
 
 def catalog_files(root: Path) -> dict[str, tuple[int, int, str]]:
-    """Fingerprints of the files that hold partition and labels, as the index keeps them."""
-    found = {}
-    for name in CATALOG:
-        if (root / name).is_file():
-            now = fingerprint(root / name)
-            found[name] = now.size, now.mtime_ns, now.sha256.hex()
-    return found
+    """Fingerprints of the files that hold partition and labels, as the index stores them."""
+    found = {name: fingerprint(root / name) for name in CATALOG if (root / name).is_file()}
+    return {name: (now.size, now.mtime_ns, now.sha256.hex()) for name, now in found.items()}
+
+
+def _differs(path: str | Path, size: int, mtime_ns: int, sha256: bytes) -> bool:
+    """Whether a file is another one now; its content is read only where the time alone differs."""
+    now = os.stat(path)  # noqa: PTH116
+    return now.st_size != size or (now.st_mtime_ns != mtime_ns and sha256_of(path) != sha256)
 
 
 class Fingerprints:
-    """Those that a shard holds of the source files of its samples, or of some rows of it."""
+    """Fingerprints that a shard stores of its samples' files; of all rows or some."""
 
     def __init__(self, shard: Shard, rows: np.ndarray | None = None) -> None:
         names = ("source.size", "source.mtime_ns", "source.sha256")
         self.size, self.mtime_ns, self.sha256 = (shard.tensor(name, rows).numpy() for name in names)
 
-    def changed(self, row: int, path: str) -> bool | None:
-        """Whether, of the rows read, a sample's file is another one now; None where there was none, or it is gone."""
+    def changed(self, row: int, path: str) -> bool:
+        """Whether a sample's file has changed; False where there was none, or it is gone."""
         size = int(self.size[row])
-        if size < 0:
-            return None
         try:
-            found = os.stat(path)  # noqa: PTH116
-            if found.st_size != size:
-                return True
-            return found.st_mtime_ns != int(self.mtime_ns[row]) and sha256_of(path) != self.sha256[row].tobytes()
+            return size >= 0 and _differs(path, size, int(self.mtime_ns[row]), self.sha256[row].tobytes())
         except OSError:
-            return None
+            return False
 
 
 def check_sources(
     index: Index, root: Path, partition: str, list_IDs: Sequence[str], shards: Sequence[Shard], every: bool
 ) -> None:
-    """Refuses shards whose source has changed; a source that is gone is no hindrance.
+    """Checks that the source files, as far as they still exist, are those that were packed.
 
     Args:
-        every: look at every file; otherwise at no more than `SOME`.
+        every: check every sample's file; otherwise at most `SOME` of them.
 
     Raises:
         UserError: naming the shard and the sample.
@@ -94,15 +83,10 @@ def check_sources(
     source = index.source
     if source.root is None or not Path(source.root).is_dir():
         return
-    again = "Give the command that made the shards (python src/pack.py ...) again, or set dataset.stale=ignore"
     for name, (size, mtime_ns, sha256) in source.files.items():
         path = Path(source.root) / name
-        if not path.is_file():
-            continue
-        now = path.stat()
-        same = now.st_size == size and (now.st_mtime_ns == mtime_ns or sha256_of(path).hex() == sha256)
-        if not same:
-            raise UserError(f"dataset.root={root}: {path} has changed since it was packed\n{again}")
+        if path.is_file() and _differs(path, size, mtime_ns, bytes.fromhex(sha256)):
+            raise UserError(f"dataset.root={root}: {path} has changed since it was packed\n{_REMEDY}")
     if source.suffix is None:
         return
     part = index.partition[partition]
@@ -111,13 +95,11 @@ def check_sources(
     for number in np.unique(picked // part.rows).tolist():
         chosen = picked[picked // part.rows == number]
         try:
-            then = Fingerprints(shards[number], chosen % part.rows)
+            packed = Fingerprints(shards[number], chosen % part.rows)
         except Damaged as error:
-            raise UserError(f"shard {shards[number].path}: {error}\n{again}") from None
-        for place, at in enumerate(chosen.tolist()):
+            raise UserError(f"shard {shards[number].path}: {error}\n{_REMEDY}") from None
+        for row, at in enumerate(chosen.tolist()):
             file = f"{source.root}/{list_IDs[at]}{source.suffix}"
-            if then.changed(place, file):
-                raise UserError(
-                    f"shard {shards[number].path}: the file of sample {list_IDs[at]!r} ({file}) has changed since it "
-                    f"was packed\n{again}"
-                )
+            if packed.changed(row, file):
+                what = f"the file of sample {list_IDs[at]!r} ({file}) has changed since it was packed"
+                raise UserError(f"shard {shards[number].path}: {what}\n{_REMEDY}")

@@ -1,7 +1,4 @@
-"""Where the files of a batch of samples are: as texts, made when they are asked for, or as what the system takes.
-
-How they are read is sample_reader.py's affair.
-"""
+"""Paths of the files of a batch: as texts, computed on access, or as C strings in reused memory."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ from feedrate.dataset.storage.uring import address
 
 
 class Folder:
-    """Where the samples of a list of IDs are: each in the file `root/ID` with a suffix.
+    """The files `root/ID` + suffix of a list of IDs.
 
     Attributes:
-        head, tail: what stands before and behind each ID, as the system has it.
+        head, tail: the bytes before and after each ID.
     """
 
     def __init__(self, root: str, list_IDs: IDs, suffix: str) -> None:
@@ -32,8 +29,8 @@ class Paths(Sequence[str]):
     """The paths of the samples at some indices, (n,) int64.
 
     Attributes:
-        folder: that they are in.
-        IDs: (n, length) uint8, the samples' IDs as the system has them; None where their lengths differ.
+        folder: of the files.
+        IDs: (n, length) uint8, the samples' IDs in UTF-8; None where their lengths differ.
         length: bytes of each path, None where they differ.
     """
 
@@ -57,15 +54,15 @@ class Paths(Sequence[str]):
 
 
 class Names:
-    """Paths as C has them, in memory that is used again; for one thread."""
+    """Paths as C strings in reused memory; for one thread."""
 
     def __init__(self) -> None:
         self._folder: Folder | None = None
         self._bytes, self._addresses = np.zeros((0, 0), dtype=np.uint8), np.zeros(0, dtype=np.uint64)
 
     def of(self, paths: Sequence[str]) -> tuple[Any, np.ndarray] | None:
-        """What holds their bytes, and the address of each, (n,) uint64, until it is asked again; None where a path
-        cannot be had that way.
+        """The object that holds the bytes, and the address of each path, (n,) uint64, valid until the next call; None
+        where a path contains a zero byte.
         """
         if not isinstance(paths, Paths) or paths.IDs is None or paths.length is None:
             return c_strings(paths)
@@ -80,9 +77,7 @@ class Names:
 
 
 def c_strings(paths: Sequence[str]) -> tuple[Any, np.ndarray] | None:
-    """Any paths as C has them: what holds their bytes, and the address of each, (n,) uint64; None where one cannot
-    be.
-    """
+    """Any paths as C strings, as `Names.of` returns them."""
     text = np.frombuffer(os.fsencode("\0".join(paths) + "\0"), dtype=np.uint8)
     ends = np.flatnonzero(text == 0)
     if len(ends) != len(paths):  # a zero byte within one would end it

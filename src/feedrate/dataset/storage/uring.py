@@ -1,7 +1,4 @@
-"""Opens, reads and closes many files with one system call instead of three for each: Linux's io_uring.
-
-Which files, and what their bytes mean, is sample_reader.py's affair; it does without where a system has no io_uring.
-"""
+"""Opens, reads and closes many files with one system call: Linux's io_uring."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import Any
 import numpy as np
 
 FILES = 64  # open at once
-_SINCE = (5, 15)  # open files without descriptors, which a process forked meanwhile would inherit
+_SINCE = (5, 15)  # opens files without descriptors, which a process forked meanwhile would inherit
 # Source of numbers and structures: the kernel's include/uapi/linux/io_uring.h, and io_uring_setup(2), io_uring_enter(2)
 # and io_uring_register(2). The numbers of these system calls are the same on every architecture but Alpha.
 _SETUP, _ENTER, _REGISTER = 425, 426, 427
@@ -24,16 +21,16 @@ _GETEVENTS, _REGISTER_FILES, _SINGLE_MMAP, _FIXED_FILE = 1, 2, 1, 1
 _READV, _OPENAT, _CLOSE = 1, 18, 19
 _AT_FDCWD, _RWF_NOWAIT = -100, 8
 _SUBMISSIONS = 0x10000000  # offset at which they are mapped
-# where the operations of each kind lie, one for each file; a read of WAIT takes the time that it takes
+# slots of each kind of operation, one for each file; READ fails where it would block, WAIT blocks
 _OPEN, _READ, _SHUT, _WAIT = (slice(first, first + FILES) for first in range(0, 4 * FILES, FILES))
 _EVERY = np.arange(FILES, dtype=np.uint32)
 _AT_ONCE = np.concatenate([_EVERY, _EVERY + _READ.start, _EVERY + _SHUT.start])
 _32_BITS = 0xFFFFFFFF
-_LOST: list[Any] = []  # with the memory that the system may still write to, as the wait for it was interrupted
+_LOST: list[Any] = []  # rings whose memory the kernel may still write to, as a wait was interrupted
 
 
 class Unavailable(Exception):
-    """This system has no io_uring, or does not let this process use it."""
+    """This system has no io_uring, or forbids it."""
 
 
 def _numbers(*names: str) -> list[tuple[str, Any]]:
@@ -57,13 +54,13 @@ class _Params(ctypes.Structure):
 
 
 class Uring:
-    """For one thread of one process; elsewhere it must not be used.
+    """An io_uring for one thread of one process.
 
-    The operations are prepared once, and are the same for each batch but for the names of the files and the places in
-    memory. Where the wait for the system is interrupted, all that memory stays where it is for as long as the process.
+    The operations are prepared once; only file names and addresses change between batches. Where a wait is interrupted,
+    its memory is kept until the process ends.
 
     Raises:
-        Unavailable: there is none.
+        Unavailable: see there.
     """
 
     def __init__(self) -> None:
@@ -117,19 +114,19 @@ class Uring:
             numbers[reads, 6], numbers[reads, 7] = 3, flags
 
     def usable(self) -> bool:
-        """Whether it is of this process, and was never interrupted."""
+        """Whether it belongs to this process, and was never interrupted."""
         return self._pid == os.getpid() and self._held is None
 
     def read(self, names: np.ndarray, pieces: np.ndarray, size: int, held: Any) -> np.ndarray:
-        """Reads files from their beginning; of each whether that gave exactly `size` bytes, (n,) bool.
+        """Reads whole files; returns which have exactly `size` bytes, (n,) bool.
 
         Args:
             names: (n,) uint64, addresses of paths that end in a zero byte.
-            pieces: (n, 3, 2) uint64, address and length of the three pieces of memory that each is read into.
-            held: the objects that this memory and the names belong to.
+            pieces: (n, 3, 2) uint64, address and length of the three buffers that each is read into.
+            held: the objects that own this memory and the names.
 
         Raises:
-            OSError: the system does not do its part.
+            OSError: a system call failed.
         """
         assert self.usable()
         self._held = held
@@ -144,10 +141,10 @@ class Uring:
         count, results = len(names), self._results
         self._names[:count] = names
         self._pieces[:count] = pieces
-        # Operations begin in their order, so what lies in the page cache is opened, copied and closed in one go.
+        # Operations start in order, so files in the page cache are opened, copied and closed in one call.
         self._do(_AT_ONCE if count == FILES else _AT_ONCE.reshape(3, FILES)[:, :count].reshape(-1))
         whole: np.ndarray = (results[_READ][:count] == size) & (results[_OPEN][:count] == 0)
-        if not whole.all():  # the others are waited for, all of them together
+        if not whole.all():  # wait for the others together
             rest = _EVERY[:count][~whole]
             self._do(rest)
             self._do(rest + _WAIT.start)
@@ -156,7 +153,7 @@ class Uring:
         return whole
 
     def _do(self, operations: np.ndarray) -> None:
-        """Returns when the operations are done."""
+        """Submits operations and waits for them."""
         tail = int(self._tail[0])
         at = tail % len(self._queue)
         if at + len(operations) <= len(self._queue):
@@ -188,6 +185,6 @@ class Uring:
 
 
 def address(array: np.ndarray) -> int:
-    """Where an array lies in memory."""
+    """Address of an array's memory."""
     found: int = array.__array_interface__["data"][0]
     return found

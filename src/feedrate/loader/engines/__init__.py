@@ -1,1 +1,16 @@
-"""How a loader fetches batches: in the training loop's thread, in threads, in processes; and the choice of `auto`."""
+"""How a loader fetches batches: in the training process, in threads, or in worker processes.
+
+A new engine is a subclass of Engine, listed in ENGINES.
+"""
+
+from feedrate.loader.engines.engine import Engine
+from feedrate.loader.engines.inline import Inline
+from feedrate.loader.engines.processes import Processes
+from feedrate.loader.engines.threads import Threads
+from feedrate.timing.engine_traits import EngineTraits
+
+ENGINES: dict[str, type[Engine]] = {"inline": Inline, "thread": Threads, "process": Processes}
+# `auto` before its choice: workers of either kind
+TRAITS = {name: engine.traits for name, engine in ENGINES.items()} | {"auto": EngineTraits(False, False, True)}
+
+__all__ = ["ENGINES", "TRAITS", "Engine", "EngineTraits"]

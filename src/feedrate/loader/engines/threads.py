@@ -1,7 +1,6 @@
-"""Threads of this process that load: in order, a bounded number of batches ahead, into memory that is used again.
+"""Threads of this process that load a bounded number of batches ahead, in order.
 
-For reads and decoders that release the interpreter's lock. What a thread does with a request is fetch.py; the same with
-processes is workers.py.
+For reads and decoders that release the GIL.
 """
 
 from __future__ import annotations
@@ -10,90 +9,79 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, RUNNING, TimedOut, end_threads, hanging_at
-from feedrate.loader.batch import BatchInfo, BatchRequest, BatchRequests
+from feedrate.loader.batch import Batch, BatchRequest
 from feedrate.loader.device import pinned, pins
+from feedrate.loader.engines.engine import Engine
+from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.engines.step_probe import StepProbe
 from feedrate.loader.fetcher import BatchFetcher
-from feedrate.loader.order import Plan
-
-T = TypeVar("T")
+from feedrate.timing.engine_traits import EngineTraits
 
 
-class Threads:
-    """Turns the requests of a plan into the batches that `samples` makes of them; stands in for Workers."""
+class Threads(Engine):
+    """Threads of the training process."""
 
-    def __init__(self, samples: BatchFetcher, requests: BatchRequests) -> None:
-        self._samples, self._requests = samples.in_threads(), requests
-        self._kept: _Batches | None = None  # of threads that live on: the batches after those of a pass
-        self._running: weakref.ref[_Batches] | None = None
-        self._passes = 0  # of the threads that live on
+    traits = EngineTraits(shares_interpreter=True, has_processes=False, prefetches=True)
 
-    def begin(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Any]:
-        """Batches with their batch infos; the threads begin at once."""
-        if self._kept is not None:
-            self._kept.crew.draw_due()
-        goes_on = self._requests.begin(plan)
-        if self._kept is not None and goes_on:
-            self._passes += 1
-            if self._passes == 2:  # the first one's account is left out of the verdict as soon as there is another
-                self._kept.crew.gate.begin_anew()
-            return self._kept
-        self.end()
-        waiting = settings.num_workers * (settings.prefetch_factor or 2)
-        crew = _Crew(self._samples, pins(settings), iter(self._requests), StepProbe(settings.num_workers))
-        batches = _Batches(crew, range(settings.num_workers), waiting, settings.timeout)
-        self._kept, self._passes = batches if settings.persistent_workers else None, 1
-        self._running = weakref.ref(batches)
-        return batches
+    def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
+        super().__init__(fetcher.in_threads(), scheduler)
+        self._epochs = 0  # of the threads that are running
 
-    def watched(self, step: Callable[[], T]) -> T:
-        """What `step` returns; there is no process that could be lost."""
-        return step()
+    def run(self, plan: Any, settings: DataLoader[Any]) -> Iterator[Batch]:
+        if self._persistent is not None:
+            self._persistent.crew.draw_due()
+        return super().run(plan, settings)
+
+    def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
+        self.close()
+        self._epochs = 1
+        crew = _Crew(self._fetcher, pins(settings), iter(self._scheduler), StepProbe(settings.num_workers))
+        ahead = settings.num_workers * (settings.prefetch_factor or 2)
+        return _Batches(crew, range(settings.num_workers), ahead, settings.timeout)
+
+    def resumed(self) -> None:
+        self._epochs += 1
+        if self._epochs == 2:  # the verdict leaves the first epoch out as soon as there is a second
+            self._persistent.crew.probe.restart()
 
     def tasks(self) -> list[tuple[int, int]]:
-        """This process and each thread that lives."""
-        batches = self._running() if self._running is not None else None
+        batches = self.running
         threads = batches.threads if batches is not None else ()
         return [(os.getpid(), t.native_id) for t in threads if t.native_id is not None and t.is_alive()]
 
-    def rest(self) -> None:
-        """A pass is over, and nobody asks for a batch until the next one: they are to make what that begins with."""
-        batches = self._running() if self._running is not None else None
+    def idle(self) -> None:
+        if (batches := self.running) is not None:
+            batches.crew.probe.open()
+
+    def close(self, now: bool = False) -> None:
+        """Ends each thread after the sample or whole batch that it loads; waits for at most half a second."""
+        batches = self.running
+        self._persistent = self._running = None
         if batches is not None:
-            batches.crew.gate.rest()
-
-    def end(self) -> None:
-        """Ends the threads, each after the sample or whole batch that it is loading; hardly waits for that."""
-        self._stop(CLOSE_S)
-
-    def kill(self) -> None:
-        """Tells them to end, and does not wait; what they still load is thrown away."""
-        self._stop(0)
-
-    def _stop(self, seconds: float) -> None:
-        batches = self._running() if self._running is not None else None
-        self._kept = self._running = None
-        if batches is not None:
-            end_threads(batches.threads, seconds)
+            end_threads(batches.threads, 0 if now else CLOSE_S)
 
 
 @dataclass
 class _Task:
-    """A request, and what came of it once `done` is released; `begun` by thread `by` before that."""
+    """A request and its batch, which is there once `done` is released.
+
+    Attributes:
+        begun: whether a thread, with ident `by`, has begun to load it.
+    """
 
     request: BatchRequest | None
     begun: bool = False
     by: int | None = None
     done: threading.Lock = field(default_factory=threading.Lock)
-    made: tuple[Any, BatchInfo] | None = None
+    batch: Batch | None = None
     failure: BaseException | None = None
 
     def __post_init__(self) -> None:
@@ -101,27 +89,27 @@ class _Task:
 
 
 class _Crew:
-    """What the threads of one start share; it knows nothing of their user, so that they end when he is gone.
+    """The state that the threads of one start share. It does not refer to its user, so that it can end with it.
 
-    A thread draws its request itself: where a batch is taken, the training waits for whatever is done there.
+    Threads draw their requests themselves, since the training loop would wait for it where it takes a batch.
 
     Attributes:
-        wanted: an item for each batch that may be made; False ends the threads.
-        drawn: tasks in the order of their requests, whose batches have not been taken.
+        permits: an item for each batch that may be loaded; False ends the threads.
+        drawn: tasks in the order of their requests whose batches have not been delivered.
     """
 
     def __init__(
-        self, samples: BatchFetcher, pins: str | None, requests: Iterator[BatchRequest], gate: StepProbe
+        self, fetcher: BatchFetcher, pins: str | None, requests: Iterator[BatchRequest], probe: StepProbe
     ) -> None:
-        self.samples, self.pins, self._requests, self.gate = samples, pins, requests, gate
-        self.wanted: SimpleQueue[bool] = SimpleQueue()
+        self.fetcher, self.pins, self._requests, self.probe = fetcher, pins, requests, probe
+        self.permits: SimpleQueue[bool] = SimpleQueue()
         self.drawn: deque[_Task] = deque()
-        self._left: deque[_Task] = deque()  # drawn by another than who is to do it
+        self._left: deque[_Task] = deque()  # drawn, but no thread has begun
         self._lock = threading.Lock()
         self.stopped = False
 
     def task(self) -> _Task | None:
-        """The next one to be done, None after the last request."""
+        """The next one to load, None after the last request."""
         with self._lock:
             task = self._left.popleft() if self._left else self._draw()
             if task is not None:
@@ -129,7 +117,7 @@ class _Crew:
             return task
 
     def draw_due(self) -> _Task | None:
-        """The task whose batch is due next, drawn now where no thread has come to that; None after the last one."""
+        """The task whose batch is due next, drawn now if no thread has; None after the last request."""
         if not self.drawn:
             with self._lock:
                 if not self.drawn and (task := self._draw()) is not None:
@@ -140,7 +128,7 @@ class _Crew:
         failure = None
         try:
             request = next(self._requests, None)
-        except BaseException as error:  # the dataset is asked for its length; the main thread waits for an answer
+        except BaseException as error:  # from the dataset's __len__; the main thread waits for an answer
             request, failure = None, error
         if request is None and failure is None:
             return None
@@ -150,48 +138,48 @@ class _Crew:
 
     def stop(self) -> None:
         self.stopped = True
-        self.gate.stay_open()
-        self.wanted.put(False)  # each thread passes it on
+        self.probe.stay_open()
+        self.permits.put(False)  # each thread passes it on
 
 
-class _Batches(Iterator[Any]):
-    """The batches in the order of their requests; each that is taken lets a further one be made.
+class _Batches(Iterator[Batch]):
+    """The batches in the order of their requests; delivering one permits another one to be loaded.
 
     Args:
-        numbers: of the threads; None stands for the main thread, in whose place one makes batches.
-        waiting: batches that are made ahead; with 0 each is made when it is asked for.
-        timeout: seconds that a batch may take, 0 for ever.
+        numbers: of the threads; None loads in place of the main thread.
+        ahead: batches loaded ahead; with 0 each is loaded when it is requested.
+        timeout: seconds to wait for a batch, 0 without limit.
     """
 
-    def __init__(self, crew: _Crew, numbers: Sequence[int | None], waiting: int, timeout: float) -> None:
-        self.crew, self._timeout, self._ahead = crew, timeout, waiting > 0
+    def __init__(self, crew: _Crew, numbers: Sequence[int | None], ahead: int, timeout: float) -> None:
+        self.crew, self._timeout, self._ahead = crew, timeout, ahead > 0
         self.threads = [_Thread(crew, number) for number in numbers]
         weakref.finalize(self, crew.stop).atexit = False
         for thread in self.threads:
             thread.start()
-        for _ in range(waiting):
-            crew.wanted.put(True)
+        for _ in range(ahead):
+            crew.permits.put(True)
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Batch:
         crew = self.crew
         task = crew.drawn[0] if crew.drawn else crew.draw_due()
         if task is None:
             raise StopIteration
-        crew.gate.asked(task.begun)
+        crew.probe.requested(task.begun)
         if not self._ahead:
-            crew.wanted.put(True)
+            crew.permits.put(True)
         if not task.done.acquire(timeout=self._timeout or -1):
             raise TimedOut(self._timeout, at=hanging_at(task.by))
         crew.drawn.popleft()
         if self._ahead:
-            crew.wanted.put(True)
+            crew.permits.put(True)
         if task.failure is not None:
             raise task.failure
-        return task.made
+        return task.batch  # type: ignore[return-value]
 
 
 class _Thread(threading.Thread):
-    """One of the crew. Daemonic, since Python would wait without end for a sample that hangs."""
+    """A daemon, since Python would otherwise wait without end for a sample that hangs."""
 
     def __init__(self, crew: _Crew, number: int | None) -> None:
         super().__init__(name=f"feedrate-loader-{number}", daemon=True)
@@ -200,27 +188,24 @@ class _Thread(threading.Thread):
 
     def run(self) -> None:
         crew = self._crew
-        while crew.wanted.get() and not crew.stopped:
-            crew.gate.enter()
+        while crew.permits.get() and not crew.stopped:
+            crew.probe.enter()
             task = None if crew.stopped else crew.task()
             if task is not None:
-                self._make(task)
-            crew.gate.leave()
+                self._load(task)
+            crew.probe.leave()
             if task is not None:
                 task.done.release()
-            del task  # or this frame would hold its batch, or its error and all that hangs on that, until the next one
-        crew.wanted.put(False)
+            del task  # or this frame would keep its batch or error alive until the next one
+        crew.permits.put(False)
 
-    def _make(self, task: _Task) -> None:
+    def _load(self, task: _Task) -> None:
         crew, request = self._crew, task.request
         if request is None:
             return
         try:
-            batch, info = crew.samples.make(request, self._number, lambda: crew.stopped)
-            if crew.pins is not None and info.error is None:
-                batch = pinned(batch, crew.pins)
-            task.made = batch, info
-        except BaseException as failure:  # whatever it is, the main thread waits for an answer
+            task.batch = pinned(crew.fetcher.load(request, self._number, lambda: crew.stopped), crew.pins)
+        except BaseException as failure:  # the main thread waits for an answer
             task.failure = failure
 
     def stop(self) -> None:
@@ -228,7 +213,7 @@ class _Thread(threading.Thread):
 
 
 def one_at_a_time(
-    samples: BatchFetcher, requests: Iterator[BatchRequest], pins: str | None, timeout: float
-) -> Iterator[Any]:
-    """Batches in place of the main thread's, each made when it is asked for, so that it may take so many seconds."""
-    return _Batches(_Crew(samples, pins, requests, StepProbe(1)), [None], 0, timeout)
+    fetcher: BatchFetcher, requests: Iterator[BatchRequest], pins: str | None, timeout: float
+) -> Iterator[Batch]:
+    """Batches that a thread loads when they are requested, so that the main thread can stop waiting after `timeout`."""
+    return _Batches(_Crew(fetcher, pins, requests, StepProbe(1)), [None], 0, timeout)

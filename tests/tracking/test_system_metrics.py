@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.tracking.process_tree import ProcessTree, _since, _Used
+from feedrate.tracking.system_metrics import ProcessTree, _since, _Used
 
 Start = Callable[[str], subprocess.Popen[str]]
 CODE = "import os, subprocess, sys, time\nprint('there', flush=True)\nfor line in sys.stdin:\n    exec(line)\n"
@@ -164,7 +164,7 @@ def test_without_the_main_process_there_is_nothing_to_say(start: Start) -> None:
 
 
 def test_the_process_that_reads_is_not_counted(start: Start) -> None:
-    code = "import os; from feedrate.tracking.process_tree import ProcessTree\n"
+    code = "import os; from feedrate.tracking.system_metrics import ProcessTree\n"
     code += "print(ProcessTree(os.getppid()).read()['process_count'])"
     said = tell(with_worker(start), f"print(subprocess.run([sys.executable, '-c', {code!r}], stdout=subprocess.PIPE, "
                 f"text=True, env={{'PYTHONPATH': {f'{ROOT}/src'!r}}}).stdout.strip())")  # fmt: skip

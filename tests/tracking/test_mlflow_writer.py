@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from feedrate.config import ROOT
-from feedrate.tracking.journal import JOURNAL, STATE, Delivered, SweepLock, events
-from feedrate.tracking.pending_uploads import Sender, destination, waiting
+from feedrate.tracking.journal import JOURNAL, STATE, JournalBusy, JournalLock, UploadState, events
 from feedrate.tracking.point import Point, points
+from feedrate.tracking.uploader import Uploader, destination, pending
+
+
+def upload(folder: Path) -> UploadState:
+    return Uploader(destination(folder, None)).upload_dead_run(folder)
 
 
 def epochs(tracker: Any, count: int) -> None:
@@ -45,8 +46,18 @@ def test_a_record_that_the_store_refuses_does_not_keep_the_others_back(track: An
     run = read.get_run(tracker.run_id)
     assert (run.data.params["p7"], run.data.params["q"], run.data.metrics) == ("7", "1", {"train/loss": 1.0})
     assert run.info.status == "FINISHED"
-    refused = Delivered.read(tmp_path / "run").rejected
-    assert [line.partition(":")[0] for line in refused] == ["parameter p7", "file " + str(tmp_path / "gone.txt")]
+    refused = UploadState.read(tmp_path / "run").rejected
+    assert [line.partition(":")[0] for line in refused] == ["param p7", "artifact " + str(tmp_path / "gone.txt")]
+
+
+def test_a_refused_batch_of_metrics_loses_only_the_name_that_is_refused(track: Any, read: Any, tmp_path: Path) -> None:
+    tracker = track()
+    good = points({f"train/{number}": 1.0 for number in range(30)}, 0)
+    tracker.metrics([*good, *points({"train//loss": 1.0, "late": 2.0}, 1)])  # MLflow takes no empty part of a name
+    tracker.end("FINISHED")
+    run = read.get_run(tracker.run_id)
+    assert set(run.data.metrics) == {point.name for point in good} | {"late"}
+    assert [line.partition(":")[0] for line in UploadState.read(tmp_path / "run").rejected] == ["metric train//loss"]
 
 
 def test_a_run_that_goes_on_is_running_again_without_its_error(track: Any, read: Any, tmp_path: Path) -> None:
@@ -100,15 +111,11 @@ def test_every_line_of_a_journal_is_json_also_with_values_that_are_not_finite(tr
 
 
 def test_one_process_at_a_time_carries_a_journal(tmp_path: Path) -> None:
-    held = SweepLock(tmp_path)
-    code = f"from pathlib import Path; from feedrate.tracking.journal import Claim; Claim(Path({str(tmp_path)!r}))"
-
-    def other() -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True)
-
-    assert "another process is carrying this record" in other().stderr
+    held = JournalLock(tmp_path)  # the lock is that of an open file, so one process stands for two
+    with pytest.raises(JournalBusy, match="another process"):
+        JournalLock(tmp_path)
     held.release()
-    assert other().returncode == 0
+    JournalLock(tmp_path).release()
 
 
 def test_an_artifact_that_cannot_be_stored_is_named_and_kept_and_all_that_follows_arrives(
@@ -124,13 +131,13 @@ def test_an_artifact_that_cannot_be_stored_is_named_and_kept_and_all_that_follow
     assert "not stored: artifact record/config.yaml" in caplog.text
     assert f"{tmp_path}/disk" in caplog.text
     assert "src/sync.py" in caplog.text
-    assert waiting(tmp_path / "run") == 1
+    assert pending(tmp_path / "run") == 1
 
     goal = destination(tmp_path / "run", None)
-    assert len(Sender().send(tmp_path / "run", goal).aside) == 1
+    assert len(Uploader(goal).upload_dead_run(tmp_path / "run").aside) == 1
     (tmp_path / "disk").unlink()
-    assert Sender().send(tmp_path / "run", goal).aside == []
-    assert waiting(tmp_path / "run") == 0
+    assert Uploader(goal).upload_dead_run(tmp_path / "run").aside == []
+    assert pending(tmp_path / "run") == 0
     assert [path.read_text() for path in (tmp_path / "disk/artifacts").rglob("config.yaml")] == ["lr: 1"]
 
 
@@ -148,7 +155,7 @@ def test_a_record_goes_on_in_a_repository_that_was_moved(
     loss = {"event": "metrics", "time_ms": 1, "points": [["train/loss", 1.0, 0, 1]]}
     (old / "outputs/runs/one" / JOURNAL).write_text(json.dumps(begin) + "\n" + json.dumps(loss) + "\n")
     monkeypatch.setattr(config, "ROOT", old)
-    sent = Sender().send(old / "outputs/runs/one", destination(old / "outputs/runs/one", None))
+    sent = upload(old / "outputs/runs/one")
     assert sent.store == "outputs/mlflow.db"
 
     old.rename(new)
@@ -156,7 +163,7 @@ def test_a_record_goes_on_in_a_repository_that_was_moved(
     folder = new / "outputs/runs/one"
     with (folder / JOURNAL).open("a") as journal:
         journal.write(json.dumps({"event": "end", "time_ms": 2, "status": "FINISHED", "error": ""}) + "\n")
-    again = Sender().send(folder, destination(folder, None))
-    assert again.run_id == sent.run_id
-    assert again.parts == sent.parts + 1  # only what was new
+    again = upload(folder)
+    assert (again.run_id, again.status) == (sent.run_id, "FINISHED")
+    assert again.offset > sent.offset
     assert not old.exists()

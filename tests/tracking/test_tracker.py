@@ -39,7 +39,6 @@ def test_more_parameters_than_one_call_takes_and_longer_ones_than_mlflow_keeps(t
     data = read.get_run(tracker.run_id).data
     assert len(data.params) == 251
     assert len(data.params["long"]) == 6000
-    assert data.tags["feedrate.cut_params"] == "long"
 
 
 def test_metrics_keep_their_order_steps_and_times_and_are_rounded(track: Any, read: Any) -> None:

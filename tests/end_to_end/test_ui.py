@@ -1,4 +1,4 @@
-"""`make ui`, started for real: it finds a port, serves runs, takes runs as a server, and leaves no process behind."""
+"""`make ui`, started for real: it serves runs, takes runs as a server, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -43,36 +43,32 @@ class Pages:
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Iterator[Pages]:
-    """src/ui.py on a store that does not exist yet, asked for a port that is taken."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "src" / "ui.py"), "--uri", f"{tmp_path}/mlflow.db"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"PORT": str(port)},
-            start_new_session=True,
-        )
-        try:
-            assert process.stdout is not None
-            said = ""
-            for line in process.stdout:
-                said += line
-                if "Ctrl-C" in line:
-                    break
-            found = re.search(
-                r"(http://127\.0\.0\.1:(\d+))/#/experiments/\d+/runs\?workflowType=machine_learning", said
-            )
-            assert found, said
-            assert f"Port {port} is taken; using {found[2]}." in said
-            yield Pages(process, said, tmp_path, found[1])
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(timeout=60)
+    """src/ui.py on a store that does not exist yet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "src" / "ui.py"), "--uri", f"{tmp_path}/mlflow.db"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PORT": str(port)},
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "Ctrl-C" in line:
+                break
+        url = f"http://127.0.0.1:{port}"
+        assert re.search(rf"{url}/#/experiments/\d+/runs\?workflowType=machine_learning&viewStateShareKey", said), said
+        yield Pages(process, said, tmp_path, url)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
 
 
 def test_the_pages_take_runs_as_a_server_and_a_lost_server_costs_no_record(pages: Pages, tmp_path: Path) -> None:
@@ -129,11 +125,20 @@ def test_ctrl_c_ends_the_pages_and_all_their_processes(pages: Pages) -> None:
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments: list[str], text: str) -> None:
-    command = [sys.executable, str(ROOT / "src" / "ui.py"), *arguments]
-    if arguments == ["70000"]:
-        command += ["--uri", str(ROOT / "pyproject.toml")]  # exists, so that nothing is made
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stdout == ""
+    wrong(arguments, text)
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        wrong([port], f"port {port} cannot be used")
+        wrong([port], "PORT=")
+
+
+def wrong(arguments: list[str], text: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "src/ui.py"), *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,91 @@
+"""A folder that prepare.py or pack.py writes: what it may hold, room on disk, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from feedrate.errors import UserError
+from feedrate.system.folder import locked
+from feedrate.system.processes import in_processes
+
+T = TypeVar("T")
+
+PARTIAL = ".partial-"  # prefix of files that are not whole yet; those of a killed process are removed
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Creates the folder and locks it; no other command can write there meanwhile.
+
+    Raises:
+        UserError: another command holds the lock, or the folder cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root):
+            yield
+    except OSError as error:
+        raise UserError(
+            f"root={root}: cannot be written ({error.strerror or error})\n"
+            "Make room, or choose another root; the same command continues from what is written"
+        ) from error
+
+
+def check_root(root: Path, marker: str, source: Path | None = None) -> None:
+    """Checks that the folder is new, empty but for hidden files and `source`, or holds the file `marker`."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"root={root}: is a file; choose a new folder")
+    if not root.exists() or (root / marker).is_file():
+        return
+    if others := sorted(path.name for path in root.iterdir() if path.name[0] != "." and path != source):
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise UserError(f"root={root}: holds other files ({shown}; {len(others):,} in all); choose a new folder")
+
+
+def check_room(root: Path, what: str, needed: int) -> None:
+    """Checks that `needed` bytes are free."""
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise UserError(
+            f"root={root}: {what} need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
+            "make room, or choose another root"
+        )
+
+
+def write_file(path: Path, content: bytes, flush: bool = False) -> None:
+    """Writes a file under a temporary name and renames it, with `flush` after its content is on disk."""
+    temporary = path.with_name(f"{PARTIAL}{path.name}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def in_parallel(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Generator[tuple[int, Any], None, None]:
+    """Yields the messages of `work(part)` with the part's number, from a process for each part if there are several.
+
+    Closing it kills the processes.
+    """
+    if len(parts) == 1:
+        yield from ((0, message) for message in work(parts[0]))
+    elif parts:
+        with closing(in_processes(work, parts)) as messages:
+            yield from (pair for pair in messages if pair[1] is not None)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a killed process left this file; safetensors writes to `.tmpXXXXXX` first."""
+    return name.startswith(PARTIAL) or (name.startswith(".tmp") and len(name) == 10)
+
+
+def remove_partial(root: Path) -> None:
+    for path in root.iterdir():
+        if is_partial(path.name):
+            path.unlink()

@@ -1,0 +1,121 @@
+"""torch's DataLoader, or any other iterable of batches, behind the interface of SeededLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
+from feedrate.loader.digest import nbytes
+from feedrate.loader.engines import TRAITS
+from feedrate.loader.engines.processes import is_forked, lost_worker
+from feedrate.loader.loader import SeededLoader
+from feedrate.loader.open_files import warn_of_open_files
+from feedrate.timing.engine_traits import EngineTraits
+
+_UNKNOWN = np.empty(0, dtype=np.int64)
+
+
+class TorchLoader:
+    """Its batches have no timing and no indices; there is no position, digest or randomness per sample.
+
+    Args:
+        loader: what it does not define here, such as `batch_size`, is taken from this one.
+    """
+
+    engine, seed, list_IDs, threadable = "torch", None, None, False
+    rank, world_size = 0, 1
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.num_workers: int = getattr(loader, "num_workers", 0)
+        self.prefetch_factor: int | None = getattr(loader, "prefetch_factor", None)
+        self.batch_size: int | None = getattr(loader, "batch_size", None)
+        self._epoch = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # in a copy that is being unpickled
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    @property
+    def traits(self) -> EngineTraits:
+        return TRAITS["process" if self.num_workers else "inline"]
+
+    @property
+    def end(self) -> int:
+        return len(self.loader.dataset)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def batches(self) -> Iterator[Batch]:
+        return _Batches(iter(self.loader), self._epoch)
+
+    def start(self, check: Callable[[], None] | None = None) -> None:
+        """Checks resources and open files; the workers start with `batches`."""
+        if isinstance(self.loader, DataLoader):
+            if check is not None:
+                check()
+            if self.num_workers and is_forked(self.loader):
+                warn_of_open_files(self.loader.dataset)
+
+    def close(self, at_once: bool = False) -> None:
+        """Ends the workers."""
+        if hasattr(self.loader, "close"):
+            self.loader.close()
+        elif isinstance(self.loader, DataLoader):
+            self.loader._iterator = None
+
+    def set_epoch(self, epoch: int, then: int | None = None) -> None:
+        self._epoch = epoch
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(epoch)
+
+    def state_dict(self, after: BatchInfo | None = None) -> None:
+        """None: there is no position."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Does nothing."""
+
+    def IDs(self, info: BatchInfo) -> list[str]:
+        """Not known."""
+        return []
+
+    def order_digest(self, after: BatchInfo | None = None) -> str:
+        return ""
+
+    def content_digest(self) -> None:
+        """None."""
+
+    def tasks(self) -> list[tuple[int, int]]:
+        """Not known."""
+        return []
+
+    helpers = tasks
+
+
+class _Batches(Iterator[Batch]):
+    def __init__(self, iterator: Iterator[Any], epoch: int) -> None:
+        self._iterator = iterator
+        self._request = BatchRequest(epoch, 0, 0, _UNKNOWN)
+
+    def __next__(self) -> Batch:
+        try:
+            data = next(self._iterator)
+        except (RuntimeError, OSError, EOFError) as error:
+            if (lost := lost_worker(error)) is not None:
+                raise lost from error
+            raise
+        return Batch(data, BatchInfo(self._request, nbytes=nbytes(data)))
+
+
+def with_info(loader: Any) -> Any:
+    """The loader itself, or a TorchLoader around one that does not yield batches with info."""
+    return loader if isinstance(loader, (SeededLoader, TorchLoader)) else TorchLoader(loader)
