@@ -36,42 +36,23 @@ _OF_THE_SWEEP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job before it runs.
+    """One job before it runs."""
 
-    Attributes:
-        number: from 0.
-        overrides: of the command line, those of Hydra included.
-        config: checked.
-        job_id: from feedrate.runs.provenance.
-        settings: key -> value, for the table's columns.
-        command: repeats this job alone.
-        subfolder: name of its run folder in the sweep's folder.
-        environment: variables of its process.
-    """
-
-    number: int
-    overrides: tuple[str, ...]
+    number: int  # from 0
+    overrides: tuple[str, ...]  # of the command line, those of Hydra included
     config: TrainConfig
-    job_id: str
-    settings: Mapping[str, str]
-    command: str
-    subfolder: str
+    job_id: str  # from feedrate.runs.provenance
+    settings: Mapping[str, str]  # key -> value, for the table's columns
+    command: str  # repeats this job alone
+    subfolder: str  # of the sweep's folder
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def compose(
     context: HydraContext, master: DictConfig, overrides: Sequence[Sequence[str]], first: int, keys: Sequence[str]
 ) -> list[Job]:
-    """Composes and checks every job of a batch.
-
-    Args:
-        master: the sweep's configuration.
-        overrides: of each job.
-        first: the first job's number.
-        keys: what is swept.
-
-    Raises:
-        UserError: a setting of a job is wrong.
+    """Composes and checks every job of a batch from the sweep's configuration, each job's overrides, the first job's
+    number and the swept keys; a wrong setting raises UserError.
     """
     former = HydraConfig.instance().cfg
     try:
@@ -111,12 +92,7 @@ def _selected(task: DictConfig, key: str) -> str:
 
 
 class FrozenFiles:
-    """Copies the configuration's folders; makes the command that runs a job from the copy.
-
-    Args:
-        master: the sweep's configuration.
-        folder: the sweep's folder.
-    """
+    """Copies the configuration's folders into the sweep's folder; makes the command that runs a job from the copy."""
 
     def __init__(self, master: DictConfig, folder: Path) -> None:
         self._name = str(master.hydra.job.config_name)
@@ -144,12 +120,7 @@ class FrozenFiles:
             self._hydra.append(f"hydra.searchpath=[{','.join(map(quoted, search_path))}]")
 
     def command(self, job: Job, folder: Path, *, resume: bool) -> list[str]:
-        """The sweep's entry point with the job's overrides.
-
-        Args:
-            folder: the job's run folder.
-            resume: resume from the checkpoint in it.
-        """
+        """The sweep's entry point with the job's overrides and its run folder."""
         own = [
             "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}",
             f"hydra.job.num={job.number}", f"hydra.job.id='{job.number}'",
