@@ -4,7 +4,7 @@
     python src/bench.py 'bench.compare=["loader=torch", "loader.num_workers=0", "loader.num_workers=2"]'
     python src/bench.py loader.num_workers=4 bench.baseline=outputs/bench/DATE/bench.json
 
-conf/bench.yaml explains each key, docs/bench.md what is measured. Let nothing else run meanwhile.
+conf/bench.yaml explains each key, docs/bench.md what is measured. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
-    # Settings: each loader that is compared, composed and checked before anything is measured
+    # Settings; each loader is composed and checked before anything is measured
     # -----------------------------------------------------------------------------------------------------
     from hydra.core.hydra_config import HydraConfig
 
@@ -27,8 +27,7 @@ def main(cfg: DictConfig) -> None:
     from feedrate.config import check_bench, resolve_path
     from feedrate.errors import UserError
     from feedrate.system.signals import raise_when_stopped
-    from feedrate.tuning.bench import measure, read, side_by_side, slower, told, unknown, write
-    from feedrate.tuning.bench_entries import entries_of
+    from feedrate.tuning.bench import described, entries_of, measure_all, read, slower, table, unknown, write
 
     raise_when_stopped()
     resolved = plain(cfg)
@@ -42,16 +41,16 @@ def main(cfg: DictConfig) -> None:
     # -----------------------------------------------------------------------------------------------------
     steps = 1 + len(settings.step_ms)
     seconds = len(entries) * steps * settings.repeats * settings.seconds
-    print(f"measuring for about {seconds:.0f} s; let nothing else run", flush=True)
-    measure(entries, settings, baseline)
+    print(f"measuring for about {seconds:.0f} s; run nothing else meanwhile", flush=True)
+    measure_all(entries, settings, baseline)
 
     # -----------------------------------------------------------------------------------------------------
-    # Tell
+    # Print and write
     # -----------------------------------------------------------------------------------------------------
     for entry in entries:
-        print(f"\n{told(entry)}")
+        print(f"\n{described(entry)}")
     if len(entries) > 1:
-        print(f"\n{side_by_side(entries)}")
+        print(f"\n{table(entries)}")
     path = Path(hydra.runtime.output_dir) / "bench.json"
     write(entries, path)
     print(f"\nwritten to {path}", flush=True)

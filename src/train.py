@@ -188,7 +188,7 @@ def train(cfg: DictConfig) -> float:
             verdict = trainer.verdict() if trainer is not None else None
             record.record_failure(run, tracker.run_id if tracker else run_id, status, text, trainer, verdict)
             if verdict is not None:
-                log.info("until then: %s", verdict)
+                log.info("until then:\n%s", verdict)
             if isinstance(error, (KeyboardInterrupt, LostWorker)) and (folder.path / "checkpoints/last.pt").exists():
                 log.info("run folder  %s   (goes on with trainer.resume=auto)", folder.path)
         if tracker is not None and not ended:

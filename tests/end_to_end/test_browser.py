@@ -30,6 +30,7 @@ from feedrate.reporting import plots
 from feedrate.reporting.run_summary import run_note
 from feedrate.tracking import Tracker, open_tracker, run_name
 from feedrate.tracking.point import points
+from feedrate.tracking.sweep import picture
 
 pytestmark = pytest.mark.browser
 
@@ -132,7 +133,8 @@ def tracker(folder: Path, browser: Browser, make_store: Callable[[Path], Path]) 
     tracker.tags({"feedrate.verdict": "compute-bound"})
     tracker.dataset("digits", DIGEST, "train", 1437, str(ROOT / "data" / "digits"))
     tracker.dataset("digits", DIGEST, "validation", 360, str(ROOT / "data" / "digits"))
-    sent, values = [], {}
+    history: dict[str, dict[int, float]] = {}
+    values: dict[str, float] = {}
     for epoch in range(1, EPOCHS + 1):
         values = {
             "train/loss": 2.3 * math.exp(-epoch / 3),
@@ -143,16 +145,18 @@ def tracker(folder: Path, browser: Browser, make_store: Callable[[Path], Path]) 
             "compute/ceiling_samples_per_s": 3600.0,
         }
         values |= {"best/epoch": epoch, "best/loss": values["validation/loss"], "best/accuracy": 0.979}
-        sent += points(values, epoch)
-        tracker.metrics(sent[-len(values) :])
+        for name, value in values.items():
+            history.setdefault(name, {})[epoch] = value
+        tracker.metrics(points(values, epoch))
         time.sleep(0.3)
-    history = plots.history(sent)
     tracker.figure(plots.loss_curves(history), "plots/loss.png")
     tracker.figure(plots.throughput(history), "plots/throughput.png")
     tracker.figure(plots.confusion_matrix(np.eye(10, dtype=int), "0123456789"), "plots/confusion_matrix.png")
     tracker.text("seed: 3\n", "config.yaml")
     command = "python src/train.py seed=3"
-    tracker.note(run_note(values, command=command, epochs=EPOCHS, best_epoch=EPOCHS, verdict="Compute-bound."))
+    shown = picture("plots/throughput.png")
+    verdict = "compute-bound: training waited 4.2 %."
+    tracker.note(run_note(values, command=command, epochs=EPOCHS, best_epoch=EPOCHS, verdict=verdict, pictures=shown))
     tracker.end("FINISHED")
     return tracker
 
@@ -202,7 +206,14 @@ def test_the_printed_link_shows_the_runs_with_the_columns_that_matter(browser: B
 
 def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browser: Browser, tracker: Tracker) -> None:
     facts = ("Finished", "compute-bound", "loader.num_workers", "digits (01234567-train)")
-    browser.open(str(tracker.url), "mlp-digits-w2-b64-seed3", "validation accuracy in epoch 8, the best of 8", *facts)
+    result, verdict = "validation accuracy in epoch 8, the best of 8", "compute-bound: training waited"
+    text = browser.open(str(tracker.url), "mlp-digits-w2-b64-seed3", result, *facts)
+    assert text.index(result) < text.index(verdict)
+    if "Show more" in text:
+        browser.until(lambda: browser.driver.find_element("xpath", "//*[text()='Show more']").click() is None)
+    script = "return [...document.images].filter(image => image.naturalWidth > 500).map(image => image.src)"
+    browser.until(lambda: any("throughput.png" in source for source in browser.driver.execute_script(script)))
+    browser.keep("run")
     dataset = "(//*[contains(., 'digits (01234567-train)')])[last()]"
     browser.until(lambda: browser.driver.find_element("xpath", dataset).click() is None)
     browser.wait_for("2 datasets used", "digits (01234567-validation)", "samples: 1437")

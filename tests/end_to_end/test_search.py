@@ -106,7 +106,7 @@ def test_mlflow_has_one_parent_with_table_and_pictures_and_a_child_for_each_tria
     assert parent.data.params["optimizer.lr"] == "0.05, 1e-07"
     assert parent.data.params["loader.batch_size"] == "4 to 8, step 4"
     names = {artifact.path for artifact in searched.client.list_artifacts(parent.info.run_id)}
-    assert names == {"sweep.md", "sweep.csv", "search.png", "parameters.png"}
+    assert names == {"sweep.md", "sweep.csv", "search.png"}
     note = parent.data.tags["mlflow.note.content"]
     best = min((row for row in searched.rows if row["status"] == "FINISHED"), key=lambda r: float(r["validation/loss"]))
     assert note.startswith("**Best trial: lr 0.05, batch size ")
@@ -127,7 +127,7 @@ def test_mlflow_has_one_parent_with_table_and_pictures_and_a_child_for_each_tria
             SEARCH.replace("high: 8", "high: 16"),
             "hydra.sweeper.study=mine is of another search: "
             "hydra.sweeper.space.loader.batch_size was 4 to 8, step 4, is 4 to 16, step 4\n"
-            "Give this one another name, or begin the study anew with sweep.again=true",
+            "Give this one another name, or begin a new study with sweep.again=true",
         ),
         (SEARCH.replace("max_epochs: 3", "max_epochs: 4"), "is of another search: trainer.max_epochs was 3, is 4"),
     ],

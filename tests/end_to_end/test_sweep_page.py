@@ -34,7 +34,10 @@ def swept(folder: Path, browser: Browser, digits: Path, make_store: Callable[[Pa
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("feedrate").experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    return SimpleNamespace(parent=parent, links=dict(re.findall(r"(this sweep|all runs) +(http\S+)", done.stdout)))
+    children = [run for run in runs if run is not parent]
+    return SimpleNamespace(
+        parent=parent, children=children, links=dict(re.findall(r"(this sweep|all runs) +(http\S+)", done.stdout))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +94,7 @@ def test_the_parents_page_names_the_best_setting_first_and_shows_table_and_heat_
     assert re.search(r"^python src/train.py .*loader.num_workers", text, re.MULTILINE)
     browser.until(lambda: shown_pictures(browser.driver) == ["samples_per_s.png", "wait_pct.png"])
     browser.keep("sweep")
+    link = browser.driver.find_element("link text", "best job").get_attribute("href")
+    (best_job,) = (run for run in swept.children if run.info.run_id in link)
+    assert [best_job.data.params[f"loader.{key}"] for key in ("num_workers", "batch_size")] == [workers, batch]
+    browser.open(link, best_job.info.run_name, "validation accuracy in epoch")

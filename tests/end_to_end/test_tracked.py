@@ -64,7 +64,8 @@ def test_terminal_MLflow_and_summary_give_the_same_verdict_with_the_same_figures
     verdict, run = summary["verdict"], tracked.found[summary["run_id"]]
     text = run.data.tags["feedrate.verdict_text"]
     assert verdict["kind"] == run.data.tags["feedrate.verdict"]
-    assert text.startswith(f"{verdict['kind']}: {verdict['reason']}")
+    assert text.startswith(f"{verdict['kind']:<13} {verdict['waited']}\nwhy  ")
+    assert " ".join(verdict["reason"].split()) in " ".join(text.split())
     assert text in tracked.runs["good"].stdout
     assert text in run.data.tags["mlflow.note.content"]
     assert set(verdict["figures"]) == {

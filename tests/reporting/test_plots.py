@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,6 @@ from feedrate.config import ROOT
 from feedrate.reporting import plots
 from feedrate.reporting.sweep_plots import sweep_figure
 from feedrate.reporting.sweep_results import Result, groups
-from feedrate.tracking.point import points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,18 +33,16 @@ def _draw(figure: Figure) -> Image.Image:
 
 
 def _history(epochs: int) -> dict[str, dict[int, float]]:
-    collected = []
-    for epoch in range(1, epochs + 1):
-        values = {"train/loss": 1 / epoch, "validation/loss": 1.2 / epoch, "validation/accuracy": 1 - 0.5 / epoch}
-        values |= {"loader/samples_per_s": 3000.0 + epoch, "loader/wait_pct": 40.0 / epoch}
-        values |= {"loader/ceiling_samples_per_s": 4000.0, "compute/ceiling_samples_per_s": 3500.0}
-        collected += points(values, epoch)
-    return plots.history(collected)
-
-
-def test_points_become_curves_by_epoch() -> None:
-    history = plots.history(points({"train/loss": 1.0}, 1) + points({"train/loss": 0.5}, 2))
-    assert history == {"train/loss": {1: 1.0, 2: 0.5}}
+    curves = {
+        "train/loss": lambda epoch: 1 / epoch,
+        "validation/loss": lambda epoch: 1.2 / epoch,
+        "validation/accuracy": lambda epoch: 1 - 0.5 / epoch,
+        "loader/samples_per_s": lambda epoch: 3000.0 + epoch,
+        "loader/wait_pct": lambda epoch: 40.0 / epoch,
+        "loader/ceiling_samples_per_s": lambda epoch: 4000.0,
+        "compute/ceiling_samples_per_s": lambda epoch: 3500.0,
+    }
+    return {name: {epoch: value(epoch) for epoch in range(1, epochs + 1)} for name, value in curves.items()}
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2, 50])
@@ -56,8 +54,14 @@ def test_curves_of_any_number_of_epochs_are_drawn(epochs: int) -> None:
 def test_the_title_names_the_best_epoch_and_values_that_are_not_finite_are_no_part_of_it() -> None:
     history = {"validation/loss": {1: 0.7, 2: math.nan, 3: 0.25, 4: math.inf, 5: 0.5}}
     figure = plots.loss_curves(history)
-    assert figure.axes[0].get_title() == "loss: best validation 0.25 in epoch 3"
+    assert figure.axes[0].get_title(loc="left") == "loss: 0.25 in epoch 3, the best"
     _draw(figure)
+
+
+def test_rates_that_differ_by_more_than_ten_are_drawn_on_a_logarithmic_axis() -> None:
+    near, far = _history(3), _history(3)
+    far["loader/ceiling_samples_per_s"] = dict.fromkeys(far["loader/samples_per_s"], 90_000.0)
+    assert [plots.throughput(values).axes[0].get_yscale() for values in (near, far)] == ["linear", "log"]
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
@@ -115,21 +119,19 @@ def test_a_class_without_samples_and_an_empty_matrix_are_drawn() -> None:
 def test_predictions_are_drawn_against_the_truth() -> None:
     truth = np.linspace(0, 1, 20_000)
     figure = plots.predicted_against_true(truth + 0.1, truth, "mass in kg")
-    assert figure.axes[0].get_title() == "mean absolute error 0.1"
+    assert figure.axes[0].get_title(loc="left") == "mean absolute error 0.1"
     assert len(figure.axes[0].get_lines()[0].get_xdata()) <= 5000
     _draw(figure)
 
 
-def test_no_global_state_of_matplotlib_is_touched() -> None:
+def test_no_global_state_of_matplotlib_is_touched(tmp_path: Path) -> None:
     code = """
-import io, sys
-from feedrate.reporting import plots
-from feedrate.reporting.sweep_plots import sweep_figure
-from feedrate.reporting.sweep_results import Result, groups
-plots.loss_curves({"train/loss": {1: 1.0}}).savefig(io.BytesIO())
-print("matplotlib.pyplot" in sys.modules)
+import sys, matplotlib
+from feedrate.reporting import picture, plots
+picture.save(plots.loss_curves({"train/loss": {1: 1.0}}), sys.argv[1])
+print("matplotlib.pyplot" in sys.modules, matplotlib.rcParams["axes.grid"])
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, str(tmp_path / "loss.png")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "False False"

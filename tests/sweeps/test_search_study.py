@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE, Trial
-from hydra_plugins.feedrate_optuna._settings import search, spaces
+from hydra_plugins.feedrate_optuna._settings import checked
 from hydra_plugins.feedrate_optuna._study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ def study(path: Path, **changes: object) -> Study:
         "study": "s", "metric": "validation/loss", "direction": "minimize", "n_trials": 8, "space": SPACE,
         "sampler": {"name": "TPESampler", "seed": 0, "n_startup_trials": 3}, **changes,
     }  # fmt: skip
-    return Study(path, search(settings), spaces(SPACE))
+    return Study(path, *checked(settings))
 
 
 def value(params: dict[str, object]) -> float:

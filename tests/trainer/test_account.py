@@ -46,7 +46,7 @@ def test_a_first_epoch_that_waited_more_than_later_ones_is_told_with_the_figures
     assert verdict.first_epoch["wait_pct"] == pytest.approx(50, rel=0.02)
     assert verdict.first_epoch["samples_per_s"] == pytest.approx(400, rel=0.02)
     assert verdict.figures["samples_per_s"] == pytest.approx(800, rel=0.02)
-    assert f"waited {verdict.first_epoch['wait_pct']:.0f} %, later ones 0.0 %." in verdict.reason
+    assert f"waited {verdict.first_epoch['wait_pct']:.0f} %, later ones 0.0 %" in verdict.reason
 
 
 def test_a_first_epoch_like_the_others_is_not_mentioned() -> None:
@@ -196,7 +196,7 @@ def test_a_run_that_is_killed_has_the_verdict_of_what_was_trained(tmp_path, digi
     assert client.get_run(run_id_of(folder)).info.status == "KILLED"
     run = client.get_run(run_id_of(folder))
     assert run.data.tags["feedrate.verdict"] == summary["verdict"]["kind"]
-    text = f"{summary['verdict']['kind']}: {summary['verdict']['reason']}"
+    text = f"{summary['verdict']['kind']:<13} {summary['verdict']['waited']}"
     assert run.data.tags["feedrate.verdict_text"].startswith(text)
-    assert f"until then: {text}" in output
+    assert f"until then:\n{text}" in output
     assert re.search(r"^run folder  \S*/run   \(goes on with trainer.resume=auto\)$", output, re.MULTILINE)

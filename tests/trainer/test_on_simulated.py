@@ -282,17 +282,17 @@ def test_the_largest_batch_leaves_a_tenth_of_the_memory(simulated):
         return dict(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))
 
     config = TrainerConfig(**{**conf("trainer/default"), "device": "auto"})
-    bed = TrialRunner(
+    runner = TrialRunner(
         config, wide_data(4096), conf("loader/feedrate"), conf("model/mlp"), conf("optimizer/adamw"), 0, SIM
     )
-    assert bed.fits(64)  # the optimizer has its state then
-    assert bed.fits(2048)
+    assert runner.fits(64)  # the optimizer has its state then
+    assert runner.fits(2048)
     peak = torch.accelerator.max_memory_reserved(SIM)
     for share, fits in ((1.05, False), (1.2, True)):
         simulated.limit_memory(0, int(share * peak))
-        assert bed.fits(2048) is fits
+        assert runner.fits(2048) is fits
     simulated.limit_memory(0, int(0.9 * peak))
-    assert not bed.fits(2048)
+    assert not runner.fits(2048)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""tune.batch_size=true doubles the batch until something is too small for it, and names what."""
+"""tune.batch_size=true doubles the batch until something sets a limit, and names it."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from feedrate.tuning.max_batch_size import Largest, largest_batch
+from feedrate.tuning.max_batch_size import largest_batch
 
 MB = 1_000_000
 
@@ -23,21 +23,21 @@ class Takes:
 
 def test_it_never_goes_beyond_the_number_of_samples() -> None:
     takes = Takes()
-    assert largest_batch(takes, 3, 20, None, 60) == Largest(12, "there are 20 samples")
+    assert largest_batch(takes, 3, 20, None, 60) == (12, "there are 20 samples")
     assert takes.tried == [3, 6, 12]
 
 
 def test_a_batch_that_memory_would_not_hold_is_not_tried() -> None:
     takes = Takes()
-    found = largest_batch(takes, 16, 10_000, 300 * MB, 60)
-    assert found.batch_size == takes.tried[-1]
-    assert found.batch_size in (64, 128)  # 256 MB are more than 80 % of 300 MB; the allocator may keep some
-    assert "of main memory" in found.ended_by
+    found, reason = largest_batch(takes, 16, 10_000, 300 * MB, 60)
+    assert found == takes.tried[-1]
+    assert found in (64, 128)  # 256 MB are more than 80 % of 300 MB; the allocator may keep some
+    assert "of main memory" in reason
 
 
 def test_a_device_whose_memory_is_too_small_keeps_the_last_one_that_fits() -> None:
-    assert largest_batch(Takes(40), 8, 10_000, None, 60) == Largest(32, "the device's memory is too small for 64")
+    assert largest_batch(Takes(40), 8, 10_000, None, 60) == (32, "the device's memory is too small for 64")
 
 
 def test_the_time_for_it_ends_it() -> None:
-    assert largest_batch(Takes(), 8, 10_000, None, 0) == Largest(8, "there is no time to try 16")
+    assert largest_batch(Takes(), 8, 10_000, None, 0) == (8, "there is no time to try 16")

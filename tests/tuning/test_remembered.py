@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
 }
 FOUND = Remembered(
     date="2026-01-02",
-    words="1 thread, 4 batches ahead each: 900 samples/s, waited 0.1 %",
+    words="1 thread, 4 prefetched each: 900 samples/s, waited 0.1 %",
     data_digest="abc",
     overrides={"num_workers": 1, "engine": "thread", "prefetch_factor": 4},
     option="batch_size: 64\n",
@@ -101,9 +101,7 @@ def test_the_configuration_that_the_run_folder_keeps_is_that_of_what_is_used(tmp
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "tuned").touch()
-    said = (
-        rf"^{tmp_path}/tuned: cannot be written \(.*\); what is found is kept there, so make room, or mend the folder$"
-    )
+    said = rf"^{tmp_path}/tuned: cannot be written \(.*\); make room there or fix its permissions$"
     for attempt in (lambda: check_folder(tmp_path / "tuned"), lambda: remember(CONFIG, FOUND, tmp_path / "tuned")):
         with pytest.raises(UserError, match=said):
             attempt()

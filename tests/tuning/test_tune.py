@@ -20,15 +20,13 @@ from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import Setup
 from feedrate.tuning.trial_runner import Setting
 from feedrate.tuning.tune import tune
-from feedrate.tuning.tuned import Same, option, replaces, write
-from feedrate.tuning.tuning_cache import data_and_model
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and three lengths of the queue
 
 
 class Workload:
-    """Stands in for a Bed: loads that wait, and steps of a given length, as any number of processes would do them."""
+    """Stands in for a TrialRunner: loads that wait, and steps of a given length, by any number of processes."""
 
     may_be_threads, pins = False, False
 
@@ -104,25 +102,6 @@ def test_of_settings_that_differ_by_no_more_than_the_noise_the_cheapest_is_taken
 
 def test_a_steady_machine_is_not_called_unsteady() -> None:
     assert tune(Workload(40, 10), budget_s=1e6, trial_s=1.0).unsteady == ""  # type: ignore[arg-type]
-
-
-def test_a_file_tuned_for_another_data_set_or_model_is_not_replaced_without_saying_so(tmp_path: Path) -> None:
-    def config(root: str, **model: object) -> dict[str, object]:
-        return {"dataset": {"name": None, "root": root}, "model": {"_target_": "feedrate.model.MLP", **model}}
-
-    path = tmp_path / "tuned.yaml"
-    mine = data_and_model(config("data/mine", width=8))
-    found = tune(Workload(0.1, 10), budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
-    same = Same(1, "a" * 64, "b" * 64, as_before=True)
-    assert replaces(path, "mine and mlp", mine) == ""
-    write(path, option({}, found, same, "python src/tune.py", "mine and mlp", mine))
-    assert replaces(path, "mine and mlp", mine) == ""
-    for other in (config("data/yours/mine", width=8), config("data/mine", width=9)):  # of the same names
-        said = replaces(path, "mine and mlp", data_and_model(other))
-        assert said.startswith(f"note: {path} was tuned for another dataset or model, mine and mlp, and is replaced")
-    path.write_text(path.read_text().replace(f" [{mine}]", ""))  # as earlier versions wrote it
-    assert replaces(path, "mine and mlp", mine) == ""
-    assert "mine and mlp" in replaces(path, "mine and cnn", mine)
 
 
 def test_the_budget_ends_the_trials() -> None:

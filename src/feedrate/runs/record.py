@@ -24,6 +24,7 @@ from feedrate.system.atomic_write import atomic_write
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.point import points
+from feedrate.tracking.sweep import picture
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
 from feedrate.trainer.state import Result
@@ -139,6 +140,8 @@ def record_end(
         record_verdict(tracker, verdict)
         tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
     whole = {FIGURES[name]: value for name, value in verdict.figures.items()} if verdict else {}
+    window = trainer.account.window()
+    names = ["throughput", *(["timeline"] if window is not None else [])]
     note = run_note(
         {**result.best, **whole},  # what the verdict rests on, instead of one epoch's rates
         command=run.command,
@@ -146,10 +149,10 @@ def record_end(
         best_epoch=result.best_epoch + 1,
         seconds=seconds,
         verdict=verdict_words(trainer, verdict),
+        pictures=" ".join(picture(f"plots/{name}.png") for name in names),
         slow=slow,
     )
     tracker.note(note)
-    window = trainer.account.window()
     if window is not None:
         (run.folder / "timeline.json").write_text(json.dumps(trace(window)), encoding="utf-8")
     if not tracker.active:

@@ -1,4 +1,4 @@
-"""Where the time goes: the clock, the account of an epoch, the verdict."""
+"""Where the time goes: clock, step log, ceilings, model of the pipeline, verdict and remedies."""
 
 from feedrate.timing.clock import Clock
 from feedrate.timing.epoch_times import EpochTimes

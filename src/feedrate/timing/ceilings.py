@@ -1,7 +1,4 @@
-"""What an account comes to: rates, the ceilings of loader and step, and whether the two get in each other's way.
-
-The account itself is epoch_times.py; what follows for the user is verdict.py's affair.
-"""
+"""Rates and ceilings of an epoch, and whether loader and step slow each other down."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ from feedrate.timing.epoch_times import EpochTimes, Setup
 from feedrate.timing.noise import block_noise
 from feedrate.timing.stages import STAGES
 
-LOCKED = 0.6  # by how much threads that load slow each other down where they hold the interpreter
-BUSY = 0.9  # of the cores that a run could have, from which on all count as computing
-CORE_LEFT = 0.75  # a core of which steps leave less is none for a worker
-HELD_UP_PCT = 3.0  # of the time by which the loader makes steps longer, above which it counts as waiting
+LOCKED = 0.6  # slowdown of threads by each other (see EpochTimes.in_the_way) above which they hold the GIL
+BUSY = 0.9  # share of the free cores in use above which all count as busy
+CORE_LEFT = 0.75  # least idle part of a core that counts as free for a worker
+HELD_UP_PCT = 3.0  # share of the time by which the loader makes steps longer, above which it counts as waiting
 
 
 def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
@@ -26,7 +23,7 @@ def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
     wait_ms = times.wait[steady] / 1e6
     p50, p95, p99 = np.percentile(wait_ms, [50, 95, 99])
     rate = samples / elapsed_s
-    each = samples / steady.sum() * 1e9
+    per_step = samples / steady.sum() * 1e9
     found = {
         "loader/samples_per_s": rate,
         "loader/mb_per_s": times.bytes[steady].sum() / 1e6 / elapsed_s,
@@ -36,7 +33,7 @@ def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
         "loader/wait_ms_p99": p99,
         "loader/transfer_ms_p50": np.median(times.transfer[steady]) / 1e6,
         "compute/step_ms_p50": np.median(times.compute[steady]) / 1e6,
-        "compute/ceiling_samples_per_s": each / max(1.0, times.work_alone_ns(setup.threads)),
+        "compute/ceiling_samples_per_s": per_step / max(1.0, times.work_alone_ns(setup.threads)),
     }
     if setup.free_cores is not None:
         found["compute/free_cores"] = setup.free_cores
@@ -44,12 +41,12 @@ def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
         found["loader/noise_pct"] = 100 * noise
     if times.known:
         load_ms, spent = times.load[steady] / 1e6, times.stages[steady].sum(axis=0)
-        makers = max(1, setup.workers)
         found["loader/load_ms_p50"], found["loader/load_ms_p95"] = np.percentile(load_ms, [50, 95])
-        found["loader/worker_busy_pct"] = min(100.0, 100 * load_ms.sum() / 1e3 / elapsed_s / makers)
+        busy_pct = 100 * load_ms.sum() / 1e3 / elapsed_s / max(1, setup.workers)
+        found["loader/worker_busy_pct"] = min(100.0, busy_pct)
         found["loader/ready_batches"] = times.ready[steady].mean()
-        # batches that are made while a run evaluates are ready afterwards, in no time of a step
-        found["loader/ceiling_samples_per_s"] = max(rate, each / max(1.0, loader_ns(times, setup)))
+        # batches loaded during an evaluation make the rate higher than the loader's own
+        found["loader/ceiling_samples_per_s"] = max(rate, per_step / max(1.0, loader_ns(times, setup)))
         lower = min(found["loader/ceiling_samples_per_s"], found["compute/ceiling_samples_per_s"])
         found["loader/efficiency_pct"] = 100 * rate / lower
         for name, share in zip(STAGES, spent / max(1, spent.sum()), strict=True):
@@ -58,51 +55,47 @@ def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
 
 
 def loader_ns(times: EpochTimes, setup: Setup) -> float:
-    """What the loader alone would take for a batch.
+    """Nanoseconds per batch of the loader alone: the longest of busy workers, hand-over and CPU time on free cores.
 
-    That is its workers, without a pause but what a process needs from one batch to the next, or the hand-over in the
-    main process, or the computing of all on the cores there are, or on one where threads hold the interpreter
-    meanwhile; whichever is longest.
+    Threads that hold the GIL have one core.
     """
     load, receive = times.load_together_ns(setup.threads, setup.workers), times.receive_ns()
     if not setup.workers:
         return load + receive
-    computing = float(times.load_cpu[times.counted].mean()) + receive + setup.receive_cpu_ns
+    cpu = float(times.load_cpu[times.counted].mean()) + receive + setup.receive_cpu_ns
     cores = 1.0 if setup.threads and setup.workers > 1 and one_at_a_time(times, setup) else setup.cores
     pause = times.pause_ns(setup.workers * setup.prefetch) if setup.traits.has_processes else 0.0
-    return max((load + pause) / setup.workers, receive, computing / cores)
+    return max((load + pause) / setup.workers, receive, cpu / cores)
 
 
 def held_pct(times: EpochTimes, setup: Setup) -> float:
-    """Share of the steady time by which the loader, at work beside the steps, made them longer."""
+    """Share of the steady time by which loading beside the steps made them longer."""
     steady = times.counted
     extra = times.work[steady].sum() - times.work_alone_ns(setup.threads) * steady.sum()
     return float(100 * max(0.0, extra) / max(1, times.elapsed[steady].sum()))
 
 
 def all_cores_busy(times: EpochTimes, setup: Setup, faster: float = 1.0) -> bool:
-    """Whether the run computed on all cores that it could have, so that whatever computes more makes it slower; or
-    would do so at `faster` times its rate.
-    """
-    return faster * sum(_computing(times, setup)) > BUSY * setup.cores
+    """Whether the run used all free cores, or would at `faster` times its rate."""
+    return faster * sum(_cores_used(times, setup)) > BUSY * setup.cores
 
 
 def no_core_left(times: EpochTimes, setup: Setup) -> bool:
-    """Whether the steps compute on so many cores that a loader takes from them whatever it computes, in any engine."""
-    return _computing(times, setup)[0] > setup.cores - CORE_LEFT or all_cores_busy(times, setup)
+    """Whether the steps leave no core to a loader, in any engine."""
+    return _cores_used(times, setup)[0] > setup.cores - CORE_LEFT or all_cores_busy(times, setup)
 
 
-def _computing(times: EpochTimes, setup: Setup) -> tuple[float, float]:
-    """Cores on which the steps computed in the steady time, on average, and on which the loader did."""
+def _cores_used(times: EpochTimes, setup: Setup) -> tuple[float, float]:
+    """Mean number of cores that the steps used, and that the loader used."""
     steady = times.counted
     elapsed, main, loader = (part[steady].sum() for part in (times.elapsed, times.cpu, times.load_cpu))
-    if setup.traits.shares_interpreter:  # the loader's computing is counted in the main process, too
+    if setup.traits.shares_interpreter:  # `cpu` includes loading there
         main -= loader
     return float(main / max(1, elapsed)), float(loader / max(1, elapsed))
 
 
 def one_at_a_time(times: EpochTimes, setup: Setup) -> bool:
-    """Whether the loader's threads hold the interpreter while they load, so that two are no faster than one."""
+    """Whether the loader's threads hold the GIL while they load, so that two are no faster than one."""
     if no_core_left(times, setup):
         return False
     return held_pct(times, setup) > HELD_UP_PCT or (setup.workers > 1 and times.in_the_way > LOCKED)

@@ -1,58 +1,54 @@
-"""The account of one epoch's steps: what each took, and the rates that follow.
+"""The step log of an epoch, and what follows from it: time per step, per load and per worker.
 
-Who measures it is clock.py; what it means for the user is verdict.py's affair.
+Longer than other files, since the log's rows and the columns computed from them change together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from struct import Struct
-from typing import Any
 
 import numpy as np
 
 from feedrate.timing.engine_traits import EngineTraits
-from feedrate.timing.stages import MAIN_THREAD, STAGES, Load
+from feedrate.timing.stages import MAIN_THREAD, STAGES
 
-MOST_AHEAD = 64  # batches that are looked at to count those that were ready
-MIN_QUIET, MIN_QUIET_SHARE = 10, 0.05  # steps without loading at their side that tell how long a step is
-MIN_HELD = 3  # where they come about at instants that the loader picks, as its threads' gate does
-APART = 0.25  # other batches at whose side, on average, one counts as made alone
-USUAL = 95  # percentile of the steps' lengths beyond which one counts as no longer, or single steps would decide
+MOST_AHEAD = 64  # most prefetched batches that `ready` counts
+MIN_QUIET, MIN_QUIET_SHARE = 10, 0.05  # least number and share of steps without loading beside them
+MIN_HELD = 3  # the same for threads, whose loader makes such steps on purpose
+APART = 0.25  # mean number of other batches being loaded, below which a batch counts as loaded alone
+USUAL = 95  # percentile of step lengths at which longer steps are cut off
 PARTS = ("wait", "transfer", "compute")  # of a step
-_INSTANTS = ("asked", "got", "moved", "done")  # between which they lie
+_INSTANTS = ("asked", "got", "moved", "done")  # the parts lie between them
 _COLUMNS = (*_INSTANTS, "samples", "bytes", "begin", "end", "load_cpu", "worker")  # and the stages but fetch
 _ROW = Struct(f"={len(_COLUMNS) + len(STAGES) - 1}q")
-_PLAIN = Struct(f"={len(_COLUMNS)}q{8 * (len(STAGES) - 1)}x")  # the same where no stage is marked: what follows is 0
-_UNKNOWN: tuple[int, ...] = Load(0, 0, 0, MAIN_THREAD)
-RECEIVE_S = 4e-4  # what it takes to take over a batch from a process, computing as well, where it was not seen
-LEAST_SHIFT = 0.05  # of a core: smaller changes are not told apart from those of the system's counting
-SHIFTING = 0.1  # of the free cores: a larger change during a run leaves nothing to promise
-MIN_STEPS = 10  # counted steps below which there is neither a rate nor a verdict
-AT_ONCE = 128  # steps whose rows are written together: what runs once, between two batches, is five times as slow
+_UNKNOWN, _ZEROS = (0, 0, 0, MAIN_THREAD), (0,) * (4 + len(STAGES) - 1)  # values of a Load
+RECEIVE_S = 4e-4  # wall and CPU time to receive a batch from a process, where that was not measured
+LEAST_SHIFT = 0.05  # cores: least change of the free cores that can be measured
+SHIFTING = 0.1  # change of the free cores during a run, as a share, above which no gain is promised
+MIN_STEPS = 10  # steady steps below which there is neither a rate nor a verdict
+AT_ONCE = 128  # steps packed together: code that runs once between two batches is five times as slow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What was measured with, and what could be had instead.
+    """What a run was measured with.
 
     Attributes:
         engine: its name, for display.
         traits: of the engine.
         workers, prefetch, batch_size: as configured.
-        cores: that the run can use: the free ones, and one at least, since others leave it a share.
-        usable_cores: that it may use at all, whoever else computes on them; 0 where that is not asked.
-        free_cores: on average, those that the run computed on and those that were idle meanwhile; None where that is
-            not known.
-        free_range: (low, high), 10th and 90th percentile of the free cores through the run; None likewise.
-        worker_mb: memory that each worker has for itself, 0 where unknown.
-        worker_delay_s: seconds for which the workers, all together, stood in the queue for a core in the measured time.
-        receive_cpu_ns: what threads beside the training compute, on average, to take over a batch from a process; 0
-            where they end with each epoch.
-        threadable: whether workers may be threads, where there are none so far.
-        packable: the override that lets later epochs read shards, empty where there is none.
+        cores: free cores that the run can use, at least one.
+        usable_cores: cores by affinity and quota; 0 if unknown.
+        free_cores: mean number of cores that the run used or that were idle; None if unknown.
+        free_range: 10th and 90th percentile of the free cores; None if unknown.
+        worker_mb: own memory of a worker process, 0 if unknown.
+        worker_delay_s: seconds in which workers were ready to run but had no core, summed.
+        receive_cpu_ns: mean CPU time per batch of helper threads that receive batches from processes.
+        threadable: whether the dataset allows threads; known where there are no workers.
+        packable: the override that makes later epochs read shards, empty if there is none.
     """
 
     engine: str
@@ -72,7 +68,7 @@ class Setup:
 
     @property
     def shifting(self) -> bool:
-        """Whether what others took of the cores changed by more than a tenth of what was free."""
+        """Whether the free cores changed by more than a tenth during the run."""
         if self.free_range is None or self.free_cores is None:
             return False
         low, high = self.free_range
@@ -80,99 +76,88 @@ class Setup:
 
     @property
     def crowded(self) -> bool:
-        """Whether others left the run less than one core."""
+        """Whether other programs left less than one core."""
         return self.free_cores is not None and self.free_cores < 1.0
 
     @property
     def threads(self) -> bool:
-        """Whether the workers share the interpreter with the training."""
+        """Whether the workers are threads."""
         return self.traits.shares_interpreter and self.traits.prefetches
 
 
 class Steps:
-    """Rows of an account that is being written.
+    """The step log of an epoch that is running.
 
     Args:
-        warmup: steps that do not count; neither does the first of a size, for which memory is allocated, and which
-            torch.compile compiles anew.
-        sizes: that are none of these any more.
+        warmup: steps that are not steady; nor is the first of each batch size, for which memory is allocated and
+            torch.compile compiles.
+        seen_sizes: batch sizes of earlier epochs.
 
     Attributes:
-        fresh: rows that were written last, each a tuple of asked, got, moved, done, samples, bytes, made: the instants
-            at which the batch was asked for, was there, was on the device, and its step was over; the values of its
-            Load, None where nobody says. Whoever writes appends to it, which costs least, and every AT_ONCE of them
-            settles.
+        fresh: latest rows, tuples of (asked, got, moved, done, samples, bytes, made): the instants at which the batch
+            was requested, received and on the device and at which its step ended; `made` holds the values of its Load,
+            or None. The writer appends to the list, and calls `settle` every AT_ONCE rows.
     """
 
-    def __init__(self, warmup: int = 0, sizes: Iterable[int] = ()) -> None:
+    def __init__(self, warmup: int = 0, seen_sizes: Iterable[int] = ()) -> None:
         self.fresh: list[tuple[int, int, int, int, int, int, tuple[int, ...] | None]] = []
         self._rows = bytearray()
-        self._added = 0  # steps that are part of the sum
+        self._summed = 0  # steps that `_spent` includes
         self._spent: tuple[int, ...] = (0, 0, 0)
-        self._warmup, self._sizes = warmup, frozenset(sizes)
+        self._warmup, self._seen_sizes = warmup, list(seen_sizes)
 
     def __len__(self) -> int:
         return len(self._rows) // _ROW.size + len(self.fresh)
 
     def settle(self) -> None:
-        """Writes what is fresh where it takes the least memory."""
-        # hundreds of times less often than a step, but with nothing in the caches
-        self._rows += b"".join(
-            [
-                _PLAIN.pack(asked, got, moved, done, samples, nbytes, *made)
-                if made is not None and len(made) == 4
-                else _ROW.pack(asked, got, moved, done, samples, nbytes, *Load(*(made or _UNKNOWN)))
-                for asked, got, moved, done, samples, nbytes, made in self.fresh
-            ]
-        )
+        """Packs the fresh rows."""
+        packed = []
+        for *row, made in self.fresh:
+            load = made or _UNKNOWN
+            packed.append(_ROW.pack(*row, *load, *_ZEROS[len(load) :]))
+        self._rows += b"".join(packed)
         self.fresh.clear()
 
     def spent(self) -> tuple[int, ...]:
-        """Of all steps together: wait, transfer and compute, nanoseconds."""
-        columns = self.columns(len(self) - self._added)
+        """Total wait, transfer and compute, nanoseconds."""
+        columns = self.columns(len(self) - self._summed)
         self._spent = tuple(before + int(columns[part].sum()) for before, part in zip(self._spent, PARTS, strict=True))
-        self._added = len(self)
+        self._summed = len(self)
         return self._spent
 
     def columns(self, last: int) -> dict[str, np.ndarray]:
-        """Of the last steps, at most so many, by the names that EpochTimes has for them, each (steps,) int64."""
-        return _columns(self._last(last))
+        """Columns of the last steps by their names in EpochTimes, (steps,) int64 each."""
+        return _columns(self._table(last))
 
-    def _last(self, steps: int) -> np.ndarray:
+    def _table(self, last: int) -> np.ndarray:
         self.settle()
-        return _table(self._rows[max(0, len(self) - steps) * _ROW.size :])  # a copy: what is looked at could not grow
+        rows = self._rows[max(0, len(self) - last) * _ROW.size :]  # a copy: a bytearray in use could not grow
+        return np.frombuffer(rows, dtype=np.int64).reshape(-1, len(_COLUMNS) + len(STAGES) - 1)
 
     def times(
         self, cpu: Sequence[tuple[int, int]] = (), evaluation_s: float = 0.0, checkpoint_s: float = 0.0
     ) -> EpochTimes:
-        """The account so far.
+        """The times so far.
 
         Args:
-            cpu: (steps, ns): what this process had computed by the end of that many of them; the last for all.
+            cpu: (steps, ns) pairs: CPU time of this process by the end of that many steps; the last is of all steps.
         """
-        table = self._last(len(self))
+        table = self._table(len(self))
         columns = _columns(table)
         elapsed = columns["wait"] + columns["transfer"] + columns["compute"]
         marked, load = table[:, len(_COLUMNS) :], columns["end"] - columns["begin"]
+        sizes, first = np.unique(columns["samples"], return_index=True)
+        steady = np.arange(len(elapsed)) >= self._warmup
+        steady[first[~np.isin(sizes, self._seen_sizes)]] = False
         return EpochTimes(
             **columns,
             elapsed=elapsed,
-            cpu=_shared_out(cpu, elapsed),
+            cpu=_cpu_by_step(cpu, elapsed),
             stages=np.column_stack([load - marked.sum(axis=1), marked]),
-            steady=self._steady(columns["samples"]),
+            steady=steady,
             evaluation_s=evaluation_s,
             checkpoint_s=checkpoint_s,
         )
-
-    def _steady(self, samples: np.ndarray) -> np.ndarray:
-        sizes, first = np.unique(samples, return_index=True)
-        steady = np.arange(len(samples)) >= self._warmup
-        steady[first[~np.isin(sizes, list(self._sizes))]] = False
-        return steady
-
-
-def _table(packed: bytes | bytearray) -> np.ndarray:
-    return np.frombuffer(packed, dtype=np.int64).reshape(-1, len(_COLUMNS) + len(STAGES) - 1)
 
 
 def _columns(table: np.ndarray) -> dict[str, np.ndarray]:
@@ -182,24 +167,23 @@ def _columns(table: np.ndarray) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class EpochTimes:
-    """Times of one epoch's steps; each (steps,) int64, nanoseconds unless said.
+    """Times of an epoch's steps; each array is (steps,) int64 nanoseconds unless stated.
 
     Attributes:
-        asked: instant at which the loop asked for the batch.
-        wait: the loop stood still for the next batch; on an accelerator the smaller of that and the device's gap.
-        transfer: moving the batch to the device, as far as the host took part; on an accelerator the rest of its gap.
-        compute: the step; on an accelerator by the device's own events.
-        elapsed: the whole step, by the host's clock or the accelerator's.
-        cpu: float64, what this process computed meanwhile, in all its threads; it is asked for many steps at once, of
-            which each counts by its length.
-        begin, end: instants between which the batch was made, in its worker; both 0 where unknown.
-        load_cpu: what the worker computed for it.
-        worker: its number, -1 for the main thread.
-        stages: (steps, stages), what of its making belongs to each of STAGES.
-        samples: samples of the step.
-        bytes: bytes of its batch.
-        steady: (steps,) bool, whether the step counts: warm-up steps and the first of each size do not.
-        evaluation_s, checkpoint_s: seconds, outside of every rate.
+        asked: instant at which the loop requested the batch.
+        wait: time the loop waited for it; on an accelerator at most the device's idle gap.
+        transfer: host time to move it to the device; on an accelerator the rest of the gap.
+        compute: the step; on an accelerator by device events.
+        elapsed: the whole step.
+        cpu: float64, CPU time of this process, all threads; measured over many steps, shared by their length.
+        begin, end: start and end of its loading; both 0 if unknown.
+        load_cpu: CPU time of its loading.
+        worker: number of the worker, -1 for the main thread.
+        stages: (steps, stages), loading time by STAGES.
+        samples: samples of the batch.
+        bytes: bytes of the batch.
+        steady: (steps,) bool, False for warm-up and for the first step of each batch size.
+        evaluation_s, checkpoint_s: seconds outside of the steps.
     """
 
     asked: np.ndarray
@@ -221,71 +205,70 @@ class EpochTimes:
 
     @property
     def counted(self) -> np.ndarray:
-        """(steps,) bool: the steady steps, all where none is."""
+        """(steps,) bool: the steady steps, or all if there are none."""
         return self.steady if self.steady.any() else np.ones_like(self.steady)
 
     @property
     def enough(self) -> bool:
-        """Whether there are as many steady steps as a rate or a verdict needs."""
+        """Whether there are enough steady steps for a rate or a verdict."""
         return int(self.steady.sum()) >= MIN_STEPS
 
     @property
     def load(self) -> np.ndarray:
-        """What making the batch took in its worker, 0 where unknown."""
+        """Loading time in the worker, 0 if unknown."""
         load: np.ndarray = self.end - self.begin
         return load
 
     @property
     def known(self) -> bool:
-        """Whether the loader says who made a batch, and when."""
+        """Whether the loader reports when and where batches were loaded."""
         return bool(self.end.any())
 
     @cached_property
     def starved(self) -> np.ndarray:
-        """The part of the wait in which the batch was not made yet; the rest is its hand-over."""
+        """The part of the wait in which the batch was still being loaded; the rest is hand-over."""
         starved: np.ndarray = np.clip(self.end - self.asked, 0, self.wait)
         return starved
 
     @cached_property
     def ready(self) -> np.ndarray:
-        """Batches that were made when the loop asked for the next one, that one included, at most MOST_AHEAD."""
+        """Batches that were loaded when the loop requested the next one, including that one, at most MOST_AHEAD."""
         ready, steps = np.zeros_like(self.asked), len(self.asked)
         for ahead in range(min(MOST_AHEAD, steps)):
-            made = (self.end[ahead:] <= self.asked[: steps - ahead]) & (self.end[ahead:] > 0)
-            if not made.any():
+            loaded = (self.end[ahead:] <= self.asked[: steps - ahead]) & (self.end[ahead:] > 0)
+            if not loaded.any():
                 break
-            ready[: steps - ahead] += made
+            ready[: steps - ahead] += loaded
         return ready
 
     def mean_wait_ms(self) -> float:
-        """What a steady step waited for its batch on average; goes with `loader/wait_pct`."""
+        """Mean wait of a steady step."""
         return float(self.wait[self.counted].mean() / 1e6) if self.counted.size else 0.0
 
     @cached_property
     def work(self) -> np.ndarray:
-        """The step without its wait, by the host's clock."""
+        """The step without its wait."""
         work: np.ndarray = self.elapsed - self.wait
         return work
 
     @cached_property
     def quiet(self) -> np.ndarray:
-        """(steps,) bool: no batch was being made while the step ran."""
-        made = self.end > 0
-        if not made.any():
-            return np.zeros_like(made)
+        """(steps,) bool: no batch was being loaded during the step."""
+        known = self.end > 0
+        if not known.any():
+            return np.zeros_like(known)
         start = self.asked + self.wait
-        begun = np.searchsorted(np.sort(self.begin[made]), start + self.work)
-        ended = np.searchsorted(np.sort(self.end[made]), start, side="right")
-        # of the batches that were begun after the last one here nothing is known
+        begun = np.searchsorted(np.sort(self.begin[known]), start + self.work)
+        ended = np.searchsorted(np.sort(self.end[known]), start, side="right")
+        # loads that began after the last one in the log are unknown
         quiet: np.ndarray = (begun <= ended) & (start + self.work <= self.begin.max())
         return quiet
 
     def work_alone_ns(self, threads: bool) -> float:
-        """What a steady step takes, without its wait, where the loader does not get in its way.
+        """Mean length of a steady step, without its wait, where no loading slows it down.
 
-        Known from steps during which no batch was made; what all steps take on average where there are too few. As
-        steps differ in length anyway, what counts is the longest time that these few still speak for; and threads hold
-        a step up for no longer than they compute.
+        Estimated from the quiet steps: the upper end of their confidence interval, since steps vary anyway. The mean
+        of all steps where too few are quiet. Threads delay a step by at most their CPU time.
         """
         work, quiet = self.work[self.counted], self.quiet[self.counted]
         mean, count = float(work.mean()), int(quiet.sum())
@@ -299,77 +282,73 @@ class EpochTimes:
 
     @cached_property
     def in_the_way(self) -> float:
-        """By how much one batch in the making slows another down: 0 not at all, 1 as if only one were made at a time.
+        """By how much loading a batch slows down loading another one: 0 not at all, 1 as if they took turns.
 
-        Known where some were made alone and some were not; 0 otherwise.
+        0 if too few batches were loaded alone or too few together.
         """
-        made = self.end > 0
-        begin, end = self.begin[made], self.end[made]
-        took, company = (end - begin).astype(float), _company(begin, end)
-        lone, crowded = company < APART, company > 1 - APART
+        known = self.end > 0
+        begin, end = self.begin[known], self.end[known]
+        took, others = (end - begin).astype(float), _others(begin, end)
+        lone, crowded = others < APART, others > 1 - APART
         if lone.sum() < MIN_HELD or crowded.sum() < MIN_HELD:
             return 0.0
         slower = took[crowded] / np.median(took[lone]) - 1
-        return float(np.clip(np.median(slower / company[crowded]), 0.0, 1.0))
+        return float(np.clip(np.median(slower / others[crowded]), 0.0, 1.0))
 
     @cached_property
     def load_alone(self) -> np.ndarray:
-        """(steps,) float64: what making the batch would have taken with no other one in the making."""
-        alone: np.ndarray = self.load / (1 + self.in_the_way * _company(self.begin, self.end))
+        """(steps,) float64: loading time if no other batch were being loaded."""
+        alone: np.ndarray = self.load / (1 + self.in_the_way * _others(self.begin, self.end))
         return alone
 
     def load_together_ns(self, threads: bool, workers: int) -> float:
-        """What making a steady batch takes where all workers are busy."""
+        """Mean loading time of a steady batch where all workers are busy."""
         if not threads or workers < 2:
             return float(self.load[self.counted].mean())
         return float(self.load_alone[self.counted].mean()) * (1 + self.in_the_way * (workers - 1))
 
     def pause_ns(self, ahead: int) -> float:
-        """What a worker process takes from the end of a batch to the beginning of its next, if it knew of that by then.
-
-        The middle one; 0 where there are too few.
+        """Median idle gap between two batches in one worker when the next request was already queued; 0 if too few.
 
         Args:
-            ahead: batches that are ordered at a time: one is when that many before it was handed out, at the latest.
+            ahead: requests in flight: batch i is requested once batch i - ahead has been handed out.
         """
-        ordered = np.zeros_like(self.asked)
-        ordered[ahead:] = (self.asked + self.wait)[: max(0, len(ordered) - ahead)]
+        requested = np.zeros_like(self.asked)
+        requested[ahead:] = (self.asked + self.wait)[: max(0, len(requested) - ahead)]
         pauses: list[np.ndarray] = []
         for worker in np.unique(self.worker[self.end > 0]):
             (rows,) = np.nonzero((self.worker == worker) & (self.end > 0))
             begin, end = self.begin[rows[1:]], self.end[rows[:-1]]
-            known = (ordered[rows[1:]] <= end) & (rows[1:] >= ahead)
-            pauses.append(np.maximum(0, begin - end)[known])
+            queued = (requested[rows[1:]] <= end) & (rows[1:] >= ahead)
+            pauses.append(np.maximum(0, begin - end)[queued])
         found = np.concatenate(pauses) if pauses else np.zeros(0)
         return float(np.median(found)) if len(found) >= MIN_QUIET else 0.0
 
     def receive_ns(self) -> float:
-        """What it takes the main process to take over a batch that is there; the middle one of the steady steps.
+        """Median time of the main process to receive a loaded batch.
 
-        It counts as there once the one after it is made, too; before that it may be on its way from its worker.
-        Where hardly any was, the shortest that was seen, way and all, but no more than RECEIVE_S from a worker.
+        Measured where the following batch was loaded, too: until then it may be in flight. Otherwise the shortest
+        hand-over, from a worker at most RECEIVE_S.
         """
-        handed = (self.wait - self.starved)[self.counted]
+        received = (self.wait - self.starved)[self.counted]
         there = self.ready[self.counted] > 1
         if there.sum() >= MIN_HELD:
-            return float(np.median(handed[there]))
-        if not handed.size:
+            return float(np.median(received[there]))
+        if not received.size:
             return 0.0
-        by_workers = self.known and int(self.worker[self.counted].max()) > MAIN_THREAD
-        return min(float(handed.min()), 1e9 * RECEIVE_S) if by_workers else float(handed.min())
+        from_workers = self.known and int(self.worker[self.counted].max()) > MAIN_THREAD
+        return min(float(received.min()), 1e9 * RECEIVE_S) if from_workers else float(received.min())
 
     def way_ns(self) -> float:
-        """How long a batch is on its way from its worker, once it is made, until it can be taken over; the middle one
-        of those that were waited for, 0 where hardly any was. Others are made meanwhile.
-        """
+        """Median time from the end of loading until a batch can be received, of those waited for; 0 if too few."""
         late = self.counted & (self.ready <= 1) & (self.wait > 1e9 * RECEIVE_S)
         if late.sum() < MIN_HELD:
             return 0.0
         return max(0.0, float(np.median((self.asked + self.wait - self.end)[late])) - self.receive_ns())
 
 
-def _shared_out(cpu: Sequence[tuple[int, int]], elapsed: np.ndarray) -> np.ndarray:
-    """(steps,) float64: each step's share of what was computed in the steps that it was asked for with."""
+def _cpu_by_step(cpu: Sequence[tuple[int, int]], elapsed: np.ndarray) -> np.ndarray:
+    """(steps,) float64: CPU time measured over many steps, shared by their length."""
     shares = np.zeros(len(elapsed))
     begin = before = 0
     for end, ns in cpu:
@@ -380,31 +359,35 @@ def _shared_out(cpu: Sequence[tuple[int, int]], elapsed: np.ndarray) -> np.ndarr
     return shares
 
 
-def _company(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """How many other batches were in the making while each was, on average."""
+def _others(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Mean number of other batches that were being loaded while each was."""
     instants = np.concatenate([begin, end])
     order = np.argsort(instants, kind="stable")
     at = instants[order]
     active = np.cumsum(np.where(order < len(begin), 1, -1))
     together = np.concatenate([[0], np.cumsum(active[:-1] * np.diff(at))])
-    company: np.ndarray = (np.interp(end, at, together) - np.interp(begin, at, together)) / np.maximum(1, end - begin)
-    return company - 1
+    others: np.ndarray = (np.interp(end, at, together) - np.interp(begin, at, together)) / np.maximum(1, end - begin)
+    return others - 1
+
+
+def _arrays(times: EpochTimes) -> dict[str, np.ndarray]:
+    values = {each.name: getattr(times, each.name) for each in fields(EpochTimes)}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
 def joined(parts: Iterable[EpochTimes]) -> EpochTimes:
-    """The account of several epochs, of which there must be one, as if they were one."""
+    """Several epochs, at least one, as one."""
     parts = list(parts)
     if len(parts) == 1:
         return parts[0]
-    columns: dict[str, Any] = {}
-    for each in fields(EpochTimes):
-        values = [getattr(part, each.name) for part in parts]
-        columns[each.name] = sum(values) if each.name.endswith("_s") else np.concatenate(values)
-    return EpochTimes(**columns)
+    arrays = [_arrays(part) for part in parts]
+    return EpochTimes(
+        **{name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]},
+        evaluation_s=sum(part.evaluation_s for part in parts),
+        checkpoint_s=sum(part.checkpoint_s for part in parts),
+    )
 
 
 def cut(times: EpochTimes, steps: slice) -> EpochTimes:
-    """The account of some of the steps."""
-    columns: dict[str, Any] = {each.name: getattr(times, each.name) for each in fields(EpochTimes)}
-    arrays = {name: value[steps] for name, value in columns.items() if isinstance(value, np.ndarray)}
-    return EpochTimes(**{**columns, **arrays})
+    """Some of the steps."""
+    return replace(times, **{name: value[steps] for name, value in _arrays(times).items()})  # type: ignore[arg-type]

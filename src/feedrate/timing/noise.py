@@ -1,8 +1,8 @@
 """When two measurements count as different: one rule for sweeps, searches, tune.py and bench.py.
 
-The noise of a rate is twice the standard error of its measurements (epochs, repeats), or, where there are fewer than
-three, of ten blocks of steps within one. Two rates are equal where they differ by less than 3 %, or by no more than
-their noises together, which add up as independent errors do (the root of the sum of their squares).
+The noise of a rate is twice the standard error of its measurements (epochs, repeats); with fewer than three of them,
+that of ten blocks of steps within one. Two rates are equal if they differ by less than 3 %, or by no more than the root
+of the sum of their squared noises.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-FLOOR = 0.03  # rates that differ by less, as a share, are equal: two runs of one command differ by as much
-UNLIKE = 1.10  # times: steps or free cores that differ by more were not measured on the same machine
-FEW = 3  # measurements; fewer do not tell how much they scatter
+FLOOR = 0.03  # rates that differ by less, as a share, are equal: so do two runs of one command
+UNLIKE = 1.10  # factor between steps or free cores above which the machine was not the same
+FEW = 3  # least number of measurements whose scatter is used alone
 BLOCKS = 10  # of the steps of one measurement
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A value, its noise in the same unit, and the share of it that counts as noise in any case."""
+    """A value, its noise in the same unit, and the share of it that always counts as noise."""
 
     value: float
     noise: float = 0.0
@@ -31,18 +33,15 @@ class Measured:
 
     @property
     def least(self) -> float:
-        """Noise at least, in the value's unit."""
+        """Least noise, in the value's unit."""
         return self.floor * abs(self.value)
 
     def __str__(self) -> str:
         return rounded(self.value, max(self.noise, self.least))
 
 
-_Setting = TypeVar("_Setting")
-
-
 def noise(values: Sequence[float], within: float = 0.0) -> float:
-    """Noise of the middle or the mean of some measurements, in their unit.
+    """Noise of the mean or median of some measurements, in their unit.
 
     Args:
         within: noise of a single measurement, from its blocks.
@@ -52,7 +51,7 @@ def noise(values: Sequence[float], within: float = 0.0) -> float:
 
 
 def block_noise(samples: np.ndarray, elapsed: np.ndarray) -> float | None:
-    """Noise of the rate of these steps, as a share of it; None where there are too few of them for blocks.
+    """Noise of the rate of these steps, as a share of it; None if there are too few for blocks.
 
     Args:
         samples, elapsed: (steps,), of each step.
@@ -70,29 +69,22 @@ def same(one: Measured, other: Measured) -> bool:
     return abs(one.value - other.value) <= max(one.least, other.least, math.hypot(one.noise, other.noise))
 
 
-def knee(rates: Mapping[_Setting, Measured], cost: Callable[[_Setting], Any]) -> _Setting:
-    """Where more no longer helps: the cheapest setting whose rate is the highest one, within the noise.
-
-    Args:
-        rates: at least one.
-        cost: of a setting, to be compared.
-    """
+def knee(rates: Mapping[_T, Measured], cost: Callable[[_T], Any]) -> _T:
+    """The cheapest setting whose rate is the highest one, within the noise."""
     best = max(rates.values(), key=lambda rate: rate.value)
     return min((setting for setting, rate in rates.items() if same(rate, best)), key=cost)
 
 
 def ranks(values: Sequence[Measured | None], *, largest: bool) -> list[int | None]:
-    """Place of each value, from 1; those that are equal to the best of the rest share its place."""
-    known = [place for place, value in enumerate(values) if value is not None]
-    known.sort(key=lambda place: values[place].value, reverse=largest)  # type: ignore[union-attr]
+    """Rank of each value, from 1; those equal to the best of the rest share its rank."""
+    known = [(value, place) for place, value in enumerate(values) if value is not None]
+    known.sort(key=lambda pair: pair[0].value, reverse=largest)
     found: list[int | None] = [None] * len(values)
     leader: Measured | None = None
     rank = 0
-    for before, place in enumerate(known):
-        value = values[place]
-        assert value is not None
+    for number, (value, place) in enumerate(known, 1):
         if leader is None or not same(leader, value):
-            leader, rank = value, before + 1
+            leader, rank = value, number
         found[place] = rank
     return found
 

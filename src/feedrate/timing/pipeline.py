@@ -1,7 +1,4 @@
-"""How fast a loader and a training step go together: a model of the pipeline, fed with measured costs.
-
-It answers what another number of workers would do before anyone tries; what to advise is verdict.py's affair.
-"""
+"""A model of loader and training step: how long a batch takes with a given number of workers, from measured costs."""
 
 from __future__ import annotations
 
@@ -12,15 +9,15 @@ from heapq import heapreplace
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What one batch costs, in seconds, on a machine where nobody waits for a core.
+    """What one batch costs, in seconds, where every thread has a core.
 
     Attributes:
-        load: making it, in its worker, batch by batch.
-        step: what the loop does with it, batch by batch: everything but waiting.
-        load_cpu: what of `load` is computing, on average.
-        step_cpu: what all threads of the main process compute for it, on average.
-        receive: what it takes the main process to take it over from a worker.
-        way: what it is on its way before that, while the worker makes the next one.
+        load: loading in a worker, batch by batch.
+        step: everything the training loop does with it except waiting, batch by batch.
+        load_cpu: mean CPU time of `load`.
+        step_cpu: mean CPU time of the main process, all threads.
+        receive: time the main process takes to receive it from a worker.
+        way: time it is in flight before that, while the worker loads the next one.
     """
 
     load: Sequence[float]
@@ -34,56 +31,38 @@ class Costs:
         assert len(self.load) == len(self.step) > 0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How batches are made.
-
-    Attributes:
-        workers: 0 for none.
-        prefetch: batches that each makes ahead.
-        threads: whether they are threads: a free one takes the next batch, whereas processes have theirs dealt out.
-    """
-
-    workers: int
-    prefetch: int = 2
-    threads: bool = False
-
-
-def seconds_per_batch(costs: Costs, plan: Plan, cores: float) -> float:
-    """How long a batch takes in the long run, waiting included.
+def seconds_per_batch(costs: Costs, workers: int, cores: float, prefetch: int = 2, threads: bool = False) -> float:
+    """Mean time of a batch in a long run, waiting included.
 
     Args:
-        cores: how much computing there is at a time; two that share a physical core are less than 2.
+        workers: 0 for loading in the main thread.
+        cores: free cores; two that share a physical core are less than 2.
+        prefetch: batches prefetched by each worker.
+        threads: a free thread takes the next batch; processes take turns.
     """
-    if plan.workers == 0:
+    if workers == 0:
         return (sum(costs.load) + sum(costs.step)) / len(costs.load)
-    alone = _simulated(costs, plan)
-    computing = costs.load_cpu + costs.step_cpu
-    return max(alone, computing / cores)
+    return max(_simulated(costs, workers, prefetch, threads), (costs.load_cpu + costs.step_cpu) / cores)
 
 
-def _simulated(costs: Costs, plan: Plan) -> float:
-    """Batch after batch: when it is asked for, made, taken over and used. Batches arrive in order.
-
-    They pass twice, and the second time counts: then what was made ahead at the start is used up, and every plan is
-    measured by the same batches.
+def _simulated(costs: Costs, workers: int, prefetch: int, threads: bool) -> float:
+    """Simulates two passes over the batches and times the second, in which the batches prefetched at the start are used
+    up.
     """
-    ahead = plan.workers * plan.prefetch
-    issued = [0.0] * ahead  # when batch i, i + ahead, ... was asked for
-    free = [0.0] * plan.workers  # when each worker will be
+    ahead = workers * prefetch
+    issued = [0.0] * ahead  # when batch i, i + ahead, ... was requested
+    free = [0.0] * workers  # when each worker is free
     now = warm = 0.0
     count = len(costs.load)
     for i, (load, step) in enumerate([*zip(costs.load, costs.step, strict=True)] * 2):
         if i == count:
             warm = now
-        asked = issued[i % ahead]
-        if plan.threads:
-            end = max(free[0], asked) + load
+        requested = issued[i % ahead]
+        if threads:
+            end = max(free[0], requested) + load
             heapreplace(free, end)
         else:
-            worker = i % plan.workers
-            end = free[worker] = max(free[worker], asked) + load
-        got = max(now, end + costs.way) + costs.receive
-        issued[i % ahead] = got
-        now = got + step
+            end = free[i % workers] = max(free[i % workers], requested) + load
+        received = issued[i % ahead] = max(now, end + costs.way) + costs.receive
+        now = received + step
     return (now - warm) / count

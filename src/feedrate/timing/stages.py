@@ -1,7 +1,4 @@
-"""What making a batch was spent on, as the worker that made it tells: fetch, decode, transform, collate, hand-over.
-
-A dataset marks its parts with `stage`; when and where batches are made is the loader's affair.
-"""
+"""What a worker spends a batch on: fetch, decode, transform, collate, hand-over. Datasets mark them with `stage`."""
 
 from __future__ import annotations
 
@@ -11,22 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 STAGES = ("fetch", "decode", "transform", "collate", "handover")
-MAIN_THREAD = -1  # stands for no worker
-SAMPLED = 8  # of so many batches one is asked what it computed
-SLOWEST = 20  # samples that are told by name
-clock_ns = time.perf_counter_ns  # the one clock of all accounts
+MAIN_THREAD = -1  # number of a worker: none
+SAMPLED = 8  # CPU time is measured for one batch in so many
+SLOWEST = 20  # samples reported by ID
+clock_ns = time.perf_counter_ns  # the clock of all times; all processes share it
 
 
 class Load(NamedTuple):
-    """The making of one batch; nanoseconds on the clock of time.perf_counter_ns, which all processes share.
-
-    Until somebody asks it is a plain tuple of these values, which costs least: see `Watch.stop`.
+    """The loading of one batch, in nanoseconds of `clock_ns`. Kept as a plain tuple until it is read.
 
     Attributes:
-        begin_ns, end_ns: when.
-        cpu_ns: what of it the thread that made it was computing.
-        number: of the worker, MAIN_THREAD for the main thread of the main process.
-        decode_ns, transform_ns, collate_ns, handover_ns: the time of these stages; all else is fetch.
+        begin_ns, end_ns: start and end.
+        cpu_ns: CPU time of the thread in between.
+        number: of the worker, MAIN_THREAD if loaded in the main thread.
+        decode_ns, transform_ns, collate_ns, handover_ns: time of these stages; the rest is fetch.
     """
 
     begin_ns: int
@@ -44,26 +39,24 @@ class Load(NamedTuple):
 
     @property
     def worker(self) -> int | None:
-        """Number of the worker, None for the main thread of the main process."""
+        """Number of the worker, None for the main thread."""
         return None if self.number == MAIN_THREAD else self.number
 
     @property
     def stages_ns(self) -> tuple[int, ...]:
-        """The time by stage, in the order of STAGES; adds up to end - begin."""
-        others = self[-len(STAGES) + 1 :]
-        return (self.ns - sum(others), *others)
+        """Time by stage, in the order of STAGES; adds up to `ns`."""
+        marked = self[-len(STAGES) + 1 :]
+        return (self.ns - sum(marked), *marked)
 
 
 def stage(name: str) -> _Stage:
-    """`with stage("decode"):` inside `__getitem__` or a transform: what it takes counts as that part of the load.
+    """Counts the time of a `with stage("decode"):` block in `__getitem__` or a transform as that stage of the load.
 
-    Args:
-        name: decode, transform, collate, or fetch, which all that is not marked belongs to.
-
-    Costs half a microsecond; outside of a loader it does nothing. Of parts within one another the inner one counts.
+    Time outside any block is counted as `fetch`; of nested blocks the inner one counts. Does nothing outside of a
+    loader. Costs half a microsecond.
 
     Raises:
-        ValueError: no such stage.
+        ValueError: the name is none of STAGES.
     """
     try:
         return _STAGES[name]
@@ -72,10 +65,9 @@ def stage(name: str) -> _Stage:
 
 
 class Computed:
-    """What a loader's batches compute: asked for the first SAMPLED of them and then for one in so many.
+    """CPU time of a loader's latest measured batch, shared by its threads.
 
-    That goes through the kernel; the others count as computing as much. Its threads share it: what one of them has just
-    been asked for stands for them all.
+    Measuring takes a system call, so the first SAMPLED batches are measured, then one in SAMPLED.
     """
 
     __slots__ = ("count", "ns")
@@ -85,10 +77,9 @@ class Computed:
 
 
 class Watch:
-    """Times the making of a batch in one thread, from `start` to `stop`; that of the next one, too.
+    """Times the loading of batches in one thread, from `start` to `stop`.
 
-    Both run where nothing of them is in the processor's caches, so that each call and each name that they do without
-    counts.
+    Both run with cold caches, so they make as few calls as possible.
     """
 
     __slots__ = ("_around", "_before", "_begin", "_computed", "_mark", "_now", "_outer", "_spent", "running",
@@ -97,16 +88,16 @@ class Watch:
     def __init__(self, around: Watch | None = None) -> None:
         self.running = False
         self.samples_ns: Sequence[int] = ()
-        self._around = around  # of the batch in whose making this one is made
+        self._around = around  # of the batch in whose loading this one is loaded
         self._computed: Computed
-        self._before: int | None = None  # what the thread had computed before this batch, where that is asked for it
+        self._before: int | None = None  # CPU time of the thread at the start, if it is measured
         self._begin = self._mark = self._now = 0
-        self._spent: list[int] | None = None  # until a part is marked, all is the first
+        self._spent: list[int] | None = None  # None until a stage is entered
         self._outer: list[int]
 
     @staticmethod
     def start(computed: Computed) -> Watch:
-        """This thread's, as a batch of the loader of `computed` is about to be made; a new one within another batch."""
+        """Starts this thread's watch, or a new one while a batch is being loaded in this thread."""
         watch = _thread.watch
         if watch.running:
             watch = _thread.watch = Watch(watch)
@@ -118,7 +109,7 @@ class Watch:
         return watch
 
     def stop(self, number: int) -> tuple[int, ...]:
-        """It is made: the values of a Load of the worker of that number, those at its end left out where they are 0."""
+        """Ends a batch of worker `number`; the values of its Load, without stages if none was entered."""
         end, begin, computed = clock_ns(), self._begin, self._computed
         self.running = False
         if self._around is not None:
@@ -133,7 +124,7 @@ class Watch:
         return begin, end, cpu, number, *self._spent[1:]
 
     def end(self) -> None:
-        """It was broken off."""
+        """Ends a batch that failed."""
         self.running = False
         if self._around is not None:
             _thread.watch = self._around
@@ -148,7 +139,7 @@ class Watch:
         self._now = number
 
     def leave(self) -> None:
-        """Of the part that was entered last; does nothing outside of any."""
+        """Leaves the stage that was entered last, if any."""
         if not self._spent or not self._outer:
             return
         now = clock_ns()
@@ -158,29 +149,28 @@ class Watch:
 
 
 def samples_took(ns: Sequence[int]) -> None:
-    """Tells what each sample of the batch that is being made took, in its order, nanoseconds."""
+    """Reports the loading time of each sample of the present batch, in its order, nanoseconds."""
     if _thread.watch.running:
         _thread.watch.samples_ns = ns
 
 
 class Slowest:
-    """The samples that took longest, each by its longest time; exact over any number of workers.
+    """The samples with the longest loading times, each with its longest. Thread-safe; pickled, it is empty again.
 
-    A sample that is not among the longest of the worker that loaded it is not among those of all. Safe to use from
-    several threads; a copy in another process begins anew.
+    Exact over several workers: a sample that is not among the slowest of its worker is not among those of all.
     """
 
     def __init__(self, size: int = SLOWEST) -> None:
         self._size = size
         self._times: dict[int, int] = {}
-        self._least = 0  # what a sample must take at least to come in
+        self._least = 0  # times up to it are not among the longest
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Callable[..., Slowest], tuple[int]]:
         return Slowest, (self._size,)
 
     def add(self, indices: Sequence[int], times_ns: Sequence[int]) -> list[tuple[int, int]]:
-        """Takes in samples; gives those that are among the longest now."""
+        """Adds samples; returns (index, ns) of those that are among the slowest now."""
         if not times_ns or max(times_ns) <= self._least:
             return []
         return [pair for pair in zip(indices, times_ns, strict=True) if pair[1] > self._least and self._put(*pair)]
@@ -197,12 +187,12 @@ class Slowest:
             return index in self._times
 
     def longest(self) -> list[tuple[int, int]]:
-        """(index, ns), the longest first."""
+        """(index, ns), the slowest first."""
         return sorted(self._times.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 class _Stage:
-    """Holds nothing but its number, so that one object serves every thread, also within itself."""
+    """Context manager of a stage; it has no state, so one object serves all threads."""
 
     __slots__ = ("_number",)
 

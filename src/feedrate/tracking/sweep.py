@@ -125,14 +125,21 @@ class SweepRun:
         spaced = "\n".join(line.replace(" |", "\u00a0\u00a0|") if line.startswith("| ") else line for line in lines)
         self._tracker.note(spaced)
 
-    def picture(self, name: str) -> str:
-        """Markdown that shows an artifact in the note."""
-        return f"![{name}](get-artifact?path={name}&run_uuid={RUN_ID})"
+    def job_link(self, text: str, run_id: str | None) -> str:
+        """Markdown that links a job's run; empty where its run or this one is not known in MLflow yet."""
+        if self.url is None or self.run_id is None or run_id is None:
+            return ""
+        return f"[{text}](#{self.url.partition('#')[2].replace(self.run_id, run_id)})"
 
     def best(self, settings: str, metrics: Mapping[str, float]) -> None:
         """Gives the parent's row in the table of runs the settings (in words) and metrics of its best job."""
         self._tracker.tags({"feedrate.best": settings})
         self._tracker.metrics(points(dict(metrics), 0))
+
+
+def picture(path: str) -> str:
+    """Markdown for a run's note that shows one of the run's artifacts."""
+    return f"![{path}](get-artifact?path={path}&run_uuid={RUN_ID})"
 
 
 def _wait_for_uploader(folder: Path) -> None:

@@ -280,7 +280,7 @@ class Trainer:
             return
         verdict = self.account.verdict()
         assert verdict is not None
-        log.info("after epoch %d: %s", self.state.epoch + 1, verdict)
+        log.info("after epoch %d:\n%s", self.state.epoch + 1, verdict)
         self._tell(verdict)
         self._tell = None
 

@@ -1,1 +1,1 @@
-"""Measures loaders: the trials of tune.py, the table of bench.py, and the settings that were found."""
+"""Finds the cheapest loader setting for a model (tune.py), and compares loaders without one (bench.py)."""

@@ -1,42 +1,38 @@
-"""One loader under measurement, in a process of its own, so that its memory and CPU time are its own.
-
-What is measured when, and what becomes of it, is compare.py's affair.
-"""
+"""Measures a loader without a model: with steps of a given length, which sleep."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from itertools import islice
 from typing import Any
 
-from feedrate.errors import UserError
-from feedrate.system.signals import STOPPING, ignore, signals_blocked
+import psutil
+import torch
 
-DIGEST_BATCHES = 16  # the first ones, over whose IDs order_digest goes
-FED_PCT = 2.0  # of waiting at most, where a loader suffices
-COPY_S = 0.2  # of each measurement of the machine's own limits
-_MB = 1e6
+from feedrate.dataset import Data
+from feedrate.loader import ToDevice, setup_of
+from feedrate.timing.ceilings import metrics
+from feedrate.timing.stages import STAGES
+from feedrate.tuning.timed_steps import opened, timed_steps
+
+DIGEST_BATCHES = 16  # the order digest is of the first ones
+COPY_S = 0.2  # of each measurement of the machine's limits
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Taken:
-    """One measurement.
+class Measurement:
+    """One measurement of a loader.
 
     Attributes:
         samples_per_s, mb_per_s, wait_pct: of the steady steps.
-        cpu_s_per_1000: CPU seconds of loader and main process for 1,000 samples.
-        peak_rss_mb: memory of the main process, and what its workers have for themselves.
-        ceiling_samples_per_s: what the loader can make.
-        load_ms: what a batch takes in its worker, the middle one; 0 where unknown.
-        stages_pct: what the load is made of, by stage.
-        sufficient_step_ms: the shortest step that it feeds with FED_PCT of waiting at most, as its costs tell; 0 where
-            unknown.
+        cpu_s_per_1000: CPU seconds of the loader and the main process for 1,000 samples.
+        peak_rss_mb: memory of the main process and own memory of its workers.
+        load_ms: median time of a batch in its worker, 0 if unknown.
+        stages_pct: shares of the load by stage; empty if unknown.
     """
 
     samples_per_s: float
@@ -44,22 +40,20 @@ class Taken:
     wait_pct: float
     cpu_s_per_1000: float
     peak_rss_mb: float
-    ceiling_samples_per_s: float
     load_ms: float
     stages_pct: Mapping[str, float]
-    sufficient_step_ms: float
 
 
 @dataclass(frozen=True)
-class About:
+class LoaderFacts:
     """What is measured.
 
     Attributes:
-        dataset: its name. samples: of the training partition. sample_bytes: of an X and its y, on average.
+        dataset: its name. samples: of the training partition. sample_bytes: mean size of X and y.
         batch_size, workers, engine: of the loader.
-        order_digest: over the first DIGEST_BATCHES batches, empty for a loader without a seed.
-        copy_samples_per_s: at which this machine copies batches from memory to memory, one core.
-        read_samples_per_s: at which it reads the samples' files from one thread, 0 where they are no files.
+        order_digest: of the first DIGEST_BATCHES batches; empty for a loader without a seed.
+        copy_samples_per_s: rate at which one core copies batches in memory.
+        read_samples_per_s: rate at which one thread reads the samples' files, 0 if they are no files.
     """
 
     dataset: str
@@ -73,164 +67,70 @@ class About:
     read_samples_per_s: float
 
 
-class Subject:
-    """A loader in a process of its own.
+def facts_of(node: Mapping[str, Any], data: Data, seed: int) -> LoaderFacts:
+    """Loads the first batches of a conf/loader node, and measures this machine's limits for such ones."""
+    nbytes, samples, digest = 0, 0, ""
+    with opened(node, data, seed, CPU) as loader:
+        count = min(DIGEST_BATCHES, len(loader))
+        for number, batch in enumerate(islice(ToDevice(loader, CPU), count), 1):
+            X, nbytes, samples = batch.X, nbytes + batch.info.nbytes, samples + len(batch.X)
+            if number == count:
+                digest = loader.order_digest()
+        return LoaderFacts(
+            dataset=data.name,
+            samples=len(loader.dataset),
+            sample_bytes=nbytes / samples,
+            batch_size=loader.batch_size or 1,
+            workers=loader.num_workers,
+            engine=loader.engine,
+            order_digest=digest,
+            copy_samples_per_s=_copy_rate(X),
+            read_samples_per_s=_read_rate(loader.dataset),
+        )
 
-    Args:
-        config: resolved, with dataset, loader and seed.
+
+def measure(node: Mapping[str, Any], data: Data, seed: int, step_ms: float, seconds: float) -> Measurement:
+    """Measures the loader of a conf/loader node with steps of that length; 0 for the loader alone.
 
     Raises:
-        UserError: the configuration or the data is wrong; also from its methods.
+        UserError: it cannot be built, or a sample fails.
     """
+    samples, cpu_s = 0, 0.0
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        # no daemon, since those may have no children: the loader's workers
-        self._process = context.Process(target=_serve, args=(dict(config), other))
-        with signals_blocked(signal.SIGHUP):
-            resource_tracker.ensure_running()  # in its start it makes signals heard again that are `unheard`
-        with signals_blocked(*STOPPING):  # they are for the main process, which ends this one
-            self._process.start()
-        other.close()
+    def step(batch: Any) -> None:
+        nonlocal samples
+        samples += len(batch.X)
+        if step_ms:
+            time.sleep(step_ms / 1e3)
 
-    def about(self) -> About:
-        """Waits until the loader runs."""
-        found: About = self._answer()
-        return found
+    def warmed_up() -> None:
+        nonlocal samples, cpu_s
+        samples, cpu_s = 0, _cpu_s()
 
-    def measure(self, step_ms: float, seconds: float) -> Taken:
-        """With steps of that length, which sleep."""
-        found: Taken = self._answer((step_ms, seconds))
-        return found
-
-    def _answer(self, asked: tuple[float, float] | None = None) -> Any:
-        try:
-            if asked is not None:
-                self._connection.send(asked)
-            found = self._connection.recv()
-        except (EOFError, ConnectionError):
-            self._process.join()
-            raise UserError(
-                f"the process of a loader ended with exit code {self._process.exitcode}; "
-                "loader.num_workers=0 shows which sample made it end"
-            ) from None
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def close(self) -> None:
-        """Ends the process and its workers."""
-        with contextlib.suppress(OSError):
-            self._connection.send(None)
-        self._connection.close()
-        self._process.join(timeout=10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-
-# ---------------------------------------------------------------------------------------------------------
-# in that process
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _serve(config: dict[str, Any], connection: Connection) -> None:
-    ignore(STOPPING)
-    import logging
-
-    import torch
-
-    logging.getLogger("feedrate").setLevel(logging.ERROR)
-    from feedrate.config import timeout_of
-    from feedrate.dataset import build_data
-    from feedrate.loader import build_loaders, close_loaders
-
-    loaders: dict[str, Any] = {}
-    try:
-        data = build_data(config["dataset"], config["seed"], timeout=timeout_of(config["loader"]))
-        loaders = build_loaders(config["loader"], data, config["seed"], torch.device("cpu"))
-        loader = loaders["train"]
-        batches = _Batches(loader)
-        connection.send(_look(data.name, loader, batches))
-        while (asked := connection.recv()) is not None:
-            connection.send(_taken(batches, *asked))
-    except EOFError:  # whoever asked is gone
-        pass
-    except Exception as error:
-        told = error if isinstance(error, UserError) else UserError(f"{type(error).__name__}: {error}")
-        with contextlib.suppress(OSError):  # whoever asked is gone
-            connection.send(told)
-    finally:
-        close_loaders(loaders, at_once=True)
-
-
-class _Batches:
-    """The batches of one epoch after another, timed by whichever clock is set."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-        self.clock: Any = None
-        self._each = self._endless()
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._each
-
-    def lap(self, phase: str) -> None:
-        """As Clock's."""
-        if self.clock is not None:
-            self.clock.lap(phase)
-
-    def epoch(self) -> Any:
-        """As Clock's, of the clock that is set."""
-        return self.clock.epoch()
-
-    def _endless(self) -> Iterator[Any]:
-        import torch
-
-        from feedrate.loader import ToDevice
-
-        while True:
-            yield from ToDevice(self.loader, torch.device("cpu"), self)  # type: ignore[arg-type]
-
-
-def _look(name: str, loader: Any, batches: _Batches) -> About:
-    """The first batches, and this machine's own limits for such ones."""
-    nbytes = samples = 0
-    digest = ""
-    count = min(DIGEST_BATCHES, len(loader))
-    for number, batch in enumerate(batches, 1):
-        nbytes, samples = nbytes + batch.info.nbytes, samples + len(batch.X)
-        if number == count:
-            digest = loader.order_digest()
-            X = batch.X
-            break
-    each = nbytes / samples
-    return About(
-        dataset=name,
-        samples=len(loader.dataset),
-        sample_bytes=each,
-        batch_size=loader.batch_size or 1,
-        workers=loader.num_workers,
-        engine=loader.engine,
-        order_digest=digest,
-        copy_samples_per_s=_copied(X),
-        read_samples_per_s=_read(loader.dataset),
+    with opened(node, data, seed, CPU) as loader:
+        times = timed_steps(loader, CPU, step, seconds, warmed_up=warmed_up)
+        spent_s, memory_mb, found = _cpu_s() - cpu_s, _memory_mb(), metrics(times, setup_of(loader))
+    return Measurement(
+        samples_per_s=found["loader/samples_per_s"],
+        mb_per_s=found["loader/mb_per_s"],
+        wait_pct=found["loader/wait_pct"],
+        cpu_s_per_1000=1000 * spent_s / samples,
+        peak_rss_mb=memory_mb,
+        load_ms=found.get("loader/load_ms_p50", 0.0),
+        stages_pct={stage: found[f"loader/{stage}_pct"] for stage in STAGES if f"loader/{stage}_pct" in found},
     )
 
 
-def _copied(X: Any) -> float:
-    import torch
-
-    into, count, begin = torch.empty_like(X), 0, time.perf_counter()
+def _copy_rate(X: Any) -> float:
+    target, count, begin = torch.empty_like(X), 0, time.perf_counter()
     while (spent := time.perf_counter() - begin) < COPY_S:
-        into.copy_(X)
+        target.copy_(X)
         count += len(X)
     return count / spent
 
 
-def _read(dataset: Any) -> float:
-    """Samples per second of nothing but opening files and reading them, the first 500 again and again."""
+def _read_rate(dataset: Any) -> float:
+    """Samples per second of opening and reading the first 500 files again and again."""
     path, names = getattr(dataset, "path", None), getattr(dataset, "list_IDs", None)
     if not callable(path) or names is None:
         return 0.0
@@ -238,7 +138,7 @@ def _read(dataset: Any) -> float:
     memory, count, begin = bytearray(1 << 24), 0, time.perf_counter()
     try:
         while (spent := time.perf_counter() - begin) < COPY_S:
-            with open(paths[count % len(paths)], "rb", buffering=0) as file:  # noqa: PTH123 - the quickest way
+            with open(paths[count % len(paths)], "rb", buffering=0) as file:  # noqa: PTH123 - the fastest way
                 file.readinto(memory)
             count += 1
     except OSError:  # samples are no files of their own
@@ -246,84 +146,18 @@ def _read(dataset: Any) -> float:
     return count / spent
 
 
-def _taken(batches: _Batches, step_ms: float, seconds: float) -> Taken:
-    import torch
-
-    from feedrate.loader import setup_of
-    from feedrate.timing import Clock
-    from feedrate.timing.ceilings import metrics
-    from feedrate.timing.epoch_times import MIN_STEPS
-    from feedrate.timing.stages import STAGES
-
-    loader = batches.loader
-    setup = setup_of(loader)
-    warmup = 2 * setup.workers * setup.prefetch + 2
-    clock = batches.clock = Clock(torch.device("cpu"), warmup)
-    begin = time.perf_counter()
-    number, samples, cpu, from_ = -1, 0, _cpu_s(), begin
-    for batch in batches:
-        number += 1
-        if step_ms:
-            time.sleep(step_ms / 1e3)
-        count, info = len(batch.X), batch.info
-        del batch  # as in Trainer._train; enumerate() would keep it, too
-        clock.step(count, info.nbytes, info.timing)
-        samples += count
-        if number == warmup:
-            samples, cpu, from_ = 0, _cpu_s(), time.perf_counter()
-        if number >= warmup + MIN_STEPS and time.perf_counter() - from_ >= seconds:
-            break
-    spent_cpu = _cpu_s() - cpu
-    batches.clock = None
-    times = clock.epoch()
-    found = metrics(times, setup)
-    return Taken(
-        samples_per_s=found["loader/samples_per_s"],
-        mb_per_s=found["loader/mb_per_s"],
-        wait_pct=found["loader/wait_pct"],
-        cpu_s_per_1000=1000 * spent_cpu / samples,
-        peak_rss_mb=_memory_mb(),
-        ceiling_samples_per_s=found.get("loader/ceiling_samples_per_s", found["loader/samples_per_s"]),
-        load_ms=found.get("loader/load_ms_p50", 0.0),
-        stages_pct={stage: found[f"loader/{stage}_pct"] for stage in STAGES if f"loader/{stage}_pct" in found},
-        sufficient_step_ms=_sufficient(times, setup) if times.known else 0.0,
-    )
-
-
-def _sufficient(times: Any, setup: Any) -> float:
-    """By the model of timing/pipeline.py: with which step a batch takes FED_PCT longer than the step at most."""
-    from feedrate.timing.pipeline import Plan, seconds_per_batch
-    from feedrate.timing.remedies import costs_of, with_step
-
-    costs, plan = costs_of(times, setup), Plan(setup.workers, setup.prefetch, setup.threads)
-    low, high = 0.0, 100 * max(1e-6, sum(costs.load) / len(costs.load) + costs.receive)
-    for _ in range(30):
-        middle = (low + high) / 2
-        if seconds_per_batch(with_step(costs, middle), plan, setup.cores) <= (1 + FED_PCT / 100) * middle:
-            high = middle
-        else:
-            low = middle
-    return 1e3 * high
-
-
 def _cpu_s() -> float:
-    import psutil
-
-    own = psutil.Process()
-    total = 0.0
+    own, total = psutil.Process(), 0.0
     for process in [own, *own.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            total += times.user + times.system
+            total += sum(process.cpu_times()[:2])
     return total
 
 
 def _memory_mb() -> float:
-    import psutil
-
     own = psutil.Process()
-    total = own.memory_info().rss / _MB
+    total = own.memory_info().rss
     for process in own.children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().uss / _MB
-    return float(total)
+            total += process.memory_full_info().uss
+    return float(total / 1e6)

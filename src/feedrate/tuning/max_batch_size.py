@@ -1,68 +1,51 @@
-"""The largest batch that fits: doubled until memory, the number of samples or the time for it says no.
-
-A larger batch is another training; whether that is wanted is the user's to say (tune.batch_size).
-"""
+"""The largest batch that fits: doubled until memory, the number of samples or the time sets a limit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-NEAR = 0.8  # of the memory that is free: no batch is tried that is expected to take more
+NEAR = 0.8  # share of the free main memory that a batch may be expected to take
 _PROCESS = Path("/proc/self")
-
-
-@dataclass(frozen=True)
-class Largest:
-    """What came of it.
-
-    Attributes:
-        batch_size: the largest one that was tried and fits.
-        ended_by: why the next one was not, in words.
-    """
-
-    batch_size: int
-    ended_by: str
 
 
 def largest_batch(
     fits: Callable[[int], bool], batch_size: int, samples: int, free_bytes: int | None, seconds: float
-) -> Largest:
-    """Doubles the batch as long as it fits.
+) -> tuple[int, str]:
+    """Doubles the batch size as long as it fits; returns the largest, and why the next one was not tried or kept.
 
     Args:
-        fits: trains on some batches of a size; False: a device's memory is too small for it.
-        batch_size: that is there; it is tried, too, to see what a larger one will take.
+        fits: trains on some batches of a size; False: the device's memory is too small.
+        batch_size: to begin with.
         samples: of the training partition.
-        free_bytes: of the main memory, None where that is not known.
-        seconds: that all attempts may take together, about.
+        free_bytes: of the main memory, None if unknown.
+        seconds: for all attempts, about.
     """
     begin = time.perf_counter()
     reached, following = batch_size, batch_size
     while True:
         with _grown() as grown:
             if not fits(following):
-                return Largest(reached, f"the device's memory is too small for {following}")
+                return reached, f"the device's memory is too small for {following}"
         reached, following = following, 2 * following
         if following > samples:
-            return Largest(reached, f"there are {samples:,} samples")
-        # what a batch takes, and so the time for it, doubles with its size
+            return reached, f"there are {samples:,} samples"
+        # memory and time double with the batch size
         if free_bytes is not None and 2 * grown[0] > NEAR * free_bytes:
-            return Largest(reached, f"{following} would need about {2 * grown[0] / 1e6:,.0f} MB of main memory")
+            return reached, f"{following} would need about {2 * grown[0] / 1e6:,.0f} MB of main memory"
         if 2 * (time.perf_counter() - begin) > seconds:
-            return Largest(reached, f"there is no time to try {following}")
+            return reached, f"there is no time to try {following}"
 
 
 @contextmanager
 def _grown() -> Iterator[list[int]]:
-    """Gives, at its end, the bytes by which this process's memory was larger meanwhile than before."""
+    """At its end the list holds the bytes by which this process's memory grew at most."""
     before = psutil.Process().memory_info().rss
-    with suppress(OSError):  # not Linux, or not allowed: the highest of all time counts, which is on the safe side
+    with suppress(OSError):  # elsewhere than on Linux the peak is that of all time, which is on the safe side
         (_PROCESS / "clear_refs").write_text("5")
     grown = [0]
     yield grown
@@ -70,7 +53,7 @@ def _grown() -> Iterator[list[int]]:
 
 
 def _peak() -> int:
-    """Highest resident memory, bytes.
+    """Peak resident memory, bytes.
 
     Source: Linux kernel documentation, filesystems/proc.rst (clear_refs, VmHWM).
     """

@@ -1,43 +1,36 @@
-"""A model that trains on what a loader gives, for as long as is asked, to see how fast the two go together.
-
-Which settings are tried is tune.py's affair; a real training is loop.py.
-"""
+"""Trains a throwaway model with a setting of the loader, to see how fast the two go together."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
-from feedrate.loader import TRAITS, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
+from feedrate.loader import TRAITS, setup_of
 from feedrate.loader.device import has_streams
 from feedrate.system.device_errors import out_of_memory
 from feedrate.task.task import Task
-from feedrate.timing import Clock, EpochTimes
-from feedrate.timing.epoch_times import MIN_STEPS, Setup, cut
+from feedrate.timing import EpochTimes
+from feedrate.timing.epoch_times import Setup
 from feedrate.trainer.assemble import build_model, build_optimizer
 from feedrate.trainer.device import choose_precision
 from feedrate.trainer.forward import Forward
+from feedrate.tuning.timed_steps import opened, timed_steps
 
-MEASURED = 10  # batches that the engine `auto` makes to decide, and hands out without anybody waiting for them
-
-SPARE = 0.1  # of the device's memory that the largest batch leaves free
-STALL_S, STALL = 0.5, 20  # a step takes longer than so many seconds, and so many times the middle one
+SPARE = 0.1  # share of the device's memory that the largest batch leaves free
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a loader loads, as far as it is tuned."""
+    """What is tuned of a loader."""
 
     num_workers: int
     prefetch_factor: int = 2
@@ -46,7 +39,7 @@ class Setting:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """As keys of the loader; pin_memory None leaves it as it is."""
+        """Keys of the loader; pin_memory None leaves that key as it is."""
         pinned = {} if self.pin_memory is None else {"pin_memory": self.pin_memory}
         if not self.num_workers:
             return {"num_workers": 0, "engine": "auto", "prefetch_factor": None, **pinned}
@@ -60,7 +53,7 @@ class Setting:
 
     @property
     def cost(self) -> tuple[int, bool, int, bool]:
-        """What is lower needs less: CPU first, then memory, of which a process has its own."""
+        """Orders settings: fewer workers first, then less memory, of which each process has its own."""
         return self.num_workers, TRAITS[self.engine].has_processes, self.prefetch_factor, self.pin_memory is not False
 
     def __str__(self) -> str:
@@ -69,19 +62,19 @@ class Setting:
             return f"no workers{pinned}"
         kind = {"auto": "worker"}.get(self.engine, self.engine)
         plural = ("es" if kind.endswith("s") else "s") if self.num_workers > 1 else ""
-        return f"{self.num_workers} {kind}{plural}, {self.prefetch_factor} batches ahead each{pinned}"
+        return f"{self.num_workers} {kind}{plural}, {self.prefetch_factor} prefetched each{pinned}"
 
 
 class TrialRunner:
-    """A model that trains on what a loader gives; its weights are nobody's.
+    """Runs trials with a throwaway model.
 
     Args:
-        node: conf/loader; what a setting does not name is taken from it.
+        node: conf/loader; a setting overrides its keys.
 
     Attributes:
-        may_be_threads: whether threads may load this dataset; known when there was a run without workers.
+        node: conf/loader in use; `fits` changes its batch size.
+        may_be_threads: whether the dataset allows threads; known after a run without workers.
         pins: whether batches are copied through page-locked memory unless a setting says otherwise.
-        node: conf/loader as it is used.
     """
 
     def __init__(
@@ -97,16 +90,15 @@ class TrialRunner:
         self._data, self.node, self._seed, self.device = data, node, seed, device
         self.may_be_threads = False
         self.pins = has_streams(device) and node["pin_memory"] in ("auto", True)
-        precision = choose_precision(config.precision, device)
-        self._model = build_model(model, data, device, config.channels_last)
+        precision, last = choose_precision(config.precision, device), config.channels_last
+        self._model = build_model(model, data, device, last)
         self._optimizer = build_optimizer(optimizer, self._model, device)
-        last = config.channels_last
         self._forward = Forward(self._model, data, device, precision, config.compile, channels_last=last)
         self._task = Task(data.targets, config.label_smoothing, top5=False)
         self._model.train()
 
     def step(self, X: Tensor, y: Tensor) -> Tensor:
-        """Trains on a batch on the device, X as loaded; its loss."""
+        """Trains on a batch on the device; returns its loss."""
         loss = self._task.loss(self._forward(X), y)
         loss.backward()
         self._optimizer.step()
@@ -114,39 +106,29 @@ class TrialRunner:
         return loss
 
     def run(self, setting: Setting, seconds: float, until: float = float("inf")) -> tuple[EpochTimes, Setup]:
-        """The account of so many seconds of training with a loader of that setting, warm-up left out.
-
-        Args:
-            until: instant of time.perf_counter at which it ends in any case, with one steady step or more.
+        """Trains with a setting for some seconds after a warm-up; see `timed_steps`.
 
         Raises:
-            UserError: there is no room for it, or a sample or the model fails.
+            UserError: too little memory, or a sample or the model fails.
         """
-        loaders = self._loaders(setting.overrides)
-        loader = loaders["train"]
-        clock = Clock(self.device, 1)
-        try:
-            start_loaders(loaders, ("train",), self._data, later=("validation",))
-            warm = _trained(self, loader, clock, seconds, until)
+        with self._opened(setting.overrides, later=("validation",)) as loader:
+            try:
+                times = timed_steps(loader, self.device, lambda batch: self.step(batch.X, batch.y), seconds, until)
+            except RuntimeError as error:
+                if (explained := self._forward.explained(error)) is None:
+                    raise
+                raise explained from error
             self.may_be_threads = self.may_be_threads or loader.threadable
-            return _without_stalls(cut(clock.epoch(), slice(warm, None))), setup_of(loader)
-        except RuntimeError as error:
-            if (told := self._forward.explained(error)) is None:
-                raise
-            raise told from error
-        finally:
-            # a thread that still loads would keep the next workers from being forked
-            close_loaders(loaders, at_once=not loader.traits.shares_interpreter)
+            return times, setup_of(loader)
 
     def fits(self, batch_size: int) -> bool:
-        """Trains on two batches of that size, which stays; False: the device's memory is too small for it and a tenth
-        that stays free, for what other batches and other programs need.
+        """Trains on two batches of that size, and keeps it; False: they leave less than a tenth of the device's memory.
 
         Raises:
             UserError: a sample or the model fails.
         """
-        former = self.node
-        self.node = {**former, "batch_size": batch_size}
+        before = self.node
+        self.node = {**before, "batch_size": batch_size}
         room = _room(self.device)
         try:
             self.run(Setting(0), 0.0, until=0.0)
@@ -157,86 +139,31 @@ class TrialRunner:
             self._optimizer.zero_grad(set_to_none=True)
             fits = False
         if not fits:
-            self.node = former
+            self.node = before
         return fits
 
-    def digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
-        """Of the order of the first batches and of what they hold, with keys of the loader changed.
-
-        The second is empty where it cannot be told.
-        """
+    def digests(self, setting: Setting, batches: int) -> tuple[str, str]:
+        """Order digest and content digest of the first batches; the second is empty where it cannot be computed."""
         try:
-            return self._digests({**overrides, "content_digest": True}, batches)
-        except UserError:  # they hold something without a definite content
-            return self._digests(overrides, batches)
-
-    def _loaders(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """Without the notes on settings that nobody has chosen."""
-        log = logging.getLogger("feedrate")
-        level = log.level
-        log.setLevel(logging.WARNING)
-        try:
-            return build_loaders({**self.node, **overrides}, self._data, self._seed, self.device)
-        finally:
-            log.setLevel(level)
+            return self._digests({**setting.overrides, "content_digest": True}, batches)
+        except UserError:  # values without a definite content
+            return self._digests(setting.overrides, batches)
 
     def _digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
-        loaders = self._loaders(overrides)
-        loader = loaders["train"]
-        try:
-            start_loaders(loaders, ("train",), self._data)
+        with self._opened(overrides) as loader:
             for _ in islice(loader, batches):
                 pass
             return loader.order_digest(), loader.content_digest() or ""
-        finally:
-            close_loaders(loaders, at_once=not loader.traits.shares_interpreter)
+
+    def _opened(self, overrides: Mapping[str, Any], later: tuple[str, ...] = ()) -> AbstractContextManager[Any]:
+        return opened({**self.node, **overrides}, self._data, self._seed, self.device, later)
 
 
 def _room(device: torch.device) -> int | None:
-    """Bytes of the device's memory that are free or this process's own; None where that is not known.
-
-    The peak of what is reserved is counted from now on.
-    """
+    """Bytes of the device's memory that are free or reserved by this process; None if unknown. Resets the peak."""
     if not has_streams(device):
         return None
     torch.accelerator.synchronize(device)
     torch.accelerator.empty_cache()
     torch.accelerator.reset_peak_memory_stats(device)
     return int(torch.accelerator.get_memory_info(device)[0]) + int(torch.accelerator.memory_reserved(device))
-
-
-def _trained(bed: TrialRunner, loader: Any, clock: Clock, seconds: float, until: float) -> int:
-    """Trains for `seconds` after the warm-up; how many steps that took: each worker's first batch, and a few more."""
-    warm: int = loader.num_workers + 3 + (MEASURED if loader.traits.prefetches else 0)
-    begin = steady_from = time.perf_counter()
-    steps = 0
-    clock.begin()
-    for batch in _endless(loader, bed.device, clock):
-        steps += 1  # noqa: SIM113
-        bed.step(batch.X, batch.y)
-        samples, info = len(batch.X), batch.info
-        del batch  # as in Trainer._train; enumerate() would keep it, too
-        clock.step(samples, info.nbytes, info.timing)
-        now = time.perf_counter()
-        if steps < warm and now - begin >= seconds:  # long steps need no more
-            warm = steps
-        if steps == warm:
-            clock.settle()
-        if steps <= warm:
-            steady_from = now
-        elif now >= until or (steps >= warm + MIN_STEPS and now - steady_from >= seconds):
-            break
-    return warm
-
-
-def _without_stalls(times: EpochTimes) -> EpochTimes:
-    """The account, in which steps do not count for which the whole machine stood still, as a virtual one does that is
-    paused: they took far longer than any other, their wait left out.
-    """
-    stalled = times.work > max(1e9 * STALL_S, STALL * float(np.median(times.work)))
-    return replace(times, steady=times.steady & ~stalled)
-
-
-def _endless(loader: Any, device: torch.device, clock: Clock) -> Iterator[Any]:
-    while True:
-        yield from ToDevice(loader, device, clock)

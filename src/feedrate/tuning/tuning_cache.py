@@ -1,12 +1,7 @@
-"""Tuned settings that are remembered for a dataset, a model and this machine: outputs/tuned/KEY.json.
-
-tune.py writes them and uses them again; a run with loader=tuned takes the one that was found for its own dataset and
-model. What is tuned is tune.py's affair.
-"""
+"""Tuned settings by dataset, model and machine: outputs/tuned/KEY.json, written by tune.py, read by loader=tuned."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import platform
@@ -24,18 +19,19 @@ FOLDER = ROOT / "outputs/tuned"
 OPTION = "tuned"  # of the group loader
 TUNED = ("num_workers", "engine", "prefetch_factor", "pin_memory")
 _COMPUTING = ("device", "precision", "compile", "num_threads", "channels_last", "matmul_precision", "deterministic")
+_REMEDY = "make room there or fix its permissions"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remembered:
-    """A setting that was found.
+    """A tuned setting.
 
     Attributes:
         date: of the tuning.
-        words: the setting, and what it reached.
+        words: the setting and its rate.
         data_digest: of the data then.
         overrides: keys of the loader.
-        option: the text of the file that was written.
+        option: text of the option's file.
     """
 
     date: str
@@ -46,12 +42,12 @@ class Remembered:
 
 
 def sought(overrides: Iterable[str]) -> list[str]:
-    """Those of the overrides that set what tune.py finds."""
-    return [one for one in overrides if one.partition("=")[0].lstrip("+") in {f"loader.{name}" for name in TUNED}]
+    """The overrides of keys that are tuned."""
+    return [one for one in overrides if one.partition("=")[0].lstrip("+~") in {f"loader.{key}" for key in TUNED}]
 
 
 def recall(config: Mapping[str, Any], folder: Path = FOLDER) -> Remembered | None:
-    """What is remembered for this configuration on this machine.
+    """The tuned setting of this configuration on this machine, if any.
 
     Args:
         config: resolved, with the groups dataset, loader, model and trainer.
@@ -63,32 +59,23 @@ def recall(config: Mapping[str, Any], folder: Path = FOLDER) -> Remembered | Non
 
 
 def check_folder(folder: Path = FOLDER) -> None:
-    """That something can be remembered.
+    """Checks that the cache can be written.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: it cannot.
     """
-    with _told(folder):
+    with told(str(folder), _REMEDY):
         check_place(folder / "any")
 
 
 def remember(config: Mapping[str, Any], found: Remembered, folder: Path = FOLDER) -> None:
-    """Keeps it, in the place of an earlier one.
+    """Stores a tuned setting.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    with _told(folder):
+    with told(str(folder), _REMEDY):
         replace_shared_file(_path(config, folder), json.dumps(asdict(found), indent=2))
-
-
-def data_and_model(config: Mapping[str, Any]) -> str:
-    """Hash by which a data set with a model is known, 16 hexadecimal digits."""
-    return _hash({"dataset": _dataset(config), "model": config["model"]})
-
-
-def _told(folder: Path) -> contextlib.AbstractContextManager[None]:
-    return told(str(folder), "what is found is kept there, so make room, or mend the folder")
 
 
 def take(
@@ -98,23 +85,20 @@ def take(
     folder: Path = FOLDER,
     written: Path | None = None,
 ) -> str:
-    """Gives a run with loader=tuned the setting of its own dataset and model; what to say of it, empty for nothing.
-
-    A key of the setting that was typed is a person's own word, so then nothing is taken.
+    """Applies the tuned setting of a run with loader=tuned, unless one of its keys was typed; returns a message.
 
     Args:
         config: resolved; its group loader is changed.
         choices: option of each group.
         overrides: as typed.
-        written: the file in which the run's folder keeps its configuration, changed as well.
+        written: the configuration file in the run folder, changed as well.
     """
-    typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    if choices.get("loader") != OPTION or typed & {f"loader.{key}" for key in TUNED}:
+    if choices.get("loader") != OPTION or sought(overrides):
         return ""
     if (found := recall(config, folder)) is None:
         return (
-            "note: loader=tuned was not tuned for this dataset, model and machine; src/tune.py with the same dataset, "
-            "model and loader finds what is"
+            "note: loader=tuned was not tuned for this dataset, model and machine; run src/tune.py with the same "
+            "dataset, model and loader"
         )
     config["loader"] = {**config["loader"], **found.overrides}
     if written is not None and written.is_file():
@@ -129,22 +113,15 @@ def _path(config: Mapping[str, Any], folder: Path) -> Path:
 
     from feedrate.system.cores import usable_cores
 
-    about = {
-        "dataset": _dataset(config),
+    dataset = {key: value for key, value in config["dataset"].items() if key != "name"}
+    if dataset.get("root"):
+        dataset["root"] = str(resolve_path(dataset["root"]))
+    key = {
+        "dataset": dataset,
         "model": config["model"],
         "loader": {key: value for key, value in config["loader"].items() if key not in TUNED},
         "trainer": {key: config["trainer"][key] for key in _COMPUTING if key in config["trainer"]},
         "machine": [platform.node(), usable_cores(), psutil.virtual_memory().total],
     }
-    return folder / f"{_hash(about)}.json"
-
-
-def _dataset(config: Mapping[str, Any]) -> dict[str, Any]:
-    dataset = {key: value for key, value in config["dataset"].items() if key != "name"}
-    if dataset.get("root"):
-        dataset["root"] = str(resolve_path(dataset["root"]))
-    return dataset
-
-
-def _hash(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    return folder / f"{digest[:16]}.json"

@@ -21,8 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from feedrate.cli.launch import plain
 from feedrate.config import TrainConfig, check
-from feedrate.reporting.sweep_results import settings
-from feedrate.reporting.sweep_table import columns
+from feedrate.reporting.sweep_results import columns, settings
 from feedrate.runs.provenance import command_line, job_id
 from feedrate.system.secrets import learn, masked
 from feedrate.tuning.tuning_cache import take

@@ -16,11 +16,12 @@ from typing import Any, Literal
 from feedrate.config import ROOT
 from feedrate.errors import UserError
 from feedrate.reporting.sweep_results import read_summary
-from feedrate.runs.provenance import changes, command_line, flat
+from feedrate.runs.provenance import changes, command_line
 from feedrate.runs.run_folder import RunFolder, living_owner
 from feedrate.system.atomic_write import atomic_write
 from feedrate.system.folder import file_lock
 from feedrate.system.secrets import masked
+from feedrate.system.text import flatten
 from feedrate.tracking.journal import SILENT_END
 from hydra_plugins.feedrate_launcher._freeze import Job
 
@@ -99,7 +100,7 @@ def description(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]
     typed = [override for override in overrides if not override.startswith("sweep.")]
     values: dict[str, list[str]] = {}
     for job in jobs:
-        for key, value in flat(asdict(job.config)).items():
+        for key, value in flatten(asdict(job.config)).items():
             if not key.startswith(_OF_ONE_START):
                 values.setdefault(key, []).append(str(value))
     settings = {key: ", ".join(dict.fromkeys(of_jobs)) for key, of_jobs in values.items()}

@@ -18,7 +18,7 @@ from feedrate.runs.provenance import command_line
 from feedrate.runs.run_folder import RunFolder, living_owner
 from feedrate.system.secrets import mask_files
 from feedrate.tracking.journal import JOB_TAG
-from feedrate.tracking.sweep import NOTE_CHARACTERS, Plan, SweepRun, open_sweep
+from feedrate.tracking.sweep import NOTE_CHARACTERS, Plan, SweepRun, open_sweep, picture
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._lock import Attempt, SweepLock, attempt, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._running import Jobs, Next, SweepInterruption
@@ -170,6 +170,9 @@ class Sweep:
         if self._parent is None:
             return
         report, results = self.about.report, self._ordered()
+        best = report.best(results)
+        link = self._parent.job_link("best job", best.run_id) if best is not None else ""
+        pictures = "\n\n".join(filter(None, [link, pictures]))
         text = report.table(results, pictures=pictures)
         self._parent.note(
             text if len(text) < _NOTE_CHARACTERS else report.table(results, rows=_TABLE_ROWS, pictures=pictures)
@@ -182,12 +185,11 @@ class Sweep:
                 paths = self.about.report.write(self._ordered(), self.folder)
                 print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {self.folder}", flush=True)
                 if self._parent is not None:
-                    self._note(" ".join(self._parent.picture(p.name) for p in paths if p.suffix == ".png"))
+                    self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
                     for path in paths:
                         self._parent.artifact(path)
-                    settings, metrics = self.about.report.best(self._ordered())
-                    if metrics:
-                        self._parent.best(settings, metrics)
+                    if (best := self.about.report.best(self._ordered())) is not None:
+                        self._parent.best(best.settings, best.metrics)
         finally:
             if self._parent is not None:
                 self._parent.end(status, reason)

@@ -1,22 +1,18 @@
-"""Hydra's sweeper that searches: Optuna proposes settings, the launcher of this repository runs each as a job.
+"""Hydra's sweeper that searches: Optuna proposes settings, and the launcher of this repository runs each as a job.
 
-What is searched stands under hydra.sweeper, best in a file in conf/experiment/; docs/sweeps.md tells more.
+The search stands under hydra.sweeper, best in a file in conf/experiment/; see docs/sweeps.md.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-if TYPE_CHECKING:
-    from hydra_plugins.feedrate_launcher import FeedrateLauncher
-    from hydra_plugins.feedrate_optuna._search import Searching
-
-# Hydra imports this module at the start of every command: what costs time is imported by `sweep`.
+# Hydra imports this module at the start of every command: slow imports stand in the methods.
 
 
 class OptunaSweeper(Sweeper):
@@ -36,30 +32,30 @@ class OptunaSweeper(Sweeper):
         )
         if not isinstance(launcher, FeedrateLauncher):
             name = type(launcher).__name__
-            raise UserError(f"hydra/sweeper=optuna works with hydra/launcher=feedrate only, and not with {name}")
+            raise UserError(f"hydra/sweeper=optuna with hydra/launcher={name}: must be hydra/launcher=feedrate")
         self.launcher: FeedrateLauncher = launcher
         self.config = config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Goes on with the study of that name, or begins it; returns when it has all its trials.
+        """Continues the study of that name, or begins it; returns when it has all its trials.
 
         Raises:
-            UserError: a setting is wrong, or the study is of another search; no job has begun then. Or a trial failed.
+            UserError: a setting is wrong or the study belongs to another search, before any job; or a trial failed.
             KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal, when the running jobs have ended.
         """
         from hydra_plugins.feedrate_launcher._lock import discard
         from hydra_plugins.feedrate_optuna._search import Searching
 
+        assert self.config is not None
         settings = {
             key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for key, value in self._settings.items()
         }
-        assert self.config is not None
         fresh = Path(str(self.config.hydra.sweep.dir)).absolute()
         fresh.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, fresh / "multirun.yaml")
         try:
-            searching: Searching = Searching(self.launcher, arguments, settings)
+            searching = Searching(self.launcher, arguments, settings)
         except BaseException:
             discard(fresh)
             raise

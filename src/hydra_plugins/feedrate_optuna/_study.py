@@ -1,6 +1,6 @@
-"""The stored study of a search: gives the next settings to try, and is told what came of them.
+"""The stored study of a search: proposes the settings of the next trial and records the results.
 
-A trial's number is its job's number. How jobs run is the launcher's affair.
+A trial's number is its job's number.
 """
 
 from __future__ import annotations
@@ -11,41 +11,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedrate.trainer.trial import METRIC, PRUNER, STUDY_NAME, build, open_storage, quiet_optuna
-from hydra_plugins.feedrate_optuna._settings import Search, Space, distribution
+from hydra_plugins.feedrate_optuna._settings import NO_PRUNER, Search
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-_AGAIN, _INVALID = "again", "invalid"  # a trial's facts: which one it repeats; it could not be composed
-NO_PRUNER = {"name": "NopPruner"}
-_TELLING = 10  # finished trials below which nothing can be said of what mattered
-_ONE_SEQUENCE = ("QMCSampler",)  # samplers whose seed chooses a whole sequence, and not a draw
-
-
-def check(settings: Search, spaces: Mapping[str, Space]) -> None:
-    """Looks before anything begins whether optuna takes the settings.
-
-    Raises:
-        UserError: sampler, pruner or a range is none.
-    """
-    build("samplers", settings.sampler)
-    build("pruners", settings.pruner or NO_PRUNER)
-    for key, space in spaces.items():
-        distribution(key, space)
+_AGAIN, _INVALID = "again", "invalid"  # attributes of a trial: the number of the one it repeats; it cannot be composed
+_ENOUGH = 10  # finished trials, for the importance of settings
+_ONE_SEQUENCE = ("QMCSampler",)  # samplers with one seed for the whole sequence
 
 
 class Study:
-    """Goes on with the study in a file, or begins one.
+    """A study in an SQLite file, which is created or continued.
 
     Args:
-        path: of the SQLite file, absolute.
+        path: of the file, absolute.
     """
 
-    def __init__(self, path: Path, settings: Search, spaces: Mapping[str, Space]) -> None:
-        self._settings = settings
-        self._space = {key: distribution(key, space) for key, space in spaces.items()}
-        self._optuna = quiet_optuna()
-        self._study = self._optuna.create_study(
+    def __init__(self, path: Path, settings: Search, space: Mapping[str, BaseDistribution]) -> None:
+        self._settings, self._space = settings, dict(space)
+        optuna = self._optuna = quiet_optuna()
+        self._states = optuna.trial.TrialState
+        self._study = optuna.create_study(
             study_name=STUDY_NAME,
             storage=open_storage(path, new=True),
             direction=settings.direction,
@@ -57,23 +45,20 @@ class Study:
             self._study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
 
     def ended(self) -> dict[int, dict[str, Any]]:
-        """Number -> settings of the trials that came to a result."""
-        states = (self._optuna.trial.TrialState.COMPLETE, self._optuna.trial.TrialState.PRUNED)
-        return {trial.number: trial.params for trial in self._trials() if trial.state in states}
+        """Number -> settings of the trials that have a result."""
+        return {trial.number: trial.params for trial in self._trials(self._states.COMPLETE, self._states.PRUNED)}
 
     def running(self) -> dict[int, dict[str, Any]]:
-        """Number -> settings of the trials that an earlier start left in the middle."""
-        state = self._optuna.trial.TrialState.RUNNING
-        return {trial.number: trial.params for trial in self._trials() if trial.state == state}
+        """Number -> settings of the trials that an earlier start did not finish."""
+        return {trial.number: trial.params for trial in self._trials(self._states.RUNNING)}
 
     def ask(self) -> tuple[int, dict[str, Any]] | None:
         """Number and settings of the next trial; None when there are enough.
 
-        What is drawn depends on the sampler's seed, the trial's number and the results so far, not on how often the
-        search was interrupted. A trial that failed counts until a later start repeats it.
+        The proposal depends on the sampler's seed, the trial's number and the results so far, not on interruptions. A
+        trial that failed counts until a later start repeats it.
         """
-        trials = self._trials()
-        waiting = [trial for trial in trials if trial.state == self._optuna.trial.TrialState.WAITING]
+        trials, waiting = self._trials(), self._trials(self._states.WAITING)
         repeated = sum(_AGAIN in trial.user_attrs for trial in trials)
         if not waiting and len(trials) - repeated >= self._settings.n_trials:
             return None
@@ -82,49 +67,43 @@ class Study:
         return trial.number, dict(trial.params)
 
     def tell(self, number: int, value: float, *, pruned: bool) -> None:
-        """A trial came to a result; `value` is the metric."""
-        if pruned:  # a pruned trial is judged by what it has reported
-            self._study.tell(number, state=self._optuna.trial.TrialState.PRUNED, skip_if_finished=True)
-        else:
-            self._study.tell(number, value, skip_if_finished=True)
+        """Records a result; `value` is the metric, of a pruned trial the values that it reported count."""
+        state = self._states.PRUNED if pruned else self._states.COMPLETE
+        self._study.tell(number, None if pruned else value, state, skip_if_finished=True)
 
     def fail(self, number: int, *, invalid: bool = False) -> None:
-        """A trial came to no result; the next start repeats it unless its settings exclude each other."""
+        """Records a failure; the next start repeats the trial, unless its settings exclude each other (`invalid`)."""
         if invalid:
             self._study._storage.set_trial_user_attr(self._trials()[number]._trial_id, _INVALID, True)
-        self._study.tell(number, state=self._optuna.trial.TrialState.FAIL, skip_if_finished=True)
+        self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
 
     def importance(self) -> dict[str, float]:
-        """Key -> share of the metric's variation that it explains, largest first; empty where it cannot be told yet."""
-        if len(self._study.get_trials(states=[self._optuna.trial.TrialState.COMPLETE])) < _TELLING:
+        """Key -> share of the metric's variation that it explains, the largest first; empty with few trials."""
+        if len(self._trials(self._states.COMPLETE)) < _ENOUGH:
             return {}
-        # fANOVA (Hutter, Hoos, Leyton-Brown 2014) needs scikit-learn, which comes with mlflow; optuna's default says
-        # instead what tells the best tenth of the trials from the others, and there are too few of them
+        # fANOVA (Hutter, Hoos, Leyton-Brown 2014); optuna's default compares the best tenth of the trials with the
+        # others, and there are too few of them
         evaluator = self._optuna.importance.FanovaImportanceEvaluator(seed=0)
         try:
             return dict(self._optuna.importance.get_param_importances(self._study, evaluator=evaluator))
-        except (ImportError, ValueError, RuntimeError):  # or all trials are alike
+        except (ImportError, ValueError, RuntimeError):  # no scikit-learn, or all results are equal
             return {}
 
     def _failed(self) -> list[FrozenTrial]:
-        """Those that are to be repeated."""
-        trials = self._trials()
-        repeated = {trial.user_attrs.get(_AGAIN) for trial in trials}
-        state = self._optuna.trial.TrialState.FAIL
-        return [
-            trial
-            for trial in trials
-            if trial.state == state and trial.number not in repeated and _INVALID not in trial.user_attrs
-        ]
+        """Trials to be repeated."""
+        done = {trial.user_attrs.get(_AGAIN) for trial in self._trials()}
+        failed = self._trials(self._states.FAIL)
+        return [trial for trial in failed if trial.number not in done and _INVALID not in trial.user_attrs]
 
     def _seeded(self, number: int) -> dict[str, Any]:
-        """The sampler's settings for one trial: with the same seed for each it would draw the same again and again."""
+        """The sampler's settings with a seed for one trial: the same seed for each would repeat the same proposal."""
         sampler = dict(self._settings.sampler)
         if isinstance(sampler.get("seed"), int) and sampler.get("name") not in _ONE_SEQUENCE:
             text = f"{sampler['seed']} trial {number}"
             sampler["seed"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         return sampler
 
-    def _trials(self) -> list[FrozenTrial]:
-        trials: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
+    def _trials(self, *states: Any) -> list[FrozenTrial]:
+        """Trials in these states, or all."""
+        trials: list[FrozenTrial] = self._study.get_trials(deepcopy=False, states=states or None)
         return trials

@@ -1,0 +1,58 @@
+"""Text for people: numbers, durations and tables; and nested settings as flat keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def number(value: float) -> str:
+    """Three or four significant digits: 0.9821, 4.2, 3,210."""
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}" if abs(value) < 1 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0, markdown: bool = False) -> str:
+    """A table that is aligned in a terminal, too; without a newline at its end.
+
+    Args:
+        left: how many columns, from the first one, are aligned to the left; the others are aligned to the right.
+    """
+    cells = [[cell.replace("|", "\\|") if markdown else cell for cell in row] for row in [head, *rows]]
+    widths = [max(3 * markdown, *(len(row[i]) for row in cells)) for i in range(len(head))]
+    lines = [
+        [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in cells
+    ]
+    if not markdown:
+        lines.insert(1, ["-" * width for width in widths])
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+    rules = [f":{'-' * (width + 1)}" if i < left else f"{'-' * (width + 1)}:" for i, width in enumerate(widths)]
+    written = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([written[0], f"|{'|'.join(rules)}|", *written[1:]])
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"loader": {"batch_size": 64}}` as `{"loader.batch_size": 64}`; empty mappings stay."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,25 @@
+"""Numbers, durations and tables read well; flat keys keep every value."""
+
+from __future__ import annotations
+
+from feedrate.system.text import duration, flatten, number, table
+
+
+def test_numbers_and_durations_are_short() -> None:
+    values = [0.123456, 4.256, 1234567.0, 3.0, float("nan"), -1500.2]
+    assert [number(value) for value in values] == ["0.1235", "4.26", "1,234,567", "3", "nan", "-1,500"]
+    assert [duration(value) for value in (1.25, 42.4, 185, 7800)] == ["1.2 s", "42 s", "3 min 5 s", "2 h 10 min"]
+
+
+def test_tables_are_aligned_and_escape_what_separates_columns() -> None:
+    rows = [["a|b", "1"], ["c", "1,000"]]
+    assert table(["name", "n"], rows, left=1) == "name      n\n----  -----\na|b       1\nc     1,000"
+    assert table(["name", "n"], rows, left=1, markdown=True).splitlines() == [
+        "| name |     n |", "|:-----|------:|", "| a\\|b |     1 |", "| c    | 1,000 |",
+    ]  # fmt: skip
+
+
+def test_flat_keys_keep_empty_mappings() -> None:
+    assert flatten({"loader": {"batch_size": 64, "own": {}}, "seed": None}) == {
+        "loader.batch_size": 64, "loader.own": {}, "seed": None,
+    }  # fmt: skip
