@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from feedrate.config import ROOT, resolve_path
-from feedrate.system.atomic_write import check_place, replace_shared_file, told
+from feedrate.system.atomic_write import check_writable, replace_shared_file, write_errors
 
 FOLDER = ROOT / "outputs/tuned"
 OPTION = "tuned"  # of the group loader
@@ -64,8 +64,8 @@ def check_folder(folder: Path = FOLDER) -> None:
     Raises:
         UserError: it cannot.
     """
-    with told(str(folder), _REMEDY):
-        check_place(folder / "any")
+    with write_errors(str(folder), _REMEDY):
+        check_writable(folder / "any")
 
 
 def remember(config: Mapping[str, Any], found: Remembered, folder: Path = FOLDER) -> None:
@@ -74,7 +74,7 @@ def remember(config: Mapping[str, Any], found: Remembered, folder: Path = FOLDER
     Raises:
         UserError: the folder cannot be written.
     """
-    with told(str(folder), _REMEDY):
+    with write_errors(str(folder), _REMEDY):
         replace_shared_file(_path(config, folder), json.dumps(asdict(found), indent=2))
 
 
