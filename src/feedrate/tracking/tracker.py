@@ -14,12 +14,13 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from feedrate.config import shown_path
 from feedrate.system.secrets import learn, masked, without_secrets
+from feedrate.system.text import flatten
 from feedrate.tracking.address import VIEW_KEY, Address, experiment_link, read_address, run_link
 from feedrate.tracking.journal import FILES, JOB_TAG, JOURNAL, PARENT_TAG, Journal, UploadState, as_json, events
 
@@ -86,7 +87,7 @@ class Tracker:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Records settings under dotted names (`loader.batch_size`); nested mappings are flattened."""
-        self._write("params", values={name: _as_yaml(value) for name, value in _flatten(masked(values))})
+        self._write("params", values={name: _as_yaml(value) for name, value in flatten(masked(values)).items()})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Records words about the run; a later value replaces an earlier one."""
@@ -302,14 +303,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container may have no name for its user
         return "unknown"
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _as_yaml(value: object) -> str:
