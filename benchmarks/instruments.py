@@ -188,7 +188,7 @@ def _silence(clock: Any) -> None:
         def lap(self, phase: str) -> None:
             pass
 
-        def step(self, samples: int, nbytes: int, made: Any = None) -> None:
+        def step(self, samples: int, nbytes: int, timing: Any = None) -> None:
             pass
 
     watch = fetch.Watch = Watch()

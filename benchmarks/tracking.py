@@ -118,7 +118,7 @@ def _train_and_keep_steps(path: str, overrides: list[str]) -> None:
     def epoch(self: Clock) -> EpochTimes:
         times = original(self)
         since_1970 = time.time() - time.perf_counter()
-        ends = since_1970 + (times.asked + times.elapsed) / 1e9
+        ends = since_1970 + (times.requested + times.elapsed) / 1e9
         file.write(np.stack([ends, times.elapsed / 1e6], axis=1).tobytes())
         return times
 

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
         read_address(config.tracking.uri, config.tracking.artifacts)  # a wrong one ends it before the trials
     hydra = HydraConfig.get()
     model = str(hydra.runtime.choices["model"])
-    if unused := tuning_cache.sought(hydra.overrides.task):
+    if unused := tuning_cache.tuned_overrides(hydra.overrides.task):
         print(f"note: not used, as this command finds them: {', '.join(unused)}")
     path = resolve_path(config.tune.output)
 
@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> None:
     set_arithmetic(config.trainer.matmul_precision, config.trainer.deterministic)
     device = choose_device(config.trainer.device)
     data = build_data(config.dataset, config.seed, timeout=timeout_of(config.loader))
-    known = None if config.tune.again or config.tune.batch_size else tuning_cache.recall(resolved)
+    known = None if config.tune.again or config.tune.batch_size else tuning_cache.load(resolved)
     if known is not None and known.data_digest == data.digest:
         tuned.write(path, known.option)
         print(
@@ -91,7 +91,7 @@ def main(cfg: DictConfig) -> None:
     text = tuned.option(runner.node, found, same, command, f"{data.name} and {model}")
     tuned.write(path, text)
     kept = {"date": tuned.today(), "words": str(found), "data_digest": data.digest, "option": text}
-    tuning_cache.remember(resolved, tuning_cache.Remembered(overrides=found.best.setting.overrides, **kept))
+    tuning_cache.save(resolved, tuning_cache.CachedSetting(overrides=found.best.setting.overrides, **kept))
     print(
         f"\n{found}; the step can take {found.step_samples_per_s:,.0f}; "
         f"{len(found.trials)} settings tried in {found.seconds:.0f} s\n{same}\n"

@@ -99,7 +99,7 @@ def test_a_loader_that_has_become_slower_than_noise_explains_fails_the_command(c
         ("bench.repeat=3", "did you mean repeats"),
     ],
 )
-def test_a_mistake_is_told_in_few_lines_before_anything_is_measured(argument, text, tmp_path):
+def test_a_mistake_is_reported_in_few_lines_before_anything_is_measured(argument, text, tmp_path):
     done = bench(argument, folder=tmp_path / "run")
     assert done.returncode == 1
     assert text in done.stderr

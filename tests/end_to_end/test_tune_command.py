@@ -147,10 +147,9 @@ def test_before_anything_was_tuned_loader_tuned_says_which_command_writes_it(tun
     done = subprocess.run(command, cwd=tuned.copy, capture_output=True, text=True, timeout=60)
     option(tuned).write_text(text)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "error: loader=tuned: has not been written yet; python src/tune.py with your dataset and model writes it\n"
-        "Options of loader: feedrate, torch\n"
-    )
+    assert done.stderr.startswith("error: loader=tuned: ")
+    assert "python src/tune.py with your dataset and model writes it" in done.stderr
+    assert done.stderr.endswith("Options of loader: feedrate, torch\n")
 
 
 def test_an_option_of_another_name_says_how_it_is_used(tuned):

@@ -38,15 +38,15 @@ def account(
         ns, worker = int(one * MS), number % max(1, workers)
         begin = max(free[worker], issued[number % len(issued)]) if workers else now
         end = free[worker] = begin + ns
-        got = max(now, end + int(way_ms * MS)) + int(receive_ms * MS)
+        received = max(now, end + int(way_ms * MS)) + int(receive_ms * MS)
         marked = tuple(ns if name == stage else 0 for name in STAGES[1:])
         load = Load(begin, end, int(cpu_share * ns), worker if workers else MAIN_THREAD, *marked)
         step = int(step_ms * MS)
         cpu += int(step_cpu_share * step) + (int(cpu_share * ns) if not workers else 0)
-        rows.fresh.append((now, got, got, got + step, 8, nbytes, load))
+        rows.fresh.append((now, received, received, received + step, 8, nbytes, load))
         if workers:
-            issued[number % len(issued)] = got
-        now = got + step
+            issued[number % len(issued)] = received
+        now = received + step
     return rows.times([(len(loads), cpu)])
 
 

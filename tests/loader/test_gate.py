@@ -48,7 +48,7 @@ def test_some_steps_have_no_loading_at_their_side_though_threads_never_idle(work
     assert times.quiet.sum() < 0.5 * len(seen)
     begin, end = times.begin, times.end
     for step in times.quiet.nonzero()[0]:
-        left, right = times.asked[step] + times.wait[step], times.asked[step] + times.elapsed[step]
+        left, right = times.requested[step] + times.wait[step], times.requested[step] + times.elapsed[step]
         assert not ((begin < right) & (end > left)).any()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from feedrate.errors import UserError
-from feedrate.system.atomic_write import check_writable, replace_shared_file, write_errors
+from feedrate.system.atomic_write import check_place, replace_shared_file, writing
 
 TIMES = 200
 
@@ -52,10 +52,10 @@ def test_a_place_where_nothing_can_be_written_is_found_before_and_named(tmp_path
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     said = r"x=1: cannot be written \((Is|Not) a directory\); mend it"
-    with pytest.raises(UserError, match=said), write_errors("x=1", "mend it"):
-        check_writable(tmp_path / place)
+    with pytest.raises(UserError, match=said), writing("x=1", "mend it"):
+        check_place(tmp_path / place)
 
 
 def test_a_place_that_is_looked_at_stays_as_it_is(tmp_path: Path) -> None:
-    check_writable(tmp_path / "new/below/option.yaml")
+    check_place(tmp_path / "new/below/option.yaml")
     assert not list(tmp_path.iterdir())

@@ -18,11 +18,11 @@ def worker_that_rests(rest_ms: float, load_ms: float = 4.0, step_ms: float = 1.0
     for number in range(steps):
         begin = max(free, issued[number % 2]) + int(rest_ms * MS)
         end = free = begin + int(load_ms * MS)
-        got = max(now, end)
+        received = max(now, end)
         load = Load(begin, end, end - begin, 0)
-        rows.fresh.append((now, got, got, got + int(step_ms * MS), 8, 1000, load))
-        issued[number % 2] = got
-        now = got + int(step_ms * MS)
+        rows.fresh.append((now, received, received, received + int(step_ms * MS), 8, 1000, load))
+        issued[number % 2] = received
+        now = received + int(step_ms * MS)
     return rows.times()
 
 

@@ -25,7 +25,7 @@ def step(clock: Clock, wait: float, compute: float, samples: int = 8) -> None:
     time.sleep(compute)
     now = time.perf_counter_ns()
     load = Load(now - 2_000_000, now, 1_000_000, 0)
-    clock.step(samples, nbytes=1000 * samples, made=load)
+    clock.step(samples, nbytes=1000 * samples, timing=load)
 
 
 def test_phases_add_up_to_the_time_that_passed():

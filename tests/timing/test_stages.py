@@ -85,7 +85,7 @@ def test_after_the_first_batches_what_one_computed_stands_for_some_others() -> N
     assert all(load.cpu_ns >= 4_000_000 for load in first)
     assert all(load.cpu_ns >= 4_000_000 for load in middle)
     assert all(load.cpu_ns <= load.ns for load in told)
-    assert last[-1].cpu_ns < 4_000_000  # asked anew
+    assert last[-1].cpu_ns < 4_000_000  # measured again
 
 
 def test_a_batch_within_a_batch_has_its_own_account() -> None:
@@ -114,7 +114,7 @@ def test_what_one_loader_computes_stands_for_no_other() -> None:
         assert Load(*watch.stop(MAIN_THREAD)).cpu_ns < 4_000_000
 
 
-def test_computing_and_sleeping_are_told_apart() -> None:
+def test_computing_and_sleeping_are_distinguished() -> None:
     watch = Watch.start(Computed())
     time.sleep(0.05)
     assert Load(*watch.stop(MAIN_THREAD)).cpu_ns < 25_000_000

@@ -114,7 +114,7 @@ def test_on_shifting_cores_no_worker_is_called_superfluous() -> None:
     assert judge(waste, setup(cores=2.0, usable_cores=2, free_cores=1.5, free_range=(1.0, 2.0))).remedies == ()
 
 
-def test_a_run_without_workers_is_told_how_many_are_enough() -> None:
+def test_a_run_without_workers_learns_how_many_are_enough() -> None:
     remedy = judge(account(8, 10, 0, cpu_share=0.0), setup("inline", 0)).remedies[0]
     assert remedy.override == "loader.num_workers=1"
     assert 1.5 < remedy.gain <= 1.8  # taking batches over costs something
@@ -128,7 +128,7 @@ def test_small_batches_are_left_to_a_thread_where_the_dataset_allows_it() -> Non
     assert judge(times, setup("inline", 0)).remedies == ()  # a process takes as long to hand a batch over
 
 
-def test_being_held_up_is_told_beside_the_waiting() -> None:
+def test_being_held_up_is_reported_beside_the_waiting() -> None:
     verdict = judge(held_up(2.0, 3.0, 2.0), setup("thread", 1))
     assert verdict.kind == "input-bound"
     assert re.match(r"training waited \S+ % of \S+ s and was slowed down by 3\d %$", verdict.waited)

@@ -84,7 +84,7 @@ def test_the_loader_is_tuned(digits, tmp_path, capsys, monkeypatch):
                               "tracking=none", "tune.batch_size=true", "tune.again=true",
                               f"tune.output={tmp_path}/tuned.yaml"], return_hydra_config=True)  # fmt: skip
     HydraConfig.instance().set_config(config)
-    monkeypatch.setattr("feedrate.tuning.tuning_cache.remember", lambda *args: None)
+    monkeypatch.setattr("feedrate.tuning.tuning_cache.save", lambda *args: None)
     monkeypatch.setattr("sys.argv", ["tune.py"])
     with open_dict(config):
         del config["hydra"]

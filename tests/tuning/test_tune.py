@@ -155,7 +155,7 @@ def test_where_there_is_no_room_for_even_one_worker_the_answer_is_none() -> None
     assert sum(setting.num_workers > 0 for setting in work.tried) == 1
 
 
-def test_what_the_step_can_take_is_told_of_the_samples_that_batches_have() -> None:
+def test_what_the_step_can_take_is_counted_in_the_samples_that_batches_have() -> None:
     class Small(Workload):
         """Each second batch is the last of its epoch, with 2 samples instead of 8."""
 

@@ -67,8 +67,8 @@ class Report:
     def times(self) -> EpochTimes:
         """The rows; all that happens between receiving a batch and requesting the next counts as compute."""
         times = self._steps.times()
-        received = times.asked + times.wait
-        compute = np.append(times.asked[1:] - received[:-1], 0)[: len(received)]
+        received = times.requested + times.wait
+        compute = np.append(times.requested[1:] - received[:-1], 0)[: len(received)]
         number = np.arange(len(received))
         steady = (number > 0) & (number < len(received) - 1)
         return replace(times, compute=compute, elapsed=times.wait + compute, steady=steady)

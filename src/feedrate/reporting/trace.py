@@ -16,7 +16,7 @@ _LOOP = ("step", "transfer", "wait")
 
 def rows_of(times: EpochTimes) -> dict[str, list[tuple[int, int, int]]]:
     """Row -> (begin, end, step) of its spans, in nanoseconds since the first event; steps count from 0."""
-    begin = times.asked
+    begin = times.requested
     received = begin + times.wait
     moved = received + times.transfer
     known = times.end > 0

@@ -45,7 +45,7 @@ def replace_shared_file(path: Path, text: str) -> None:
         atomic_write(path, text, shared=True)
 
 
-def check_writable(path: Path) -> None:
+def check_place(path: Path) -> None:
     """Raises OSError if the file could not be written now; writes nothing."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -54,7 +54,7 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
-def write_errors(what: str, remedy: str) -> Iterator[None]:
+def writing(what: str, remedy: str) -> Iterator[None]:
     """Raises UserError in place of OSError.
 
     Args:

@@ -48,7 +48,7 @@ class Clock:
         self.first_batch_after_start_s: float | None = None
         self._totals = dict.fromkeys(PHASES, 0)  # of earlier epochs
         self._aside = dict.fromkeys(ASIDE, 0)  # of this epoch
-        self._asked = self._got = self._mark = 0
+        self._requested = self._received = self._mark = 0
         self.begin()
 
     def begin(self) -> None:
@@ -62,7 +62,7 @@ class Clock:
         self._cpu, self._cpu_since = 0, time.process_time_ns()  # type: int, int | None
         self._cpu_log: list[tuple[int, int]] = []  # (steps, CPU time in them)
         self._until = self._steps_until_settled()
-        self._asked = self._got = self._mark = clock_ns()
+        self._requested = self._received = self._mark = clock_ns()
         if self._events:
             self._events.begin()
 
@@ -70,7 +70,7 @@ class Clock:
         """Ends a phase: wait, transfer, evaluation or checkpoint."""
         now = clock_ns()
         if phase == "wait":
-            self._asked, self._got = self._mark, now
+            self._requested, self._received = self._mark, now
         elif phase in ASIDE:
             self._not_idle()
             self._aside[phase] += now - self._mark
@@ -89,17 +89,17 @@ class Clock:
         self._not_idle()
         self._mark = clock_ns()
 
-    def step(self, samples: int, nbytes: int, made: tuple[int, ...] | None = None) -> None:
+    def step(self, samples: int, nbytes: int, timing: tuple[int, ...] | None = None) -> None:
         """Ends a step; the time since the last mark was compute.
 
         Args:
-            made: values of the batch's Load, if the loader reports them.
+            timing: values of the batch's Load, if the loader reports them.
         """
         if self._events is not None:
             self._events.step_ends()
         now = clock_ns()
         # only instants are kept here: code that runs once between two batches finds cold caches
-        self._write((self._asked, self._got, self._mark, now, samples, nbytes, made))
+        self._write((self._requested, self._received, self._mark, now, samples, nbytes, timing))
         self._mark = now
         self._until -= 1
         if not self._until:
@@ -108,10 +108,10 @@ class Clock:
     def settle(self) -> None:
         """Assigns the CPU time so far to the steps so far. To be called after a warm-up."""
         if self.first_batch_s is None:
-            asked, got, *_ = self._steps.fresh[0]
-            self.first_batch_s = (got - asked) / 1e9
+            requested, received, *_ = self._steps.fresh[0]
+            self.first_batch_s = (received - requested) / 1e9
             started = psutil.Process().create_time()
-            self.first_batch_after_start_s = time.time() - started - (clock_ns() - got) / 1e9
+            self.first_batch_after_start_s = time.time() - started - (clock_ns() - received) / 1e9
         self._steps.settle()
         self._cpu_log.append((len(self._steps), self._cpu_ns()))
         self._until = self._steps_until_settled()
@@ -158,7 +158,7 @@ class Clock:
 
     def _unfinished_wait(self) -> int:
         """A wait without a step; 0 once it is counted, and the mark has moved on."""
-        return self._got - self._asked if self._mark == self._got else 0
+        return self._received - self._requested if self._mark == self._received else 0
 
     def _not_idle(self) -> None:
         """The device's time until the next step is no gap between steps."""

@@ -21,7 +21,7 @@ MIN_HELD = 3  # the same for threads, whose loader makes such steps on purpose
 APART = 0.25  # mean number of other batches being loaded, below which a batch counts as loaded alone
 USUAL = 95  # percentile of step lengths at which longer steps are cut off
 PARTS = ("wait", "transfer", "compute")  # of a step
-_INSTANTS = ("asked", "got", "moved", "done")  # the parts lie between them
+_INSTANTS = ("requested", "received", "on_device", "done")  # the parts lie between them
 _COLUMNS = (*_INSTANTS, "samples", "bytes", "begin", "end", "load_cpu", "worker")  # and the stages but fetch
 _ROW = Struct(f"={len(_COLUMNS) + len(STAGES) - 1}q")
 _UNKNOWN, _ZEROS = (0, 0, 0, MAIN_THREAD), (0,) * (4 + len(STAGES) - 1)  # values of a Load
@@ -94,9 +94,9 @@ class Steps:
         seen_sizes: batch sizes of earlier epochs.
 
     Attributes:
-        fresh: latest rows, tuples of (asked, got, moved, done, samples, bytes, made): the instants at which the batch
-            was requested, received and on the device and at which its step ended; `made` holds the values of its Load,
-            or None. The writer appends to the list, and calls `settle` every AT_ONCE rows.
+        fresh: latest rows, tuples of (requested, received, on_device, done, samples, bytes, timing): when the batch was
+            requested, received and on the device and when its step ended; `timing` holds the values of its Load, or
+            None. The writer appends to the list, and calls `settle` every AT_ONCE rows.
     """
 
     def __init__(self, warmup: int = 0, seen_sizes: Iterable[int] = ()) -> None:
@@ -112,8 +112,8 @@ class Steps:
     def settle(self) -> None:
         """Packs the fresh rows."""
         packed = []
-        for *row, made in self.fresh:
-            load = made or _UNKNOWN
+        for *row, timing in self.fresh:
+            load = timing or _UNKNOWN
             packed.append(_ROW.pack(*row, *load, *_ZEROS[len(load) :]))
         self._rows += b"".join(packed)
         self.fresh.clear()
@@ -170,7 +170,7 @@ class EpochTimes:
     """Times of an epoch's steps; each array is (steps,) int64 nanoseconds unless stated.
 
     Attributes:
-        asked: instant at which the loop requested the batch.
+        requested: instant at which the loop requested the batch.
         wait: time the loop waited for it; on an accelerator at most the device's idle gap.
         transfer: host time to move it to the device; on an accelerator the rest of the gap.
         compute: the step; on an accelerator by device events.
@@ -186,7 +186,7 @@ class EpochTimes:
         evaluation_s, checkpoint_s: seconds outside of the steps.
     """
 
-    asked: np.ndarray
+    requested: np.ndarray
     wait: np.ndarray
     transfer: np.ndarray
     compute: np.ndarray
@@ -227,15 +227,15 @@ class EpochTimes:
     @cached_property
     def starved(self) -> np.ndarray:
         """The part of the wait in which the batch was still being loaded; the rest is hand-over."""
-        starved: np.ndarray = np.clip(self.end - self.asked, 0, self.wait)
+        starved: np.ndarray = np.clip(self.end - self.requested, 0, self.wait)
         return starved
 
     @cached_property
     def ready(self) -> np.ndarray:
         """Batches that were loaded when the loop requested the next one, including that one, at most MOST_AHEAD."""
-        ready, steps = np.zeros_like(self.asked), len(self.asked)
+        ready, steps = np.zeros_like(self.requested), len(self.requested)
         for ahead in range(min(MOST_AHEAD, steps)):
-            loaded = (self.end[ahead:] <= self.asked[: steps - ahead]) & (self.end[ahead:] > 0)
+            loaded = (self.end[ahead:] <= self.requested[: steps - ahead]) & (self.end[ahead:] > 0)
             if not loaded.any():
                 break
             ready[: steps - ahead] += loaded
@@ -257,7 +257,7 @@ class EpochTimes:
         known = self.end > 0
         if not known.any():
             return np.zeros_like(known)
-        start = self.asked + self.wait
+        start = self.requested + self.wait
         begun = np.searchsorted(np.sort(self.begin[known]), start + self.work)
         ended = np.searchsorted(np.sort(self.end[known]), start, side="right")
         # loads that began after the last one in the log are unknown
@@ -313,13 +313,13 @@ class EpochTimes:
         Args:
             ahead: requests in flight: batch i is requested once batch i - ahead has been handed out.
         """
-        requested = np.zeros_like(self.asked)
-        requested[ahead:] = (self.asked + self.wait)[: max(0, len(requested) - ahead)]
+        queued_at = np.zeros_like(self.requested)
+        queued_at[ahead:] = (self.requested + self.wait)[: max(0, len(queued_at) - ahead)]
         pauses: list[np.ndarray] = []
         for worker in np.unique(self.worker[self.end > 0]):
             (rows,) = np.nonzero((self.worker == worker) & (self.end > 0))
             begin, end = self.begin[rows[1:]], self.end[rows[:-1]]
-            queued = (requested[rows[1:]] <= end) & (rows[1:] >= ahead)
+            queued = (queued_at[rows[1:]] <= end) & (rows[1:] >= ahead)
             pauses.append(np.maximum(0, begin - end)[queued])
         found = np.concatenate(pauses) if pauses else np.zeros(0)
         return float(np.median(found)) if len(found) >= MIN_QUIET else 0.0
@@ -344,7 +344,7 @@ class EpochTimes:
         late = self.counted & (self.ready <= 1) & (self.wait > 1e9 * RECEIVE_S)
         if late.sum() < MIN_HELD:
             return 0.0
-        return max(0.0, float(np.median((self.asked + self.wait - self.end)[late])) - self.receive_ns())
+        return max(0.0, float(np.median((self.requested + self.wait - self.end)[late])) - self.receive_ns())
 
 
 def _cpu_by_step(cpu: Sequence[tuple[int, int]], elapsed: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from feedrate.config import ROOT, shown_path
 from feedrate.errors import UserError
-from feedrate.system.atomic_write import check_writable, replace_shared_file, write_errors
+from feedrate.system.atomic_write import check_place, replace_shared_file, writing
 from feedrate.system.cores import usable_cores
 from feedrate.system.text import number
 from feedrate.tracking.journal import JOB_TAG, PARENT_JOURNAL, PARENT_TAG, Journal
@@ -101,8 +101,8 @@ def check(path: Path) -> None:
     Raises:
         UserError: it cannot, or the file is not one of tune.py.
     """
-    with write_errors(f"tune.output={path}", "name another file"):
-        check_writable(path)
+    with writing(f"tune.output={path}", "name another file"):
+        check_place(path)
         foreign = path.is_file() and WRITTEN not in path.read_text(encoding="utf-8", errors="replace")
     if foreign:
         raise UserError(f"tune.output={path}: that file was not written by tune.py; name another one")
@@ -114,7 +114,7 @@ def write(path: Path, text: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    with write_errors(f"tune.output={path}", "name another file"):
+    with writing(f"tune.output={path}", "name another file"):
         replace_shared_file(path, f"# python src/train.py loader={path.stem}\n{text}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from feedrate.config import ROOT, resolve_path
-from feedrate.system.atomic_write import check_writable, replace_shared_file, write_errors
+from feedrate.system.atomic_write import check_place, replace_shared_file, writing
 
 FOLDER = ROOT / "outputs/tuned"
 OPTION = "tuned"  # of the group loader
@@ -23,7 +23,7 @@ _REMEDY = "make room there or fix its permissions"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembered:
+class CachedSetting:
     """A tuned setting.
 
     Attributes:
@@ -41,19 +41,19 @@ class Remembered:
     option: str
 
 
-def sought(overrides: Iterable[str]) -> list[str]:
+def tuned_overrides(overrides: Iterable[str]) -> list[str]:
     """The overrides of keys that are tuned."""
     return [one for one in overrides if one.partition("=")[0].lstrip("+~") in {f"loader.{key}" for key in TUNED}]
 
 
-def recall(config: Mapping[str, Any], folder: Path = FOLDER) -> Remembered | None:
+def load(config: Mapping[str, Any], folder: Path = FOLDER) -> CachedSetting | None:
     """The tuned setting of this configuration on this machine, if any.
 
     Args:
         config: resolved, with the groups dataset, loader, model and trainer.
     """
     try:
-        return Remembered(**json.loads(_path(config, folder).read_text(encoding="utf-8")))
+        return CachedSetting(**json.loads(_path(config, folder).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # none, or of another version
         return None
 
@@ -64,17 +64,17 @@ def check_folder(folder: Path = FOLDER) -> None:
     Raises:
         UserError: it cannot.
     """
-    with write_errors(str(folder), _REMEDY):
-        check_writable(folder / "any")
+    with writing(str(folder), _REMEDY):
+        check_place(folder / "any")
 
 
-def remember(config: Mapping[str, Any], found: Remembered, folder: Path = FOLDER) -> None:
+def save(config: Mapping[str, Any], found: CachedSetting, folder: Path = FOLDER) -> None:
     """Stores a tuned setting.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    with write_errors(str(folder), _REMEDY):
+    with writing(str(folder), _REMEDY):
         replace_shared_file(_path(config, folder), json.dumps(asdict(found), indent=2))
 
 
@@ -93,9 +93,9 @@ def take(
         overrides: as typed.
         written: the configuration file in the run folder, changed as well.
     """
-    if choices.get("loader") != OPTION or sought(overrides):
+    if choices.get("loader") != OPTION or tuned_overrides(overrides):
         return ""
-    if (found := recall(config, folder)) is None:
+    if (found := load(config, folder)) is None:
         return (
             "note: loader=tuned was not tuned for this dataset, model and machine; run src/tune.py with the same "
             "dataset, model and loader"

@@ -33,7 +33,7 @@ def test_a_loader_suffices_for_no_step_with_which_it_was_seen_to_wait(waits, lea
 
 
 @pytest.mark.parametrize(("workers", "words"), [(0, "no workers"), (1, "1 worker, thread"), (2, "2 workers, thread")])
-def test_workers_are_told_in_words(workers, words):
+def test_workers_are_named(workers, words):
     assert f"batches of 64, {words}\n" in described(entry({}, workers))
 
 

@@ -61,12 +61,12 @@ def test_a_step_for_which_the_machine_stands_still_does_not_count(
     def paused(X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         steps[0] += 1
         if steps[0] == 12:
-            time.sleep(0.7)
+            time.sleep(2.0)  # above 20 times the median also on a busy machine
         return step(X, y)
 
     monkeypatch.setattr(runner, "step", paused)
     times, setup = runner.run(Setting(0), 1.0)
-    assert times.work.max() > 7e8
+    assert times.work.max() > 2e9
     assert not times.steady[times.work.argmax()]
     assert metrics(times, setup)["loader/samples_per_s"] > 1.5 * times.samples.sum() / (times.elapsed.sum() / 1e9)
 
