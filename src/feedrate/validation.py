@@ -96,17 +96,12 @@ def _in_quotes(key: str, value: Any, rules: list[str]) -> str:
 
 def yaml_fault(error: Any) -> str:
     """Line and fault of a YAML file, such as `line 3: a tab ...`, from a MarkedYAMLError."""
-    mark, begun = error.problem_mark, error.context_mark
     problem = error.problem or error.context or type(error).__name__
     if "'\\t'" in problem:
         problem = "a tab stands where only spaces may be"
     elif problem.startswith("but "):
         problem = f"{error.context} {problem}"
-    elif "<block" in problem:
-        problem = "its indentation does not fit that of the lines above"
-    elif begun is not None and begun.line != mark.line:
-        problem += f" ({error.context}, which begins in line {begun.line + 1})"
-    return f"line {mark.line + 1}: {problem}"
+    return f"line {error.problem_mark.line + 1}: {problem}"
 
 
 def as_yaml(value: Any) -> str:

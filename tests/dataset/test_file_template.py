@@ -81,9 +81,7 @@ def test_the_same_of_arrays(tmp_path: Path) -> None:
     assert len(read.loaded) == 1  # with which the template was compared
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=75, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dtype=st.sampled_from(DTYPES),
     rank=st.integers(0, 5),

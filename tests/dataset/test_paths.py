@@ -15,7 +15,7 @@ import torch
 from feedrate.dataset import TensorFiles
 from feedrate.dataset.formats.sample_reader import fresh
 from feedrate.dataset.ids import IDs
-from feedrate.dataset.storage.paths import Folder, Names, Paths
+from feedrate.dataset.storage.paths import Names, Paths
 from feedrate.dataset.storage.uring import Uring
 
 
@@ -36,13 +36,12 @@ def named(names: Names, paths: Sequence[str]) -> list[str]:
     ids=["alike", "of various lengths", "beyond ASCII"],
 )
 def test_the_system_gets_the_names_of_the_paths_for_any_batch(every: list[str]) -> None:
-    folder, other = Folder("/some/ä", IDs(every), ".pt"), Folder("/else", IDs(every), ".npy")
     names = Names()
     for count in (3, 50, 1, 7, 50):
-        for place, ending in ((folder, ".pt"), (other, ".npy")):
+        for root, ending in (("/some/ä", ".pt"), ("/else", ".npy")):
             indices = np.random.default_rng(count).permutation(50)[:count]
-            paths = Paths(place, indices)
-            assert list(paths) == [f"{place.root}/{every[index]}{ending}" for index in indices.tolist()]
+            paths = Paths(root, IDs(every), ending, indices)
+            assert list(paths) == [f"{root}/{every[index]}{ending}" for index in indices.tolist()]
             assert named(names, paths) == list(paths)
 
 
@@ -52,7 +51,7 @@ def test_names_that_are_no_list_of_ids_are_taken_as_they_are() -> None:
 
 @pytest.mark.parametrize("every", [["a\0b", "cde"], ["a\0bc", "cde"]], ids=["alike", "of various lengths"])
 def test_a_zero_byte_ends_no_name_early(every: list[str]) -> None:
-    assert Names().of(Paths(Folder("/some", IDs(every), ".pt"), np.arange(2))) is None
+    assert Names().of(Paths("/some", IDs(every), ".pt", np.arange(2))) is None
 
 
 @pytest.mark.parametrize("every", [["a", "b", "c"], ["a", "bb", "ccc"]], ids=["alike", "of various lengths"])

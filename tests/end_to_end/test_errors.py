@@ -8,14 +8,13 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from at_once import at_once
+import forked
 from feedrate.cli.launch import describe, plain
 from feedrate.errors import SampleError, UserError
 from feedrate.runs.run_folder import RunFolder
@@ -41,12 +40,13 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     runs = tmp_path_factory.mktemp("runs")
     before = set(ROOT.glob("outputs/*/*"))
 
-    def answer(test: pytest.Function) -> subprocess.CompletedProcess[str]:
+    def arguments(test: pytest.Function) -> list[str]:
         begins = ["tracking=none", f"hydra.run.dir={runs}/{test.callspec.id}"] if "torch" in test.name else []
-        return command(*begins, *test.callspec.params["arguments"])
+        return ["src/train.py", *begins, *test.callspec.params["arguments"]]
 
     chosen = [t for t in request.session.items if t.module is request.module and "answers" in t.fixturenames]
-    by_name = at_once({test.name: partial(answer, test) for test in chosen})
+    found = forked.answers([arguments(test) for test in chosen])
+    by_name = {test.name: answer for test, answer in zip(chosen, found, strict=True)}
     return SimpleNamespace(by_name=by_name, left=set(ROOT.glob("outputs/*/*")) - before)
 
 

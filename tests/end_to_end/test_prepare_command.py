@@ -242,7 +242,7 @@ def test_a_mistake_ends_in_one_to_three_lines(arguments: tuple[str, ...], messag
 )
 @pytest.mark.parametrize(
     ("limits", "message"),
-    [("size=8m", r"6,000 samples need 25 MB and \d MB are free"), ("nr_inodes=1000", "No space left on device")],
+    [("size=8m", r"6,000 samples need about 25 MB and \d MB are free"), ("nr_inodes=1000", "No space left on device")],
 )
 def test_a_full_disk_is_explained(source: Path, tmp_path: Path, limits: str, message: str) -> None:
     prepare = f"{sys.executable} {ROOT}/src/prepare.py source={source} root={tmp_path}/mine num_workers=2"

@@ -120,7 +120,7 @@ def test_the_parent_shows_table_pictures_and_the_command_of_the_best_job(swept):
         f"![samples_per_s.png](get-artifact?path=samples_per_s.png&run_uuid={parent.info.run_id}) "
         f"![wait_pct.png](get-artifact?path=wait_pct.png&run_uuid={parent.info.run_id})"
     ]
-    (link,) = re.findall(r"^\[best job\]\(#/experiments/1/runs/(\w+).*\)\n\n", note, re.MULTILINE)
+    (link,) = re.findall(r"^\[best job\]\(#/experiments/\d+/runs/(\w+).*\)\n\n", note, re.MULTILINE)
     best_job = next(run for run in swept.after_second.children if run.info.run_id == link)
     assert f"death {best_job.data.params['model.death']}" == parent.data.tags["feedrate.best"]
     table = (swept.folder / "first/sweep.md").read_text().strip()

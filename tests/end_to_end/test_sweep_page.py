@@ -97,4 +97,4 @@ def test_the_parents_page_names_the_best_setting_first_and_shows_table_and_heat_
     link = browser.driver.find_element("link text", "best job").get_attribute("href")
     (best_job,) = (run for run in swept.children if run.info.run_id in link)
     assert [best_job.data.params[f"loader.{key}"] for key in ("num_workers", "batch_size")] == [workers, batch]
-    browser.open(link, best_job.info.run_name, "validation accuracy in epoch")
+    browser.open(link, best_job.info.run_name, "validation accuracy after 1 epoch")

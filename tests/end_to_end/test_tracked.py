@@ -62,17 +62,17 @@ def tracked(tmp_path_factory, digits):
 def test_terminal_MLflow_and_summary_give_the_same_verdict_with_the_same_figures(tracked):
     summary = json.loads((tracked.folder / "good/summary.json").read_text())
     verdict, run = summary["verdict"], tracked.found[summary["run_id"]]
-    text = run.data.tags["feedrate.verdict_text"]
     assert verdict["kind"] == run.data.tags["feedrate.verdict"]
-    assert text.startswith(f"{verdict['kind']:<13} {verdict['waited']}\nwhy  ")
-    assert " ".join(verdict["reason"].split()) in " ".join(text.split())
+    text = f"{verdict['kind']:<13} {verdict['waited']}\nwhy  "
+    assert " ".join(verdict["reason"].split()) in " ".join(tracked.runs["good"].stdout.split())
     assert text in tracked.runs["good"].stdout
     assert text in run.data.tags["mlflow.note.content"]
     assert set(verdict["figures"]) == {
         "samples_per_s", "wait_pct", "loader_ceiling_samples_per_s", "compute_ceiling_samples_per_s", "efficiency_pct"
     }  # fmt: skip
     for name, value in verdict["figures"].items():
-        assert run.data.metrics[f"verdict/{name}"] == pytest.approx(value, rel=1e-5)
+        if value not in (0.0, 100.0):
+            assert run.data.metrics[f"verdict/{name}"] == pytest.approx(value, rel=1e-5)
     first = verdict["remedies"][0]["override"] if verdict["remedies"] else "none"
     assert run.data.tags["feedrate.remedy"] == first
 
@@ -90,7 +90,9 @@ def test_a_finished_run_has_every_metric_at_every_epoch(tracked):
     summary = json.loads((tracked.folder / "good/summary.json").read_text())
     run = tracked.found[summary["run_id"]]
     assert run.info.status == "FINISHED"
-    assert set(run.data.metrics) >= METRICS
+    constant = {name for name in METRICS if {epoch.get(name) for epoch in summary["history"]} in ({0.0}, {100.0})}
+    assert set(run.data.metrics) >= (METRICS - constant) | {"loader/wait_pct"}
+    assert not set(run.data.metrics) & (constant - {"loader/wait_pct"})
     history = tracked.client.get_metric_history(summary["run_id"], "train/loss")
     assert [(m.step, round(m.value, 3)) for m in history][-1] == (1, round(summary["metrics"]["train/loss"], 3))
     assert [m.step for m in history] == [0, 1]
@@ -106,9 +108,10 @@ def test_its_page_has_name_parameters_data_set_note_and_tags(tracked):
     tags = run.data.tags
     assert "validation accuracy" in tags["mlflow.note.content"]
     assert tags["feedrate.command"].startswith("python src/train.py tracking.uri=")
-    for name in ("order_digest", "data_digest"):
-        assert len(tags[f"feedrate.{name}"]) == 64
-    assert {"feedrate.result_id", "feedrate.job_id", "git.commit", "git.dirty"} <= set(tags)
+    assert len(tags["mlflow.source.git.commit"]) == 40
+    assert run.data.params["device"].startswith("cpu")
+    own = {name for name in tags if not name.startswith("mlflow.")}
+    assert own == {f"feedrate.{name}" for name in ("journal", "run_folder", "command", "verdict", "remedy")}
 
 
 def test_its_artifacts_hold_configuration_pictures_and_weights(tracked):
@@ -126,7 +129,8 @@ def test_terminal_and_summary_and_mlflow_agree(tracked):
     summary = json.loads((tracked.folder / "good/summary.json").read_text())
     run = tracked.found[summary["run_id"]]
     for name, value in summary["metrics"].items():
-        assert run.data.metrics[name] == pytest.approx(value, rel=1e-5)
+        if name in run.data.metrics or value not in (0.0, 100.0):  # left out where it was 0 or 100 all the time
+            assert run.data.metrics[name] == pytest.approx(value, rel=1e-5)
     lines = [line for line in tracked.runs["good"].stdout.splitlines() if line.startswith("epoch 2/2")]
     assert len(lines) == 1
     assert f"accuracy {summary['metrics']['validation/accuracy']:.4f}" in lines[0]

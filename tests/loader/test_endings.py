@@ -23,7 +23,7 @@ from feedrate.loader import Loader
 from feedrate.system.signals import STOPPING
 from loader import ending
 from loader.conftest import wait_until_loaders_are_gone
-from loader.test_slots import Numbered
+from loader.test_buffers import Numbered
 
 ENGINES = ("inline", "thread", "process")
 CODES = {"end": 0, "exception": 1, "exit": 3, "Ctrl-C": -signal.SIGINT, "SIGKILL": -signal.SIGKILL}

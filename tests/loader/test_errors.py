@@ -171,7 +171,7 @@ def test_a_batch_that_cannot_be_collated_names_its_samples() -> None:
     assert str(fail(Objects())).endswith("return tensors of one shape, numbers or texts, or pass a collate_fn")
     told = str(fail(Numbers(), collate_fn=collate_badly, batch_size=7))
     where = r"\(test_errors.py, line \d+, in collate_badly\)"
-    assert re.fullmatch(rf".*ValueError: wrong number of dimensions {where}; mend collate_badly", told)
+    assert re.fullmatch(rf".*ValueError: wrong number of dimensions {where}; fix collate_badly", told)
     assert told.startswith("batch of '0', '1', '2', '3', '4', ... (7 in all): collating failed with ")
 
 
@@ -305,7 +305,7 @@ def test_what_cannot_be_sent_to_a_spawned_worker_says_so() -> None:
     class Local(Numbers):
         pass
 
-    with pytest.raises(UserError, match="multiprocessing_context=spawn.*cannot be sent.*\n.*=fork"):
+    with pytest.raises(UserError, match="multiprocessing_context=spawn.*cannot be pickled.*\n.*=fork"):
         list(loader(Local(), 1, multiprocessing_context="spawn"))
     gc.collect()
 

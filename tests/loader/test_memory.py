@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from feedrate.loader import Batch, Loader, ToDevice
 from feedrate.loader.transfer import CopyStream
-from loader.test_slots import Numbered
-from loader.use import own_bytes
-from loader.use import workers as own_workers
+from loader.memory_use import own_bytes
+from loader.memory_use import workers as own_workers
+from loader.test_buffers import Numbered
 
 ENGINES = ("inline", "thread", "process")
 

@@ -62,6 +62,18 @@ def test_values_that_are_not_finite_never_become_numbers_and_are_named(track: An
     assert [metric.step for metric in read.get_metric_history(tracker.run_id, "train/loss")] == [0]
 
 
+def test_measurements_that_are_0_or_100_all_the_time_are_left_out(track: Any, read: Any) -> None:
+    tracker = track()
+    for step, late in enumerate((0.0, 0.0, 7.0, 0.0)):
+        always = {"loader/fetch_pct": 100.0, "loader/wait_pct": 0.0, "validation/accuracy": 0.0}
+        tracker.metrics(points({**always, "loader/decode_pct": late}, step))
+    assert set(read.get_run(tracker.run_id).data.metrics) == {
+        "loader/wait_pct", "validation/accuracy", "loader/decode_pct",
+    }  # fmt: skip
+    history = read.get_metric_history(tracker.run_id, "loader/decode_pct")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 0.0), (1, 0.0), (2, 7.0), (3, 0.0)]
+
+
 def test_the_run_is_named_and_says_where_its_folder_is(track: Any, read: Any, tmp_path: Path) -> None:
     run = read.get_run(track().run_id)
     assert run.info.run_name == "mlp-digits-w2-b64"

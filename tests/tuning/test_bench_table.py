@@ -46,10 +46,10 @@ def repeated(name: str, rates: list[float]) -> Entry:
 
 def test_a_loader_that_noise_may_have_made_faster_is_said_to_be_equal():
     first, noisy = repeated("first", [1000, 1010, 990]), repeated("noisy", [1300, 900, 1100])
-    text = table([first, noisy, repeated("faster", [1100, 1105, 1095])]).splitlines()
-    assert [line.split()[0] for line in text[1:]] == ["first", "noisy", "faster", "~"]
-    assert [" 1.00 " in text[1], " 1.11~ " in text[2], " 1.10 " in text[3]] == [True, True, True]
-    assert text[4] == "~ equal to the first, within the noise"
+    _, _, *text = table([first, noisy, repeated("faster", [1100, 1105, 1095])]).splitlines()
+    assert [line.split()[0] for line in text] == ["first", "noisy", "faster", "~"]
+    assert [" 1.00 " in text[0], " 1.11~ " in text[1], " 1.10 " in text[2]] == [True, True, True]
+    assert text[3] == "~ equal to the first, within the noise"
     assert "~" not in table([first])
 
 

@@ -101,17 +101,12 @@ def _lies_here(path: str) -> bool:
     Raises:
         UserError: its module is in this repository, and cannot be imported.
     """
-    parts, places, found = path.split("."), None, False
-    if not _is_public(path) or parts[0] in _SHIPPED_PACKAGES:
+    package = path.partition(".")[0]
+    if not _is_public(path) or package in (path, *_SHIPPED_PACKAGES):
         return False
-    for count in range(1, len(parts)):
-        spec = PathFinder.find_spec(".".join(parts[:count]), places)
-        if spec is None:
-            break
-        if spec.origin is not None and not _is_of_repository(spec.origin):  # a package is imported, too
-            return False
-        found, places = spec.origin is not None, list(spec.submodule_search_locations or ())
-    if not found:
+    spec = PathFinder.find_spec(package)
+    places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    if not places or not all(map(_is_of_repository, places)):
         return False
     target = locate(path, path)
     return inspect.isclass(target) and _is_of_repository(getattr(sys.modules.get(target.__module__), "__file__", None))

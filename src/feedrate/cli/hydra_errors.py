@@ -143,7 +143,7 @@ def _unknown_option(group: str, option: str) -> str:
 
     options = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.is_file())
     if (group, option) == ("loader", "tuned"):
-        said = "not written yet; python src/tune.py with your dataset and model writes it"
+        said = "has not been written yet; python src/tune.py with your dataset and model writes it"
     else:
         said = f"no such option{nearest(option, options)}"
     return f"{group}={option}: {said}\nOptions of {group}: {', '.join(options) or 'none'}"

@@ -103,11 +103,6 @@ class Catalog:
         return cls(root, packed, aligned, targets, _digest(aligned, targets), (*notes, *targets.notes))
 
 
-# ---------------------------------------------------------------------------------------------------------
-# files
-# ---------------------------------------------------------------------------------------------------------
-
-
 def _read_files(root: Path) -> tuple[str, dict[str, list[str]], dict[str, Any], bool]:
     """The source's name, the partition, the labels, and whether these are texts of a table."""
     if (root / "partition.json").is_file():
@@ -151,11 +146,6 @@ def _read_json(path: Path, form: str) -> dict[str, Any]:
 
 def _repeated(values: Iterator[Any] | Sequence[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# checks
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _check_partition(partition: Mapping[str, Sequence[str]], source: str) -> None:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.system.atomic_write import atomic_write
+from feedrate.system.folder import file_lock
 
 VALIDATION_EVERY = 5  # every fifth image of each class validates
 
@@ -31,7 +31,7 @@ class Digits(TensorFiles):
         if (root / "partition.json").is_file():
             return
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".lock"):  # two runs may start on a fresh machine at once
+        with file_lock(root / ".lock"):  # two runs may start on a fresh machine at once
             if not (root / "partition.json").is_file():
                 _write(root)
 

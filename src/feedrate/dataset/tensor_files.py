@@ -22,7 +22,7 @@ from feedrate.dataset.formats.sample_reader import Empty, SampleReader
 from feedrate.dataset.ids import IDs, Labels
 from feedrate.dataset.labels import single
 from feedrate.dataset.shards.shard_cache import open_cache
-from feedrate.dataset.storage.paths import Folder, Paths
+from feedrate.dataset.storage.paths import Paths
 from feedrate.dataset.subset import PickedIDs
 from feedrate.errors import UserError, offence
 from feedrate.timing.stages import stage
@@ -68,7 +68,6 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         self._label_of = _label_of(self.list_IDs, labels, self.labels)
         self.root = str(resolve_path(root))
         self.transform = transform
-        self._folder = Folder(self.root, self.list_IDs, self.suffix)
         self._reader = self._make_reader(verify == "crc")
         self._cache = None
         if cache == "shards" and len(self.list_IDs):
@@ -119,9 +118,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
         if type(self).path is not TensorFiles.path:
             paths: Sequence[str] = [self.path(ID) for ID in IDs]
         else:
-            if self._folder.root != self.root or self._folder.list_IDs is not self.list_IDs:
-                self._folder = Folder(self.root, self.list_IDs, self.suffix)
-            paths = Paths(self._folder, indices)
+            paths = Paths(self.root, self.list_IDs, self.suffix, indices)
         if self._cache is not None:
             return self._cache.read_batch(indices, paths, IDs, self._reader.read_batch, empty)
         return self._reader.read_batch(paths, IDs, empty)

@@ -14,7 +14,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from feedrate.errors import UserError, user_line
 
@@ -23,20 +23,18 @@ PATIENCE_S = 5.0  # for a sample that is being loaded when Python ends; torch's 
 CLOSE_S = 0.5  # for a sample that is being loaded when the loader is closed
 
 
-class Stoppable(Protocol):
-    """A thread that loads samples."""
+class LoadingThread(threading.Thread):
+    """A daemon thread that loads samples, so that Python need not wait for one that hangs; it ends by itself."""
 
-    @property
-    def ident(self) -> int | None: ...
+    def __init__(self, name: str, target: Callable[[], None] | None = None) -> None:
+        super().__init__(name=f"feedrate-loader-{name}", target=target, daemon=True)
+        RUNNING.add(self)
 
-    def stop(self) -> None: ...
-
-    def is_alive(self) -> bool: ...
-
-    def join(self, timeout: float | None = None) -> None: ...
+    def stop(self) -> None:
+        """Asks the thread to end."""
 
 
-RUNNING: weakref.WeakSet[Stoppable] = weakref.WeakSet()
+RUNNING: weakref.WeakSet[LoadingThread] = weakref.WeakSet()
 
 
 class TimedOut(UserError):
@@ -71,17 +69,6 @@ def hanging_at(thread: int | None) -> str:
     return f"{f'sample {IDs[-1]!r}' if IDs else 'it'} is still being loaded" + (f" ({place})" if place else "")
 
 
-class _Once(threading.Thread):
-    """A daemon thread that calls a function once."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        super().__init__(target=call, name="feedrate-loader-once", daemon=True)
-        RUNNING.add(self)
-
-    def stop(self) -> None:
-        """It ends by itself."""
-
-
 def within(seconds: float, call: Callable[[], T], what: str) -> T:
     """Calls a function that loads samples, in a thread unless `seconds` is 0, and returns its result.
 
@@ -101,7 +88,7 @@ def within(seconds: float, call: Callable[[], T], what: str) -> T:
         except BaseException as error:  # raised in the main thread
             results.put((None, error))
 
-    thread = _Once(run)
+    thread = LoadingThread("once", run)
     thread.start()
     try:
         result, error = results.get(timeout=min(seconds, threading.TIMEOUT_MAX))
@@ -113,7 +100,7 @@ def within(seconds: float, call: Callable[[], T], what: str) -> T:
     return result  # type: ignore[return-value]
 
 
-def end_threads(threads: Iterable[Stoppable], seconds: float) -> None:
+def end_threads(threads: Iterable[LoadingThread], seconds: float) -> None:
     """Stops threads, and waits for so long at most."""
     for thread in threads:
         thread.stop()

@@ -1,7 +1,6 @@
-"""A fingerprint of the order in which samples were delivered, equal for any workers, engine or restart.
+"""A digest of the order in which samples were delivered, equal for any workers, engine or restart.
 
-SHA-256 over IDs in the global order, in blocks whose digests are chained: a running hash cannot be stored
-in a checkpoint, a chain can, and after a restart only the partial block is hashed again.
+SHA-256 over IDs in the global order, in chained blocks: unlike a running hash, a chain can be stored in a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _START = hashlib.sha256(b"feedrate order digest 1").digest()
 
 
 class OrderDigest:
-    """The chain up to a position of the present epoch; earlier epochs are part of the chain.
+    """The chain up to a position of the current epoch, earlier epochs included.
 
     Attributes:
         list_IDs: by index; None where the index is the ID.
@@ -32,20 +31,20 @@ class OrderDigest:
         self.list_IDs = list_IDs
         self._order: Order | None = None
         self._first = 0  # position of the first block whose chain is known
-        self._chains = [_START]  # before that block, and before each one after it: 32 bytes for 65,536 samples
+        self._chains = [_START]  # before that block and each one after it
 
     def begin(self, order: Order, delivered: int) -> None:
-        """A new epoch: closes the one before at the position `delivered`."""
+        """Begins an epoch, and ends the one before at the position `delivered`."""
         if self._order is not None:
             self._first, self._chains = 0, [self._at(delivered)]
         self._order = order
 
     def at(self, position: int) -> str:
-        """The digest after `position` samples of the present epoch, 64 hexadecimal digits."""
+        """The digest after `position` samples of the current epoch, 64 hexadecimal digits."""
         return self._at(position).hex()
 
     def state(self, position: int) -> dict[str, Any]:
-        """What `load` needs: JSON-able, of constant size."""
+        """What `load` takes: JSON-able, of constant size."""
         start, chain = self._block(position)
         return {"chain": chain.hex(), "block_start": start}
 
@@ -58,7 +57,7 @@ class OrderDigest:
         return self._hash(chain, start, position) if position > start else chain
 
     def _block(self, position: int) -> tuple[int, bytes]:
-        """The block that `position` lies in: where it starts, and the chain up to there."""
+        """Start of the block of `position`, and the chain up to there."""
         assert position >= self._first, (position, self._first)
         number = (position - self._first) // BLOCK
         while len(self._chains) <= number:
@@ -72,10 +71,10 @@ class OrderDigest:
 
 
 def content_hash(chain: bytes, batch: Any) -> bytes:
-    """The chain of batch contents with one batch more: names, dtypes, shapes and bytes of its tensors.
+    """The chain extended by a batch: names, dtypes, shapes and bytes of its tensors.
 
     Raises:
-        UserError: the batch holds something without a definite content.
+        UserError: the batch holds an object that cannot be hashed.
     """
     digest = hashlib.sha256(chain)
     for name, value in leaves(batch):
@@ -99,7 +98,7 @@ def content_hash(chain: bytes, batch: Any) -> bytes:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in a batch or a sample that is no container, with its place, such as `.0.image`."""
+    """Everything in a batch or sample that is not a container, with its place, such as `.0.image`."""
     if isinstance(value, Mapping):
         for key in sorted(value, key=str):
             yield from leaves(value[key], f"{name}.{key}")
@@ -119,7 +118,7 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 def nbytes(batch: Any) -> int:
     """Bytes of a batch's dense tensors and arrays."""
-    if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is type(batch[1]) is torch.Tensor:  # as nearly all
+    if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is type(batch[1]) is torch.Tensor:  # fast path
         X, y = batch
         if is_dense(X) and is_dense(y):
             return int(X.nbytes + y.nbytes)

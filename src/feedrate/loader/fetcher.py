@@ -27,7 +27,6 @@ from feedrate.loader.batch_protocol import getitems_of, load_batch_of, parts_of,
 from feedrate.loader.buffers import BufferPool, BufferWriter, SharedBuffers
 from feedrate.loader.digest import leaves, nbytes
 from feedrate.loader.sample_errors import SampleErrors
-from feedrate.loader.shape_mismatch import shape_mismatch
 from feedrate.timing.stages import MAIN_THREAD, Computed, Slowest, Watch, clock_ns, samples_took, stage
 
 
@@ -193,8 +192,8 @@ class BatchFetcher(Dataset[Any]):
             return self.collate(samples)
         if any(sample is None for sample in samples):
             raise self._errors.nothing(request, samples)
-        if odd := shape_mismatch(samples):
-            raise self._errors.mixed(request, *odd)
+        if (mismatch := self._errors.mismatch(request, samples)) is not None:
+            raise mismatch
         with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
             return stacked(samples, empty)
 

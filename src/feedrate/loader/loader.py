@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from feedrate.dataset.build import list_IDs
+from feedrate.dataset.subset import ID_at, list_IDs
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
 from feedrate.loader.digest import OrderDigest
@@ -387,7 +387,7 @@ class SeededLoader(Loader[T_co]):
     def IDs(self, info: BatchInfo) -> list[str]:
         """IDs of a batch's samples."""
         names = self._fetcher.list_IDs
-        return [str(i) if names is None else names[i] for i in info.request.indices.tolist()]
+        return [ID_at(names, index) for index in info.request.indices.tolist()]
 
     def order_digest(self, after: BatchInfo | None = None) -> str:
         """Digest of the IDs of all delivered samples, or of those up to a batch of the current epoch."""

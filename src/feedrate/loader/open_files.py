@@ -1,6 +1,6 @@
-"""Open files that a dataset holds: forked workers share their position, and read what another one has asked for.
+"""Warns of open files in a dataset: forked workers share their position, and read what another one has sought.
 
-A memory map, a file in memory and a file that is only written have no position to share, and are left alone.
+Memory maps, files in memory and files that are only written have no shared position.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 from torch import Tensor
 
 log = logging.getLogger("feedrate")
-LOOKED_AT = 32  # elements of a collection
-DEEP = 6  # collections and objects within each other: Subset, list, dataset, its dictionary, an archive, its file
+ELEMENTS = 32  # of a collection that are looked at
+DEPTH = 6  # Subset, list, dataset, its dictionary, an archive, its file
+_PLAIN = (str, bytes, int, float, Tensor, np.ndarray, ModuleType, type)
 
 
 def warn_of_open_files(dataset: Any) -> None:
     """One line for the first open file in the attributes of a dataset whose workers are about to be forked."""
-    found = next(_open_files(dataset, type(dataset).__name__, DEEP, set()), None)
+    found = next(_open_files(dataset, type(dataset).__name__, DEPTH, set()), None)
     if found is not None:
         _warn(*found)
 
@@ -32,39 +33,38 @@ def warn_of_open_files(dataset: Any) -> None:
 @functools.cache  # training and validation often have one dataset
 def _warn(place: str, what: str) -> None:
     log.warning(
-        "note: %s is %s, and forked workers share its position: samples may hold what another worker has asked for. "
-        "Open it in the worker: in __getitem__, and again where os.getpid() has changed, or in worker_init_fn",
+        "note: %s is %s, and forked workers share its position, so that samples may get each other's content; open it "
+        "in the worker: in __getitem__, and again where os.getpid() has changed, or in worker_init_fn",
         place,
         what,
     )
 
 
-def _open_files(value: Any, place: str, deep: int, seen: set[int]) -> Iterator[tuple[str, str]]:
-    """Where each lies, as in `Subset.dataset.file`, and what it is."""
-    plain = (str, bytes, int, float, Tensor, np.ndarray, ModuleType, type)
-    if id(value) in seen or deep < 0 or isinstance(value, plain):
+def _open_files(value: Any, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, str]]:
+    """The place of each, such as `Subset.dataset.file`, and what it is."""
+    if id(value) in seen or depth < 0 or isinstance(value, _PLAIN):
         return
     seen.add(id(value))
     if what := _open_file(value):
         yield place, what
         return
     if isinstance(value, dict):
-        parts = ((f"{place}[{key!r}]", one) for key, one in islice(value.items(), LOOKED_AT))
+        parts = ((f"{place}[{key!r}]", one) for key, one in islice(value.items(), ELEMENTS))
     elif isinstance(value, (list, tuple)):
-        parts = ((f"{place}[{at}]", one) for at, one in enumerate(value[:LOOKED_AT]))
+        parts = ((f"{place}[{at}]", one) for at, one in enumerate(value[:ELEMENTS]))
     else:
         held = getattr(value, "__dict__", None)
         parts = ((f"{place}.{name}", one) for name, one in (held if isinstance(held, dict) else {}).items())
     for part, one in parts:
-        yield from _open_files(one, part, deep - 1, seen)
+        yield from _open_files(one, part, depth - 1, seen)
 
 
 def _open_file(value: Any) -> str:
-    """What it is, where it is an open file with a position; else an empty text."""
+    """What it is, if it is an open file with a position; else ""."""
     if isinstance(value, io.IOBase):
         try:
             shared = not value.closed and value.readable() and value.seekable() and value.fileno() > 2
-        except (OSError, ValueError):  # no file of the system's, as BytesIO
+        except (OSError, ValueError):  # no file of the system, as BytesIO
             return ""
         name = getattr(value, "name", None)
         named = f" ({name})" if isinstance(name, str) else ""

@@ -1,7 +1,4 @@
-"""The order of an epoch's samples as a function of (seed, epoch, position), without an array of N.
-
-What is fetched at a position, and when, is decided elsewhere.
-"""
+"""The order of an epoch's samples as a function of (seed, epoch, position), without an array of N."""
 
 from __future__ import annotations
 
@@ -15,19 +12,18 @@ import numpy as np
 from feedrate.dataset.rng import GAMMA, mix64
 
 BLOCK = 65_536  # positions computed at once, and hashed at once by the digest
-_AT_ONCE = 8_192  # values enciphered at once, which fit into a core's own cache
-_SMALL = 4_096  # below this many samples a round mixes less, and a block costs little
-_32 = np.array(32, np.uint64)  # an array, as NumPy would convert a number at each use
+_AT_ONCE = 8_192  # values enciphered at once; they fit into a core's cache
+_SMALL = 4_096  # fewer samples get more rounds: one mixes less, and costs little
+_32 = np.array(32, np.uint64)  # an array, which NumPy would otherwise create at each use
 
 
 class Order:
     """Position p of an epoch holds sample `perm(seed, epoch)(p)`; without shuffle, sample p.
 
     The permutation is a generalised Feistel cipher on Z_a x Z_b with a * b just above N, and cycle walking for the few
-    values beyond N; b is even, since with a and b odd only even permutations would come. Source: J. Black, P. Rogaway,
+    values beyond N; b is even, since a and b odd would give even permutations only. Source: J. Black, P. Rogaway,
     "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 3 and 5; the round function is the finaliser of
-    SplitMix64 (Steele et al., OOPSLA 2014), keyed by SHA-256.
-    It is made for mixing, not for secrecy.
+    SplitMix64 (Steele et al., OOPSLA 2014), keyed by SHA-256. It mixes well, but is not secure.
 
     Args:
         size: N, number of samples, below 2**63.
@@ -44,7 +40,7 @@ class Order:
         rounds = 24 if size < _SMALL else 12
         stream = b"".join(hashlib.sha256(text + bytes([i])).digest() for i in range(rounds // 4))  # four keys in each
         self._keys = np.frombuffer(stream, dtype="<u8").astype(np.uint64)
-        self._kept = -1, np.empty(0, dtype=np.int64)  # a block and its indices, together, since threads share them
+        self._kept = -1, np.empty(0, dtype=np.int64)  # a block and its indices, in one tuple as threads share it
 
     def __eq__(self, other: object) -> bool:
         key = self.size, self.seed, self.epoch, self.shuffle
@@ -71,11 +67,13 @@ class Order:
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, dtype=np.int64)])
 
     def _permute(self, start: int, stop: int) -> np.ndarray:
-        whole = start == 0 and stop == self.size  # then what lies beyond N is enciphered with it, and only looked up
+        whole = (
+            start == 0 and stop == self.size
+        )  # then values beyond N are enciphered too, and cycle walking looks them up
         values = self._encipher(np.arange(start, self._a * self._b if whole else stop, dtype=np.uint64))
         table, values = values, values[: stop - start]
         outside = np.flatnonzero(values >= self.size)
-        while len(outside):  # cycle walking: encipher again until the value lies in the domain
+        while len(outside):  # cycle walking: encipher until the value is below N
             values[outside] = table[values[outside]] if whole else self._encipher(values[outside])
             outside = outside[values[outside] >= self.size]
         return values.astype(np.int64)
@@ -92,14 +90,14 @@ class Order:
         for number, key in enumerate(self._keys):
             (half, other, limit) = (left, right, a) if number % 2 == 0 else (right, left, b)
             half += _below(other + key, limit, spare)
-            np.subtract(half, limit, out=spare)  # wraps round to a large number where it would be negative
+            np.subtract(half, limit, out=spare)  # wraps to a large number where it would be negative
             np.minimum(half, spare, out=half)
         np.multiply(left, b, out=values)
         values += right
 
 
 def _below(z: np.ndarray, limit: np.ndarray, spare: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser of the values, scaled to [0, limit), in their place; limit below 2**32."""
+    """SplitMix64's finaliser of z, scaled to [0, limit), in place; limit below 2**32."""
     z *= GAMMA
     mix64(z, spare)
     z >>= _32
@@ -116,11 +114,11 @@ def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, i
 
 @dataclass(frozen=True)
 class Plan:
-    """The rest of an epoch cut into global batches, and the part of each that one rank takes.
+    """The rest of an epoch cut into global batches, and one rank's part of each.
 
-    Yields `(start, stop, indices)`: the positions of the global batch, and the rank's samples, (n,) int64. A last batch
-    with fewer samples than ranks holds nothing for some of them: their batch before it then counts up to the epoch's
-    end, so that every rank ends at the same position, and none gets an empty batch.
+    Yields `(start, stop, indices)`: the positions of the global batch, and the rank's samples, (n,) int64. No rank gets
+    an empty batch: if the last one has fewer samples than ranks, some of them skip it, and their batch before it counts
+    up to the epoch's end, so that all ranks end at the same position.
 
     Attributes:
         start: position of the first batch.

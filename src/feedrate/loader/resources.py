@@ -21,18 +21,15 @@ _NO_LIMIT = 1 << 60  # bytes; version 1 of control groups writes a number near 2
 
 
 def check_resources(loaders: Sequence[Any], sample_bytes: int, processes: bool, forked: bool, exact: bool) -> str:
-    """Compares what the loaders need with what is free.
+    """A note if the loaders need more than `NEAR` of what is free, else "".
 
     Args:
         sample_bytes: X and y of one sample.
         processes: whether the workers are processes; `forked`: started by fork.
-        exact: whether every batch is as large as its samples; otherwise nothing is an error.
-
-    Returns:
-        A note where more than `NEAR` of what is free is needed, else an empty string.
+        exact: whether batches are as large as their samples; otherwise nothing is an error.
 
     Raises:
-        UserError: the largest of the loaders alone needs more than is free.
+        UserError: the largest loader alone needs more than is free.
     """
     first, workers = loaders[0], loaders[0].num_workers
     flying = [_in_flight(loader) for loader in loaders]
@@ -46,7 +43,8 @@ def check_resources(loaders: Sequence[Any], sample_bytes: int, processes: bool, 
         if (files := _free_descriptors()) is not None:
             needed = len(loaders) * workers * FILES_OF_WORKER
             rows.append(_Row(needed + sum(flying), needed, files, "open files", "raise the limit (ulimit -n)"))
-    row = max(rows, key=lambda row: row.needed / max(1, row.free))
+    short = [row for row in rows if exact and row.sure > row.free]
+    row = max(short or rows, key=lambda row: row.needed / max(1, row.free))
     if row.needed <= NEAR * row.free:
         return ""
     size = str if row.what == "open files" else shown
@@ -54,13 +52,13 @@ def check_resources(loaders: Sequence[Any], sample_bytes: int, processes: bool, 
     settings = " ".join(f"loader.{name}={getattr(first, name)}" for name in names)
     text = f"{settings} may take {size(row.needed)} of {row.what}, and {size(row.free)} are free"
     remedy = f"lower {'one of them' if workers else 'it'}, or {row.remedy}"
-    if exact and any(row.sure > row.free for row in rows):
+    if short:
         raise UserError(f"{text}; {remedy}")
     return f"note: {text}; {remedy}"
 
 
 class _Row(NamedTuple):
-    """`sure`: what is needed in any case; `needed`: including what is likely."""
+    """A resource: what the largest loader needs (`sure`), what all loaders need, and what is free."""
 
     needed: int
     sure: int

@@ -38,14 +38,14 @@ def run_note(
         epochs: number of finished epochs.
         best_epoch: the epoch of the metrics, counted from 1; None: the last one.
         seconds: duration of the training.
-        verdict: in words, with its remedy.
+        verdict: as the terminal shows it, with its remedy.
         pictures: Markdown that shows them.
         slow: ID and load_ms of the samples that took longest to load.
         error: why the run stopped early, empty if it did not.
     """
     parts = [f"**Stopped:** {' '.join(error.split())}"] if error else []
-    parts += [headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
-    parts += [f"```text\n{verdict}\n```" if verdict else "", pictures]
+    parts.append(headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds))
+    parts += [fenced(verdict, "text") if verdict else "", pictures]
     if best_epoch is not None:
         parts.append(
             f"Epoch {best_epoch} has the lowest validation loss; its weights are best.pt. MLflow's charts count steps "

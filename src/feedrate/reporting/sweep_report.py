@@ -246,9 +246,9 @@ def short(text: str) -> str:
         return text
 
 
-def fenced(command: str) -> str:
-    """A command in Markdown, to be copied."""
-    return f"```sh\n{command}\n```"
+def fenced(text: str, language: str = "sh") -> str:
+    """A block of code in Markdown."""
+    return f"```{language}\n{text}\n```"
 
 
 def one_line(text: str) -> str:

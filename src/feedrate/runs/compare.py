@@ -9,6 +9,7 @@ from typing import Any
 
 from feedrate.runs.provenance import flat, size_of_diff
 from feedrate.runs.saved import SavedRun
+from feedrate.tracking.tracker import COMMIT_TAG
 
 ABSENT, UNKNOWN = "-", "not recorded"
 CONTENT = "content digest"  # only of runs with loader.content_digest=true
@@ -42,8 +43,7 @@ def facts(name: str, saved: SavedRun) -> Facts:
     }
     data = {}
     for key in COVERED:
-        name_of_tag = key.replace(" ", "_")
-        digest = tags.get(f"feedrate.{name_of_tag}", summary.get(name_of_tag))
+        digest = summary.get(key.replace(" ", "_"))
         if digest or key != CONTENT:
             data[key] = str(digest)[:12] if digest else UNKNOWN
     settings = flat({key: value for key, value in saved.config.items() if key != "tracking"})
@@ -97,14 +97,13 @@ def _rank(key: str) -> tuple[int, str]:
 
 def _code(saved: SavedRun, tags: Mapping[str, str]) -> dict[str, Any]:
     """From summary.json where the folder is at hand, which runs without a record in MLflow have too; else from tags."""
-    commit = saved.summary.get("commit", tags.get("git.commit"))
+    commit = saved.summary.get("commit", tags.get(COMMIT_TAG))
     found: dict[str, Any] = {"commit": str(commit)[:12] if commit else UNKNOWN}
     if "uncommitted" in saved.summary:
         found["uncommitted"] = saved.summary["uncommitted"]
-    elif tags.get("git.dirty") == "true" and saved.recorded is not None:
-        found["uncommitted"] = size_of_diff(saved.recorded.text("uncommitted.diff") or "")
-    elif tags:
-        found["uncommitted"] = UNKNOWN if tags.get("git.dirty") == "unknown" else "nothing"
+    elif saved.recorded is not None:
+        diff = saved.recorded.text("uncommitted.diff")
+        found["uncommitted"] = "nothing" if diff is None else size_of_diff(diff)
     return found
 
 

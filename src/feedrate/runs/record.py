@@ -16,11 +16,12 @@ from feedrate.dataset.subset import size_of
 from feedrate.loader.device import single
 from feedrate.reporting.run_summary import run_note
 from feedrate.reporting.trace import rows_of, trace
-from feedrate.runs.provenance import Origin, flat, job_id, result_id
+from feedrate.runs.provenance import Origin, flat
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.point import points
 from feedrate.tracking.sweep import picture
+from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
 from feedrate.trainer.state import Result
@@ -31,20 +32,10 @@ def record_start(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
     config, code, data = origin.config, origin.code, trainer.data
     groups = {group: option for group, option in origin.choices.items() if group in config}
     settings = {key: value for key, value in flat(config).items() if not key.startswith(("tracking.", "sweep."))}
-    tracker.params({**groups, **settings, "model.parameters": parameters_of(trainer)})
-    tracker.tags(
-        {
-            "feedrate.command": origin.command,
-            "feedrate.result_id": result_id(config),
-            "feedrate.job_id": job_id(config),
-            "feedrate.data_digest": data.digest,
-            "feedrate.device": str(trainer.device),
-            "feedrate.device_name": name_of(trainer.device),
-            "feedrate.precision": trainer.precision.name,
-            "git.commit": code.commit or "unknown",
-            "git.dirty": "unknown" if code.diff is None else str(bool(code.diff)).lower(),
-        }
-    )
+    device = f"{trainer.device} ({name_of(trainer.device)})"
+    about = {"model.parameters": parameters_of(trainer), "device": device, "precision": trainer.precision.name}
+    tracker.params({**groups, **settings, **about})
+    tracker.tags({"feedrate.command": origin.command, **({COMMIT_TAG: code.commit} if code.commit else {})})
     for name, dataset in data.partition.items():
         tracker.dataset(data.name, data.digest, name, len(dataset), data.source)  # type: ignore[arg-type]
     tracker.text(OmegaConf.to_yaml(OmegaConf.create(masked(config))), "config.yaml")
@@ -61,7 +52,7 @@ def record_resumed(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
         if epoch > known:
             best = trainer.result.best_figures() if epoch == trainer.result.best_epoch else {}
             tracker.metrics(points({**metrics, **best}, epoch))
-    tracker.tags({"feedrate.command": origin.command, "feedrate.resumed": "true"})
+    tracker.tags({"feedrate.command": origin.command})
 
 
 def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
@@ -82,7 +73,9 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         "verdict": asdict(verdict) if verdict else None,
         "slow_samples": trainer.throughput.slow_samples(),
         "data_digest": trainer.data.digest,
-        **tags_of(trainer),
+        **digests(trainer),
+        "engine": engine_of(trainer),
+        **trainer.trial.facts(result.stopped),
         "per_class": result.per_class,
     }
 
@@ -113,15 +106,10 @@ def example(trainer: Trainer) -> torch.Tensor:
     return trainer.forward.inputs(single(X, trainer.device).to(trainer.device))
 
 
-def tags_of(trainer: Trainer) -> dict[str, str]:
-    """Facts that are recorded both in summary.json and as tags."""
-    return {**digests(trainer), "engine": engine_of(trainer), **trainer.trial.facts(trainer.result.stopped)}
-
-
 def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trainer, verdict: Verdict | None) -> None:
     """Tags, verdict, summary note, timeline and pictures of a run that ended well."""
     result = trainer.result
-    tracker.tags({f"feedrate.{name}": value for name, value in tags_of(trainer).items()})
+    tracker.tags({f"feedrate.{name}": value for name, value in trainer.trial.facts(result.stopped).items()})
     figures: dict[str, float] = {}
     if verdict is not None:
         trainer.record_verdict(verdict)

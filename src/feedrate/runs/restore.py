@@ -20,6 +20,7 @@ from feedrate.loader import build_loaders, close_loaders, start_loaders
 from feedrate.runs.provenance import has_commit
 from feedrate.runs.restore_config import SavedRunConfig
 from feedrate.runs.saved import RESTORED, SavedRun, find_saved
+from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import build_model, load_weights
 from feedrate.trainer.device import choose_precision, set_up_device
@@ -166,4 +167,4 @@ def _was_made_here(saved: SavedRun) -> bool:
     if saved.folder.is_relative_to(ROOT) and not saved.folder.is_relative_to(RESTORED):
         return True
     tags = saved.recorded.tags if saved.recorded is not None else {}
-    return has_commit(str(saved.summary.get("commit") or tags.get("git.commit")))
+    return has_commit(str(saved.summary.get("commit") or tags.get(COMMIT_TAG)))

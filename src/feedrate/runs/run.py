@@ -216,7 +216,6 @@ class Run:
             log.info("run folder  %s   (goes on with trainer.resume=auto)", self.folder.path)
         if trainer is not None and verdict is not None:
             trainer.record_verdict(verdict)
-            self.tracker.tags({"feedrate.engine": facts["engine"]})
         self._end_tracking(status, text)
 
     def _end_tracking(self, status: Status, error: str = "") -> None:

@@ -5,6 +5,7 @@ Imports neither torch nor (for a run folder that was not recorded) mlflow.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -100,7 +101,8 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
         if "feedrate.sweep_id" in recorded.tags:
             raise UserError(f"run {name} is a whole sweep ({recorded.name}); name one of its jobs, its child runs")
         raise UserError(f"run {name} has no config.yaml among its artifacts; it was not made by Feedrate's train.py")
-    return SavedRun(config, folder, None, name, recorded, read_summary(folder))
+    summary = read_summary(folder) or json.loads(recorded.text("summary.json") or "{}")
+    return SavedRun(config, folder, None, name, recorded, summary)
 
 
 def _recorded(uri: str | None, run_id: str) -> RecordedRun | None:

@@ -193,6 +193,7 @@ class MLflowWriter:
     def _send(self, group: Group) -> None:
         """Sends one event, or several of metrics in a row."""
         from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
 
         event = group[0][0]
         match event["event"]:
@@ -215,7 +216,10 @@ class MLflowWriter:
                 self._log("tags", tags, ITEMS_PER_BATCH)
             case "dataset":
                 with self._refusals_noted(f"dataset {event['name']}"):
-                    self._log_dataset(event)
+                    try:
+                        self._log_dataset(event)
+                    except MlflowException:  # another run may have recorded the same data set at this instant
+                        self._log_dataset(event)
             case "artifact" | "model":
                 self._send_file(event)
             case other:

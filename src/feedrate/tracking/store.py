@@ -33,11 +33,21 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
-VIEW_METRICS = (
-    *("best/accuracy", "best/loss", "best/epoch", "validation/accuracy", "validation/loss"),
-    *("loader/samples_per_s", "loader/wait_pct"),
-)
-VIEW_PARAMS = ("loader.num_workers", "loader.batch_size", "model", "dataset")
+# MLflow's table of runs: column -> its width in pixels. `Created`, which shows the status, is pinned beside the name.
+VIEW_COLUMNS = {
+    "tags.`feedrate.verdict`": 130,
+    "metrics.`loader/wait_pct`": 130,
+    "metrics.`loader/samples_per_s`": 180,
+    "metrics.`best/accuracy`": 130,
+    "metrics.`best/loss`": 100,
+    "attributes.`Created`": 150,
+    "metrics.`best/epoch`": 110,
+    "params.`loader.num_workers`": 170,
+    "params.`loader.batch_size`": 160,
+    "params.`model`": 90,
+    "params.`dataset`": 90,
+    "attributes.`Dataset`": 300,
+}
 
 LOCK_TIMEOUT_S = 120.0  # for another process that creates the store, which takes about 3 s
 ANSWER_TIMEOUT_S = 5
@@ -287,9 +297,7 @@ def _write_view(client: MlflowClient, experiment_id: str, present: Mapping[str, 
 
 def _view() -> str:
     """The tag's value: our columns, newest run first, all runs visible in charts."""
-    columns = {f"metrics.`{name}`": name for name in VIEW_METRICS} | {f"params.`{name}`": name for name in VIEW_PARAMS}
-    widths = {column: max(90, 30 + 7 * len(name)) for column, name in columns.items()}  # px; MLflow's 100 cut names
-    widths |= {"attributes.`Run Name`": 280, "attributes.`Dataset`": 300}
+    widths = {"attributes.`Run Name`": 280, **VIEW_COLUMNS}
     state = {
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
@@ -298,7 +306,7 @@ def _view() -> str:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [*columns, "attributes.`Dataset`"],
+        "selectedColumns": list(VIEW_COLUMNS),
         "columnOrder": list(widths),
         "columnWidths": widths,
         "runsHiddenMode": "SHOW_ALL",

@@ -14,12 +14,13 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from feedrate.config import shown_path
 from feedrate.system.secrets import learn, masked, without_secrets
+from feedrate.system.text import flatten
 from feedrate.tracking.address import VIEW_KEY, Address, experiment_link, read_address, run_link
 from feedrate.tracking.journal import FILES, JOB_TAG, JOURNAL, PARENT_TAG, Journal, UploadState, as_json, events
 
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     from feedrate.tracking.uploader_process import UploaderProcess
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own
 PARENT_VARIABLE, JOB_VARIABLE = "FEEDRATE_PARENT_RUN", "FEEDRATE_JOB"  # by which a sweep's job knows its parent
+
+ALWAYS_LOGGED = ("loader/wait_pct", "loader/samples_per_s")  # columns of the table of runs
 
 _log = logging.getLogger("feedrate.tracking")
 
@@ -58,6 +62,7 @@ class Tracker:
         self._journal, self._address, self._uploader = journal, address, uploader
         self._log_model = log_model
         self._ended = False
+        self._constant: dict[str, list[Point]] = {}  # values held back, see `_worth_logging`
         self._last_steps: dict[str, int] = {}
         self._non_finite: Counter[str] = Counter()
         for event, _ in events(journal.path) if journal is not None else ():
@@ -86,7 +91,7 @@ class Tracker:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Records settings under dotted names (`loader.batch_size`); nested mappings are flattened."""
-        self._write("params", values={name: _as_yaml(value) for name, value in _flatten(masked(values))})
+        self._write("params", values={name: _as_yaml(value) for name, value in flatten(masked(values)).items()})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Records words about the run; a later value replaces an earlier one."""
@@ -95,8 +100,10 @@ class Tracker:
     def metrics(self, points: Sequence[Point]) -> None:
         """Records values, rounded to 6 significant digits.
 
-        Values that are not finite are left out, counted, and named in the tag `feedrate.non_finite`.
+        Values that are not finite are left out, counted, and named in the tag `feedrate.non_finite`. Measurements of
+        loader and computation that are 0 or 100 all the time are left out too.
         """
+        points = self._worth_logging(points)
         if not points:
             return
         self._write("metrics", points=[(p.name, as_json(float(f"{p.value:.6g}")), p.step, p.time_ms) for p in points])
@@ -200,6 +207,20 @@ class Tracker:
         if self._journal is not None:
             self._journal.write(event, **content)
 
+    def _worth_logging(self, points: Sequence[Point]) -> list[Point]:
+        """Holds back values of a metric that has been 0 or 100 all the time, until another value comes."""
+        found = []
+        for point in points:
+            held = self._constant.get(point.name, [])
+            constant = point.value in (0.0, 100.0) and all(one.value == point.value for one in held)
+            measured = point.name.startswith(("loader/", "compute/", "verdict/"))
+            new = point.name not in self._last_steps and point.name not in ALWAYS_LOGGED
+            if constant and measured and new:
+                self._constant[point.name] = [*held, point]
+            else:
+                found += [*self._constant.pop(point.name, []), point]
+        return found
+
     def _count(self, rows: Iterable[tuple[str, float, int]]) -> bool:
         """Notes last steps and values that are not finite; whether there are any of these."""
         left_out = False
@@ -302,14 +323,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container may have no name for its user
         return "unknown"
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _as_yaml(value: object) -> str:

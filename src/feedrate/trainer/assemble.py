@@ -16,6 +16,7 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.loader.device import has_streams, make_current
+from feedrate.system.lazy_dynamo import postpone_dynamo
 
 
 def build_model(node: Mapping[str, Any], data: Data, device: torch.device, channels_last: bool = False) -> nn.Module:
@@ -59,6 +60,7 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
     Raises:
         UserError: the model has nothing to train, or the target is no optimizer with a `step()` without arguments.
     """
+    postpone_dynamo()
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise UserError(f"model: {type(model).__name__} has no parameter that requires a gradient; nothing to train")

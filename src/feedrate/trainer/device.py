@@ -78,7 +78,8 @@ def set_arithmetic(matmul_precision: str, deterministic: bool) -> None:
     torch.set_float32_matmul_precision(matmul_precision)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed by cuBLAS, which reads it at its start
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic or torch.are_deterministic_algorithms_enabled():  # the call imports torch._inductor, for seconds
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def name_of(device: torch.device) -> str:

@@ -301,8 +301,7 @@ class Trainer:
     def record_verdict(self, verdict: Verdict) -> None:
         """The verdict as tags, which MLflow's table of runs can show and search."""
         remedy = verdict.remedies[0].override if verdict.remedies else "none"
-        tags = {"feedrate.verdict": verdict.kind, "feedrate.verdict_text": str(verdict), "feedrate.remedy": remedy}
-        self._tracker.tags(tags)
+        self._tracker.tags({"feedrate.verdict": verdict.kind, "feedrate.remedy": remedy})
 
     # -----------------------------------------------------------------------------------------------------
     # checkpoints

@@ -13,6 +13,7 @@ from typing import Any
 from feedrate.config import BenchingConfig, check_bench, timeout_of
 from feedrate.dataset import build_data
 from feedrate.errors import UserError
+from feedrate.system.text import table as text_table
 from feedrate.timing.noise import Measured, noise, same
 from feedrate.tuning.bench_measure import LoaderFacts, Measurement, facts_of, measure
 
@@ -185,7 +186,8 @@ def table(entries: Sequence[Entry]) -> str:
     """Rates alone and with each step, and ratios to the first loader, repeat by repeat."""
     steps = entries[0].step_lengths
     head = ["", "samples/s", "lowest to highest", "times the first", "CPU s per 1,000", "MB"]
-    rows = [[*head, *(f"wait %, {step:g} ms" for step in steps), "order digest"]]
+    head += [*(f"wait %, {step:g} ms" for step in steps), "order digest"]
+    rows = []
     for entry in entries:
         assert entry.facts is not None
         rates = entry.rates
@@ -196,14 +198,8 @@ def table(entries: Sequence[Entry]) -> str:
              f"{median(ratios):.2f}{EQUAL * equal}", f"{entry.middle('cpu_s_per_1000'):.3g}", _peak_mb(entry),
              *(f"{entry.middle('wait_pct', step):.1f}" for step in steps), entry.facts.order_digest[:8] or "-"]
         )  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *figures in rows:
-        cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
-    if any(row[3].endswith(EQUAL) for row in rows):
-        lines.append(f"{EQUAL} equal to the first, within the noise")
-    return "\n".join(lines)
+    equal_line = f"\n{EQUAL} equal to the first, within the noise" if any(EQUAL in row[3] for row in rows) else ""
+    return text_table(head, rows, left=1) + equal_line
 
 
 def _peak_mb(entry: Entry) -> str:

@@ -35,42 +35,23 @@ _OF_THE_SWEEP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job before it runs.
+    """One job before it runs."""
 
-    Attributes:
-        number: from 0.
-        overrides: of the command line, those of Hydra included.
-        config: checked.
-        job_id: from feedrate.runs.provenance.
-        settings: key -> value, for the table's columns.
-        command: repeats this job alone.
-        subfolder: name of its run folder in the sweep's folder.
-        environment: variables of its process.
-    """
-
-    number: int
-    overrides: tuple[str, ...]
+    number: int  # from 0
+    overrides: tuple[str, ...]  # of the command line, those of Hydra included
     config: TrainConfig
-    job_id: str
-    settings: Mapping[str, str]
-    command: str
-    subfolder: str
+    job_id: str  # from feedrate.runs.provenance
+    settings: Mapping[str, str]  # key -> value, for the table's columns
+    command: str  # repeats this job alone
+    subfolder: str  # of the sweep's folder
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def compose(
     context: HydraContext, master: DictConfig, overrides: Sequence[Sequence[str]], first: int, keys: Sequence[str]
 ) -> list[Job]:
-    """Composes and checks every job of a batch.
-
-    Args:
-        master: the sweep's configuration.
-        overrides: of each job.
-        first: the first job's number.
-        keys: what is swept.
-
-    Raises:
-        UserError: a setting of a job is wrong.
+    """Composes and checks every job of a batch from the sweep's configuration, each job's overrides, the first job's
+    number and the swept keys; a wrong setting raises UserError.
     """
     former = HydraConfig.instance().cfg
     try:
@@ -110,12 +91,7 @@ def _selected(task: DictConfig, key: str) -> str:
 
 
 class FrozenFiles:
-    """Copies the configuration's folders; makes the command that runs a job from the copy.
-
-    Args:
-        master: the sweep's configuration.
-        folder: the sweep's folder.
-    """
+    """Copies the configuration's folders into the sweep's folder; makes the command that runs a job from the copy."""
 
     def __init__(self, master: DictConfig, folder: Path) -> None:
         self._name = str(master.hydra.job.config_name)
@@ -132,7 +108,7 @@ class FrozenFiles:
                     search_path.append(f"{source.schema}://{source.path}")
                 continue
             target = folder / "conf" / (source.provider if source.provider == "main" else f"{i}")
-            copy_yaml(Path(source.path), target)
+            _copy_yaml(Path(source.path), target)
             if source.provider == "main":
                 self._flags += ["--config-path", str(target)]
             elif source.provider == "command-line":
@@ -143,12 +119,7 @@ class FrozenFiles:
             self._hydra.append(f"hydra.searchpath=[{','.join(map(quoted, search_path))}]")
 
     def command(self, job: Job, folder: Path, *, resume: bool) -> list[str]:
-        """The sweep's entry point with the job's overrides.
-
-        Args:
-            folder: the job's run folder.
-            resume: resume from the checkpoint in it.
-        """
+        """The sweep's entry point with the job's overrides and its run folder."""
         own = [
             "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}",
             f"hydra.job.num={job.number}", f"hydra.job.id='{job.number}'",
@@ -160,22 +131,16 @@ class FrozenFiles:
         return [sys.executable, script, *self._flags, "--config-name", self._name, *map(str, overrides)]
 
 
-def copy_yaml(source: Path, target: Path, within: frozenset[tuple[int, int]] = frozenset()) -> None:
-    """Copies the YAML files in a folder and its subfolders; links are followed, other files left out.
+def _copy_yaml(source: Path, target: Path) -> None:
+    """Copies the YAML files of a folder and its subfolders, and what links lead to, unless back to a folder above."""
 
-    Args:
-        within: device and inode of the folders above, to which a link may lead back.
-    """
-    about = source.stat()
-    here = (about.st_dev, about.st_ino)
-    if here in within:
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_dir():
-            copy_yaml(path, target / path.name, within | {here})
-        elif path.suffix == ".yaml" and path.is_file():
-            shutil.copy2(path, target / path.name)
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        here = Path(folder).resolve()
+        paths = [(name, here / name) for name in names]
+        folders = [name for name, path in paths if path.is_dir() and path.resolve() not in (here, *here.parents)]
+        return [n for n, path in paths if n not in folders and not (path.suffix == ".yaml" and path.is_file())]
+
+    shutil.copytree(source, target, ignore=left_out, dirs_exist_ok=True)
 
 
 def quoted(text: str) -> str:

@@ -35,15 +35,10 @@ _OF_ONE_START = (  # keys that do not make a sweep another one
 
 @dataclass(frozen=True, kw_only=True)
 class SweepLock:
-    """A sweep's folder, owned by this process.
-
-    Attributes:
-        folder: locked.
-        facts: its summary.json from the earlier start; empty for a new sweep.
-    """
+    """A sweep's folder, owned by this process."""
 
     folder: RunFolder
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any]  # summary.json of the earlier start; empty for a new sweep
 
     def write(self, **facts: Any) -> None:
         """Adds to summary.json, by which other commands find the sweep."""
@@ -101,11 +96,7 @@ def identity(jobs: Sequence[Job]) -> str:
 
 
 def description(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]:
-    """The command of a sweep and the settings behind its identity, key by key, for summary.json.
-
-    Args:
-        overrides: as typed.
-    """
+    """The command of a sweep (its overrides as typed) and the settings behind its identity, for summary.json."""
     typed = [override for override in overrides if not override.startswith("sweep.")]
     values: dict[str, list[str]] = {}
     for job in jobs:
@@ -117,12 +108,7 @@ def description(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]
 
 
 def changed_since(fresh: Path, present: Mapping[str, Any]) -> str:
-    """Which settings differ from those of an unfinished sweep of the same command; empty if there is none.
-
-    Args:
-        fresh: folder of the new sweep.
-        present: its `description`.
-    """
+    """Which settings of the sweep described by `present` differ from an unfinished one of the same command, or ''."""
     found = _with(fresh, "command", present["command"])
     if found is None or found == fresh or living_owner(found) is not None:
         return ""
@@ -159,15 +145,10 @@ def discard(fresh: Path) -> None:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What to do for a job.
+    """What to do for a job."""
 
-    Attributes:
-        folder: the job's run folder.
-        state: `finished` before; `resume` from the checkpoint in the folder; `new`: the folder does not exist yet.
-    """
-
-    folder: Path
-    state: Literal["finished", "resume", "new"]
+    folder: Path  # the job's run folder
+    state: Literal["finished", "resume", "new"]  # before; from the checkpoint in the folder; in a folder to be created
 
 
 def attempt(job: Job, sweep: Path) -> Attempt:
@@ -188,9 +169,7 @@ def attempt(job: Job, sweep: Path) -> Attempt:
 
 
 def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
-    """Waits until the jobs of an earlier start have ended, and marks those that left no status.
-
-    Jobs whose launcher dies write a checkpoint and end.
+    """Waits until the jobs of an earlier start have written their checkpoints, and marks those that left no status.
 
     Raises:
         UserError: one still runs after 30 s.

@@ -29,12 +29,8 @@ _terminal = threading.Lock()
 class JobProcess:
     """A running job, in a session of its own, so that its workers can be killed with it.
 
-    On Linux it gets SIGTERM when the launcher dies: two sweeps would otherwise train the same job.
-
-    Args:
-        command: the program and its arguments.
-        environment: of the process.
-        prefix: of each line of output; None: the job writes to the terminal itself, with its live line.
+    On Linux it gets SIGTERM when the launcher dies: two sweeps would otherwise train the same job. Each line of output
+    begins with `prefix`; with None the job writes to the terminal itself, live line and all.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], prefix: str | None) -> None:
@@ -93,13 +89,7 @@ class JobProcess:
 
 
 def outcome(code: int, folder: Path, error: str) -> tuple[str, str]:
-    """Status and error of a job that has ended.
-
-    Args:
-        code: from `JobProcess.wait`.
-        folder: its run folder, whose summary.json comes before the exit code.
-        error: from `JobProcess.error`.
-    """
+    """Status and error of a job that has ended, from its exit code, the summary.json in its folder and its stderr."""
     summary = read_summary(folder)
     if code == 0:
         finished = summary.get("status") == "FINISHED"

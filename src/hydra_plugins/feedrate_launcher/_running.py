@@ -38,25 +38,16 @@ class SweepInterruption(Interruption):
 
 
 class Jobs:
-    """The running jobs of one sweep.
-
-    Args:
-        at_once: how many may run at the same time.
-        files: make a job's command.
-        sweep: the sweep's folder.
-        parent: names the parent run for the jobs; None where nothing is recorded.
-        stop: the sweep's handler of signals.
-        words: what the line that announces a job says of it.
-    """
+    """The running jobs of one sweep."""
 
     def __init__(
         self,
         at_once: int,
         files: FrozenFiles,
-        sweep: Path,
-        parent: str | None,
+        sweep: Path,  # the sweep's folder
+        parent: str | None,  # reference of the parent run for the jobs; None where nothing is recorded
         stop: SweepInterruption,
-        words: Callable[[Job], str],
+        words: Callable[[Job], str],  # describes a job in the line that announces it
     ) -> None:
         self._at_once, self._files, self._sweep, self._parent = at_once, files, sweep, parent
         self._stop, self._words = stop, words
@@ -67,12 +58,7 @@ class Jobs:
         self._no_more = False
 
     def run(self, following: Next, ended: Ended) -> None:
-        """Returns when all jobs have ended, and there is no further one or the sweep was stopped.
-
-        Args:
-            following: returns the next job whenever there is room, or None.
-            ended: called for each job that ends, in this thread.
-        """
+        """Runs the jobs that `following` returns until it returns None or the sweep is stopped, and all have ended."""
         kill_at = 0.0
         try:
             while True:

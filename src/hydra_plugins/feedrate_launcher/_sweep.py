@@ -29,41 +29,25 @@ _TABLE_ROWS = 30  # of a table that is too long for the note
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a sweep is.
+    """What a sweep is."""
 
-    Attributes:
-        name: of the parent run.
-        sweep_id: the same for the same command.
-        settings: what is swept -> its values as text.
-        config: of any job, for the groups tracking and sweep.
-        report: makes table and plots.
-        words: describes a job in the line that announces it.
-    """
-
-    name: str
-    sweep_id: str
-    settings: Mapping[str, str]
-    config: TrainConfig
+    name: str  # of the parent run
+    sweep_id: str  # the same for the same command
+    settings: Mapping[str, str]  # what is swept -> its values as text
+    config: TrainConfig  # of any job, for the groups tracking and sweep
     report: Report
-    words: Callable[[Job], str]
+    words: Callable[[Job], str]  # describes a job in the line that announces it
 
 
 @dataclass
 class Sweep:
-    """One sweep, whose folder this process owns.
+    """One sweep, whose folder this process owns."""
 
-    Attributes:
-        master: the sweep's configuration.
-        claimed: its folder.
-        at_once: how many jobs run at the same time.
-        results: of the jobs so far, by number.
-    """
-
-    master: DictConfig
+    master: DictConfig  # the sweep's configuration
     about: About
     claimed: SweepLock
     at_once: int
-    results: dict[int, Result] = field(default_factory=dict)
+    results: dict[int, Result] = field(default_factory=dict)  # of the jobs so far, by number
     _parent: SweepRun | None = None
     _stop: SweepInterruption = field(default_factory=SweepInterruption)
 
@@ -76,11 +60,7 @@ class Sweep:
     def open(self, jobs: Sequence[Job]) -> Iterator[None]:
         """Opens the parent run; at the end writes table and plots and closes it, also after an error.
 
-        Args:
-            jobs: known beforehand, listed in the table even if they never start.
-
-        Raises:
-            UserError: the tracking store cannot be used; no job has started.
+        `jobs` are listed in the table even if they never start. UserError: the tracking store cannot be used.
         """
         status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
         reason = "the sweep was interrupted"
@@ -137,12 +117,7 @@ class Sweep:
         wait_for(jobs, self.folder)
 
     def run(self, following: Next, ended: Callable[[Job, Result, Mapping[str, Any]], None]) -> None:
-        """Runs jobs; within `open`.
-
-        Args:
-            following: returns the next job, or None.
-            ended: called with each job that has ended, its result, and its summary if it finished.
-        """
+        """Runs jobs, within `open`; calls `ended` with each one, its result, and its summary if it finished."""
         files = FrozenFiles(self.master, self.folder)
         parent = self._parent.reference if self._parent is not None else None
         running = Jobs(self.at_once, files, self.folder, parent, self._stop, self.about.words)
@@ -187,7 +162,7 @@ class Sweep:
 
     def _mark(self, job: Job, folder: Path, status: str, error: str) -> None:
         if self._parent is not None:
-            tags = {"feedrate.command": job.command, "feedrate.job_id": job.job_id, JOB_TAG: str(job.number)}
+            tags = {"feedrate.command": job.command, JOB_TAG: str(job.number)}
             self._parent.mark(folder, "KILLED" if status == "KILLED" else "FAILED", error, tags)
 
     def _note(self, pictures: str = "") -> None:

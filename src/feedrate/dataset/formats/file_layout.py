@@ -73,7 +73,9 @@ class Recogniser:
     """
 
     def __init__(self, layout: Layout) -> None:
+        self.layout, self.nbytes = layout, layout.nbytes
         size = len(layout.frame)
+        self.size = size + self.nbytes  # of a file
         # compared in words of eight bytes; at least one byte is spare, for content beyond the end of the frame
         self.width = (size // 8 + 1) * 8
         frame, mask = np.zeros(self.width, np.uint8), np.zeros(self.width, np.uint8)
@@ -82,7 +84,7 @@ class Recogniser:
         self._names, self._digits = layout.names, layout.digits
         self._places = np.empty((len(layout.names), 0), dtype=np.intp)  # of the names' bytes, in many rows end to end
         # the same for a single file, for which NumPy's calls would take too long
-        self._size, self._number = size, int.from_bytes(layout.frame & layout.mask, "little")
+        self._number = int.from_bytes(layout.frame & layout.mask, "little")
         self._matters = int.from_bytes(layout.mask, "little")
         length = layout.names.shape[1]
         copies = [slice(begin, begin + length) for begin in layout.names[:, 0].tolist()] if length else []
@@ -114,7 +116,7 @@ class Recogniser:
 
     def alone(self, frame: bytes) -> bool:
         """Whether a single frame has the layout."""
-        if len(frame) != self._size or int.from_bytes(frame, "little") & self._matters != self._number:
+        if len(frame) != self.size - self.nbytes or int.from_bytes(frame, "little") & self._matters != self._number:
             return False
         digits = frame[self._digits]
         if digits and not digits.isdigit():
@@ -123,6 +125,21 @@ class Recogniser:
             return True
         names: tuple[bytes, ...] = self._copies(frame)
         return not names[0].translate(None, _PLAIN) and names.count(names[0]) == self._count
+
+    def parts(self, raw: bytearray) -> tuple[bytes, memoryview]:
+        """Frame and payload of a whole file of this size."""
+        return parts_of(raw, len(self.layout.head), self.size - self.nbytes)
+
+    def tensor(self, content: memoryview) -> Tensor:
+        """The tensor with this payload."""
+        flat = torch.frombuffer(content, dtype=torch.uint8)
+        return flat.clone().view(self.layout.dtype).view(self.layout.shape)  # a copy is aligned
+
+
+def parts_of(raw: bytearray, first: int, frame_bytes: int) -> tuple[bytes, memoryview]:
+    """Frame and payload of a file whose head has `first` bytes."""
+    last = len(raw) - (frame_bytes - first)
+    return bytes(raw[:first] + raw[last:]), memoryview(raw)[first:last]
 
 
 def learn_pt(raw: bytes) -> Layout | None:
@@ -248,10 +265,6 @@ def _confirmed(raw: bytes, layout: Layout) -> bool:
         return False
     return _memory(value) == payload and Recogniser(layout).alone(frame.tobytes())
 
-
-# ---------------------------------------------------------------------------------------------------------
-# NumPy's .npy
-# ---------------------------------------------------------------------------------------------------------
 
 _NPY = re.compile(rb"\x93NUMPY([\x01-\x03])\x00")
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.dataset.formats.file_layout import MAX_BYTES, Layout
+from feedrate.dataset.formats.file_layout import MAX_BYTES, Layout, Recogniser, parts_of
 from feedrate.dataset.formats.file_template import Template
 from feedrate.dataset.formats.memory import memory_of
-from feedrate.dataset.formats.scatter import FLAGS, Known, Scatter, differs_from_crc, parts_of
+from feedrate.dataset.formats.scatter import FLAGS, Scatter, differs_from_crc
 from feedrate.dataset.storage.paths import Paths
 from feedrate.errors import SampleError
 from feedrate.timing.stages import stage
@@ -56,8 +56,8 @@ class SampleReader:
 
     def _forget(self) -> None:
         # by length of the path, since an archive usually contains the file's name, which moves all that follows
-        self._by_name: dict[int, dict[int, Known]] = {}
-        self._by_size: dict[int, list[Known]] = {}
+        self._by_name: dict[int, dict[int, Recogniser]] = {}
+        self._by_size: dict[int, list[Recogniser]] = {}
         self._templates: dict[int, list[Template]] = {}  # by length of the path
         self._layouts = self._misses = 0
 
@@ -101,11 +101,7 @@ class SampleReader:
         single = {row: self.read(paths[row], IDs[row]) for row in np.flatnonzero(~good).tolist()}
         return self._stacked(single, None if len(single) == len(paths) else out, empty)
 
-    # -----------------------------------------------------------------------------------------------------
-    # files of a known layout
-    # -----------------------------------------------------------------------------------------------------
-
-    def _sole(self, paths: Sequence[str]) -> Known | None:
+    def _sole(self, paths: Sequence[str]) -> Recogniser | None:
         """The expected layout of all files, where only one is known for their length of path; else None."""
         length = paths.length if isinstance(paths, Paths) else None
         if length is None:
@@ -116,15 +112,15 @@ class SampleReader:
         seen = [*self._by_name.get(length, {}).values()]  # a copy, as other threads may add to it
         return seen[0] if len(seen) == 1 else None
 
-    def _groups(self, paths: Sequence[str]) -> dict[Known, np.ndarray]:
+    def _groups(self, paths: Sequence[str]) -> dict[Recogniser, np.ndarray]:
         """The rows of the files by their expected layout."""
-        groups: dict[Known, list[int]] = {}
+        groups: dict[Recogniser, list[int]] = {}
         for row, path in enumerate(paths):
             if (known := self._expected(path)) is not None:
                 groups.setdefault(known, []).append(row)
         return {known: np.array(rows) for known, rows in groups.items()}
 
-    def _expected(self, path: str) -> Known | None:
+    def _expected(self, path: str) -> Recogniser | None:
         """The expected layout of a file, by length of path and size."""
         sizes = self._by_name.get(_length(path))
         if sizes is None:
@@ -159,14 +155,14 @@ class SampleReader:
             return None
         return self._by_template(fit, raw, path, ID)
 
-    def _by_layout(self, file: int, known: Known) -> Tensor | None:
+    def _by_layout(self, file: int, known: Recogniser) -> Tensor | None:
         X = torch.empty(known.layout.shape, dtype=known.layout.dtype)
         content, first = memory_of(X), len(known.layout.head)
         frame = bytearray(known.size - known.nbytes)
         parts = memoryview(frame)
         if os.preadv(file, (parts[:first], content, parts[first:]), 0) != known.size:
             return None
-        if not known.recognised.alone(bytes(frame)):
+        if not known.alone(bytes(frame)):
             return None
         return None if self._verify and differs_from_crc(known.layout, frame, content) else X
 
@@ -187,10 +183,6 @@ class SampleReader:
                 self._templates[length] = [other for other in self._templates[length] if other is not template]
             return right
         return None
-
-    # -----------------------------------------------------------------------------------------------------
-    # all others
-    # -----------------------------------------------------------------------------------------------------
 
     def _one(self, path: str, ID: str) -> Tensor:
         """A file without the expected layout: of another known or new one, or loaded by `load`."""
@@ -231,9 +223,9 @@ class SampleReader:
         except OSError:  # `load` explains it
             return None
 
-    def _recognise(self, path: str, raw: bytearray) -> Known | None:
+    def _recognise(self, path: str, raw: bytearray) -> Recogniser | None:
         similar = self._by_size.setdefault(len(raw), [])
-        found = next((known for known in similar if known.recognised.alone(known.parts(raw)[0])), None)
+        found = next((known for known in similar if known.alone(known.parts(raw)[0])), None)
         if found is None:
             if self._misses >= TRIES or self._layouts >= LAYOUTS:
                 return None
@@ -241,7 +233,7 @@ class SampleReader:
             if layout is None:
                 self._misses += 1
                 return None
-            found = Known(layout)
+            found = Recogniser(layout)
             similar.append(found)
             self._layouts += 1
             if self._by_name.get(_length(path)):  # samples differ in shape

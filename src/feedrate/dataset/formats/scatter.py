@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from feedrate.dataset.formats.file_layout import Layout, Recogniser
@@ -17,29 +16,6 @@ from feedrate.dataset.storage.paths import Names
 from feedrate.dataset.storage.uring import Unavailable, Uring, address
 
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
-
-
-class Known:
-    """A layout with its recogniser and sizes."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout, self.recognised = layout, Recogniser(layout)
-        self.nbytes = layout.nbytes
-        self.size = len(layout.head) + self.nbytes + len(layout.tail)
-
-    def parts(self, raw: bytearray) -> tuple[bytes, memoryview]:
-        """Frame and payload of a whole file of this size."""
-        return parts_of(raw, len(self.layout.head), self.size - self.nbytes)
-
-    def tensor(self, content: memoryview) -> Tensor:
-        """The tensor with this payload."""
-        flat = torch.frombuffer(content, dtype=torch.uint8)
-        return flat.clone().view(self.layout.dtype).view(self.layout.shape)  # a copy is aligned
-
-
-def parts_of(raw: bytearray, first: int, frame_bytes: int) -> tuple[bytes, memoryview]:
-    last = len(raw) - (frame_bytes - first)
-    return bytes(raw[:first] + raw[last:]), memoryview(raw)[first:last]
 
 
 def differs_from_crc(layout: Layout, frame: bytes | bytearray, content: memoryview) -> bool:
@@ -65,7 +41,7 @@ class Scatter:
     def __reduce__(self) -> tuple[type[Scatter], tuple[bool, bool]]:
         return Scatter, (self._verify, self._many)
 
-    def read(self, known: Known, paths: Sequence[str], rows: np.ndarray | None, out: Tensor) -> np.ndarray:
+    def read(self, known: Recogniser, paths: Sequence[str], rows: np.ndarray | None, out: Tensor) -> np.ndarray:
         """Reads files into rows of `out` (None: all, in order); returns which had the layout, (n,) bool."""
         room = self._room(known, len(paths))
         if rows is None:
@@ -74,7 +50,7 @@ class Scatter:
         if whole is None:
             whole = self._one_after_another(known, paths, rows, out, room)
         frames = room.frames[: len(paths)]
-        good: np.ndarray = known.recognised(frames) & whole
+        good: np.ndarray = known(frames) & whole
         crc, n = known.layout.crc, known.nbytes
         if self._verify and crc is not None:
             stated = frames[:, crc : crc + 4].copy().view("<u4")[:, 0]
@@ -86,7 +62,7 @@ class Scatter:
         return good
 
     def _at_once(
-        self, known: Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
+        self, known: Recogniser, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
     ) -> np.ndarray | None:
         """Reads files with io_uring; which had the expected length, or None where io_uring is not available."""
         ring = self._ring()
@@ -133,7 +109,7 @@ class Scatter:
 
     @staticmethod
     def _one_after_another(
-        known: Known, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
+        known: Recogniser, paths: Sequence[str], rows: np.ndarray, out: Tensor, room: _Room
     ) -> np.ndarray:
         """Reads files with preadv; which had the expected length."""
         n, content, whole = known.nbytes, memory_of(out), np.zeros(len(paths), dtype=bool)
@@ -150,9 +126,9 @@ class Scatter:
                 continue
         return whole
 
-    def _room(self, known: Known, count: int) -> _Room:
+    def _room(self, known: Recogniser, count: int) -> _Room:
         """Reused memory of this thread for at least `count` files."""
-        kept: dict[Known, _Room] = self._scratch.__dict__.setdefault("rooms", {})
+        kept: dict[Recogniser, _Room] = self._scratch.__dict__.setdefault("rooms", {})
         found = kept.get(known)
         if found is None or len(found.frames) < count:
             if len(kept) > 64:
@@ -171,9 +147,9 @@ class _Room:
         pieces: (count, 3, 2) uint64, address and length of head, payload and tail; payload addresses are set later.
     """
 
-    def __init__(self, known: Known, count: int) -> None:
+    def __init__(self, known: Recogniser, count: int) -> None:
         first, last = len(known.layout.head), len(known.layout.head) + len(known.layout.tail) + 1
-        self.frames = np.zeros((count, known.recognised.width), dtype=np.uint8)
+        self.frames = np.zeros((count, known.width), dtype=np.uint8)
         views = [memoryview(frame.data) for frame in self.frames]
         self.heads, self.tails = [v[:first] for v in views], [v[first:last] for v in views]
         self.numbers = np.arange(count)

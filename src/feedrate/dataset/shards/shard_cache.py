@@ -79,10 +79,6 @@ class ShardCache:
         self.__dict__.update(state)
         self._forget()
 
-    # -----------------------------------------------------------------------------------------------------
-    # reading
-    # -----------------------------------------------------------------------------------------------------
-
     def read(self, index: int, path: str, read: Callable[[], Tensor]) -> Tensor:
         """One sample, from its shard, or from `read()` and then stored."""
         if self._look(index, path) > 0:
@@ -186,10 +182,6 @@ class ShardCache:
             found = self._shards[number] = OwnedShard(self.folder / shard_name(number), number, self._bytes)
         return found
 
-    # -----------------------------------------------------------------------------------------------------
-    # storing
-    # -----------------------------------------------------------------------------------------------------
-
     def _keep(self, indices: np.ndarray, before: Sequence[tuple[int, int] | None], X: Tensor) -> None:
         """Stores samples, unless the disk is full.
 
@@ -250,11 +242,6 @@ class ShardCache:
         # less often where it takes long
         self._published = time.monotonic() + 20 * (time.monotonic() - begin)
         self._publishing = False
-
-
-# ---------------------------------------------------------------------------------------------------------
-# a run's beginning and end
-# ---------------------------------------------------------------------------------------------------------
 
 
 def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify: bool = False) -> ShardCache | None:

@@ -14,6 +14,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from feedrate.config import nearby
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.formats.memory import memory_of
 from feedrate.dataset.ids import IDs, Labels
@@ -107,9 +108,8 @@ class Index:
                 raise UserError(f"{path}: is not of the format {FORMAT!r}; pack again into another folder")
             return TypeAdapter(cls).validate_python(value)
         except FileNotFoundError:
-            raise UserError(
-                f"dataset.root={root}: holds no {NAME}, so no shards; python src/pack.py dataset=... makes them"
-            ) from None
+            remedy = f"name the folder that python src/pack.py has written{nearby(root)}"
+            raise UserError(f"dataset.root={root}: holds no {NAME}; {remedy}") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
         except UserError:

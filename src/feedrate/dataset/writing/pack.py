@@ -90,11 +90,6 @@ def pack(config: PackConfig) -> Index:
     return index
 
 
-# ---------------------------------------------------------------------------------------------------------
-# what is to be packed
-# ---------------------------------------------------------------------------------------------------------
-
-
 def _root_of(config: PackConfig) -> Path:
     if config.root is not None:
         return resolve_path(config.root)
@@ -153,11 +148,6 @@ def _suffix(dataset: Dataset[Any], folder: Path | None) -> str | None:
     ID = ID_of(dataset, 0)
     path, prefix = source_path(dataset, ID), f"{folder}/{ID}"
     return path.removeprefix(prefix) if path is not None and folder is not None and path.startswith(prefix) else None
-
-
-# ---------------------------------------------------------------------------------------------------------
-# what is there
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _existing(job: Job) -> Index | None:
@@ -223,11 +213,6 @@ def _entry_of(shard: Shard, plan: Plan) -> ShardEntry:
     path = Path(shard.path)
     crc = names_crc(*(shard.tensor(name) for name in ("ID.text", "ID.ends", "y")))
     return ShardEntry(plan.file, plan.stop - plan.start, path.stat().st_size, sha256_of(path).hex(), crc)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# what is written
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _fill(job: Job, num_workers: int | str) -> tuple[Index, str]:

@@ -113,11 +113,6 @@ def _fill(
         raise
 
 
-# ---------------------------------------------------------------------------------------------------------
-# what is there
-# ---------------------------------------------------------------------------------------------------------
-
-
 def _manifest(config: PrepareConfig, source: BigFile) -> dict[str, Any]:
     """Source and settings that the samples in a folder depend on."""
     stat = source.path.stat()
@@ -159,11 +154,6 @@ def _missing(root: Path, source: BigFile) -> Indices:
         present = {entry.name for entry in entries if entry.name.endswith(".pt") and entry.stat().st_size == size}
     ID_of = _numbering(len(source))
     return np.array([index for index in range(len(source)) if f"{ID_of(index)}.pt" not in present], dtype=np.int64)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# what is written
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _numbering(count: int) -> Callable[[int], str]:
@@ -222,11 +212,6 @@ def _write_catalog(source: BigFile, parts: Mapping[str, Indices], root: Path, ma
     write_file(root / "labels.json", json.dumps(labels).encode(), flush=True)
     os.sync()  # one wait for all samples: where partition.json exists, everything is on disk
     write_file(root / "partition.json", json.dumps(partition).encode(), flush=True)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# split
-# ---------------------------------------------------------------------------------------------------------
 
 
 def split(y: Sequence[Any], validation_fraction: float, test_fraction: float, seed: int) -> dict[str, Indices]:

@@ -16,9 +16,10 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from feedrate.dataset.rng import draws_from_globals
+from feedrate.dataset.subset import unwrapped
 from feedrate.dataset.time_limit import within
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch, BatchRequest, requests_of
@@ -246,6 +247,4 @@ def _timed(fetcher: BatchFetcher, wanted: list[BatchRequest], batches: list[Batc
 
 
 def _says_thread_safe(dataset: Any) -> bool:
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return bool(getattr(dataset, "thread_safe", False))
+    return bool(getattr(unwrapped(dataset)[0], "thread_safe", False))

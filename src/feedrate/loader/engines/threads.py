@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from feedrate.dataset.time_limit import CLOSE_S, RUNNING, TimedOut, end_threads, hanging_at
+from feedrate.dataset.time_limit import CLOSE_S, LoadingThread, TimedOut, end_threads, hanging_at
 from feedrate.loader.batch import Batch, BatchRequest
 from feedrate.loader.device import pinned, pins
 from feedrate.loader.engines.engine import Engine
@@ -178,13 +178,10 @@ class _Batches(Iterator[Batch]):
         return task.batch  # type: ignore[return-value]
 
 
-class _Thread(threading.Thread):
-    """A daemon, since Python would otherwise wait without end for a sample that hangs."""
-
+class _Thread(LoadingThread):
     def __init__(self, crew: _Crew, number: int | None) -> None:
-        super().__init__(name=f"feedrate-loader-{number}", daemon=True)
+        super().__init__(f"{number}")
         self._crew, self._number = crew, number
-        RUNNING.add(self)
 
     def run(self) -> None:
         crew = self._crew
