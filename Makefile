@@ -27,10 +27,11 @@ sweep: $(VENV)/.requirements ## workers x batch size on the digits
 tune: $(VENV)/.requirements ## find the cheapest loader setting that keeps a model fed; ARGS="dataset=... model=..."
 	$(PY) src/tune.py $(ARGS)
 
-lint: $(VENV)/.requirements-dev ## ruff and mypy
+lint: $(VENV)/.requirements-dev ## ruff, mypy, and the order of imports between packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	PYTHONPATH=src $(VENV)/bin/lint-imports
 
 docs: ## write the table of keys in docs/configuration.md from the comments in conf/
 	$(PYTHON) docs/keys.py

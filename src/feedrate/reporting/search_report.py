@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from feedrate.reporting.sweep_report import SPEEDS, Best, Report, chosen_words, fenced, figure, words_of_metric
+from feedrate.reporting.sweep_report import SPEEDS, Best, Report, fenced
 from feedrate.reporting.sweep_results import (
     Group,
     Ranking,
@@ -18,6 +18,7 @@ from feedrate.reporting.sweep_results import (
     steady,
     words,
 )
+from feedrate.reporting.sweep_words import chosen_words, figure, words_of_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.reporting.picture import BLUE, GREEN, GREY, ORANGE, SMALL, new_figure, scale_axis, set_heading, styled
 from feedrate.reporting.plots import bare
-from feedrate.reporting.sweep_report import chosen_words, figure, words_of_metric
 from feedrate.reporting.sweep_results import (
     Group,
     Ranking,
@@ -23,6 +22,7 @@ from feedrate.reporting.sweep_results import (
     varying,
     words,
 )
+from feedrate.reporting.sweep_words import chosen_words, figure, words_of_metric
 from feedrate.system.text import number
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from feedrate.reporting.sweep_results import (
     ranked,
     words,
 )
-from feedrate.system.text import number, table
-from feedrate.timing.noise import rounded
+from feedrate.reporting.sweep_words import chosen_words, figure, short, words_of_metric
+from feedrate.system.text import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -210,40 +210,6 @@ def _first_line(ranking: Ranking) -> str:
 def _command(group: Group) -> str:
     """Of a job that finished."""
     return next(result.command for result in group.results if result.status == "FINISHED")
-
-
-def figure(group: Group, name: str) -> str:
-    """A figure with as many digits as its noise leaves; over several jobs with its standard deviation; empty: none."""
-    measured, spread = group.measured(name), group.spread(name)
-    if measured is None:
-        return ""
-    unsure = (spread or 0.0) / 20
-    if name.endswith("_pct") or name == "free_cores":
-        digits = 1 if name == "free_cores" or measured.value < 10 else 0
-        texts = [f"{value:.{digits}f}" for value in (measured.value, spread or 0.0)]
-    elif name in ("best", "best_epoch", "objective"):
-        texts = [rounded(measured.value, unsure) if unsure else number(measured.value), rounded(spread or 0.0, unsure)]
-    else:
-        texts = [str(measured), rounded(spread or 0.0, unsure)]
-    return texts[0] if spread is None else " ± ".join(texts)
-
-
-def chosen_words(chosen: Mapping[str, str]) -> str:
-    """`workers 2, batch size 128`."""
-    return ", ".join(f"{words(key)} {short(value)}" for key, value in chosen.items()) or "the only setting"
-
-
-def words_of_metric(metric: str) -> str:
-    """`validation accuracy` for validation/accuracy."""
-    return metric.replace("/", " ").replace("_", " ") or "validation metric"
-
-
-def short(text: str) -> str:
-    """The text of a setting; a number with many decimal places is rounded."""
-    try:
-        return number(float(text)) if "." in text and len(text) > 7 else text
-    except ValueError:
-        return text
 
 
 def fenced(text: str, language: str = "sh") -> str:
