@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import accelerator as simulated_accelerator
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Batch, Loader, ToDevice
-from feedrate.loader.device import has_streams
+from feedrate.system.device import has_streams
 from feedrate.timing import Clock
 from loader.datasets import Faulty, Formed, Numbers
 from loader.test_loader import same

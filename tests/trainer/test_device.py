@@ -11,7 +11,7 @@ from torch import nn
 import evaluate
 from feedrate.errors import UserError
 from feedrate.runs.provenance import job_id, result_id
-from feedrate.system.device_errors import out_of_memory
+from feedrate.system.device import out_of_memory
 from feedrate.trainer.assemble import build_model
 from feedrate.trainer.device import set_arithmetic
 from saved_run import call, with_config

@@ -24,7 +24,7 @@ from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
 from feedrate.loader import TRAITS, Loader, ToDevice, build_loaders, close_loaders, start_loaders
 from feedrate.loader.batch import BatchInfo, BatchRequest
-from feedrate.loader.device import in_use
+from feedrate.system.device import in_use
 from feedrate.timing import Clock
 from feedrate.timing.ahead import record
 from feedrate.timing.ceilings import metrics as metrics_of

@@ -155,7 +155,7 @@ def plain(
 def describe(error: BaseException) -> str:
     """An exception for the user: the text of a mistake; type and place of anything else."""
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
-        from feedrate.system.device_errors import explained
+        from feedrate.system.device import explained
 
         error = explained(error) or error
     if isinstance(error, UserError):

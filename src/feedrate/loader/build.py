@@ -14,12 +14,12 @@ from torch.utils.data import default_collate
 from feedrate.cli.targets import build
 from feedrate.dataset.build import Data
 from feedrate.errors import UserError
-from feedrate.loader.device import has_streams
 from feedrate.loader.engines.processes import is_forked, start_method
 from feedrate.loader.loader import SeededLoader
 from feedrate.loader.resources import check_resources
 from feedrate.loader.torch_loader import with_info
 from feedrate.system.cores import usable_cores
+from feedrate.system.device import has_streams
 
 log = logging.getLogger("feedrate")
 _OURS = "feedrate.loader.Loader"

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
+from feedrate.dataset.open_files import warn_of_open_files
 from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
 from feedrate.loader.digest import nbytes
 from feedrate.loader.engines import TRAITS
 from feedrate.loader.engines.processes import is_forked, lost_worker
 from feedrate.loader.loader import SeededLoader
-from feedrate.loader.open_files import warn_of_open_files
 from feedrate.timing.engine_traits import EngineTraits
 
 _UNKNOWN = np.empty(0, dtype=np.int64)

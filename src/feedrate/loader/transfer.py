@@ -12,8 +12,8 @@ from torch import Tensor
 
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch
-from feedrate.loader.device import has_streams, may_lack_float64, single
 from feedrate.loader.torch_loader import with_info
+from feedrate.system.device import has_streams, may_lack_float64, single
 from feedrate.timing import Clock
 from feedrate.timing.ahead import HostAhead, record
 

@@ -13,10 +13,10 @@ import torch
 from omegaconf import OmegaConf
 
 from feedrate.dataset.subset import size_of
-from feedrate.loader.device import single
 from feedrate.reporting.run_summary import run_note
 from feedrate.reporting.trace import rows_of, trace
 from feedrate.runs.provenance import Origin, flat
+from feedrate.system.device import single
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.point import points

@@ -15,7 +15,7 @@ from feedrate.cli.targets import build, locate
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
-from feedrate.loader.device import has_streams, make_current
+from feedrate.system.device import has_streams, make_current
 from feedrate.system.lazy_dynamo import postpone_dynamo
 
 

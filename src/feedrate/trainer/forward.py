@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from feedrate.dataset import Data
 from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.loader import Batch, lost_worker
-from feedrate.system.device_errors import explained, out_of_memory
+from feedrate.system.device import explained, out_of_memory
 from feedrate.trainer.device import Precision
 from feedrate.trainer.guard import names
 

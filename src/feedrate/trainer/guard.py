@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from feedrate.dataset.probe import probe_again, sample_error
 from feedrate.errors import UserError
 from feedrate.loader import BatchInfo
-from feedrate.loader.device import has_streams
+from feedrate.system.device import has_streams
 
 
 class LossGuard:

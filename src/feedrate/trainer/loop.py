@@ -19,8 +19,7 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader import Batch, ToDevice
-from feedrate.loader.device import has_streams
-from feedrate.system.device_errors import explained
+from feedrate.system.device import explained, has_streams
 from feedrate.system.signals import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes

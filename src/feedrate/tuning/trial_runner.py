@@ -15,8 +15,7 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
 from feedrate.loader import TRAITS, setup_of
-from feedrate.loader.device import has_streams
-from feedrate.system.device_errors import out_of_memory
+from feedrate.system.device import has_streams, out_of_memory
 from feedrate.task.task import Task
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup

@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from feedrate.loader.batch import Batch
-from feedrate.loader.device import pinned, pins
 from feedrate.loader.engines.engine import Engine
+from feedrate.loader.engines.pinning import pinned, pins
 from feedrate.loader.engines.threads import one_at_a_time
 from feedrate.loader.order import Plan
 from feedrate.timing.engine_traits import EngineTraits

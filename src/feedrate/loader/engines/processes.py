@@ -30,15 +30,16 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from feedrate.dataset.open_files import warn_of_open_files
 from feedrate.errors import LostWorker, UserError
 from feedrate.loader.batch import Batch
 from feedrate.loader.buffers import SharedBatch, SharedBuffers, send_all_tensors
-from feedrate.loader.device import in_use, pinned, pins
 from feedrate.loader.engines.engine import Engine
+from feedrate.loader.engines.pinning import pinned, pins
 from feedrate.loader.engines.receiver import NAME, PATIENCE_S, Receiver, end_all
 from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.fetcher import BatchFetcher
-from feedrate.loader.open_files import warn_of_open_files
+from feedrate.system.device import in_use
 from feedrate.system.signals import STOPPING, ignore, signals_blocked
 from feedrate.timing.engine_traits import EngineTraits
 

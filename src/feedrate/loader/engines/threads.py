@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, LoadingThread, TimedOut, end_threads, hanging_at
 from feedrate.loader.batch import Batch, BatchRequest
-from feedrate.loader.device import pinned, pins
 from feedrate.loader.engines.engine import Engine
+from feedrate.loader.engines.pinning import pinned, pins
 from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.engines.step_probe import StepProbe
 from feedrate.loader.fetcher import BatchFetcher

@@ -19,9 +19,9 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from feedrate.dataset import Data
 from feedrate.dataset.labels import Targets
+from feedrate.dataset.open_files import _warn
 from feedrate.loader import Loader, TorchLoader
 from feedrate.loader.build import start_loaders
-from feedrate.loader.open_files import _warn
 
 pytestmark = pytest.mark.usefixtures("no_workers_left")
 
