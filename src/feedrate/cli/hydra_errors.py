@@ -106,7 +106,8 @@ def _unknown_key(key: str) -> str:
         if name in groups:
             return _unknown_option(name, "")
         return f"{name}: {_config_name()}.py has no such group; leave it out\nIts groups: {', '.join(groups) or 'none'}"
-    if parent and group not in (composed := _composed(group)):
+    composed = _composed(group)
+    if parent and group not in composed:
         parent, name = "", group
     node = OmegaConf.select(composed, parent) if parent else composed
     valid = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, DictConfig) else []
