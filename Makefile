@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PEERS := benchmarks/.venv
 TEST_PEERS := tests/peers/.venv
+TWO := -n 2 --dist loadfile # two files of tests at a time; ARGS="-n 0" runs them one by one
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help train test test-slow ui sweep lint test-gpu test-peers bench bench-peers bench-gpu tune soak docs clean
@@ -16,7 +17,7 @@ train: $(VENV)/.requirements ## train on the handwritten digits: data, training,
 	$(PY) src/train.py $(ARGS)
 
 test: $(VENV)/.requirements-dev ## run the tests; ARGS="-k catalog" to choose
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(TWO) $(ARGS)
 
 ui: $(VENV)/.requirements ## show the runs in a browser, http://127.0.0.1:5000; PORT=5001 for another port
 	@$(PY) src/ui.py $(PORT)
@@ -37,7 +38,7 @@ docs: ## write the table of keys in docs/configuration.md from the comments in c
 	$(PYTHON) docs/keys.py
 
 test-slow: $(VENV)/.requirements-dev ## the tests that kill processes, wait for servers or need a (simulated) accelerator, some minutes more
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PY) -m pytest -m slow $(TWO) $(ARGS)
 
 soak: $(VENV)/.requirements-dev ## kill runs at random instants, and start many at once, for some ten minutes; ARGS="--kills 200"
 	$(PY) tests/soak.py $(ARGS)

@@ -363,7 +363,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(root: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-sys.path[:0] = [{src!r}, {tests!r}]
+sys.path[:0] = [{src!r}, {tests!r}, {tests!r} + "/helpers"]
 from dataset.test_shard_cache import Loader, open_files
 from feedrate.dataset.shards import shard_cache
 shard_cache.PUBLISH_S = 0
