@@ -92,7 +92,7 @@ def autoload() -> None:
 
 def child_environment() -> dict[str, str]:
     """In which Python processes have it, too."""
-    paths = [str(AUTOLOAD), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(AUTOLOAD), str(HERE.parent), str(HERE.parent / "helpers"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, VARIABLE: "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 

@@ -128,7 +128,7 @@ def test_the_parent_shows_table_pictures_and_the_command_of_the_best_job(swept):
     assert table in swept.second.stdout
     rows = list(csv.DictReader((swept.folder / "first/sweep.csv").open()))
     best = max(float(row["validation/accuracy"]) for row in rows)
-    assert parent.data.metrics["validation/accuracy"] == pytest.approx(best)
+    assert parent.data.metrics["best/accuracy"] == pytest.approx(best)
     shown = [row for row in rows if float(row["validation/accuracy"]) == best]
     assert parent.data.metrics["loader/samples_per_s"] in [
         pytest.approx(float(row["samples_per_s"]), rel=1e-5) for row in shown

@@ -74,7 +74,7 @@ def shown_pictures(driver: Any) -> list[str]:
 
 def test_the_table_of_runs_has_the_parent_with_its_best_figures_and_its_children_folded(browser, swept, links):
     best = (
-        f"{swept.parent.data.metrics['validation/accuracy']:g}"[:5],
+        f"{swept.parent.data.metrics['best/accuracy']:g}"[:5],
         str(swept.parent.data.metrics["loader/samples_per_s"]).split(".", maxsplit=1)[0],
     )
     name = "sweep mlp-digits num_workers x batch_size"

@@ -61,7 +61,7 @@ def test_the_table_names_the_fastest_and_the_most_exact_setting_with_their_comma
 def test_the_best_jobs_figures_have_the_names_of_a_runs_metrics():
     best = Report(KEYS).best([replace(result, run_id=f"run {result.number}") for result in RESULTS])
     assert best.settings == "workers 10, batch size 32"
-    assert best.metrics == {"loader/samples_per_s": 4000.0, "loader/wait_pct": 2.5, "validation/accuracy": 0.9}
+    assert best.metrics == {"loader/samples_per_s": 4000.0, "loader/wait_pct": 2.5, "best/accuracy": 0.9}
     assert best.run_id == "run 2"
     assert Report(KEYS).best([RESULTS[3]]) is None
 

@@ -77,8 +77,8 @@ class Report:
         first = self.ranking(results).first
         if not first:
             return None
-        names = {"loader/samples_per_s": "samples_per_s", "loader/wait_pct": "wait_pct", "validation/loss": "value"}
-        names[metric_of(first) or "validation/loss"] = "best"
+        names = {"loader/samples_per_s": "samples_per_s", "loader/wait_pct": "wait_pct", "best/loss": "value"}
+        names[(metric_of(first) or "best/loss").replace("validation/", "best/")] = "best"
         means = {metric: first[0].mean(name) for metric, name in names.items()}
         metrics = {metric: mean for metric, mean in means.items() if mean is not None}
         return Best(chosen_words(first[0].settings), metrics, first[0].results[0].run_id)
