@@ -160,7 +160,7 @@ def test_jobs_at_once_have_their_lines_marked_and_seeds_give_true_mean_and_sprea
     assert shown["finished"] == "3 of 3"
     for name, values in (("samples/s", rates), ("validation accuracy", best)):
         middle, spread = (float(figure.replace(",", "")) for figure in shown[name].split(" ± "))
-        assert middle == pytest.approx(mean(values), rel=0.05)
+        assert middle == pytest.approx(mean(values), abs=stdev(values))  # rounded to what its noise leaves
         assert spread == pytest.approx(stdev(values), rel=0.05)
 
 
