@@ -38,7 +38,7 @@ def command(*arguments: str, environment: dict[str, str] | None = None) -> subpr
 def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """What the commands of the two tests below answer, by the test's name."""
     runs = tmp_path_factory.mktemp("runs")
-    before = set(ROOT.glob("outputs/*/*"))
+    before = set(ROOT.glob("outputs/runs/*"))
 
     def arguments(test: pytest.Function) -> list[str]:
         begins = ["tracking=none", f"hydra.run.dir={runs}/{test.callspec.id}"] if "torch" in test.name else []
@@ -47,7 +47,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     chosen = [t for t in request.session.items if t.module is request.module and "answers" in t.fixturenames]
     found = forked.answers([arguments(test) for test in chosen])
     by_name = {test.name: answer for test, answer in zip(chosen, found, strict=True)}
-    return SimpleNamespace(by_name=by_name, left=set(ROOT.glob("outputs/*/*")) - before)
+    return SimpleNamespace(by_name=by_name, left=set(ROOT.glob("outputs/runs/*")) - before)
 
 
 @pytest.mark.parametrize(
@@ -171,26 +171,26 @@ def test_a_folder_that_the_user_named_stays_when_the_run_never_began(tmp_path):
 
 def test_a_run_in_use_is_not_gone_on_with_and_leaves_no_folder(tmp_path):
     owner = RunFolder(tmp_path / "used")
-    before = set(ROOT.glob("outputs/*/*"))
+    before = set(ROOT.glob("outputs/runs/*"))
     try:
         done = command("tracking=none", f"trainer.resume={owner.path}")
     finally:
         owner.release()
     assert done.returncode == 1
     assert f"trainer.resume={owner.path}: process {os.getpid()} uses this run folder" in done.stderr
-    assert set(ROOT.glob("outputs/*/*")) == before
+    assert set(ROOT.glob("outputs/runs/*")) == before
     assert list(owner.path.iterdir()) == []
 
 
 def test_a_run_that_is_not_gone_on_with_since_its_data_has_changed_says_so_and_leaves_no_folder(digits, tmp_path):
     own = ["tracking=none", "model=mlp", "loader.num_workers=0", f"dataset.root={digits}"]
     assert command(*own, "dataset.limit=100", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run").returncode == 0
-    before = set(ROOT.glob("outputs/*/*"))
+    before = set(ROOT.glob("outputs/runs/*"))
     done = command(*own, "dataset.limit=90", "trainer.max_epochs=2", f"trainer.resume={tmp_path}/run")
     assert done.returncode == 1
     assert done.stderr.startswith("error: trainer.resume: the data has changed since the checkpoint (")
     assert len(done.stderr.splitlines()) == 2
-    assert set(ROOT.glob("outputs/*/*")) == before
+    assert set(ROOT.glob("outputs/runs/*")) == before
 
 
 def test_cuda_without_one_says_so(run_train):

@@ -44,7 +44,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 def test_a_signal_ends_it_with_one_line_and_nothing_is_left(
     start: Callable[[], Started], tmp_path: Path, signum: signal.Signals, code: int, whole_group: bool
 ) -> None:
-    before = set(ROOT.glob("outputs/*/*"))
+    before = set(ROOT.glob("outputs/tune*/*"))
     stopped = start()
     (os.killpg if whole_group else os.kill)(stopped.process.pid, signum)
     output, errors = stopped.process.communicate(timeout=60)
@@ -54,7 +54,7 @@ def test_a_signal_ends_it_with_one_line_and_nothing_is_left(
     assert stopped.all_ended()
     assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
     assert not list((tmp_path / "temporary").glob("pymp-*"))  # folders of multiprocessing
-    assert set(ROOT.glob("outputs/*/*")) == before
+    assert set(ROOT.glob("outputs/tune*/*")) == before
 
 
 def test_killed_it_leaves_no_process_and_no_option(start: Callable[[], Started], tmp_path: Path) -> None:

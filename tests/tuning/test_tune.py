@@ -227,11 +227,11 @@ def test_a_mistake_is_answered_before_anything_is_tried(tmp_path: Path) -> None:
         command = [sys.executable, "src/tune.py", *chosen, mistake.replace("FOLDER", f"{tmp_path}/folder")]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
-    before = set(ROOT.glob("outputs/*"))
+    before = set(ROOT.glob("outputs/tune*"))
     for mistake, done in at_once({mistake: partial(answer, mistake) for mistake in MISTAKES}).items():
         assert (done.returncode, done.stdout) == (1, ""), mistake
         assert MISTAKES[mistake].replace("FOLDER", f"{tmp_path}/folder") in done.stderr
         assert len(done.stderr.splitlines()) <= 3
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert (tmp_path / "folder" / "own.yaml").read_text() == "num_workers: 3\n"
-    assert set(ROOT.glob("outputs/*")) == before
+    assert set(ROOT.glob("outputs/tune*")) == before
