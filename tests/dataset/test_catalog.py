@@ -340,6 +340,7 @@ def test_a_table_without_a_column_shows_those_it_has(tmp_path: Path, text: str) 
     message = refused(table(tmp_path, text))
     assert "needed are id, label and partition, separated by commas" in message
     assert f"Its columns: {text.splitlines()[0].replace(',', ', ')}" in message
+    assert ("where semicolons stand" in message) == (";" in text)
 
 
 def test_a_list_of_numbers_in_a_CSV_is_a_vector_as_in_JSON(tmp_path: Path) -> None:
@@ -359,7 +360,7 @@ def test_a_missing_file_shows_what_its_folder_holds_instead(tmp_path: Path) -> N
     (tmp_path / "scans/007.npy").touch()
     message = refused(tmp_path)
     assert "without a file ID.pt: 'scans/007' (1 in all)" in message
-    assert "holds, for example, '007.npy'; compare ending" in message
+    assert "holds, for example, '007.npy'" in message
 
 
 def test_a_relative_root_that_is_in_the_current_folder_is_hinted_at(
@@ -446,3 +447,22 @@ def test_a_catalog_of_lists_and_dictionaries_at_hand_is_checked_as_well(tmp_path
     assert catalog.digest == Catalog.of(tmp_path, PARTITION, LABELS).digest
     with pytest.raises(UserError, match="partition: IDs of 'train' without a label: 'x' "):
         Catalog.of(tmp_path, {**PARTITION, "train": ["x"]}, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("ID", "file", "parts"),
+    [
+        ("a.pt", "a", ["write IDs without the ending .pt: there is a.pt"]),
+        ("scans\\007", "scans/007", ["with '/' between folders, not '\\'", "there is scans/007.pt"]),
+        ("scans\\007.pt", "scans/007", ["without the ending .pt, with '/' between folders"]),
+        ("Käse/ö", "Ka\u0308se/o\u0308", ["in the Unicode form of the file names", "normalize('NFD', ID)"]),
+        ("o\u0308", "ö", ["normalize('NFC', ID)"]),
+    ],
+)
+def test_an_ID_that_is_spelled_otherwise_than_its_file_is_told_so(
+    tmp_path: Path, ID: str, file: str, parts: list[str]
+) -> None:
+    message = refused(write(tmp_path, {"train": [ID], "validation": ["c"]}, {ID: 0, "c": 1}, [file, "c"]))
+    assert f"without a file ID.pt: {ID!r} (1 in all)" in message
+    for part in parts:
+        assert part in message

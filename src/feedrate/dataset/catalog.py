@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -218,8 +219,10 @@ def _check_files(root: Path, partition: Mapping[str, Sequence[str]], suffix: str
     for name, ids in partition.items():
         if missing := [ID for ID in ids if ID not in present]:
             remedy = "add the files, or take the IDs out of the partition"
-            if names := _names((root / missing[0]).parent):
-                remedy += f"\nIts folder holds, for example, {names[0]!r}; compare ending, spelling and Unicode form"
+            if cause := _other_spelling(root, missing[0], suffix):
+                remedy = cause
+            elif names := _names((root / missing[0]).parent):
+                remedy += f"\nIts folder holds, for example, {names[0]!r}"
             raise UserError(offence(f"{root}: IDs of '{name}' without a file ID{suffix}", missing, remedy))
         if irregular and (wrong := [ID for ID in ids if ID in irregular]):
             fault = f"{root}: IDs of '{name}' whose ID{suffix} is no regular file (a folder, a pipe, a broken link)"
@@ -230,6 +233,22 @@ def _names(folder: Path) -> list[str]:
     """Names of visible files in a folder, without those of the catalog."""
     found = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(name for name in found if name[0] != "." and name not in ("partition.json", "labels.json", *_TABLES))
+
+
+def _other_spelling(root: Path, ID: str, suffix: str) -> str:
+    """The remedy if the file of an ID exists and only the ID is spelled in another way; otherwise an empty text."""
+    rules, plain = [], ID.removesuffix(suffix).replace("\\", "/")
+    if ID.endswith(suffix):
+        rules.append(f"without the ending {suffix}")
+    if "\\" in ID:
+        rules.append("with '/' between folders, not '\\'")
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, plain)
+        if (root / f"{other}{suffix}").is_file():
+            if other != plain:
+                rules.append(f"in the Unicode form of the file names, unicodedata.normalize('{form}', ID)")
+            return f"write IDs {', '.join(rules)}: there is {other}{suffix}" if rules else ""
+    return ""
 
 
 def _listing(root: Path, folder: str, suffix: str, irregular: set[str]) -> Iterator[str]:

@@ -86,6 +86,8 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         if names.count(column) != 1:
             fault = "has no column" if column not in names else "has more than one column"
             remedy = "needed are id, label and partition, separated by commas"
+            if found := [name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if mark in "".join(names)]:
+                remedy += f", where {found[0]} stand"
             shown = ", ".join(names)[:200].encode(errors="replace").decode()
             raise UserError(f"{path}: {fault} {column!r}; {remedy}\nIts columns: {shown}")
 
