@@ -1,6 +1,7 @@
 """`Loader`: a torch DataLoader whose batches are a function of (seed, epoch, position).
 
-Without a seed it is exactly torch's DataLoader.
+Without a seed it is exactly torch's DataLoader. Both classes are in one file, above 350 lines: the one creates the
+other, and libraries that rebuild a loader look at the attributes of both.
 """
 
 from __future__ import annotations

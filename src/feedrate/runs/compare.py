@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feedrate.runs.provenance import flat, size_of_diff
+from feedrate.runs.provenance import size_of_diff
 from feedrate.runs.saved import SavedRun
+from feedrate.system.text import flatten
 from feedrate.tracking.tracker import COMMIT_TAG
 
 ABSENT, UNKNOWN = "-", "not recorded"
@@ -46,7 +47,7 @@ def facts(name: str, saved: SavedRun) -> Facts:
         digest = summary.get(key.replace(" ", "_"))
         if digest or key != CONTENT:
             data[key] = str(digest)[:12] if digest else UNKNOWN
-    settings = flat({key: value for key, value in saved.config.items() if key != "tracking"})
+    settings = flatten({key: value for key, value in saved.config.items() if key != "tracking"})
     settings.pop("trainer.resume", None)
     sections = {
         "configuration": settings,

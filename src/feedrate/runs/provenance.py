@@ -180,17 +180,6 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"loader": {"batch_size": 64}}` as `{"loader.batch_size": 64}`."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two flat configurations, `seed was 0, is 1`: three keys, and how many more."""
     absent = "not there"

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from feedrate.dataset.subset import size_of
 from feedrate.reporting.run_summary import run_note
 from feedrate.reporting.trace import rows_of, trace
-from feedrate.runs.provenance import Origin, flat
+from feedrate.runs.provenance import Origin
 from feedrate.system.device import single
+from feedrate.system.text import flatten
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
 from feedrate.tracking.point import points
@@ -31,7 +32,7 @@ def record_start(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
     """Parameters, tags, data set and configuration; before training, so that a killed run has them too."""
     config, code, data = origin.config, origin.code, trainer.data
     groups = {group: option for group, option in origin.choices.items() if group in config}
-    settings = {key: value for key, value in flat(config).items() if not key.startswith(("tracking.", "sweep."))}
+    settings = {key: value for key, value in flatten(config).items() if not key.startswith(("tracking.", "sweep."))}
     device = f"{trainer.device} ({name_of(trainer.device)})"
     about = {"model.parameters": parameters_of(trainer), "device": device, "precision": trainer.precision.name}
     tracker.params({**groups, **settings, **about})

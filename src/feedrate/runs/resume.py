@@ -13,9 +13,10 @@ import torch
 from feedrate.config import resolve_path
 from feedrate.dataset import Data
 from feedrate.errors import UserError
-from feedrate.runs.provenance import changes, deciding, flat
+from feedrate.runs.provenance import changes, deciding
 from feedrate.runs.runs import config_of_folder
 from feedrate.system.secrets import masked
+from feedrate.system.text import flatten
 from feedrate.trainer import checkpoint
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.unlabelled import facts_of
@@ -71,7 +72,7 @@ def check_config(state: Mapping[str, Any], folder: Path, config: Mapping[str, An
     if not then:
         return
     kept, present = (
-        {key: value for key, value in flat(masked(deciding(one))).items() if not key.startswith(_CHECKED)}
+        {key: value for key, value in flatten(masked(deciding(one))).items() if not key.startswith(_CHECKED)}
         for one in (then, config)
     )
     if changed := changes(kept, present):

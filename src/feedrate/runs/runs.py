@@ -12,9 +12,10 @@ from typing import Any
 
 from feedrate.config import ROOT, resolve_path
 from feedrate.errors import UserError
-from feedrate.runs.provenance import changes, deciding, flat, result_id
+from feedrate.runs.provenance import changes, deciding, result_id
 from feedrate.runs.run_folder import SUMMARY, RunFolder, living_owner, read_summary
 from feedrate.system.secrets import masked
+from feedrate.system.text import flatten
 from feedrate.tracking.journal import SILENT_END, run_id_of
 from feedrate.validation import yaml_fault
 
@@ -130,7 +131,7 @@ def _changes_since(folder: Path, config: Mapping[str, Any]) -> str:
         then = config_of_folder(folder)
     except UserError:
         then = None
-    return changes(*(flat(masked(deciding(one))) for one in (then, config))) if then else "it cannot be read"
+    return changes(*(flatten(masked(deciding(one))) for one in (then, config))) if then else "it cannot be read"
 
 
 def _without_resume(command: str) -> str:
