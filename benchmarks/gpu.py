@@ -192,9 +192,9 @@ def _training(device: torch.device) -> str:
         for precision in (32, "bf16", "fp16"):
             settings = {**conf("trainer/default"), "device": "auto", "precision": precision, "compile": compile}
             config = TrainerConfig(**{**settings, "channels_last": precision != 32})
-            bed = TrialRunner(config, data, loader, conf(f"model/{MODEL}"), conf("optimizer/adamw"), 0, device)
+            runner = TrialRunner(config, data, loader, conf(f"model/{MODEL}"), conf("optimizer/adamw"), 0, device)
             with host_waits(device) as waits:
-                times, _ = bed.run(Setting(2, engine="thread"), SECONDS)
+                times, _ = runner.run(Setting(2, engine="thread"), SECONDS)
             step_ms = times.compute[times.counted] / 1e6
             rate = 1e9 * times.samples[times.counted].sum() / times.elapsed[times.counted].sum()
             steps = max(1, len(times.wait))

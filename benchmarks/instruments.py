@@ -215,7 +215,7 @@ def _alone() -> str:
     from feedrate.timing import Clock
     from feedrate.timing.stages import Computed, Watch
 
-    clock, gate, computed = Clock(torch.device("cpu"), 5), StepProbe(2), Computed()
+    clock, probe, computed = Clock(torch.device("cpu"), 5), StepProbe(2), Computed()
 
     def watched() -> tuple[int, ...]:
         return Watch.start(computed).stop(0)
@@ -227,14 +227,14 @@ def _alone() -> str:
         clock.step(BATCH, 1000, load)
 
     def passed() -> None:
-        gate.requested(False)
-        gate.enter()
-        gate.leave()
+        probe.requested(False)
+        probe.enter()
+        probe.leave()
 
     parts: dict[str, Callable[[], Any]] = {
         "watch in the worker": watched,
         "clock and row of the training": laps,
-        "gate of threads": passed,
+        "step probe of threads": passed,
     }
     taken = {name: median(_each_us(part) for _ in range(REPEATS)) for name, part in parts.items()}
     whole_us = 1e6 * BATCH / RATE

@@ -170,15 +170,15 @@ class Found:
 
 def measured(work: Workload, loadtune: Any) -> Found:
     """The grid, then who chooses, then the choices again."""
-    bed, data = _bed(work)
-    bed.run(Setting(0), 0.3)  # what is loaded and compiled only once
+    runner, data = _runner(work)
+    runner.run(Setting(0), 0.3)  # what is loaded and compiled only once
     begin = time.perf_counter()
-    grid = {setting: _rate(bed, setting, TRIAL_S) for setting in GRID}
+    grid = {setting: _rate(runner, setting, TRIAL_S) for setting in GRID}
     grid_s = time.perf_counter() - begin
     begin = time.perf_counter()
-    tuned = tune(bed, grid_s / QUARTER, TRIAL_S)
+    tuned = tune(runner, grid_s / QUARTER, TRIAL_S)
     tune_s = time.perf_counter() - begin
-    chosen = {"tune.py": tuned.best.setting, "Optuna": _optuna(bed, grid_s / QUARTER)}
+    chosen = {"tune.py": tuned.best.setting, "Optuna": _optuna(runner, grid_s / QUARTER)}
     if loadtune is not None:
         chosen["loadtune"] = _ask_loadtune(loadtune, work, data, grid[Setting(0)], grid_s / QUARTER)
     found = Found(work.name, grid_s, tune_s, chosen)
@@ -186,13 +186,13 @@ def measured(work: Workload, loadtune: Any) -> Found:
     again = dict.fromkeys([*of_each, *chosen.values()])
     for _ in range(ROUNDS):
         for setting in again:
-            found.rates.setdefault(setting, []).append(_rate(bed, setting, AGAIN_S))
+            found.rates.setdefault(setting, []).append(_rate(runner, setting, AGAIN_S))
     said = ", ".join(f"{who} {found.share(setting):.2f} ({setting})" for who, setting in chosen.items())
     print(f"{work.name}: {said}; best {found.best}, {tune_s:.1f} of {grid_s:.1f} s", flush=True)
     return found
 
 
-def _bed(work: Workload) -> tuple[TrialRunner, Data]:
+def _runner(work: Workload) -> tuple[TrialRunner, Data]:
     loader = _conf("loader/feedrate")
     data = build_data(work.dataset, 0)
     config = TrainerConfig(**{**_conf("trainer/default"), "device": "cpu"})
@@ -206,12 +206,12 @@ def _conf(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _rate(bed: TrialRunner, setting: Setting, seconds: float) -> float:
-    times, setup = bed.run(setting, seconds)
+def _rate(runner: TrialRunner, setting: Setting, seconds: float) -> float:
+    times, setup = runner.run(setting, seconds)
     return metrics(times, setup)["loader/samples_per_s"]
 
 
-def _optuna(bed: TrialRunner, seconds: float) -> Setting:
+def _optuna(runner: TrialRunner, seconds: float) -> Setting:
     """Its default sampler over the settings of the grid, with trials as long as the tuner's."""
     import optuna
 
@@ -225,7 +225,7 @@ def _optuna(bed: TrialRunner, seconds: float) -> Setting:
         ahead = trial.suggest_categorical("prefetch_factor", [2, 4, 8])
         return Setting(workers, ahead, trial.suggest_categorical("engine", ["thread", "process"]))
 
-    study.optimize(lambda trial: _rate(bed, setting(trial), TRIAL_S), timeout=seconds)
+    study.optimize(lambda trial: _rate(runner, setting(trial), TRIAL_S), timeout=seconds)
     return setting(study.best_trial)
 
 
@@ -248,18 +248,18 @@ def _ask_loadtune(loadtune: Any, work: Workload, data: Data, inline_rate: float,
 
     Its choice is used with `engine=auto`, as it knows no engines.
     """
-    bed, _ = _bed(work)
+    runner, _ = _runner(work)
     trials, warmup = 6, 10
     steps = max(10, int(seconds / (trials + 1) * inline_rate / work.batch) - warmup)
 
     def train(model: Any, optimizer: Any, batch: Any, device: torch.device) -> Tensor:
         X, y = batch
-        return bed.step(X, y)
+        return runner.step(X, y)
 
     load = loadtune.Workload(
         name=work.name,
         make_dataset=lambda: data.partition["train"],
-        make_model=lambda: torch.nn.Linear(1, 1),  # the bed's own model is trained
+        make_model=lambda: torch.nn.Linear(1, 1),  # the runner's own model is trained
         train_step=train,
         make_optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.0),
         default_batch_size=work.batch,
