@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import copy
 import functools
 import logging
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -20,11 +22,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra import version
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from feedrate.cli.hydra_errors import CONF, describe_composition, lacking_package
@@ -35,6 +42,7 @@ from feedrate.system.secrets import masked, without_secrets
 from feedrate.system.signals import on_the_way_out, quit_on_interrupt
 
 _FULL = "HYDRA_FULL_ERROR"
+FROM_STDIN = "--job-from-stdin"  # in place of arguments: a job of a sweep reads its composed configuration
 FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # as the user set it; `launch` sets it for Hydra
 
 
@@ -100,8 +108,11 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
             _fail(error)
 
     try:
-        _check_arguments()
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+        if sys.argv[1:] == [FROM_STDIN]:
+            _run_composed(guarded, pickle.load(sys.stdin.buffer))
+        else:
+            _check_arguments()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
         quit_on_interrupt()
     except KeyboardInterrupt as error:
         on_the_way_out()
@@ -114,9 +125,24 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
         _fail(_no_folder(error) if isinstance(error, OSError) and composed and not begun else error)
 
 
-def plain(
-    config: DictConfig, written: Path | None = None, *, job: HydraConf | None = None, quiet: bool = False
-) -> dict[str, Any]:
+def _run_composed(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
+    """Runs a job of a sweep as Hydra runs a single one, with a configuration that is composed already."""
+    version.setbase("1.3")
+    setup_globals()
+    JobRuntime.instance().set("name", config.hydra.job.name)
+    context = HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), Callbacks(config))
+    _ = run_job(job, config, "hydra.run.dir", None, context).return_value  # raises the job's error
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A copy without Hydra's own node."""
+    task = copy.deepcopy(config)
+    with open_dict(task):
+        del task["hydra"]
+    return task
+
+
+def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | None = None) -> dict[str, Any]:
     """The configuration as plain containers with every interpolation resolved.
 
     A class that replaces an option's own starts from its own defaults (feedrate.cli.replaced); a note says so.
@@ -124,7 +150,6 @@ def plain(
     Args:
         written: the run folder's copy of the configuration, updated as well.
         job: Hydra's own node (`hydra`); None: that of the running job, if any.
-        quiet: without the notes.
 
     Raises:
         UserError: an interpolation that leads nowhere, or a missing value (`???`).
@@ -139,7 +164,7 @@ def plain(
         config, notes = own_defaults(config, job)
     if notes and written is not None and written.is_file():
         OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(config))), written)
-    for note in () if quiet else notes:
+    for note in notes:
         logging.getLogger("feedrate").info("%s", note)
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

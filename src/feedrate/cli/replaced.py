@@ -32,6 +32,8 @@ def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[s
         config: as Hydra composed it; not changed.
         job: Hydra's own node (`hydra`) of the same composition.
     """
+    if not job.runtime.config_sources:  # a job of a sweep, for which the sweep has done this
+        return config, []
     choices = job.runtime.choices
     found = {group: _target(config, group) for group in _GROUPS if choices.get(group)}
     replaced = {group: t for group, t in found.items() if t and t != _stated(group, choices[group], job)}
