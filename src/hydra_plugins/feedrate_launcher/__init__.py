@@ -89,6 +89,8 @@ class FeedrateLauncher(Launcher):
         )
         with sweep.open(jobs):
             print(f"sweep of {len(jobs)} jobs" + (f", {at_once} at once" if at_once > 1 else ""))
+            for note in dict.fromkeys(note for job in jobs for note in job.notes):
+                print(note)
             wait_for(jobs, sweep.folder.path)
             left = []
             for job in jobs:

@@ -36,6 +36,7 @@ class Job:
     command: str  # repeats this job alone
     subfolder: str  # of the sweep's folder
     composed: DictConfig  # with Hydra's own node
+    notes: Sequence[str] = ()  # on classes that replace an option's own
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def sent(self, folder: Path, *, resume: bool) -> bytes:
@@ -70,8 +71,6 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         composed.hydra.runtime.output_dir = str(Path(str(master.hydra.sweep.dir)).absolute() / subfolder)
     HydraConfig.instance().set_config(composed)  # for ${hydra:...} in values
     composed, notes = own_defaults(composed, composed.hydra)
-    for note in notes if number == 0 else ():
-        print(note)
     with read_write(composed.hydra):
         composed.hydra.runtime.config_sources = []  # the job shall not compose again
     task = without_hydra(composed)
@@ -87,6 +86,7 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         command=command_line(list(filter_overrides(overrides))),
         subfolder=subfolder,
         composed=composed,
+        notes=notes,
     )
 
 
