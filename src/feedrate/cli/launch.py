@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import copy
 import functools
 import logging
 import os
@@ -29,15 +28,14 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime, run_job, setup_globals
-from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from feedrate.cli.hydra_errors import CONF, describe_composition, lacking_package
 from feedrate.cli.output import outlive_readers
 from feedrate.cli.replaced import own_defaults
-from feedrate.errors import SampleError, UserError
+from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.system.secrets import masked, without_secrets
 from feedrate.system.signals import on_the_way_out, quit_on_interrupt
 
@@ -88,13 +86,10 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     # read by OpenMP when torch is imported: its idle threads would otherwise spin for 10 ms after each operation, on
     # the cores that load the next batch
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    begun = False
     os.environ[_FULL] = "1"  # Hydra raises, instead of printing its own six to nine lines
 
     @functools.wraps(job)  # Hydra names the log file and the job after the file of the function
     def guarded(config: DictConfig) -> Any:
-        nonlocal begun
-        begun = True
         if not FULL_ERROR:
             os.environ.pop(_FULL, None)  # not for the processes that the job starts
         try:
@@ -121,8 +116,7 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     except Exception as error:
         if FULL_ERROR:
             raise
-        composed = not isinstance(error, HydraException)
-        _fail(_no_folder(error) if isinstance(error, OSError) and composed and not begun else error)
+        _fail(error)
 
 
 def _run_composed(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
@@ -132,14 +126,6 @@ def _run_composed(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
     JobRuntime.instance().set("name", config.hydra.job.name)
     context = HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), Callbacks(config))
     _ = run_job(job, config, "hydra.run.dir", None, context).return_value  # raises the job's error
-
-
-def without_hydra(config: DictConfig) -> DictConfig:
-    """A copy without Hydra's own node."""
-    task = copy.deepcopy(config)
-    with open_dict(task):
-        del task["hydra"]
-    return task
 
 
 def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | None = None) -> dict[str, Any]:
@@ -190,10 +176,7 @@ def describe(error: BaseException) -> str:
     text = (str(error).strip().splitlines() or ["no text"])[0]
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):  # torch raises that anywhere
         return f"{text}\nIf memory ran out, lower loader.num_workers, loader.prefetch_factor or loader.batch_size"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
-    return f"{type(error).__name__}: {text}{place}\n{_FULL}=1 shows the whole traceback"
+    return f"{type(error).__name__}: {text}{raised_at(error)}\n{_FULL}=1 shows the whole traceback"
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -223,14 +206,6 @@ def _remove_unused_folder() -> None:
         shutil.rmtree(folder)
 
 
-def _no_folder(error: OSError) -> UserError:
-    """Before a job begins, its folder is all that is written."""
-    key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
-    return UserError(
-        f"{key}={error.filename}: this folder cannot be made ({error.strerror or error}); name another one"
-    )
-
-
 def _check_arguments() -> None:
     """Reports unknown options and malformed overrides, and moves overrides before flags, as Hydra's parser needs."""
     from hydra._internal.utils import get_args_parser
@@ -248,10 +223,8 @@ def _check_arguments() -> None:
     for override in known.overrides:
         if "=" not in override and not override.startswith("~"):
             raise UserError(f"{override}: a setting needs a value, without spaces: {override}=VALUE")
-        if override in ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir="):  # Hydra takes the current folder
-            raise UserError(f"{override} names no folder; leave it out for a new one under outputs/")
         key, _, value = override.partition("=")
-        if not value and "~" not in key and not (CONF / key.lstrip("+")).is_dir():
+        if not value and "~" not in key:
             raise UserError(
                 f"{override} has no value (a shell variable that is not set?); none at all is written {key}=null, "
                 f"an empty text '{key}=\"\"'"

@@ -5,6 +5,7 @@ Each job's process gets its composed configuration, so that edits during the swe
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from hydra.core.utils import filter_overrides
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from feedrate.cli.launch import plain, without_hydra
+from feedrate.cli.launch import plain
 from feedrate.cli.replaced import own_defaults
 from feedrate.config import TrainConfig, check
 from feedrate.reporting.sweep_results import columns, settings
@@ -73,7 +74,9 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
     composed, notes = own_defaults(composed, composed.hydra)
     with read_write(composed.hydra):
         composed.hydra.runtime.config_sources = []  # the job shall not compose again
-    task = without_hydra(composed)
+    task = copy.deepcopy(composed)
+    with open_dict(task):
+        del task["hydra"]
     resolved = plain(task, job=composed.hydra)
     learn(resolved)
     take(resolved, composed.hydra.runtime.choices, overrides)
