@@ -112,14 +112,13 @@ class ShardCache:
 
     def _valid(self, index: int, path: str) -> bool:
         """Whether a sample's row is that of its file; compared once in a run."""
-        known = self._known.numpy()
-        if not known[index]:
-            size, mtime_ns, crc = self._table[index].tolist()
-            if not size or (size, mtime_ns) != _stat(path) or zlib.crc32(self._rows[index]) != crc:
-                return False
-            known[index] = True
-        elif self.verify:
-            return zlib.crc32(self._rows[index]) == self._table[index, 2]
+        known = bool(self._known[index])
+        if known and not self.verify:
+            return True
+        size, mtime_ns, crc = self._table[index].tolist()
+        if not size or not (known or (size, mtime_ns) == _stat(path)) or zlib.crc32(self._rows[index]) != crc:
+            return False
+        self._known[index] = True
         return True
 
     def _keep(self, indices: Sequence[int], before: Sequence[tuple[int, int] | None], X: Tensor) -> None:
@@ -140,7 +139,7 @@ class ShardCache:
                     raise OSError("no room")
                 entry = _ENTRY.pack(*stat, zlib.crc32(row))
                 os.pwrite(self._entries.fileno(), entry, index * _ENTRY.size)
-                self._known.numpy()[index] = True
+                self._known[index] = True
         except OSError:  # the disk is full or gone: training continues from the files
             self._off = True
 
