@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feedrate.reporting.picture import optional, save
+from feedrate.reporting.picture import new_figure, optional, save, styled
 from feedrate.system.atomic_write import atomic_write
 from feedrate.trainer.evaluate import Evaluation, Sample
 
@@ -120,12 +120,11 @@ def _figures(partition: str, found: Evaluation) -> dict[str, Callable[[], Figure
     return drawn
 
 
+@styled()
 def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
     """The samples as pictures, each with its ID, loss, label and prediction."""
-    from matplotlib.figure import Figure
-
     rows = -(-len(samples) // COLUMNS)
-    figure = Figure(figsize=(2.0 * COLUMNS, 2.5 * rows + 0.4), dpi=110, layout="constrained", facecolor="white")
+    figure = new_figure(2.0 * COLUMNS, 2.5 * rows + 0.4)
     heading = f"{partition}: the {len(samples)} samples with the largest loss"
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
     for place, sample in zip(axes, samples, strict=False):
@@ -134,8 +133,8 @@ def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
             place.imshow(image, cmap="gray" if image.ndim == 2 else None)
         label, prediction = sample.row.get("label"), sample.row.get("prediction")
         words = f"\n{_brief(label)}, predicted {_brief(prediction)}" if prediction is not None else ""
-        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{words}", fontsize=8)
-    figure.suptitle(heading, fontsize=11)
+        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{words}", fontsize=8, loc="center")
+    figure.suptitle(heading)
     for place in figure.axes:
         place.set_axis_off()
     return figure
