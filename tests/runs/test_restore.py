@@ -193,9 +193,9 @@ def test_a_folder_that_is_named_to_an_evaluation_is_read_and_nothing_is_written_
 
 
 @pytest.mark.parametrize("key", ["run_id", "run", "checkpoint"])
-def test_a_run_whose_name_is_empty_is_answered_with_the_likely_cause(key, tmp_path):
+def test_a_run_whose_name_is_empty_is_refused(key, tmp_path):
     for entry, name, own in ((evaluate.main, "evaluate", []), (predict.main, "predict", [f"output={tmp_path}/p.csv"])):
-        with pytest.raises(UserError, match=f"^{key}= names no run; is it a shell variable that is not set?"):
+        with pytest.raises(UserError, match=f"names the run, one of them: {key}=$"):
             call(entry, name, f"{key}=", "tracking=none", *own)
 
 

@@ -20,7 +20,7 @@ from feedrate.config import TrainConfig, check
 from feedrate.errors import LostWorker
 from feedrate.runs.provenance import Origin, command_line
 from feedrate.runs.run_folder import RunFolder, read_summary
-from feedrate.runs.runs import find_run, mark_dead_runs
+from feedrate.runs.saved import find_run, mark_dead_runs
 from feedrate.system.secrets import learn, mask_files, mask_logs, without_secrets
 from feedrate.system.signals import Interruption
 from feedrate.tracking import Status, Tracker, open_tracker, run_name, start_uploader
@@ -63,7 +63,7 @@ class Run:
         self._dead = mark_dead_runs(fresh.parent)
         command = without_secrets(command_line(self._overrides))
         resume = self.config.trainer.resume
-        earlier = find_run(resume, settings, command, fresh.parent) if resume else None
+        earlier = find_run(resume, settings, fresh.parent) if resume else None
         self.folder = RunFolder(earlier or fresh, named_by="trainer.resume" if earlier else "hydra.run.dir")
         self._fresh, self._earlier = fresh, earlier
         started = f"{datetime.now(timezone.utc):%FT%TZ}"
@@ -162,7 +162,7 @@ class Run:
                  f"{record.parameters_of(trainer):,}", precision.name, precision.reason)  # fmt: skip
         if self.checkpoint:
             if self.config.trainer.resume_optimizer:
-                resume.check_optimizer(self.checkpoint, state.optimizer, state.schedule)
+                resume.check_optimizer(self.checkpoint, state.optimizer)
             trainer.load_state_dict(self.checkpoint)
             record.record_resumed(self.tracker, self.origin, trainer)
         else:
