@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feedrate.reporting.picture import optional, save, styled
+from feedrate.reporting.picture import new_figure, optional, save, styled
 from feedrate.reporting.plots import confusion_matrix, predicted_against_true
 from feedrate.system.atomic_write import atomic_write, check_place
 from feedrate.trainer.evaluate import Evaluation, Sample
@@ -111,13 +111,11 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-@styled
+@styled()
 def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
     """The samples as pictures, each with its ID, loss, label and prediction."""
-    from matplotlib.figure import Figure
-
     rows = -(-len(samples) // COLUMNS)
-    figure = Figure(figsize=(2.0 * COLUMNS, 2.5 * rows + 0.4), dpi=110)
+    figure = new_figure(2.0 * COLUMNS, 2.5 * rows + 0.4)
     for axes, sample in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, samples, strict=False):
         image = picture_of(sample.X)
         if image is not None:

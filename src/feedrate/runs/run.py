@@ -6,7 +6,7 @@ torch is imported only when a run is opened, since that takes seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -246,21 +246,13 @@ class Run:
             self._update(status="KILLED", error=text)
 
 
-def read_settings(cfg: DictConfig, tuned: Callable[..., str]) -> dict[str, Any]:
-    """The resolved configuration of the running job; its secrets are masked in logs and in the folder's .hydra/.
-
-    Args:
-        tuned: feedrate.tuning.tuning_cache.take, which applies loader=tuned.
-    """
+def read_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration of the running job; its secrets are masked in logs and in the folder's .hydra/."""
     from hydra.core.hydra_config import HydraConfig
 
-    hydra = HydraConfig.get()
-    written = Path(hydra.runtime.output_dir) / ".hydra"
+    written = Path(HydraConfig.get().runtime.output_dir) / ".hydra"
     mask_files(written)
     mask_logs()
     settings = plain(cfg, written / "config.yaml")
     learn(settings)
-    note = tuned(settings, hydra.runtime.choices, hydra.overrides.task, written=written / "config.yaml")
-    if note:
-        log.info("%s", note)
     return settings
