@@ -22,7 +22,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
 THROUGHPUT = ("generated", "burn", "held", "overhead", "engines", "fed", "samples", "packed")  # in throughput.py
 NAMES = (
-    "startup", *THROUGHPUT, "tracking", "catalog", "scale", "flat", "verdict", "instruments", "tuner", "peers",
+    "startup", *THROUGHPUT, "tracking", "catalog", "scale", "flat", "verdict", "traceml", "instruments", "tuner",
+    "peers",
 )  # fmt: skip
 ASKED_FOR = ("gpu",)  # it needs an accelerator: only by name
 
