@@ -23,7 +23,6 @@ from feedrate.config import TrainConfig, check
 from feedrate.reporting.sweep_results import columns, settings
 from feedrate.runs.provenance import command_line, job_id
 from feedrate.system.secrets import learn, masked
-from feedrate.tuning.tuning_cache import take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,6 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         del task["hydra"]
     resolved = plain(task, job=composed.hydra)
     learn(resolved)
-    take(resolved, composed.hydra.runtime.choices, overrides)
     typed = settings(overrides)
     return Job(
         number=number,
