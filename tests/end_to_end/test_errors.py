@@ -75,7 +75,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (["model.channels=[32"], ["model.channels=[32: its value cannot be read; lists are written"]),
         (["dataset.root=/data/Möwen"], ["letters beyond a to z in quotes: 'dataset.root=\"TEXT\"'"]),
         (["~trainer", "trainer.max_epochs=1"], ["trainer.max_epochs: there is no trainer"]),
-        (["~dataset"], ["dataset=null: must be given"]),
+        (["~dataset"], ["dataset._target_=null: must be"]),
         (["debug=one_batch", "loader.batch_size=abc"], ["error: loader.batch_size=abc: must be a whole number"]),
         (["tracking.experiment=2024"], ["must be a text; write 'tracking.experiment=\"2024\"' on the command line"]),
         (["tracking.run_name=1e5"], ['\'tracking.run_name="1e5"\' on the command line, "1e5" in a file']),
