@@ -94,7 +94,7 @@ def _unknown_key(key: str) -> str:
     from feedrate.validation import nearest
 
     group = key.partition(".")[0]
-    composed = _composed()
+    composed = _composed(key)
     parent, _, name = key.rpartition(".")
     while parent and not isinstance(OmegaConf.select(composed, parent), DictConfig):
         parent, _, name = parent.rpartition(".")
@@ -108,10 +108,11 @@ def _unknown_key(key: str) -> str:
     return text
 
 
-def _composed() -> DictConfig:
-    """The configuration with the options of the command line, as far as they are right."""
+def _composed(wrong: str) -> DictConfig:
+    """The configuration with the options of the command line except the wrong one."""
     typed = [argument for argument in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+|~\w+", argument)]
-    chosen = [argument for argument in typed if (CONF / argument.lstrip("~").partition("=")[0]).is_dir()]
+    groups = [argument.lstrip("~").partition("=")[0] for argument in typed]
+    chosen = [a for a, group in zip(typed, groups, strict=True) if group != wrong and (CONF / group).is_dir()]
     known = GlobalHydra.instance().is_initialized()  # where the job itself composes a configuration
     of_hydra = "hydra" in " ".join(sys.argv[1:])
     try:
