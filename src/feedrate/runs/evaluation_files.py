@@ -14,7 +14,7 @@ import numpy as np
 
 from feedrate.reporting.picture import new_figure, optional, save, styled
 from feedrate.reporting.plots import confusion_matrix, predicted_against_true
-from feedrate.system.atomic_write import atomic_write, check_place
+from feedrate.system.files import atomic_write, check_place
 from feedrate.trainer.evaluate import Evaluation, Sample
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 import threading
@@ -68,8 +67,6 @@ class Interruption:
     def leave(self) -> None:
         """Restores the former handlers."""
         self._over.set()
-        if self.signum is not None and self._former:
-            signal.set_wakeup_fd(-1)
         while self._former:
             signal.signal(*self._former.popitem())
 
@@ -107,7 +104,11 @@ class Interruption:
             self.signum = signum
             with contextlib.suppress(OSError):  # the reader may be gone
                 os.write(2, f"\n{signal.Signals(signum).name}: {self.action}; {how_to_hurry(signum)}\n".encode())
-            self._watch()
+            if self.patience_s is not None:  # only now: with a second thread a process cannot fork workers safely
+                end = time.monotonic() + self.patience_s
+                threading.Thread(
+                    target=self._end_in_time, args=(end,), name="feedrate-interruption", daemon=True
+                ).start()
         elif signum == signal.SIGINT:
             self._hurry()
         if self.safe:
@@ -115,37 +116,19 @@ class Interruption:
             raise Interrupted(self.signum)
 
     def _hurry(self) -> None:
-        if not self.hurried:  # later ones are left to `_end_in_time`
+        if not self.hurried:
             self.hurried, self.safe = True, False
             raise KeyboardInterrupt("stopped at once")
 
-    # -----------------------------------------------------------------------------------------------------
-    # A process that hangs
-    # -----------------------------------------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        """Starts only at the first signal: with a second thread a process cannot fork workers safely."""
-        if self.patience_s is None:
-            return
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # sees each signal even where Python code hangs
-        threading.Thread(target=self._end_in_time, args=(read,), name="feedrate-interruption", daemon=True).start()
-
-    def _end_in_time(self, wakeup: int) -> None:
+    def _end_in_time(self, end: float) -> None:
+        """Ends the process if it still runs at the instant `end`, sooner when hurried."""
+        while time.monotonic() < end or (self._saving and not self.hurried):
+            if self._over.wait(0.1):
+                return
+            if self.hurried:
+                end = min(end, time.monotonic() + AT_ONCE_S)
         assert self.signum is not None
-        assert self.patience_s is not None
-        patience, hurry = time.monotonic() + self.patience_s, float("inf")
-        while not self._over.is_set():
-            now = time.monotonic()
-            if now > hurry:
-                self._end("stopped at once", 128 + signal.SIGINT)
-            if now > patience and not self._saving:
-                self._end(f"stopped by {signal.Signals(self.signum).name} while it hung", 128 + self.signum)
-            if select.select([wakeup], [], [], 0.1)[0] and signal.SIGINT in os.read(wakeup, 64):
-                hurry = min(hurry, now + AT_ONCE_S)
-
-    def _end(self, how: str, code: int) -> NoReturn:
+        how = "stopped at once" if self.hurried else f"stopped by {signal.Signals(self.signum).name} while it hung"
         text = f"{how}; the last checkpoint is what is kept"
         with contextlib.suppress(Exception):
             self._abandon(text)
@@ -155,7 +138,7 @@ class Interruption:
                     child.kill()
         with contextlib.suppress(Exception):
             os.write(2, f"{text}\n".encode())
-        os._exit(code)
+        os._exit(128 + (signal.SIGINT if self.hurried else self.signum))
 
 
 def how_to_hurry(signum: int) -> str:
@@ -180,15 +163,10 @@ def quit_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _quit)
 
 
-def raise_on_interrupt() -> None:
-    """Ctrl-C raises KeyboardInterrupt again."""
+def raise_when_stopped() -> None:
+    """Each signal in `STOPPING` raises Interrupted at once, until `quit_on_interrupt`: for commands without a run."""
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def raise_when_stopped() -> None:
-    """Each signal in `STOPPING` raises Interrupted at once, until `quit_on_interrupt`: for work that keeps nothing."""
-    raise_on_interrupt()
     _handle(_raise)
 
 

@@ -21,7 +21,7 @@ from torch import device as Device
 
 from feedrate.errors import UserError
 from feedrate.loader import lost_worker
-from feedrate.system.folder import sync_folder
+from feedrate.system.files import sync_folder
 
 log = logging.getLogger("feedrate")
 _SUFFIXES = (".pt", ".json")
