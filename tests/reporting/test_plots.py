@@ -17,8 +17,8 @@ from PIL import Image
 
 from feedrate.config import ROOT
 from feedrate.reporting import plots
+from feedrate.reporting.results import JobResult, groups
 from feedrate.reporting.sweep_plots import sweep_figure
-from feedrate.reporting.sweep_results import Result, groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +103,7 @@ def test_long_titles_of_curves_and_sweeps_are_not_cut_off() -> None:
     _within(plots.loss_curves({"validation/loss": curve, "validation/mae": curve}))
     key = "dataset.root"
     results = [
-        Result(
+        JobResult(
             number=i, settings={key: f"/data/{i} {'long ' * 9}"}, command="", status="FINISHED", samples_per_s=5.0 + i
         )
         for i in range(2)

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from feedrate.cli.launch import _register_resolvers, plain
 from feedrate.config import check
 from feedrate.errors import UserError
-from feedrate.reporting.sweep_report import Report
+from feedrate.reporting.report import Report
 from hydra_plugins.feedrate_launcher import _name
 from hydra_plugins.feedrate_launcher._freeze import Job
 from hydra_plugins.feedrate_launcher._lock import (
@@ -47,7 +47,7 @@ from pathlib import Path
 from feedrate.config import check
 from feedrate.errors import UserError
 from feedrate.cli.launch import _register_resolvers, plain
-from feedrate.reporting.sweep_report import Report
+from feedrate.reporting.report import Report
 from hydra_plugins.feedrate_launcher import _name
 from hydra_plugins.feedrate_launcher._lock import claim
 fresh, instant = Path(sys.argv[1]), float(sys.argv[2])

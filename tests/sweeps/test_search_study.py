@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from feedrate.reporting.picture import save
 from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE, Trial
 from hydra_plugins.feedrate_optuna._settings import checked
 from hydra_plugins.feedrate_optuna._study import Study
@@ -45,6 +47,11 @@ def test_an_interrupted_search_proposes_what_an_undisturbed_one_proposes(tmp_pat
         study(tmp_path / "disturbed.db").tell(asked[0], value(asked[1]), pruned=asked[0] == 4)
     assert again == drawn
     assert len({params["optimizer.lr"] for _, params in drawn}) == 8
+    for name, figure in calm.figures().items():
+        save(figure, tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    assert "0.01" in [label.get_text() for label in calm.figures()["search_keys"].axes[2].get_xticklabels()]
 
 
 def test_trials_that_ended_are_kept_and_those_in_the_middle_are_known(tmp_path):

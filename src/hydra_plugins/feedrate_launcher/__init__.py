@@ -65,7 +65,7 @@ class FeedrateLauncher(Launcher):
             KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the running jobs have ended.
         """
         from feedrate.errors import UserError
-        from feedrate.reporting.sweep_results import swept
+        from feedrate.reporting.results import swept
         from hydra_plugins.feedrate_launcher._freeze import compose
         from hydra_plugins.feedrate_launcher._lock import discard
 
@@ -101,7 +101,7 @@ class FeedrateLauncher(Launcher):
         ]
 
     def _claimed(self, fresh: Path, jobs: Sequence[Job], keys: Sequence[str], at_once: int) -> Sweep:
-        from feedrate.reporting.sweep_report import Report
+        from feedrate.reporting.report import Report
         from hydra_plugins.feedrate_launcher._lock import changed_since, claim, description, identity
         from hydra_plugins.feedrate_launcher._sweep import About, Sweep, claimed_again
 

@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
-from feedrate.reporting.sweep_results import read_summary
 from feedrate.runs.provenance import changes, command_line
-from feedrate.runs.run_folder import RunFolder, living_owner
+from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
 from feedrate.system.atomic_write import atomic_write
 from feedrate.system.folder import file_lock
 from feedrate.system.secrets import masked

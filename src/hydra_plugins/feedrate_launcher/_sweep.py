@@ -12,10 +12,10 @@ from typing import Any, Literal
 from omegaconf import DictConfig
 
 from feedrate.config import TrainConfig
-from feedrate.reporting.sweep_report import Report
-from feedrate.reporting.sweep_results import Result, read_summary
+from feedrate.reporting.report import Report
+from feedrate.reporting.results import JobResult
 from feedrate.runs.provenance import command_line
-from feedrate.runs.run_folder import RunFolder, living_owner
+from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
 from feedrate.system.secrets import mask_files
 from feedrate.tracking.journal import JOB_TAG
 from feedrate.tracking.sweep import NOTE_CHARACTERS, Plan, SweepRun, open_sweep, picture
@@ -47,7 +47,7 @@ class Sweep:
     about: About
     claimed: SweepLock
     at_once: int
-    results: dict[int, Result] = field(default_factory=dict)  # of the jobs so far, by number
+    results: dict[int, JobResult] = field(default_factory=dict)  # of the jobs so far, by number
     _parent: SweepRun | None = None
     _stop: SweepInterruption = field(default_factory=SweepInterruption)
 
@@ -116,7 +116,7 @@ class Sweep:
         """Waits for the jobs of an earlier start that was killed; call it before `finished_before` and `run`."""
         wait_for(jobs, self.folder)
 
-    def run(self, following: Next, ended: Callable[[Job, Result, Mapping[str, Any]], None]) -> None:
+    def run(self, following: Next, ended: Callable[[Job, JobResult, Mapping[str, Any]], None]) -> None:
         """Runs jobs, within `open`; calls `ended` with each one, its result, and its summary if it finished."""
         files = FrozenFiles(self.master, self.folder)
         parent = self._parent.reference if self._parent is not None else None
@@ -136,12 +136,12 @@ class Sweep:
 
         running.run(following, record)
 
-    def result(self, job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> Result:
+    def result(self, job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> JobResult:
         """A job's row of the table, with the figures of its summary."""
         if summary and summary.get("pruned"):
             status = "PRUNED"
         measured = self.about.report.measured(summary) if summary else {}
-        return Result(
+        return JobResult(
             number=job.number, settings=job.settings, command=job.command, status=status, error=error, **measured
         )
 
@@ -199,7 +199,7 @@ class Sweep:
             self.claimed.write(status=status, error=reason)
             self.claimed.folder.release()
 
-    def _ordered(self) -> list[Result]:
+    def _ordered(self) -> list[JobResult]:
         return [self.results[number] for number in sorted(self.results)]
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from feedrate.errors import UserError
-from feedrate.reporting.search_report import SearchReport, objective
-from feedrate.reporting.sweep_results import Result
+from feedrate.reporting.picture import optional
+from feedrate.reporting.report import SearchReport, objective
+from feedrate.reporting.results import JobResult
 from feedrate.runs.provenance import changes
 from feedrate.system.text import flatten
 from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE
@@ -85,6 +86,8 @@ class Searching:
                 sweep.run(lambda: next(jobs, None), self._ended)
             finally:
                 report.importance = {key.lstrip("+"): share for key, share in self._study.importance().items()}
+                with optional("of the search"):
+                    report.pictures = self._study.figures()
         if sweep.outcome[1]:
             raise UserError(f"{sweep.outcome[1]}; the table says why. The same command tries them again")
 
@@ -141,7 +144,7 @@ class Searching:
                 self._study.fail(number, invalid=True)
                 print(f"trial {number} is left out: {error}")
 
-    def _ended(self, job: Job, result: Result, summary: Mapping[str, Any]) -> None:
+    def _ended(self, job: Job, result: JobResult, summary: Mapping[str, Any]) -> None:
         metric = self._settings.metric
         if not summary:
             if result.status == "FAILED" or not self._sweep.stopped:  # an interrupted trial continues at the next start

@@ -10,10 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from feedrate.reporting.picture import styled
+from feedrate.system.text import number
 from feedrate.trainer.trial import METRIC, PRUNER, STUDY_NAME, build, open_storage, quiet_optuna
 from hydra_plugins.feedrate_optuna._settings import NO_PRUNER, Search
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
@@ -88,6 +93,25 @@ class Study:
             return dict(self._optuna.importance.get_param_importances(self._study, evaluator=evaluator))
         except (ImportError, ValueError, RuntimeError):  # no scikit-learn, or all results are equal
             return {}
+
+    def figures(self) -> dict[str, Figure]:
+        """Optuna's pictures, by name: the metric of the trials in their order, and over each key."""
+        import matplotlib as mpl
+        from matplotlib import pyplot
+        from optuna.visualization import matplotlib as plots
+
+        if not self._trials(self._states.COMPLETE):
+            return {}
+        mpl.use("agg")
+        with styled():  # optuna sets a style of its own
+            history = plots.plot_optimization_history(self._study, target_name=self._settings.metric)
+            slices: Any = plots.plot_slice(self._study, target_name=self._settings.metric)
+            keys = np.ravel(slices)
+            for axes in keys:
+                if axes.get_xscale() == "log":
+                    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+            pyplot.close("all")
+        return {"search_history": history.figure, "search_keys": keys[0].figure}
 
     def _failed(self) -> list[FrozenTrial]:
         """Trials to be repeated."""
