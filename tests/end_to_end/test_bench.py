@@ -49,8 +49,6 @@ def test_loaders_are_measured_side_by_side(compared):
         assert row["peak_rss_mb"] > 50
         assert [step["step_ms"] for step in row["steps"]] == [3]
         assert row["steps"][0]["samples_per_s"] < 64 / 0.003
-    assert rows[0]["order_digest"] == ""
-    assert rows[1]["order_digest"] == rows[2]["order_digest"] != ""
     assert sum(rows[1]["stages_pct"].values()) == pytest.approx(100)
     assert rows[2]["loader"]["num_workers"] == 1
 

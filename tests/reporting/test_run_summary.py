@@ -36,8 +36,3 @@ def test_the_result_comes_first_then_verdict_pictures_and_command() -> None:
 def test_regression_and_runs_without_a_result_have_a_headline_too() -> None:
     assert headline({"validation/mae": 0.5, "validation/loss": 2.0}, epochs=1) == "**0.5 validation MAE** after 1 epoch"
     assert headline({}, epochs=0) == "No result after 0 epochs"
-
-
-def test_a_run_that_stopped_says_so_first() -> None:
-    note = run_note({}, command="x", epochs=2, error="Loss is NaN\nin step 7.")
-    assert note.startswith("**Stopped:** Loss is NaN in step 7.\n")

@@ -15,7 +15,7 @@ def trial(number: int, value: float | None, status: str = "FINISHED", error: str
     return JobResult(
         number=number, settings=dict(zip(KEYS, [f"0.00{number + 1}234567", str(16 * number + 16), "mlp"], strict=True)),
         command=f"python src/train.py trial={number}", status=status, error=error, objective=value,
-        samples_per_s=None if value is None else 1000.0 + number, wait_pct=5.0, epoch_s=1.0,
+        samples_per_s=None if value is None else 1000.0 + number, wait_pct=5.0,
     )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_a_search_of_failures_says_so():
 
 def test_a_short_table_has_the_best_trials():
     text = report().table(RESULTS, rows=2)
-    assert "The 2 best of 5 trials; sweep.csv has all." in text
+    assert "The 2 best of 5; sweep.csv has all." in text
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:] == ["1", "0"]
 
 

@@ -80,12 +80,6 @@ def test_a_trial_that_failed_is_repeated_once_at_the_next_start_and_not_in_the_s
     assert third.ended().keys() == {1, 2}
 
 
-def test_settings_that_exclude_each_other_are_not_tried_again(tmp_path):
-    first = study(tmp_path / "study.db", n_trials=1)
-    first.fail(first.ask()[0], invalid=True)
-    assert study(tmp_path / "study.db", n_trials=1).ask() is None
-
-
 def test_more_trials_go_on_with_the_study(tmp_path):
     first = study(tmp_path / "study.db", n_trials=1)
     first.tell(first.ask()[0], 0.5, pruned=False)

@@ -19,7 +19,6 @@ from feedrate.reporting.results import (
     figures,
     groups,
     is_about_speed,
-    is_repeat,
     metric_of,
     ranked,
     short,
@@ -40,7 +39,6 @@ SPEEDS = {
     "held_pct": "held up %",
     "step_ms": "step ms",
     "free_cores": "free cores",
-    "epoch_s": "epoch s",
 }
 NOT_COMPARABLE = (
     "**Samples/s do not compare:** the compute step or the free cores differ by more than a tenth between jobs; "
@@ -86,22 +84,29 @@ class Report:
         return Best(chosen_words(first[0].settings), metrics, first[0].results[0].run_id)
 
     def table(self, results: Sequence[JobResult], rows: int | None = None, pictures: str = "") -> str:
-        """Markdown: the best setting first, over seeds and folds means and spread, then the jobs and their errors.
+        """Markdown: the best setting first, then a row for each setting, and the jobs' errors.
 
         Args:
-            rows: how many jobs are shown, the best first; None: all, in their order.
-            pictures: Markdown between headline and tables.
+            rows: how many settings are shown, the best first; None: all, in their order.
+            pictures: Markdown between headline and table.
         """
-        ranking, shown = self.ranking(results), list(results)
+        ranking = self.ranking(results)
+        shown = list(zip(ranking.groups, ranking.ranks, strict=True))
         parts = [*self._headline(results, ranking), pictures]
-        if any(len(group.results) > 1 for group in ranking.groups):
-            over = " and ".join(words(key) for key in self.keys if is_repeat(key))
-            parts += [f"Over {over}, mean ± standard deviation:", self._means(ranking), "Each job:"]
-        if rows is not None and rows < len(results):
-            shown = sorted(results, key=lambda result: ranking.rank_of(result) or len(results) + 1)[:rows]
-            parts.append(f"The {rows} best of {len(results)} {self.job}s; sweep.csv has all.")
-        parts.append(self._jobs(shown, ranking))
-        parts.append("\n".join(f"- {self.job} {r.number} {r.status}: {one_line(r.error)}" for r in shown if r.error))
+        if len(results) > len(shown):
+            parts.append("Mean ± standard deviation of the jobs of each setting; sweep.csv has each job.")
+        if rows is not None and rows < len(shown):
+            parts.append(f"The {rows} best of {len(shown)}; sweep.csv has all.")
+            shown = sorted(shown, key=lambda pair: pair[1] or len(shown) + 1)[:rows]
+        names, keys = self._figures(results, ranking), list(ranking.groups[0].settings)
+        cells = []
+        for group, rank in shown:
+            numbers = ", ".join(str(result.number) for result in group.results)
+            chosen = (short(group.settings[key]) for key in keys)
+            cells.append([numbers, *chosen, str(rank or ""), *map(group.shown, names), ", ".join(group.statuses)])
+        parts.append(table([self.job, *map(words, keys), "rank", *names.values(), "status"], cells, markdown=True))
+        failed = [result for group, _ in shown for result in group.results if result.error]
+        parts.append("\n".join(f"- {self.job} {r.number} {r.status}: {one_line(r.error)}" for r in failed))
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def figures(self, results: Sequence[JobResult]) -> dict[str, Figure]:
@@ -140,26 +145,6 @@ class Report:
         metric = {"best": words_of_metric(metric_of(ranking.groups)), "best_epoch": "best epoch"}
         return {**metric, **speeds} if ranking.by == "best" else {**speeds, **metric}
 
-    def _means(self, ranking: Ranking) -> str:
-        names = self._figures([result for group in ranking.groups for result in group.results], ranking)
-        del names["best_epoch"]
-        head = [*map(words, ranking.groups[0].settings), "rank", "finished", *names.values()]
-        rows = []
-        for group, rank in zip(ranking.groups, ranking.ranks, strict=True):
-            finished = f"{sum(result.status == 'FINISHED' for result in group.results)} of {len(group.results)}"
-            rows.append([*group.settings.values(), str(rank or ""), finished, *map(group.shown, names)])
-        return table(head, rows, markdown=True)
-
-    def _jobs(self, results: Sequence[JobResult], ranking: Ranking) -> str:
-        names = self._figures(results, ranking)
-        head = [self.job, *map(words, self.keys), "rank", *names.values(), "status"]
-        rows = []
-        for r in results:
-            chosen = (short(r.settings.get(key, "")) for key in self.keys)
-            rank = str(ranking.rank_of(r) or "")
-            rows.append([str(r.number), *chosen, rank, *map(Group(r.settings, [r]).shown, names), r.status])
-        return table(head, rows, markdown=True)
-
     def _write_csv(self, results: Sequence[JobResult], path: Path) -> None:
         """A row for each job, under the keys' own names, with full precision."""
         names = list(self._figures(results, self.ranking(results)))
@@ -196,9 +181,8 @@ class SearchReport(Report):
         return {**figures(summary), "objective": objective(summary, self.metric)}
 
     def ranking(self, results: Sequence[JobResult]) -> Ranking:
-        """Finished trials by the metric; by speed, with its noise, where samples/s are maximized."""
-        finished = [r for r in results if r.status == "FINISHED"]
-        found = [Group({key: r.settings.get(key, "") for key in self.keys}, [r]) for r in finished]
+        """By the metric; by speed, with its noise, where samples/s are maximized."""
+        found = groups(results, self.keys)
         if self.metric == RATE and self._largest:
             return by_speed(found)
         return ranked(found, "objective", largest=self._largest)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,6 @@ class JobResult:
     held_pct: float = 0.0  # by how much the loader's work slowed the steps down; 0 where little
     step_ms: float | None = None  # compute step
     free_cores: float | None = None  # cores that the job could use
-    epoch_s: float | None = None  # mean, without evaluation and checkpoints
     best: float | None = None  # `metric` of the epoch with the lowest validation loss
     best_epoch: int | None = None  # from 1
     metric: str = ""  # such as validation/accuracy
@@ -59,6 +59,11 @@ class Group:
 
     settings: Mapping[str, str]
     results: Sequence[JobResult]
+
+    @property
+    def statuses(self) -> Counter[str]:
+        """How many jobs have each status."""
+        return Counter(result.status for result in self.results)
 
     def values(self, name: str) -> list[float]:
         """Finite values of one figure, such as `samples_per_s`; of jobs with equal settings a metric counts once."""
@@ -102,17 +107,14 @@ class Group:
 
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A finished run's figures, as `JobResult` names them."""
-    history, best, spent = (summary.get(key) or {} for key in ("history", "best", "phases_s"))
+    best = summary.get("best") or {}
     metric = next((name for name in METRICS if name in best), "")
     rate, wait = steady(summary, "loader/samples_per_s"), steady(summary, "loader/wait_pct")
     ceiling = steady(summary, "compute/ceiling_samples_per_s")
-    seconds = sum(spent.get(name, 0.0) for name in ("wait", "transfer", "compute"))
-    epoch_s = seconds / len(history) if history and spent else None
     noises = {"fed_pct": noise(per_epoch(summary, "loader/wait_pct"))}
     if rate:
         within = (steady(summary, "loader/noise_pct") or 0.0) * rate / 100
         noises["samples_per_s"] = noise(per_epoch(summary, "loader/samples_per_s"), within)
-        noises["epoch_s"] = (epoch_s or 0.0) * noises["samples_per_s"] / rate
     held = 100 * (1 - rate / ceiling) - wait if rate is not None and wait is not None and ceiling else 0.0
     return {
         "samples_per_s": rate,
@@ -120,7 +122,6 @@ def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
         "held_pct": held if held > HELD_UP_PCT else 0.0,
         "step_ms": steady(summary, "compute/step_ms_p50"),
         "free_cores": steady(summary, "compute/free_cores"),
-        "epoch_s": epoch_s,
         "best": best.get(metric),
         "best_epoch": summary.get("best_epoch"),
         "metric": metric,
@@ -181,14 +182,9 @@ def groups(results: Sequence[JobResult], keys: Sequence[str]) -> list[Group]:
     return [Group(dict(zip(kept, values, strict=True)), members) for values, members in found.items()]
 
 
-def varying(found: Sequence[Group]) -> list[str]:
-    """The keys that do not have the same value in every group."""
-    return [key for key in found[0].settings if len({group.settings[key] for group in found}) > 1]
-
-
-def ordered(values: Iterable[str]) -> list[str]:
-    """Numbers by size, then words."""
-    return sorted(values, key=lambda value: (0, float(value), "") if is_number(value) else (1, 0.0, value))
+def order(value: str) -> tuple[int, float, str]:
+    """Sorts the texts of settings: numbers by size, then words."""
+    return (0, float(value), "") if is_number(value) else (1, 0.0, value)
 
 
 def is_number(text: str) -> bool:
@@ -238,17 +234,13 @@ class Ranking:
         """All that share the first rank, the cheapest first; empty where no group has the figure."""
         return sorted((group for group, rank in zip(self.groups, self.ranks, strict=True) if rank == 1), key=cost)
 
-    def rank_of(self, result: JobResult) -> int | None:
-        """Rank of the setting that a job belongs to."""
-        pairs = zip(self.groups, self.ranks, strict=True)
-        return next((rank for group, rank in pairs if result in group.results), None)
-
 
 def ranked(found: Sequence[Group], by: str, *, largest: bool | None = None) -> Ranking:
-    """The settings ranked by one figure; `largest` None: more is better, except of an error metric."""
+    """The settings with a finished job, ranked by one figure; `largest` None: more is better, except of an error."""
     if largest is None:
         largest = by != "best" or METRICS.get(metric_of(found), False)
-    return Ranking(by, found, ranks([group.measured(by) for group in found], largest=largest))
+    measured = [group.measured(by) if "FINISHED" in group.statuses else None for group in found]
+    return Ranking(by, found, ranks(measured, largest=largest))
 
 
 def by_speed(found: Sequence[Group]) -> Ranking:

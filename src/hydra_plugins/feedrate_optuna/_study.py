@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-_AGAIN, _INVALID = "again", "invalid"  # attributes of a trial: the number of the one it repeats; it cannot be composed
+_AGAIN = "again"  # attribute of a trial: the number of the one it repeats
 _ENOUGH = 10  # finished trials, for the importance of settings
 _ONE_SEQUENCE = ("QMCSampler",)  # samplers with one seed for the whole sequence
 
@@ -46,8 +46,10 @@ class Study:
         )
         self._study.set_user_attr(METRIC, settings.metric)
         self._study.set_user_attr(PRUNER, settings.pruner or NO_PRUNER)
-        for trial in self._failed():
-            self._study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
+        repeated = {trial.user_attrs.get(_AGAIN) for trial in self._trials()}
+        for trial in self._trials(self._states.FAIL):
+            if trial.number not in repeated:
+                self._study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
 
     def ended(self) -> dict[int, dict[str, Any]]:
         """Number -> settings of the trials that have a result."""
@@ -76,10 +78,8 @@ class Study:
         state = self._states.PRUNED if pruned else self._states.COMPLETE
         self._study.tell(number, None if pruned else value, state, skip_if_finished=True)
 
-    def fail(self, number: int, *, invalid: bool = False) -> None:
-        """Records a failure; the next start repeats the trial, unless its settings exclude each other (`invalid`)."""
-        if invalid:
-            self._study._storage.set_trial_user_attr(self._trials()[number]._trial_id, _INVALID, True)
+    def fail(self, number: int) -> None:
+        """Records a failure; the next start repeats the trial."""
         self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
 
     def importance(self) -> dict[str, float]:
@@ -112,12 +112,6 @@ class Study:
                     axes.xaxis.set_major_formatter(lambda value, _: number(value))
             pyplot.close("all")
         return {"search_history": history.figure, "search_keys": keys[0].figure}
-
-    def _failed(self) -> list[FrozenTrial]:
-        """Trials to be repeated."""
-        done = {trial.user_attrs.get(_AGAIN) for trial in self._trials()}
-        failed = self._trials(self._states.FAIL)
-        return [trial for trial in failed if trial.number not in done and _INVALID not in trial.user_attrs]
 
     def _seeded(self, number: int) -> dict[str, Any]:
         """The sampler's settings with a seed for one trial: the same seed for each would repeat the same proposal."""
