@@ -158,8 +158,9 @@ class Run:
         from feedrate.runs import record, resume
 
         self._trainer, state, precision = trainer, trainer.state, trainer.precision
-        log.info("%s with %s parameters, precision %s (%s)", type(state.model).__name__,
-                 f"{record.parameters_of(trainer):,}", precision.name, precision.reason)  # fmt: skip
+        parameters = sum(p.numel() for p in state.model.parameters())
+        log.info("%s with %s parameters, precision %s (%s)", type(state.model).__name__, f"{parameters:,}",
+                 precision.name, precision.reason)  # fmt: skip
         if self.checkpoint:
             if self.config.trainer.resume_optimizer:
                 resume.check_optimizer(self.checkpoint, state.optimizer)
@@ -186,7 +187,7 @@ class Run:
             self.tracker.model(trainer.state.model, record.example(trainer))
         self._ended = True  # a signal from now on only ends the waiting for the store
         self._end_tracking("FINISHED")
-        log.info("%s", record.closing_line(trainer.result, self._summary["seconds"], verdict))
+        log.info("%s", record.closing_line(trainer, verdict))
         log.info("%s", record.verdict_words(trainer, verdict))
         log.info("run folder  %s", self.folder.path)
         if self.tracker.url:
@@ -206,12 +207,14 @@ class Run:
         if trainer is not None:
             from feedrate.runs import record
 
-            facts = {"engine": record.engine_of(trainer), "slow_samples": trainer.throughput.slow_samples()}
+            engine = str(trainer.loaders["train"].engine)
+            facts = {"engine": engine, "slow_samples": trainer.throughput.slow_samples()}
+            facts["memory_growth"] = trainer.throughput.memory.notes()
             if (verdict := trainer.verdict()) is not None:
                 facts["verdict"] = asdict(verdict)
         self._update(status=status, error=text, **facts)
-        if verdict is not None:
-            log.info("until then:\n%s", verdict)
+        if trainer is not None and verdict is not None:
+            log.info("until then:\n%s", record.verdict_words(trainer, verdict))
         if isinstance(error, (KeyboardInterrupt, LostWorker)) and (self.folder.checkpoints / "last.pt").exists():
             log.info("run folder  %s   (goes on with trainer.resume=auto)", self.folder.path)
         if trainer is not None and verdict is not None:

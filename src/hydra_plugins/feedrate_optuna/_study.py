@@ -14,7 +14,7 @@ import numpy as np
 
 from feedrate.reporting.picture import styled
 from feedrate.system.text import number
-from feedrate.trainer.trial import METRIC, PRUNER, STUDY_NAME, build, open_storage, quiet_optuna
+from feedrate.trainer.pruning import METRIC, PRUNER, STUDY_NAME, build, open_storage, quiet_optuna
 from hydra_plugins.feedrate_optuna._settings import NO_PRUNER, Search
 
 if TYPE_CHECKING:
