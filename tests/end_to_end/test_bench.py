@@ -87,7 +87,7 @@ MISTAKES = {
     'bench.compare=["loader.num_workers=\'1"]': "cannot be read (No closing quotation); close or remove the quote",
     "bench.baseline=/nowhere/bench.json": "cannot be read (No such file or directory); name a file that",
     "bench.baseline=": "bench.baseline= has no value (a shell variable that is not set?)",
-    "model=cnn": "model: bench.py has no such group; leave it out",
+    "model=cnn": "model: there is no model",
     "bench.repeats=0": "bench.repeats=0",
     "dataset=tensor_files": "dataset.root",
     "bench.repeat=3": "did you mean repeats",

@@ -204,7 +204,7 @@ MISTAKES = {
     "tune.output=": "tune.output= has no value (a shell variable that is not set?)",
     "tune.budget_s=0": "tune.budget_s=0: must be greater than 0",
     "experiment=generated_feed": "experiment: there is no experiment\nValid keys: ",
-    "scheduler=cosine": "scheduler: tune.py has no such group; leave it out",
+    "scheduler=cosine": "scheduler: there is no scheduler",
     "tune.bugdet_s=3": "did you mean budget_s?",
 }
 
