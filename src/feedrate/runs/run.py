@@ -102,12 +102,10 @@ class Run:
     def _begin(self) -> None:
         if self._earlier is not None:
             from feedrate.runs import resume
-            from feedrate.trainer.state import within_epoch
 
-            settings = self.config.trainer
             self.folder.tidy()
             resume.move_log(self._fresh, self._earlier)
-            state = within_epoch(resume.load_state(str(settings.resume), self._earlier), settings.max_steps)
+            state = resume.load_state(str(self.config.trainer.resume), self._earlier)
             resume.check_config(state, self._earlier, self.origin.config)
             self._summary["run_id"] = read_summary(self._earlier).get("run_id")
             self.checkpoint = state

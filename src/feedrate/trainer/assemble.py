@@ -119,12 +119,10 @@ def total_steps(config: TrainerConfig, loader: Any, state: Mapping[str, Any] | N
     whole = -(-len(loader) // config.accumulate)
     steps = config.max_epochs * whole
     if state:
-        rest, place = 0, state["loader"]
-        if state["phase"] == "training":
-            batches = len(loader)
-            if place:
-                samples = max(0, loader.end - place["position"])
-                batches = math.ceil(samples / ((loader.batch_size or 1) * loader.world_size))
-            rest = -(-batches // config.accumulate)
+        place, batches = state["loader"], 0 if state["phase"] == "done" else len(loader)
+        if place and batches:
+            samples = max(0, loader.end - place["position"])
+            batches = math.ceil(samples / ((loader.batch_size or 1) * loader.world_size))
+        rest = -(-batches // config.accumulate)
         steps = int(state["step"]) + rest + (config.max_epochs - int(state["epoch"]) - 1) * whole
     return max(1, min(steps, config.max_steps) if config.max_steps is not None else steps)

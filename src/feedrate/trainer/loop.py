@@ -118,7 +118,7 @@ class Trainer:
         self._stop.check()
         self._progress.begin()
         if state.random is not None:
-            checkpoint.set_random_state(state.random_state(), self.device)
+            checkpoint.set_random_state(state.random, self.device)
         try:
             while state.epoch < self.config.max_epochs and not state.result.stopped:
                 times = self._run_epoch(state.epoch)
@@ -159,6 +159,8 @@ class Trainer:
             state.phase = "validation"
         state.keep_random()  # of before the validation, which is repeated when it is interrupted
         self._guard.read()
+        if part := state.within_epoch:  # max_steps ended it: with more steps a resumed run continues here
+            self._save()
         metrics = {f"train/{name}": value for name, value in state.meter.metrics().items()}
         if (rate := state.optimizer.param_groups[0].get("lr")) is not None:
             metrics["train/learning_rate"] = float(rate)
@@ -171,7 +173,6 @@ class Trainer:
         metrics |= {f"validation/{name}": value for name, value in validation.metrics().items()}
         clock.lap("evaluation")
 
-        state.keep_cut()
         state.schedule.epoch(metrics["validation/loss"])
         times = clock.epoch()
         self.throughput.end(times)
@@ -182,7 +183,8 @@ class Trainer:
         result.add(epoch, metrics, validation)
         result.stopped = self._reason_to_stop(epoch) or reason_to_prune(epoch, metrics, self.config.max_epochs)
         state.phase, state.random = "done", None
-        self._save()
+        if not part:
+            self._save()
         if result.best_epoch == epoch:
             checkpoint.copy(self._folder, "last", "best")
         clock.lap("checkpoint")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable
@@ -79,8 +78,6 @@ class RunState:
         meter: sums over the epoch's batches.
         last: batch info of the last batch trained on in this epoch.
         position: the loader's while there is no such batch; None from one that has no position.
-        cut: where `trainer.max_steps` ends an epoch before its last batch: schedule and random generators before its
-            validation, from which a run with more steps continues that epoch; None otherwise.
         random: states of the random generators for the next checkpoint; None: those of the moment.
     """
 
@@ -102,30 +99,23 @@ class RunState:
         self.meter = new_meter()
         self.last: BatchInfo | None = None
         self.position: dict[str, Any] | None = None
-        self.cut: dict[str, Any] | None = None
-        self.random: dict[str, Any] | checkpoint.Generators | None = None
+        self.random: dict[str, Any] | None = None
         self.result = Result()
 
     def next_epoch(self) -> None:
-        self.position, self.last, self.cut = self._loader_state(), None, None
+        self.position, self.last = self._loader_state(), None
         self.epoch, self.phase, self.batches = self.epoch + 1, "training", 0
         self.meter = self._new_meter()
 
-    def keep_cut(self) -> None:
-        """Call before the schedule's step for the epoch."""
+    @property
+    def within_epoch(self) -> bool:
+        """Whether some of the epoch's samples are left, as where `trainer.max_steps` ended its training."""
         place = self._loader_state()
-        if place is not None and place["position"] < self._loader.end:
-            self.cut = {"schedule": copy.deepcopy(self.schedule.state_dict()), "random": self.random_state()}
+        return place is not None and bool(place["position"] < self._loader.end)
 
     def keep_random(self) -> None:
         """Checkpoints hold the generators as they are now, until `random` is None again."""
-        self.random = checkpoint.Generators.now(self.device)
-
-    def random_state(self) -> dict[str, Any]:
-        """The random generators' states for a checkpoint."""
-        if self.random is None or isinstance(self.random, checkpoint.Generators):
-            return (self.random or checkpoint.Generators.now(self.device)).plain()
-        return self.random
+        self.random = checkpoint.random_state(self.device)
 
     def begin_training(self, last: bool) -> None:
         """Sets the loader to this epoch's first batch, or the rest of it; after the last epoch none is prefetched."""
@@ -139,11 +129,10 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": self.random_state(),
+            "random": self.random or checkpoint.random_state(self.device),
             "loader": self._loader_state(),
             "epoch": self.epoch,
             "phase": self.phase,
-            "cut": self.cut,
             "batches": self.batches,
             "meter": self.meter.state_dict(),
             "step": self.step,
@@ -174,7 +163,7 @@ class RunState:
         if self.phase == "done":
             self.next_epoch()
         elif self.batches and state["loader"] is not None:
-            self.phase = "validation" if state["loader"]["position"] >= self._loader.end else "training"
+            self.phase = "training" if self.within_epoch else "validation"
         elif self.batches and self.phase == "training":
             log.info("note: this loader has no position within an epoch; the interrupted epoch is started again")
             self.batches, self.meter = 0, self._new_meter()
@@ -191,16 +180,6 @@ class RunState:
             "position": (self._loader_state() or {}).get("position"),
             "metrics": self.result.metrics,
         }
-
-
-def within_epoch(state: dict[str, Any], max_steps: int | None) -> dict[str, Any]:
-    """Takes a checkpoint that `trainer.max_steps` ended within an epoch back to before that epoch's validation."""
-    cut = state.get("cut")  # older checkpoints have none
-    if state["phase"] != "done" or not cut or (max_steps is not None and int(state["step"]) >= max_steps):
-        return state
-    history = state["result"]["history"][:-1]
-    result = {**state["result"], "history": history, "metrics": history[-1] if history else {}, "stopped": ""}
-    return {**state, **cut, "phase": "training", "cut": None, "result": result}
 
 
 def _with_present_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
