@@ -25,7 +25,7 @@ def test_a_nan_loss_stops_the_run_naming_step_and_samples(run_train, workers):
 
 @pytest.mark.parametrize("where", ["train", "validation"])
 def test_a_sample_that_is_not_finite_is_named_itself(run_train, where):
-    with pytest.raises(SampleError, match=r"sample 'sample-7': X holds a value that is not finite") as caught:
+    with pytest.raises(SampleError, match=r"sample 'sample-7': X or y holds a value that is not finite") as caught:
         run_train("dataset=poisoned", "model=mlp", f"+dataset.where={where}")
     assert caught.value.ID == "sample-7"
 
@@ -62,7 +62,7 @@ def test_weights_are_those_before_the_bad_batch(run_train, monkeypatch):
         original(self, *args)
 
     monkeypatch.setattr(LossGuard, "_stop", stop)
-    with pytest.raises(UserError, match="'sample-7': X holds"):
+    with pytest.raises(UserError, match="'sample-7': X or y holds"):
         run_train("dataset=poisoned", "model=mlp",
 "loader.batch_size=4")  # fmt: skip
     assert seen["weights"]

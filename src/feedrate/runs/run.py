@@ -157,8 +157,7 @@ class Run:
 
         self._trainer, state, precision = trainer, trainer.state, trainer.precision
         parameters = sum(p.numel() for p in state.model.parameters())
-        log.info("%s with %s parameters, precision %s (%s)", type(state.model).__name__, f"{parameters:,}",
-                 precision.name, precision.reason)  # fmt: skip
+        log.info("%s with %s parameters, precision %s", type(state.model).__name__, f"{parameters:,}", precision.name)
         if self.checkpoint:
             if self.config.trainer.resume_optimizer:
                 resume.check_optimizer(self.checkpoint, state.optimizer)

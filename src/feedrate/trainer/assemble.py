@@ -65,22 +65,11 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
     if not parameters:
         raise UserError(f"model: {type(model).__name__} has no parameter that requires a gradient; nothing to train")
     injected: dict[str, Any] = {"params": parameters}
-    if (chosen := node.get("fused") not in (None, "auto")) is False:
-        node = {key: value for key, value in node.items() if key != "fused"}
-    if chosen and node.get("fused") and not all(p.is_floating_point() for p in parameters):
-        raise UserError(
-            f"optimizer.fused=true: {type(model).__name__} has complex parameters, and fused optimizers take floating "
-            "point ones; set optimizer.fused=auto"
-        )
     target = locate(str(node["_target_"]), "optimizer")
     optimizer = None
-    # of torch's, these have a fused form on every accelerator; whether another one has may be known only at its step
-    able = isinstance(target, type) and issubclass(target, (torch.optim.Adam, torch.optim.SGD))
-    if has_streams(device) and not chosen and able and "fused" in inspect.signature(target).parameters:
-        plain = all(p.is_floating_point() for p in parameters)
-        sparse = any(getattr(module, "sparse", False) for module in model.modules())  # an nn.Embedding's gradients
-        # with dampening torch treats the first step differently, which zero_momentum would hide
-        if plain and not sparse and not node.get("dampening"):
+    if node.get("fused") in (None, "auto"):
+        node = {key: value for key, value in node.items() if key != "fused"}
+        if has_streams(device) and _can_be_fused(target, node, model, parameters):
             with contextlib.suppress(UserError):  # the class has no fused form for this device
                 optimizer = build(node, "optimizer", {**injected, "fused": True})
     if optimizer is None:
@@ -94,6 +83,14 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
         )
     zero_momentum(optimizer)
     return optimizer
+
+
+def _can_be_fused(target: Any, node: Mapping[str, Any], model: nn.Module, parameters: list[nn.Parameter]) -> bool:
+    # of torch's, these have a fused form on every accelerator; whether another one has may be known only at its step
+    able = isinstance(target, type) and issubclass(target, (torch.optim.Adam, torch.optim.SGD))
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())  # an nn.Embedding's gradients
+    # with dampening torch treats the first step differently, which zero_momentum would hide
+    return able and not sparse and not node.get("dampening") and all(p.is_floating_point() for p in parameters)
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:

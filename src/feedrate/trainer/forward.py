@@ -16,8 +16,6 @@ from feedrate.system.device import explained, out_of_memory
 from feedrate.trainer.device import Precision
 from feedrate.trainer.guard import names
 
-_ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's text, for batch normalization
-
 
 class Forward:
     """Calls `model` in the mode, training or evaluation, that it is in.
@@ -65,12 +63,8 @@ class Forward:
             if (cause := self.explained(error)) is not None:
                 raise cause from error
             name, text = type(self.model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
-            remedy = ""
-            if _ONE_SAMPLE in text and len(loaded) == 1:
-                remedy = "\nAn epoch's last batch may hold one sample; set loader.drop_last=true or another batch_size"
-            raise UserError(
-                f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text}{raised_at(error)}{remedy}"
-            ) from error
+            where = raised_at(error)
+            raise UserError(f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text}{where}") from error
 
     def inputs(self, X: Tensor) -> Tensor:
         """(B, ...) as loaded to (B, ...) float32: uint8 scaled to [0, 1], then (X - mean) / std for each channel.
@@ -105,10 +99,9 @@ class Forward:
                     f"training sample is {self._shape} {self._dtype}; make them alike, or take them out"
                 )
             if self._classes is not None and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self._classes:
-                wrong = int(y.max()) if int(y.max()) >= self._classes else int(y.min())
                 raise SampleError(
-                    f"batch of {names(loader, batch.info)}: holds class {wrong}, but there are {self._classes} classes "
-                    f"(0 to {self._classes - 1}); set dataset.num_outputs, or correct the labels"
+                    f"batch of {names(loader, batch.info)}: classes are {int(y.min())} to {int(y.max())}, but must be "
+                    f"0 to {self._classes - 1}; set dataset.num_outputs, or correct the labels"
                 )
 
         return check

@@ -21,10 +21,7 @@ from feedrate.system.device import has_streams
 
 
 class LossGuard:
-    """Watches the training losses of one run.
-
-    A fused optimizer skips a step where `found_inf` is set; for others on an accelerator each loss is read.
-    """
+    """Watches the training losses of one run; where the optimizer is not fused each loss is read."""
 
     def __init__(self, optimizer: Optimizer, device: torch.device, loader: Any) -> None:
         self._optimizer, self._loader = optimizer, loader
@@ -82,10 +79,10 @@ def first_not_finite(losses: Sequence[tuple[Tensor, BatchInfo]], loader: Any) ->
     Raises:
         SampleError: one of these samples is not finite itself.
     """
-    finite = torch.stack([loss for loss, _ in losses]).isfinite()
-    if bool(finite.all()):
+    finite = torch.stack([loss for loss, _ in losses]).isfinite().tolist()
+    if all(finite):
         return ""
-    info = losses[finite.tolist().index(False)][1]
+    info = losses[finite.index(False)][1]
     _check_samples(loader, info)
     return names(loader, info)
 
@@ -99,14 +96,12 @@ def names(loader: Any, info: BatchInfo) -> str:
 
 def _check_samples(loader: Any, info: BatchInfo) -> None:
     """Loads the samples of a batch again; raises SampleError for the first one that is not finite."""
-    request, found = info.request, None
-    for index, ID in zip(request.indices.tolist(), loader.IDs(info), strict=True):
+    for index, ID in zip(info.request.indices.tolist(), loader.IDs(info), strict=True):
         try:
-            sample = probe_again(loader.dataset, index, loader.seed, request.epoch, ID)
-            values = zip("Xy", sample, strict=True)
-            found = next((name for name, value in values if not torch.as_tensor(value).isfinite().all()), None)
+            sample = probe_again(loader.dataset, index, loader.seed, info.request.epoch, ID)
+            finite = all(bool(torch.as_tensor(value).isfinite().all()) for value in sample)
         except Exception:  # the loss is what is reported
             continue
-        if found is not None:
-            text = f"{found} holds a value that is not finite (NaN or inf); correct it, or take the ID out"
+        if not finite:
+            text = "X or y holds a value that is not finite (NaN or inf); correct it, or take the ID out"
             raise sample_error(loader.dataset, ID, UserError(text))
