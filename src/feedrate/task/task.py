@@ -38,12 +38,10 @@ class Task:
             UserError: the outputs are no tensor, or have another shape.
         """
         expected = (len(y), self.targets.num_outputs)
-        if not isinstance(outputs, Tensor):
-            kind = type(outputs).__name__
-            raise UserError(f"model: returned a {kind} for a batch of {len(y)}; needed is a tensor of shape {expected}")
-        if tuple(outputs.shape) != expected:
+        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
             raise UserError(
-                f"model: returned shape {tuple(outputs.shape)} for a batch of {len(y)}; needed is {expected}: "
+                f"model: returned {got} for a batch of {len(y)}; needed is a tensor of shape {expected}: "
                 "one output per " + ("class" if self.targets.task == "classification" else "number of the label")
             )
         if self.targets.task == "classification":
@@ -117,9 +115,7 @@ class Meter:
         """Counts by true class (row) and predicted class (column), None for regression and very many classes."""
         if not self._confused:
             return None
-        outputs = self._task.targets.num_outputs
-        rows: list[list[int]] = self._confusion.view(outputs, outputs).tolist()
-        return rows
+        return self._confusion.view(-1, self._task.targets.num_outputs).tolist()
 
     def per_class(self) -> list[dict[str, Any]] | None:
         """Class, samples and accuracy of each class; None where there is no confusion matrix."""
