@@ -75,6 +75,7 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         "best_epoch": result.best_epoch + 1,
         "best": result.best,
         "verdict": asdict(verdict) if verdict else None,
+        "memory_growth": trainer.throughput.memory.notes(),
         "slow_samples": trainer.throughput.slow_samples(),
         "data_digest": trainer.data.digest,
         **{name: digest for name, digest in digests.items() if digest},
@@ -149,13 +150,15 @@ def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
 
 
 def verdict_words(trainer: Trainer, verdict: Verdict | None) -> str:
-    """The verdict, or why there is none."""
+    """The verdict, or why there is none, and a line for each memory that grew."""
     if verdict is not None:
-        return str(verdict)
-    if (times := trainer.throughput.times) is not None:
-        return undecided(times)
-    reached = trainer.result.stopped or f"trainer.max_epochs={trainer.config.max_epochs} is reached"
-    return f"nothing was left to train: {reached}"
+        words = str(verdict)
+    elif (times := trainer.throughput.times) is not None:
+        words = undecided(times)
+    else:
+        reached = trainer.result.stopped or f"trainer.max_epochs={trainer.config.max_epochs} is reached"
+        words = f"nothing was left to train: {reached}"
+    return "\n".join([words, *(f"note: {note}" for note in trainer.throughput.memory.notes())])
 
 
 def closing_line(trainer: Trainer, verdict: Verdict | None) -> str:

@@ -55,7 +55,7 @@ class Trainer:
         folder: checkpoints are written here as last.pt and best.pt.
         tracker: gets an epoch's metrics at its end, never in between.
         interruption: signals that ask to stop.
-        packable: see timing.verdict.Setup.
+        packable: see timing.epoch_times.Setup.
 
     Raises:
         UserError: the device cannot compute in trainer.precision.
@@ -79,14 +79,14 @@ class Trainer:
         self.precision = choose_precision(config.precision, device)
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
-        self.throughput = ThroughputHistory(loaders["train"], packable)
+        self.throughput = ThroughputHistory(loaders["train"], packable, device)
         self.forward = Forward(model, data, device, self.precision, config.compile, MORE_MEMORY, config.channels_last)
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
         self.state = RunState(
             model, optimizer, schedule, scaler, loaders["train"], data, lambda: self.task.meter(device), device
         )
         self._guard = LossGuard(optimizer, device, loaders["train"])
-        self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard)
+        self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard, self.clock)
         self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
         self._folder, self._tracker, self._stop = folder, tracker, interruption
         self._inline = not loaders["train"].num_workers
