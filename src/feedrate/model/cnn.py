@@ -22,9 +22,6 @@ class CNN(nn.Module):
         channels: output channels of each convolution, at least 2 each: one channel of a one-pixel map would be
             normalised to nothing.
         dropout: probability that a feature is dropped before the linear layer in training, 0 <= dropout < 1.
-
-    Raises:
-        UserError: samples are no images.
     """
 
     def __init__(

@@ -17,9 +17,6 @@ class MLP(nn.Module):
         num_outputs: number of classes, or of regression targets.
         hidden: units of each hidden layer; an empty list makes the model linear.
         dropout: probability that a hidden unit is dropped in training, 0 <= dropout < 1.
-
-    Raises:
-        UserError: samples hold no value.
     """
 
     def __init__(

@@ -25,9 +25,6 @@ class ResNet18(nn.Module):
         sample_shape: (C, H, W), or (H, W) for one channel; at least two pixels.
         num_outputs: number of classes, or of regression targets.
         width: channels of the first stage; the later ones have 2, 4 and 8 times as many. 64 is the paper's.
-
-    Raises:
-        UserError: samples are no images, or single pixels.
     """
 
     def __init__(self, sample_shape: Sequence[int], num_outputs: int, width: int = 64) -> None:

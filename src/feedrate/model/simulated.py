@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +32,6 @@ class Simulated(nn.Module):
         sample_shape: shape of one sample, any number of dimensions.
         num_outputs: number of classes, or of regression targets.
         step_ms: duration of one forward and backward pass in ms, whatever the batch size; 0 does not sleep.
-
-    Raises:
-        UserError: samples hold no value.
     """
 
     def __init__(self, sample_shape: Sequence[int], num_outputs: int, step_ms: float = 25.0) -> None:
@@ -55,25 +51,11 @@ class Simulated(nn.Module):
         """X: (B, *sample_shape) float -> (B, num_outputs), a third of `step_ms` later."""
         start_ns = time.perf_counter_ns()
         values_BF = X[(slice(None), *self.places)].reshape(X.shape[0], self.head.in_features)
-        outputs: Tensor = _Sleep.apply(  # type: ignore[no-untyped-call]
-            self.head(values_BF), start_ns + round(FORWARD_SHARE * self.step_ns), start_ns + self.step_ns
-        )
+        outputs: Tensor = self.head(values_BF)
+        _sleep_until(start_ns + round(FORWARD_SHARE * self.step_ns))
+        if outputs.requires_grad:
+            outputs.register_hook(lambda gradient: _sleep_until(start_ns + self.step_ns))
         return outputs
-
-
-class _Sleep(torch.autograd.Function):
-    """The identity, which returns at `forward_end_ns` and whose gradient returns at `backward_end_ns`."""
-
-    @staticmethod
-    def forward(ctx: Any, outputs: Tensor, forward_end_ns: int, backward_end_ns: int) -> Tensor:
-        ctx.backward_end_ns = backward_end_ns
-        _sleep_until(forward_end_ns)
-        return outputs.view_as(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        _sleep_until(ctx.backward_end_ns)
-        return gradients[0], None, None
 
 
 def _sleep_until(end_ns: int) -> None:

@@ -33,16 +33,10 @@ _SHOWING = {
 
 @dataclass(frozen=True)
 class Code:
-    """State of the repository.
+    """State of the repository."""
 
-    Attributes:
-        commit: 40 hexadecimal digits; empty outside git.
-        diff: uncommitted changes, and a line for each untracked file of src/ and conf/; None where unknown: outside
-            git, or when git takes too long.
-    """
-
-    commit: str
-    diff: str | None
+    commit: str  # 40 hexadecimal digits; empty outside git
+    diff: str | None  # uncommitted changes, and a line for each untracked file of src/ and conf/; None where unknown
 
 
 def code_version() -> Code:
@@ -94,19 +88,12 @@ def _git(*arguments: str | bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run is started from.
+    """What a run is started from."""
 
-    Attributes:
-        config: the resolved configuration.
-        choices: option of each group, such as {'dataset': 'digits'}.
-        command: starts this run again; without secrets.
-        started: time of its start, ISO 8601.
-    """
-
-    config: Mapping[str, Any]
-    choices: Mapping[str, str]
-    command: str
-    started: str
+    config: Mapping[str, Any]  # resolved
+    choices: Mapping[str, str]  # option of each group, such as {'dataset': 'digits'}
+    command: str  # starts this run again; without secrets
+    started: str  # ISO 8601
     code: Code = field(default_factory=code_version)
 
     def summary(self) -> dict[str, Any]:

@@ -33,11 +33,7 @@ _GROUPS = ("dataset", "loader", "model")  # all that is built of a run's configu
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A saved run with its data, a loader of one partition, and its model in evaluation mode.
-
-    Attributes:
-        about: run id, checkpoint and epoch (from 1), for a person.
-    """
+    """A saved run with its data, a loader of one partition, and its model in evaluation mode."""
 
     saved: SavedRun
     trainer: TrainerConfig
@@ -46,7 +42,7 @@ class OpenedRun:
     loader: Any
     forward: Forward
     epoch: int
-    about: Mapping[str, Any]
+    about: Mapping[str, Any]  # run id, checkpoint and epoch (from 1), for a person
 
 
 @contextmanager
@@ -55,9 +51,6 @@ def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[O
 
     Args:
         other_samples: the samples are all files of config.dataset.root, with or without labels.
-
-    Raises:
-        UserError: there is no such run, a class is not allowed, or data or weights do not fit.
     """
     changes = {g: keys for g, keys in config.changes().items() if not (other_samples and g == "dataset")}
     saved = find_saved(config.source(), config.tracking.uri).with_changes(changes)

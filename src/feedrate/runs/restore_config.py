@@ -49,11 +49,7 @@ class SavedRunConfig:
     tracking: TrackingConfig
 
     def source(self) -> str:
-        """The run's id, folder or checkpoint.
-
-        Raises:
-            UserError: not exactly one of the three keys names a run.
-        """
+        """The run's id, folder or checkpoint."""
         keys = {"run_id": self.run_id, "run": self.run, "checkpoint": self.checkpoint}
         given = {key: value for key, value in keys.items() if value is not None}
         if len(given) != 1 or not all(given.values()):

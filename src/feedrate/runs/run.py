@@ -83,9 +83,6 @@ class Run:
 
         Args:
             settings: the resolved configuration, from `read_settings`.
-
-        Raises:
-            UserError: the configuration is wrong, there is no run to resume, or another process owns its folder.
         """
         run = cls(settings)
         run.interruption.listen()
@@ -148,11 +145,7 @@ class Run:
             self.tracker.close_dead(folder)
 
     def start(self, trainer: Trainer) -> None:
-        """Records the start of training; a resumed run's trainer is first set to its checkpoint.
-
-        Raises:
-            UserError: model or optimizer do not fit the checkpoint.
-        """
+        """Records the start of training; a resumed run's trainer is first set to its checkpoint."""
         from feedrate.runs import record, resume
 
         self._trainer, state, precision = trainer, trainer.state, trainer.precision

@@ -55,12 +55,9 @@ class RunFolder:
                 left.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replaces summary.json atomically: secrets masked, numbers that are not finite as null and listed by key."""
-        not_finite: list[str] = []
-        content = _json(masked(summary), "", not_finite)
-        if not_finite:
-            content["not_finite"] = sorted({*content.get("not_finite", ()), *not_finite})
-        atomic_write(self.path / SUMMARY, json.dumps(content, indent=2, default=str, allow_nan=False))
+        """Replaces summary.json atomically: secrets masked, numbers that are not finite as null."""
+        text = json.dumps(_finite(masked(summary)), indent=2, default=str, allow_nan=False)
+        atomic_write(self.path / SUMMARY, text)
 
 
 def living_owner(path: Path) -> int | None:
@@ -83,13 +80,10 @@ def read_summary(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _json(value: Any, path: str, not_finite: list[str]) -> Any:
-    """`value` with null for numbers that are not finite; their paths, such as 'best.validation/loss', are collected."""
+def _finite(value: Any) -> Any:
+    """`value` with null for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {key: _json(inner, f"{path}.{key}".lstrip("."), not_finite) for key, inner in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(inner, f"{path}.{number}", not_finite) for number, inner in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        not_finite.append(path)
-        return None
-    return value
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.config import ROOT, TrainerConfig, common_keys, resolve_path
+from feedrate.config import ROOT, TrainerConfig, resolve_path
 from feedrate.errors import UserError
 from feedrate.runs.provenance import result_id
 from feedrate.runs.run_folder import SUMMARY, RunFolder, living_owner, read_summary
@@ -134,23 +134,14 @@ def _parse_config(text: str, name: str, resolve: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run as it was left.
+    """A run as it was left."""
 
-    Attributes:
-        config: plain containers, resolved; may name any class until `check_targets` has seen it.
-        folder: the run folder.
-        checkpoint: the file that was named, None where best or last is to be chosen.
-        run_id: in MLflow, None if it was not recorded.
-        recorded: what MLflow holds of it; None where it was not recorded, or not in the present store.
-        summary: content of summary.json, empty if there is none.
-    """
-
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # resolved; may name any class until `check_targets` has seen it
     folder: Path
-    checkpoint: Path | None
-    run_id: str | None
-    recorded: RecordedRun | None
-    summary: Mapping[str, Any]
+    checkpoint: Path | None  # the file that was named, None where best or last is to be chosen
+    run_id: str | None  # in MLflow, None if it was not recorded
+    recorded: RecordedRun | None  # None where it was not recorded, or not in the present store
+    summary: Mapping[str, Any]  # content of summary.json, empty if there is none
 
     @property
     def seed(self) -> int:
@@ -158,12 +149,7 @@ class SavedRun:
 
     @property
     def trainer(self) -> TrainerConfig:
-        """The run's trainer settings; keys that an older run lacks have the defaults of conf/trainer/default.yaml."""
-        from omegaconf import OmegaConf
-
-        known = {**OmegaConf.load(ROOT / "conf/trainer/default.yaml"), **(self.config.get("trainer") or {})}
-        keys = common_keys(TrainerConfig)
-        checked: TrainerConfig = validate(TrainerConfig, {k: v for k, v in known.items() if k in keys}, "trainer")
+        checked: TrainerConfig = validate(TrainerConfig, self.config["trainer"], "trainer")
         return checked
 
     def with_changes(self, changes: Mapping[str, Mapping[str, Any]]) -> SavedRun:

@@ -33,9 +33,6 @@ class Task:
         Args:
             outputs: (B, num_outputs).
             y: (B,) or (B, 1) int64 classes, or (B,) or (B, num_outputs) floats.
-
-        Raises:
-            UserError: the outputs are no tensor, or have another shape.
         """
         expected = (len(y), self.targets.num_outputs)
         if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:

@@ -20,11 +20,7 @@ from feedrate.system.lazy_dynamo import postpone_dynamo
 
 
 def build_model(node: Mapping[str, Any], data: Data, device: torch.device, channels_last: bool = False) -> nn.Module:
-    """The model on its device; its constructor gets `sample_shape` and `num_outputs` if it has such parameters.
-
-    Raises:
-        UserError: the target is no torch.nn.Module, or its constructor fails.
-    """
+    """The model on its device; its constructor gets `sample_shape` and `num_outputs` if it has such parameters."""
     make_current(device)
     model = build(node, "model", {"sample_shape": tuple(data.sample_shape), "num_outputs": data.targets.num_outputs})
     if not isinstance(model, nn.Module):
@@ -38,11 +34,7 @@ def build_model(node: Mapping[str, Any], data: Data, device: torch.device, chann
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Loads a checkpoint's weights.
-
-    Raises:
-        UserError: they do not fit the model, with the first difference.
-    """
+    """Loads a checkpoint's weights."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -56,9 +48,6 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
 
     On an accelerator with streams it is fused where torch can, unless `fused` is set: one kernel per step, which can
     skip the step when a loss is not finite, without a host synchronisation.
-
-    Raises:
-        UserError: the model has nothing to train, or the target is no optimizer with a `step()` without arguments.
     """
     postpone_dynamo()
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -15,26 +15,17 @@ from feedrate.errors import UserError
 
 @dataclass(frozen=True)
 class Precision:
-    """How a step computes.
+    """How a step computes."""
 
-    Attributes:
-        name: '32', 'bf16' or 'fp16'.
-        dtype: of autocast, None without it.
-        scaled: whether gradients need a scaler, as with float16.
-    """
-
-    name: str
-    dtype: torch.dtype | None
-    scaled: bool
+    name: str  # 32, bf16, fp16
+    dtype: torch.dtype | None  # of autocast, None without it
+    scaled: bool  # whether gradients need a scaler, as with float16
 
 
 def set_up_device(config: TrainerConfig, seed: int) -> torch.device:
     """Seeds the process's global generators, sets threads and kernels, and returns the device of `trainer.device`.
 
     Samples have random numbers of their own; the global generators decide initial weights and dropout.
-
-    Raises:
-        UserError: as `choose_device`.
     """
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -46,11 +37,7 @@ def set_up_device(config: TrainerConfig, seed: int) -> torch.device:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device that `trainer.device` names; 'auto' is the accelerator if there is one.
-
-    Raises:
-        UserError: the device is not there.
-    """
+    """The device that `trainer.device` names; 'auto' is the accelerator if there is one."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if wanted == "auto":
         return found if found is not None else torch.device("cpu")
@@ -82,11 +69,7 @@ def name_of(device: torch.device) -> str:
 
 
 def choose_precision(wanted: str | int, device: torch.device) -> Precision:
-    """The precision that `trainer.precision` names; 'auto' is the fastest that trains as 32 bits do.
-
-    Raises:
-        UserError: the device cannot compute in it.
-    """
+    """The precision that `trainer.precision` names; 'auto' is the fastest that trains as 32 bits do."""
     chosen = str(wanted)
     if wanted == "auto":
         if device.type == "cuda":

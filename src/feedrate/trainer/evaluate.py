@@ -26,10 +26,6 @@ def answers(
 
     Args:
         started: called once the loader's workers have started.
-
-    Raises:
-        UserError: the model fails on a batch.
-        SampleError: a sample cannot be used.
     """
     forward.model.eval()
     try:
@@ -74,32 +70,21 @@ def _with_IDs(forward: Forward, loader: Any) -> Iterator[tuple[list[str], Batch,
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample with its loss.
-
-    Attributes:
-        row: label and prediction, as columns of a table.
-        X: as loaded, on the host.
-    """
+    """One sample with its loss."""
 
     ID: str
     loss: float
-    row: Mapping[str, Any]
-    X: Tensor
+    row: Mapping[str, Any]  # label and prediction, as columns of a table
+    X: Tensor  # as loaded, on the host
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of one partition.
-
-    Attributes:
-        meter: metrics, confusion matrix, accuracy of each class.
-        worst: samples with the largest loss, the largest first; NaN counts as infinite.
-        pairs: (true, predicted) of each sample where a single number is predicted, else None.
-    """
+    """Results of one partition."""
 
     meter: Meter
-    worst: list[Sample]
-    pairs: tuple[list[float], list[float]] | None
+    worst: list[Sample]  # samples with the largest loss, the largest first; NaN counts as infinite
+    pairs: tuple[list[float], list[float]] | None  # (true, predicted) where a single number is predicted
 
 
 def evaluate(forward: Forward, loader: Any, task: Task, worst: int) -> Evaluation:

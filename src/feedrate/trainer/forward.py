@@ -45,11 +45,7 @@ class Forward:
         self._call: Callable[..., Tensor] = torch.compile(model) if compile else model
 
     def __call__(self, loaded: Tensor) -> Tensor:
-        """From (B, ...) as loaded, on the device, to the model's outputs.
-
-        Raises:
-            UserError: the model fails on it, or the device's memory is too small.
-        """
+        """From (B, ...) as loaded, on the device, to the model's outputs."""
         self._samples = len(loaded)
         try:
             X = self.inputs(loaded)

@@ -32,11 +32,7 @@ class LossGuard:
         self._window: Tensor | None = None
 
     def check(self, loss: Tensor, step: int, info: BatchInfo) -> None:
-        """Call after the forward pass of each batch, before its gradients can reach the weights.
-
-        Raises:
-            UserError: the loss is not finite, naming step and samples.
-        """
+        """Call after the forward pass of each batch, before its gradients can reach the weights."""
         bad = ~torch.isfinite(loss.detach())
         if not self._deferred:
             if bool(bad):  # waits for the device where an accelerator trains with an optimizer that is not fused
@@ -74,11 +70,7 @@ class LossGuard:
 
 
 def first_not_finite(losses: Sequence[tuple[Tensor, BatchInfo]], loader: Any) -> str:
-    """The samples of the first batch whose loss is not finite; empty where all are finite. Waits for the device.
-
-    Raises:
-        SampleError: one of these samples is not finite itself.
-    """
+    """The samples of the first batch whose loss is not finite; empty where all are finite. Waits for the device."""
     finite = torch.stack([loss for loss, _ in losses]).isfinite().tolist()
     if all(finite):
         return ""

@@ -49,16 +49,11 @@ class Trainer:
     """Trains one model on one data set.
 
     Args:
-        config: conf/trainer.
-        loaders: by partition; batches are (X, y).
-        schedule, optimizer: built for `model`'s parameters.
+        loaders: by partition.
         folder: checkpoints are written here as last.pt and best.pt.
         tracker: gets an epoch's metrics at its end, never in between.
         interruption: signals that ask to stop.
         packable: see timing.epoch_times.Setup.
-
-    Raises:
-        UserError: the device cannot compute in trainer.precision.
     """
 
     def __init__(
@@ -143,10 +138,6 @@ class Trainer:
             self._progress.close()
         return state.result
 
-    # -----------------------------------------------------------------------------------------------------
-    # one epoch
-    # -----------------------------------------------------------------------------------------------------
-
     def _run_epoch(self, epoch: int) -> EpochTimes:
         """Training (or the rest of it), validation, checkpoint."""
         clock, state, result = self.clock, self.state, self.state.result
@@ -230,17 +221,17 @@ class Trainer:
                 break
             if self._step.window.empty:  # no checkpoint lies within a window, so none holds gradients
                 self._stop.check()
-                self._save_if_due()
+                every = self.config.checkpoint_every_s
+                if every is not None and time.perf_counter() - self._saved_at >= every:
+                    clock.skip()
+                    self._save()
+                    clock.lap("checkpoint")
                 self._may_stop()
         self._stop.safe = False
         clock.skip()
 
     def evaluate(self, partition: str) -> Meter:
-        """Loss and metrics of a partition with the present weights; the first loss that is not finite is a warning.
-
-        Raises:
-            SampleError: a loss is not finite because a sample is not.
-        """
+        """Loss and metrics of a partition with the present weights; the first loss that is not finite is a warning."""
         loader = self.loaders[partition]
         # every validation sees the same samples with the same randomness
         loader.set_epoch(0, then=None if self._is_last(self.state.epoch) else 0)
@@ -289,10 +280,6 @@ class Trainer:
             return f"{STOPPED_EARLY} for {patience} epochs"
         return f"{STOPPED_AT}{self.config.max_steps}" if self._finished() else ""
 
-    # -----------------------------------------------------------------------------------------------------
-    # what is recorded of the run
-    # -----------------------------------------------------------------------------------------------------
-
     def verdict(self) -> Verdict | None:
         """The verdict on all that was trained, also in an epoch that was broken off; None after too few steps."""
         self.throughput.broken_off(self.clock.epoch())
@@ -303,15 +290,8 @@ class Trainer:
         remedy = verdict.remedies[0].override if verdict.remedies else "none"
         self._tracker.tags({"feedrate.verdict": verdict.kind, "feedrate.remedy": remedy})
 
-    # -----------------------------------------------------------------------------------------------------
-    # checkpoints
-    # -----------------------------------------------------------------------------------------------------
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a checkpoint's state before `fit`; the loader takes its own part.
-
-        Whether training has ended is judged by the present configuration.
-        """
+        """Takes a checkpoint's state before `fit`; the present configuration says whether training has ended."""
         ours = self.state
         ours.load_state_dict(state, self.config.resume_optimizer)
         times = state.get("times_s", {})
@@ -332,13 +312,6 @@ class Trainer:
             state = {**self.state.state_dict(), "times_s": times}
             checkpoint.save(self._folder, "last", state, self.state.about(), self.config.keep_checkpoints)
         self._saved_at = time.perf_counter()
-
-    def _save_if_due(self) -> None:
-        every = self.config.checkpoint_every_s
-        if every is not None and time.perf_counter() - self._saved_at >= every:
-            self.clock.skip()
-            self._save()
-            self.clock.lap("checkpoint")
 
     def _save_within_epoch(self) -> None:
         if self.state.phase != "done":  # the end of an epoch is saved already

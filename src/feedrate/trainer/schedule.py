@@ -42,9 +42,6 @@ class Schedule:
     Args:
         node: of the configuration; None: the learning rate stays as it is.
         total_steps: optimizer steps of the whole run.
-
-    Raises:
-        UserError: the scheduler cannot be built, or the optimizer has no learning rate.
     """
 
     def __init__(self, node: Mapping[str, Any] | None, optimizer: Optimizer, total_steps: int, max_epochs: int) -> None:

@@ -24,25 +24,15 @@ log = logging.getLogger("feedrate")
 
 @dataclass
 class Result:
-    """Results of a run.
+    """Results of a run."""
 
-    Attributes:
-        metrics: by name, of the last epoch.
-        history: metrics of every epoch.
-        best_epoch: epoch (from 0) with the lowest validation loss.
-        best: its metrics.
-        confusion: of the best epoch's validation, rows are true classes; None for regression.
-        per_class: samples and accuracy of each class, of the best epoch's validation.
-        stopped: why training ended before max_epochs, or an empty text.
-    """
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    confusion: list[list[int]] | None = None
-    per_class: list[dict[str, Any]] | None = None
-    stopped: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)  # by name, of the last epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # metrics of every epoch
+    best_epoch: int = 0  # from 0, the one with the lowest validation loss
+    best: dict[str, float] = field(default_factory=dict)  # its metrics
+    confusion: list[list[int]] | None = None  # of its validation, rows are true classes; None for regression
+    per_class: list[dict[str, Any]] | None = None  # samples and accuracy of each class, of its validation
+    stopped: str = ""  # why training ended before max_epochs
 
     def add(self, epoch: int, metrics: dict[str, float], validation: Meter) -> None:
         """Adds a finished epoch."""
@@ -69,16 +59,6 @@ class RunState:
     Args:
         loader: of the training partition; a TorchLoader has no position within an epoch (its `state_dict` is None).
         new_meter: makes an empty meter for one epoch.
-
-    Attributes:
-        epoch: from 0.
-        phase: of the epoch: 'training', 'validation' or 'done'.
-        batches: trained on in this epoch.
-        step: optimizer steps so far.
-        meter: sums over the epoch's batches.
-        last: batch info of the last batch trained on in this epoch.
-        position: the loader's while there is no such batch; None from one that has no position.
-        random: states of the random generators for the next checkpoint; None: those of the moment.
     """
 
     def __init__(
@@ -95,11 +75,12 @@ class RunState:
         self.device = device
         self.model, self.optimizer, self.schedule, self.scaler = model, optimizer, schedule, scaler
         self._loader, self._data, self._new_meter = loader, data, new_meter
-        self.epoch, self.phase, self.batches, self.step = 0, "training", 0, 0
-        self.meter = new_meter()
-        self.last: BatchInfo | None = None
-        self.position: dict[str, Any] | None = None
-        self.random: dict[str, Any] | None = None
+        self.epoch, self.phase = 0, "training"  # of the epoch: 'training', 'validation' or 'done'
+        self.batches, self.step = 0, 0  # trained on in this epoch; optimizer steps so far
+        self.meter = new_meter()  # sums over the epoch's batches
+        self.last: BatchInfo | None = None  # of the last batch trained on in this epoch
+        self.position: dict[str, Any] | None = None  # the loader's while there is no such batch
+        self.random: dict[str, Any] | None = None  # for the next checkpoint; None: the generators' of the moment
         self.result = Result()
 
     def next_epoch(self) -> None:

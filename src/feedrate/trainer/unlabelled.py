@@ -21,25 +21,13 @@ from feedrate.errors import UserError
 
 def facts_of(data: Data) -> dict[str, Any]:
     """What a model must know of its data, as plain values for a checkpoint: predictions then need no training data."""
-    classes = data.targets.classes
-    return {
-        "name": data.name,
-        "task": data.targets.task,
-        "classes": list(classes) if classes is not None else None,
-        "num_outputs": data.targets.num_outputs,
-        "sample_shape": list(data.sample_shape),
-        "sample_dtype": str(data.sample_dtype).removeprefix("torch."),
-        "mean": data.mean,
-        "std": data.std,
-    }
+    facts = {name: value for name, value in vars(data).items() if name != "partition"}
+    return {**facts, "targets": vars(data.targets)}
 
 
 def data_of(facts: Mapping[str, Any]) -> Data:
     """The inverse of `facts_of`: data without samples."""
-    classes = facts["classes"]
-    targets = Targets(facts["task"], tuple(classes) if classes is not None else None, facts["num_outputs"])
-    shape, dtype = tuple(facts["sample_shape"]), getattr(torch, facts["sample_dtype"])
-    return Data(facts["name"], {}, targets, shape, dtype, facts["mean"], facts["std"], digest="", source="")
+    return Data(**{**facts, "partition": {}, "targets": Targets(**facts["targets"])})
 
 
 def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Data:
@@ -49,10 +37,6 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
         node: of the dataset, whose targets are allowed. For packed data the folder holds .pt or .npy files.
         root: all files below it with the class's suffix are samples, except hidden ones; links to folders are
             followed, and IDs are sorted.
-
-    Raises:
-        UserError: there is no such folder or no sample in it, it cannot be listed, or the class does not read files by
-            ID.
     """
     common = common_keys(DatasetConfig)
     node = without_transform(node)
