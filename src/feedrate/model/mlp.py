@@ -13,10 +13,8 @@ class MLP(nn.Module):
     """Linear, ReLU and dropout for each hidden layer, then a linear layer.
 
     Args:
-        sample_shape: shape of one sample, any number of dimensions; `()` is a scalar.
-        num_outputs: number of classes, or of regression targets.
+        sample_shape: of any number of dimensions; `()` is a scalar.
         hidden: units of each hidden layer; an empty list makes the model linear.
-        dropout: probability that a hidden unit is dropped in training, 0 <= dropout < 1.
     """
 
     def __init__(

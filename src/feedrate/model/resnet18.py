@@ -23,7 +23,6 @@ class ResNet18(nn.Module):
 
     Args:
         sample_shape: (C, H, W), or (H, W) for one channel; at least two pixels.
-        num_outputs: number of classes, or of regression targets.
         width: channels of the first stage; the later ones have 2, 4 and 8 times as many. 64 is the paper's.
     """
 

@@ -29,8 +29,6 @@ class Simulated(nn.Module):
     spin for some 10 ms after an operation.
 
     Args:
-        sample_shape: shape of one sample, any number of dimensions.
-        num_outputs: number of classes, or of regression targets.
         step_ms: duration of one forward and backward pass in ms, whatever the batch size; 0 does not sleep.
     """
 

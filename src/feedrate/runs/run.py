@@ -171,8 +171,7 @@ class Run:
         record.record_results(self.tracker, self.origin, self.folder.path, trainer, verdict)
         self._update(**record.results(trainer, verdict))  # only now: until here a kill leaves a run to resume
         self.tracker.artifact(self.folder.path / "summary.json")
-        for name in ("best.pt", "best.json"):
-            self.tracker.artifact(self.folder.checkpoints / name, "checkpoints")
+        self.tracker.artifact(self.folder.checkpoints / "best.pt", "checkpoints")
         if self.config.tracking.log_model:
             self.tracker.model(trainer.state.model, record.example(trainer))
         self._ended = True  # a signal from now on only ends the waiting for the store

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import random
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,45 +19,48 @@ from feedrate.loader import lost_worker
 from feedrate.system.folder import sync_folder
 
 log = logging.getLogger("feedrate")
-_SUFFIXES = (".pt", ".json")
 
 
-def save(folder: Path, name: str, state: dict[str, Any], about: dict[str, Any], keep: int = 0) -> Path:
-    """Writes `name`.pt, and `name`.json for people; each gets its final name only when its bytes are on the disk.
+def save(folder: Path, name: str, state: dict[str, Any], keep: int = 0) -> Path:
+    """Writes `name`.pt, which gets its final name only when its bytes are on the disk.
 
     Args:
         state: tensors and plain values only, so that torch.load(weights_only=True) reads it.
-        about: JSON-able.
         keep: how many earlier ones stay, as `name`-1.pt, `name`-2.pt, ...
 
     Raises:
         UserError: it cannot be written; the earlier one stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f".{name}.*"):  # of a process that was killed while it wrote
-        left.unlink(missing_ok=True)
-    text = json.dumps(about, indent=2).encode()
-    _write(folder / f".{name}.pt", lambda file: torch.save(state, file))
-    _write(folder / f".{name}.json", lambda file: file.write(text))
-    names = [f".{name}", name, *(f"{name}-{number}" for number in range(1, keep + 1))]
-    for newer, older in reversed(list(itertools.pairwise(names))):
-        for suffix in _SUFFIXES:
-            if (folder / f"{newer}{suffix}").exists():
-                (folder / f"{newer}{suffix}").replace(folder / f"{older}{suffix}")
+    temporary, final = folder / f".{name}.pt", folder / f"{name}.pt"
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
+        temporary.unlink(missing_ok=True)  # leaves room for summary.json
+        if (lost := lost_worker(error)) is not None:  # torch's DataLoader raises that anywhere
+            raise lost from error
+        reason = error.strerror if isinstance(error, OSError) else "the disk is full, or a limit of size is reached"
+        raise UserError(f"{final}: cannot be written ({reason}); make room, or set hydra.run.dir=") from error
+    paths = [temporary, final, *(folder / f"{name}-{number}.pt" for number in range(1, keep + 1))]
+    for newer, older in reversed(list(itertools.pairwise(paths))):
+        if newer.exists():
+            newer.replace(older)
     sync_folder(folder)
-    return folder / f"{name}.pt"
+    return final
 
 
 def copy(folder: Path, name: str, other: str) -> None:
     """Gives a checkpoint a second name, which it keeps when the first one is written again."""
-    for suffix in _SUFFIXES:
-        temporary = folder / f".{other}{suffix}"
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(folder / f"{name}{suffix}", temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(folder / f"{name}{suffix}", temporary)
-        temporary.replace(folder / f"{other}{suffix}")
+    temporary = folder / f".{other}.pt"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(folder / f"{name}.pt", temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(folder / f"{name}.pt", temporary)
+    temporary.replace(folder / f"{other}.pt")
     sync_folder(folder)
 
 
@@ -117,19 +118,3 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         with torch.accelerator.device_index(device.index):
             if module.get_rng_state().shape == state["device"].shape:
                 module.set_rng_state(state["device"])
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes and flushes a file."""
-    try:
-        with path.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
-        path.unlink(missing_ok=True)  # leaves room for summary.json
-        if (lost := lost_worker(error)) is not None:  # torch's DataLoader raises that anywhere
-            raise lost from error
-        reason = error.strerror if isinstance(error, OSError) else "the disk is full, or a limit of size is reached"
-        final = path.with_name(path.name[1:])
-        raise UserError(f"{final}: cannot be written ({reason}); make room, or set hydra.run.dir=") from error

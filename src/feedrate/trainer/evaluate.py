@@ -13,9 +13,9 @@ from torch import Tensor
 
 from feedrate.dataset import list_IDs
 from feedrate.dataset.labels import Targets
-from feedrate.loader import Batch, BatchInfo, ToDevice
+from feedrate.loader import Batch, ToDevice
 from feedrate.task.task import Meter, Task
-from feedrate.trainer.forward import Forward
+from feedrate.trainer.forward import Forward, cause_of
 
 
 @torch.no_grad()
@@ -34,22 +34,17 @@ def answers(
         for batch in batches:
             yield batch, forward(batch.X).float()
     except RuntimeError as error:
-        if (cause := forward.explained(error)) is None:
+        if (cause := cause_of(error)) is None:
             raise
         raise cause from error
 
 
-def validate(
-    forward: Forward, loader: Any, task: Task, started: Callable[[], None]
-) -> tuple[Meter, list[tuple[Tensor, BatchInfo]]]:
-    """The partition's metrics, and each batch's loss and info; for `started` see `answers`."""
+def validate(forward: Forward, loader: Any, task: Task, started: Callable[[], None]) -> Meter:
+    """The partition's metrics; for `started` see `answers`."""
     meter = task.meter(forward.device)
-    losses: list[tuple[Tensor, BatchInfo]] = []
     for batch, outputs in answers(forward, loader, started):
-        loss = task.loss(outputs, batch.y)
-        meter.update(loss, outputs, batch.y)
-        losses.append((loss, batch.info))  # not read here, since that waits for the device
-    return meter, losses
+        meter.update(task.loss(outputs, batch.y), outputs, batch.y)
+    return meter
 
 
 def predictions(forward: Forward, loader: Any, targets: Targets) -> Iterator[dict[str, Any]]:

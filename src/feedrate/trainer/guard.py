@@ -7,7 +7,6 @@ there the device skips the step itself, and the flags are read at the log interv
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,16 +66,6 @@ class LossGuard:
             f"the loss is {value} at step {step}, batch of {names(self._loader, info)}; the weights are those before it"
             "\nLook at these samples for values that are not finite, lower optimizer.lr, or set trainer.clip_norm=1"
         )
-
-
-def first_not_finite(losses: Sequence[tuple[Tensor, BatchInfo]], loader: Any) -> str:
-    """The samples of the first batch whose loss is not finite; empty where all are finite. Waits for the device."""
-    finite = torch.stack([loss for loss, _ in losses]).isfinite().tolist()
-    if all(finite):
-        return ""
-    info = losses[finite.index(False)][1]
-    _check_samples(loader, info)
-    return names(loader, info)
 
 
 def names(loader: Any, info: BatchInfo) -> str:

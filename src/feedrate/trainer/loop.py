@@ -30,8 +30,8 @@ from feedrate.tracking.point import points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.device import choose_precision
 from feedrate.trainer.evaluate import validate
-from feedrate.trainer.forward import Forward
-from feedrate.trainer.guard import LossGuard, first_not_finite
+from feedrate.trainer.forward import Forward, cause_of
+from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.progress import Progress
 from feedrate.trainer.pruning import reason_to_prune
 from feedrate.trainer.schedule import Schedule
@@ -42,7 +42,6 @@ from feedrate.trainer.throughput_history import ThroughputHistory
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over
 STOPPED_EARLY, STOPPED_AT = "stopped early: validation/loss has not fallen", "stopped at trainer.max_steps="
-MORE_MEMORY = "lower loader.batch_size, and raise trainer.accumulate by the same factor to keep the result"
 
 
 class Trainer:
@@ -75,7 +74,7 @@ class Trainer:
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
         self.throughput = ThroughputHistory(loaders["train"], packable, device)
-        self.forward = Forward(model, data, device, self.precision, config.compile, MORE_MEMORY, config.channels_last)
+        self.forward = Forward(model, data, device, self.precision, config.compile, config.channels_last)
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
         self.state = RunState(
             model, optimizer, schedule, scaler, loaders["train"], data, lambda: self.task.meter(device), device
@@ -85,7 +84,6 @@ class Trainer:
         self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
         self._folder, self._tracker, self._stop = folder, tracker, interruption
         self._inline = not loaders["train"].num_workers
-        self._warned = False  # of a validation loss that is not finite
         self._verdict_logged = False
         self._saved_at = time.perf_counter()
         self._earlier_s, self._begun = 0.0, None  # type: float, float | None
@@ -127,7 +125,7 @@ class Trainer:
             raise
         except (RuntimeError, LostWorker) as error:
             # torch reports a worker's death wherever the main process is, also in the middle of a step
-            cause = error if isinstance(error, LostWorker) else self.forward.explained(error)
+            cause = error if isinstance(error, LostWorker) else cause_of(error)
             if cause is not None and explained(error) is None and self._stop.safe:  # the device is in order
                 self._save_within_epoch()
             if cause is None or cause is error:
@@ -231,17 +229,13 @@ class Trainer:
         clock.skip()
 
     def evaluate(self, partition: str) -> Meter:
-        """Loss and metrics of a partition with the present weights; the first loss that is not finite is a warning."""
+        """Loss and metrics of a partition with the present weights."""
         loader = self.loaders[partition]
         # every validation sees the same samples with the same randomness
         loader.set_epoch(0, then=None if self._is_last(self.state.epoch) else 0)
         # the state to save does not change meanwhile, so a signal may stop the run anywhere
-        meter, losses = validate(self.forward, loader, self.task, started=self._stop.allow)
+        meter = validate(self.forward, loader, self.task, started=self._stop.allow)
         self._stop.safe = False
-        if losses and not self._warned and (samples := first_not_finite(losses, loader)):
-            self._warned = True
-            log.warning("note: %s/loss is not finite, first in the batch of %s; such an epoch is never the best one",
-                        partition, samples)  # fmt: skip
         return meter
 
     def _report_epoch(self, times: EpochTimes) -> None:
@@ -302,7 +296,7 @@ class Trainer:
             if not ours.result.stopped or ours.result.stopped.startswith((STOPPED_EARLY, STOPPED_AT)):
                 ours.result.stopped = self._reason_to_stop(epoch)
             if ours.result.best_epoch == epoch:  # a kill may have come between the two checkpoints of that epoch's end
-                checkpoint.save(self._folder, "best", state, ours.about())
+                checkpoint.save(self._folder, "best", state)
 
     def _save(self) -> None:
         self._stop.safe = False
@@ -310,7 +304,7 @@ class Trainer:
         with self._stop.saving():
             times = {"phases": self.clock.totals_s(), "all": self.seconds}
             state = {**self.state.state_dict(), "times_s": times}
-            checkpoint.save(self._folder, "last", state, self.state.about(), self.config.keep_checkpoints)
+            checkpoint.save(self._folder, "last", state, self.config.keep_checkpoints)
         self._saved_at = time.perf_counter()
 
     def _save_within_epoch(self) -> None:

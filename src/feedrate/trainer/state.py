@@ -152,16 +152,6 @@ class RunState:
     def _loader_state(self) -> dict[str, Any] | None:
         return self.position if self.last is None else self._loader.state_dict(self.last)
 
-    def about(self) -> dict[str, Any]:
-        """The checkpoint in short, for a person; epochs are counted from 1."""
-        return {
-            "epoch": self.epoch + 1,
-            **{name: getattr(self, name) for name in ("phase", "batches", "step")},
-            "data_digest": self._data.digest,
-            "position": (self._loader_state() or {}).get("position"),
-            "metrics": self.result.metrics,
-        }
-
 
 def _with_present_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's saved state, with the present one's choice of kernels (fused, foreach, capturable)."""
