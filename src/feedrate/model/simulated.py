@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from feedrate.model.shapes import sample_elements
@@ -36,19 +35,13 @@ class Simulated(nn.Module):
         super().__init__()
         self.step_ns = round(1e6 * step_ms)
         elements = sample_elements("simulated", sample_shape)
-        features = min(elements, MOST_FEATURES)
-        # (dimensions, features): positions spread evenly over the sample. Picking 64 values costs the same for any size
-        # and memory layout, whereas pooling would read every pixel.
-        positions = torch.arange(features) * elements // features
-        places = torch.unravel_index(positions, tuple(sample_shape)) if sample_shape else ()
-        self.places: Tensor
-        self.register_buffer("places", torch.stack(places) if places else positions[:0], persistent=False)
-        self.head = nn.Linear(features, num_outputs)
+        self.every = max(1, elements // MOST_FEATURES)  # values spread evenly over the sample
+        self.head = nn.Linear(min(elements, MOST_FEATURES), num_outputs)
 
     def forward(self, X: Tensor) -> Tensor:
         """X: (B, *sample_shape) float -> (B, num_outputs), a third of `step_ms` later."""
         start_ns = time.perf_counter_ns()
-        values_BF = X[(slice(None), *self.places)].reshape(X.shape[0], self.head.in_features)
+        values_BF = X.reshape(X.shape[0], -1)[:, :: self.every][:, : self.head.in_features]
         outputs: Tensor = self.head(values_BF)
         _sleep_until(start_ns + round(FORWARD_SHARE * self.step_ns))
         if outputs.requires_grad:

@@ -74,14 +74,21 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         "history": result.history,
         "best_epoch": result.best_epoch + 1,
         "best": result.best,
+        **loading(trainer, verdict),
+        "data_digest": trainer.data.digest,
+        **{name: digest for name, digest in digests.items() if digest},
+        **pruned(result.stopped),
+        "per_class": result.per_class,
+    }
+
+
+def loading(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
+    """How the data were loaded, also in a run that did not end well."""
+    return {
+        "engine": str(trainer.loaders["train"].engine),
         "verdict": asdict(verdict) if verdict else None,
         "memory_growth": trainer.throughput.memory.notes(),
         "slow_samples": trainer.throughput.slow_samples(),
-        "data_digest": trainer.data.digest,
-        **{name: digest for name, digest in digests.items() if digest},
-        "engine": str(loader.engine),
-        **pruned(result.stopped),
-        "per_class": result.per_class,
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from feedrate.cli.allowed import check_targets
-from feedrate.config import ROOT, TrainerConfig, resolve_path, timeout_of
+from feedrate.config import ROOT, resolve_path, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
 from feedrate.loader import build_loaders, close_loaders, start_loaders
@@ -36,7 +36,6 @@ class OpenedRun:
     """A saved run with its data, a loader of one partition, and its model in evaluation mode."""
 
     saved: SavedRun
-    trainer: TrainerConfig
     data: Data
     partition: str
     loader: Any
@@ -76,7 +75,7 @@ def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[O
         forward = Forward(model, data, device, precision, channels_last=trainer.channels_last)
         about = {"run_id": saved.run_id, "checkpoint": path.name, "epoch": state["epoch"] + 1}
         log.info("%s, epoch %d, on %s of %s", path, about["epoch"], partition, data.name)
-        yield OpenedRun(saved, trainer, data, partition, loaders[partition], forward, state["epoch"], about)
+        yield OpenedRun(saved, data, partition, loaders[partition], forward, state["epoch"], about)
     finally:
         close_loaders(loaders)
 

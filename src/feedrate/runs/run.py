@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +38,6 @@ class Run:
 
     Its status in summary.json and in the tracker becomes FINISHED by `finish`, KILLED by a signal or Ctrl-C, and FAILED
     by any other exception, with the error's text.
-
-    Attributes:
-        config: the checked configuration.
-        folder: the run folder, owned by this process.
-        checkpoint: state of the checkpoint to resume from; empty for a new run.
-        interruption: signals that ask to stop.
-        tracker: records nothing before `start_tracking`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -69,8 +61,8 @@ class Run:
         started = f"{datetime.now(timezone.utc):%FT%TZ}"
         self.origin = Origin(settings, dict(hydra.runtime.choices), command, started)
         self._summary = self.origin.summary()
-        self.checkpoint: dict[str, Any] = {}
-        self.tracker = Tracker()
+        self.checkpoint: dict[str, Any] = {}  # its state; empty for a new run
+        self.tracker = Tracker()  # records nothing before `start_tracking`
         self._trainer: Trainer | None = None
         self._loaders: dict[str, Any] = {}
         self._ended = False
@@ -109,20 +101,17 @@ class Run:
             log.info("going on with %s after %d steps", self._earlier.name, state["step"])
         self._update()
 
-    def check_data(self, data: Data) -> None:
-        """Refuses to resume with other data, unless trainer.resume_changed is set."""
-        if self.checkpoint:
-            from feedrate.runs import resume
-
-            resume.check_data(self.checkpoint, data, self.config.trainer.resume_changed)
-
     def start_loaders(self, data: Data, device: torch.device) -> dict[str, Any]:
         """Loaders by partition, at the checkpoint's position, with the workers for training and validation running.
 
         Call before the device is used or other threads start: only then is forking safe. They are closed at the end.
+        A resumed run refuses other data, unless trainer.resume_changed is set.
         """
         from feedrate.loader import build_loaders, start_loaders
+        from feedrate.runs import resume
 
+        if self.checkpoint:
+            resume.check_data(self.checkpoint, data, self.config.trainer.resume_changed)
         with self.interruption.held():
             self._loaders = build_loaders(self.config.loader, data, self.config.seed, device)
             if self.checkpoint.get("loader"):
@@ -191,23 +180,17 @@ class Run:
         killed = isinstance(error, KeyboardInterrupt)
         status: Status = "KILLED" if killed else "FAILED"
         text = (str(error) or "interrupted") if killed else describe(error)
-        facts: dict[str, Any] = {}
-        verdict, trainer = None, self._trainer
-        if trainer is not None:
+        self._update(status=status, error=text)
+        if self._trainer is not None:
             from feedrate.runs import record
 
-            engine = str(trainer.loaders["train"].engine)
-            facts = {"engine": engine, "slow_samples": trainer.throughput.slow_samples()}
-            facts["memory_growth"] = trainer.throughput.memory.notes()
-            if (verdict := trainer.verdict()) is not None:
-                facts["verdict"] = asdict(verdict)
-        self._update(status=status, error=text, **facts)
-        if trainer is not None and verdict is not None:
-            log.info("until then:\n%s", record.verdict_words(trainer, verdict))
+            verdict = self._trainer.verdict()
+            self._update(**record.loading(self._trainer, verdict))
+            if verdict is not None:
+                log.info("until then:\n%s", record.verdict_words(self._trainer, verdict))
+                self._trainer.record_verdict(verdict)
         if isinstance(error, (KeyboardInterrupt, LostWorker)) and (self.folder.checkpoints / "last.pt").exists():
             log.info("run folder  %s   (goes on with trainer.resume=auto)", self.folder.path)
-        if trainer is not None and verdict is not None:
-            trainer.record_verdict(verdict)
         self._end_tracking(status, text)
 
     def _end_tracking(self, status: Status, error: str = "") -> None:

@@ -170,18 +170,18 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
     folder = folder_named(name)
     if folder is not None:
         path = resolve_path(name)
-        summary = read_summary(folder)
-        run_id = summary.get("run_id")
-        recorded = _recorded(uri, str(run_id)) if run_id else None
-        config = config_of_folder(folder)
+        config, summary = config_of_folder(folder), read_summary(folder)
         if config is None:
             raise UserError(f"{path}: {folder} holds no .hydra/config.yaml; name a run folder or a checkpoint in one")
+        run_id, recorded = summary.get("run_id"), None
+        try:
+            recorded = _recorded(uri, run_id) if uri and run_id else None
+        except UserError as error:
+            log.warning("note: the run's record in MLflow is left aside: %s", str(error).splitlines()[0])
         return SavedRun(config, folder, path if path.is_file() else None, run_id, recorded, summary)
     if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
         raise UserError(f"{name}: no run folder, no checkpoint, and no run id (32 hexadecimal digits)")
-    from feedrate.tracking.recorded import RecordedRun
-
-    recorded = RecordedRun(uri, name)
+    recorded = _recorded(uri, name)
     folder = _folder_of(recorded)
     text = recorded.text("config.yaml")
     # resolved when it was recorded: an interpolation in it was not written by train.py
@@ -192,17 +192,10 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
     return SavedRun(config, folder, None, name, recorded, summary)
 
 
-def _recorded(uri: str | None, run_id: str) -> RecordedRun | None:
-    """MLflow's record of a run that was found by its folder; a note where the present store has none."""
-    if uri is None:
-        return None
+def _recorded(uri: str | None, run_id: str) -> RecordedRun:
     from feedrate.tracking.recorded import RecordedRun
 
-    try:
-        return RecordedRun(uri, run_id)
-    except UserError as error:
-        log.warning("note: the run's record in MLflow is left aside: %s", str(error).splitlines()[0])
-        return None
+    return RecordedRun(uri, run_id)
 
 
 def _folder_of(recorded: RecordedRun) -> Path:

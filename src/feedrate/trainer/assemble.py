@@ -105,8 +105,8 @@ def total_steps(config: TrainerConfig, loader: Any, state: Mapping[str, Any] | N
     whole = -(-len(loader) // config.accumulate)
     steps = config.max_epochs * whole
     if state:
-        place, batches = state["loader"], 0 if state["phase"] == "done" else len(loader)
-        if place and batches:
+        place, batches = state["loader"], len(loader) if state["phase"] == "training" else 0
+        if place and state["phase"] != "done":
             samples = max(0, loader.end - place["position"])
             batches = math.ceil(samples / ((loader.batch_size or 1) * loader.world_size))
         rest = -(-batches // config.accumulate)
