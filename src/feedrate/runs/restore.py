@@ -48,8 +48,7 @@ class OpenedRun:
 def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[OpenedRun]:
     """Opens the run that the configuration names; its loader is closed at the end.
 
-    Args:
-        other_samples: the samples are all files of config.dataset.root, with or without labels.
+    With `other_samples` the samples are all files of config.dataset.root, with or without labels.
     """
     changes = {g: keys for g, keys in config.changes().items() if not (other_samples and g == "dataset")}
     saved = find_saved(config.source(), config.tracking.uri).with_changes(changes)
@@ -99,11 +98,7 @@ def load_checkpoint(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]
 def open_data(
     saved: SavedRun, state: Mapping[str, Any], allow: Collection[str], other_data: bool, *, prepare: bool = True
 ) -> Data:
-    """The run's datasets, checked for allowed targets and, without `other_data`, for the digest of the run's data.
-
-    Args:
-        prepare: whether missing files of the data may be written.
-    """
+    """The run's datasets, checked for allowed targets and, without `other_data`, for the digest of the run's data."""
     _check_nodes(saved, allow)
     timeout = timeout_of(saved.config["loader"])
     data = build_data(saved.config["dataset"], saved.seed, prepare=prepare, timeout=timeout)

@@ -80,10 +80,9 @@ def check_config(state: Mapping[str, Any], folder: Path, config: Mapping[str, An
 
 
 def check_data(state: dict[str, Any], data: Data, allowed: bool) -> None:
-    """Refuses other data with a UserError: positions and order would be those of another data set.
+    """Refuses other data with a UserError, or, where they are allowed, logs the difference.
 
-    Args:
-        allowed: log the difference instead; with another number of samples the state loses its position.
+    With another number of samples the state loses its position.
     """
     if state["data_digest"] == data.digest:
         return

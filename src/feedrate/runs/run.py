@@ -71,11 +71,7 @@ class Run:
     @classmethod
     @contextmanager
     def open(cls, settings: dict[str, Any]) -> Iterator[Run]:
-        """Opens a run and ends it, whatever happens in between.
-
-        Args:
-            settings: the resolved configuration, from `read_settings`.
-        """
+        """Opens a run with the configuration of `read_settings`, and ends it, whatever happens in between."""
         run = cls(settings)
         run.interruption.listen()
         try:

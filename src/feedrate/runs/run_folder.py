@@ -21,15 +21,10 @@ SUMMARY = "summary.json"
 
 
 class RunFolder:
-    """Owns the folder `path` until `release`; a dead owner's folder is taken over.
+    """Owns the folder `path` until `release`; a dead owner's folder is taken over, a living one's is a UserError.
 
-    The file `lock` holds the owner's process id and start time, since process ids are reused.
-
-    Args:
-        named_by: the setting that the path comes from, for the error.
-
-    Raises:
-        UserError: a living process owns the folder.
+    The file `lock` holds the owner's process id and start time, since process ids are reused. `named_by` is the setting
+    that the path comes from.
     """
 
     def __init__(self, path: Path, named_by: str = "hydra.run.dir") -> None:
@@ -51,8 +46,7 @@ class RunFolder:
     def tidy(self) -> None:
         """Removes files that a killed process left half written."""
         for left in (self.path / f".{SUMMARY}", *self.checkpoints.glob(".*")):
-            with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
+            left.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces summary.json atomically: secrets masked, numbers that are not finite as null."""

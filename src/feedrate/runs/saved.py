@@ -33,13 +33,7 @@ RESTORED = ROOT / "outputs/restored"  # folder for files from MLflow's artifacts
 def find_run(resume: str, config: Mapping[str, Any], runs: Path) -> Path | None:
     """The folder of the run to resume; None where 'auto' finds no unfinished one, which is logged.
 
-    Args:
-        resume: 'auto', a run folder, a checkpoint in one, or an MLflow run id.
-        config: the present configuration, resolved; 'auto' looks for one with the same result.
-        runs: folder of run folders to search, besides those under outputs/.
-
-    Raises:
-        UserError: there is no such run.
+    `resume` is 'auto', a run folder, a checkpoint in one, or an MLflow run id. Searched are `runs` and outputs/.
     """
     if resume != "auto":
         if (folder := folder_named(resume) or folder_of_id(resume, runs)) is None:
@@ -75,12 +69,9 @@ def all_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def mark_dead_runs(runs: Path) -> list[Path]:
-    """Marks runs and sweeps whose process died as KILLED, and removes what it left half written.
+    """Marks runs and sweeps whose process died as KILLED, removes what it left half written, and returns them.
 
     A run that ends in order removes its lock, so only folders with a lock are looked at.
-
-    Returns:
-        Folders of runs whose end the tracker may not know.
     """
     dead = []
     sweeps = {path.parent for path in (ROOT / "outputs/sweeps").glob("*/lock")}
@@ -159,14 +150,7 @@ class SavedRun:
 
 
 def find_saved(name: str, uri: str | None) -> SavedRun:
-    """The run with this folder, checkpoint or MLflow run id.
-
-    Args:
-        uri: the store in which run ids are looked up; None: in none.
-
-    Raises:
-        UserError: there is no such run, or its configuration is gone.
-    """
+    """The run with this folder, checkpoint or MLflow run id; ids are looked up in the store `uri`."""
     folder = folder_named(name)
     if folder is not None:
         path = resolve_path(name)

@@ -15,24 +15,16 @@ MAX_CONFUSION = 1_000  # classes up to which the confusion matrix is kept
 
 
 class Task:
-    """The loss that is minimised, and the metrics that are measured.
-
-    Args:
-        targets: of the data set.
-        label_smoothing: for classification.
-        top5: also measure whether the class is among the five likeliest.
-    """
+    """The loss that is minimised, and the metrics that are measured."""
 
     def __init__(self, targets: Targets, label_smoothing: float = 0.0, top5: bool = False) -> None:
         self.targets, self._smoothing = targets, label_smoothing
         self.top5 = top5 and targets.task == "classification" and targets.num_outputs > 5
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Mean loss of a batch, a scalar in float32.
+        """Mean loss of a batch, a scalar in float32, of outputs (B, num_outputs).
 
-        Args:
-            outputs: (B, num_outputs).
-            y: (B,) or (B, 1) int64 classes, or (B,) or (B, num_outputs) floats.
+        y: (B,) or (B, 1) int64 classes, or (B,) or (B, num_outputs) floats.
         """
         expected = (len(y), self.targets.num_outputs)
         if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:

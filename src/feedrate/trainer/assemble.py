@@ -97,11 +97,7 @@ def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def total_steps(config: TrainerConfig, loader: Any, state: Mapping[str, Any] | None = None) -> int:
-    """Optimizer steps of the whole run, for schedules.
-
-    Args:
-        state: of the checkpoint to resume from; the rest is counted in batches of the present size.
-    """
+    """Optimizer steps of the whole run; from a checkpoint's `state` on they are counted in batches of today's size."""
     whole = -(-len(loader) // config.accumulate)
     steps = config.max_epochs * whole
     if state:

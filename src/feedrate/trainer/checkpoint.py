@@ -24,12 +24,8 @@ log = logging.getLogger("feedrate")
 def save(folder: Path, name: str, state: dict[str, Any], keep: int = 0) -> Path:
     """Writes `name`.pt, which gets its final name only when its bytes are on the disk.
 
-    Args:
-        state: tensors and plain values only, so that torch.load(weights_only=True) reads it.
-        keep: how many earlier ones stay, as `name`-1.pt, `name`-2.pt, ...
-
-    Raises:
-        UserError: it cannot be written; the earlier one stays.
+    `state` holds tensors and plain values only, so that torch.load(weights_only=True) reads it. `keep` earlier ones
+    stay, as `name`-1.pt, `name`-2.pt, ... Where it cannot be written (UserError) the earlier one stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary, final = folder / f".{name}.pt", folder / f"{name}.pt"
@@ -65,11 +61,7 @@ def copy(folder: Path, name: str, other: str) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU.
-
-    Raises:
-        ValueError: it is damaged; torch.load alone does not verify the checksums.
-    """
+    """The state in a checkpoint, on the CPU; a ValueError if it is damaged (torch.load verifies no checksums)."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -24,8 +24,7 @@ def answers(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Each batch with the outputs ((B, num_outputs) float32, on the device) of the model in evaluation mode.
 
-    Args:
-        started: called once the loader's workers have started.
+    `started` is called once the loader's workers have started.
     """
     forward.model.eval()
     try:
@@ -70,7 +69,6 @@ class Sample:
     ID: str
     loss: float
     row: Mapping[str, Any]  # label and prediction, as columns of a table
-    X: Tensor  # as loaded, on the host
 
 
 @dataclass(frozen=True)
@@ -79,24 +77,17 @@ class Evaluation:
 
     meter: Meter
     worst: list[Sample]  # samples with the largest loss, the largest first; NaN counts as infinite
-    pairs: tuple[list[float], list[float]] | None  # (true, predicted) where a single number is predicted
 
 
 def evaluate(forward: Forward, loader: Any, task: Task, worst: int) -> Evaluation:
     """Metrics of the loader's partition, and its `worst` samples."""
     meter = task.meter(forward.device)
-    single = task.targets.task == "regression" and task.targets.num_outputs == 1
-    true: list[float] = []
-    predicted: list[float] = []
     kept: list[Sample] = []
     for IDs, batch, outputs in _with_IDs(forward, loader):
         meter.update(task.loss(outputs, batch.y), outputs, batch.y)
-        if single:
-            true += batch.y.flatten().tolist()
-            predicted += outputs.flatten().tolist()
         if worst:
             kept = heapq.nlargest(worst, [*kept, *_worst(worst, IDs, batch, outputs, task)], key=lambda s: s.loss)
-    return Evaluation(meter, kept, (true, predicted) if single else None)
+    return Evaluation(meter, kept)
 
 
 def _worst(count: int, IDs: list[str], batch: Batch, outputs: Tensor, task: Task) -> list[Sample]:
@@ -106,7 +97,7 @@ def _worst(count: int, IDs: list[str], batch: Batch, outputs: Tensor, task: Task
     worst = losses.argsort(descending=True, stable=True)[:count].tolist()
     rows = rows_of(outputs[worst], task.targets)
     return [
-        Sample(IDs[i], float(losses[i]), {**_label_of(batch.y[i], task.targets), **row}, batch.X[i].cpu())
+        Sample(IDs[i], float(losses[i]), {**_label_of(batch.y[i], task.targets), **row})
         for i, row in zip(worst, rows, strict=True)
     ]
 

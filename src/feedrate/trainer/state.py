@@ -125,8 +125,7 @@ class RunState:
     def load_state_dict(self, state: dict[str, Any], optimizer: bool = True) -> None:
         """Takes a state of `state_dict`, except the loader's part; the random generators are set by `Trainer.fit`.
 
-        Args:
-            optimizer: False: keep the present optimizer and schedule, the latter advanced to the state's step.
+        Without `optimizer` the present optimizer and schedule stay, the latter advanced to the state's step.
         """
         load_weights(self.model, state["model"])
         if optimizer:
