@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-
-from feedrate.model.shapes import sample_elements
 
 
 class MLP(nn.Module):
@@ -25,7 +24,7 @@ class MLP(nn.Module):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        self.num_inputs = sample_elements("mlp", sample_shape)
+        self.num_inputs = math.prod(sample_shape)
 
         layers: list[nn.Module] = []
         width = self.num_inputs

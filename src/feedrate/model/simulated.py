@@ -5,12 +5,11 @@ It shows, on a laptop, whether a loader would feed a GPU of that speed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-
-from feedrate.model.shapes import sample_elements
 
 # A backward pass does about twice the arithmetic of a forward pass: one product of matrices against two.
 FORWARD_SHARE = 1 / 3
@@ -34,7 +33,7 @@ class Simulated(nn.Module):
     def __init__(self, sample_shape: Sequence[int], num_outputs: int, step_ms: float = 25.0) -> None:
         super().__init__()
         self.step_ns = round(1e6 * step_ms)
-        elements = sample_elements("simulated", sample_shape)
+        elements = math.prod(sample_shape)
         self.every = max(1, elements // MOST_FEATURES)  # values spread evenly over the sample
         self.head = nn.Linear(min(elements, MOST_FEATURES), num_outputs)
 

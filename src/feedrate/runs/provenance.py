@@ -61,9 +61,10 @@ def code_version() -> Code:
 
 
 def has_commit(commit: str) -> bool:
-    """Whether a commit is one of this repository."""
+    """Whether a commit, in hexadecimal digits, is one of this repository."""
     try:
-        return len(commit) >= 40 and bool(_git("rev-parse", "--verify", f"{commit}^{{commit}}"))
+        whole = len(commit) >= 40 and set(commit) <= set("0123456789abcdef")
+        return whole and bool(_git("rev-parse", "--verify", f"{commit}^{{commit}}"))
     except (OSError, subprocess.SubprocessError):
         return False
 

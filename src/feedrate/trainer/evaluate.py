@@ -97,7 +97,7 @@ def _worst(count: int, IDs: list[str], batch: Batch, outputs: Tensor, task: Task
     worst = losses.argsort(descending=True, stable=True)[:count].tolist()
     rows = rows_of(outputs[worst], task.targets)
     return [
-        Sample(IDs[i], float(losses[i]), {**_label_of(batch.y[i], task.targets), **row})
+        Sample(IDs[i], float(losses[i]), {**_row("label", batch.y[i].flatten().tolist(), task.targets), **row})
         for i, row in zip(worst, rows, strict=True)
     ]
 
@@ -107,23 +107,15 @@ def rows_of(outputs: Tensor, targets: Targets) -> list[dict[str, Any]]:
     if targets.task == "classification":
         probability, index = outputs.softmax(dim=1).max(dim=1)
         return [
-            {"prediction": _class_name(targets, i), "probability": p}
+            {**_row("prediction", [i], targets), "probability": p}
             for i, p in zip(index.tolist(), probability.tolist(), strict=True)
         ]
-    return [_numbers("prediction", values) for values in outputs.tolist()]
+    return [_row("prediction", values, targets) for values in outputs.tolist()]
 
 
-def _label_of(y: Tensor, targets: Targets) -> dict[str, Any]:
+def _row(name: str, values: list[Any], targets: Targets) -> dict[str, Any]:
+    """One class by its name in the labels (its index where there is none), one number, or several."""
     if targets.task == "classification":
-        return {"label": _class_name(targets, int(y))}
-    return _numbers("label", y.flatten().tolist())
-
-
-def _class_name(targets: Targets, index: int) -> Any:
-    """The class's name in the labels; its index where there is none."""
-    known = targets.classes or ()
-    return known[index] if index < len(known) else index
-
-
-def _numbers(name: str, values: list[float]) -> dict[str, float]:
+        known, index = targets.classes or (), int(values[0])
+        return {name: known[index] if index < len(known) else index}
     return {name: values[0]} if len(values) == 1 else {f"{name}_{i}": value for i, value in enumerate(values)}

@@ -20,9 +20,7 @@ from feedrate.trainer.guard import names
 class Forward:
     """Calls `model` in the mode, training or evaluation, that it is in.
 
-    Args:
-        compile: torch.compile wraps the model; its weights keep the names of the plain one.
-        channels_last: images of (B, C, H, W) are given to the model with their channels last in memory.
+    With `channels_last` images of (B, C, H, W) are given to the model with their channels last in memory.
     """
 
     def __init__(

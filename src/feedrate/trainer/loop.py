@@ -47,12 +47,7 @@ STOPPED_EARLY, STOPPED_AT = "stopped early: validation/loss has not fallen", "st
 class Trainer:
     """Trains one model on one data set.
 
-    Args:
-        loaders: by partition.
-        folder: checkpoints are written here as last.pt and best.pt.
-        tracker: gets an epoch's metrics at its end, never in between.
-        interruption: signals that ask to stop.
-        packable: see timing.epoch_times.Setup.
+    Checkpoints are written into `folder`; the tracker gets an epoch's metrics at its end, never in between.
     """
 
     def __init__(
@@ -100,10 +95,7 @@ class Trainer:
     def fit(self) -> Result:
         """Trains until max_epochs, max_steps or early stopping; after `load_state_dict`, from there.
 
-        Raises:
-            UserError: a training loss is not finite, a sample cannot be used, or the model does not fit the data.
-            LostWorker: a loader's process has died; the checkpoint of the last step is written where possible.
-            Interrupted: a signal came; the checkpoint of the last step is written.
+        Before Interrupted (a signal) and, where possible, LostWorker the checkpoint of the last step is written.
         """
         state = self.state
         self._begun = time.perf_counter()

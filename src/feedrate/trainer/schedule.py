@@ -39,9 +39,7 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: 
 class Schedule:
     """A scheduler that is stepped after each optimizer step or each epoch, as `scheduler.interval` says.
 
-    Args:
-        node: of the configuration; None: the learning rate stays as it is.
-        total_steps: optimizer steps of the whole run.
+    Without a node the learning rate stays as it is.
     """
 
     def __init__(self, node: Mapping[str, Any] | None, optimizer: Optimizer, total_steps: int, max_epochs: int) -> None:

@@ -56,9 +56,7 @@ def is_lower(loss: float, best: float) -> bool:
 class RunState:
     """The position of a run, and everything that changes while it trains.
 
-    Args:
-        loader: of the training partition; a TorchLoader has no position within an epoch (its `state_dict` is None).
-        new_meter: makes an empty meter for one epoch.
+    The loader is the training partition's; a TorchLoader has no position within an epoch (its `state_dict` is None).
     """
 
     def __init__(

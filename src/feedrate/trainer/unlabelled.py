@@ -33,10 +33,8 @@ def data_of(facts: Mapping[str, Any]) -> Data:
 def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Data:
     """`data` with the samples of another folder as its only partition, 'train', whose labels are all 0.
 
-    Args:
-        node: of the dataset, whose targets are allowed. For packed data the folder holds .pt or .npy files.
-        root: all files below it with the class's suffix are samples, except hidden ones; links to folders are
-            followed, and IDs are sorted.
+    All files below `root` with the suffix of the class (for packed data .pt or .npy) are samples, except hidden ones;
+    links to folders are followed, and IDs are sorted.
     """
     common = common_keys(DatasetConfig)
     node = without_transform(node)
