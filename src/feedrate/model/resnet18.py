@@ -32,20 +32,12 @@ class ResNet18(nn.Module):
         if sides == [1, 1]:
             raise UserError("model=resnet18: samples are single pixels, it needs two or more; use model=mlp")
 
-        if min(sides) < SMALL_SIDE:
-            self.stem = nn.Sequential(
-                nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            )
-        else:
-            self.stem = nn.Sequential(
-                nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-                nn.MaxPool2d(3, stride=2, padding=1),
-            )
-            sides = [-(-side // 4) for side in sides]
+        small = min(sides) < SMALL_SIDE
+        size = {"kernel_size": 3, "padding": 1} if small else {"kernel_size": 7, "padding": 3, "stride": 2}
+        pool = [] if small else [nn.MaxPool2d(3, stride=2, padding=1)]
+        sides = sides if small else [-(-side // 4) for side in sides]
+        conv = nn.Conv2d(channels, width, bias=False, **size)
+        self.stem = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True), *pool)
 
         blocks: list[nn.Module] = [Block(width, width, (1, 1)), Block(width, width, (1, 1))]
         for before, after in ((width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)):

@@ -68,13 +68,9 @@ class SavedRunConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class EvaluateConfig(SavedRunConfig):
-    """The keys of conf/evaluate.yaml."""
-
     worst: Count
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class PredictConfig(SavedRunConfig):
-    """The keys of conf/predict.yaml."""
-
     output: str

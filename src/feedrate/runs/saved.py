@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("feedrate")
 RESTORED = ROOT / "outputs/restored"  # folder for files from MLflow's artifacts
 
-# ---------------------------------------------------------------------------------------------------------
-# Run folders
-# ---------------------------------------------------------------------------------------------------------
-
 
 def find_run(resume: str, config: Mapping[str, Any], runs: Path) -> Path | None:
     """The folder of the run to resume; None where 'auto' finds no unfinished one, which is logged.
@@ -69,10 +65,7 @@ def all_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def mark_dead_runs(runs: Path) -> list[Path]:
-    """Marks runs and sweeps whose process died as KILLED, removes what it left half written, and returns them.
-
-    A run that ends in order removes its lock, so only folders with a lock are looked at.
-    """
+    """Marks runs and sweeps whose process died (left its lock) as KILLED, tidies up, and returns their folders."""
     dead = []
     sweeps = {path.parent for path in (ROOT / "outputs/sweeps").glob("*/lock")}
     for folder in sorted(_folders(runs, "lock") | sweeps):
@@ -116,11 +109,6 @@ def _parse_config(text: str, name: str, resolve: bool) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
         raise UserError(f"{name}: is no configuration of a run")
     return {str(key): value for key, value in config.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# A saved run
-# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

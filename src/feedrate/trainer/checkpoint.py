@@ -61,15 +61,15 @@ def copy(folder: Path, name: str, other: str) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU; a ValueError if it is damaged (torch.load verifies no checksums)."""
+    """The state in a checkpoint, on the CPU; a UserError if it is damaged (torch.load verifies no checksums)."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise ValueError(f"{path}: is damaged (checksum of {damaged})")
+            raise UserError(f"{path}: is damaged (checksum of {damaged})")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: is damaged ({str(error).splitlines()[0]})") from error
     assert isinstance(state, dict)
     return state
 
@@ -81,7 +81,7 @@ def newest(folder: Path, name: str = "last") -> dict[str, Any] | None:
         if path.exists():
             try:
                 return load(path)
-            except ValueError as error:
+            except UserError as error:
                 log.warning("note: %s; the one before it is taken", error)
     return None
 

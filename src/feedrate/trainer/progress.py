@@ -22,16 +22,12 @@ def headline(model: str, data: Data, device: torch.device) -> str:
     """What trains on what."""
     train, validation = (size_of(data.partition[name]) for name in ("train", "validation"))
     shape, targets = tuple(data.sample_shape), data.targets.describe()
-    return (
-        f"{model} on {data.name}: {train} training and {validation} validation samples {shape}, {targets}, on {device}"
-    )
+    samples = f"{train} training and {validation} validation samples"
+    return f"{model} on {data.name}: {samples} {shape}, {targets}, on {device}"
 
 
 class Progress:
-    """The progress of a run of some epochs with `steps` batches each.
-
-    The training loop itself draws the live line: a thread would make forking unsafe and compete with the step.
-    """
+    """The progress of a run, drawn by the training loop itself: a thread would make forking unsafe."""
 
     def __init__(self, epochs: int, steps: int) -> None:
         self._epochs, self._steps = epochs, steps
