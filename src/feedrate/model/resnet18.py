@@ -33,17 +33,17 @@ class ResNet18(nn.Module):
             raise UserError("model=resnet18: samples are single pixels, it needs two or more; use model=mlp")
 
         small = min(sides) < SMALL_SIDE
-        size = {"kernel_size": 3, "padding": 1} if small else {"kernel_size": 7, "padding": 3, "stride": 2}
+        size, stride = (3, 1) if small else (7, 2)
         pool = [] if small else [nn.MaxPool2d(3, stride=2, padding=1)]
         sides = sides if small else [-(-side // 4) for side in sides]
-        conv = nn.Conv2d(channels, width, bias=False, **size)
+        conv = nn.Conv2d(channels, width, size, stride, padding=size // 2, bias=False)
         self.stem = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True), *pool)
 
         blocks: list[nn.Module] = [Block(width, width, (1, 1)), Block(width, width, (1, 1))]
         for before, after in ((width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)):
-            stride = (2 if sides[0] > 2 else 1, 2 if sides[1] > 2 else 1)
-            sides = [-(-side // step) for side, step in zip(sides, stride, strict=True)]
-            blocks += [Block(before, after, stride), Block(after, after, (1, 1))]
+            strides = (2 if sides[0] > 2 else 1, 2 if sides[1] > 2 else 1)
+            sides = [-(-side // step) for side, step in zip(sides, strides, strict=True)]
+            blocks += [Block(before, after, strides), Block(after, after, (1, 1))]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(8 * width, num_outputs)
 
