@@ -41,7 +41,7 @@ class LossGuard:
         self._pending.append((step, info, bad))
 
     def before_step(self, scaled: bool) -> None:
-        """Makes the fused optimizer skip its step after a loss that was not finite; a gradient scaler does so itself."""
+        """Makes a fused optimizer skip its step after a loss that was not finite; a gradient scaler does so itself."""
         if self._deferred and not scaled:
             assert self._window is not None
             self._optimizer.found_inf = self._window.float()  # type: ignore[attr-defined]
