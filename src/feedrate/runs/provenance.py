@@ -78,8 +78,9 @@ def size_of_diff(diff: str | None) -> str:
 
 
 def _git(*arguments: str | bytes) -> bytes:
-    """Output of git in the repository, whatever the environment says, as within a hook."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    """Output of git in this repository, also within another one's hook."""
+    elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}
+    env = {key: value for key, value in os.environ.items() if key not in elsewhere}
     command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=SECONDS, check=True

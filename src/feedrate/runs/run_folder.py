@@ -37,7 +37,7 @@ class RunFolder:
                     f"{named_by}={path}: process {other} uses this run folder; wait for it, or name another"
                 )
             owner = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-            atomic_write(path / "lock", json.dumps(owner))
+            (path / "lock").write_text(json.dumps(owner), encoding="utf-8")
 
     def release(self) -> None:
         """Gives the folder up."""
