@@ -138,7 +138,7 @@ class Trainer:
             self._train_epoch(epoch)
             self.throughput.trained()
             state.phase = "validation"
-        state.keep_random()  # of before the validation, which is repeated when it is interrupted
+        state.random = checkpoint.random_state(self.device)  # a validation that is interrupted is repeated from there
         self._guard.read()
         if part := state.within_epoch:  # max_steps ended it: with more steps a resumed run continues here
             self._save()
@@ -247,7 +247,7 @@ class Trainer:
     def _may_stop(self) -> None:
         """The state is that of a finished step, and stays so until the next batch has come."""
         if self._inline:  # a sample that is broken off may leave the generators as it has set them for itself
-            self.state.keep_random()
+            self.state.random = checkpoint.random_state(self.device)
         self._stop.allow()
 
     def _is_last(self, epoch: int) -> bool:

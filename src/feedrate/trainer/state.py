@@ -92,10 +92,6 @@ class RunState:
         place = self._loader_state()
         return place is not None and bool(place["position"] < self._loader.end)
 
-    def keep_random(self) -> None:
-        """Checkpoints hold the generators as they are now, until `random` is None again."""
-        self.random = checkpoint.random_state(self.device)
-
     def begin_training(self, last: bool) -> None:
         """Sets the loader to this epoch's first batch, or the rest of it; after the last epoch none is prefetched."""
         self._loader.set_epoch(self.epoch, then=None if last else self.epoch + 1)
