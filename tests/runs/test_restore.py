@@ -48,7 +48,7 @@ def test_what_feedrate_and_torch_ship_is_allowed(target):
         "feedrate.cli.targets.build",
         "feedrate.runs.provenance.subprocess.run",
         "feedrate.runs.provenance.subprocess.Popen",
-        "feedrate.tracking.uploader_process.UploaderProcess",
+        "feedrate.tracking.uploader.UploaderProcess",
         "feedrate.nothing.here",
         "feedrate",
         "",

@@ -26,7 +26,6 @@ from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.verdict import FEW_STEPS, Verdict
 from feedrate.tracking import Tracker
-from feedrate.tracking.point import points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.device import choose_precision
 from feedrate.trainer.evaluate import validate
@@ -256,7 +255,7 @@ class Trainer:
         """Metrics to the tracker, a line to the terminal; once, while others follow, also a first verdict."""
         epoch, result = self.state.epoch, self.state.result
         best = result.best_figures() if result.best_epoch == epoch else {}
-        self._tracker.metrics(points({**result.metrics, **best}, epoch))
+        self._tracker.metrics({**result.metrics, **best}, epoch)
         self._progress.epoch(epoch, result.metrics, float(times.elapsed.sum() / 1e9))
         kept = self.throughput.times
         if self._verdict_logged or result.stopped or epoch + 1 >= self.config.max_epochs:

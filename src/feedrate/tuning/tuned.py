@@ -16,7 +16,6 @@ from feedrate.system.atomic_write import check_place, replace_shared_file, writi
 from feedrate.system.cores import usable_cores
 from feedrate.system.text import number
 from feedrate.tracking.journal import JOB_TAG, PARENT_JOURNAL, PARENT_TAG, Journal
-from feedrate.tracking.point import points
 from feedrate.tracking.tracker import open_tracker
 from feedrate.tuning.trial_runner import Setting, TrialRunner
 from feedrate.tuning.tune import Trial, Tuned
@@ -154,7 +153,7 @@ def record(
     tracker = open_tracker(config, run_name=name, run_folder=folder)
     tracker.tags({**tags, "feedrate.best": str(found.best.setting)})
     tracker.params(_params(found.best))
-    tracker.metrics(points(_metrics(found.best, found), 0))
+    tracker.metrics(_metrics(found.best, found), 0)
     tracker.note(_note(found, same, tags["feedrate.command"]))
     tracker.artifact(path)
     for number_, trial in enumerate(found.trials):
@@ -165,8 +164,7 @@ def record(
         journal.begin(str(trial.setting), {**parent, "feedrate.run_folder": shown_path(child)}, config)
         journal.write("params", values={key: str(value) for key, value in _params(trial).items()})
         if not trial.refused:
-            rows = [[p.name, p.value, p.step, p.time_ms] for p in points(_metrics(trial, found), 0)]
-            journal.write("metrics", points=rows)
+            journal.write("metrics", step=0, values=_metrics(trial, found))
         journal.write("end", status="FAILED" if trial.refused else "FINISHED", error=trial.refused)
         tracker.close_dead(child)
     tracker.end("FINISHED")

@@ -18,7 +18,7 @@ from feedrate.runs.provenance import command_line
 from feedrate.runs.run_folder import RunFolder, living_owner
 from feedrate.system.secrets import mask_files
 from feedrate.tracking.journal import JOB_TAG
-from feedrate.tracking.sweep import NOTE_CHARACTERS, Plan, SweepRun, open_sweep, picture
+from feedrate.tracking.sweep import NOTE_CHARACTERS, SweepRun, picture
 from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
 from hydra_plugins.feedrate_launcher._lock import Attempt, SweepLock, attempt, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._running import Jobs, Next, SweepInterruption
@@ -151,14 +151,14 @@ class Sweep:
         if self.about.config.tracking.uri is None:
             return
         typed = [str(override) for override in self.master.hydra.overrides.task]
-        plan = Plan(
-            name=self.about.name,
-            sweep_id=self.about.sweep_id,
-            command=command_line(["-m", *typed]),
-            folder=self.folder,
+        self._parent = SweepRun(
+            self.about.config.tracking,
+            self.about.name,
+            self.folder,
             settings=self.about.settings,
+            tags={"feedrate.sweep_id": self.about.sweep_id, "feedrate.command": command_line(["-m", *typed])},
+            owned=lambda path: living_owner(path) is not None,
         )
-        self._parent = open_sweep(self.about.config.tracking, plan, owned=lambda path: living_owner(path) is not None)
 
     def _mark(self, job: Job, folder: Path, status: str, error: str) -> None:
         if self._parent is not None:
@@ -187,15 +187,16 @@ class Sweep:
                 if self._parent is not None:
                     self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
                     for path in paths:
-                        self._parent.artifact(path)
+                        self._parent.tracker.artifact(path)
                     if (best := self.about.report.best(self._ordered())) is not None:
                         self._parent.best(best.settings, best.metrics)
         finally:
             if self._parent is not None:
-                self._parent.end(status, reason)
-                if self._parent.url is not None:
-                    print(f"this sweep    {self._parent.url}\nall runs      {self._parent.experiment_url}", flush=True)
-                self.claimed.write(run_id=self._parent.run_id)
+                tracker = self._parent.tracker
+                tracker.end(status, reason)
+                if tracker.url is not None:
+                    print(f"this sweep    {tracker.url}\nall runs      {tracker.experiment_url}", flush=True)
+                self.claimed.write(run_id=tracker.run_id)
             self.claimed.write(status=status, error=reason)
             self.claimed.folder.release()
 
