@@ -20,7 +20,7 @@ def worker_that_rests(rest_ms: float, load_ms: float = 4.0, step_ms: float = 1.0
         end = free = begin + int(load_ms * MS)
         received = max(now, end)
         load = Load(begin, end, end - begin, 0)
-        rows.fresh.append((now, received, received, received + int(step_ms * MS), 8, 1000, load))
+        rows.add(now, received, received, received + int(step_ms * MS), 8, 1000, load)
         issued[number % 2] = received
         now = received + int(step_ms * MS)
     return rows.times()
@@ -51,8 +51,8 @@ def test_threads_that_hold_up_the_steps_make_no_more_than_one_would() -> None:
         quiet = number % 10 == 0  # nothing is loaded meanwhile, and the step takes a fifth of what it does otherwise
         step = (1 if quiet else 5) * MS
         begin = now + (step if quiet else 0)
-        rows.fresh.append((now, now, now, now + step, 8, 1000, Load(begin, begin + load, cpu, number % 2)))
+        rows.add(now, now, now, now + step, 8, 1000, Load(begin, begin + load, cpu, number % 2))
         now += step
-    times, threads = rows.times([(100, 100 * cpu)]), setup("thread", 2)
+    times, threads = rows.times({100: 100 * cpu}), setup("thread", 2)
     assert one_at_a_time(times, threads)
     assert loader_ns(times, threads) == pytest.approx(cpu)

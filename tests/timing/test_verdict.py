@@ -139,7 +139,7 @@ def test_what_was_achieved_is_no_more_than_a_ceiling() -> None:
     for number in range(30):  # each batch was made while the run evaluated, which belongs to no step
         begin = number * 100 * MS
         load = Load(begin - 50 * MS, begin - 10 * MS, 40 * MS, 0)
-        rows.fresh.append((begin, begin, begin, begin + MS, 8, 1000, load))
+        rows.add(begin, begin, begin, begin + MS, 8, 1000, load)
     figures = judge(rows.times(), setup("process", 1)).figures
     assert figures["samples_per_s"] == pytest.approx(8000)
     assert figures["efficiency_pct"] == pytest.approx(100)
@@ -160,10 +160,20 @@ def test_uneven_loads_are_bridged_by_more_batches_made_ahead() -> None:
     assert "loader.prefetch_factor" in overrides or "loader.num_workers" in overrides
 
 
-def test_workers_that_are_waste_are_named_with_the_memory_they_cost() -> None:
-    verdict = judge(account(0.15, 10, 2), setup(worker_mb=550.0))
+def test_workers_that_are_waste_are_named() -> None:
+    verdict = judge(account(0.15, 10, 2), setup())
     assert verdict.kind == "compute-bound"
-    assert str(verdict.remedies[0]) == "loader.num_workers=0 (at the same rate, saves 1.1 GB)"
+    assert str(verdict.remedies[0]) == "loader.num_workers=0 (at the same rate)"
+
+
+def test_a_compute_bound_run_names_the_part_of_the_step_that_takes_longest() -> None:
+    fed = account(10, 10, 2)
+    parts = np.tile(np.array([2, 7, 1]) * MS, (len(fed.compute), 1))
+    verdict = judge(replace(fed, parts=parts), setup())
+    assert verdict.kind == "compute-bound"
+    assert "of 10 ms a step, 70 % are backward" in verdict.reason
+    assert "a step" not in judge(fed, setup()).reason  # a loop that is not ours tells nothing
+    assert "backward" not in judge(replace(account(40, 10, 2), parts=parts), setup()).reason
 
 
 def test_a_healthy_run_gets_no_advice() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from feedrate.timing.ceilings import HELD_UP_PCT, all_cores_busy, held_pct, metrics, no_core_left
-from feedrate.timing.epoch_times import MIN_STEPS, EpochTimes, Setup
-from feedrate.timing.remedies import MARGIN, Remedy, in_bytes, remedies
+from feedrate.timing.epoch_times import MIN_STEPS, PARTS, EpochTimes, Setup
+from feedrate.timing.remedies import MARGIN, Remedy, remedies
 from feedrate.timing.stages import STAGES
 
 INPUT_BOUND_PCT = 10.0  # of the steady time waited, above which a run is input-bound
@@ -16,7 +16,6 @@ COMPUTE_BOUND_PCT = 2.0  # below which it is compute-bound where the loader's ce
 FEW_STEPS = 20  # steady steps below which there is no advice
 APART_PCT = 10.0  # difference in waiting from which the first epoch is reported apart from later ones
 NO_STEP = 1e8  # samples/s: above it there was no training step
-DISK_MB = 1.0  # least amount read from disk that is reported
 WIDTH = 100  # columns
 FIGURES = {  # figure of a verdict -> the metric of an epoch with the same meaning
     "samples_per_s": "loader/samples_per_s",
@@ -37,8 +36,7 @@ class Verdict:
         reason: why, with figures.
         figures: those of FIGURES that are known.
         remedies: the best first; empty where none helps.
-        first_epoch: samples_per_s, wait_pct and read_mb (from disk) of the first epoch, where the verdict is on later
-            ones.
+        first_epoch: samples_per_s and wait_pct of the first epoch, where the verdict is on later ones.
     """
 
     kind: str
@@ -103,6 +101,8 @@ def judge(times: EpochTimes, setup: Setup, first_epoch: Mapping[str, float] | No
             reasons.append(_waited_for(times))
         if held > HELD_UP_PCT:
             reasons.append(_slowed_down(times, setup))
+        if kind == "compute-bound" and times.parts.any():
+            reasons.append(_longest_part(times))
         if kind != "compute-bound" and (text := _cores(times, setup, advice)):
             reasons.append(text)
         if steady.sum() < FEW_STEPS:
@@ -143,10 +143,16 @@ def _waited_for(times: EpochTimes) -> str:
     return f"{_percent(share)} of the load is {'hand-over' if stage == 'handover' else stage}"
 
 
+def _longest_part(times: EpochTimes) -> str:
+    """The part of the step that takes longest, of its whole time."""
+    spent, step = times.parts[times.counted].mean(axis=0), times.compute[times.counted].mean()
+    share = 100 * spent.max() / max(1, step)
+    return f"of {step / 1e6:.3g} ms a step, {_percent(share)} are {PARTS[int(spent.argmax())]}"
+
+
 def _first_epoch(first_epoch: Mapping[str, float], wait_pct: float) -> str:
-    read_mb = first_epoch["read_mb"]
-    disk = f" ({in_bytes(read_mb)} from disk)" if read_mb >= DISK_MB else ""
-    return f"the first epoch{disk} waited {_percent(first_epoch['wait_pct'])}, later ones {_percent(wait_pct)}"
+    first = _percent(first_epoch["wait_pct"])
+    return f"the first epoch waited {first}, later ones {_percent(wait_pct)}"
 
 
 def _slowed_down(times: EpochTimes, setup: Setup) -> str:

@@ -32,11 +32,11 @@ from feedrate.trainer.evaluate import validate
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard, first_not_finite
 from feedrate.trainer.progress import Progress
+from feedrate.trainer.pruning import reason_to_prune
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.state import Result, RunState
 from feedrate.trainer.step import TrainingStep
 from feedrate.trainer.throughput_history import ThroughputHistory
-from feedrate.trainer.trial import Trial
 
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over
@@ -54,7 +54,7 @@ class Trainer:
         folder: checkpoints are written here as last.pt and best.pt.
         tracker: gets an epoch's metrics at its end, never in between.
         interruption: signals that ask to stop.
-        packable: see timing.verdict.Setup.
+        packable: see timing.epoch_times.Setup.
 
     Raises:
         UserError: the device cannot compute in trainer.precision.
@@ -78,15 +78,14 @@ class Trainer:
         self.precision = choose_precision(config.precision, device)
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
-        self.throughput = ThroughputHistory(loaders["train"], packable)
+        self.throughput = ThroughputHistory(loaders["train"], packable, device)
         self.forward = Forward(model, data, device, self.precision, config.compile, MORE_MEMORY, config.channels_last)
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
         self.state = RunState(
             model, optimizer, schedule, scaler, loaders["train"], data, lambda: self.task.meter(device), device
         )
-        self.trial = Trial(config.max_epochs)
         self._guard = LossGuard(optimizer, device, loaders["train"])
-        self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard)
+        self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard, self.clock)
         self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
         self._folder, self._tracker, self._stop = folder, tracker, interruption
         self._inline = not loaders["train"].num_workers
@@ -180,7 +179,7 @@ class Trainer:
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
         result.add(epoch, metrics, validation)
-        result.stopped = self._reason_to_stop(epoch) or self.trial(epoch, metrics)
+        result.stopped = self._reason_to_stop(epoch) or reason_to_prune(epoch, metrics, self.config.max_epochs)
         state.phase, state.random = "done", None
         self._save()
         if result.best_epoch == epoch:
