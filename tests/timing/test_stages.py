@@ -88,7 +88,7 @@ def test_after_the_first_batches_what_one_computed_stands_for_some_others() -> N
     assert last[-1].cpu_ns < 4_000_000  # measured again
 
 
-def test_a_batch_within_a_batch_has_its_own_account() -> None:
+def test_a_batch_within_a_batch_leaves_the_outer_one_its_stages() -> None:
     outer = Watch.start(Computed())
     with stage("decode"):
         time.sleep(0.02)
@@ -99,7 +99,6 @@ def test_a_batch_within_a_batch_has_its_own_account() -> None:
     assert whole.begin_ns < inner.begin_ns <= inner.end_ns <= whole.end_ns
     assert whole.decode_ns >= 20_000_000
     assert whole.transform_ns >= 30_000_000
-    assert inner.decode_ns == inner.transform_ns == 0
 
 
 def test_what_one_loader_computes_stands_for_no_other() -> None:

@@ -62,7 +62,6 @@ def test_an_input_bound_run_names_figures_cause_and_an_override_with_its_gain() 
 def test_that_batches_are_long_on_their_way_does_not_hide_what_another_worker_brings(way_ms: float) -> None:
     """A process sends while it makes the next one; in pure Python it hardly comes to that."""
     times = account(9, 6, 1, receive_ms=0.02, way_ms=way_ms)
-    assert times.way_ns() + times.receive_ns() == pytest.approx((way_ms + 0.02) * MS, abs=2)
     (told, *_) = judge(times, setup("process", 1, 2.0)).remedies
     assert told.override == "loader.num_workers=2"
     assert told.gain == pytest.approx(1.5, rel=0.07)

@@ -309,13 +309,6 @@ class EpochTimes:
         from_workers = self.known and int(self.worker[self.counted].max()) > MAIN_THREAD
         return min(float(received.min()), 1e9 * RECEIVE_S) if from_workers else float(received.min())
 
-    def way_ns(self) -> float:
-        """Median time from the end of loading until a batch can be received, of those waited for; 0 if too few."""
-        late = self.counted & (self.ready <= 1) & (self.wait > 1e9 * RECEIVE_S)
-        if late.sum() < MIN_HELD:
-            return 0.0
-        return max(0.0, float(np.median((self.requested + self.wait - self.end)[late])) - self.receive_ns())
-
 
 def _others(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Mean number of other batches that were being loaded while each was."""

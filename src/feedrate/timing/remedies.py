@@ -30,17 +30,11 @@ COPY_BYTES_PER_S = 4e9  # rate at which packed batches are gathered, where that 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A setting worth changing.
+    """A setting worth changing."""
 
-    Attributes:
-        override: as typed on the command line.
-        gain: factor on the rate; 1 where it only saves, None where no gain can be promised.
-        condition: when it applies; empty for always.
-    """
-
-    override: str
-    gain: float | None = 1.0
-    condition: str = ""
+    override: str  # as typed on the command line
+    gain: float | None = 1.0  # factor on the rate; 1 where it only saves, None where no gain can be promised
+    condition: str = ""  # when it applies; empty for always
 
     @property
     def faster(self) -> bool:
@@ -162,5 +156,4 @@ def costs_of(times: EpochTimes, setup: Setup) -> Costs:
         load_cpu=load_cpu,
         step_cpu=cpu,
         receive=times.receive_ns() / 1e9 if setup.workers else RECEIVE_S,
-        way=times.way_ns() / 1e9 if setup.workers else 0.0,
     )

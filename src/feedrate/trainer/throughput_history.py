@@ -15,12 +15,11 @@ from feedrate.loader import setup_of
 from feedrate.reporting.trace import WINDOW
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
-from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup, cut, joined
 from feedrate.timing.machine import FreeCores, Task, cpu_and_queued_s, idle_s
 from feedrate.timing.memory import MemoryGrowth
 from feedrate.timing.stages import Slowest
-from feedrate.timing.verdict import FEW_STEPS, FIGURES, Verdict, judge
+from feedrate.timing.verdict import FEW_STEPS, Verdict, judge
 
 MOST_STEPS = 50_000  # that are kept, of the last epochs: some 8 MB
 
@@ -28,8 +27,7 @@ MOST_STEPS = 50_000  # that are kept, of the last epochs: some 8 MB
 class ThroughputHistory:
     """Collects the times of a run's epochs.
 
-    In the first epoch files come from the disk and workers start: it is left out as soon as there is another one, and
-    only its figures are kept.
+    In the first epoch files come from the disk and workers start: it is left out as soon as there is another one.
 
     Args:
         loader: of the training partition.
@@ -41,7 +39,6 @@ class ThroughputHistory:
         self._loader, self._packable = loader, packable if loader.seed is not None else ""
         self._epochs: deque[tuple[EpochTimes, np.ndarray]] = deque()  # with the machine's `_load` in each
         self._cold = True  # only the first epoch is kept
-        self._first: dict[str, float] = {}
         self._open = False  # within an epoch
         self._before: np.ndarray | None = None  # `_load` at the start of the training, within it
         self._during = np.zeros(4)  # in the last epoch's training
@@ -78,7 +75,7 @@ class ThroughputHistory:
         if not len(times.wait):
             return
         if self._cold and self._epochs:
-            self._cold, self._first = False, self._figures_of_first()
+            self._cold = False
             self._epochs.clear()
             self._free_cores = FreeCores()
         self._epochs.append((times, self._during))
@@ -96,13 +93,6 @@ class ThroughputHistory:
         self._stop()
         if not self._epochs or times.steady.sum() >= FEW_STEPS:
             self.end(times)
-
-    def _figures_of_first(self) -> dict[str, float]:
-        times = self._epochs[0][0]
-        if not times.enough:
-            return {}
-        metrics = metrics_of(times, self.setup(times))
-        return {name: metrics[FIGURES[name]] for name in ("samples_per_s", "wait_pct")}
 
     def took_long(self, samples: Sequence[tuple[int, int]]) -> None:
         """Notes slow samples, (index, ns) each."""
@@ -123,7 +113,7 @@ class ThroughputHistory:
         times = self.times
         if times is None or not times.enough:
             return None
-        return judge(times, self.setup(times), self._first)
+        return judge(times, self.setup(times))
 
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """Loader and machine during the kept epochs; free cores only where `times` are given."""
