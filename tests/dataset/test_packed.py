@@ -187,10 +187,10 @@ def test_a_transform_is_applied_to_what_the_shards_hold(root: Path) -> None:
 
 
 def test_a_transform_is_named_in_the_configuration_and_is_for_training_samples_alone(root: Path) -> None:
-    from feedrate.config import check_dataset
+    from feedrate.config import check_node
 
     node = {"_target_": SHARDS, "root": str(pack_folder(root)), "transform": {"_target_": "packed_datasets.Halved"}}
-    check_dataset(node)
+    check_node(node, "dataset")
     data = build_data(node, 0)
     assert torch.equal(data.partition["train"][3][0], picture(3).float() / 2)
     for name, first in (("validation", 16), ("test", 20)):
