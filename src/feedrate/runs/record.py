@@ -20,7 +20,6 @@ from feedrate.system.device import single
 from feedrate.system.text import flatten
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
-from feedrate.tracking.point import points
 from feedrate.tracking.sweep import picture
 from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer.device import name_of
@@ -52,7 +51,7 @@ def record_resumed(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
     for epoch, metrics in enumerate(trainer.result.history):
         if epoch > known:
             best = trainer.result.best_figures() if epoch == trainer.result.best_epoch else {}
-            tracker.metrics(points({**metrics, **best}, epoch))
+            tracker.metrics({**metrics, **best}, epoch)
     tracker.tags({"feedrate.command": origin.command})
 
 
@@ -109,7 +108,7 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
     tracker.tags({f"feedrate.{name}": value for name, value in pruned(result.stopped).items()})
     if verdict is not None:
         trainer.record_verdict(verdict)
-        tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
+        tracker.metrics({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1)
     window = trainer.throughput.window()
     names = ["throughput", *(["timeline"] if window is not None else [])]
     note = run_note(

@@ -122,7 +122,6 @@ class Run:
             self.config.tracking,
             run_name=run_name({**config, "dataset": data.name, "model": model}, self._overrides),
             run_folder=self.folder.path,
-            run_id=self._summary["run_id"],
             uploader=self._uploader,
         )
         for folder in self._dead:

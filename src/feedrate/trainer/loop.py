@@ -24,9 +24,8 @@ from feedrate.system.signals import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
-from feedrate.timing.verdict import FEW_STEPS, Verdict
+from feedrate.timing.verdict import Verdict
 from feedrate.tracking import Tracker
-from feedrate.tracking.point import points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.device import choose_precision
 from feedrate.trainer.evaluate import validate
@@ -234,12 +233,11 @@ class Trainer:
         """Metrics to the tracker, a line to the terminal; once, while others follow, also a first verdict."""
         epoch, result = self.state.epoch, self.state.result
         best = result.best_figures() if result.best_epoch == epoch else {}
-        self._tracker.metrics(points({**result.metrics, **best}, epoch))
+        self._tracker.metrics({**result.metrics, **best}, epoch)
         self._progress.epoch(epoch, result.metrics, float(times.elapsed.sum() / 1e9))
-        kept = self.throughput.times
         if self._verdict_logged or result.stopped or epoch + 1 >= self.config.max_epochs:
             return
-        if kept is not None and kept.steady.sum() >= FEW_STEPS and (verdict := self.throughput.verdict()) is not None:
+        if (verdict := self.throughput.verdict()) is not None:
             log.info("after epoch %d:\n%s", epoch + 1, verdict)
             self.record_verdict(verdict)
             self._verdict_logged = True
