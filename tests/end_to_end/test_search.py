@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from feedrate.trainer import checkpoint
 from sweep_process import cut_power, start, sweep
 
 pytestmark = pytest.mark.slow
@@ -44,11 +45,11 @@ def searched(tmp_path_factory, digits, make_store):
         return f"hydra.sweep.dir={folder}/sweeps/{name}"
 
     process = start(folder, digits, *arguments, place("first"), experiment=SEARCH)
-    about = folder / "sweeps/first/2/checkpoints/last.json"
+    saved = folder / "sweeps/first/2/checkpoints/last.pt"
     while True:
         assert process.poll() is None, process.communicate()
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(about.read_text())["batches"] > 2:
+            if checkpoint.load(saved)["batches"] > 2:
                 break
         time.sleep(0.02)
     cut_power(process)

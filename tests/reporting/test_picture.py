@@ -108,18 +108,3 @@ def _make_font(path: Path, family: str, character: str) -> None:
     font.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
     font.setupPost()
     font.save(str(path))
-
-
-def test_the_worst_samples_are_drawn_with_IDs_and_labels_in_any_script(tmp_path: Path) -> None:
-    import torch
-
-    from feedrate.runs.evaluation_files import worst_samples
-    from feedrate.trainer.evaluate import Sample
-
-    samples = [
-        Sample(ID, 1.0, {"label": ID, "prediction": ID, "probability": 0.5}, torch.rand(1, 8, 8))
-        for ID in ["a$$b$", "кошка", "\u2fff\ua6a0", "x\ny\0"]
-    ]
-    figure = worst_samples(samples, "test")
-    drawn(figure, tmp_path)
-    assert figure.axes[0].get_title() == "a$$b$\nloss 1\na$$b$, predicted a$$b$"

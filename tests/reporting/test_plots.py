@@ -115,14 +115,6 @@ def test_a_class_without_samples_and_an_empty_matrix_are_drawn() -> None:
     _draw(plots.confusion_matrix([[0, 0], [0, 0]], ["a", "b"]))
 
 
-def test_predictions_are_drawn_against_the_truth() -> None:
-    truth = np.linspace(0, 1, 20_000)
-    figure = plots.predicted_against_true(truth + 0.1, truth, "mass in kg")
-    assert figure.axes[0].get_title(loc="left") == "mean absolute error 0.1"
-    assert len(figure.axes[0].get_lines()[0].get_xdata()) <= 5000
-    _draw(figure)
-
-
 def test_no_global_state_of_matplotlib_is_touched(tmp_path: Path) -> None:
     code = """
 import sys, matplotlib

@@ -1,4 +1,4 @@
-"""Pictures of a run: loss, throughput and wait over epochs, timeline, confusion matrix, predicted against true.
+"""Pictures of a run: loss, throughput and wait over epochs, timeline, confusion matrix.
 
 Each function takes plain numbers and returns a Figure; matplotlib is imported when the first one is drawn.
 """
@@ -150,31 +150,6 @@ def confusion_matrix(
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.35 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=font)
-    return figure
-
-
-@styled()
-def predicted_against_true(
-    predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray, label: str = "label"
-) -> Figure:
-    """One dot per sample of a regression, and the line of equal values; up to MAX_DOTS dots, evenly spaced."""
-    import numpy as np
-
-    x, y = np.asarray(true, dtype=float).ravel(), np.asarray(predicted, dtype=float).ravel()
-    keep = np.isfinite(x) & np.isfinite(y)
-    x, y = x[keep], y[keep]
-    figure = new_figure(5.0, 4.8)
-    axes = figure.subplots()
-    every = max(1, -(-len(x) // MAX_DOTS))
-    axes.plot(x[::every], y[::every], ".", color=BLUE, alpha=0.35, mew=0, label="sample")
-    if len(x):
-        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        axes.plot(ends, ends, color=GREY, lw=1, ls="--", label="equal")
-        axes.set_title(f"mean absolute error {np.abs(x - y).mean():.4g}")
-        axes.legend()
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.set_xlabel(f"true {label}")
-    axes.set_ylabel(f"predicted {label}")
     return figure
 
 

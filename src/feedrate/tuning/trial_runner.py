@@ -24,7 +24,7 @@ from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.epoch_times import MIN_STEPS, Setup, cut
 from feedrate.trainer.assemble import build_model, build_optimizer
 from feedrate.trainer.device import choose_precision
-from feedrate.trainer.forward import Forward
+from feedrate.trainer.forward import Forward, cause_of
 
 WARMUP = 3  # steps, beside each worker's first batch
 PROBED = 10  # batches that engine `auto` loads to decide; they are ready when requested
@@ -190,7 +190,7 @@ class TrialRunner:
             try:
                 times = timed_steps(loader, self.device, lambda batch: self.step(batch.X, batch.y), seconds, until)
             except RuntimeError as error:
-                if (explained := self._forward.explained(error)) is None:
+                if (explained := cause_of(error)) is None:
                     raise
                 raise explained from error
             self.may_be_threads = self.may_be_threads or loader.threadable

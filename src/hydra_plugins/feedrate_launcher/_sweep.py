@@ -25,7 +25,7 @@ from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
 from feedrate.system.secrets import mask_files
 from feedrate.system.signals import Interruption
 from feedrate.tracking.journal import JOB_TAG
-from feedrate.tracking.sweep import NOTE_CHARACTERS, Plan, SweepRun, open_sweep, picture
+from feedrate.tracking.sweep import NOTE_CHARACTERS, SweepRun, picture
 from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE
 from hydra_plugins.feedrate_launcher._folder import add, attempt, ended_before, mark
 from hydra_plugins.feedrate_launcher._jobs import Job
@@ -205,14 +205,14 @@ class Sweep:
         if self.config.tracking.uri is None:
             return
         typed = [str(override) for override in self.master.hydra.overrides.task]
-        plan = Plan(
-            name=self.name,
-            sweep_id=self.sweep_id,
-            command=command_line(["-m", *typed]),
-            folder=self.folder.path,
+        self._parent = SweepRun(
+            self.config.tracking,
+            self.name,
+            self.folder.path,
             settings=self.settings,
+            tags={"feedrate.sweep_id": self.sweep_id, "feedrate.command": command_line(["-m", *typed])},
+            owned=lambda path: living_owner(path) is not None,
         )
-        self._parent = open_sweep(self.config.tracking, plan, owned=lambda path: living_owner(path) is not None)
 
     def _note(self, pictures: str = "") -> None:
         """Writes the table so far, for a sweep that is killed."""
@@ -237,15 +237,17 @@ class Sweep:
                 if parent is not None:
                     self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
                     for path in paths:
-                        parent.artifact(path)
+                        parent.tracker.artifact(path)
                     if (best := self.report.best(self._ordered())) is not None:
                         parent.best(best.settings, best.metrics)
         finally:
             if parent is not None:
-                parent.end(status, reason)
-                if parent.url is not None:
-                    print(f"this sweep    {parent.url}\nall runs      {parent.experiment_url}", flush=True)
-            add(folder, status=status, error=reason, run_id=parent.run_id if parent is not None else None)
+                parent.tracker.end(status, reason)
+                if parent.tracker.url is not None:
+                    print(
+                        f"this sweep    {parent.tracker.url}\nall runs      {parent.tracker.experiment_url}", flush=True
+                    )
+            add(folder, status=status, error=reason, run_id=parent.tracker.run_id if parent is not None else None)
             folder.release()
 
     def _ordered(self) -> list[JobResult]:
