@@ -70,7 +70,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (["seed=${nope}"], ["seed: Interpolation key 'nope' not found"]),
         (["loader.num_workers=1,2"], ["several values make a sweep, which needs -m"]),
         (["--num_workers", "8"], ["--num_workers is no option", "GROUP.KEY=VALUE"]),
-        (["loader.num_workers", "8"], ["loader.num_workers: a setting needs a value"]),
+        (["loader.num_workers", "8"], ["loader.num_workers has no value"]),
         (["model="], ["model= has no value"]),
         (["model.channels=[32"], ["model.channels=[32: its value cannot be read; lists are written"]),
         (["dataset.root=/data/Möwen"], ["letters beyond a to z in quotes: 'dataset.root=\"TEXT\"'"]),

@@ -203,7 +203,7 @@ MISTAKES = {
     "tune.output=FOLDER/own.yaml": "tune.output=FOLDER/own.yaml: that file was not written by tune.py",
     "tune.output=": "tune.output= has no value (a shell variable that is not set?)",
     "tune.budget_s=0": "tune.budget_s=0: must be greater than 0",
-    "experiment=generated_feed": "experiment: there is no experiment\nValid keys: ",
+    "experiment=generated_feed": "experiment: there is no experiment",
     "scheduler=cosine": "scheduler: there is no scheduler",
     "tune.bugdet_s=3": "did you mean budget_s?",
 }

@@ -23,8 +23,6 @@ from typing import Any, NoReturn
 import hydra
 from hydra import version
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime, run_job, setup_globals
@@ -124,7 +122,7 @@ def _run_composed(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
     version.setbase("1.3")
     setup_globals()
     JobRuntime.instance().set("name", config.hydra.job.name)
-    context = HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), Callbacks(config))
+    context = HydraContext(config_loader=None, callbacks=Callbacks(config))  # type: ignore[arg-type]
     _ = run_job(job, config, "hydra.run.dir", None, context).return_value  # raises the job's error
 
 
@@ -140,7 +138,6 @@ def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | N
     Raises:
         UserError: an interpolation that leads nowhere, or a missing value (`???`).
     """
-    notes: list[str] = []
     if job is None and HydraConfig.initialized():
         job = HydraConfig.get()
     if job is not None:
@@ -148,10 +145,10 @@ def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | N
             if misplaced := lacking_package(job.runtime.choices, str(key)):
                 raise UserError(misplaced)
         config, notes = own_defaults(config, job)
-    if notes and written is not None and written.is_file():
-        OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(config))), written)
-    for note in notes:
-        logging.getLogger("feedrate").info("%s", note)
+        if notes and written is not None and written.is_file():
+            OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(config))), written)
+        for note in notes:
+            logging.getLogger("feedrate").info("%s", note)
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -221,13 +218,11 @@ def _check_arguments() -> None:
             f"{unknown[0]} is no option; settings are written GROUP.KEY=VALUE, such as loader.num_workers=8"
         )
     for override in known.overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise UserError(f"{override}: a setting needs a value, without spaces: {override}=VALUE")
         key, _, value = override.partition("=")
         if not value and "~" not in key:
             raise UserError(
-                f"{override} has no value (a shell variable that is not set?); none at all is written {key}=null, "
-                f"an empty text '{key}=\"\"'"
+                f"{override} has no value (spaces around '=', or a shell variable that is not set?); none at all is "
+                f"written {key}=null, an empty text '{key}=\"\"'"
             )
         sys.argv.remove(override)
     sys.argv[1:1] = known.overrides

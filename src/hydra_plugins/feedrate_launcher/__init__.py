@@ -23,14 +23,7 @@ if TYPE_CHECKING:
 
 
 class FeedrateLauncher(Launcher):
-    """conf/hydra/launcher/feedrate.yaml.
-
-    Args:
-        jobs: how many run at once.
-
-    Attributes:
-        context, config: from Hydra.
-    """
+    """conf/hydra/launcher/feedrate.yaml; `jobs` is how many run at once."""
 
     def __init__(self, jobs: int = 1) -> None:
         self._jobs = jobs
@@ -40,11 +33,7 @@ class FeedrateLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def prepare(self) -> int:
-        """Configures logging; returns how many jobs run at once.
-
-        Raises:
-            UserError: hydra.launcher.jobs is no positive number.
-        """
+        """Configures logging; returns how many jobs run at once."""
         from feedrate.errors import UserError
 
         setup_globals()
@@ -92,12 +81,9 @@ class FeedrateLauncher(Launcher):
             for note in dict.fromkeys(note for job in jobs for note in job.notes):
                 print(note)
             wait_for(jobs, sweep.folder.path)
-            left = []
-            for job in jobs:
-                if sweep.finished_before(job):
-                    print(f"job {job.number} finished before: {_chosen(job, keys)}")
-                else:
-                    left.append(job)
+            left = [job for job in jobs if not sweep.finished_before(job)]
+            for number in sweep.results:
+                print(f"job {number} finished before: {_chosen(jobs[number - initial_job_idx], keys)}")
             sweep.run(iter(left))
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=sweep.results[job.number].value) for job in jobs]
 

@@ -29,7 +29,7 @@ def claim(
     again: bool,
     goes_on: Callable[[Mapping[str, Any]], bool] = lambda facts: facts.get("status") != "FINISHED",
 ) -> RunFolder:
-    """Locks the folder of the interrupted sweep with this id, or a new one; of several processes one gets it.
+    """Locks the folder of the interrupted sweep with this id, or `fresh`; of several processes one gets it.
 
     Args:
         fresh: folder of a new sweep; earlier ones are looked for beside it and under outputs/sweeps.
@@ -93,24 +93,15 @@ def _newest(fresh: Path, sweep_id: str) -> Path | None:
     return max(found)[1] if found else None
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Jobs of an earlier start
-# ---------------------------------------------------------------------------------------------------------
-
-
 def attempt(job: Job, sweep: Path) -> tuple[Path, Literal["finished", "resume", "new"]]:
     """The job's run folder, and whether the job has finished there, is to be resumed there, or begins there anew."""
-    tried = _attempts(job, sweep)
-    if not tried:
-        return sweep / job.subfolder, "new"
-    last = tried[-1]
-    summary = read_summary(last)
-    if summary.get("job_id") == job.job_id:
-        if summary.get("status") == "FINISHED":
-            return last, "finished"
-        if summary.get("status") in ("RUNNING", "KILLED") and any((last / "checkpoints").glob("last*.pt")):
-            return last, "resume"
-    return sweep / f"{job.subfolder}_{len(tried) + 1}", "new"
+    tried, last, summary = _attempts(job, sweep)
+    status = summary.get("status") if summary.get("job_id") == job.job_id else None
+    if status == "FINISHED":
+        return last, "finished"
+    if status in ("RUNNING", "KILLED") and any((last / "checkpoints").glob("last*.pt")):
+        return last, "resume"
+    return sweep / (f"{job.subfolder}_{tried + 1}" if tried else job.subfolder), "new"
 
 
 def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
@@ -120,7 +111,7 @@ def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
         UserError: one still runs after 30 s.
     """
     deadline = time.monotonic() + _ENDING_S
-    for folder in [folder for job in jobs for folder in _attempts(job, sweep)]:
+    for folder in (_attempts(job, sweep)[1] for job in jobs):
         while (owner := living_owner(folder)) is not None:
             if time.monotonic() > deadline:
                 raise UserError(f"{folder}: process {owner} of an earlier start still runs; end it, then start again")
@@ -139,15 +130,14 @@ def mark(folder: Path, status: str, error: str) -> None:
 
 def ended_before(job: Job, sweep: Path) -> tuple[str, str]:
     """Status and error of a job that does not run again; NOT RUN if it has none."""
-    tried = _attempts(job, sweep)
-    summary = read_summary(tried[-1]) if tried else {}
+    *_, summary = _attempts(job, sweep)
     status = str(summary.get("status"))
     return (status, str(summary.get("error", ""))) if status in ("FAILED", "KILLED") else ("NOT RUN", "")
 
 
-def _attempts(job: Job, sweep: Path) -> list[Path]:
-    """The folders of a job, oldest first."""
-    found: list[Path] = []
-    while (following := sweep / (f"{job.subfolder}_{len(found) + 1}" if found else job.subfolder)).exists():
-        found.append(following)
-    return found
+def _attempts(job: Job, sweep: Path) -> tuple[int, Path, dict[str, Any]]:
+    """How many folders a job has, the newest one, and its summary."""
+    tried, last = 0, sweep / job.subfolder
+    while (following := sweep / (f"{job.subfolder}_{tried + 1}" if tried else job.subfolder)).exists():
+        tried, last = tried + 1, following
+    return tried, last, read_summary(last)
