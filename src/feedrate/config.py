@@ -294,12 +294,6 @@ def check_as(schema: type[Schema], config: Mapping[str, Any]) -> Schema:
     """The resolved configuration as a `schema`, with those of its groups that have a `_target_` checked as well.
 
     Of several mistakes, one in a key that was typed is reported, since others may refer to it.
-
-    Args:
-        config: plain containers, every interpolation resolved.
-
-    Raises:
-        UserError: naming the key, its value, the rule, and the nearest valid key.
     """
     others = common_keys(TrainConfig) - common_keys(schema)
     config = {key: value for key, value in config.items() if key not in others}  # conf/local may set them for training

@@ -20,11 +20,7 @@ def nearest(name: str, valid: list[str]) -> str:
 
 
 def validate(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
-    """`values` as a `schema`; `prefix` is the group's name in messages, empty for the root.
-
-    Raises:
-        UserError: naming the key, its value, the rule, and the nearest valid key.
-    """
+    """`values` as a `schema`; `prefix` is the group's name in messages, empty for the root."""
     try:
         return TypeAdapter(schema).validate_python(dict(values))
     except ValidationError as error:

@@ -47,12 +47,7 @@ def describe_composition(error: BaseException) -> str:
 
 
 def lacking_package(choices: Mapping[str, Any], key: str) -> str:
-    """Names the option's file that lacks `# @package _global_`, so that its keys land below its group; else empty.
-
-    Args:
-        choices: option of each group.
-        key: that is not known, as GROUP or GROUP.KEY.
-    """
+    """Names the option's file that lacks `# @package _global_`, so that its `key` lands below its group; else empty."""
     group = key.partition(".")[0]
     if group not in ("experiment", "debug", "local") or not choices.get(group):
         return ""

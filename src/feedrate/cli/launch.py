@@ -45,10 +45,8 @@ FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # as the user set it; `
 def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Composes conf/`config_name`.yaml with the command line's overrides and calls `job` with it.
 
-    The last statement of a program. Until the job handles it, Ctrl-C ends the process at once.
-
-    Raises:
-        SystemExit: with code 1 after an error, 128 + signal after a signal.
+    The last statement of a program; exits with 1 after an error, with 128 + signal after a signal. Until the job
+    handles it, Ctrl-C ends the process at once.
     """
     alone = sys._getframe(1).f_back is None and not sys.flags.inspect  # no profiler, debugger or shell around it
     try:
@@ -134,9 +132,6 @@ def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | N
     Args:
         written: the run folder's copy of the configuration, updated as well.
         job: Hydra's own node (`hydra`); None: that of the running job, if any.
-
-    Raises:
-        UserError: an interpolation that leads nowhere, or a missing value (`???`).
     """
     if job is None and HydraConfig.initialized():
         job = HydraConfig.get()

@@ -23,11 +23,7 @@ _OURS = ("feedrate", "hydra_plugins")
 
 
 def locate(path: str, group: str) -> Callable[..., Any]:
-    """The class or function at an import path.
-
-    Raises:
-        UserError: it cannot be imported, with the reason.
-    """
+    """The class or function at an import path."""
     from hydra._internal.utils import _locate
 
     try:
@@ -71,16 +67,11 @@ def _parameters(target: Callable[..., Any]) -> tuple[Mapping[str, inspect.Parame
 def build(
     node: Mapping[str, Any], group: str, injected: Mapping[str, Any], common: Collection[str] = frozenset()
 ) -> Any:
-    """The object that `node` describes.
+    """The object that `node` describes: `_target_` and keys of its constructor, which may be nodes themselves.
 
     Args:
-        node: `_target_` and the keys of its constructor; a key may itself be a node with `_target_`.
-        group: the node's name in messages.
         injected: values for the parameters of the same name, where the constructor has them and no key is given.
         common: keys that reach the constructor only if it names them and they are not null.
-
-    Raises:
-        UserError: the constructor does not know a key, lacks one, or raises.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -129,18 +120,11 @@ def first_line(error: BaseException) -> str:
 
 
 def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = (), *, own: bool = False) -> None:
-    """Checks every `_target_`, nested ones too, before any is imported.
+    """Checks every `_target_` in configuration nodes, nested ones too, before any is imported.
 
     Allowed are what conf/ ships, feedrate's models, datasets and loaders, and the modules, optimizers and schedulers in
-    torch.nn, torch.optim and torch.optim.lr_scheduler. Hydra's own block list allows torch.load, Path.unlink and open.
-
-    Args:
-        nodes: configuration nodes by name, plain containers without interpolations.
-        allow: further import paths.
-        own: also allow classes defined in files of this repository, which made the run.
-
-    Raises:
-        UserError: names the targets that are not allowed, and the key that allows them.
+    torch.nn, torch.optim and torch.optim.lr_scheduler; paths in `allow`; and with `own` the classes defined in files of
+    this repository, which made the run. Hydra's own block list allows torch.load, Path.unlink and open.
     """
     foreign: dict[str, str] = {}
     for key, value in _scalars(nodes, ""):

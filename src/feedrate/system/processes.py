@@ -20,9 +20,6 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
     """Runs `work(part)` for each part in its own process; yields the part's number and what the work yields.
 
     A single part runs in this process. Closed or interrupted, it kills the processes.
-
-    Raises:
-        UserError, OSError: raised by the work, or a process was killed.
     """
     if len(parts) == 1:
         yield from ((0, message) for message in work(parts[0]))

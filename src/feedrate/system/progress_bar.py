@@ -12,12 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(things: str, total: int, kept: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function that shows how many things are written.
-
-    Args:
-        things: what is written, such as 'samples'.
-        kept: how many exist from before.
-    """
+    """Yields a function that shows how many things ('samples') are written; `kept` exist from before."""
     if kept:
         print(f"{kept:,} of {total:,} {things} are there from before")
     if sys.stdout.isatty():

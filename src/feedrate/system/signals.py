@@ -32,19 +32,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Remembers a signal that asks to stop, and raises Interrupted where that is safe.
+    """Remembers the first signal that asks to stop (`signum`), and raises Interrupted where that is safe.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. A process that hangs is ended after `patience_s`.
-
-    Args:
-        abandon: records the end of a process that hangs, given the reason; called in a thread.
-        action: what happens after the first signal, for the message.
-        patience_s: from the first signal to the end of a process that hangs; None: it is not ended.
-
-    Attributes:
-        signum: the first signal received, or None.
-        safe: whether the handler may raise wherever the process is, as while the loop waits for a batch. Otherwise
-            `check` raises after the step.
+    With `safe` the handler raises wherever the process is, as while the loop waits for a batch; otherwise `check`
+    raises after the step. A second Ctrl-C raises KeyboardInterrupt at once. A process that hangs is ended after
+    `patience_s`, unless that is None; `abandon` is called before, in a thread, with the reason.
     """
 
     def __init__(
@@ -142,27 +134,18 @@ def how_to_hurry(signum: int) -> str:
     return f"{'Ctrl-C again' if signum == signal.SIGINT else 'Ctrl-C'} stops at once"
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Without an Interruption
-# ---------------------------------------------------------------------------------------------------------
-
-
 def quit_on_interrupt() -> None:
     """Ctrl-C exits at once with one line and code 130; ends `raise_when_stopped`.
 
     For imports, where an exception could get lost, and for the end of the program, where nothing would catch it.
     """
     for signum in STOPPING:
-        if signal.getsignal(signum) is _raise:
-            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _quit)
+        if signal.getsignal(signum) in (_raise, signal.default_int_handler):
+            signal.signal(signum, _quit if signum == signal.SIGINT else signal.SIG_DFL)
 
 
 def raise_when_stopped() -> None:
     """Each signal in `STOPPING` raises Interrupted at once, until `quit_on_interrupt`: for commands without a run."""
-    if signal.getsignal(signal.SIGINT) is _quit:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     _handle(_raise)
 
 

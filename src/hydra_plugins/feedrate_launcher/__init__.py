@@ -43,13 +43,7 @@ class FeedrateLauncher(Launcher):
         return self._jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs the jobs and returns their lowest validation losses.
-
-        Raises:
-            UserError: before any job runs: one is configured wrongly, the same sweep is running, or the tracking store
-                cannot be used; at the end: a job failed.
-            KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the running jobs have ended.
-        """
+        """Runs the jobs, all of which are checked before, and returns their lowest validation losses."""
         from feedrate.reporting.report import Report
         from feedrate.reporting.results import swept
         from hydra_plugins.feedrate_launcher._folder import claim, discard, identity, wait_for

@@ -29,15 +29,10 @@ def claim(
     again: bool,
     goes_on: Callable[[Mapping[str, Any]], bool] = lambda facts: facts.get("status") != "FINISHED",
 ) -> RunFolder:
-    """Locks the folder of the interrupted sweep with this id, or `fresh`; of several processes one gets it.
+    """Locks the folder of the newest sweep with this id, or `fresh`; of several processes one gets it.
 
-    Args:
-        fresh: folder of a new sweep; earlier ones are looked for beside it and under outputs/sweeps.
-        again: begin a new sweep in any case.
-        goes_on: whether to resume the newest such sweep, given its summary.json.
-
-    Raises:
-        UserError: the same sweep is running, or `fresh` holds another one.
+    An earlier one, beside `fresh` or under outputs/sweeps, is taken if `goes_on` says so of its summary.json, and not
+    `again`. UserError: the same sweep is running, or `fresh` holds another one.
     """
     fresh.parent.mkdir(parents=True, exist_ok=True)
     path = fresh
@@ -105,11 +100,7 @@ def attempt(job: Job, sweep: Path) -> tuple[Path, Literal["finished", "resume", 
 
 
 def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
-    """Waits until the jobs of an earlier start have written their checkpoints, and marks those that left no status.
-
-    Raises:
-        UserError: one still runs after 30 s.
-    """
+    """Waits until the jobs of an earlier start have written their checkpoints, and marks those that left no status."""
     deadline = time.monotonic() + _ENDING_S
     for folder in (_attempts(job, sweep)[1] for job in jobs):
         while (owner := living_owner(folder)) is not None:

@@ -60,12 +60,7 @@ class Sweep:
     def open(self, jobs: Sequence[Job] = ()) -> Iterator[None]:
         """Opens the parent run; at the end writes table and plots and closes it, also after an error or a signal.
 
-        Args:
-            jobs: are listed in the table even if they never start.
-
-        Raises:
-            UserError: the tracking store cannot be used; at the end: a job failed.
-            Interrupted: at the end, after a signal that asks to stop.
+        `jobs` are listed in the table even if they never start. Raises UserError at the end where a job failed.
         """
         status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
         reason = "the sweep was interrupted"
@@ -108,11 +103,7 @@ class Sweep:
     def run(
         self, jobs: Iterator[Job], ended: Callable[[Job, JobResult, Mapping[str, Any]], None] = lambda *_: None
     ) -> None:
-        """Runs jobs, within `open`, until there are no more or the sweep is stopped, and all have ended.
-
-        Args:
-            ended: called with each job, its result, and its summary if it finished.
-        """
+        """Runs jobs, within `open`; calls `ended` with each one, its result, and its summary if it finished."""
         running: dict[int, tuple[Job, Path, JobProcess]] = {}
         gpus = visible_gpus() if self.at_once > 1 else []
         gpu_of: dict[int, str] = {}  # of the running jobs
