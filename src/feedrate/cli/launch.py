@@ -33,7 +33,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from feedrate.cli.hydra_errors import CONF, describe_composition, lacking_package
 from feedrate.cli.output import outlive_readers
 from feedrate.cli.replaced import own_defaults
-from feedrate.errors import SampleError, UserError, raised_at
+from feedrate.errors import UserError, raised_at
 from feedrate.system.secrets import masked, without_secrets
 from feedrate.system.signals import on_the_way_out, quit_on_interrupt
 
@@ -49,27 +49,23 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     handles it, Ctrl-C ends the process at once.
     """
     alone = sys._getframe(1).f_back is None and not sys.flags.inspect  # no profiler, debugger or shell around it
+    code = 0
     try:
         _run(job, config_name)
     except SystemExit as ended:
-        if alone and isinstance(ended.code, int):
-            _leave(ended.code)
-        raise
-    if alone:
-        _leave(0)
-
-
-def _leave(code: int) -> None:
-    """Does what Python does at its end, then exits at once if a daemon thread is left.
-
-    Such a thread, back from a call into torch, would abort the process during Python's finalization.
-    """
-    threading._shutdown()  # type: ignore[attr-defined]  # joins threads that are not daemons
-    atexit._run_exitfuncs()
-    if threading.active_count() > 1:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code & 0xFF)
+        if not alone or not isinstance(ended.code, int):
+            raise
+        code = ended.code
+    if alone:  # what Python does at its end
+        threading._shutdown()  # type: ignore[attr-defined]  # joins threads that are not daemons
+        atexit._run_exitfuncs()
+        if (
+            threading.active_count() > 1
+        ):  # a daemon thread, back from torch, would abort the process in its finalization
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code & 0xFF)
+        sys.exit(code)
 
 
 def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -174,19 +170,13 @@ def describe(error: BaseException) -> str:
 def _fail(error: Exception) -> NoReturn:
     quit_on_interrupt()
     text = without_secrets(describe(error))
+    behind = error.__cause__ if isinstance(error, UserError) else error
+    details = "".join(traceback.format_exception(behind)) if behind is not None else ""
     file = logging.getLogger("feedrate.file")
     if file.handlers:  # none before the job begins; logging would then print the text a second time
-        file.error(without_secrets(f"{text}\n{_traceback(error)}".rstrip()))
+        file.error(without_secrets(f"{text}\n{getattr(error, 'cause', '') or details}".rstrip()))
     print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(1)
-
-
-def _traceback(error: Exception) -> str:
-    """For the log file; empty where the mistake is not in code."""
-    if isinstance(error, SampleError) and error.cause:
-        return error.cause
-    behind = error.__cause__ if isinstance(error, UserError) else error
-    return "".join(traceback.format_exception(behind)) if behind is not None else ""
 
 
 def _remove_unused_folder() -> None:

@@ -97,7 +97,7 @@ class Interruption:
         if self.signum is None:
             self.signum = signum
             with contextlib.suppress(OSError):  # the reader may be gone
-                os.write(2, f"\n{signal.Signals(signum).name}: {self._action}; {how_to_hurry(signum)}\n".encode())
+                os.write(2, f"\n{signal.Signals(signum).name}: {self._action}; another Ctrl-C stops at once\n".encode())
             if self._patience_s is not None:  # only now: with a second thread a process cannot fork workers safely
                 end = time.monotonic() + self._patience_s
                 threading.Thread(target=self._end_in_time, args=(end,), daemon=True).start()
@@ -127,11 +127,6 @@ class Interruption:
         with contextlib.suppress(Exception):
             os.write(2, f"{text}\n".encode())
         os._exit(128 + (signal.SIGINT if self._hurried else self.signum))
-
-
-def how_to_hurry(signum: int) -> str:
-    """How to end the process sooner after signal `signum`."""
-    return f"{'Ctrl-C again' if signum == signal.SIGINT else 'Ctrl-C'} stops at once"
 
 
 def quit_on_interrupt() -> None:
@@ -165,16 +160,6 @@ def signals_blocked(*signums: int) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Ctrl-C has no effect within the block, so that a second one does not disturb the clean-up after the first."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def ignore(signums: Iterable[int]) -> None:

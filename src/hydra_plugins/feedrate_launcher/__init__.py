@@ -63,7 +63,7 @@ class FeedrateLauncher(Launcher):
             master=self.config,
             folder=claim(fresh, sweep_id, again=jobs[0].config.sweep.again),
             at_once=at_once,
-            name=_name(jobs[0], self.config.hydra.runtime.choices, keys),
+            name=_name(self.config.hydra.runtime.choices, keys),
             sweep_id=sweep_id,
             settings={key: ", ".join(dict.fromkeys(job.settings[key] for job in jobs)) for key in keys},
             config=jobs[0].config,
@@ -82,14 +82,9 @@ class FeedrateLauncher(Launcher):
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=sweep.results[job.number].value) for job in jobs]
 
 
-def _name(job: Job, choices: Mapping[str, str], keys: Sequence[str]) -> str:
+def _name(choices: Mapping[str, str], keys: Sequence[str]) -> str:
     """`sweep cnn-digits num_workers x batch_size`: model and data unless they are swept, then what is swept."""
-    data = job.config.dataset
-    names = {
-        "model": choices["model"],
-        "dataset": data.get("name") or Path(data.get("root") or choices["dataset"]).name,
-    }
-    common = "-".join(name for group, name in names.items() if group not in keys)
+    common = "-".join(choices[group] for group in ("model", "dataset") if group not in keys)
     return " ".join(filter(None, ["sweep", common, " x ".join(key.rpartition(".")[2] for key in keys) or "of one"]))[
         :100
     ]

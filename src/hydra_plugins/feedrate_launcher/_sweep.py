@@ -26,7 +26,7 @@ from feedrate.system.secrets import mask_files
 from feedrate.system.signals import Interruption
 from feedrate.tracking.journal import JOB_TAG
 from feedrate.tracking.sweep import SweepRun, picture
-from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE
+from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE, Tracker
 from hydra_plugins.feedrate_launcher._folder import add, attempt, ended_before, mark
 from hydra_plugins.feedrate_launcher._jobs import Job
 from hydra_plugins.feedrate_launcher._process import GPUS, JobProcess, outcome, visible_gpus
@@ -149,12 +149,10 @@ class Sweep:
         return job, folder, JobProcess(command, job.sent(folder, resume=state == "resume"), environment, prefix)
 
     def _environment(self, job: Job) -> dict[str, str]:
-        environment = {**os.environ, JOB_VARIABLE: str(job.number), **job.environment}
-        environment.pop(PARENT_VARIABLE, None)
+        parent = self._parent.reference if self._parent is not None else ""
+        environment = {**os.environ, JOB_VARIABLE: str(job.number), PARENT_VARIABLE: parent, **job.environment}
         if not FULL_ERROR:
             environment.pop("HYDRA_FULL_ERROR", None)
-        if self._parent is not None:
-            environment[PARENT_VARIABLE] = self._parent.reference
         return environment
 
     def _record(self, job: Job, folder: Path, code: int) -> Mapping[str, Any]:
@@ -186,13 +184,13 @@ class Sweep:
         mask_files(self.folder.path)  # multirun.yaml holds the overrides
         if self.config.tracking.uri is None:
             return
-        typed = [str(override) for override in self.master.hydra.overrides.task]
+        command = command_line(["-m", *map(str, self.master.hydra.overrides.task)])
         self._parent = SweepRun(
             self.config.tracking,
             self.name,
             self.folder.path,
             settings=self.settings,
-            tags={"feedrate.sweep_id": self.sweep_id, "feedrate.command": command_line(["-m", *typed])},
+            tags={"feedrate.sweep_id": self.sweep_id, "feedrate.command": command},
             owned=lambda path: living_owner(path) is not None,
         )
 
@@ -208,26 +206,22 @@ class Sweep:
 
     def _close(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str) -> None:
         """Writes table and plots to the terminal, the sweep's folder and the parent run, and closes it."""
-        parent, folder = self._parent, self.folder
+        tracker = self._parent.tracker if self._parent is not None else Tracker()
         try:
             if any(found.status != "NOT RUN" for found in self.results.values()):
-                paths = self.report.write(self._ordered(), folder.path)
-                print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {folder.path}", flush=True)
-                if parent is not None:
-                    self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
-                    for path in paths:
-                        parent.tracker.artifact(path)
-                    if (best := self.report.best(self._ordered())) is not None:
-                        parent.best(best.settings, best.metrics)
+                paths = self.report.write(self._ordered(), self.folder.path)
+                print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {self.folder.path}", flush=True)
+                self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
+                for path in paths:
+                    tracker.artifact(path)
+                if self._parent is not None and (best := self.report.best(self._ordered())) is not None:
+                    self._parent.best(best.settings, best.metrics)
         finally:
-            if parent is not None:
-                parent.tracker.end(status, reason)
-                if parent.tracker.url is not None:
-                    print(
-                        f"this sweep    {parent.tracker.url}\nall runs      {parent.tracker.experiment_url}", flush=True
-                    )
-            add(folder, status=status, error=reason, run_id=parent.tracker.run_id if parent is not None else None)
-            folder.release()
+            tracker.end(status, reason)
+            if tracker.url is not None:
+                print(f"this sweep    {tracker.url}\nall runs      {tracker.experiment_url}", flush=True)
+            add(self.folder, status=status, error=reason, run_id=tracker.run_id)
+            self.folder.release()
 
     def _ordered(self) -> list[JobResult]:
         return [self.results[number] for number in sorted(self.results)]
