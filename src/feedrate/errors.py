@@ -35,10 +35,7 @@ class SampleError(UserError):
         cause: str = "",
     ) -> None:
         super().__init__(message)
-        self.ID = ID
-        self.path = path
-        self.worker = worker
-        self.cause = cause
+        self.ID, self.path, self.worker, self.cause = ID, path, worker, cause
 
 
 def offence(fault: str, offenders: Sequence[object], remedy: str) -> str:
