@@ -312,10 +312,3 @@ def common_keys(schema: type) -> frozenset[str]:
 def timeout_of(loader: Mapping[str, Any]) -> float:
     """Seconds that loading a batch may take, from a loader's node; 0: no limit."""
     return float(loader.get("timeout") or 0)
-
-
-def dataset_keys(node: Mapping[str, Any]) -> DatasetConfig:
-    """The keys of every dataset in a dataset's node, checked."""
-    names = common_keys(DatasetConfig)
-    result: DatasetConfig = validate(DatasetConfig, {k: v for k, v in node.items() if k in names}, "dataset")
-    return result

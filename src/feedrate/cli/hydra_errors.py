@@ -74,13 +74,8 @@ def _fault_in_file(error: BaseException) -> str:
         line = file.read_bytes()[: error.start].count(b"\n") + 1
         return f"{shown_path(file)}, line {line}: is not in UTF-8; save the file in UTF-8"
     cause = error.__cause__ or error
-    text = str(cause).splitlines()[0]
-    if not isinstance(cause, GrammarParseError):
-        return f"{shown_path(file)}: {text}"
-    wrong = text.rpartition(" input ")[2].strip("'\"")
-    lines = file.read_text(encoding="utf-8").splitlines()
-    where = next((f", line {number}" for number, line in enumerate(lines, 1) if wrong and wrong in line), "")
-    return f"{shown_path(file)}{where}: an interpolation cannot be read ({text}); it is written ${{GROUP.KEY}}"
+    hint = "; an interpolation is written ${GROUP.KEY}" if isinstance(cause, GrammarParseError) else ""
+    return f"{shown_path(file)}: {str(cause).splitlines()[0]}{hint}"
 
 
 def _unknown_key(key: str, cause: BaseException | None) -> str:

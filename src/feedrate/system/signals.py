@@ -75,14 +75,6 @@ class Interruption:
         self.check()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Signals wait until the end of the block, such as while workers start: a half-started one cannot be ended."""
-        safe, self.safe = self.safe, False
-        yield
-        if safe:
-            self.allow()
-
-    @contextmanager
     def saving(self) -> Iterator[None]:
         """While a checkpoint is written, `patience_s` does not apply."""
         self._saving = True
@@ -170,10 +162,7 @@ def ignore(signums: Iterable[int]) -> None:
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Sets the handler of the signals in `STOPPING`; returns the former ones.
-
-    Signals that are already ignored (nohup, background jobs) stay ignored.
-    """
+    """Sets the handler of the signals in `STOPPING` that are not ignored (nohup, background jobs); the former ones."""
     heard = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
     return {signum: signal.signal(signum, handler) for signum in heard}
 

@@ -35,7 +35,7 @@ def claim(
     `again`. UserError: the same sweep is running, or `fresh` holds another one.
     """
     fresh.parent.mkdir(parents=True, exist_ok=True)
-    path = fresh
+    claimed = None
     try:
         with file_lock(fresh.parent / ".lock"):
             earlier = None if again else _newest(fresh, sweep_id)
@@ -44,18 +44,16 @@ def claim(
                     f"this sweep is running already: process {owner}, {earlier}\n"
                     "Wait for it, or start a second one beside it with sweep.again=true"
                 )
-            if earlier is not None and goes_on(read_summary(earlier)):
-                path = earlier
-            elif read_summary(fresh):
-                raise UserError(f"hydra.sweep.dir={fresh}: holds a sweep already; name a new folder")
-            claimed = RunFolder(path, "hydra.sweep.dir")
+            if earlier is None or not goes_on(read_summary(earlier)):
+                earlier = None
+                if read_summary(fresh):
+                    raise UserError(f"hydra.sweep.dir={fresh}: holds a sweep already; name a new folder")
+            claimed = RunFolder(earlier or fresh, "hydra.sweep.dir")
             add(claimed, status="RUNNING", sweep_id=sweep_id, started=f"{datetime.now(timezone.utc):%FT%TZ}")
-    except BaseException:
-        discard(fresh)
-        raise
-    if path != fresh:
-        discard(fresh)
-    return claimed
+        return claimed
+    finally:
+        if claimed is None or claimed.path != fresh:
+            discard(fresh)
 
 
 def add(folder: RunFolder, **facts: Any) -> None:
