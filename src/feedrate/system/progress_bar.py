@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 
 @contextmanager
@@ -16,10 +15,8 @@ def progress_bar(things: str, total: int, kept: int) -> Iterator[Callable[[int],
     if kept:
         print(f"{kept:,} of {total:,} {things} are there from before")
     if sys.stdout.isatty():
-        columns = (TextColumn(f"writing {things}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # no thread of its own, which would make forking unsafe
-        with Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False) as bar:
-            task = bar.add_task("", total=total, completed=kept)
+        with Progress(auto_refresh=False) as bar:  # no thread of its own, which would make forking unsafe
+            task = bar.add_task(f"writing {things}", total=total, completed=kept)
             yield lambda count: bar.update(task, completed=count, refresh=True)
         return
     tenth = 10 * kept // total

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -15,9 +14,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from feedrate.system.signals import raise_when_stopped
-
-if TYPE_CHECKING:
-    from hydra_plugins.feedrate_launcher._jobs import Job
 
 # Hydra imports this module, but not those beside it, at the start of every command: `launch` imports what takes time.
 
@@ -58,17 +54,15 @@ class FeedrateLauncher(Launcher):
         except BaseException:
             discard(fresh)
             raise
-        sweep_id = identity(jobs)
         sweep = Sweep(
             master=self.config,
-            folder=claim(fresh, sweep_id, again=jobs[0].config.sweep.again),
+            folder=claim(fresh, identity(jobs), again=jobs[0].config.sweep.again),
             at_once=at_once,
             name=_name(self.config.hydra.runtime.choices, keys),
-            sweep_id=sweep_id,
             settings={key: ", ".join(dict.fromkeys(job.settings[key] for job in jobs)) for key in keys},
             config=jobs[0].config,
             report=Report(keys),
-            words=lambda job: f"job {job.number} of {len(jobs)}: {_chosen(job, keys)}",
+            words=lambda job: f"job {job.number} of {len(jobs)}: {job.chosen}",
         )
         with sweep.open(jobs):
             print(f"sweep of {len(jobs)} jobs" + (f", {at_once} at once" if at_once > 1 else ""))
@@ -77,7 +71,7 @@ class FeedrateLauncher(Launcher):
             wait_for(jobs, sweep.folder.path)
             left = [job for job in jobs if not sweep.finished_before(job)]
             for number in sweep.results:
-                print(f"job {number} finished before: {_chosen(jobs[number - initial_job_idx], keys)}")
+                print(f"job {number} finished before: {jobs[number - initial_job_idx].chosen}")
             sweep.run(iter(left))
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=sweep.results[job.number].value) for job in jobs]
 
@@ -88,7 +82,3 @@ def _name(choices: Mapping[str, str], keys: Sequence[str]) -> str:
     return " ".join(filter(None, ["sweep", common, " x ".join(key.rpartition(".")[2] for key in keys) or "of one"]))[
         :100
     ]
-
-
-def _chosen(job: Job, keys: Sequence[str]) -> str:
-    return " ".join(f"{key}={value}" for key, value in job.settings.items() if key in keys)

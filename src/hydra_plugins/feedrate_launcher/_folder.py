@@ -117,13 +117,6 @@ def mark(folder: Path, status: str, error: str) -> None:
     owned.release()
 
 
-def ended_before(job: Job, sweep: Path) -> tuple[str, str]:
-    """Status and error of a job that does not run again; NOT RUN if it has none."""
-    *_, summary = _attempts(job, sweep)
-    status = str(summary.get("status"))
-    return (status, str(summary.get("error", ""))) if status in ("FAILED", "KILLED") else ("NOT RUN", "")
-
-
 def _attempts(job: Job, sweep: Path) -> tuple[int, Path, dict[str, Any]]:
     """How many folders a job has, the newest one, and its summary."""
     tried, last = 0, sweep / job.subfolder

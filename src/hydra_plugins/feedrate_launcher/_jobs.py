@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +37,11 @@ class Job:
     composed: DictConfig  # with Hydra's own node
     notes: Sequence[str] = ()  # on classes that replace an option's own
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> str:
+        """The swept settings in words."""
+        return " ".join(f"{key}={value}" for key, value in self.settings.items())
 
     def sent(self, folder: Path, *, resume: bool) -> bytes:
         """What the job's process reads: the configuration of a run in `folder`."""
@@ -87,8 +91,3 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         composed=composed,
         notes=notes,
     )
-
-
-def quoted(text: str) -> str:
-    """A text in Hydra's quotes, where a backslash escapes only a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"

@@ -27,7 +27,7 @@ from feedrate.system.signals import Interruption
 from feedrate.tracking.journal import JOB_TAG
 from feedrate.tracking.sweep import SweepRun, picture
 from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE, Tracker
-from hydra_plugins.feedrate_launcher._folder import add, attempt, ended_before, mark
+from hydra_plugins.feedrate_launcher._folder import add, attempt, mark
 from hydra_plugins.feedrate_launcher._jobs import Job
 from hydra_plugins.feedrate_launcher._process import GPUS, JobProcess, outcome, visible_gpus
 
@@ -44,7 +44,6 @@ class Sweep:
     folder: RunFolder  # holds those of the jobs
     at_once: int
     name: str  # of the parent run
-    sweep_id: str  # the same for the same command
     settings: Mapping[str, str]  # what is swept -> its values as text
     config: TrainConfig  # of any job, for the groups tracking and sweep
     report: Report
@@ -78,8 +77,7 @@ class Sweep:
             raise
         finally:
             for job in jobs:
-                if job.number not in self.results:
-                    self.results[job.number] = self.result(job, *ended_before(job, self.folder.path))
+                self.results.setdefault(job.number, self.result(job, "NOT RUN", ""))
             self._close(status, reason)
             self._stop.leave()
         self._stop.check()
@@ -190,7 +188,7 @@ class Sweep:
             self.name,
             self.folder.path,
             settings=self.settings,
-            tags={"feedrate.sweep_id": self.sweep_id, "feedrate.command": command},
+            tags={"feedrate.command": command},
             owned=lambda path: living_owner(path) is not None,
         )
 
