@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from feedrate.timing.noise import Measured, noise, same
 from feedrate.timing.stages import STAGES
 from feedrate.tuning.trial_runner import opened, timed_steps
 
-FED_PCT = 2.0  # a loader feeds a step that waits no more
 EQUAL = "~"  # marks a ratio within the noise
 CPU = torch.device("cpu")
 
@@ -69,12 +67,6 @@ class Entry:
         """Shares of the load by stage, in percent; empty if unknown."""
         return {stage: self.middle(stage) for stage in STAGES if stage in self.facts}
 
-    @property
-    def sufficient_step_ms(self) -> float:
-        """The shortest of the steps that it feeds; 0 if none."""
-        short = max((step for step in self.step_lengths if self.middle("wait_pct", step) > FED_PCT), default=0.0)
-        return min((step for step in self.step_lengths if step > short), default=0.0)
-
     def row(self) -> dict[str, Any]:
         """For bench.json."""
         return {
@@ -87,7 +79,6 @@ class Entry:
             "spread": [min(self.rates), max(self.rates)],
             "noise_pct": 100 * noise(self.rates) / median(self.rates),
             "stages_pct": self.stages,
-            "sufficient_step_ms": self.sufficient_step_ms,
             "steps": [
                 {"step_ms": s, **{name: self.middle(name, s) for name in ("samples_per_s", "wait_pct")}}
                 for s in self.step_lengths
@@ -115,10 +106,7 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
     found = []
     kept = [text for text in typed if not text.startswith(("bench.", "hydra"))]
     for text in compare:
-        try:
-            overrides = shlex.split(text)
-        except ValueError as error:
-            raise UserError(f"bench.compare: {text}: cannot be read ({error}); close or remove the quote") from error
+        overrides = text.split()
         for override in overrides:
             if override.partition("=")[0].partition(".")[0] not in ("dataset", "loader", "seed"):
                 raise UserError(f"bench.compare: {override}: only settings of dataset, loader and seed can be compared")
@@ -246,9 +234,6 @@ def described(entry: Entry) -> str:
     for step in entry.step_lengths:
         rate, wait = entry.middle("samples_per_s", step), entry.middle("wait_pct", step)
         lines.append(f"  step {step:>4g} ms {rate:,.0f} samples/s, waited {wait:.1f} %")
-    if least := entry.sufficient_step_ms:
-        rate = 1e3 * facts["batch_size"] / least
-        lines.append(f"  suffices    for steps of {least:g} ms and more ({rate:,.0f} samples/s)")
     return "\n".join(lines)
 
 

@@ -28,14 +28,16 @@ def compare(runner: TrialRunner, best: Setting, rate: float) -> str:
         rate: samples per second without workers, which bounds the number of batches.
     """
     batches = max(1, min(MOST_COMPARED, int(COMPARED_S * rate / runner.node["batch_size"])))
-    order, content = runner.digests(best, batches)
-    inline_order, inline_content = runner.digests(Setting(0), batches)
-    assert order == inline_order, "the order of the samples depends on the loader's setting"
+    try:
+        (order, content), inline = (runner.digests(setting, batches) for setting in (best, Setting(0)))
+    except UserError as error:  # values without a definite content
+        return f"nothing ({str(error).splitlines()[0]})"
+    assert order == inline[0], "the order of the samples depends on the loader's setting"
     text = f"the first {batches} batches: order digest {order[:16]}"
-    if content != inline_content:
+    if content != inline[1]:
         remedy = "draw the dataset's random numbers from sample_rng()"
         return f"{text} with and without workers, but their content differs: {remedy}"
-    return f"{text}{f', content digest {content[:16]}' if content else ''}, with and without workers"
+    return f"{text}, content digest {content[:16]}, with and without workers"
 
 
 def option(node: Mapping[str, Any], found: Tuned, compared: str, command: str, data_and_model: str) -> str:

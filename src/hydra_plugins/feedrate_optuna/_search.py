@@ -86,7 +86,6 @@ class Searching:
             try:
                 sweep.run(self._jobs(self._interrupted()), self._ended)
             finally:
-                report.importance = {key.lstrip("+"): share for key, share in self._study.importance().items()}
                 with optional("of the search"):
                     report.pictures = self._study.figures()
 
