@@ -143,11 +143,6 @@ def steady(summary: Mapping[str, Any], metric: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-# ---------------------------------------------------------------------------------------------------------
-# settings
-# ---------------------------------------------------------------------------------------------------------
-
-
 def settings(overrides: Sequence[str]) -> dict[str, str]:
     """`['loader.num_workers=2', '+model.width=8']` as key -> value."""
     parts = (override.lstrip("+").partition("=") for override in overrides)
@@ -214,11 +209,6 @@ def chosen_words(chosen: Mapping[str, str]) -> str:
 def words_of_metric(metric: str) -> str:
     """`validation accuracy` for validation/accuracy."""
     return metric.replace("/", " ").replace("_", " ") or "validation metric"
-
-
-# ---------------------------------------------------------------------------------------------------------
-# ranking
-# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -32,17 +32,11 @@ Baseline = Mapping[tuple[str, str], tuple[float, float]]  # (name, dataset) -> s
 
 @dataclass
 class Entry:
-    """A loader under comparison.
+    """A loader under comparison."""
 
-    Attributes:
-        name: the overrides that distinguish it.
-        config: resolved.
-        measurements: by length of the step in ms; each as `measure` returns it.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    measurements: dict[float, list[Mapping[str, Any]]] = field(default_factory=dict)
+    name: str  # the overrides that distinguish it
+    config: Mapping[str, Any]  # resolved
+    measurements: dict[float, list[Mapping[str, Any]]] = field(default_factory=dict)  # by length of the step in ms
 
     def middle(self, figure: str, step_ms: float = 0.0) -> float:
         """Median over the repeats."""
@@ -87,11 +81,7 @@ class Entry:
 
 
 def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequence[str]) -> list[Entry]:
-    """An entry for each text of overrides in `compare`; without any, one of the configuration itself.
-
-    Args:
-        config: resolved.
-        typed: the command's own overrides.
+    """An entry for each text of overrides in `compare`; without any, one of the resolved configuration itself.
 
     Raises:
         UserError: an override does not exist, or is of another group; two loaders are the same.
@@ -119,11 +109,6 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
     if len({entry.name for entry in found}) < len(found):
         raise UserError("bench.compare: two of the loaders are the same; give each once")
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------
-# measuring
-# ---------------------------------------------------------------------------------------------------------
 
 
 def measure_all(entries: Sequence[Entry], settings: BenchingConfig, baseline: Baseline | None = None) -> None:
@@ -210,11 +195,6 @@ def _memory_mb() -> float:
     return float(total / 1e6)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# terminal
-# ---------------------------------------------------------------------------------------------------------
-
-
 def described(entry: Entry) -> str:
     """The figures of one loader."""
     facts, rates, workers = entry.facts, entry.rates, entry.facts["workers"]
@@ -254,11 +234,6 @@ def table(entries: Sequence[Entry]) -> str:
         )  # fmt: skip
     equal_line = f"\n{EQUAL} equal to the first, within the noise" if any(EQUAL in row[3] for row in rows) else ""
     return text_table(head, rows, left=1) + equal_line
-
-
-# ---------------------------------------------------------------------------------------------------------
-# bench.json
-# ---------------------------------------------------------------------------------------------------------
 
 
 def write(entries: Sequence[Entry], path: Path) -> None:

@@ -24,8 +24,7 @@ MOST_COMPARED = 16  # batches
 def compare(runner: TrialRunner, best: Setting, rate: float) -> str:
     """Loads the first batches with a setting and without workers; says how many, with which digests.
 
-    Args:
-        rate: samples per second without workers, which bounds the number of batches.
+    `rate`, the samples per second without workers, bounds the number of batches.
     """
     batches = max(1, min(MOST_COMPARED, int(COMPARED_S * rate / runner.node["batch_size"])))
     try:
@@ -41,13 +40,7 @@ def compare(runner: TrialRunner, best: Setting, rate: float) -> str:
 
 
 def option(node: Mapping[str, Any], found: Tuned, compared: str, command: str, data_and_model: str) -> str:
-    """The text of the option's file, without its first line.
-
-    Args:
-        node: conf/loader, resolved; the setting overrides its keys.
-        compared: from `compare`.
-        command: the command that found it.
-    """
+    """The text of the option's file, without its first line; the setting overrides keys of `node` (conf/loader)."""
     lines = [
         f"{WRITTEN}{command}",
         f"# on {datetime.now(timezone.utc):%Y-%m-%d}, for {data_and_model} on {usable_cores()} cores.",

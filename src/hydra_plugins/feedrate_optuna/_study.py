@@ -29,11 +29,7 @@ _ONE_SEQUENCE = ("QMCSampler",)  # samplers with one seed for the whole sequence
 
 
 class Study:
-    """A study in an SQLite file, which is created or continued.
-
-    Args:
-        path: of the file, absolute.
-    """
+    """A study in an SQLite file (an absolute path), which is created or continued."""
 
     def __init__(self, path: Path, settings: Search, space: Mapping[str, BaseDistribution]) -> None:
         self._settings, self._space = settings, dict(space)
