@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
 _current = threading.local()
+_GLOBALS = "torch's", "Python's", "NumPy's"
 GAMMA = np.array(0x9E3779B97F4A7C15, np.uint64)  # arrays, as NumPy would convert a number at each use
 _SECOND, _THIRD = np.array(0xBF58476D1CE4E5B9, np.uint64), np.array(0x94D049BB133111EB, np.uint64)
 _27, _30, _31 = (np.array(n, np.uint64) for n in (27, 30, 31))
@@ -57,17 +60,21 @@ def sample_key(seed: int, epoch: int, ID: str, occurrence: int = 0) -> bytes:
     return hashlib.blake2b(text, digest_size=16, person=b"feedrate sample").digest()
 
 
+def _global_states() -> tuple[Any, ...]:
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
 @contextmanager
 def sample_seeds() -> Iterator[None]:
     """Restores the global generators on leaving, so that `name_sample` may be used within."""
-    state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    of_torch, of_python, of_numpy = _global_states()
     try:
         yield
     finally:
         _current.keys = None
-        torch.set_rng_state(state[0])
-        random.setstate(state[1])
-        np.random.set_state(state[2])
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 @contextmanager
@@ -75,14 +82,10 @@ def draws_from_globals() -> Iterator[list[str]]:
     """Same as `sample_seeds`; the list then names the global generators that were used, such as "torch's"."""
     drew: list[str] = []
     with sample_seeds():
-        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        before = [pickle.dumps(state) for state in _global_states()]
         yield drew
-        if not torch.equal(torch.get_rng_state(), before[0]):
-            drew.append("torch's")
-        if random.getstate() != before[1]:
-            drew.append("Python's")
-        if any(not np.array_equal(*pair) for pair in zip(np.random.get_state(), before[2], strict=True)):
-            drew.append("NumPy's")
+        after = [pickle.dumps(state) for state in _global_states()]
+        drew += [name for name, *states in zip(_GLOBALS, before, after, strict=True) if states[0] != states[1]]
 
 
 def name_sample(seed: int, epoch: int, ID: str, occurrence: int = 0) -> None:
@@ -117,17 +120,13 @@ def _seed_slow(key: bytes) -> None:
 class GlobalSeeds:
     """Seeds the global generators for one sample after another: Python's and NumPy's only if the samples use them.
 
-    Seeding these two can take longer than loading a sample. They start from a known state beside a copy of it: where
-    one has advanced beyond its copy, the sample has used it, and must be loaded again, seeded. From that sample on they
-    are seeded for each, so the results are those of seeding for every sample.
+    Seeding these two can take longer than loading a sample. They start from a known state beside a copy: one that has
+    advanced beyond its copy was used by the sample, which must be loaded again, seeded, as all samples from then on.
     """
 
     def __init__(self) -> None:
         self._needed = False
         self._python, self._numpy = random.Random(0), np.random.RandomState(0)
-
-    def __reduce__(self) -> tuple[type[GlobalSeeds], tuple[()]]:
-        return GlobalSeeds, ()
 
     def begin(self) -> None:
         """Call before the first sample of a batch."""
@@ -139,10 +138,9 @@ class GlobalSeeds:
 
     def seed(self, key: bytes) -> None:
         """Call before the sample with this key."""
+        _seed_torch(key)  # always: torch.initial_seed() would tell the difference
         if self._needed:
-            seed_globals(key)
-        else:  # torch's always: torch.initial_seed() would tell the difference
-            _seed_torch(key)
+            _seed_slow(key)
 
     def missed(self) -> bool:
         """Whether the sample since `seed` has used a generator that was not seeded for it."""
