@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import mmap
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,7 +96,7 @@ def test_what_has_no_position_to_share_is_left_alone(path: Path, caplog: pytest.
         number = closed.fileno()
     harmless = {"mapped": mapped, "array": np.memmap(path), "memory": io.BytesIO(b"abc"), "descriptor": number}
     with path.with_name("log").open("w") as log:
-        data = Raw(closed=closed, log=log, **harmless, out=sys.stderr, stdin=sys.stdin, texts=["a"] * 100, path=path)
+        data = Raw(closed=closed, log=log, **harmless, texts=["a"] * 100, path=path)
         assert notes(data, caplog) == []
 
 

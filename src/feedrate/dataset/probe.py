@@ -110,7 +110,10 @@ def sample_error(dataset: Any, ID: str, error: BaseException) -> SampleError:
 
 def one_line(error: BaseException) -> str:
     """Type, first line and, where the user's code raised it, the place of an error."""
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an exception that cannot be printed
+        lines = []
     return f"{type(error).__name__}{f': {lines[0]}' if lines else ''}{raised_at(error)}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import random
 import threading
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 
 _current = threading.local()
-_GLOBALS = "torch's", "Python's", "NumPy's"
 GAMMA = np.array(0x9E3779B97F4A7C15, np.uint64)  # arrays, as NumPy would convert a number at each use
 _SECOND, _THIRD = np.array(0xBF58476D1CE4E5B9, np.uint64), np.array(0x94D049BB133111EB, np.uint64)
 _27, _30, _31 = (np.array(n, np.uint64) for n in (27, 30, 31))
@@ -64,6 +62,11 @@ def _global_states() -> tuple[Any, ...]:
     return torch.get_rng_state(), random.getstate(), np.random.get_state()
 
 
+def _comparable(states: tuple[Any, ...]) -> dict[str, Any]:
+    of_torch, of_python, of_numpy = states
+    return {"torch's": of_torch.tolist(), "Python's": of_python, "NumPy's": repr(of_numpy)}
+
+
 @contextmanager
 def sample_seeds() -> Iterator[None]:
     """Restores the global generators on leaving, so that `name_sample` may be used within."""
@@ -82,10 +85,10 @@ def draws_from_globals() -> Iterator[list[str]]:
     """Same as `sample_seeds`; the list then names the global generators that were used, such as "torch's"."""
     drew: list[str] = []
     with sample_seeds():
-        before = [pickle.dumps(state) for state in _global_states()]
+        before = _comparable(_global_states())
         yield drew
-        after = [pickle.dumps(state) for state in _global_states()]
-        drew += [name for name, *states in zip(_GLOBALS, before, after, strict=True) if states[0] != states[1]]
+        after = _comparable(_global_states())
+        drew += [name for name, state in before.items() if state != after[name]]
 
 
 def name_sample(seed: int, epoch: int, ID: str, occurrence: int = 0) -> None:
