@@ -27,9 +27,7 @@ class InMemory(Dataset[tuple[Tensor, Any]]):
     Attributes:
         X: (N, ...) in the samples' own dtype.
 
-    Raises:
-        UserError: there is no sample, or not enough memory for all.
-        SampleError: a file cannot be read, or its shape or dtype is not that of the first sample.
+    Raises UserError where memory does not suffice, and SampleError for a file unlike the first one.
     """
 
     def __init__(self, list_IDs: Sequence[str], labels: Mapping[str, Any], root: str | Path = "data") -> None:

@@ -62,8 +62,8 @@ def _global_states() -> tuple[Any, ...]:
     return torch.get_rng_state(), random.getstate(), np.random.get_state()
 
 
-def _comparable(states: tuple[Any, ...]) -> dict[str, Any]:
-    of_torch, of_python, of_numpy = states
+def _comparable() -> dict[str, Any]:
+    of_torch, of_python, of_numpy = _global_states()
     return {"torch's": of_torch.tolist(), "Python's": of_python, "NumPy's": repr(of_numpy)}
 
 
@@ -85,10 +85,9 @@ def draws_from_globals() -> Iterator[list[str]]:
     """Same as `sample_seeds`; the list then names the global generators that were used, such as "torch's"."""
     drew: list[str] = []
     with sample_seeds():
-        before = _comparable(_global_states())
+        before = _comparable()
         yield drew
-        after = _comparable(_global_states())
-        drew += [name for name, state in before.items() if state != after[name]]
+        drew += [name for name, state in _comparable().items() if state != before[name]]
 
 
 def name_sample(seed: int, epoch: int, ID: str, occurrence: int = 0) -> None:

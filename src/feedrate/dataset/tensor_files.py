@@ -42,9 +42,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
     A sample is `(X, y)`: the file's tensor, and the label as a tensor (0-d for classes and numbers, (K,) for vectors).
     Labels that are no numbers are returned unchanged. A file may also hold `(X, y)`, y being the label.
 
-    Raises:
-        UserError: an ID has no label, or is no text.
-        SampleError: from `dataset[index]`, naming ID and file.
+    Raises UserError where an ID has no label, and `dataset[index]` SampleError, naming ID and file.
     """
 
     suffix = ".pt"
