@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from feedrate.system.signals import quit_on_interrupt, raise_on_interrupt
+from feedrate.system.signals import quit_on_interrupt, raise_when_stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 def main(cfg: DictConfig) -> None:
     from feedrate.cli.launch import plain
-    from feedrate.config import PackConfig, check_dataset
+    from feedrate.config import PackConfig, check_node
     from feedrate.validation import validate
 
     config = validate(PackConfig, plain(cfg), "")
-    check_dataset(config.dataset)
+    check_node(config.dataset, "dataset")
     from feedrate.dataset.writing.pack import pack  # imports torch, which takes seconds
 
-    raise_on_interrupt()
+    raise_when_stopped()
     pack(config)
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from feedrate.dataset.tensor_files import TensorFiles
-from feedrate.system.atomic_write import atomic_write
-from feedrate.system.folder import file_lock
+from feedrate.system.files import atomic_write, file_lock
 
 VALIDATION_EVERY = 5  # every fifth image of each class validates
 

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
-from feedrate.system.atomic_write import check_place, replace_shared_file, writing
 from feedrate.system.cores import usable_cores
+from feedrate.system.files import atomic_write, check_place, writing
 from feedrate.tuning.trial_runner import Setting, TrialRunner
 from feedrate.tuning.tune import Tuned
 
@@ -79,7 +79,8 @@ def write(path: Path, text: str) -> None:
         UserError: the file cannot be written.
     """
     with writing(f"tune.output={path}", "name another file"):
-        replace_shared_file(path, f"# python src/train.py loader={path.stem}\n{text}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, f"# python src/train.py loader={path.stem}\n{text}")
 
 
 def use(path: Path) -> str:

@@ -8,18 +8,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from feedrate.errors import UserError
-from feedrate.reporting.search_report import SearchReport, objective
-from feedrate.reporting.sweep_results import Result
+from feedrate.reporting.picture import optional
+from feedrate.reporting.report import SearchReport, objective
+from feedrate.reporting.results import JobResult
+from feedrate.reporting.results import settings as settings_of
 from feedrate.runs.provenance import changes
 from feedrate.system.text import flatten
 from feedrate.trainer.pruning import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
-from hydra_plugins.feedrate_launcher._freeze import Job, compose
-from hydra_plugins.feedrate_launcher._lock import claim
-from hydra_plugins.feedrate_launcher._sweep import About, Sweep
+from hydra_plugins.feedrate_launcher._folder import add, claim, wait_for
+from hydra_plugins.feedrate_launcher._jobs import Job, compose
+from hydra_plugins.feedrate_launcher._sweep import Sweep
 from hydra_plugins.feedrate_optuna._settings import checked, ends, in_words, override
 from hydra_plugins.feedrate_optuna._study import Study
 
@@ -47,7 +47,8 @@ class Searching:
         self._keys = [key.lstrip("+") for key in self._space]
         self._overrides = list(overrides)
         self._path: Path | None = None
-        check_overrides(overrides, self._keys)
+        if twice := settings_of(overrides).keys() & set(self._keys):
+            raise UserError(f"{', '.join(twice)} is searched (hydra.sweeper.space), so it cannot be set too")
         # both ends of every range, so that a wrong key or range is an error before the first trial
         first = {key: ends(space)[0] for key, space in self._space.items()}
         self._checked = self._job(0, first)
@@ -65,11 +66,14 @@ class Searching:
             UserError: the study belongs to another search, or a trial failed.
         """
         config, study = self._checked.config, self._settings.study
-        claimed = claim(fresh, f"study {study}", again=config.sweep.again, goes_on=self._is_same)
-        claimed.write(search=self._identity())
-        self._path = claimed.folder.path / "study.db"
+        folder = claim(fresh, f"study {study}", again=config.sweep.again, goes_on=self._is_same)
+        add(folder, search=self._identity())
+        self._path = folder.path / "study.db"
         report = SearchReport(self._keys, self._settings.metric, self._settings.direction)
-        about = About(
+        sweep = self._sweep = Sweep(
+            master=self._config,
+            folder=folder,
+            at_once=self._at_once,
             name=f"search {study}"[:100],
             sweep_id=f"study {study}",
             settings=dict(zip(self._keys, map(in_words, self._space.values()), strict=True)),
@@ -77,16 +81,14 @@ class Searching:
             report=report,
             words=self._words,
         )
-        sweep = self._sweep = Sweep(self._config, about, claimed, self._at_once)
-        with sweep.stoppable(), sweep.open([]):
+        with sweep.open():
             self._study = Study(self._path, self._settings, self._space)
-            jobs = self._jobs(self._interrupted())
             try:
-                sweep.run(lambda: next(jobs, None), self._ended)
+                sweep.run(self._jobs(self._interrupted()), self._ended)
             finally:
                 report.importance = {key.lstrip("+"): share for key, share in self._study.importance().items()}
-        if sweep.outcome[1]:
-            raise UserError(f"{sweep.outcome[1]}; the table says why. The same command tries them again")
+                with optional("of the search"):
+                    report.pictures = self._study.figures()
 
     def _identity(self) -> dict[str, Any]:
         """What makes trials comparable: metric, ranges, and every setting that is not searched."""
@@ -120,7 +122,7 @@ class Searching:
         for number, params in study.ended().items():
             self._sweep.finished_before(self._job(number, params))
         jobs = [self._job(number, params) for number, params in study.running().items()]
-        self._sweep.wait_for(jobs)
+        wait_for(jobs, self._sweep.folder.path)
         for job in jobs:
             if summary := self._sweep.finished_before(job):  # killed between the job's end and the study's record of it
                 self._ended(job, self._sweep.results[job.number], summary)
@@ -134,14 +136,13 @@ class Searching:
     def _jobs(self, interrupted: Sequence[Job]) -> Iterator[Job]:
         yield from interrupted
         while (proposed := self._study.ask()) is not None:
-            number, params = proposed
             try:
-                yield self._job(number, params)
+                yield self._job(*proposed)
             except UserError as error:  # keys that exclude each other
-                self._study.fail(number, invalid=True)
-                print(f"trial {number} is left out: {error}")
+                self._study.fail(proposed[0])
+                print(f"trial {proposed[0]} is left out: {error}")
 
-    def _ended(self, job: Job, result: Result, summary: Mapping[str, Any]) -> None:
+    def _ended(self, job: Job, result: JobResult, summary: Mapping[str, Any]) -> None:
         metric = self._settings.metric
         if not summary:
             if result.status == "FAILED" or not self._sweep.stopped:  # an interrupted trial continues at the next start
@@ -166,19 +167,3 @@ class Searching:
     def _words(self, job: Job) -> str:
         chosen = " ".join(f"{key}={job.settings.get(key)}" for key in self._keys)
         return f"trial {job.number} of {self._settings.n_trials}: {chosen}"
-
-
-def check_overrides(overrides: Sequence[str], searched: Sequence[str]) -> None:
-    """Overrides of a search have one value each.
-
-    Raises:
-        UserError: one has several, or is of a key that is searched.
-    """
-    for parsed in OverridesParser.create().parse_overrides(list(overrides)):
-        key = parsed.get_key_element().lstrip("+~")
-        if parsed.is_sweep_override():
-            raise UserError(
-                f"{parsed.input_line}: a search takes one value for each key; put ranges under hydra.sweeper.space"
-            )
-        if key in searched:
-            raise UserError(f"{parsed.input_line}: {key} is searched (hydra.sweeper.space), so it cannot be set too")
