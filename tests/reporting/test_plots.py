@@ -17,8 +17,8 @@ from PIL import Image
 
 from feedrate.config import ROOT
 from feedrate.reporting import plots
+from feedrate.reporting.results import JobResult, groups
 from feedrate.reporting.sweep_plots import sweep_figure
-from feedrate.reporting.sweep_results import Result, groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,14 +65,13 @@ def test_rates_that_differ_by_more_than_ten_are_drawn_on_a_logarithmic_axis() ->
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
-def test_a_confusion_matrix_shows_every_class_and_names_the_most_frequent_mistakes(classes: int) -> None:
+def test_a_confusion_matrix_shows_every_class(classes: int) -> None:
     counts = np.eye(classes, dtype=int) * 9
     counts[1, 0] = 3
     names = [f"kind {number}" for number in range(classes)]
     figure = plots.confusion_matrix(counts, names)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == names
-    assert axes.get_title(loc="left") == "most frequent mistakes: kind 1 as kind 0 (3)"
     assert max(_draw(figure).size) < 2000
 
 
@@ -103,7 +102,7 @@ def test_long_titles_of_curves_and_sweeps_are_not_cut_off() -> None:
     _within(plots.loss_curves({"validation/loss": curve, "validation/mae": curve}))
     key = "dataset.root"
     results = [
-        Result(
+        JobResult(
             number=i, settings={key: f"/data/{i} {'long ' * 9}"}, command="", status="FINISHED", samples_per_s=5.0 + i
         )
         for i in range(2)

@@ -131,7 +131,7 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
 
 def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
     from feedrate.reporting.picture import optional
-    from feedrate.reporting.plots import confusion_matrix, loss_curves, throughput, timeline, waits
+    from feedrate.reporting.plots import confusion_matrix, loss_curves, throughput, timeline
 
     result = trainer.result
     curves: dict[str, dict[int, float]] = {}
@@ -142,10 +142,8 @@ def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
         "loss": partial(loss_curves, curves),
         "throughput": partial(throughput, curves),
     }
-    window, times = trainer.throughput.window(), trainer.throughput.times
-    if window is not None and times is not None:
+    if (window := trainer.throughput.window()) is not None:
         drawn["timeline"] = partial(timeline, rows_of(window))
-        drawn["waits"] = partial(waits, times.wait / 1e6, times.load / 1e6)
     if result.confusion is not None:
         names = [str(row["class"]) for row in result.per_class or []]
         title = f"validation after epoch {result.best_epoch + 1}, the best"
