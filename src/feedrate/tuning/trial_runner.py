@@ -218,17 +218,15 @@ class TrialRunner:
         return fits
 
     def digests(self, setting: Setting, batches: int) -> tuple[str, str]:
-        """Order digest and content digest of the first batches; the second is empty where it cannot be computed."""
-        try:
-            return self._digests({**setting.overrides, "content_digest": True}, batches)
-        except UserError:  # values without a definite content
-            return self._digests(setting.overrides, batches)
+        """Order digest and content digest of the first batches.
 
-    def _digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
-        with self._opened(overrides) as loader:
+        Raises:
+            UserError: the batches hold values without a definite content.
+        """
+        with self._opened({**setting.overrides, "content_digest": True}) as loader:
             for _ in islice(loader, batches):
                 pass
-            return loader.order_digest(), loader.content_digest() or ""
+            return loader.order_digest(), loader.content_digest()
 
     def _opened(self, overrides: Mapping[str, Any], later: tuple[str, ...] = ()) -> AbstractContextManager[Any]:
         return opened({**self.node, **overrides}, self._data, self._seed, self.device, later)
