@@ -127,11 +127,41 @@ def test_a_mistake_that_needs_torch_to_be_found_reads_the_same_way(answers, requ
         assert part in done.stderr
 
 
-def test_flags_of_hydra_may_stand_among_the_overrides():
-    done = command("loader.batch_size=3", "--cfg", "job", "seed=4", "-p", "loader", "loader.timeout=5")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "batch_size: 3" in done.stdout
-    assert "timeout: 5" in done.stdout
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Three commands in one go: with flags among the overrides, with a folder of the user's, and with a run in use."""
+    named, owner = tmp_path_factory.mktemp("named"), RunFolder(tmp_path_factory.mktemp("used"))
+    before = set(ROOT.glob("outputs/runs/*"))
+    commands = [
+        ["loader.batch_size=3", "--cfg", "job", "seed=4", "-p", "loader", "loader.timeout=5"],
+        ["loader.batch_size=0", f"hydra.run.dir={named}"],
+        ["tracking=none", f"trainer.resume={owner.path}"],
+    ]
+    try:
+        flags, refused, used = forked.answers([["src/train.py", *command] for command in commands])
+    finally:
+        owner.release()
+    left = set(ROOT.glob("outputs/runs/*")) - before
+    return SimpleNamespace(flags=flags, refused=refused, used=used, named=named, owner=owner, left=left)
+
+
+def test_flags_of_hydra_may_stand_among_the_overrides(others):
+    assert (others.flags.returncode, others.flags.stderr) == (0, "")
+    assert "batch_size: 3" in others.flags.stdout
+    assert "timeout: 5" in others.flags.stdout
+
+
+def test_a_folder_that_the_user_named_stays_when_the_run_never_began(others):
+    assert others.refused.returncode == 1
+    assert others.named.is_dir()
+
+
+def test_a_run_in_use_is_not_gone_on_with_and_leaves_no_folder(others):
+    assert others.used.returncode == 1
+    path = others.owner.path
+    assert f"trainer.resume={path}: process {os.getpid()} uses this run folder" in others.used.stderr
+    assert not others.left
+    assert list(path.iterdir()) == []
 
 
 FAULTS = {
@@ -161,26 +191,6 @@ def test_a_fault_in_a_file_of_the_configuration_is_told_with_file_and_line(tmp_p
     assert lines[0].startswith(f"{tmp_path}/experiment/{name}.yaml")
     assert said in lines[0]
     assert len(lines) == 1
-
-
-def test_a_folder_that_the_user_named_stays_when_the_run_never_began(tmp_path):
-    (tmp_path / "mine").mkdir()
-    done = command("loader.batch_size=0", f"hydra.run.dir={tmp_path}/mine")
-    assert done.returncode == 1
-    assert (tmp_path / "mine").is_dir()
-
-
-def test_a_run_in_use_is_not_gone_on_with_and_leaves_no_folder(tmp_path):
-    owner = RunFolder(tmp_path / "used")
-    before = set(ROOT.glob("outputs/runs/*"))
-    try:
-        done = command("tracking=none", f"trainer.resume={owner.path}")
-    finally:
-        owner.release()
-    assert done.returncode == 1
-    assert f"trainer.resume={owner.path}: process {os.getpid()} uses this run folder" in done.stderr
-    assert set(ROOT.glob("outputs/runs/*")) == before
-    assert list(owner.path.iterdir()) == []
 
 
 def test_a_run_that_is_not_gone_on_with_since_its_data_has_changed_says_so_and_leaves_no_folder(digits, tmp_path):
