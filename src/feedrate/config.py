@@ -295,9 +295,7 @@ def check_node(node: Mapping[str, Any], group: str) -> None:
     """Checks one group with a `_target_`, as `check_as` does."""
     target = node.get("_target_")
     if not isinstance(target, str) or not target:
-        raise UserError(
-            f"{group}._target_={as_yaml(target)}: must be the import path of a class, such as my_package.MyClass"
-        )
+        raise UserError(f"{group}._target_={as_yaml(target)}: must be an import path, such as my_package.MyClass")
     if schema := SHIPPED.get(target):
         validate(schema, {key: value for key, value in node.items() if key != "_target_"}, group)
 

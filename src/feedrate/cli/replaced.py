@@ -95,7 +95,6 @@ def _restarted(group: str, target: str, node: DictConfig, given: DictConfig) -> 
 
 def _is_needed(group: str, key: str, known: Mapping[str, Any]) -> bool:
     """Whether a value of the option is needed, since the class has no default for it."""
-    if key == "root" and "list_IDs" in known:
-        return True
-    # other groups refer to the keys of every loader
-    return key in known and (group == "loader" or known[key].default is known[key].empty)
+    if key not in known or (key == "root" and "list_IDs" in known):
+        return key == "root" and "list_IDs" in known
+    return group == "loader" or known[key].default is known[key].empty  # other groups refer to the keys of every loader

@@ -139,9 +139,8 @@ def raise_when_stopped() -> None:
 def on_the_way_out() -> None:
     """For the end of a stopped program: Ctrl-C exits at once; other signals, often sent again, are ignored."""
     quit_on_interrupt()
-    for signum in STOPPING:
-        if signum != signal.SIGINT:
-            signal.signal(signum, signal.SIG_IGN)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @contextmanager

@@ -79,6 +79,5 @@ class FeedrateLauncher(Launcher):
 def _name(choices: Mapping[str, str], keys: Sequence[str]) -> str:
     """`sweep cnn-digits num_workers x batch_size`: model and data unless they are swept, then what is swept."""
     common = "-".join(choices[group] for group in ("model", "dataset") if group not in keys)
-    return " ".join(filter(None, ["sweep", common, " x ".join(key.rpartition(".")[2] for key in keys) or "of one"]))[
-        :100
-    ]
+    swept = " x ".join(key.rpartition(".")[2] for key in keys) or "of one"
+    return " ".join(filter(None, ["sweep", common, swept]))[:100]
