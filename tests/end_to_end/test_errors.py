@@ -80,7 +80,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (["tracking.experiment=2024"], ["must be a text; write 'tracking.experiment=\"2024\"' on the command line"]),
         (["tracking.run_name=1e5"], ['\'tracking.run_name="1e5"\' on the command line, "1e5" in a file']),
         (["tracking.run_name=lr=0.1"], ["a text with '=', brackets, commas", "'tracking.run_name=\"TEXT\"'"]),
-        (["dataset.root="], ["dataset.root= has no value (a shell variable that is not set?)", "dataset.root=null"]),
+        (["dataset.root="], ["dataset.root= has no value", "dataset.root=null"]),
         (["loader.num_workers=0", "--cfg", "jobs", "seed=3"], ["argument --cfg/-c: invalid choice: 'jobs'"]),
         (["experiment=nope"], ["experiment=nope: no such option", "digits_mlp"]),
         (["hydra.run.dir=/dev/null/x"], ["Not a directory: '/dev/null/x'"]),
