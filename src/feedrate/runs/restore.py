@@ -143,7 +143,7 @@ def open_loader(saved: SavedRun, data: Data, partition: str, device: torch.devic
     node = {**saved.config["loader"], "shuffle": False, "drop_last": False}
     loader = build_loaders(node, data, saved.seed, device)[partition]
     loader.set_epoch(0, then=None)  # the same random numbers as in every validation of the run
-    start_loaders({partition: loader}, (partition,), data)
+    start_loaders({partition: loader}, (partition,))
     return loader
 
 

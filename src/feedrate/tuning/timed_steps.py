@@ -23,16 +23,11 @@ STALL_S, STALL = 0.5, 20  # a step is a stall above so many seconds and so many 
 
 
 @contextmanager
-def opened(
-    node: Mapping[str, Any], data: Data, seed: int, device: torch.device, later: tuple[str, ...] = ()
-) -> Iterator[Any]:
+def opened(node: Mapping[str, Any], data: Data, seed: int, device: torch.device) -> Iterator[Any]:
     """The training loader of a conf/loader node, started, and closed at the end.
 
-    Args:
-        later: partitions whose loaders there must be room for as well.
-
     Raises:
-        UserError: too little memory for its workers; also the errors of `build_loaders`.
+        UserError: the errors of `build_loaders`.
     """
     log = logging.getLogger("feedrate")
     level = log.level
@@ -43,7 +38,7 @@ def opened(
         log.setLevel(level)
     loader = loaders["train"]
     try:
-        start_loaders(loaders, ("train",), data, later=later)
+        start_loaders(loaders, ("train",))
         yield loader
     finally:
         # a thread that is still loading would keep the next workers from being forked

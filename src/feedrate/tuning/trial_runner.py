@@ -110,7 +110,7 @@ class TrialRunner:
         Raises:
             UserError: too little memory, or a sample or the model fails.
         """
-        with self._opened(setting.overrides, later=("validation",)) as loader:
+        with self._opened(setting.overrides) as loader:
             try:
                 times = timed_steps(loader, self.device, lambda batch: self.step(batch.X, batch.y), seconds, until)
             except RuntimeError as error:
@@ -154,8 +154,8 @@ class TrialRunner:
                 pass
             return loader.order_digest(), loader.content_digest() or ""
 
-    def _opened(self, overrides: Mapping[str, Any], later: tuple[str, ...] = ()) -> AbstractContextManager[Any]:
-        return opened({**self.node, **overrides}, self._data, self._seed, self.device, later)
+    def _opened(self, overrides: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        return opened({**self.node, **overrides}, self._data, self._seed, self.device)
 
 
 def _room(device: torch.device) -> int | None:

@@ -1,7 +1,4 @@
-"""Worker processes of torch's DataLoader: how they are started and ended, and what a lost one means.
-
-Longer than other files, as everything here knows the state of torch's private iterator.
-"""
+"""Worker processes of torch's DataLoader: how they are started and ended."""
 
 from __future__ import annotations
 
@@ -10,11 +7,9 @@ import errno
 import multiprocessing
 import multiprocessing.util
 import os
-import re
 import signal
 import sys
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +26,11 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from feedrate.dataset.open_files import warn_of_open_files
-from feedrate.errors import LostWorker, UserError
+from feedrate.errors import UserError
 from feedrate.loader.batch import Batch
 from feedrate.loader.buffers import SharedBatch, SharedBuffers, send_all_tensors
 from feedrate.loader.engines.engine import Engine
+from feedrate.loader.engines.lost_worker import GUARD, iterator_of, lost_worker
 from feedrate.loader.engines.pinning import pinned, pins
 from feedrate.loader.engines.receiver import NAME, PATIENCE_S, Receiver, end_all
 from feedrate.loader.engines.scheduler import Scheduler
@@ -48,7 +44,7 @@ LOOK_S = 0.5  # between checks that the workers live, while a batch is waited fo
 
 
 class Processes(Engine):
-    """A private DataLoader whose batch sampler gives the requests and whose dataset loads a whole request."""
+    """A private DataLoader whose batch sampler gives the requests, and whose dataset loads them."""
 
     traits = EngineTraits(shares_interpreter=False, has_processes=True, prefetches=True)
 
@@ -111,7 +107,7 @@ class Processes(Engine):
                 # the user's loader has warned already
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
                 private = self._private(settings)
-                if _method_of(private.multiprocessing_context or multiprocessing) == "fork":
+                if is_forked(private):
                     warn_of_open_files(self._fetcher.dataset)
                 # until a worker ignores these signals itself, they would end it; SIGHUP also multiprocessing's helpers
                 with signals_blocked(*STOPPING):
@@ -130,11 +126,11 @@ class Processes(Engine):
                 "loader.multiprocessing_context=fork"
             ) from error
         except (EOFError, ConnectionError) as error:  # the forkserver ended, as it imports the program's file too
-            raise UserError(f"the loader's worker processes could not be started\n{_GUARD}") from error
+            raise UserError(f"the loader's worker processes could not be started\n{GUARD}") from error
         except OSError as error:  # no process, no memory or no file descriptor is left
             if error.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                 raise
-            if (half := _iterator_of(error)) is not None:
+            if (half := iterator_of(error)) is not None:
                 half._shutdown = True  # or it would print a traceback when it is collected
             self._started = _Started(list(half._workers) if half is not None else [])
             raise UserError(
@@ -285,10 +281,8 @@ def helpers() -> list[tuple[int, int]]:
 
 
 def _opened(pins: str | None, batch: Batch) -> Batch:
-    """The batch with tensors in place of a shared buffer.
-
-    Pinned by the receiver's thread: torch's own pinning thread starts with the workers, and would use the device before
-    the validation workers are forked.
+    """The batch with tensors in place of a shared buffer; pinned here, as torch's own thread would use the device
+    before the validation workers are forked.
     """
     if isinstance(batch.data, SharedBatch):
         batch.data = batch.data.open()
@@ -335,87 +329,7 @@ def start_method(num_workers: int) -> str | None:
     return "forkserver" if in_use() or (others and not notebook) else "fork"
 
 
-def is_forked(loader: DataLoader[Any], context: Any = None) -> bool:
-    """Whether the loader's workers are forked; `context` is used where the loader names none."""
-    method = _method_of(loader.multiprocessing_context or context) or multiprocessing.get_start_method(allow_none=True)
+def is_forked(loader: DataLoader[Any]) -> bool:
+    """Whether the loader's workers are forked."""
+    method = _method_of(loader.multiprocessing_context) or multiprocessing.get_start_method(allow_none=True)
     return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
-
-
-# ---------------------------------------------------------------------------------------------------------
-# lost workers
-# ---------------------------------------------------------------------------------------------------------
-
-_GUARD = (
-    'Put what the program runs behind `if __name__ == "__main__":`, and its classes and functions before that; '
-    "workers that are not forked import its file"
-)
-
-
-def refuse_to_run_again() -> None:
-    """Raises UserError in a worker that imports the program's file: it would silently run the whole program."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.tracebacklimit = 0  # this process ends here
-        raise UserError(f"a worker process of the loader was about to run the whole program again\n{_GUARD}")
-
-
-def lost_worker(error: BaseException, processes: Sequence[BaseProcess] = ()) -> UserError | None:
-    """The error of a worker process that died, also of torch's DataLoader; None if `error` means something else.
-
-    Args:
-        processes: the workers, where they are known.
-    """
-    while isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker") and error.__context__:
-        error = error.__context__  # raised while handling another one, as by torch.save
-    text = str(error).partition("\n")[0].strip()
-    if isinstance(error, (RuntimeError, OSError)) and ("Too many open files" in text):
-        return UserError(
-            "the loader's worker processes need more open files than the system allows\n"
-            "Raise the limit (ulimit -n), lower loader.num_workers or loader.prefetch_factor, or set "
-            "loader.engine=thread"
-        )
-    died = isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
-    # a batch in flight cannot be fetched from a worker that is gone; "Caught" begins what a worker itself reports
-    broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not text.startswith("Caught")
-    raised_by = _iterator_of(error)
-    if not (died or (broken and (processes or raised_by is not None))):
-        return None
-    processes = [*processes, *(raised_by._workers if raised_by is not None else ())]
-    reported = re.search(r"is killed by signal: (.+?)\.|exit code (\d+)", text)  # by torch's SIGCHLD handler
-    code = _exit_code(processes) if reported is None else _NUMBERS.get(reported[1]) or int(reported[2] or 0)
-    if not code or code > 0:
-        how = f"ended with exit code {code}" if code else "ended by itself"
-        forked = all(getattr(process, "_start_method", "fork") == "fork" for process in processes)
-        remedy = "Load the samples one by one, dataset[index], to see at which one the process ends"
-        return LostWorker(f"a worker of the loader {how}\n{remedy if forked or code != 1 else _GUARD}")
-    name = signal.Signals(-code).name
-    remedy = {
-        "SIGKILL": "Most likely memory ran out: lower loader.num_workers, loader.prefetch_factor or loader.batch_size",
-        "SIGBUS": "Most likely shared memory ran out: enlarge /dev/shm, or lower loader.num_workers or prefetch_factor",
-    }.get(name, "If it was not stopped from outside, PYTHONFAULTHANDLER=1 prints the line at which it crashed")
-    return LostWorker(f"a worker of the loader was ended by {name}\n{remedy}")
-
-
-_NUMBERS = {signal.strsignal(one): -one.value for one in signal.Signals}
-
-
-def _iterator_of(error: BaseException) -> Any:
-    """torch's iterator over worker processes that has raised an error, None for any other error."""
-    step, found = error.__traceback__, None
-    while step is not None:
-        holder: Any = step.tb_frame.f_locals.get("self")
-        found = holder if isinstance(holder, _MultiProcessingDataLoaderIter) else found
-        step = step.tb_next
-    return found
-
-
-def _exit_code(processes: Sequence[BaseProcess]) -> int | None:
-    """Exit code of the worker that is gone, negative for a signal; the system may report it a moment later."""
-    deadline = time.monotonic() + 1
-    while processes and time.monotonic() < deadline:
-        try:
-            if codes := [process.exitcode for process in processes if process.exitcode]:
-                return codes[0]
-            time.sleep(0.01)
-        except RuntimeError:  # torch's SIGCHLD handler raises once more
-            continue
-    return None
