@@ -65,12 +65,12 @@ def fail(data: Dataset[Any], **settings: Any) -> SampleError:
         ("unprintable", "Faulty.__getitem__ failed with Unprintable"),
         ("stop", "Faulty.__getitem__ failed with StopIteration"),
         ("exit", "Faulty.__getitem__ failed with SystemExit: 3"),
-        ("shape", "X has shape (4,), not (3,) as in sample 's/8'; make them alike, or take it out of the partition"),
-        ("dtype", "X has dtype torch.float64, not torch.float32 as in sample 's/8'"),
-        ("nested", "is built differently from sample 's/8'"),
-        ("structure", "is built differently from sample 's/8'"),
-        ("object", "is built differently from sample 's/8'"),
-        ("none", "Faulty returned None; return the pair (X, y)"),
+        ("shape", "is X float32 (4,), y int64 (), and sample 's/8' is X float32 (3,), y int64 (); make them alike"),
+        ("dtype", "is X float64 (3,), y int64 (), and sample 's/8' is X float32 (3,)"),
+        ("nested", "is X float32 (3,), y.box float32 (2,), y.name str, and sample 's/8' is X float32 (3,)"),
+        ("structure", "is .0 float32 (3,), .1 int64 (), .2 int64 (), and sample 's/8' is X float32 (3,)"),
+        ("object", "is X float32 (3,), y object, and sample 's/8' is X float32 (3,)"),
+        ("none", "is NoneType, and sample 's/8' is X float32 (3,)"),
     ],
 )
 def test_an_error_names_the_sample_and_is_the_same_from_every_engine(fault: str, told: str) -> None:

@@ -609,9 +609,7 @@ def test_the_report_counts_what_was_delivered() -> None:
     list(made)
     report = made.report()
     assert (report.samples, report.batches, report.epoch) == (37, 13, 0)
-    assert report.bytes == 37 * (6 * 8 + 8)
     assert report.first_batch_s > 0
-    assert min(report.load_ms(50, 95)) > 0
     assert "37 samples in 13 batches" in str(report)
     assert report.verdict is not None
     assert f"waited {report.verdict.figures['wait_pct']:.1f} % of the time" in str(report)
@@ -625,7 +623,6 @@ def test_a_report_on_a_few_batches_tells_neither_a_rate_nor_a_verdict() -> None:
     assert report.verdict is None
     assert math.isnan(report.samples_per_s)
     assert math.isnan(report.wait_pct)
-    assert math.isnan(report.worker_busy_pct)
     assert re.fullmatch(
         r"epoch 0: 37 samples in 8 batches; too few steps for a rate or a verdict: 6 of 8 count, 10 are needed; "
         r"they took \S+ s",

@@ -83,7 +83,6 @@ def _subset_items(inner: GetItems, subset: Sequence[int], indices: list[int]) ->
 
 def stacked(samples: list[Any], empty: Empty) -> Any:
     """torch's default_collate, with tensors in memory from `empty(shape, dtype)`."""
-
     if default_collate_fn_map[Tensor] is not _STACK:  # replaced by the user
         return default_collate(samples)
 
@@ -92,6 +91,8 @@ def stacked(samples: list[Any], empty: Empty) -> Any:
         if type(first) is not Tensor or first.layout != torch.strided or first.is_nested or first.device.type != "cpu":
             found: Tensor = _STACK(tensors, collate_fn_map=collate_fn_map)
             return found
+        if any(tensor.dtype != first.dtype for tensor in tensors):
+            raise TypeError("tensors of several dtypes")
         out = empty((len(tensors), *first.shape), first.dtype)
         return torch.stack(tensors, 0, out=out)
 

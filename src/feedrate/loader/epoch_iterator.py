@@ -109,9 +109,7 @@ class DataIterator(Iterator[Any]):
         if not self._begun:
             self._begun = True
             report.begin(batch.info.request.epoch, self._loader)
-        report.add(requested_ns, received_ns, batch.info)
-        if report.due:
-            report.look(self._loader.tasks())
+        report.add(requested_ns, received_ns, batch.info, self._loader.tasks)
         return batch.data
 
     def __len__(self) -> int:

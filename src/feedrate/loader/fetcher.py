@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from copy import copy
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -25,7 +25,7 @@ from feedrate.errors import SampleError
 from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
 from feedrate.loader.batch_protocol import getitems_of, load_batch_of, parts_of, stacked
 from feedrate.loader.buffers import BufferPool, BufferWriter, SharedBuffers
-from feedrate.loader.digest import leaves, nbytes
+from feedrate.loader.digest import nbytes
 from feedrate.loader.sample_errors import SampleErrors
 from feedrate.timing.stages import MAIN_THREAD, Computed, Slowest, Watch, clock_ns, samples_took, stage
 
@@ -34,7 +34,6 @@ class BatchFetcher(Dataset[Any]):
     """Loads the batch of a request from a dataset.
 
     It calls what the dataset has: `load_batch` or `load_X` (see batch_protocol.py), `__getitems__`, or `__getitem__`.
-    In a worker, torch's DataLoader calls `__getitems__` of this class with a whole request.
 
     Args:
         dataset: map-style.
@@ -60,7 +59,7 @@ class BatchFetcher(Dataset[Any]):
         self._load_batch = load_batch_of(dataset) if batched and collate is default_collate else None
         self._getitems = getitems_of(dataset) if batched else None
         self._parts = parts_of(dataset)
-        self._errors = SampleErrors(dataset, list_IDs, collate, whole=self._load_batch is not None)
+        self._errors = SampleErrors(dataset, list_IDs, collate)
         self.buffers: SharedBuffers | None = None
         self._writer: BufferWriter | None = None  # in a worker
         self._pool = BufferPool()
@@ -83,12 +82,6 @@ class BatchFetcher(Dataset[Any]):
         """Whether the dataset can load whole batches."""
         return self._load_batch is not None
 
-    def warm(self, batch: Any, count: int) -> None:
-        """Touches memory for `count` batches like this one, so that page faults are not part of a measurement."""
-        tensors = [value for _, value in leaves(batch) if isinstance(value, Tensor)]
-        for used in [self._pool.empty(tuple(t.shape), t.dtype) for t in tensors for _ in range(count)]:
-            used.zero_()
-
     def over(self, buffers: SharedBuffers) -> BatchFetcher:
         """A copy whose batches leave a worker through shared buffers."""
         other = copy(self)
@@ -96,9 +89,7 @@ class BatchFetcher(Dataset[Any]):
         return other
 
     def in_threads(self) -> BatchFetcher:
-        """A copy for several threads at once, which never seeds the global random generators: all threads share them,
-        the training's included. `sample_rng` works as ever.
-        """
+        """A copy for threads, which never seeds the global random generators: they share them with the training."""
         other = copy(self)
         other._in_threads = True
         return other
@@ -115,8 +106,7 @@ class BatchFetcher(Dataset[Any]):
         watch = Watch.start(self._computed)
         data, error = None, None
         try:
-            seeds = nullcontext() if self._in_threads else sample_seeds()
-            data = self._load(request, self._pool.empty, seeds, abandoned)
+            data = self._load(request, self._pool.empty, not self._in_threads, abandoned)
         except _Failed as failed:
             error = failed.error
             error.worker = worker
@@ -127,7 +117,7 @@ class BatchFetcher(Dataset[Any]):
         return Batch(data, BatchInfo(request, timing, nbytes(data), error, self._slow(watch, request)))
 
     def __getitems__(self, request: BatchRequest) -> Batch:
-        """The batch as a worker process sends it."""
+        """The batch as a worker process sends it; torch's DataLoader calls this with a whole request."""
         worker_info = get_worker_info()
         assert worker_info is not None
         assert self.buffers is not None
@@ -137,7 +127,7 @@ class BatchFetcher(Dataset[Any]):
         writer = self._writer = self._writer or BufferWriter(self.buffers, worker)
         writer.begin()
         try:
-            data = self._load(request, writer.empty)
+            data = self._load(request, writer.empty, False, lambda: False)
             with stage("handover"):
                 size = nbytes(data)
                 data = writer.finish(data)
@@ -152,48 +142,32 @@ class BatchFetcher(Dataset[Any]):
         times = watch.samples_ns
         return self._slowest.add(request.indices.tolist(), times) if len(times) == len(request.indices) else ()
 
-    def _load(
-        self,
-        request: BatchRequest,
-        empty: Empty,
-        seeds: AbstractContextManager[None] | None = None,
-        abandoned: Callable[[], bool] = lambda: False,
-    ) -> Any:
+    def _load(self, request: BatchRequest, empty: Empty, restores: bool, abandoned: Callable[[], bool]) -> Any:
         if self._load_batch is not None:
             try:
                 batch = self._load_batch(request.indices, empty)
             except (Exception, SystemExit) as error:
-                raise _Failed(self._errors.batch(request, error)) from None
+                raise _Failed(self._errors.batch(request, error, "load_batch")) from None
             if batch is not None:
                 return batch
         # the main process's random numbers are for training: loading must not change them
-        with seeds or nullcontext():
-            return self._load_samples(request, empty, abandoned)
+        with sample_seeds() if restores else nullcontext():
+            self.came_one_by_one = True
+            if self._getitems is None:
+                samples = self._one_by_one(request, abandoned)
+            else:
+                samples = self._together(request, self._getitems)
+            try:
+                with stage("collate"):
+                    return self._collated(samples, empty)
+            except (Exception, SystemExit) as error:
+                raise _Failed(self._errors.collating(request, samples, error)) from None
 
-    def _load_samples(self, request: BatchRequest, empty: Empty, abandoned: Callable[[], bool]) -> Any:
-        self.came_one_by_one = True
-        if self._getitems is None:
-            samples = self._one_by_one(request, abandoned)
-        else:
-            samples = self._together(request, self._getitems)
-        try:
-            with stage("collate"):
-                return self._collated(samples, request, empty)
-        except SampleError as error:
-            error.__cause__ = error.__context__ = None
-            raise _Failed(error) from None
-        except (Exception, SystemExit) as error:
-            raise _Failed(self._errors.collating(request, error)) from None
-
-    def _collated(self, samples: list[Any], request: BatchRequest, empty: Empty) -> Any:
+    def _collated(self, samples: list[Any], empty: Empty) -> Any:
         if not self.batched:
             return self.collate(samples[0])
         if self.collate is not default_collate:
             return self.collate(samples)
-        if any(sample is None for sample in samples):
-            raise self._errors.nothing(request, samples)
-        if (mismatch := self._errors.mismatch(request, samples)) is not None:
-            raise mismatch
         with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
             return stacked(samples, empty)
 
@@ -207,7 +181,7 @@ class BatchFetcher(Dataset[Any]):
             seeds.begin()
         for index, ID, X in zip(request.indices.tolist(), self._IDs(request), stored, strict=True):
             if abandoned():
-                raise _Failed(SampleError(f"batch of {self._errors.named(request)}: the loader was closed"))
+                raise _Failed(SampleError(f"batch of {self.named(request)}: the loader was closed"))
             key = self._key(request.epoch, index, ID)
             try:
                 samples.append(self._one(index, X, key, seeds))
@@ -256,11 +230,12 @@ class BatchFetcher(Dataset[Any]):
         try:
             self._name([self._key(request.epoch, index, self._errors.ID(index)) for index in indices])
             samples = list(getitems(indices))
+            if len(samples) != len(indices):
+                raise ValueError(f"{len(samples)} samples for {len(indices)} indices; return one for each, in order")
+            return samples
         except (Exception, SystemExit) as error:
-            raise _Failed(self._culprit(request, getitems) or self._errors.batch(request, error)) from None
-        if len(samples) != len(indices):
-            raise _Failed(self._errors.count(request, len(samples)))
-        return samples
+            found = self._culprit(request, getitems) or self._errors.batch(request, error, "__getitems__")
+            raise _Failed(found) from None
 
     def _culprit(self, request: BatchRequest, getitems: Callable[[list[int]], Any]) -> SampleError | None:
         """The error of the first sample that also fails alone."""

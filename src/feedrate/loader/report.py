@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ def setup_of(loader: Any) -> Setup:
 
 
 class Report:
-    """Times of one epoch of `for data in loader`, a row per batch. (The training loop has its own clock.)
+    """Times of one epoch of `for data in loader`, a row per batch.
 
     The first batch is start-up, reported as `first_batch_s`. Rates and waiting are of the steps between it and the last
     batch, whose step has no known end.
@@ -47,21 +47,14 @@ class Report:
         self._free_cores.begin(loader.tasks())
         self._steps = Steps()
 
-    def add(self, requested_ns: int, received_ns: int, info: BatchInfo) -> None:
-        """A batch was requested and received at these times."""
+    def add(self, requested_ns: int, received_ns: int, info: BatchInfo, tasks: Callable[[], list[Task]]) -> None:
+        """A batch was requested and received at these times; `tasks` are called now and then, see FreeCores."""
         rows, samples = self._steps, len(info.request.indices)
         rows.fresh.append((requested_ns, received_ns, received_ns, received_ns, samples, info.nbytes, info.timing))
         if len(rows.fresh) == AT_ONCE:
             rows.settle()
-
-    @property
-    def due(self) -> bool:
-        """Whether `look` should be called."""
-        return self._free_cores.due
-
-    def look(self, workers: Iterable[Task]) -> None:
-        """Measures how many cores are free."""
-        self._free_cores.look(workers)
+        if self._free_cores.due:
+            self._free_cores.look(tasks())
 
     @property
     def times(self) -> EpochTimes:
@@ -82,11 +75,6 @@ class Report:
         return int(self.times.samples.sum())
 
     @property
-    def bytes(self) -> int:
-        """Of all batches."""
-        return int(self.times.bytes.sum())
-
-    @property
     def first_batch_s(self) -> float:
         """Seconds until the first batch."""
         return float(self.times.wait[0]) / 1e9 if self.batches else 0.0
@@ -102,19 +90,6 @@ class Report:
         """Percentage of that time spent waiting for the next batch; nan if there are too few steps."""
         times = self.times
         return 100 * self._share(times.wait, times)
-
-    @property
-    def worker_busy_pct(self) -> float:
-        """Percentage of that time in which a worker loads, on average; nan if there are too few steps."""
-        times = self.times
-        return min(100 * self._share(times.load, times) / max(1, self._setup.workers), 100.0)  # nan stays nan
-
-    def load_ms(self, *percentiles: float) -> list[float]:
-        """Percentiles of the time in which a worker loads a batch."""
-        if not self.batches:
-            return [0.0] * len(percentiles)
-        found: list[float] = np.percentile(self.times.load / 1e6, percentiles).tolist()
-        return found
 
     @property
     def verdict(self) -> Verdict | None:
@@ -136,14 +111,10 @@ class Report:
         return float(part[times.counted].sum()) / int(times.elapsed[times.counted].sum()) if times.enough else math.nan
 
     def __str__(self) -> str:
+        delivered = f"epoch {self.epoch}: {self.samples:,} samples in {self.batches:,} batches"
         if not self.times.enough:
-            delivered = f"epoch {self.epoch}: {self.samples:,} samples in {self.batches:,} batches"
             return f"{delivered}; {undecided(self.times)}" if self.batches else delivered
-        p50, p95 = self.load_ms(50, 95)
         return (
-            f"epoch {self.epoch}: {self.samples:,} samples in {self.batches:,} batches, "
-            f"{self.samples_per_s:,.0f} samples/s; "
-            f"waited {self.wait_pct:.1f} % of the time, first batch after {self.first_batch_s:.2f} s; "
-            f"load {p50:.1f} ms a batch (p95 {p95:.1f}), workers busy {self.worker_busy_pct:.0f} %"
-            f"\n{self.verdict}"
+            f"{delivered}, {self.samples_per_s:,.0f} samples/s; waited {self.wait_pct:.1f} % of the time, "
+            f"first batch after {self.first_batch_s:.2f} s\n{self.verdict}"
         )
