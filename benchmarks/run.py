@@ -1,7 +1,7 @@
 """Runs benchmarks and writes their tables into benchmarks/README.md.
 
     python benchmarks/run.py                 all
-    python benchmarks/run.py startup         one; names are those of the files beside this one
+    python benchmarks/run.py startup         one: a file beside this one, or a table of throughput.py
 
 Let nothing else run meanwhile. Each benchmark interleaves what it compares, leaves warm-up out, and gives medians
 with the spread from the lowest to the highest repeat.
@@ -20,9 +20,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as src/train.py does
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
+THROUGHPUT = ("generated", "burn", "held", "overhead", "engines", "fed", "samples", "packed")  # in throughput.py
 NAMES = (
-    "startup", "generated", "overhead", "engines", "held", "tracking", "catalog", "scale", "packed", "samples", "burn",
-    "fed", "flat", "verdict", "instruments", "tuner", "peers",
+    "startup", *THROUGHPUT, "tracking", "catalog", "scale", "flat", "verdict", "traceml", "instruments", "tuner",
+    "peers",
 )  # fmt: skip
 ASKED_FOR = ("gpu",)  # it needs an accelerator: only by name
 
@@ -32,11 +33,17 @@ def main(chosen: list[str]) -> None:
         if name not in (*NAMES, *ASKED_FOR):
             sys.exit(f"error: {name}: no such benchmark; there are {', '.join((*NAMES, *ASKED_FOR))}")
         print(f"== {name}", flush=True)
-        table = importlib.import_module(name).run()
+        table = _run(name)
         print(table, flush=True)
         _write(name, f"{table}\n\n{_where()}")
         if name == "peers":
             importlib.import_module("summary").write()
+
+
+def _run(name: str) -> str:
+    module, function = ("throughput", name) if name in THROUGHPUT else (name, "run")
+    table: str = getattr(importlib.import_module(module), function)()
+    return table
 
 
 def _where() -> str:

@@ -23,11 +23,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from cells import burn
 from figures import markdown, spread
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import Dataset
-from verdict import burn
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data

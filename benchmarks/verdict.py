@@ -10,7 +10,6 @@ import itertools
 import logging
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,8 @@ from statistics import mean
 from typing import Any
 
 import torch
+from cells import BATCH, CELLS, CONTROLS, Cell, Costly
 from figures import markdown
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from feedrate.loader import Loader, ToDevice
 from feedrate.timing import Clock, EpochTimes
@@ -29,10 +27,6 @@ from feedrate.timing.remedies import MARGIN, WORTH
 from feedrate.timing.verdict import COMPUTE_BOUND_PCT, INPUT_BOUND_PCT, Verdict
 from feedrate.trainer.throughput_history import ThroughputHistory
 
-BATCH = 8
-SAMPLE_MS = (0.25, 1.0, 4.0)
-STEP_MS = (1.0, 6.0, 24.0)
-ENGINES = (("inline", 0), ("process", 1), ("process", 2), ("thread", 1), ("thread", 2))
 SECONDS = 1.5  # of each measurement
 BESIDE_SECONDS, TURN_SECONDS = (
     4.0,
@@ -46,79 +40,12 @@ WARMUP = 10  # steps of the step alone
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A workload and a loader."""
-
-    kind: str
-    sample_ms: float
-    step_ms: float
-    engine: str
-    workers: int
-    prefetch: int = 2
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.sample_ms:g} ms, {self.engine} {self.workers}, step {self.step_ms:g} ms"
-
-
-CELLS = [
-    Cell(kind, sample_ms, step_ms, engine, workers)
-    for kind, sample_ms, (engine, workers), step_ms in itertools.product(("sleep", "burn"), SAMPLE_MS, ENGINES, STEP_MS)
-]
-CONTROLS = [
-    Cell("burn", 0.01, 24.0, "inline", 0),
-    Cell("sleep", 0.02, 40.0, "inline", 0),
-    Cell("sleep", 1.0, 24.0, "thread", 1),
-    Cell("burn", 1.0, 24.0, "process", 1),
-    Cell("sleep", 1.0, 24.0, "process", 1),
-    Cell("sleep", 4.0, 24.0, "thread", 2),
-    Cell("sleep", 4.0, 24.0, "process", 2),
-    Cell("burn", 4.0, 40.0, "process", 1),
-]
-
-
 BESIDE = [
     Cell(kind, sample_ms, step_ms, engine, workers)
     for kind, sample_ms in (("sleep", 1.0), ("burn", 4.0))
     for engine, workers in (("inline", 0), ("process", 1), ("thread", 1))
     for step_ms in (6.0, 24.0)
 ]
-
-
-class Costly(Dataset[tuple[Tensor, int]]):
-    """A sample takes `sample_ms`: asleep, or computing in pure Python.
-
-    The system wakes a sleeper late, the later the more it is idle. Within a batch the next sample sleeps the less, so
-    that what loading takes is known.
-    """
-
-    thread_safe = True
-
-    def __init__(self, kind: str, sample_ms: float) -> None:
-        self.kind, self.seconds = kind, sample_ms / 1e3
-
-    def __len__(self) -> int:
-        return 1 << 30
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if self.kind == "sleep":
-            if index % BATCH == 0:
-                _sleeper.until = time.perf_counter()
-            _sleeper.until += self.seconds
-            time.sleep(max(0.0, _sleeper.until - time.perf_counter()))
-        else:
-            burn(self.seconds)
-        return torch.zeros(16), 0
-
-
-_sleeper = threading.local()
-
-
-def burn(seconds: float) -> None:
-    """Computing for so long by the thread's own clock: whoever must share a core takes longer."""
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        sum(range(200))
 
 
 @contextmanager

@@ -24,8 +24,8 @@ log = logging.getLogger("feedrate")
 
 def main(cfg: DictConfig) -> dict[str, float]:
     """Returns the metrics."""
-    from feedrate.errors import UserError
     from feedrate.runs.restore_config import EvaluateConfig
+    from feedrate.system.atomic_write import writing
     from feedrate.validation import validate
 
     config: EvaluateConfig = validate(EvaluateConfig, plain(cfg), "")
@@ -42,18 +42,13 @@ def main(cfg: DictConfig) -> dict[str, float]:
         task = Task(run.data.targets, run.trainer.label_smoothing, run.trainer.top5)
         found = evaluate(run.forward, run.loader, task, config.worst)
 
-    metrics = {f"{run.partition}/{name}": value for name, value in found.metrics.items()}
+    metrics = {f"{run.partition}/{name}": value for name, value in found.meter.metrics().items()}
     folder = run.saved.folder / "evaluate"
-    try:
+    with writing(str(folder), "make room, or fix its permissions"):
         files = write_evaluation(folder, run.partition, found, {**run.about, "data_digest": run.data.digest})
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); make room, or fix its permissions"
-        ) from error
-    log.info("%d samples:  %s", found.samples, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    for sample in found.worst[:5]:
-        columns = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in sample.row.items())
-        log.info("  loss %-9.4g %s  %s", sample.loss, sample.ID, columns)
+    log.info(
+        "%d samples:  %s", found.meter.samples, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    )
     log.info("written to  %s", folder)
     if run.saved.recorded is not None:
         # the run has recorded its own validation metrics already

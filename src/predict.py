@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from feedrate.cli.launch import launch, plain
 from feedrate.system.signals import raise_on_interrupt
@@ -24,10 +23,10 @@ log = logging.getLogger("feedrate")
 
 def main(cfg: DictConfig) -> int:
     """Returns the number of predictions."""
-
     from feedrate.config import resolve_path
     from feedrate.errors import UserError
     from feedrate.runs.restore_config import PredictConfig
+    from feedrate.system.atomic_write import writing
     from feedrate.validation import validate
 
     config: PredictConfig = validate(PredictConfig, plain(cfg), "")
@@ -35,29 +34,17 @@ def main(cfg: DictConfig) -> int:
     output, other_samples = resolve_path(config.output), config.dataset.root is not None
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(f"output={config.output}: must end in .csv or .parquet")
-    if output.is_dir():
-        raise UserError(f"output={config.output}: is a folder; name a file, such as {config.output}/predictions.csv")
     if other_samples and config.partition is not None:
         raise UserError("partition: not used with dataset.root, of which every sample is predicted; give one of both")
 
     # torch is imported only now, since it takes seconds
     from feedrate.runs.evaluation_files import write_table
     from feedrate.runs.restore import opened
-    from feedrate.trainer.evaluate import answers, rows_of
+    from feedrate.trainer.evaluate import predictions
 
     raise_on_interrupt()
-    with opened(config, other_samples=other_samples) as run:
-
-        def rows() -> Iterator[dict[str, Any]]:
-            for IDs, _, outputs in answers(run.forward, run.loader):
-                for ID, row in zip(IDs, rows_of(outputs, run.data.targets), strict=True):
-                    yield {"id": ID, **row}
-
-        try:
-            count = write_table(output, rows())
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"output={config.output}: cannot be written ({reason}); name another file") from error
+    with opened(config, other_samples=other_samples) as run, writing(f"output={config.output}", "name another file"):
+        count = write_table(output, predictions(run.forward, run.loader, run.data.targets))
     log.info("%d predictions written to %s", count, output)
     return count
 

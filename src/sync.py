@@ -1,7 +1,7 @@
 """Sends to MLflow what runs have recorded while their tracking store was away.
 
 Examples:
-    python src/sync.py                                        every run, sweep and tuning under outputs/
+    python src/sync.py                                        every run and sweep under outputs/
     python src/sync.py outputs/runs/FOLDER outputs/sweeps/FOLDER
     python src/sync.py FOLDER tracking.uri=http://127.0.0.1:5000     to another store than the run's own
 A run that still goes on is left alone: its own uploader sends its record. Exit code 1 if something could not be sent.
@@ -22,7 +22,7 @@ def main() -> int:
     # -- Which folders -------------------------------------------------------------------------------------
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "paths", nargs="*", metavar="FOLDER", help="folder of a run, sweep or tuning (default: all under outputs/)"
+        "paths", nargs="*", metavar="FOLDER", help="folder of a run or sweep (default: all under outputs/)"
     )
     arguments = parser.parse_args().paths
 
@@ -38,7 +38,7 @@ def main() -> int:
     for path in named:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; name a run folder, a sweep folder, or leave it out for all")
-    folders = journals(named or [ROOT / "outputs" / kind for kind in ("runs", "sweeps", "tunings")])
+    folders = journals(named or [ROOT / "outputs" / kind for kind in ("runs", "sweeps")])
     if named and not folders:
         raise UserError(f"{named[0]}: nothing was recorded there: there is no journal.jsonl")
 

@@ -23,10 +23,9 @@ log = logging.getLogger("feedrate")
 def train(cfg: DictConfig) -> float:
     """One run; returns the lowest validation loss, which a search minimises."""
     from feedrate.runs.run import Run, read_settings
-    from feedrate.tuning.tuning_cache import take
 
-    # Configuration: resolved, secrets masked, loader=tuned replaced by the settings that src/tune.py found
-    settings = read_settings(cfg, tuned=take)
+    # Configuration: resolved, secrets masked
+    settings = read_settings(cfg)
 
     # The run: checks the configuration; owns folder, signals, tracker and status; resumes an earlier run
     with Run.open(settings) as run:

@@ -277,7 +277,6 @@ class TuningConfig:
     budget_s: Above0 = 60.0
     trial_s: Above0 = 1.5
     output: NotEmpty = "conf/loader/tuned.yaml"
-    again: Flag = False
     batch_size: Flag = False
 
 
@@ -290,7 +289,6 @@ class TuneConfig:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     trainer: TrainerConfig
-    tracking: TrackingConfig
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     tune: TuningConfig = field(default_factory=TuningConfig)
 
@@ -327,6 +325,8 @@ def _checked(schema: type, config: Mapping[str, Any], groups: Sequence[str]) -> 
 
     Of several mistakes, one in a key that was typed is reported, since others may refer to it.
     """
+    others = {field.name for field in fields(TrainConfig)} - {field.name for field in fields(schema)}
+    config = {key: value for key, value in config.items() if key not in others}  # conf/local may set them for training
     checks = [partial(validate, schema, config, "")]
     checks += [partial(_check_node, config[g], g) for g in groups if isinstance(config.get(g), Mapping)]
     mistakes, results = [], []

@@ -1,14 +1,12 @@
-"""tune.py as a person types it: the file it writes, what MLflow has of it, and who uses it again."""
+"""tune.py as a person types it: the file it writes, and who uses it."""
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -46,13 +44,6 @@ def option(tuned: SimpleNamespace) -> Path:
     return Path(tuned.copy, "conf/loader/tuned.yaml")
 
 
-def runs(tuned: SimpleNamespace) -> list[Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{tuned.copy}/outputs/mlflow.db")
-    return list(client.search_runs([client.get_experiment_by_name("feedrate").experiment_id]))
-
-
 def trials(output: str) -> list[str]:
     """The settings that it said it tried."""
     return re.findall(r"^(no workers|\d+ (?:thread|process)\w*, \d+ prefetched each): [\d,]+ samples/s", output, re.M)
@@ -81,62 +72,14 @@ def test_the_digest_that_it_names_is_that_of_the_order_without_workers(tuned):
     assert f"order digest {named}" in option(tuned).read_text()
 
 
-def test_mlflow_has_one_parent_and_a_child_for_each_setting_that_was_tried(tuned):
-    (parent,) = (run for run in runs(tuned) if "mlflow.parentRunId" not in run.data.tags)
-    children = [run for run in runs(tuned) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert parent.info.run_name == "tune mlp-digits"
-    assert parent.info.status == "FINISHED"
-    assert parent.data.params["loader.num_workers"] == str(OmegaConf.load(option(tuned)).num_workers)
-    assert {run.info.run_name for run in children} == set(trials(tuned.output))
-    assert len(children) == len(set(trials(tuned.output)))
-    assert all(run.info.status == "FINISHED" for run in children)
-    assert all(run.data.metrics["loader/samples_per_s"] > 0 for run in children)
-
-
-def test_given_again_it_uses_the_cache_unless_another_question_is_given(tuned):
-    text = option(tuned).read_text()
-    option(tuned).write_text(text.replace("# on ", "# before "))
-    again = tuned.python("src/tune.py", *SHORT, "tracking=none", "loader.num_workers=7")
-    assert again.startswith("note: not used, as this command finds them: loader.num_workers=7\ntuned on ")
-    assert trials(again) == []
-    assert option(tuned).read_text() == text
-    assert len(list(Path(tuned.copy, "outputs/tunings").iterdir())) == 1  # that of the fixture
-    other = tuned.python("src/tune.py", *SHORT, "tracking=none", "loader.batch_size=32")
-    assert len(trials(other)) >= 2  # another batch size is another question
-    option(tuned).write_text(text)
-
-
 def test_the_largest_batch_is_found_where_that_is_allowed(tuned):
     text = option(tuned).read_text()
     long = "tune.budget_s=80"  # a quarter of which is for the batch, and two sizes take a moment each
     largest = ("tune.batch_size=true", "dataset.limit=200", long)
-    output = tuned.python("src/tune.py", *SHORT, "tracking=none", *largest)
+    output = tuned.python("src/tune.py", *SHORT, *largest)
     assert "loader.batch_size=128, not 64, which changes the training; there are 200 samples" in output
     assert OmegaConf.load(option(tuned)).batch_size == 128
     option(tuned).write_text(text)
-
-
-def remembered_for_64(tuned: SimpleNamespace) -> dict[str, Any]:
-    (found,) = (
-        found["overrides"]
-        for path in Path(tuned.copy, "outputs/tuned").glob("*.json")
-        if "batch_size: 64" in (found := json.loads(path.read_text()))["option"]
-    )
-    return dict(found)
-
-
-def test_a_job_of_a_sweep_takes_the_setting_of_its_own_model(tuned):
-    text, remembered = option(tuned).read_text(), remembered_for_64(tuned)
-    others = OmegaConf.load(option(tuned))
-    others.num_workers, others.engine, others.prefetch_factor = 3, "thread", 5  # as if tuned for another data set
-    option(tuned).write_text("# python src/train.py loader=tuned\n" + OmegaConf.to_yaml(others))
-    output = tuned.python("src/train.py", "-m", "loader=tuned", "model=mlp,cnn", "trainer.max_epochs=1")
-    option(tuned).write_text(text)
-    assert "found on" in output
-    assert "note: loader=tuned was not tuned for this dataset, model and machine" in output
-    used = {run.data.params["model"]: run.data.params for run in runs(tuned) if "model" in run.data.params}
-    assert used["mlp"]["loader.num_workers"] == str(remembered["num_workers"])
-    assert used["cnn"]["loader.num_workers"] == "3"
 
 
 @pytest.mark.parametrize(("script", "more"), [("train", []), ("train", ["-m", "seed=0,1"]), ("tune", [])])
@@ -157,19 +100,14 @@ def test_an_option_of_another_name_says_how_it_is_used(tuned):
         ("conf/loader/night.yaml", "use it with loader=night"),
         ("outputs/night.yaml", "to use it with loader=NAME, copy it to conf/loader/NAME.yaml"),
     ):
-        output = tuned.python("src/tune.py", *SHORT, "tracking=none", f"tune.output={path}")
+        output = tuned.python("src/tune.py", *SHORT, f"tune.output={path}")
         assert output.endswith(f"written to {tuned.copy}/{path}; {use}\n")
         assert Path(tuned.copy, path).read_text().startswith("# python src/train.py loader=night\n# Written by")
     Path(tuned.copy, "conf/loader/night.yaml").unlink()
 
 
-def test_the_run_folder_keeps_the_setting_that_was_used(tuned, tmp_path):
-    text, remembered = option(tuned).read_text(), remembered_for_64(tuned)
-    others = OmegaConf.load(option(tuned))
-    others.num_workers, others.engine, others.prefetch_factor = 3, "thread", 5  # as if tuned for another data set
-    option(tuned).write_text(OmegaConf.to_yaml(others))
-    run = ["model=mlp", "trainer.max_epochs=1", "tracking=none", f"hydra.run.dir={tmp_path}/run"]
-    assert "found on" in tuned.python("src/train.py", "loader=tuned", *run)
-    option(tuned).write_text(text)
-    kept = OmegaConf.load(tmp_path / "run/.hydra/config.yaml").loader
-    assert {key: kept[key] for key in remembered} == remembered
+def test_a_run_takes_the_setting_and_keeps_it_in_its_folder(tuned, tmp_path):
+    tuned.python("src/train.py", "loader=tuned", "model=mlp", "trainer.max_epochs=1", "tracking=none",
+                 f"hydra.run.dir={tmp_path}/run")  # fmt: skip
+    kept, found = OmegaConf.load(tmp_path / "run/.hydra/config.yaml").loader, OmegaConf.load(option(tuned))
+    assert kept == found

@@ -25,9 +25,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
     def run() -> Started:
         dataset = ["dataset=hanging", f"dataset.note={tmp_path}/note", f"hydra.searchpath=[file://{ROOT}/tests/conf]"]
-        own = ["model=mlp", "loader.batch_size=8", "tune.trial_s=3", "tune.again=true"]
+        own = ["model=mlp", "loader.batch_size=8", "tune.trial_s=3"]
         output = f"tune.output={tmp_path}/option/tuned.yaml"
-        begun.append(Started("tune.py", *dataset, *own, output, f"tracking.uri={tmp_path}/mlflow.db"))
+        begun.append(Started("tune.py", *dataset, *own, output))
         until(lambda: len(begun[-1].group()) > 1)
         return begun[-1]
 

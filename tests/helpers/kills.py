@@ -23,7 +23,7 @@ import psutil
 
 from aftermath import MARK, is_orphan, outcome, processes_of, shared_memory
 from feedrate.runs.run_folder import read_summary
-from feedrate.runs.runs import mark_dead_runs
+from feedrate.runs.saved import mark_dead_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE_S = 60.0  # after which nothing of a killed run may be left; a worker looks for its parent each five seconds

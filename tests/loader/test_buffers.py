@@ -323,9 +323,7 @@ def test_an_error_in_getitems_names_the_sample(workers: int) -> None:
 
 
 def test_getitems_must_return_a_sample_for_each_index() -> None:
-    with pytest.raises(
-        SampleError, match=r"batch of '0', '1': Items.__getitems__ failed with ValueError: 1 samples"
-    ):
+    with pytest.raises(SampleError, match=r"batch of '0', '1': Items.__getitems__ failed with ValueError: 1 samples"):
         list(Loader(Items(short=True), batch_size=2, seed=0))
 
 

@@ -26,10 +26,10 @@ def test_the_result_comes_first_then_verdict_pictures_and_command() -> None:
     )
     parts = note.split("\n\n")
     assert parts[0] == (
-        "**0.9821 validation accuracy** in epoch 12, the best of 15 · 1 min 35 s · 3,210 samples/s · waited 4.04 %"
+        "**0.9821 validation accuracy** in epoch 12, the best of 15 · 1 min 35 s · 3,210 samples/s · waited 4.0 %"
     )
     assert parts[1:3] == ["```text\ncompute-bound: nothing to do.\n```", "![plots/throughput.png](there)"]
-    assert "id-7 (12.3 ms)" in note
+    assert "id-7 (12 ms)" in note
     assert note.endswith("```sh\npython src/train.py seed=3\n```\n")
 
 

@@ -129,7 +129,7 @@ def test_code_and_configuration_that_are_not_tracked_yet_count_as_uncommitted(re
     (repository / "src/notes.tmp").write_text("ignored\n")
     (repository / "data.csv").write_text("no code\n")
     before = provenance.code_version().diff
-    assert before.startswith("untracked: src/mine.py  10 bytes, sha256 ")
+    assert before.startswith("untracked: src/mine.py  git hash ")
     assert "scale" not in before  # listed, not copied
     assert "ignored" not in before
     assert "no code" not in before

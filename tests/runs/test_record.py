@@ -61,7 +61,7 @@ def test_neither_class_names_nor_a_picture_that_fails_keep_the_rest_of_the_recor
     losses = [epoch["validation/loss"] for epoch in summary["history"]]
     assert best == 1 + losses.index(min(losses))
     assert json.loads((summary["folder"] / "checkpoints/best.json").read_text())["epoch"] == best
-    assert f"in epoch {best}, the best by validation loss" in caplog.text
+    assert f"in epoch {best}, the best of 4" in caplog.text
     run = client.get_run(run_id)
     assert run.data.metrics["best/epoch"] == best
     assert run.data.metrics["best/loss"] == pytest.approx(min(losses), rel=1e-5)

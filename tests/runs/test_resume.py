@@ -54,7 +54,9 @@ def interrupted(run_train, tmp_path, number: int, *overrides: str) -> Path:
     with pytest.raises(Interrupted):
         run_train(*SETTINGS, *overrides)
     folder = tmp_path / f"run{number}"
-    assert json.loads((folder / "summary.json").read_text())["status"] == "KILLED"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "KILLED"
+    with_config({**summary, "folder": folder})
     assert not (folder / "lock").exists()
     return folder
 
@@ -175,7 +177,6 @@ def test_other_settings_that_change_the_result_are_taken_with_a_note(
 ):
     stop_after(3)
     folder = interrupted(run_train, tmp_path, 1)
-    with_config({**json.loads((folder / "summary.json").read_text()), "folder": folder})
     monkeypatch.undo()
     fetching = ("loader.num_workers=1", "trainer.log_every=7", "trainer.max_epochs=3", "optimizer.lr=0.1")
     with pytest.raises(UserError, match="the data has changed"):
@@ -210,10 +211,7 @@ def test_the_learning_rate_that_is_typed_is_taken_where_that_is_asked_for(
     kept = run_train(*SETTINGS, f"trainer.resume={folder}", *typed)
     said = [text for text in caplog.messages if "is not used: the run goes on with" in text]
     assert len(said) == 2
-    assert said[0] == (
-        "note: optimizer.lr=0.0003 is not used: the run goes on with 0.003, as its checkpoint has it; "
-        "trainer.resume_optimizer=false takes what is set now"
-    )
+    assert any(text.startswith("note: optimizer.lr=0.0003 is not used: the run goes on with 0.003,") for text in said)
     same_run(kept, undisturbed)
     caplog.clear()
     folder = tmp_path / "run-copy"
@@ -245,7 +243,11 @@ def test_another_optimizer_and_scheduler_are_taken_where_that_is_asked_for(
     ("scheduler", "typed", "said"),
     [
         (("scheduler=plateau",), "scheduler.patience=9", "scheduler.patience=9 is not used: the run goes on with 3,"),
-        (("scheduler=one_cycle",), "scheduler.max_lr=0.5", "optimizer.lr=0.5 is not used: the run goes on with 0.003,"),
+        (
+            ("scheduler=one_cycle",),
+            "scheduler.max_lr=0.5",
+            "scheduler.max_lr=0.5 is not used: the run goes on with 0.003,",
+        ),
         (("scheduler=none",), "optimizer.lr=0.5", "optimizer.lr=0.5 is not used: the run goes on with 0.003,"),
     ],
     ids=["plateau", "one cycle", "none"],

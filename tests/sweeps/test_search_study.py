@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE, Trial
+from feedrate.trainer.pruning import STORAGE_VARIABLE, TRIAL_VARIABLE, pruned, reason_to_prune
 from hydra_plugins.feedrate_optuna._settings import checked
 from hydra_plugins.feedrate_optuna._study import Study
 
@@ -94,9 +94,8 @@ def test_a_job_learns_whether_it_is_poor_and_the_last_epoch_is_never_cut_off(tmp
         number, _ = found.ask()
         monkeypatch.setenv(STORAGE_VARIABLE, str(path))
         monkeypatch.setenv(TRIAL_VARIABLE, str(number))
-        trial = Trial(max_epochs=len(values))
-        said = [trial(epoch, {"validation/loss": value}) for epoch, value in enumerate(values)]
-        facts = trial.facts(next(filter(None, said), ""))
+        said = [reason_to_prune(epoch, {"validation/loss": loss}, len(values)) for epoch, loss in enumerate(values)]
+        facts = pruned(next(filter(None, said), ""))
         found.tell(number, values[-1], pruned=bool(facts))
         return said, facts
 
@@ -108,23 +107,22 @@ def test_a_job_learns_whether_it_is_poor_and_the_last_epoch_is_never_cut_off(tmp
 
 
 def test_without_a_search_a_run_asks_nobody_and_a_study_that_is_gone_costs_a_warning(tmp_path, monkeypatch, caplog):
-    assert Trial(3)(0, {"validation/loss": 1.0}) == ""
-    code = "import sys; import feedrate.trainer.trial; assert 'optuna' not in sys.modules"
+    assert reason_to_prune(0, {"validation/loss": 1.0}, 3) == ""
+    code = "import sys; import feedrate.trainer.pruning; assert 'optuna' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
     monkeypatch.setenv(STORAGE_VARIABLE, str(tmp_path / "gone.db"))
     monkeypatch.setenv(TRIAL_VARIABLE, "0")
     caplog.set_level("WARNING", logger="feedrate")
-    assert Trial(3)(0, {"validation/loss": 1.0}) == ""
+    assert reason_to_prune(0, {"validation/loss": 1.0}, 3) == ""
     assert "epoch 1 could not be reported to the search" in caplog.text
 
 
 REPORTS = """
 import sys
-from feedrate.trainer.trial import Trial
+from feedrate.trainer.pruning import reason_to_prune
 sys.stdin.readline()
 epochs = int(sys.argv[1])
-trial = Trial(max_epochs=epochs)
-assert all(trial(epoch, {"validation/loss": 1.0 / (epoch + 1)}) == "" for epoch in range(epochs))
+assert all(reason_to_prune(e, {"validation/loss": 1.0 / (e + 1)}, epochs) == "" for e in range(epochs))
 """
 
 

@@ -98,7 +98,7 @@ def test_the_experiment_gets_its_artifact_folder_and_a_view_that_later_runs_leav
 
 
 def test_a_store_and_a_search_in_a_folder_with_any_name_lie_there_and_nothing_lies_beside_it(tmp_path: Path) -> None:
-    from feedrate.trainer.trial import open_storage
+    from feedrate.trainer.pruning import open_storage
 
     folder = tmp_path / "My%20Drive? {x}#é"
     address = read_address(f"{folder}/mlflow.db")

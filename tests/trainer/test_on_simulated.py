@@ -23,7 +23,8 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
 from feedrate.loader import TRAITS, Loader, ToDevice, build_loaders, close_loaders, start_loaders
-from feedrate.loader.batch import BatchInfo, BatchRequest
+from feedrate.loader.batch import BatchInfo
+from feedrate.loader.order import BatchRequest
 from feedrate.system.device import in_use
 from feedrate.timing import Clock
 from feedrate.timing.ahead import record

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from feedrate.tuning.bench import Entry, described, slower, table
-from feedrate.tuning.bench_measure import LoaderFacts, Measurement
 
 
 def entry(waits: dict[float, float], workers: int = 1) -> Entry:
     """A loader that waited that much, in percent, with steps of that many ms."""
 
-    def measured(wait_pct: float) -> list[Measurement]:
-        return [Measurement(1000.0, 12.0, wait_pct, 0.5, 200.0, 3.0, {"fetch": 100.0})]
+    def measured(wait_pct: float) -> list[dict[str, float]]:
+        same = {"mb_per_s": 12.0, "cpu_s_per_1000": 0.5, "peak_rss_mb": 200.0, "load_ms": 3.0, "fetch": 100.0}
+        return [{"samples_per_s": 1000.0, "wait_pct": wait_pct, **same}]
 
-    facts = LoaderFacts("mine", 640, 12e3, 64, workers, "thread", "0" * 64, 5000.0, 2000.0)
+    facts = {"dataset": "mine", "samples": 640, "sample_bytes": 12e3, "batch_size": 64, "workers": workers,
+             "engine": "thread", "order_digest": "0" * 64}  # fmt: skip
     steps = {step_ms: measured(wait_pct) for step_ms, wait_pct in waits.items()}
     return Entry("one", {"loader": {}}, facts, {0.0: measured(99.0), **steps})
 
@@ -40,7 +39,7 @@ def test_workers_are_named(workers, words):
 def repeated(name: str, rates: list[float]) -> Entry:
     """A loader whose repeats made those rates."""
     found = entry({})
-    taken = [replace(found.measurements[0.0][0], samples_per_s=rate) for rate in rates]
+    taken = [{**found.measurements[0.0][0], "samples_per_s": rate} for rate in rates]
     return Entry(name, found.config, found.facts, {0.0: taken})
 
 

@@ -85,7 +85,7 @@ class Noisy(Workload):
 def test_where_a_step_hardly_waits_without_workers_a_faster_trial_with_one_is_noise() -> None:
     work = Noisy(0.6, 127, lambda setting, times: 1.0 if setting.num_workers == 0 else 63 / 74)
     found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
-    assert max(found.trials, key=lambda trial: trial.samples_per_s).setting.num_workers == 1  # 74 to 63 samples/s
+    assert max(found.tried, key=lambda trial: trial.samples_per_s).setting.num_workers == 1  # 74 to 63 samples/s
     assert found.best.setting == Setting(0)
     assert found.unsteady.startswith("the same step took 108 ms in one trial and 127 ms in another")
 
@@ -107,15 +107,15 @@ def test_a_steady_machine_is_not_called_unsteady() -> None:
 def test_the_budget_ends_the_trials() -> None:
     work = Workload(100, 2)
     found = tune(work, budget_s=1e-6, trial_s=1.0)  # type: ignore[arg-type]
-    assert len(found.trials) == 2  # what the prediction rests on is measured in any case
-    assert found.best.samples_per_s >= 0.97 * max(trial.samples_per_s for trial in found.trials)
+    assert len(found.tried) == 2  # what the prediction rests on is measured in any case
+    assert found.best.samples_per_s >= 0.97 * max(trial.samples_per_s for trial in found.tried)
 
 
 def test_a_trial_that_would_outlast_the_budget_is_not_begun() -> None:
     work = Workload(load_ms=4000, step_ms=10)  # a few steps of it take seconds
     found = tune(work, budget_s=4.0, trial_s=0.1)  # type: ignore[arg-type]
     assert len(work.tried) == 2
-    assert len(tune(Workload(4000, 10), budget_s=1e6, trial_s=0.1).trials) > 2  # type: ignore[arg-type]
+    assert len(tune(Workload(4000, 10), budget_s=1e6, trial_s=0.1).tried) > 2  # type: ignore[arg-type]
     assert found.best.setting == Setting(0)
 
 
@@ -130,7 +130,7 @@ def test_a_setting_that_there_is_no_room_for_is_named_and_not_taken() -> None:
     work = Cramped(load_ms=40, step_ms=10)
     found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
     assert found.best.setting.num_workers == 2
-    refused = [trial for trial in found.trials if trial.refused]
+    refused = [trial for trial in found.tried if trial.refused]
     assert refused
     assert all(trial.refused == f"loader.num_workers={trial.setting.num_workers} needs about 9 GB" for trial in refused)
     assert all(trial.samples_per_s == 0 for trial in refused)
@@ -150,7 +150,7 @@ def test_where_there_is_no_room_for_even_one_worker_the_answer_is_none() -> None
     found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
     assert found.best.setting == Setting(0)
     assert found.best.samples_per_s == pytest.approx(8 / 0.050, rel=0.01)
-    (refused,) = (trial for trial in found.trials if trial.refused)
+    (refused,) = (trial for trial in found.tried if trial.refused)
     assert refused.refused == "loader.num_workers=1 needs 90 MB of shared memory, and /dev/shm has 64 MB free"
     assert sum(setting.num_workers > 0 for setting in work.tried) == 1
 

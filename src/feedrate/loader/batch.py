@@ -1,33 +1,16 @@
-"""A batch, what is known about it, and the request it answers."""
+"""A batch, and what is known about it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from feedrate.errors import SampleError
-from feedrate.loader.order import Plan
+from feedrate.loader.order import BatchRequest
 from feedrate.timing.stages import Load
-
-
-@dataclass(frozen=True)
-class BatchRequest:
-    """One batch to load.
-
-    Attributes:
-        epoch: sent along, since persistent workers hold an outdated copy of the loader.
-        start, stop: positions of the global batch in the epoch's order.
-        indices: (n,) int64, this rank's samples; empty where they are not known (TorchLoader with shuffle).
-    """
-
-    epoch: int
-    start: int
-    stop: int
-    indices: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -67,16 +50,9 @@ class Batch:
     @property
     def X(self) -> Tensor:
         """(B, ...), the first of a pair."""
-        X: Tensor = self.data[0]
-        return X
+        return self.data[0]  # type: ignore[no-any-return]
 
     @property
     def y(self) -> Tensor:
         """(B,) or (B, K), the second of a pair."""
-        y: Tensor = self.data[1]
-        return y
-
-
-def requests_of(plan: Plan) -> Iterator[BatchRequest]:
-    for start, stop, indices in plan:
-        yield BatchRequest(plan.order.epoch, start, stop, indices)
+        return self.data[1]  # type: ignore[no-any-return]

@@ -39,9 +39,7 @@ class SharedBuffers:
     """
 
     def __init__(self, workers: int, prefetch: int) -> None:
-        # three batches are neither prefetched nor free: in use, replacing that one, and just received. Workers take
-        # turns, so at times all three are of the same one or two workers
-        self.number, self.usual = next(_NUMBERS), prefetch + -(-3 // workers)
+        self.number = next(_NUMBERS)
         self.busy = torch.zeros((workers, prefetch + SPARE), dtype=torch.uint8).share_memory_()
         self._flags = self.busy.numpy()
         self.memory: dict[tuple[int, int], np.ndarray] = {}
@@ -51,14 +49,14 @@ class SharedBuffers:
         self._flags[worker, slot] = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Spawned, (self.number, self.usual, self.busy)
+        return _Spawned, (self.number, self.busy)
 
 
-class _Spawned:
+class _Spawned(NamedTuple):
     """SharedBuffers in a worker that was not forked."""
 
-    def __init__(self, number: int, usual: int, busy: Tensor) -> None:
-        self.number, self.usual, self.busy = number, usual, busy
+    number: int
+    busy: Tensor
 
 
 _BUFFERS: weakref.WeakValueDictionary[int, SharedBuffers] = weakref.WeakValueDictionary()
@@ -73,11 +71,6 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# in a worker
-# ---------------------------------------------------------------------------------------------------------
-
-
 class BufferWriter:
     """Puts batches into the buffers of one worker.
 
@@ -85,11 +78,10 @@ class BufferWriter:
     """
 
     def __init__(self, buffers: SharedBuffers | _Spawned, worker: int) -> None:
-        self._number, self._worker, self._usual = buffers.number, worker, buffers.usual
+        self._number, self._worker = buffers.number, worker
         self._busy = buffers.busy[worker].numpy()
         self._slots = [torch.empty(0, dtype=torch.uint8)] * len(self._busy)
         self._sent: set[int] = set()
-        self._begun = 0  # of the usual slots, how many have been used
         self._slot: int | None = None
         self._used = 0
         self._size = 0  # of the largest batch so far
@@ -100,9 +92,6 @@ class BufferWriter:
         free = np.flatnonzero(self._busy == 0)
         if len(free):
             self._slot = int(free[0])
-            if self._begun < self._usual and not self._busy[self._begun]:  # allocate all of them soon, and none later
-                self._slot = self._begun
-                self._begun += 1
             self._busy[self._slot] = 1
             if len(self._slots[self._slot]) < self._size:
                 self._enlarge()
@@ -197,11 +186,6 @@ class _Outgoing:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrived, self._all
-
-
-# ---------------------------------------------------------------------------------------------------------
-# in the main process
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _arrived(number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> SharedBatch | None:

@@ -81,7 +81,7 @@ def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     if settings.get("multiprocessing_context") == "auto" or settings.get("engine") == "thread":
         settings["multiprocessing_context"] = None
     if not settings.get("num_workers", 0):
-        unused = {"prefetch_factor": None, "multiprocessing_context": None, "persistent_workers": False}
+        unused: dict[str, Any] = {"prefetch_factor": None, "multiprocessing_context": None, "persistent_workers": False}
         unused |= {"engine": "inline"} if settings["_target_"] == _OURS else {"timeout": 0}
         settings |= {key: off for key, off in unused.items() if key in settings}
     return settings

@@ -87,12 +87,9 @@ def content_hash(chain: bytes, batch: Any) -> bytes:
         elif value is None or isinstance(value, (str, bytes, bool, int, float, complex, np.generic)):
             digest.update(f"{name} {value!r};".encode())
         else:
-            kind = type(value).__name__
-            if isinstance(value, torch.Tensor):
-                kind = str(value.dtype if value.is_quantized else value.layout)
             raise UserError(
-                f"loader.content_digest=true: a batch holds {kind} at {name or 'its top'}, which cannot be hashed; "
-                "return dense tensors, arrays, numbers and texts, or set loader.content_digest=false"
+                f"loader.content_digest=true: a batch holds {type(value).__name__} at {name or 'its top'}, which "
+                "cannot be hashed; return dense tensors, arrays, numbers and texts, or set loader.content_digest=false"
             )
     return digest.digest()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from feedrate.dataset.time_limit import TimedOut
 from feedrate.errors import UserError
-from feedrate.loader.batch import Batch, requests_of
+from feedrate.loader.batch import Batch
 from feedrate.loader.digest import content_hash
 from feedrate.loader.engines.engine import Engine
 from feedrate.loader.order import Plan
@@ -49,7 +49,7 @@ class EpochIterator(Iterator[Batch]):
         except StopIteration:
             raise AssertionError(f"no batch at {self._position}, of {self._plan}") from None
         except TimedOut as error:
-            due = next(requests_of(replace(self._plan, start=self._position)))
+            due = next(iter(replace(self._plan, start=self._position)))
             named = TimedOut(error.seconds, f"the batch of {loader.named(due)}", error.at)
             self._fail(named)
             raise named from None

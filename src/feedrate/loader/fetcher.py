@@ -22,10 +22,11 @@ from feedrate.dataset.formats.sample_reader import Empty
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_seeds, seed_globals
 from feedrate.errors import SampleError
-from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
+from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.batch_protocol import getitems_of, load_batch_of, parts_of, stacked
 from feedrate.loader.buffers import BufferPool, BufferWriter, SharedBuffers
 from feedrate.loader.digest import nbytes
+from feedrate.loader.order import BatchRequest
 from feedrate.loader.sample_errors import SampleErrors
 from feedrate.timing.stages import MAIN_THREAD, Computed, Slowest, Watch, clock_ns, samples_took, stage
 

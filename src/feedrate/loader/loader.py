@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from feedrate.dataset.subset import ID_at, list_IDs
 from feedrate.errors import UserError
-from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
+from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
 from feedrate.loader.engines.auto import checked, choose, may_be_threads
@@ -22,7 +22,7 @@ from feedrate.loader.engines.processes import helpers
 from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.epoch_iterator import DataIterator, EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
-from feedrate.loader.order import Order, Plan
+from feedrate.loader.order import BatchRequest, Order, Plan
 from feedrate.loader.report import Report
 from feedrate.loader.sampler import (
     InOrderSampler,

@@ -1,4 +1,4 @@
-"""The order of an epoch's samples as a function of (seed, epoch, position), without an array of N."""
+"""The order of an epoch's samples as a function of (seed, epoch, position), and the batches it is cut into."""
 
 from __future__ import annotations
 
@@ -67,14 +67,10 @@ class Order:
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, dtype=np.int64)])
 
     def _permute(self, start: int, stop: int) -> np.ndarray:
-        whole = (
-            start == 0 and stop == self.size
-        )  # then values beyond N are enciphered too, and cycle walking looks them up
-        values = self._encipher(np.arange(start, self._a * self._b if whole else stop, dtype=np.uint64))
-        table, values = values, values[: stop - start]
+        values = self._encipher(np.arange(start, stop, dtype=np.uint64))
         outside = np.flatnonzero(values >= self.size)
         while len(outside):  # cycle walking: encipher until the value is below N
-            values[outside] = table[values[outside]] if whole else self._encipher(values[outside])
+            values[outside] = self._encipher(values[outside])
             outside = outside[values[outside] >= self.size]
         return values.astype(np.int64)
 
@@ -113,12 +109,27 @@ def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, i
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The rest of an epoch cut into global batches, and one rank's part of each.
+class BatchRequest:
+    """One batch to load.
 
-    Yields `(start, stop, indices)`: the positions of the global batch, and the rank's samples, (n,) int64. No rank gets
-    an empty batch: if the last one has fewer samples than ranks, some of them skip it, and their batch before it counts
-    up to the epoch's end, so that all ranks end at the same position.
+    Attributes:
+        epoch: sent along, since persistent workers hold an outdated copy of the loader.
+        start, stop: positions of the global batch in the epoch's order.
+        indices: (n,) int64, this rank's samples; empty where they are not known (TorchLoader).
+    """
+
+    epoch: int
+    start: int
+    stop: int
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rest of an epoch cut into global batches, and one rank's part of each. Iterating gives the requests.
+
+    No rank gets an empty batch: if the last one has fewer samples than ranks, some of them skip it, and their batch
+    before it counts up to the epoch's end, so that all ranks end at the same position.
 
     Attributes:
         start: position of the first batch.
@@ -144,9 +155,10 @@ class Plan:
         first, last = rank_part(0, rest, self.rank, self.world_size)
         return full + (last > first)
 
-    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         count, end = len(self), self.end
         for number in range(count):
             start = self.start + number * self.batch
             first, last = rank_part(start, min(start + self.batch, end), self.rank, self.world_size)
-            yield start, end if number == count - 1 else start + self.batch, self.order.indices(first, last)
+            stop = end if number == count - 1 else start + self.batch
+            yield BatchRequest(self.order.epoch, start, stop, self.order.indices(first, last))

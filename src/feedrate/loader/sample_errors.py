@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, default_collate
 from feedrate.dataset.probe import one_line, sample_error
 from feedrate.dataset.subset import ID_at, unwrapped
 from feedrate.errors import SampleError, UserError
-from feedrate.loader.batch import BatchRequest
 from feedrate.loader.digest import leaves
+from feedrate.loader.order import BatchRequest
 
 
 class SampleErrors:

@@ -6,10 +6,10 @@ loader gets this loader's order, and goes on from its position.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 from torch.utils.data import BatchSampler, Dataset, IterableDataset, Sampler, SequentialSampler
@@ -101,7 +101,8 @@ class OrderSampler(Sampler[int]):
         batch, drop_last, rank, world_size = self.part
         if world_size == 1:
             return _indices(order, start)
-        return (i for _, _, part in Plan(order, start, batch, drop_last, rank, world_size) for i in part.tolist())
+        plan = Plan(order, start, batch, drop_last, rank, world_size)
+        return (index for request in plan for index in request.indices.tolist())
 
     def __len__(self) -> int:
         """Samples of a whole epoch, of which a rank takes a part."""
@@ -129,25 +130,12 @@ def _indices(order: Order, start: int) -> Iterator[int]:
         yield from order.indices(first, min(first + BLOCK, order.size)).tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------
-# arguments of a seeded loader
-# ---------------------------------------------------------------------------------------------------------
-
-
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """An argument of Loader as an int.
-
-    Raises:
-        UserError: it is not a whole number, or below `least`.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or (least is not None and number < least):
+    """An argument of Loader as an int; raises UserError if it is not a whole number, or below `least`."""
+    if not isinstance(value, Integral) or (least is not None and value < least):
         bound = "" if least is None else f" of at least {least}"
         raise UserError(f"Loader: {name}={value!r}: must be a whole number{bound}")
-    return number
+    return int(value)
 
 
 def check_arguments(dataset: Dataset[Any], arguments: dict[str, Any], rank: int, world_size: int) -> None:
@@ -162,10 +150,7 @@ def check_arguments(dataset: Dataset[Any], arguments: dict[str, Any], rank: int,
             continue
         remedy = "pass seed=None"
         if isinstance(value, DistributedSampler):
-            remedy = (
-                "pass rank and world_size to Loader, and use_distributed_sampler=False to Lightning's Trainer or "
-                "setup_dataloaders"
-            )
+            remedy = "pass rank and world_size to Loader, and use_distributed_sampler=False to Lightning"
         raise UserError(f"Loader: seed fixes the order, so {name} ({type(value).__name__}) cannot be used; {remedy}")
     if arguments.get("in_order") is False:
         raise UserError("Loader: seed fixes the order, so in_order=False cannot be used; pass seed=None")
@@ -183,11 +168,7 @@ def _keeps_order(name: str, value: Any, dataset: Any) -> bool:
 
 
 def inherited_order(arguments: dict[str, Any], dataset: Any, seed: int) -> tuple[OrderSampler | None, int, bool]:
-    """The sampler of another SeededLoader if a library hands it on, with batch size and drop_last.
-
-    Raises:
-        UserError: it has another seed or dataset.
-    """
+    """The sampler of another SeededLoader if a library hands it on, with batch size and drop_last."""
     order, batch, drop_last = arguments.get("sampler"), arguments.get("batch_size", 1), arguments.get("drop_last")
     if arguments.get("batch_sampler") is not None:
         order, batch, drop_last = _unwrapped(arguments["batch_sampler"]) or (None, batch, drop_last)
@@ -215,20 +196,15 @@ def _unwrapped(batch_sampler: Any) -> tuple[OrderSampler, int, bool] | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------------------
-# the batches of a library's batch sampler
-# ---------------------------------------------------------------------------------------------------------
-
-
 def skip_to(plan: Plan, sampled: Iterator[Any], name: str) -> tuple[Plan, Iterator[Any]]:
     """The plan from the first batch of a library's batch sampler on, which may skip some."""
     first = next(sampled, None)
     if first is None:
         return replace(plan, start=plan.end), sampled
-    for start, _, indices in plan:
-        if indices.tolist() == list(first):
+    for request in plan:
+        if request.indices.tolist() == list(first):
             # Lightning's iterator would begin again with iter()
-            return replace(plan, start=start), chain([first], iter(lambda: next(sampled, None), None))
+            return replace(plan, start=request.start), chain([first], iter(lambda: next(sampled, None), None))
     raise _other_order(name)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from feedrate.dataset.open_files import warn_of_open_files
-from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
+from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.digest import nbytes
 from feedrate.loader.engines import TRAITS
 from feedrate.loader.engines.lost_worker import lost_worker
 from feedrate.loader.engines.processes import is_forked
 from feedrate.loader.loader import SeededLoader
+from feedrate.loader.order import BatchRequest
 from feedrate.timing.engine_traits import EngineTraits
 
 _UNKNOWN = np.empty(0, dtype=np.int64)

@@ -89,10 +89,8 @@ class ToDevice:
             self._lap("wait")
         data = batch.data
         if not (isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(v, Tensor) for v in data)):
-            kinds = ", ".join(type(v).__name__ for v in data) if isinstance(data, (tuple, list)) else ""
-            kind = type(data).__name__ + (f" of {kinds}" if kinds else "")
             raise UserError(
-                f"loader: a batch is a {kind}; training needs the pair (X, y) of tensors, "
+                f"loader: a batch is a {type(data).__name__}; training needs the pair (X, y) of tensors, "
                 "so return tensors or numbers from __getitem__, or (X, y) from collate_fn"
             )
         if self._check is not None:
@@ -106,14 +104,9 @@ def _no_lap(phase: str) -> None:
     """No-op timer, used when there is no clock."""
 
 
+@functools.cache
 def copy_stream(device: torch.device) -> CopyStream:
     """One for each device: the caching allocator does not reuse memory across streams."""
-    index = torch.accelerator.current_device_index() if device.index is None else device.index
-    return _copy_stream(torch.device(device.type, index))
-
-
-@functools.cache
-def _copy_stream(device: torch.device) -> CopyStream:
     return CopyStream(device)
 
 

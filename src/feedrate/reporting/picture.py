@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from feedrate.system.text import number
 
@@ -20,34 +19,28 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours (jfly.uni-koeln.de/color), which colour-blind people can tell apart
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6b6b6b"
 SMALL = 8  # points: notes, labels of many rows
+WIDTH = 6.6  # inches: as much as MLflow's run page has room for
 STYLE: Any = {
     "axes.axisbelow": True, "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#dddddd", "grid.linewidth": 0.6,
     "axes.spines.right": False, "axes.spines.top": False, "axes.titlelocation": "left", "axes.titlesize": 10.5,
     "errorbar.capsize": 3, "figure.constrained_layout.use": True, "figure.dpi": 130, "figure.facecolor": "white",
-    "figure.titlesize": 10.5,
+    "figure.titlesize": 10.5, "text.parse_math": False,
     "legend.fontsize": 9, "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 5,
 }  # fmt: skip
 FONT = "DejaVu Sans"  # comes with matplotlib: Latin, Greek, Cyrillic, Arabic and more
 MISSING = "□"
-MAX_FONTS = 8  # in one text, for characters that FONT lacks
 LOG_ABOVE = 10  # times: values that differ by more are drawn on a logarithmic axis
 
 _log = logging.getLogger("feedrate")
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
-def styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorator: `draw` runs with STYLE; matplotlib's global settings are restored afterwards."""
+@contextmanager
+def styled() -> Iterator[None]:
+    """Figures get STYLE within it, or in a function that it decorates; matplotlib's global settings stay."""
+    import matplotlib as mpl
 
-    @functools.wraps(draw)
-    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        import matplotlib as mpl
-
-        with mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
+    with mpl.rc_context(STYLE):
+        yield
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -81,9 +74,9 @@ def set_heading(figure: Figure, text: str) -> None:
     figure.suptitle(fitted(text, figure.get_figwidth() - 0.2, 10.5), x=0.01, ha="left")
 
 
-@styled
+@styled()
 def save(figure: Figure, path: Path) -> None:
-    """Writes `figure` to `path`. Characters that no installed font has become `□`.
+    """Writes `figure` to `path`. Characters that cannot be drawn become `□`.
 
     Raises:
         OSError: the file cannot be written.
@@ -93,9 +86,9 @@ def save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for text in figure.findobj(Text):
-            if text.get_text():
-                content, fonts = drawable(text.get_text())
-                text.set(text=content, fontfamily=[FONT, *fonts], parse_math=False, usetex=False)
+            if content := text.get_text():
+                content = "".join(c if c.isprintable() or c == "\n" else MISSING for c in content)
+                text.set(text=content, fontfamily=[FONT, *fonts_for(frozenset(content))[0]])
         figure.savefig(path, dpi=figure.dpi)
 
 
@@ -111,44 +104,24 @@ def optional(name: str) -> Iterator[None]:
 
 def has_fonts(text: str) -> bool:
     """Whether every character of `text` can be drawn."""
-    return MISSING not in drawable(text)[0]
-
-
-def drawable(text: str) -> tuple[str, tuple[str, ...]]:
-    """`text` with `□` for what cannot be drawn and without invisible marks; fonts for what FONT lacks."""
-    printed = "".join(c if c.isprintable() or c == "\n" else _replacement(c) for c in text)
-    fonts, lacking = fonts_for(frozenset(printed))
-    return "".join(MISSING if c in lacking else c for c in printed), fonts
-
-
-def _replacement(character: str) -> str:
-    return " " if character.isspace() else "" if unicodedata.category(character) == "Cf" else MISSING
+    return not fonts_for(frozenset(text))[1]
 
 
 @functools.lru_cache(maxsize=1024)
 def fonts_for(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     """Names of installed fonts for characters that FONT lacks, and the characters that none of them has."""
     from matplotlib import get_data_path
-    from matplotlib.font_manager import fontManager
+    from matplotlib.font_manager import fontManager, get_font
 
     own = get_data_path()
-    lacking = {c for c in characters if c != "\n" and not _has(f"{own}/fonts/ttf/DejaVuSans.ttf", c)}
+    lacking = characters - {"\n", *map(chr, get_font(f"{own}/fonts/ttf/DejaVuSans.ttf").get_charmap())}
     found: list[str] = []
     for font in fontManager.ttflist:
-        if not lacking or len(found) == MAX_FONTS:
-            break
-        if font.style == "normal" and not font.fname.startswith(own):  # its own ones: symbols, placeholders
-            covered = {c for c in lacking if _has(font.fname, c)}
+        if lacking and font.style == "normal" and not font.fname.startswith(own):  # its own: symbols, placeholders
+            try:
+                covered = lacking & set(map(chr, get_font(font.fname).get_charmap()))
+            except (OSError, RuntimeError):  # removed since matplotlib listed it, or damaged
+                continue
             lacking -= covered
             found += [font.name] if covered else []
-    return tuple(found), frozenset(lacking)
-
-
-def _has(path: str, character: str) -> bool:
-    from matplotlib.font_manager import get_font
-
-    try:
-        font: Any = get_font(path)
-    except (OSError, RuntimeError):  # removed since matplotlib listed it, or damaged
-        return False
-    return bool(font.scalable and font.get_char_index(ord(character)))
+    return tuple(found), lacking

@@ -16,6 +16,7 @@ from feedrate.reporting.picture import (
     GREY,
     ORANGE,
     SMALL,
+    WIDTH,
     fitted,
     has_fonts,
     new_figure,
@@ -37,7 +38,7 @@ MAX_DOTS = 5000
 INPUT_BOUND_PCT = 10.0  # as in the verdict
 
 
-@styled
+@styled()
 def loss_curves(values: History) -> Figure:
     """Training and validation loss over epochs, beside them accuracy or mean absolute error; the best epoch is ringed.
 
@@ -62,10 +63,10 @@ def loss_curves(values: History) -> Figure:
     return figure
 
 
-@styled
+@styled()
 def throughput(values: History) -> Figure:
     """Samples per second over epochs, what loader and training would reach alone, and the wait in percent."""
-    figure = new_figure(6.6, 5.4)
+    figure = new_figure(WIDTH, 5.4)
     rate, wait = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     rates: list[float] = []
     for name, label, style, colour in (
@@ -94,10 +95,10 @@ def throughput(values: History) -> Figure:
     return figure
 
 
-@styled
+@styled()
 def timeline(rows: Mapping[str, Sequence[tuple[int, int, int]]]) -> Figure:
     """What ran when: a line for each row of `trace.rows_of`; successive batches have two shades."""
-    figure = new_figure(10.0, 1.2 + 0.42 * len(rows))
+    figure = new_figure(WIDTH, 1.2 + 0.42 * len(rows))
     axes = figure.subplots()
     for place, (name, spans) in enumerate(rows.items()):
         colour = {"step": GREEN, "transfer": GREY, "wait": ORANGE}.get(name, BLUE)
@@ -115,12 +116,12 @@ def timeline(rows: Mapping[str, Sequence[tuple[int, int, int]]]) -> Figure:
     return figure
 
 
-@styled
+@styled()
 def waits(wait_ms: Sequence[float] | np.ndarray, load_ms: Sequence[float] | np.ndarray) -> Figure:
     """How long each step waited, and how long loading its batch took; up to MAX_DOTS dots, evenly spaced."""
     import numpy as np
 
-    figure = new_figure(6.6, 5.4)
+    figure = new_figure(WIDTH, 5.4)
     panels = figure.subplots(2, 1, sharex=True)
     shown = ((wait_ms, "wait of a step, ms", ORANGE), (load_ms, "load of its batch, ms", BLUE))
     for axes, (values, label, colour) in zip(panels, shown, strict=True):
@@ -135,7 +136,7 @@ def waits(wait_ms: Sequence[float] | np.ndarray, load_ms: Sequence[float] | np.n
     return figure
 
 
-@styled
+@styled()
 def confusion_matrix(
     matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str], title: str = "validation"
 ) -> Figure:
@@ -181,7 +182,7 @@ def confusion_matrix(
     return figure
 
 
-@styled
+@styled()
 def predicted_against_true(
     predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray, label: str = "label"
 ) -> Figure:
@@ -220,7 +221,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     count, half = Counter(short), LABEL_CHARACTERS // 2
     short = [f"{line[: half - 1]}…{line[-half:]}" if count[s] > 1 else s for s, line in zip(short, lines, strict=True)]
     count = Counter(short)
-    return [text if text and count[text] == 1 and has_fonts(names[i]) else f"#{i}" for i, text in enumerate(short)]
+    return [text if text and count[text] == 1 and has_fonts(text) else f"#{i}" for i, text in enumerate(short)]
 
 
 def _curve(axes: Any, curve: Mapping[int, float], colour: str, label: str, ls: str = "-") -> None:

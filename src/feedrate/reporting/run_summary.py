@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from feedrate.reporting.sweep_report import fenced
-from feedrate.system.text import duration, number
+from feedrate.system.text import duration, fenced, number, percent
+from feedrate.timing.noise import shown
 
 SLOW = 5  # slowest samples that are listed; summary.json has more
 _RESULTS = {  # metrics, of which the first that is known is the result
@@ -43,8 +43,8 @@ def run_note(
         slow: ID and load_ms of the samples that took longest to load.
         error: why the run stopped early, empty if it did not.
     """
-    parts = [f"**Stopped:** {' '.join(error.split())}"] if error else []
-    parts.append(headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds))
+    stopped = f"**Stopped:** {' '.join(error.split())}" if error else ""
+    parts = [stopped, headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
     parts += [fenced(verdict, "text") if verdict else "", pictures]
     if best_epoch is not None:
         parts.append(
@@ -52,7 +52,7 @@ def run_note(
             "from 0: step 0 is epoch 1."
         )
     if slow:
-        listed = ", ".join(f"{sample['ID']} ({number(sample['load_ms'])} ms)" for sample in slow[:SLOW])
+        listed = ", ".join(f"{sample['ID']} ({shown(sample['load_ms'])} ms)" for sample in slow[:SLOW])
         parts.append(f"Slowest samples: {listed}")
     return "\n\n".join(filter(None, [*parts, fenced(command)])) + "\n"
 
@@ -60,7 +60,7 @@ def run_note(
 def headline(
     metrics: Mapping[str, float], *, epochs: int, best_epoch: int | None = None, seconds: float | None = None
 ) -> str:
-    """`**0.982 validation accuracy** in epoch 12, the best of 15 · 42 s · 3,210 samples/s · waited 4 %`."""
+    """`**0.982 validation accuracy** in epoch 12, the best of 15 · 42 s · 3,210 samples/s · waited 4.0 %`."""
     name = next((name for name in _RESULTS if name in metrics), None)
     result = f"**{number(metrics[name])} {_RESULTS[name]}**" if name else "No result"
     if best_epoch is not None and epochs > 1:
@@ -72,5 +72,5 @@ def headline(
     if "loader/samples_per_s" in metrics:
         parts.append(f"{number(metrics['loader/samples_per_s'])} samples/s")
     if "loader/wait_pct" in metrics:
-        parts.append(f"waited {number(metrics['loader/wait_pct'])} %")
+        parts.append(f"waited {percent(metrics['loader/wait_pct'])} %")
     return " · ".join(parts)

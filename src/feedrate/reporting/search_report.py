@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from feedrate.reporting.sweep_report import SPEEDS, Best, Report, fenced
+from feedrate.reporting.sweep_report import SPEEDS, Best, Report
 from feedrate.reporting.sweep_results import (
     Group,
     Ranking,
@@ -19,6 +19,7 @@ from feedrate.reporting.sweep_results import (
     words,
 )
 from feedrate.reporting.sweep_words import chosen_words, figure, words_of_metric
+from feedrate.system.text import fenced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

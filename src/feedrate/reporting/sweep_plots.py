@@ -37,7 +37,7 @@ KNEE = "knee: the fewest workers as good as any, within the noise"
 RING: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mew": 2, "ms": 12, "zorder": 3}
 
 
-@styled
+@styled()
 def sweep_figure(groups: Sequence[Group], measure: str) -> Figure:
     """One measure over what was swept, seeds and folds averaged; the best setting stands in the title.
 
@@ -155,7 +155,7 @@ def _row(ranking: Ranking, measure: str) -> tuple[Figure, Any]:
     return picture, axes
 
 
-@styled
+@styled()
 def search_figure(
     results: Sequence[Result],
     keys: Sequence[str],

@@ -26,7 +26,7 @@ from feedrate.reporting.sweep_results import (
     words,
 )
 from feedrate.reporting.sweep_words import chosen_words, figure, short, words_of_metric
-from feedrate.system.text import table
+from feedrate.system.text import fenced, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -210,11 +210,6 @@ def _first_line(ranking: Ranking) -> str:
 def _command(group: Group) -> str:
     """Of a job that finished."""
     return next(result.command for result in group.results if result.status == "FINISHED")
-
-
-def fenced(text: str, language: str = "sh") -> str:
-    """A block of code in Markdown."""
-    return f"```{language}\n{text}\n```"
 
 
 def one_line(text: str) -> str:

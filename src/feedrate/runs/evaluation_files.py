@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feedrate.reporting.picture import optional, save
-from feedrate.system.atomic_write import atomic_write
+from feedrate.reporting.picture import new_figure, optional, save, styled
+from feedrate.reporting.plots import confusion_matrix, predicted_against_true
+from feedrate.system.atomic_write import atomic_write, check_place
 from feedrate.trainer.evaluate import Evaluation, Sample
 
 if TYPE_CHECKING:
@@ -34,20 +35,25 @@ def write_evaluation(folder: Path, partition: str, found: Evaluation, about: Map
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = {
-        **about,
-        "partition": partition,
-        "samples": found.samples,
-        "metrics": {name: value if math.isfinite(value) else None for name, value in found.metrics.items()},
-        "per_class": found.per_class,
-        "confusion": found.confusion,
-    }
+    confusion, per_class = found.meter.confusion(), found.meter.per_class()
+    metrics = {name: value if math.isfinite(value) else None for name, value in found.meter.metrics().items()}
+    results = {**about, "partition": partition, "samples": found.meter.samples, "metrics": metrics}
     files = [folder / f"{partition}.json"]
-    atomic_write(files[0], json.dumps(results, indent=2, default=str))
+    text = json.dumps({**results, "per_class": per_class, "confusion": confusion}, indent=2, default=str)
+    atomic_write(files[0], text)
+
+    drawn: dict[str, Callable[[], Figure]] = {}
+    if confusion is not None:
+        names = [str(row["class"]) for row in per_class or []]
+        drawn["confusion"] = partial(confusion_matrix, confusion, names, title=partition)
+    if found.pairs is not None:
+        drawn["predicted"] = partial(predicted_against_true, found.pairs[1], found.pairs[0])
     if found.worst:
         files.append(folder / f"{partition}_worst.csv")
         write_table(files[-1], ({"id": s.ID, "loss": s.loss, **s.row} for s in found.worst))
-    for name, draw in _figures(partition, found).items():
+        if picture_of(found.worst[0].X) is not None:
+            drawn["worst"] = partial(worst_samples, found.worst, partition)
+    for name, draw in drawn.items():
         path = folder / f"{partition}_{name}.png"
         with optional(path.name):
             save(draw(), path)
@@ -63,9 +69,9 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     Raises:
         OSError: it cannot be written, which is found before the first row is computed.
     """
+    check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    temporary.touch()
     try:
         count = (_write_parquet if path.suffix == ".parquet" else _write_csv)(temporary, rows)
         temporary.replace(path)
@@ -105,39 +111,22 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _figures(partition: str, found: Evaluation) -> dict[str, Callable[[], Figure]]:
-    from feedrate.reporting.plots import confusion_matrix, predicted_against_true
-
-    drawn: dict[str, Callable[[], Figure]] = {}
-    if found.confusion is not None:
-        names = [str(row["class"]) for row in found.per_class or []]
-        drawn["confusion"] = partial(confusion_matrix, found.confusion, names, title=partition)
-    if found.pairs is not None:
-        drawn["predicted"] = partial(predicted_against_true, found.pairs[1], found.pairs[0])
-    with optional(f"{partition}_worst.png"):
-        if found.worst and picture_of(found.worst[0].X) is not None:
-            drawn["worst"] = partial(worst_samples, found.worst, partition)
-    return drawn
-
-
+@styled()
 def worst_samples(samples: Sequence[Sample], partition: str) -> Figure:
     """The samples as pictures, each with its ID, loss, label and prediction."""
-    from matplotlib.figure import Figure
-
     rows = -(-len(samples) // COLUMNS)
-    figure = Figure(figsize=(2.0 * COLUMNS, 2.5 * rows + 0.4), dpi=110, layout="constrained", facecolor="white")
-    heading = f"{partition}: the {len(samples)} samples with the largest loss"
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    for place, sample in zip(axes, samples, strict=False):
+    figure = new_figure(2.0 * COLUMNS, 2.5 * rows + 0.4)
+    for axes, sample in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, samples, strict=False):
         image = picture_of(sample.X)
         if image is not None:
-            place.imshow(image, cmap="gray" if image.ndim == 2 else None)
-        label, prediction = sample.row.get("label"), sample.row.get("prediction")
-        words = f"\n{_brief(label)}, predicted {_brief(prediction)}" if prediction is not None else ""
-        place.set_title(f"{_cut(sample.ID)}\nloss {sample.loss:.3g}{words}", fontsize=8)
-    figure.suptitle(heading, fontsize=11)
-    for place in figure.axes:
-        place.set_axis_off()
+            axes.imshow(image, cmap="gray" if image.ndim == 2 else None)
+        title = f"{_brief(sample.ID)}\nloss {sample.loss:.3g}"
+        if "label" in sample.row:  # a class or one number
+            title += f"\n{_brief(sample.row['label'])}, predicted {_brief(sample.row['prediction'])}"
+        axes.set_title(title, fontsize=8, loc="center")
+    figure.suptitle(f"{partition}: the {len(samples)} samples with the largest loss")
+    for axes in figure.axes:
+        axes.set_axis_off()
     return figure
 
 
@@ -154,14 +143,9 @@ def picture_of(X: Tensor) -> Any:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or min(array.shape[:2]) < SMALLEST:
         return None
     array = np.nan_to_num(array, posinf=0.0, neginf=0.0)
-    low, high = float(array.min()), float(array.max())
-    return (array - low) / (high - low) if high > low else np.zeros_like(array)
+    return (array - array.min()) / max(float(np.ptp(array)), 1e-12)
 
 
 def _brief(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else _cut(str(value))
-
-
-def _cut(text: str) -> str:
-    text = " ".join(text.split())
+    text = f"{value:.3g}" if isinstance(value, float) else " ".join(str(value).split())
     return text if len(text) <= 20 else f"…{text[-19:]}"

@@ -5,24 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
-import stat
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from feedrate.config import ROOT
 from feedrate.system.secrets import without_secrets
 
-SECONDS = 5.0  # for all calls of git together
+SECONDS = 5.0  # for a call of git
 BYTES = 500_000  # of a diff that are kept
-FILES, HASHED_BYTES = 100, 250_000  # untracked files that are listed, and up to which size they are hashed
-CUT, UNTRACKED = f"(cut after {BYTES:,} bytes)", "untracked: "
+FILES = 100  # untracked files that are listed
+CUT = f"(cut after {BYTES:,} bytes)"
 
 # keys that cannot change a result: how batches are fetched, where data lies, what is printed
 _FETCHING = {
@@ -33,12 +29,6 @@ _READING = {"cache", "access", "verify", "stale"}
 _SHOWING = {
     "log_every", "warmup_steps", "profile", "resume", "resume_changed", "checkpoint_every_s", "keep_checkpoints",
 }  # fmt: skip
-
-# keys that older configurations lack, and what that meant
-_OFF: dict[str, dict[str, Any]] = {
-    "trainer": {"channels_last": False, "matmul_precision": "highest", "deterministic": False},
-    "optimizer": {"fused": "auto"},
-}
 
 
 @dataclass(frozen=True)
@@ -56,73 +46,50 @@ class Code:
 
 
 def code_version() -> Code:
-    """The repository's commit and uncommitted changes, within SECONDS; never raises."""
-    end = time.monotonic() + SECONDS
-    head = _git(end, "rev-parse", "HEAD", "HEAD:./src")  # the latter fails in a repository around this one
-    if head is None:
+    """The repository's commit and uncommitted changes; never raises."""
+    try:
+        commit = _git("rev-parse", "HEAD", "HEAD:./src").split()[0].decode()  # fails in a repository around this one
+    except (OSError, subprocess.SubprocessError):
         return Code("", None)
-    commit = head.split()[0].decode()
-    # without external programs and settings of the user's git
-    diff = _git(end, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=untracked")
-    new = _git(end, "ls-files", "--others", "--exclude-standard", "-z", "--", "src", "conf")
-    if diff is None or new is None:
+    try:
+        # without external programs and settings of the user's git
+        diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=untracked")
+        names = _git("ls-files", "--others", "--exclude-standard", "-z", "--", "src", "conf").split(b"\0")[:-1]
+        hashes = _git("hash-object", "--", *names[:FILES]).split() if names else []
+    except (OSError, subprocess.SubprocessError):
         return Code(commit, None)
     if len(diff) > BYTES:
         diff = diff[:BYTES].rpartition(b"\n")[0] + f"\n{CUT}\n".encode()
-    names = [name for name in new.split(b"\0") if name]
-    lines = [f"{UNTRACKED}{_file_state(name)}\n" for name in names[:FILES]]
+    lines = [b"untracked: %s  git hash %s\n" % pair for pair in zip(names, hashes, strict=False)]
     if len(names) > FILES:
-        lines.append(f"and {len(names) - FILES} untracked files more\n")
-    return Code(commit, diff.decode(errors="backslashreplace") + "".join(lines))
-
-
-def _file_state(name: bytes) -> str:
-    """Name, size and hash (or time) of an untracked file; its content is not copied."""
-    path, text = Path(ROOT, os.fsdecode(name)), name.decode(errors="backslashreplace").replace("\n", "\\n")
-    try:
-        state = path.lstat()
-        if stat.S_ISREG(state.st_mode) and state.st_size <= HASHED_BYTES:
-            return f"{text}  {state.st_size:,} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
-        return f"{text}  {state.st_size:,} bytes, changed at {state.st_mtime_ns / 1e9:.6f}"
-    except OSError:
-        return text
+        lines.append(b"and %d untracked files more\n" % (len(names) - FILES))
+    return Code(commit, b"".join([diff, *lines]).decode(errors="backslashreplace"))
 
 
 def has_commit(commit: str) -> bool:
     """Whether a commit is one of this repository."""
-    if re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
+    try:
+        return len(commit) >= 40 and bool(_git("rev-parse", "--verify", f"{commit}^{{commit}}"))
+    except (OSError, subprocess.SubprocessError):
         return False
-    kind = _git(time.monotonic() + SECONDS, "cat-file", "-t", commit)
-    return kind is not None and kind.strip() == b"commit"
 
 
 def size_of_diff(diff: str | None) -> str:
-    """Uncommitted changes in short: lines, untracked files, and 8 hexadecimal digits of their hash."""
+    """Uncommitted changes in short: lines, and 8 hexadecimal digits of their hash."""
     if not diff:
         return "nothing" if diff == "" else "not recorded"
-    lines = sum(line.startswith(("+", "-")) and not line.startswith(("+++", "---")) for line in diff.splitlines())
-    new = sum(line.startswith(UNTRACKED) for line in diff.splitlines())
-    files = f", {new} untracked file{'s'[: new != 1]}" if new else ""
-    return f"{'over ' if CUT in diff else ''}{lines} lines{files} ({hashlib.sha256(diff.encode()).hexdigest()[:8]})"
+    over = "over " if CUT in diff else ""
+    return f"{over}{diff.count(chr(10))} lines of difference ({hashlib.sha256(diff.encode()).hexdigest()[:8]})"
 
 
-def _git(end: float, *arguments: str) -> bytes | None:
-    """Output of git; None where it fails, is missing, or has not ended at the instant `end`."""
-    elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}  # set within git's hooks
-    own = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
-    try:
-        return subprocess.run(
-            ["git", "-c", "core.fsmonitor=false", *arguments],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={key: value for key, value in os.environ.items() if key not in elsewhere} | own,
-            timeout=max(0.1, end - time.monotonic()),
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
+def _git(*arguments: str | bytes) -> bytes:
+    """Output of git in the repository, whatever the environment says, as within a hook."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=SECONDS, check=True
+    )
+    return done.stdout
 
 
 @dataclass(frozen=True)
@@ -193,9 +160,6 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in ("tracking", "sweep")}
-    for group, off in _OFF.items():
-        if isinstance(kept.get(group), Mapping):
-            kept[group] = {k: v for k, v in kept[group].items() if k not in off or v != off[k]}
     kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k != "root"}
     kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in ("resume", "resume_optimizer")}
     return kept

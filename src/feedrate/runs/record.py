@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from feedrate.dataset.subset import size_of
-from feedrate.reporting.run_summary import run_note
+from feedrate.reporting.run_summary import headline, run_note
 from feedrate.reporting.trace import rows_of, trace
 from feedrate.runs.provenance import Origin
 from feedrate.system.device import single
@@ -25,7 +25,7 @@ from feedrate.tracking.sweep import picture
 from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
-from feedrate.trainer.state import Result
+from feedrate.trainer.pruning import pruned
 
 
 def record_start(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
@@ -33,8 +33,8 @@ def record_start(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
     config, code, data = origin.config, origin.code, trainer.data
     groups = {group: option for group, option in origin.choices.items() if group in config}
     settings = {key: value for key, value in flatten(config).items() if not key.startswith(("tracking.", "sweep."))}
-    device = f"{trainer.device} ({name_of(trainer.device)})"
-    about = {"model.parameters": parameters_of(trainer), "device": device, "precision": trainer.precision.name}
+    parameters = sum(p.numel() for p in trainer.state.model.parameters())
+    about = {"model.parameters": parameters, "device": device_of(trainer), "precision": trainer.precision.name}
     tracker.params({**groups, **settings, **about})
     tracker.tags({"feedrate.command": origin.command, **({COMMIT_TAG: code.commit} if code.commit else {})})
     for name, dataset in data.partition.items():
@@ -58,7 +58,10 @@ def record_resumed(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
 
 def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
     """What summary.json says of a finished run."""
-    result = trainer.result
+    result, loader = trainer.result, trainer.loaders["train"]
+    digests = {}
+    if loader.seed is not None:
+        digests = {"order_digest": loader.order_digest(), "content_digest": loader.content_digest()}
     return {
         "status": "FINISHED",
         "epochs": len(result.history),
@@ -66,7 +69,7 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         "seconds": round(trainer.seconds, 3),
         "first_batch_after_start_s": trainer.clock.first_batch_after_start_s,
         "phases_s": trainer.clock.totals_s(),
-        "device": f"{trainer.device} ({name_of(trainer.device)})",
+        "device": device_of(trainer),
         "metrics": result.metrics,
         "history": result.history,
         "best_epoch": result.best_epoch + 1,
@@ -74,30 +77,15 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         "verdict": asdict(verdict) if verdict else None,
         "slow_samples": trainer.throughput.slow_samples(),
         "data_digest": trainer.data.digest,
-        **digests(trainer),
-        "engine": engine_of(trainer),
-        **trainer.trial.facts(result.stopped),
+        **{name: digest for name, digest in digests.items() if digest},
+        "engine": str(loader.engine),
+        **pruned(result.stopped),
         "per_class": result.per_class,
     }
 
 
-def engine_of(trainer: Trainer) -> str:
-    """How the training partition's loader fetches."""
-    return str(trainer.loaders["train"].engine)
-
-
-def parameters_of(trainer: Trainer) -> int:
-    """Number of the model's parameters."""
-    return sum(p.numel() for p in trainer.state.model.parameters())
-
-
-def digests(trainer: Trainer) -> dict[str, str]:
-    """Digests of what the training loader delivered; none from a loader without a seed."""
-    loader = trainer.loaders["train"]
-    if loader.seed is None:
-        return {}
-    content = loader.content_digest()
-    return {"order_digest": loader.order_digest(), **({"content_digest": content} if content else {})}
+def device_of(trainer: Trainer) -> str:
+    return f"{trainer.device} ({name_of(trainer.device)})"
 
 
 def example(trainer: Trainer) -> torch.Tensor:
@@ -110,16 +98,14 @@ def example(trainer: Trainer) -> torch.Tensor:
 def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trainer, verdict: Verdict | None) -> None:
     """Tags, verdict, summary note, timeline and pictures of a run that ended well."""
     result = trainer.result
-    tracker.tags({f"feedrate.{name}": value for name, value in trainer.trial.facts(result.stopped).items()})
-    figures: dict[str, float] = {}
+    tracker.tags({f"feedrate.{name}": value for name, value in pruned(result.stopped).items()})
     if verdict is not None:
         trainer.record_verdict(verdict)
         tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
-        figures = {FIGURES[name]: value for name, value in verdict.figures.items()}
     window = trainer.throughput.window()
     names = ["throughput", *(["timeline"] if window is not None else [])]
     note = run_note(
-        {**result.best, **figures},  # rates of the whole run instead of one epoch's
+        figures(trainer, verdict),
         command=origin.command,
         epochs=len(result.history),
         best_epoch=result.best_epoch + 1,
@@ -172,10 +158,15 @@ def verdict_words(trainer: Trainer, verdict: Verdict | None) -> str:
     return f"nothing was left to train: {reached}"
 
 
-def closing_line(result: Result, seconds: float, verdict: Verdict | None) -> str:
+def closing_line(trainer: Trainer, verdict: Verdict | None) -> str:
     """The result in one line for the terminal."""
-    name = next((n for n in ("validation/accuracy", "validation/mae") if n in result.best), "validation/loss")
-    text = (
-        f"{name} {result.best[name]:.4f} in epoch {result.best_epoch + 1}, the best by validation loss  {seconds:.1f} s"
-    )
-    return text if verdict is None else f"{text}  {verdict.figures['samples_per_s']:,.0f} samples/s"
+    result = trainer.result
+    epochs, best = len(result.history), result.best_epoch + 1
+    words = headline(figures(trainer, verdict), epochs=epochs, best_epoch=best, seconds=trainer.seconds)
+    return words.replace("**", "")
+
+
+def figures(trainer: Trainer, verdict: Verdict | None) -> dict[str, float]:
+    """Metrics of the best epoch, with the rates of the whole run instead of one epoch's."""
+    rates = {FIGURES[name]: value for name, value in verdict.figures.items()} if verdict is not None else {}
+    return {**trainer.result.best, **rates}

@@ -69,19 +69,23 @@ def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[O
     else:
         moved = config.dataset.root is not None
         data = open_data(saved, state, config.allow, config.other_data, prepare=not moved)
-        partition = choose_partition(data, config.partition)
-    loader = open_loader(saved, data, partition, device)
+        partition = config.partition or ("test" if "test" in data.partition else "validation")
+        if partition not in data.partition:
+            raise UserError(f"partition={partition}: {data.name} has none; it has {', '.join(data.partition)}")
+    # the partition's own order; its workers start now, before the device is used
+    node = {**saved.config["loader"], "shuffle": False, "drop_last": False}
+    loaders = {partition: build_loaders(node, data, saved.seed, device)[partition]}
+    loaders[partition].set_epoch(0, then=None)  # the same random numbers as in every validation of the run
+    start_loaders(loaders, (partition,))
     try:
         model = load_model(saved, state, data, device)
         precision = choose_precision(trainer.precision, device)
         forward = Forward(model, data, device, precision, channels_last=trainer.channels_last)
         about = {"run_id": saved.run_id, "checkpoint": path.name, "epoch": state["epoch"] + 1}
-        log.info(
-            "%s, epoch %d, on %s of %s", path, about["epoch"], partition, data.source if other_samples else data.name
-        )
-        yield OpenedRun(saved, trainer, data, partition, loader, forward, state["epoch"], about)
+        log.info("%s, epoch %d, on %s of %s", path, about["epoch"], partition, data.name)
+        yield OpenedRun(saved, trainer, data, partition, loaders[partition], forward, state["epoch"], about)
     finally:
-        close_loaders({partition: loader})
+        close_loaders(loaders)
 
 
 def load_checkpoint(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]]:
@@ -96,9 +100,7 @@ def load_checkpoint(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]
         state = checkpoint.load(path)
     except Exception as error:  # damaged and foreign files fail in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix(f"{path}: ")
-        raise UserError(f"{path}: cannot be read as a checkpoint: {reason}") from error
-    if not isinstance(state.get("model"), Mapping) or "data_digest" not in state:
-        raise UserError(f"{path}: is no checkpoint of Feedrate; name one under a run folder's checkpoints/")
+        raise UserError(f"{path}: cannot be read as a checkpoint of Feedrate: {reason}") from error
     return path, state
 
 
@@ -125,26 +127,7 @@ def open_data(
 def open_folder(saved: SavedRun, state: Mapping[str, Any], root: str, allow: Collection[str]) -> Data:
     """All samples of another folder as the partition 'train' of data with the run's task, classes and shapes."""
     _check_nodes(saved, allow)
-    data = data_of(state["data"]) if "data" in state else open_data(saved, state, allow, other_data=False)
-    return unlabelled(saved.config["dataset"], resolve_path(root), data, saved.seed)
-
-
-def choose_partition(data: Data, wanted: str | None) -> str:
-    """`wanted`, or 'test' if there is one, or 'validation'."""
-    if wanted is None:
-        return "test" if "test" in data.partition else "validation"
-    if wanted not in data.partition:
-        raise UserError(f"partition={wanted}: {data.name} has none; it has {', '.join(data.partition)}")
-    return wanted
-
-
-def open_loader(saved: SavedRun, data: Data, partition: str, device: torch.device) -> Any:
-    """A loader of one partition in its own order; its workers start now, before the device is used."""
-    node = {**saved.config["loader"], "shuffle": False, "drop_last": False}
-    loader = build_loaders(node, data, saved.seed, device)[partition]
-    loader.set_epoch(0, then=None)  # the same random numbers as in every validation of the run
-    start_loaders({partition: loader}, (partition,))
-    return loader
+    return unlabelled(saved.config["dataset"], resolve_path(root), data_of(state["data"]), saved.seed)
 
 
 def load_model(saved: SavedRun, state: Mapping[str, Any], data: Data, device: torch.device) -> nn.Module:
@@ -155,16 +138,8 @@ def load_model(saved: SavedRun, state: Mapping[str, Any], data: Data, device: to
 
 
 def _check_nodes(saved: SavedRun, allow: Collection[str]) -> None:
-    check_targets({group: saved.config.get(group) for group in _GROUPS}, allow, own=_was_made_here(saved))
-    for group in _GROUPS:
-        node = saved.config.get(group)
-        if not isinstance(node, Mapping) or "_target_" not in node:
-            raise UserError(f"{group}: the run's configuration has no {group}._target_, so nothing can be built")
-
-
-def _was_made_here(saved: SavedRun) -> bool:
-    """Whether this repository made the run: its folder lies here, or its commit is one of this repository."""
-    if saved.folder.is_relative_to(ROOT) and not saved.folder.is_relative_to(RESTORED):
-        return True
+    """Raises UserError unless all classes are allowed; those in this repository's files are for a run made here."""
     tags = saved.recorded.tags if saved.recorded is not None else {}
-    return has_commit(str(saved.summary.get("commit") or tags.get(COMMIT_TAG)))
+    here = saved.folder.is_relative_to(ROOT) and not saved.folder.is_relative_to(RESTORED)
+    own = here or has_commit(str(saved.summary.get("commit") or tags.get(COMMIT_TAG)))
+    check_targets({group: saved.config.get(group) for group in _GROUPS}, allow, own=own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import asdict, field
 from typing import Any, Literal
 
 from pydantic import ConfigDict
@@ -13,7 +13,6 @@ from feedrate.config import Count, Device, Flag, Positive, TrackingConfig, Worke
 from feedrate.errors import UserError
 
 _KNOWN = ConfigDict(extra="forbid")
-Partition = Literal["train", "validation", "test"]
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class SavedRunConfig:
     run: str | None
     checkpoint: str | None
     weights: Literal["best", "last"]
-    partition: Partition | None
+    partition: Literal["train", "validation", "test"] | None
     allow: list[str] = field(default_factory=list)
     other_data: Flag
     dataset: OtherDataset
@@ -53,23 +52,21 @@ class SavedRunConfig:
         """The run's id, folder or checkpoint.
 
         Raises:
-            UserError: not exactly one of the three keys is set.
+            UserError: not exactly one of the three keys names a run.
         """
         keys = {"run_id": self.run_id, "run": self.run, "checkpoint": self.checkpoint}
         given = {key: value for key, value in keys.items() if value is not None}
-        if empty := [key for key, value in given.items() if not value]:
-            raise UserError(f"{empty[0]}= names no run; is it a shell variable that is not set?")
-        if len(given) != 1:
+        if len(given) != 1 or not all(given.values()):
             said = " and ".join(f"{key}={value}" for key, value in given.items()) or "none of them is set"
             raise UserError(f"run_id=ID, run=FOLDER or checkpoint=FILE names the run, one of them: {said}")
         return next(iter(given.values()))
 
     def changes(self) -> Mapping[str, Mapping[str, Any]]:
         """Keys that replace those of the run's configuration, by group."""
-        groups = {"dataset": self.dataset, "loader": self.loader, "trainer": self.trainer}
+        values = asdict(self)
         return {
-            group: {key: value for key, value in vars(keys).items() if value is not None and not key.startswith("_")}
-            for group, keys in groups.items()
+            group: {key: value for key, value in values[group].items() if value is not None}
+            for group in ("dataset", "loader", "trainer")
         }
 
 

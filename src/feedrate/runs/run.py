@@ -6,7 +6,7 @@ torch is imported only when a run is opened, since that takes seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -20,7 +20,7 @@ from feedrate.config import TrainConfig, check
 from feedrate.errors import LostWorker
 from feedrate.runs.provenance import Origin, command_line
 from feedrate.runs.run_folder import RunFolder, read_summary
-from feedrate.runs.runs import find_run, mark_dead_runs
+from feedrate.runs.saved import find_run, mark_dead_runs
 from feedrate.system.secrets import learn, mask_files, mask_logs, without_secrets
 from feedrate.system.signals import Interruption
 from feedrate.tracking import Status, Tracker, open_tracker, run_name, start_uploader
@@ -63,7 +63,7 @@ class Run:
         self._dead = mark_dead_runs(fresh.parent)
         command = without_secrets(command_line(self._overrides))
         resume = self.config.trainer.resume
-        earlier = find_run(resume, settings, command, fresh.parent) if resume else None
+        earlier = find_run(resume, settings, fresh.parent) if resume else None
         self.folder = RunFolder(earlier or fresh, named_by="trainer.resume" if earlier else "hydra.run.dir")
         self._fresh, self._earlier = fresh, earlier
         started = f"{datetime.now(timezone.utc):%FT%TZ}"
@@ -158,11 +158,12 @@ class Run:
         from feedrate.runs import record, resume
 
         self._trainer, state, precision = trainer, trainer.state, trainer.precision
-        log.info("%s with %s parameters, precision %s (%s)", type(state.model).__name__,
-                 f"{record.parameters_of(trainer):,}", precision.name, precision.reason)  # fmt: skip
+        parameters = sum(p.numel() for p in state.model.parameters())
+        log.info("%s with %s parameters, precision %s (%s)", type(state.model).__name__, f"{parameters:,}",
+                 precision.name, precision.reason)  # fmt: skip
         if self.checkpoint:
             if self.config.trainer.resume_optimizer:
-                resume.check_optimizer(self.checkpoint, state.optimizer, state.schedule)
+                resume.check_optimizer(self.checkpoint, state.optimizer)
             trainer.load_state_dict(self.checkpoint)
             record.record_resumed(self.tracker, self.origin, trainer)
         else:
@@ -186,7 +187,7 @@ class Run:
             self.tracker.model(trainer.state.model, record.example(trainer))
         self._ended = True  # a signal from now on only ends the waiting for the store
         self._end_tracking("FINISHED")
-        log.info("%s", record.closing_line(trainer.result, self._summary["seconds"], verdict))
+        log.info("%s", record.closing_line(trainer, verdict))
         log.info("%s", record.verdict_words(trainer, verdict))
         log.info("run folder  %s", self.folder.path)
         if self.tracker.url:
@@ -204,9 +205,8 @@ class Run:
         facts: dict[str, Any] = {}
         verdict, trainer = None, self._trainer
         if trainer is not None:
-            from feedrate.runs import record
-
-            facts = {"engine": record.engine_of(trainer), "slow_samples": trainer.throughput.slow_samples()}
+            engine = str(trainer.loaders["train"].engine)
+            facts = {"engine": engine, "slow_samples": trainer.throughput.slow_samples()}
             if (verdict := trainer.verdict()) is not None:
                 facts["verdict"] = asdict(verdict)
         self._update(status=status, error=text, **facts)
@@ -246,21 +246,13 @@ class Run:
             self._update(status="KILLED", error=text)
 
 
-def read_settings(cfg: DictConfig, tuned: Callable[..., str]) -> dict[str, Any]:
-    """The resolved configuration of the running job; its secrets are masked in logs and in the folder's .hydra/.
-
-    Args:
-        tuned: feedrate.tuning.tuning_cache.take, which applies loader=tuned.
-    """
+def read_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration of the running job; its secrets are masked in logs and in the folder's .hydra/."""
     from hydra.core.hydra_config import HydraConfig
 
-    hydra = HydraConfig.get()
-    written = Path(hydra.runtime.output_dir) / ".hydra"
+    written = Path(HydraConfig.get().runtime.output_dir) / ".hydra"
     mask_files(written)
     mask_logs()
     settings = plain(cfg, written / "config.yaml")
     learn(settings)
-    note = tuned(settings, hydra.runtime.choices, hydra.overrides.task, written=written / "config.yaml")
-    if note:
-        log.info("%s", note)
     return settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import psutil
 
 from feedrate.errors import UserError
 from feedrate.system.atomic_write import atomic_write
+from feedrate.system.folder import file_lock
 from feedrate.system.secrets import masked
 
 SUMMARY = "summary.json"
@@ -23,7 +23,7 @@ SUMMARY = "summary.json"
 class RunFolder:
     """Owns the folder `path` until `release`; a dead owner's folder is taken over.
 
-    The lock file holds the owner's process id and start time, since process ids are reused.
+    The file `lock` holds the owner's process id and start time, since process ids are reused.
 
     Args:
         named_by: the setting that the path comes from, for the error.
@@ -35,22 +35,18 @@ class RunFolder:
     def __init__(self, path: Path, named_by: str = "hydra.run.dir") -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._lock = path / "lock"
         path.mkdir(parents=True, exist_ok=True)
-        owner = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
-        for _ in range(3):
-            if self._create_lock(owner):
-                return
+        with file_lock(path / ".lock"):
             if (other := living_owner(path)) is not None:
                 raise UserError(
                     f"{named_by}={path}: process {other} uses this run folder; wait for it, or name another"
                 )
-            self._remove_dead_lock()
-        raise UserError(f"{path}: another process took this run folder at the same instant; start again")
+            owner = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+            atomic_write(path / "lock", json.dumps(owner))
 
     def release(self) -> None:
         """Gives the folder up."""
-        self._lock.unlink(missing_ok=True)
+        (self.path / "lock").unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Removes files that a killed process left half written."""
@@ -65,31 +61,6 @@ class RunFolder:
         if not_finite:
             content["not_finite"] = sorted({*content.get("not_finite", ()), *not_finite})
         atomic_write(self.path / SUMMARY, json.dumps(content, indent=2, default=str, allow_nan=False))
-
-    def _create_lock(self, content: str) -> bool:
-        """Creates the lock with its content in one step: an empty lock would be taken for a dead owner's."""
-        written = self._lock.with_name(f".lock.{os.getpid()}")
-        written.write_text(content, encoding="utf-8")
-        try:
-            os.link(written, self._lock)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            try:
-                with self._lock.open("x", encoding="utf-8") as file:
-                    file.write(content)
-            except FileExistsError:
-                return False
-        finally:
-            written.unlink(missing_ok=True)
-        return True
-
-    def _remove_dead_lock(self) -> None:
-        """Removes a dead owner's lock, unless another process has replaced it meanwhile."""
-        with contextlib.suppress(FileNotFoundError), self._lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_ino == self._lock.stat().st_ino and living_owner(self.path) is None:
-                self._lock.unlink()
 
 
 def living_owner(path: Path) -> int | None:

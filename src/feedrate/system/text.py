@@ -16,6 +16,16 @@ def number(value: float) -> str:
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}" if abs(value) < 1 else f"{value:.3g}"
 
 
+def percent(value: float) -> str:
+    """A share in percent, without the sign: 0.8, 42."""
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def fenced(text: str, language: str = "sh") -> str:
+    """A block of code in Markdown."""
+    return f"```{language}\n{text}\n```"
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 5 s`, `2 h 10 min`."""
     if seconds < 60:

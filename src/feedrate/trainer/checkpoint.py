@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -22,6 +23,7 @@ from feedrate.errors import UserError
 from feedrate.loader import lost_worker
 from feedrate.system.folder import sync_folder
 
+log = logging.getLogger("feedrate")
 _SUFFIXES = (".pt", ".json")
 
 
@@ -86,17 +88,16 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest(folder: Path, name: str = "last") -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The newest undamaged checkpoint, its state, and a note for each damaged one."""
-    notes: list[str] = []
+def newest(folder: Path, name: str = "last") -> dict[str, Any] | None:
+    """The newest undamaged checkpoint's state, None if there is none; a damaged one is a note."""
     earlier = sorted(folder.glob(f"{name}-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]))
     for path in [folder / f"{name}.pt", *earlier]:
         if path.exists():
             try:
-                return path, load(path), notes
+                return load(path)
             except ValueError as error:
-                notes.append(f"{error}; the one before it is taken")
-    return None, {}, notes
+                log.warning("note: %s; the one before it is taken", error)
+    return None
 
 
 @dataclass(frozen=True)

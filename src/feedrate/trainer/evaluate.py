@@ -19,49 +19,57 @@ from feedrate.trainer.forward import Forward
 
 
 @torch.no_grad()
-def validate(
-    forward: Forward, loader: Any, task: Task, started: Callable[[], None]
-) -> tuple[Meter, list[tuple[Tensor, BatchInfo]]]:
-    """Puts the model in evaluation mode and returns the partition's metrics, and each batch's loss and info.
+def answers(
+    forward: Forward, loader: Any, started: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with the outputs ((B, num_outputs) float32, on the device) of the model in evaluation mode.
 
     Args:
         started: called once the loader's workers have started.
-    """
-    forward.model.eval()
-    meter = task.meter(forward.device)
-    batches = iter(ToDevice(loader, forward.device, None, forward.check(loader)))
-    started()
-    losses: list[tuple[Tensor, BatchInfo]] = []
-    for batch in batches:
-        outputs = forward(batch.X)
-        with forward.autocast():
-            loss = task.loss(outputs, batch.y)
-        meter.update(loss, outputs, batch.y)
-        losses.append((loss, batch.info))  # not read here, since that waits for the device
-    return meter, losses
-
-
-@torch.no_grad()
-def answers(forward: Forward, loader: Any) -> Iterator[tuple[list[str], Batch, Tensor]]:
-    """IDs, batch and outputs ((B, num_outputs) float32, on the device) of a model in evaluation mode, batch by batch.
-
-    The loader's order must be its dataset's.
 
     Raises:
         UserError: the model fails on a batch.
         SampleError: a sample cannot be used.
     """
-    known, at = list_IDs(loader.dataset), 0
+    forward.model.eval()
     try:
-        for batch in ToDevice(loader, forward.device, None, forward.check(loader)):
-            here = range(at, at + len(batch.X))
-            IDs = loader.IDs(batch.info) or [str(i) if known is None else known[i] for i in here]
-            at += len(batch.X)
-            yield IDs, batch, forward(batch.X).float()
+        batches = iter(ToDevice(loader, forward.device, None, forward.check(loader)))
+        started()
+        for batch in batches:
+            yield batch, forward(batch.X).float()
     except RuntimeError as error:
         if (cause := forward.explained(error)) is None:
             raise
         raise cause from error
+
+
+def validate(
+    forward: Forward, loader: Any, task: Task, started: Callable[[], None]
+) -> tuple[Meter, list[tuple[Tensor, BatchInfo]]]:
+    """The partition's metrics, and each batch's loss and info; for `started` see `answers`."""
+    meter = task.meter(forward.device)
+    losses: list[tuple[Tensor, BatchInfo]] = []
+    for batch, outputs in answers(forward, loader, started):
+        loss = task.loss(outputs, batch.y)
+        meter.update(loss, outputs, batch.y)
+        losses.append((loss, batch.info))  # not read here, since that waits for the device
+    return meter, losses
+
+
+def predictions(forward: Forward, loader: Any, targets: Targets) -> Iterator[dict[str, Any]]:
+    """ID and prediction of each sample, as rows of a table."""
+    for IDs, _, outputs in _with_IDs(forward, loader):
+        for ID, row in zip(IDs, rows_of(outputs, targets), strict=True):
+            yield {"id": ID, **row}
+
+
+def _with_IDs(forward: Forward, loader: Any) -> Iterator[tuple[list[str], Batch, Tensor]]:
+    """As `answers`, with the IDs of each batch; the loader's order must be its dataset's."""
+    known, at = list_IDs(loader.dataset), 0
+    for batch, outputs in answers(forward, loader):
+        here = range(at, at + len(batch.X))
+        at += len(batch.X)
+        yield loader.IDs(batch.info) or [str(i) if known is None else known[i] for i in here], batch, outputs
 
 
 @dataclass(frozen=True)
@@ -84,17 +92,12 @@ class Evaluation:
     """Results of one partition.
 
     Attributes:
-        metrics: loss, and accuracy (and top5_accuracy) or mae and rmse.
-        confusion: rows are true classes; None for regression and for very many classes.
-        per_class: class, samples and accuracy of each class, None where confusion is.
+        meter: metrics, confusion matrix, accuracy of each class.
         worst: samples with the largest loss, the largest first; NaN counts as infinite.
         pairs: (true, predicted) of each sample where a single number is predicted, else None.
     """
 
-    samples: int
-    metrics: dict[str, float]
-    confusion: list[list[int]] | None
-    per_class: list[dict[str, Any]] | None
+    meter: Meter
     worst: list[Sample]
     pairs: tuple[list[float], list[float]] | None
 
@@ -106,37 +109,26 @@ def evaluate(forward: Forward, loader: Any, task: Task, worst: int) -> Evaluatio
     true: list[float] = []
     predicted: list[float] = []
     kept: list[Sample] = []
-    for IDs, batch, outputs in answers(forward, loader):
-        y = batch.y
-        meter.update(task.loss(outputs, y), outputs, y)
+    for IDs, batch, outputs in _with_IDs(forward, loader):
+        meter.update(task.loss(outputs, batch.y), outputs, batch.y)
         if single:
-            true += y.flatten().tolist()
+            true += batch.y.flatten().tolist()
             predicted += outputs.flatten().tolist()
         if worst:
-            kept = _worst(kept, worst, IDs, batch, outputs, task)
-    pairs = (true, predicted) if single else None
-    return Evaluation(meter.samples, meter.metrics(), meter.confusion(), meter.per_class(), kept, pairs)
+            kept = heapq.nlargest(worst, [*kept, *_worst(worst, IDs, batch, outputs, task)], key=lambda s: s.loss)
+    return Evaluation(meter, kept, (true, predicted) if single else None)
 
 
-def _worst(kept: list[Sample], count: int, IDs: list[str], batch: Batch, outputs: Tensor, task: Task) -> list[Sample]:
-    """The `count` worst of those kept and of a batch; of equal losses the first in the partition."""
-    losses = losses_of(task, outputs, batch.y).tolist()
-    least = _rank(kept[-1].loss) if len(kept) == count else -math.inf
-    candidates = [i for i, loss in enumerate(losses) if _rank(loss) > least]
-    worst = heapq.nlargest(count, candidates, key=lambda i: _rank(losses[i]))
-    if not worst:
-        return kept
-    added = [
-        Sample(IDs[i], losses[i], {**label_of(batch.y[i], task.targets), **row}, batch.X[i].cpu())
-        for i, row in zip(worst, rows_of(outputs[worst], task.targets), strict=True)
+def _worst(count: int, IDs: list[str], batch: Batch, outputs: Tensor, task: Task) -> list[Sample]:
+    """The `count` samples of a batch with the largest loss; of equal losses the first."""
+    losses: Tensor = torch.vmap(lambda one, label: task.loss(one[None], label[None]))(outputs, batch.y)
+    losses = losses.nan_to_num(nan=math.inf, posinf=math.inf)
+    worst = losses.argsort(descending=True, stable=True)[:count].tolist()
+    rows = rows_of(outputs[worst], task.targets)
+    return [
+        Sample(IDs[i], float(losses[i]), {**_label_of(batch.y[i], task.targets), **row}, batch.X[i].cpu())
+        for i, row in zip(worst, rows, strict=True)
     ]
-    return heapq.nlargest(count, [*kept, *added], key=lambda sample: _rank(sample.loss))
-
-
-def losses_of(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
-    """(B,) losses of single samples, whose mean is the batch's loss."""
-    losses: Tensor = torch.vmap(lambda one, label: task.loss(one[None], label[None]))(outputs, y)
-    return losses
 
 
 def rows_of(outputs: Tensor, targets: Targets) -> list[dict[str, Any]]:
@@ -144,20 +136,19 @@ def rows_of(outputs: Tensor, targets: Targets) -> list[dict[str, Any]]:
     if targets.task == "classification":
         probability, index = outputs.softmax(dim=1).max(dim=1)
         return [
-            {"prediction": class_name(targets, i), "probability": p}
+            {"prediction": _class_name(targets, i), "probability": p}
             for i, p in zip(index.tolist(), probability.tolist(), strict=True)
         ]
     return [_numbers("prediction", values) for values in outputs.tolist()]
 
 
-def label_of(y: Tensor, targets: Targets) -> dict[str, Any]:
-    """The true class, number or numbers of a sample."""
+def _label_of(y: Tensor, targets: Targets) -> dict[str, Any]:
     if targets.task == "classification":
-        return {"label": class_name(targets, int(y))}
+        return {"label": _class_name(targets, int(y))}
     return _numbers("label", y.flatten().tolist())
 
 
-def class_name(targets: Targets, index: int) -> Any:
+def _class_name(targets: Targets, index: int) -> Any:
     """The class's name in the labels; its index where there is none."""
     known = targets.classes or ()
     return known[index] if index < len(known) else index
@@ -165,7 +156,3 @@ def class_name(targets: Targets, index: int) -> Any:
 
 def _numbers(name: str, values: list[float]) -> dict[str, float]:
     return {name: values[0]} if len(values) == 1 else {f"{name}_{i}": value for i, value in enumerate(values)}
-
-
-def _rank(loss: float) -> float:
-    return math.inf if math.isnan(loss) else loss

@@ -33,11 +33,11 @@ from feedrate.trainer.evaluate import validate
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard, first_not_finite
 from feedrate.trainer.progress import Progress
+from feedrate.trainer.pruning import reason_to_prune
 from feedrate.trainer.schedule import Schedule
 from feedrate.trainer.state import Result, RunState
 from feedrate.trainer.step import TrainingStep
 from feedrate.trainer.throughput_history import ThroughputHistory
-from feedrate.trainer.trial import Trial
 
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over
@@ -85,7 +85,6 @@ class Trainer:
         self.state = RunState(
             model, optimizer, schedule, scaler, loaders["train"], data, lambda: self.task.meter(device), device
         )
-        self.trial = Trial(config.max_epochs)
         self._guard = LossGuard(optimizer, device, loaders["train"])
         self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard)
         self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
@@ -181,7 +180,7 @@ class Trainer:
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
         result.add(epoch, metrics, validation)
-        result.stopped = self._reason_to_stop(epoch) or self.trial(epoch, metrics)
+        result.stopped = self._reason_to_stop(epoch) or reason_to_prune(epoch, metrics, self.config.max_epochs)
         state.phase, state.random = "done", None
         self._save()
         if result.best_epoch == epoch:

@@ -17,7 +17,7 @@ from feedrate.errors import UserError
 
 log = logging.getLogger("feedrate")
 HARDLY = 1e-6  # share of the highest learning rate so far below which hardly anything is learned
-_LENGTH = ("total_steps", "_schedule_phases", "total_iters", "T_max")  # attributes of torch's schedulers
+LENGTH = ("total_steps", "_schedule_phases", "total_iters", "T_max")  # attributes of torch's schedulers
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LRScheduler:
@@ -49,10 +49,9 @@ class Schedule:
 
     def __init__(self, node: Mapping[str, Any] | None, optimizer: Optimizer, total_steps: int, max_epochs: int) -> None:
         self._scheduler: LRScheduler | ReduceLROnPlateau | None = None
-        self._node = node or {}
-        self._interval = str(self._node.get("interval", "epoch"))
+        self._interval = str((node or {}).get("interval", "epoch"))
         self._length = total_steps if self._interval == "step" else max_epochs
-        self._optimizer, self._highest, self._warned = optimizer, [0.0] * len(optimizer.param_groups), False
+        self._optimizer, self._highest, self._warned = optimizer, 0.0, False
         if node is None:
             return
         if any("lr" not in group for group in optimizer.param_groups):
@@ -81,25 +80,16 @@ class Schedule:
 
     def _check_rate(self) -> None:
         """Warns once if the learning rate has fallen to almost nothing before the last hundredth of the schedule."""
-        for number, group in enumerate(self._optimizer.param_groups):
-            rate = group["lr"]
-            if self._warned or not isinstance(rate, (float, int)):  # reading a tensor would wait for the device
-                return
-            self._highest[number] = highest = max(self._highest[number], rate)
-            done = getattr(self._scheduler, "last_epoch", 0)
-            if rate < HARDLY * highest and done < 0.99 * self._length:
-                self._warned = True
-                log.warning(
-                    "note: the learning rate has fallen from %.3g to %.3g after %s %d of %d, so hardly anything is "
-                    "learned; %s changes it after each %s (scheduler.interval)",
-                    highest, rate, self._interval, done, self._length, type(self._scheduler).__name__, self._interval,
-                )  # fmt: skip
-
-    def kept(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Settings that a state would bring back, by key: the state's value and the present one, where they differ."""
-        ours = vars(self._scheduler) if self._scheduler is not None else {}
-        pairs = {key: (state[key], ours[key]) for key in self._node if key in state and key in ours}
-        return {f"scheduler.{key}": pair for key, pair in pairs.items() if pair[0] != pair[1] and key not in _LENGTH}
+        rate, done = self._optimizer.param_groups[0]["lr"], getattr(self._scheduler, "last_epoch", 0)
+        if self._warned or not isinstance(rate, (float, int)):  # reading a tensor would wait for the device
+            return
+        self._highest = max(self._highest, rate)
+        if rate < HARDLY * self._highest and done < 0.99 * self._length:
+            self._warned = True
+            log.warning(
+                "note: the learning rate has fallen from %.3g to %.3g after %s %d of %d, so hardly anything is "
+                "learned; see scheduler.interval", self._highest, rate, self._interval, done, self._length,
+            )  # fmt: skip
 
     def advance(self, steps: int, epochs: int) -> None:
         """Steps a new schedule to where a run is; what depends on the validation loss starts there."""
@@ -113,7 +103,7 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes a saved state; the schedule's length stays the present one."""
         if self._scheduler is not None and state:
-            length = {key: vars(self._scheduler)[key] for key in _LENGTH if key in vars(self._scheduler)}
+            length = {key: vars(self._scheduler)[key] for key in LENGTH if key in vars(self._scheduler)}
             self._scheduler.load_state_dict({**state, **length})
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,24 +1,35 @@
-"""Compares loaders side by side: a table, the rows of bench.json, and a check against an earlier bench.json."""
+"""Measures loaders side by side, alone (steps of 0 ms) and with steps that sleep; writes and compares bench.json."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+import torch
+
 from feedrate.config import BenchingConfig, check_bench, timeout_of
-from feedrate.dataset import build_data
+from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
+from feedrate.loader import ToDevice, setup_of
 from feedrate.system.text import table as text_table
+from feedrate.timing.ceilings import metrics
 from feedrate.timing.noise import Measured, noise, same
-from feedrate.tuning.bench_measure import LoaderFacts, Measurement, facts_of, measure
+from feedrate.timing.stages import STAGES
+from feedrate.tuning.trial_runner import opened, timed_steps
 
 FED_PCT = 2.0  # a loader feeds a step that waits no more
 EQUAL = "~"  # marks a ratio within the noise
+DIGEST_BATCHES = 16  # the order digest is of the first ones
+CPU = torch.device("cpu")
 
 Baseline = Mapping[tuple[str, str], tuple[float, float]]  # (name, dataset) -> samples/s, noise in percent
 
@@ -30,32 +41,34 @@ class Entry:
     Attributes:
         name: the overrides that distinguish it.
         config: resolved.
-        measurements: by length of the step in ms; 0 is the loader alone.
+        facts: dataset, samples, sample_bytes, batch_size, workers, engine, order_digest.
+        measurements: by length of the step in ms; each as `measure` returns it.
     """
 
     name: str
     config: Mapping[str, Any]
-    facts: LoaderFacts | None = None
-    measurements: dict[float, list[Measurement]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    measurements: dict[float, list[Mapping[str, float]]] = field(default_factory=dict)
 
     def middle(self, figure: str, step_ms: float = 0.0) -> float:
         """Median over the repeats."""
-        return float(median(getattr(one, figure) for one in self.measurements[step_ms]))
+        return float(median(one[figure] for one in self.measurements[step_ms]))
 
     @property
     def rates(self) -> list[float]:
         """Samples per second of the loader alone, by repeat."""
-        return [one.samples_per_s for one in self.measurements[0.0]]
+        return [one["samples_per_s"] for one in self.measurements[0.0]]
 
     @property
     def step_lengths(self) -> list[float]:
         return [step for step in self.measurements if step]
 
+    @property
     def stages(self) -> dict[str, float]:
         """Shares of the load by stage, in percent; empty if unknown."""
-        alone = self.measurements[0.0]
-        return {stage: float(median(one.stages_pct[stage] for one in alone)) for stage in alone[0].stages_pct}
+        return {stage: self.middle(stage) for stage in STAGES if stage in self.measurements[0.0][0]}
 
+    @property
     def sufficient_step_ms(self) -> float:
         """The shortest of the steps that it feeds; 0 if none."""
         short = max((step for step in self.step_lengths if self.middle("wait_pct", step) > FED_PCT), default=0.0)
@@ -63,25 +76,19 @@ class Entry:
 
     def row(self) -> dict[str, Any]:
         """For bench.json."""
-        assert self.facts is not None
-        rates, middle = self.rates, self.middle
         return {
             "name": self.name,
-            "dataset": self.facts.dataset,
             "loader": dict(self.config["loader"]),
-            "engine": self.facts.engine,
-            **{figure: middle(figure) for figure in ("samples_per_s", "mb_per_s", "cpu_s_per_1000", "load_ms")},
-            "peak_rss_mb": max(one.peak_rss_mb for found in self.measurements.values() for one in found),
-            "order_digest": self.facts.order_digest,
-            "repeats": len(rates),
-            "spread": [min(rates), max(rates)],
-            "noise_pct": 100 * noise(rates) / median(rates),
-            "stages_pct": self.stages(),
-            "sufficient_step_ms": self.sufficient_step_ms(),
-            "copy_samples_per_s": self.facts.copy_samples_per_s,
-            "read_samples_per_s": self.facts.read_samples_per_s,
+            **{name: self.facts[name] for name in ("dataset", "engine", "order_digest")},
+            **{name: self.middle(name) for name in ("samples_per_s", "mb_per_s", "cpu_s_per_1000", "load_ms")},
+            "peak_rss_mb": max(one["peak_rss_mb"] for found in self.measurements.values() for one in found),
+            "repeats": len(self.rates),
+            "spread": [min(self.rates), max(self.rates)],
+            "noise_pct": 100 * noise(self.rates) / median(self.rates),
+            "stages_pct": self.stages,
+            "sufficient_step_ms": self.sufficient_step_ms,
             "steps": [
-                {"step_ms": s, "samples_per_s": middle("samples_per_s", s), "wait_pct": middle("wait_pct", s)}
+                {"step_ms": s, **{name: self.middle(name, s) for name in ("samples_per_s", "wait_pct")}}
                 for s in self.step_lengths
             ],
         }
@@ -125,25 +132,108 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
     return found
 
 
+# ---------------------------------------------------------------------------------------------------------
+# measuring
+# ---------------------------------------------------------------------------------------------------------
+
+
 def measure_all(entries: Sequence[Entry], settings: BenchingConfig, baseline: Baseline | None = None) -> None:
     """Measures the entries in turns, so that other programs affect all of them alike.
 
     Raises:
-        UserError: a loader cannot be built, or fails; the baseline has none of them.
+        UserError: a loader cannot be built, or fails; the baseline lacks one.
     """
     loaders = []
     for entry in entries:
         config = entry.config
         data = build_data(config["dataset"], config["seed"], timeout=timeout_of(config["loader"]))
         loaders.append((config["loader"], data, config["seed"]))
-        entry.facts = facts_of(*loaders[-1])
-    if baseline is not None and len(names := unknown(entries, baseline)) == len(entries):
-        text = f"it has no row for {', '.join(map(repr, names))}"
-        raise UserError(f"bench.baseline: {text}; write it with the same dataset and bench.compare")
+        entry.facts = _facts_of(*loaders[-1])
+        if baseline is not None and (entry.name, data.name) not in baseline:
+            raise UserError(
+                f"bench.baseline: it has no row for {entry.name!r}; write it with the same dataset and bench.compare"
+            )
     for _ in range(settings.repeats):
         for step_ms in (0.0, *settings.step_ms):
             for entry, loader in zip(entries, loaders, strict=True):
                 entry.measurements.setdefault(step_ms, []).append(measure(*loader, step_ms, settings.seconds))
+
+
+def _facts_of(node: Mapping[str, Any], data: Data, seed: int) -> dict[str, Any]:
+    """What is measured, from the first batches of a conf/loader node; without a seed there is no digest."""
+    nbytes, samples, digest = 0, 0, ""
+    with opened(node, data, seed, CPU) as loader:
+        count = min(DIGEST_BATCHES, len(loader))
+        for number, batch in enumerate(islice(ToDevice(loader, CPU), count), 1):
+            nbytes, samples = nbytes + batch.info.nbytes, samples + len(batch.X)
+            if number == count:
+                digest = loader.order_digest()
+        return {
+            "dataset": data.name,
+            "samples": len(loader.dataset),
+            "sample_bytes": nbytes / samples,
+            "batch_size": loader.batch_size or 1,
+            "workers": loader.num_workers,
+            "engine": loader.engine,
+            "order_digest": digest,
+        }
+
+
+def measure(node: Mapping[str, Any], data: Data, seed: int, step_ms: float, seconds: float) -> dict[str, float]:
+    """Measures the loader of a conf/loader node with steps of that length.
+
+    Returns:
+        samples_per_s, mb_per_s, wait_pct of the steady steps; load_ms (median time of a batch in its worker, 0 if
+        unknown) and the shares of its stages in percent; cpu_s_per_1000: CPU seconds of the loader and the main process
+        for 1,000 samples; peak_rss_mb: memory of the main process and own memory of its workers.
+
+    Raises:
+        UserError: it cannot be built, or a sample fails.
+    """
+    samples, cpu_s = 0, 0.0
+
+    def step(batch: Any) -> None:
+        nonlocal samples
+        samples += len(batch.X)
+        if step_ms:
+            time.sleep(step_ms / 1e3)
+
+    def warmed_up() -> None:
+        nonlocal samples, cpu_s
+        samples, cpu_s = 0, _cpu_s()
+
+    with opened(node, data, seed, CPU) as loader:
+        times = timed_steps(loader, CPU, step, seconds, warmed_up=warmed_up)
+        spent_s, memory_mb, found = _cpu_s() - cpu_s, _memory_mb(), metrics(times, setup_of(loader))
+    return {
+        **{name: found[f"loader/{name}"] for name in ("samples_per_s", "mb_per_s", "wait_pct")},
+        "load_ms": found.get("loader/load_ms_p50", 0.0),
+        **{stage: found[f"loader/{stage}_pct"] for stage in STAGES if f"loader/{stage}_pct" in found},
+        "cpu_s_per_1000": 1000 * spent_s / samples,
+        "peak_rss_mb": memory_mb,
+    }
+
+
+def _family() -> Iterator[psutil.Process]:
+    own = psutil.Process()
+    yield from [own, *own.children(recursive=True)]
+
+
+def _cpu_s() -> float:
+    total = 0.0
+    for process in _family():
+        with contextlib.suppress(psutil.Error):
+            total += sum(process.cpu_times()[:2])
+    return total
+
+
+def _memory_mb() -> float:
+    own, *workers = _family()
+    total = own.memory_info().rss
+    for process in workers:
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().uss
+    return float(total / 1e6)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -153,31 +243,24 @@ def measure_all(entries: Sequence[Entry], settings: BenchingConfig, baseline: Ba
 
 def described(entry: Entry) -> str:
     """The figures of one loader."""
-    facts, rates = entry.facts, entry.rates
-    assert facts is not None
-    size = f"{facts.sample_bytes / 1e3:.1f} KB" if facts.sample_bytes < 1e6 else f"{facts.sample_bytes / 1e6:.1f} MB"
-    plural = "" if facts.workers == 1 else "s"
-    how = f"{facts.workers} worker{plural}, {facts.engine}" if facts.workers else "no workers"
+    facts, rates, workers = entry.facts, entry.rates, entry.facts["workers"]
+    how = f"{workers} worker{'' if workers == 1 else 's'}, {facts['engine']}" if workers else "no workers"
     lines = [
         f"{entry.name}",
-        f"  {facts.dataset}: {facts.samples:,} samples of {size}, batches of {facts.batch_size}, {how}",
+        f"  {facts['dataset']}: {facts['samples']:,} samples of {facts['sample_bytes'] / 1e3:,.1f} KB, "
+        f"batches of {facts['batch_size']}, {how}",
         f"  alone       {median(rates):,.0f} samples/s ({min(rates):,.0f} to {max(rates):,.0f})  "
         f"{entry.middle('mb_per_s'):,.1f} MB/s  {entry.middle('cpu_s_per_1000'):.3g} CPU s per 1,000  "
-        f"{_peak_mb(entry)} MB",
+        f"{entry.middle('peak_rss_mb'):,.0f} MB",
     ]
-    if stages := entry.stages():
+    if stages := entry.stages:
         parts = ", ".join(f"{stage} {share:.0f} %" for stage, share in stages.items() if share >= 0.5)
         lines.append(f"  load        {entry.middle('load_ms'):.3g} ms a batch: {parts}")
-    limits = [("copies", facts.copy_samples_per_s), ("reads such files at", facts.read_samples_per_s)]
-    shares = [f"{what} {rate:,.0f} samples/s ({100 * median(rates) / rate:.0f} %)" for what, rate in limits if rate]
-    lines.append(f"  one core    {', '.join(shares)}")
     for step in entry.step_lengths:
-        lines.append(
-            f"  step {step:>4g} ms {entry.middle('samples_per_s', step):,.0f} samples/s, "
-            f"waited {entry.middle('wait_pct', step):.1f} %"
-        )
-    if least := entry.sufficient_step_ms():
-        rate = 1e3 * facts.batch_size / least
+        rate, wait = entry.middle("samples_per_s", step), entry.middle("wait_pct", step)
+        lines.append(f"  step {step:>4g} ms {rate:,.0f} samples/s, waited {wait:.1f} %")
+    if least := entry.sufficient_step_ms:
+        rate = 1e3 * facts["batch_size"] / least
         lines.append(f"  suffices    for steps of {least:g} ms and more ({rate:,.0f} samples/s)")
     return "\n".join(lines)
 
@@ -189,21 +272,17 @@ def table(entries: Sequence[Entry]) -> str:
     head += [*(f"wait %, {step:g} ms" for step in steps), "order digest"]
     rows = []
     for entry in entries:
-        assert entry.facts is not None
         rates = entry.rates
         ratios = [a / b for a, b in zip(rates, entries[0].rates, strict=True)]
         equal = entry is not entries[0] and same(Measured(median(ratios), noise(ratios)), Measured(1.0))
         rows.append(
             [entry.name, f"{median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}",
-             f"{median(ratios):.2f}{EQUAL * equal}", f"{entry.middle('cpu_s_per_1000'):.3g}", _peak_mb(entry),
-             *(f"{entry.middle('wait_pct', step):.1f}" for step in steps), entry.facts.order_digest[:8] or "-"]
+             f"{median(ratios):.2f}{EQUAL * equal}", f"{entry.middle('cpu_s_per_1000'):.3g}",
+             f"{entry.middle('peak_rss_mb'):,.0f}", *(f"{entry.middle('wait_pct', step):.1f}" for step in steps),
+             entry.facts["order_digest"][:8] or "-"]
         )  # fmt: skip
     equal_line = f"\n{EQUAL} equal to the first, within the noise" if any(EQUAL in row[3] for row in rows) else ""
     return text_table(head, rows, left=1) + equal_line
-
-
-def _peak_mb(entry: Entry) -> str:
-    return f"{max(one.peak_rss_mb for one in entry.measurements[0.0]):,.0f}"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -222,36 +301,26 @@ def read(path: Path) -> Baseline:
     Raises:
         UserError: it cannot be read, or is none.
     """
-    remedy = "name one that python src/bench.py has written"
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        found = {
-            (row["name"], row["dataset"]): (float(row["samples_per_s"]), float(row.get("noise_pct", 0.0)))
-            for row in rows
-        }
+        found = {(row["name"], row["dataset"]): (float(row["samples_per_s"]), float(row["noise_pct"])) for row in rows}
         if not found or not all(0 < rate < float("inf") for rate, _ in found.values()):
             raise ValueError("no rates")
-    except OSError as error:
-        raise UserError(f"bench.baseline={path}: cannot be read ({error.strerror or error}); {remedy}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"bench.baseline={path}: is no bench.json; {remedy}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no bench.json"
+        raise UserError(
+            f"bench.baseline={path}: cannot be read ({reason}); name a file that python src/bench.py has written"
+        ) from error
     return found
-
-
-def unknown(entries: Sequence[Entry], baseline: Baseline) -> list[str]:
-    """Names of the loaders that the baseline does not have with the same dataset."""
-    return [entry.name for entry in entries if entry.facts and (entry.name, entry.facts.dataset) not in baseline]
 
 
 def slower(entries: Sequence[Entry], baseline: Baseline, noise_pct: float) -> list[str]:
     """A line for each loader that is slower than in the baseline by more than the noise."""
     lines = []
     for row in (entry.row() for entry in entries):
-        if (earlier := baseline.get((row["name"], row["dataset"]))) is None:
-            continue
         now, before = (
             Measured(rate, rate * pct / 100, noise_pct / 100)
-            for rate, pct in ((row["samples_per_s"], row["noise_pct"]), earlier)
+            for rate, pct in ((row["samples_per_s"], row["noise_pct"]), baseline[row["name"], row["dataset"]])
         )
         if now.value < before.value and not same(now, before):
             loss = 100 * (1 - now.value / before.value)

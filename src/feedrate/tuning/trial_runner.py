@@ -1,35 +1,111 @@
-"""Trains a throwaway model with a setting of the loader, to see how fast the two go together."""
+"""Trains a throwaway model, or sleeps, on a loader's batches for some seconds: the trials of tune.py and bench.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import UserError
-from feedrate.loader import TRAITS, setup_of
+from feedrate.loader import TRAITS, ToDevice, build_loaders, close_loaders, setup_of, start_loaders
 from feedrate.system.device import has_streams, out_of_memory
 from feedrate.task.task import Task
-from feedrate.timing import EpochTimes
-from feedrate.timing.epoch_times import Setup
+from feedrate.timing import Clock, EpochTimes
+from feedrate.timing.epoch_times import MIN_STEPS, Setup, cut
 from feedrate.trainer.assemble import build_model, build_optimizer
 from feedrate.trainer.device import choose_precision
 from feedrate.trainer.forward import Forward
-from feedrate.tuning.timed_steps import opened, timed_steps
 
+WARMUP = 3  # steps, beside each worker's first batch
+PROBED = 10  # batches that engine `auto` loads to decide; they are ready when requested
+STALL_S, STALL = 0.5, 20  # a step is a stall above so many seconds and so many times the median
 SPARE = 0.1  # share of the device's memory that the largest batch leaves free
+
+
+@contextmanager
+def opened(node: Mapping[str, Any], data: Data, seed: int, device: torch.device) -> Iterator[Any]:
+    """The training loader of a conf/loader node, started, and closed at the end.
+
+    Raises:
+        UserError: the errors of `build_loaders`.
+    """
+    log = logging.getLogger("feedrate")
+    level = log.level
+    log.setLevel(logging.WARNING)  # no notes on settings that the user has not chosen
+    try:
+        loaders = build_loaders(node, data, seed, device)
+    finally:
+        log.setLevel(level)
+    loader = loaders["train"]
+    try:
+        start_loaders(loaders, ("train",))
+        yield loader
+    finally:
+        # a thread that is still loading would keep the next workers from being forked
+        close_loaders(loaders, at_once=not loader.traits.shares_interpreter)
+
+
+def timed_steps(
+    loader: Any,
+    device: torch.device,
+    step: Callable[[Any], object],
+    seconds: float,
+    until: float = float("inf"),
+    warmed_up: Callable[[], object] = lambda: None,
+) -> EpochTimes:
+    """The times of `seconds` of steps after a warm-up, epoch after epoch.
+
+    Args:
+        loader: started.
+        step: trains on a batch on the device.
+        until: instant of time.perf_counter at which it ends, after one steady step or more.
+        warmed_up: called when the warm-up ends.
+    """
+    clock = Clock(device, 1)
+    warm: int = loader.num_workers + WARMUP + (PROBED if loader.traits.prefetches else 0)
+    begin = steady_from = time.perf_counter()
+    steps = 0
+    clock.begin()
+    for batch in _endless(loader, device, clock):
+        steps += 1  # noqa: SIM113
+        step(batch)
+        samples, info = len(batch.X), batch.info
+        del batch  # freeing it releases the GIL, which must not count as waiting; enumerate() would keep it, too
+        clock.step(samples, info.nbytes, info.timing)
+        now = time.perf_counter()
+        if steps < warm and now - begin >= seconds:  # long steps need no more
+            warm = steps
+        if steps == warm:
+            clock.settle()
+            warmed_up()
+        if steps <= warm:
+            steady_from = now
+        elif now >= until or (steps >= warm + MIN_STEPS and now - steady_from >= seconds):
+            break
+    times = cut(clock.epoch(), slice(warm, None))
+    # steps during which the whole machine stood still, as a paused virtual one does, do not count
+    stalled = times.work > max(1e9 * STALL_S, STALL * float(np.median(times.work)))
+    return replace(times, steady=times.steady & ~stalled)
+
+
+def _endless(loader: Any, device: torch.device, clock: Clock) -> Iterator[Any]:
+    while True:
+        yield from ToDevice(loader, device, clock)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tuned of a loader."""
+    """What is tuned of a loader; pin_memory None leaves that key as it is."""
 
     num_workers: int
     prefetch_factor: int = 2
@@ -38,7 +114,7 @@ class Setting:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Keys of the loader; pin_memory None leaves that key as it is."""
+        """Keys of the loader."""
         pinned = {} if self.pin_memory is None else {"pin_memory": self.pin_memory}
         if not self.num_workers:
             return {"num_workers": 0, "engine": "auto", "prefetch_factor": None, **pinned}
@@ -55,6 +131,10 @@ class Setting:
         """Orders settings: fewer workers first, then less memory, of which each process has its own."""
         return self.num_workers, TRAITS[self.engine].has_processes, self.prefetch_factor, self.pin_memory is not False
 
+    def distance(self, other: Setting) -> tuple[int, int]:
+        """How far another setting of the same engine is: workers first, then the queue."""
+        return abs(self.num_workers - other.num_workers), abs(self.prefetch_factor - other.prefetch_factor)
+
     def __str__(self) -> str:
         pinned = "" if self.pin_memory is None else f", pin_memory={str(self.pin_memory).lower()}"
         if not self.num_workers:
@@ -67,11 +147,8 @@ class Setting:
 class TrialRunner:
     """Runs trials with a throwaway model.
 
-    Args:
-        node: conf/loader; a setting overrides its keys.
-
     Attributes:
-        node: conf/loader in use; `fits` changes its batch size.
+        node: conf/loader in use, whose keys a setting overrides; `fits` changes its batch size.
         may_be_threads: whether the dataset allows threads; known after a run without workers.
         pins: whether batches are copied through page-locked memory unless a setting says otherwise.
     """

@@ -24,7 +24,6 @@ from feedrate.config import TrainConfig, check
 from feedrate.reporting.sweep_results import columns, settings
 from feedrate.runs.provenance import command_line, job_id
 from feedrate.system.secrets import learn, masked
-from feedrate.tuning.tuning_cache import take
 
 # overrides of the sweep that its jobs do not get
 _OF_THE_SWEEP = (
@@ -72,7 +71,6 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         del task["hydra"]
     resolved = plain(task, quiet=True)  # the job prints the notes
     learn(resolved)
-    take(resolved, composed.hydra.runtime.choices, overrides)
     typed = settings(overrides)
     return Job(
         number=number,

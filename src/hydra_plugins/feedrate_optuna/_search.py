@@ -15,7 +15,7 @@ from feedrate.reporting.search_report import SearchReport, objective
 from feedrate.reporting.sweep_results import Result
 from feedrate.runs.provenance import changes
 from feedrate.system.text import flatten
-from feedrate.trainer.trial import STORAGE_VARIABLE, TRIAL_VARIABLE
+from feedrate.trainer.pruning import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
 from hydra_plugins.feedrate_launcher._freeze import Job, compose
 from hydra_plugins.feedrate_launcher._lock import claim

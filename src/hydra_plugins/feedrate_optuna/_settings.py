@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from feedrate.config import Positive
 from feedrate.errors import UserError
-from feedrate.trainer.trial import build
+from feedrate.trainer.pruning import build
 from feedrate.validation import nearest, validate
 from hydra_plugins.feedrate_launcher._freeze import quoted
 

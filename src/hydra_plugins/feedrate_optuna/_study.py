@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.trainer.trial import METRIC, PRUNER, STUDY_NAME, build, open_storage, quiet_optuna
+from feedrate.trainer.pruning import METRIC, PRUNER, STUDY_NAME, build, open_storage, quiet_optuna
 from hydra_plugins.feedrate_optuna._settings import NO_PRUNER, Search
 
 if TYPE_CHECKING:

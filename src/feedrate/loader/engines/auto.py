@@ -21,10 +21,10 @@ from feedrate.dataset.rng import draws_from_globals
 from feedrate.dataset.subset import unwrapped
 from feedrate.dataset.time_limit import within
 from feedrate.errors import UserError
-from feedrate.loader.batch import Batch, BatchRequest, requests_of
+from feedrate.loader.batch import Batch
 from feedrate.loader.engines.lost_worker import refuse_to_run_again
 from feedrate.loader.fetcher import BatchFetcher
-from feedrate.loader.order import Plan
+from feedrate.loader.order import BatchRequest, Plan
 from feedrate.timing.machine import queued_ns
 
 log = logging.getLogger("feedrate")
@@ -109,7 +109,7 @@ def _unfit(fetcher: BatchFetcher, settings: DataLoader[Any], one_by_one: bool) -
 
 def _tried(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
     """By the first batch, and for `auto` by a measurement of the next ones."""
-    request = next(requests_of(plan))
+    request = next(iter(plan))
     with draws_from_globals() as drew:
         first = within(loader.timeout, partial(fetcher.load, request), f"the batch of {fetcher.named(request)}")
     draws = f"{fetcher.name} draws from {{}} global random generator"
@@ -150,7 +150,7 @@ def _measured(fetcher: BatchFetcher, plan: Plan, batches: list[Batch], timeout: 
         batches: the first one, which also learned the layout of the files; those that are measured are appended.
     """
     alone_ns, waits_ns, shares = [batches[0].info.load.ns], list[int](), [1.0]
-    requests = islice(requests_of(plan), 1, None)
+    requests = islice(plan, 1, None)
     begin = time.perf_counter()
     for _ in range(ROUNDS):
         for threads in (1, 2):

@@ -1,17 +1,22 @@
-"""What an engine is: it turns batch requests into batches, in order. Add one here and in engines/__init__.py."""
+"""What an engine is: it turns batch requests into batches, in order. The simplest one, and pinning, for all."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from feedrate.dataset.time_limit import within
 from feedrate.loader.batch import Batch
 from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Plan
+from feedrate.system.device import has_streams
 from feedrate.timing.engine_traits import EngineTraits
 
 T = TypeVar("T")
@@ -22,10 +27,6 @@ class Engine:
 
     With `persistent_workers` the workers continue into the next epoch. The running iterator is referenced weakly
     otherwise, so that its workers end with the user's last reference to it.
-
-    Args:
-        fetcher: loads one batch.
-        scheduler: of the loader.
     """
 
     traits: ClassVar[EngineTraits]
@@ -76,3 +77,39 @@ class Engine:
 
     def close(self, now: bool = False) -> None:
         """Ends the workers; `now`: without waiting for the samples that they load."""
+
+
+class Inline(Engine):
+    """Loads each batch in the training process when it is requested.
+
+    With a timeout a thread loads it, since the main thread cannot be interrupted.
+    """
+
+    traits = EngineTraits(shares_interpreter=True, has_processes=False, prefetches=False)
+
+    def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
+        self._scheduler.begin(plan)
+        device, timeout, load = pins(settings), settings.timeout, self._fetcher.load
+        batches: Iterator[Batch] = map(load, iter(self._scheduler))
+        if timeout:
+            batches = (within(timeout, partial(load, request), "a batch") for request in self._scheduler)
+        return batches if device is None else (pinned(batch, device) for batch in batches)
+
+
+def pins(settings: DataLoader[Any]) -> str | None:
+    """The `device` argument of `pinned` for a loader's batches; None where they are not pinned."""
+    device = torch.accelerator.current_accelerator() if settings.pin_memory else None
+    able = device is not None and has_streams(device) and torch.accelerator.is_available()
+    return settings.pin_memory_device if able else None
+
+
+def pinned(batch: Batch, device: str | None) -> Batch:
+    """The batch in page-locked memory, from which copies to an accelerator do not block the host.
+
+    Args:
+        device: in whose context the memory is allocated; "" for the current one, None leaves the batch as it is.
+    """
+    if device is None or batch.info.error is not None:
+        return batch
+    with torch.accelerator.device_index(torch.device(device).index if device else None):
+        return Batch(pin_memory(batch.data), batch.info)

@@ -29,9 +29,8 @@ from feedrate.dataset.open_files import warn_of_open_files
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch
 from feedrate.loader.buffers import SharedBatch, SharedBuffers, send_all_tensors
-from feedrate.loader.engines.engine import Engine
+from feedrate.loader.engines.engine import Engine, pinned, pins
 from feedrate.loader.engines.lost_worker import GUARD, iterator_of, lost_worker
-from feedrate.loader.engines.pinning import pinned, pins
 from feedrate.loader.engines.receiver import NAME, PATIENCE_S, Receiver, end_all
 from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.fetcher import BatchFetcher

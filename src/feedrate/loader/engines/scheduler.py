@@ -9,8 +9,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from feedrate.loader.batch import BatchRequest, requests_of
-from feedrate.loader.order import Order, Plan
+from feedrate.loader.order import BatchRequest, Order, Plan
 
 
 class Scheduler(Sampler[Any]):
@@ -41,7 +40,7 @@ class Scheduler(Sampler[Any]):
 
     def _requests(self, plan: Plan, ahead: deque[Plan]) -> Iterator[BatchRequest]:
         while True:
-            yield from requests_of(plan)
+            yield from plan
             if self.step is None:
                 return
             old = plan.order

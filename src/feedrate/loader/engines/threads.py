@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -17,12 +17,12 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, LoadingThread, TimedOut, end_threads, hanging_at
-from feedrate.loader.batch import Batch, BatchRequest
-from feedrate.loader.engines.engine import Engine
-from feedrate.loader.engines.pinning import pinned, pins
+from feedrate.loader.batch import Batch
+from feedrate.loader.engines.engine import Engine, pinned, pins
 from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.engines.step_probe import StepProbe
 from feedrate.loader.fetcher import BatchFetcher
+from feedrate.loader.order import BatchRequest
 from feedrate.timing.engine_traits import EngineTraits
 
 
@@ -45,7 +45,7 @@ class Threads(Engine):
         self._epochs = 1
         crew = _Crew(self._fetcher, pins(settings), iter(self._scheduler), StepProbe(settings.num_workers))
         ahead = settings.num_workers * (settings.prefetch_factor or 2)
-        return _Batches(crew, range(settings.num_workers), ahead, settings.timeout)
+        return _Batches(crew, settings.num_workers, ahead, settings.timeout)
 
     def resumed(self) -> None:
         self._epochs += 1
@@ -62,7 +62,7 @@ class Threads(Engine):
             batches.crew.probe.open()
 
     def close(self, now: bool = False) -> None:
-        """Ends each thread after the sample or whole batch that it loads; waits for at most half a second."""
+        """Ends each thread after the sample or whole batch that it loads."""
         batches = self.running
         self._persistent = self._running = None
         if batches is not None:
@@ -90,8 +90,6 @@ class _Task:
 
 class _Crew:
     """The state that the threads of one start share. It does not refer to its user, so that it can end with it.
-
-    Threads draw their requests themselves, since the training loop would wait for it where it takes a batch.
 
     Attributes:
         permits: an item for each batch that may be loaded; False ends the threads.
@@ -146,14 +144,13 @@ class _Batches(Iterator[Batch]):
     """The batches in the order of their requests; delivering one permits another one to be loaded.
 
     Args:
-        numbers: of the threads; None loads in place of the main thread.
-        ahead: batches loaded ahead; with 0 each is loaded when it is requested.
+        ahead: batches loaded ahead.
         timeout: seconds to wait for a batch, 0 without limit.
     """
 
-    def __init__(self, crew: _Crew, numbers: Sequence[int | None], ahead: int, timeout: float) -> None:
-        self.crew, self._timeout, self._ahead = crew, timeout, ahead > 0
-        self.threads = [_Thread(crew, number) for number in numbers]
+    def __init__(self, crew: _Crew, workers: int, ahead: int, timeout: float) -> None:
+        self.crew, self._timeout = crew, timeout
+        self.threads = [_Thread(crew, number) for number in range(workers)]
         weakref.finalize(self, crew.stop).atexit = False
         for thread in self.threads:
             thread.start()
@@ -166,20 +163,17 @@ class _Batches(Iterator[Batch]):
         if task is None:
             raise StopIteration
         crew.probe.requested(task.begun)
-        if not self._ahead:
-            crew.permits.put(True)
         if not task.done.acquire(timeout=self._timeout or -1):
             raise TimedOut(self._timeout, at=hanging_at(task.by))
         crew.drawn.popleft()
-        if self._ahead:
-            crew.permits.put(True)
+        crew.permits.put(True)
         if task.failure is not None:
             raise task.failure
         return task.batch  # type: ignore[return-value]
 
 
 class _Thread(LoadingThread):
-    def __init__(self, crew: _Crew, number: int | None) -> None:
+    def __init__(self, crew: _Crew, number: int) -> None:
         super().__init__(f"{number}")
         self._crew, self._number = crew, number
 
@@ -207,10 +201,3 @@ class _Thread(LoadingThread):
 
     def stop(self) -> None:
         self._crew.stop()
-
-
-def one_at_a_time(
-    fetcher: BatchFetcher, requests: Iterator[BatchRequest], pins: str | None, timeout: float
-) -> Iterator[Batch]:
-    """Batches that a thread loads when they are requested, so that the main thread can stop waiting after `timeout`."""
-    return _Batches(_Crew(fetcher, pins, requests, StepProbe(1)), [None], 0, timeout)
