@@ -50,7 +50,7 @@ class EpochIterator(Iterator[Batch]):
             raise AssertionError(f"no batch at {self._position}, of {self._plan}") from None
         except TimedOut as error:
             due = next(iter(replace(self._plan, start=self._position)))
-            named = TimedOut(error.seconds, f"the batch of {loader.named(due)}", error.at)
+            named = TimedOut(error.seconds, f"the batch of {loader._fetcher.errors.named(due)}", error.at)
             self._fail(named)
             raise named from None
         except BaseException as error:  # also KeyboardInterrupt

@@ -44,6 +44,7 @@ class BatchFetcher(Dataset[Any]):
         batched: whether a request is a batch, or one sample.
 
     Attributes:
+        whole: whether the dataset can load whole batches.
         came_one_by_one: whether samples were loaded, and not a whole batch at once.
     """
 
@@ -58,9 +59,10 @@ class BatchFetcher(Dataset[Any]):
         self.dataset, self.seed, self.list_IDs, self.occurrence = dataset, seed, list_IDs, _occurrence(list_IDs)
         self.collate, self.batched = collate, batched
         self._load_batch = load_batch_of(dataset) if batched and collate is default_collate else None
+        self.whole = self._load_batch is not None
         self._getitems = getitems_of(dataset) if batched else None
         self._parts = parts_of(dataset)
-        self._errors = SampleErrors(dataset, list_IDs, collate)
+        self.errors = SampleErrors(dataset, list_IDs, collate)
         self.buffers: SharedBuffers | None = None
         self._writer: BufferWriter | None = None  # in a worker
         self._pool = BufferPool()
@@ -68,20 +70,6 @@ class BatchFetcher(Dataset[Any]):
         self._slowest, self._computed = Slowest(), Computed()
         self._in_threads = False
         self.came_one_by_one = False
-
-    @property
-    def name(self) -> str:
-        """Of the user's class."""
-        return self._errors.name
-
-    def named(self, request: BatchRequest) -> str:
-        """The first IDs of a batch."""
-        return self._errors.named(request)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the dataset can load whole batches."""
-        return self._load_batch is not None
 
     def over(self, buffers: SharedBuffers) -> BatchFetcher:
         """A copy whose batches leave a worker through shared buffers."""
@@ -148,7 +136,7 @@ class BatchFetcher(Dataset[Any]):
             try:
                 batch = self._load_batch(request.indices, empty)
             except (Exception, SystemExit) as error:
-                raise _Failed(self._errors.batch(request, error, "load_batch")) from None
+                raise _Failed(self.errors.batch(request, error, "load_batch")) from None
             if batch is not None:
                 return batch
         # the main process's random numbers are for training: loading must not change them
@@ -162,7 +150,7 @@ class BatchFetcher(Dataset[Any]):
                 with stage("collate"):
                     return self._collated(samples, empty)
             except (Exception, SystemExit) as error:
-                raise _Failed(self._errors.collating(request, samples, error)) from None
+                raise _Failed(self.errors.collating(request, samples, error)) from None
 
     def _collated(self, samples: list[Any], empty: Empty) -> Any:
         if not self.batched:
@@ -182,13 +170,13 @@ class BatchFetcher(Dataset[Any]):
             seeds.begin()
         for index, ID, X in zip(request.indices.tolist(), self._IDs(request), stored, strict=True):
             if abandoned():
-                raise _Failed(SampleError(f"batch of {self.named(request)}: the loader was closed"))
+                raise _Failed(SampleError(f"batch of {self.errors.named(request)}: the loader was closed"))
             key = self._key(request.epoch, index, ID)
             try:
                 samples.append(self._one(index, X, key, seeds))
             # StopIteration would end the epoch early without a word, SystemExit the worker
             except (Exception, SystemExit) as error:
-                raise _Failed(self._errors.sample(ID, error)) from None
+                raise _Failed(self.errors.sample(ID, error)) from None
             now = clock_ns()
             times.append(now - mark + each)
             mark = now
@@ -229,23 +217,23 @@ class BatchFetcher(Dataset[Any]):
     def _together(self, request: BatchRequest, getitems: Callable[[list[int]], Any]) -> list[Any]:
         indices: list[int] = request.indices.tolist()
         try:
-            self._name([self._key(request.epoch, index, self._errors.ID(index)) for index in indices])
+            self._name([self._key(request.epoch, index, self.errors.ID(index)) for index in indices])
             samples = list(getitems(indices))
             if len(samples) != len(indices):
                 raise ValueError(f"{len(samples)} samples for {len(indices)} indices; return one for each, in order")
             return samples
         except (Exception, SystemExit) as error:
-            found = self._culprit(request, getitems) or self._errors.batch(request, error, "__getitems__")
+            found = self._culprit(request, getitems) or self.errors.batch(request, error, "__getitems__")
             raise _Failed(found) from None
 
     def _culprit(self, request: BatchRequest, getitems: Callable[[list[int]], Any]) -> SampleError | None:
         """The error of the first sample that also fails alone."""
         for index in request.indices.tolist():
             try:
-                self._name([self._key(request.epoch, index, self._errors.ID(index))])
+                self._name([self._key(request.epoch, index, self.errors.ID(index))])
                 getitems([index])
             except (Exception, SystemExit) as error:
-                return self._errors.sample(self._errors.ID(index), error, "__getitems__")
+                return self.errors.sample(self.errors.ID(index), error, "__getitems__")
         return None
 
     def _name(self, keys: list[bytes]) -> None:
@@ -256,7 +244,7 @@ class BatchFetcher(Dataset[Any]):
     def _IDs(self, request: BatchRequest) -> list[str]:
         if isinstance(self.list_IDs, IDs):
             return self.list_IDs.at(request.indices)
-        return [self._errors.ID(index) for index in request.indices.tolist()]
+        return [self.errors.ID(index) for index in request.indices.tolist()]
 
     def _key(self, epoch: int, index: int, ID: str) -> bytes:
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
@@ -270,7 +258,7 @@ class BatchFetcher(Dataset[Any]):
             probe = _Probe(io.BytesIO())
             probe.dump(batch)
         except Exception as error:
-            raise _Failed(self._errors.sending(request, error)) from None
+            raise _Failed(self.errors.sending(request, error)) from None
         return probe.tensors
 
 

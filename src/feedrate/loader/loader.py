@@ -22,7 +22,7 @@ from feedrate.loader.engines.processes import helpers
 from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.epoch_iterator import DataIterator, EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
-from feedrate.loader.order import BatchRequest, Order, Plan
+from feedrate.loader.order import Order, Plan
 from feedrate.loader.report import Report
 from feedrate.loader.sampler import (
     InOrderSampler,
@@ -45,15 +45,9 @@ class Loader(DataLoader[T_co]):
     Args:
         seed: None for exactly torch's DataLoader, results and errors alike. A number for batches that are a function
             of (seed, epoch, position), whatever the workers; see SeededLoader.
-        engine: with a seed, what the workers are: 'thread', 'process', or 'auto' for the better of the two by a short
-            measurement. Without workers it is 'inline'. The batches are the same.
-        content_digest: with a seed, also hash the content of each batch.
-        rank, world_size: with a seed, take the rank-th contiguous part of each global batch of
-            `batch_size * world_size` samples.
-
-    Raises:
-        UserError: an argument that contradicts the seed or the engine.
-        SampleError: while iterating, naming the sample.
+        engine: what the workers are: 'thread', 'process', or 'auto' for the better of the two by a short measurement.
+        content_digest: also hash the content of each batch.
+        rank, world_size: take the rank-th contiguous part of each global batch of `batch_size * world_size` samples.
     """
 
     seed: int | None = None
@@ -92,8 +86,7 @@ class Loader(DataLoader[T_co]):
     def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
         """With a seed, the next `iter()` is epoch `epoch`; a position loaded for that epoch stays.
 
-        Args:
-            then: the epoch after it, of which persistent workers prefetch the first batches; None for none.
+        Persistent workers prefetch the first batches of the epoch `then`, None for none.
         """
 
 
@@ -105,12 +98,7 @@ class SeededLoader(Loader[T_co]):
     """What `Loader(..., seed=0)` creates.
 
     `iter()` begins the next epoch each time, and ends the iterator before it; `set_epoch` chooses another epoch. An
-    epoch whose first batch was not requested comes again. `state_dict()` is the exact position, and `load_state_dict()`
-    continues with the batch after it, with any number of workers and batch size.
-
-    Attributes:
-        engine: 'auto' until the first batches are loaded.
-        sampler, batch_sampler: give the order that is delivered, see OrderSampler.
+    epoch whose first batch was not requested comes again. `sampler` and `batch_sampler` give the order.
     """
 
     seed: int
@@ -170,10 +158,7 @@ class SeededLoader(Loader[T_co]):
         return started if started is not None and self._settings == self._current() else self._begin()
 
     def __len__(self) -> int:
-        order = self.sampler.order
-        if order.size != self._size():  # the dataset has grown since
-            order = self.sampler.order_of(order.epoch)
-        return len(self._plan(order, 0))
+        return len(self._plan(self.sampler.order_of(0), 0))
 
     def start(self) -> None:
         self._follow_sampler()
@@ -218,7 +203,7 @@ class SeededLoader(Loader[T_co]):
     def _begin_epoch(self, epoch: int) -> None:
         """To the start of an epoch."""
         sampler = self.sampler
-        order = self._scheduler.known(sampler.order_of(epoch))
+        order = sampler.order_of(epoch)
         sampler.digest.begin(order, sampler.position)
         sampler.move(order, 0)
         self._set_step(1)
@@ -263,11 +248,7 @@ class SeededLoader(Loader[T_co]):
         return EpochIterator(self, self._engine, batches, plan, sampler.iterators)
 
     def _apply_changes(self) -> None:
-        """Applies attributes that were set after construction, and a dataset that has grown.
-
-        Raises:
-            UserError: they contradict the seed or the engine.
-        """
+        """Applies attributes that were set after construction, and a dataset that has grown."""
         late = {"generator": self.generator, "in_order": self.in_order}
         check_arguments(self.dataset, late, self.rank, self.world_size)
         for name, now in (("seed", self.seed), ("shuffle", vars(self).get("shuffle", self.sampler.shuffle))):
@@ -339,10 +320,6 @@ class SeededLoader(Loader[T_co]):
         """The same of threads in this process that receive batches from worker processes, of any loader."""
         return helpers() if self.traits.has_processes else []
 
-    def named(self, request: BatchRequest) -> str:
-        """The first IDs of a batch, for an error."""
-        return self._fetcher.named(request)
-
     def IDs(self, info: BatchInfo) -> list[str]:
         """IDs of a batch's samples."""
         names = self._fetcher.list_IDs
@@ -376,13 +353,9 @@ class SeededLoader(Loader[T_co]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next `iter()` continues with the batch after that position.
+        """The next `iter()` continues with the batch after that position, with any workers and batch size.
 
-        After an epoch's last batch nothing is left of it: `set_epoch` with its number gives no batch. If the state was
-        taken before the loop over the epoch had ended, an iterator without batches comes first.
-
-        Raises:
-            UserError: not a state, or one of another number of samples, seed or shuffle.
+        A state taken after an epoch's last batch, but within the loop, gives an iterator without batches first.
         """
         if not isinstance(state, Mapping) or not {"epoch", "position", "digest"} <= state.keys():
             raise UserError(f"Loader: load_state_dict takes what state_dict() returned; this is {state!r:.80}")
@@ -419,7 +392,6 @@ class SeededLoader(Loader[T_co]):
 
 
 def _joined(loaded: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
-    """First the loaded batches, then the rest."""
     loaded.reverse()
     while loaded:
         yield loaded.pop()

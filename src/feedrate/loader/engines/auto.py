@@ -45,11 +45,7 @@ class Choice(NamedTuple):
 
 
 def checked(engine: str, settings: DataLoader[Any]) -> str:
-    """The engine, as far as it is known before a batch is loaded.
-
-    Raises:
-        UserError: it does not exist, or contradicts other settings.
-    """
+    """The engine, as far as it is known before a batch is loaded; UserError if it contradicts other settings."""
     if not settings.timeout <= threading.TIMEOUT_MAX:
         raise UserError(
             f"loader.timeout={settings.timeout:g}: must be at most {threading.TIMEOUT_MAX:g} seconds; 0 waits for ever"
@@ -74,14 +70,7 @@ def may_be_threads(fetcher: BatchFetcher, settings: DataLoader[Any]) -> bool:
 
 
 def choose(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
-    """Resolves `loader.engine`; logs the choice of `auto`.
-
-    No thread is left when it returns, so that processes can still be forked.
-
-    Raises:
-        UserError: with engine=thread, the dataset draws from a global random generator; or worker processes would run
-            the whole program.
-    """
+    """Resolves `loader.engine`; logs the choice of `auto`. No thread is left, so that processes can still be forked."""
     if loader.engine in ("auto", "process"):
         refuse_to_run_again()
     if loader.engine == "thread":
@@ -103,7 +92,7 @@ def _unfit(fetcher: BatchFetcher, settings: DataLoader[Any], one_by_one: bool) -
     if settings.multiprocessing_context is not None:
         return f"multiprocessing_context={settings.multiprocessing_context.get_start_method()} is set"
     if one_by_one and not getattr(unwrapped(fetcher.dataset)[0], "thread_safe", False):
-        return f"{fetcher.name} gives samples one by one and does not say thread_safe = True"
+        return f"{fetcher.errors.name} gives samples one by one and does not say thread_safe = True"
     return ""
 
 
@@ -111,8 +100,8 @@ def _tried(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
     """By the first batch, and for `auto` by a measurement of the next ones."""
     request = next(iter(plan))
     with draws_from_globals() as drew:
-        first = within(loader.timeout, partial(fetcher.load, request), f"the batch of {fetcher.named(request)}")
-    draws = f"{fetcher.name} draws from {{}} global random generator"
+        first = within(loader.timeout, partial(fetcher.load, request), f"the batch of {fetcher.errors.named(request)}")
+    draws = f"{fetcher.errors.name} draws from {{}} global random generator"
     if loader.engine == "thread":
         if drew:
             raise UserError(
@@ -144,10 +133,8 @@ def _tried(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
 def _measured(fetcher: BatchFetcher, plan: Plan, batches: list[Batch], timeout: float) -> tuple[float, float]:
     """Milliseconds of a batch, and the share of it with the GIL: only that part of two batches cannot overlap.
 
-    Time that a thread queued for a core is left out: on a busy machine it says nothing about the GIL.
-
-    Args:
-        batches: the first one, which also learned the layout of the files; those that are measured are appended.
+    Time that a thread queued for a core is left out: on a busy machine it says nothing about the GIL. What is loaded is
+    appended to `batches`.
     """
     alone_ns, waits_ns, shares = [batches[0].info.load.ns], list[int](), [1.0]
     requests = islice(plan, 1, None)
@@ -159,7 +146,7 @@ def _measured(fetcher: BatchFetcher, plan: Plan, batches: list[Batch], timeout: 
                 break
             call = partial(_timed, fetcher, wanted, batches)
             with _long_switch_interval():
-                spent, busy = within(timeout, call, f"the batch of {fetcher.named(wanted[0])}")
+                spent, busy = within(timeout, call, f"the batch of {fetcher.errors.named(wanted[0])}")
             if threads == 1:
                 alone_ns.append(spent)
                 waits_ns.append(max(0, spent - busy[0]))  # for the disk, as a rule

@@ -44,9 +44,7 @@ class Engine:
     def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
         """Batches from the plan's first one on; prefetching begins at once.
 
-        Args:
-            settings: the user's DataLoader, for num_workers, timeout and so on. It is not kept: in a reference cycle
-                the workers would end only with Python's cyclic collector.
+        `settings`, the user's DataLoader, is not kept: in a reference cycle workers would end only with the collector.
         """
         continues = self._scheduler.begin(plan)
         if self._persistent is not None and continues:

@@ -7,15 +7,13 @@ import errno
 import multiprocessing
 import multiprocessing.util
 import os
-import signal
 import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from multiprocessing import resource_tracker
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from traceback import clear_frames
@@ -31,7 +29,7 @@ from feedrate.loader.batch import Batch
 from feedrate.loader.buffers import SharedBatch, SharedBuffers, send_all_tensors
 from feedrate.loader.engines.engine import Engine, pinned, pins
 from feedrate.loader.engines.lost_worker import GUARD, iterator_of, lost_worker
-from feedrate.loader.engines.receiver import NAME, PATIENCE_S, Receiver, end_all
+from feedrate.loader.engines.receiver import NAME, Receiver
 from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.system.device import in_use
@@ -53,11 +51,7 @@ class Processes(Engine):
         self._started = _Started([])
 
     def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
-        """Starts the workers, or with persistent ones lets torch reuse them.
-
-        Raises:
-            UserError: the dataset cannot be pickled, or a worker is lost.
-        """
+        """Starts the workers, or with persistent ones lets torch reuse them."""
         if self._persistent is None:
             self.close()
         elif not self._persistent.end():
@@ -92,9 +86,9 @@ class Processes(Engine):
         del receiver
         if now:
             self._started.kill()
-        with self._started.killed_after(PATIENCE_S):
-            # torch shuts them down when its iterator is freed, and waits twice that time for each
-            self._inner = self._persistent = self._running = None
+        # torch shuts them down when its iterator is freed, and waits for each
+        self._inner = self._persistent = self._running = None
+        self._started.kill()
         self._started = _Started([])
 
     def _iterator(self, settings: DataLoader[Any]) -> Iterator[Any]:
@@ -108,20 +102,19 @@ class Processes(Engine):
                 private = self._private(settings)
                 if is_forked(private):
                     warn_of_open_files(self._fetcher.dataset)
-                # until a worker ignores these signals itself, they would end it; SIGHUP also multiprocessing's helpers
+                # until a worker ignores these signals itself, they would end it
                 with signals_blocked(*STOPPING):
                     iterator: Any = iter(private)
                     if iterator is not self._started.iterator:  # else persistent workers live on
                         self._started = _Started(iterator._workers, iterator)
                         _remember(self._started)
         except (PicklingError, AttributeError, TypeError) as error:
-            context = self._inner.multiprocessing_context if self._inner is not None else None
-            if context is None or context.get_start_method() == "fork":
+            if self._inner is None or is_forked(self._inner):
                 raise
+            method = self._inner.multiprocessing_context.get_start_method()
             raise UserError(
-                f"loader.multiprocessing_context={context.get_start_method()}: the dataset, its transforms or "
-                f"collate_fn cannot be pickled ({error})\n"
-                "Define them at the top of a module and open files in the worker, or set "
+                f"loader.multiprocessing_context={method}: the dataset, its transforms or collate_fn cannot be pickled "
+                f"({error})\nDefine them at the top of a module and open files in the worker, or set "
                 "loader.multiprocessing_context=fork"
             ) from error
         except (EOFError, ConnectionError) as error:  # the forkserver ended, as it imports the program's file too
@@ -134,23 +127,23 @@ class Processes(Engine):
             self._started = _Started(list(half._workers) if half is not None else [])
             raise UserError(
                 f"loader.num_workers={settings.num_workers}: the system starts only {len(self._started.processes)} of "
-                f"them ({error.strerror or error})\nLower loader.num_workers, or raise the limits of processes and "
-                "open files (ulimit -u, ulimit -n)"
+                f"them ({error})\nLower loader.num_workers, or raise the limits of processes and files (ulimit -u, -n)"
             ) from error
         return iterator  # type: ignore[no-any-return]
 
     def _private(self, settings: DataLoader[Any]) -> DataLoader[Any]:
         """The private DataLoader, kept as long as its workers persist."""
         if self._inner is None or not settings.persistent_workers:
-            context = settings.multiprocessing_context or start_method(settings.num_workers)
-            by_server = (_method_of(context) or multiprocessing.get_start_method()) == "forkserver"
+            context = context_of(settings)
+            if context.get_start_method() == "forkserver":  # which then imports torch once, instead of each worker
+                multiprocessing.set_forkserver_preload(["__main__", "torch"])
             self._inner = _Private(
                 self._fetcher.over(SharedBuffers(settings.num_workers, settings.prefetch_factor or 2)),
                 batch_sampler=self._scheduler,
                 num_workers=settings.num_workers,
                 collate_fn=_unchanged,
-                worker_init_fn=_Start(settings.worker_init_fn, None if by_server else os.getpid()),
-                multiprocessing_context=_preloaded(context),
+                worker_init_fn=partial(_start, settings.worker_init_fn),
+                multiprocessing_context=context,
                 # of its own: creating an iterator would otherwise draw from the global generator
                 generator=torch.Generator().manual_seed(0),
                 prefetch_factor=settings.prefetch_factor,
@@ -165,11 +158,8 @@ class _Private(DataLoader[Any]):
 
 
 class _Iterator(_MultiProcessingDataLoaderIter):
-    """torch's, with two changes.
-
-    A dead worker is noticed where its batch is waited for: torch's SIGCHLD handler would raise wherever the main
-    process is, such as in a training step or while a checkpoint is written. And in a process that was forked while it
-    lived, `__del__` does nothing, where torch's would print a traceback.
+    """torch's, but a dead worker is noticed where its batch is waited for, and not by a signal handler in the middle
+    of a training step or checkpoint; and `__del__` does nothing in a process that was forked meanwhile.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -197,19 +187,6 @@ class _Started:
     @property
     def iterator(self) -> Any:
         return self._iterator() if self._iterator is not None else None
-
-    @contextmanager
-    def killed_after(self, seconds: float) -> Iterator[None]:
-        """Kills those that are left after the block, or while it takes longer than `seconds`."""
-        timer = threading.Timer(seconds, self.kill)
-        timer.daemon = True
-        if any(process.exitcode is None for process in self.processes):
-            timer.start()
-        yield
-        timer.cancel()
-        if timer.ident is not None:
-            timer.join()  # a thread would keep the next workers from being forked
-        self.kill()
 
     def kill(self) -> None:
         """Kills them; does nothing in a forked process."""
@@ -244,32 +221,20 @@ def _remember(started: _Started) -> None:
 def _kill_left() -> None:
     for started in list(_LEFT.get(os.getpid(), ())):
         started.kill()
-    end_all()
 
 
-class _Start:
-    """The private DataLoader's `worker_init_fn`; `get_worker_info()` shows the user's function the user's dataset.
-
-    Args:
-        parent: the main process; None where a forkserver starts the workers.
-    """
-
-    def __init__(self, user: Callable[[int], None] | None, parent: int | None) -> None:
-        self.user, self.parent = user, parent
-
-    def __call__(self, worker_id: int) -> None:
-        info = get_worker_info()
-        assert info is not None
-        assert isinstance(info.dataset, BatchFetcher)
-        object.__setattr__(info, "dataset", info.dataset.dataset)
-        send_all_tensors()
-        # SLURM, containers, Ctrl-C and a closed terminal signal the whole process group; the main process writes its
-        # checkpoint first and then ends its workers
-        ignore(STOPPING)
-        if self.user is not None:
-            self.user(worker_id)
-        if self.parent not in (None, os.getppid()):  # killed meanwhile; torch would watch the new parent
-            os._exit(1)
+def _start(user: Callable[[int], None] | None, worker_id: int) -> None:
+    """The private DataLoader's `worker_init_fn`; `get_worker_info()` shows the user's function the user's dataset."""
+    info = get_worker_info()
+    assert info is not None
+    assert isinstance(info.dataset, BatchFetcher)
+    object.__setattr__(info, "dataset", info.dataset.dataset)
+    send_all_tensors()
+    # SLURM, containers, Ctrl-C and a closed terminal signal the whole process group; the main process writes its
+    # checkpoint first and then ends its workers
+    ignore(STOPPING)
+    if user is not None:
+        user(worker_id)
 
 
 def helpers() -> list[tuple[int, int]]:
@@ -289,46 +254,27 @@ def _opened(pins: str | None, batch: Batch) -> Batch:
 
 
 def _unchanged(batch: Any) -> Any:
-    """The private DataLoader's collate function."""
     return batch
 
 
-def _preloaded(context: Any) -> Any:
-    """The context; a forkserver imports torch once, instead of each worker."""
-    method = _method_of(context)
-    if method == "forkserver":
-        multiprocessing.set_forkserver_preload(["__main__", "torch"])
-    if method in ("forkserver", "spawn") and os.name == "posix":
-        with signals_blocked(signal.SIGHUP):
-            resource_tracker.ensure_running()  # while it starts it unblocks signals
-    return context
-
-
-def _method_of(context: Any) -> Any:
-    return context if isinstance(context, str) or context is None else context.get_start_method()
-
-
-def start_method(num_workers: int) -> str | None:
-    """'fork' where it is safe: before other threads and the device's runtime exist; otherwise 'forkserver'.
-
-    None leaves the choice to multiprocessing.
+def context_of(settings: DataLoader[Any]) -> BaseContext:
+    """How workers are started: as the user says, or by fork where it is safe, before other threads and the device's
+    runtime exist; otherwise by a forkserver.
     """
-    if num_workers == 0 or sys.platform != "linux":
-        return None
-    if multiprocessing.get_start_method(allow_none=True) not in (None, "fork"):
-        return None  # chosen with set_start_method, or the default of this Python
+    if settings.multiprocessing_context is not None:
+        return settings.multiprocessing_context  # type: ignore[no-any-return]
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if chosen not in (None, "fork") or sys.platform != "linux":
+        return multiprocessing.get_context(chosen)
     # a notebook always has threads, and its classes cannot be imported by another process
     notebook = not hasattr(sys.modules["__main__"], "__file__")
     # the threads of another loader's queues hold no lock that a worker of this one could need
-    others = [
-        thread
-        for thread in threading.enumerate()
-        if thread is not threading.main_thread() and thread.name != NAME and "QueueFeeder" not in thread.name
-    ]
-    return "forkserver" if in_use() or (others and not notebook) else "fork"
+    harmless = {thread for thread in threading.enumerate() if thread.name == NAME or "QueueFeeder" in thread.name}
+    others = set(threading.enumerate()) - harmless - {threading.main_thread()}
+    return multiprocessing.get_context("forkserver" if in_use() or (others and not notebook) else "fork")
 
 
 def is_forked(loader: DataLoader[Any]) -> bool:
     """Whether the loader's workers are forked."""
-    method = _method_of(loader.multiprocessing_context) or multiprocessing.get_start_method(allow_none=True)
-    return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+    method: str = (loader.multiprocessing_context or multiprocessing).get_start_method()
+    return method == "fork"

@@ -17,19 +17,12 @@ class Scheduler(Sampler[Any]):
 
     Engines prefetch, so the first requests of the next epoch are issued while the last batches of this one are in
     flight; otherwise a small data set would stall at each epoch's start.
-
-    Args:
-        dataset: only its length is used, read again for each epoch.
-
-    Attributes:
-        plan: of the current epoch.
-        step: added to the epoch for the next one (0 repeats it); None: no epoch follows.
     """
 
     def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self.plan: Plan | None = None
-        self.step: int | None = None
+        self._dataset = dataset  # only its length is used, read again for each epoch
+        self.plan: Plan | None = None  # of the current epoch
+        self.step: int | None = None  # added to the epoch for the next one (0 repeats it); None: no epoch follows
         self._ahead: deque[Plan] = deque()  # epochs whose requests were issued before the epoch has begun
         self._due = False  # whether batches of the current epoch are outstanding
 
@@ -49,11 +42,6 @@ class Scheduler(Sampler[Any]):
             if not len(plan):
                 return
             ahead.append(plan)
-
-    def known(self, order: Order) -> Order:
-        """The equal order whose positions are already computed, if there is one."""
-        ahead = self._ahead[0].order if self._ahead else None
-        return ahead if ahead is not None and ahead == order else order
 
     def begin(self, plan: Plan) -> bool:
         """Begins an epoch; returns whether its first batch is the next one that the running engine delivers."""

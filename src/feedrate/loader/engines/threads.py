@@ -71,11 +71,7 @@ class Threads(Engine):
 
 @dataclass
 class _Task:
-    """A request and its batch, which is there once `done` is released.
-
-    Attributes:
-        begun: whether a thread, with ident `by`, has begun to load it.
-    """
+    """A request and its batch, which is there once `done` is released; `by` is the thread that has begun it."""
 
     request: BatchRequest | None
     begun: bool = False
@@ -89,19 +85,14 @@ class _Task:
 
 
 class _Crew:
-    """The state that the threads of one start share. It does not refer to its user, so that it can end with it.
-
-    Attributes:
-        permits: an item for each batch that may be loaded; False ends the threads.
-        drawn: tasks in the order of their requests whose batches have not been delivered.
-    """
+    """The state that the threads of one start share. It does not refer to its user, so that it can end with it."""
 
     def __init__(
         self, fetcher: BatchFetcher, pins: str | None, requests: Iterator[BatchRequest], probe: StepProbe
     ) -> None:
         self.fetcher, self.pins, self._requests, self.probe = fetcher, pins, requests, probe
-        self.permits: SimpleQueue[bool] = SimpleQueue()
-        self.drawn: deque[_Task] = deque()
+        self.permits: SimpleQueue[bool] = SimpleQueue()  # one for each batch that may be loaded; False ends a thread
+        self.drawn: deque[_Task] = deque()  # in the order of requests, not delivered
         self._left: deque[_Task] = deque()  # drawn, but no thread has begun
         self._lock = threading.Lock()
         self.stopped = False
@@ -141,12 +132,7 @@ class _Crew:
 
 
 class _Batches(Iterator[Batch]):
-    """The batches in the order of their requests; delivering one permits another one to be loaded.
-
-    Args:
-        ahead: batches loaded ahead.
-        timeout: seconds to wait for a batch, 0 without limit.
-    """
+    """The batches in the order of their requests; delivering one permits another one to be loaded."""
 
     def __init__(self, crew: _Crew, workers: int, ahead: int, timeout: float) -> None:
         self.crew, self._timeout = crew, timeout
