@@ -32,10 +32,6 @@ class SharedBuffers:
     A worker allocates its buffers itself, as it learns how large batches are, and sends each once. A buffer is busy
     from the time its worker fills it until the last tensor on its memory is freed in the main process. A worker that
     finds none free sends the batch in fresh memory.
-
-    Args:
-        workers: number of workers.
-        prefetch: batches that a worker loads ahead.
     """
 
     def __init__(self, workers: int, prefetch: int) -> None:
@@ -129,10 +125,7 @@ class BufferWriter:
         return _Outgoing(self._number, self._worker, self._slot, None if known else self._slots[self._slot], places)
 
     def leave(self, tensors: Iterable[Tensor | torch.UntypedStorage]) -> None:
-        """Abandons the buffer's memory if one of the tensors that are sent unchanged lies in it.
-
-        That happens in containers that `finish` does not look into; nothing would report when such a tensor is freed.
-        """
+        """Abandons the buffer's memory if a tensor that is sent unchanged lies in it."""
         if self._slot is None:
             return
         memory = self._slots[self._slot]

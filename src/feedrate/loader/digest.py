@@ -21,14 +21,10 @@ _START = hashlib.sha256(b"feedrate order digest 1").digest()
 
 
 class OrderDigest:
-    """The chain up to a position of the current epoch, earlier epochs included.
-
-    Attributes:
-        list_IDs: by index; None where the index is the ID.
-    """
+    """The chain up to a position of the current epoch, earlier epochs included."""
 
     def __init__(self, list_IDs: Sequence[str] | None) -> None:
-        self.list_IDs = list_IDs
+        self.list_IDs = list_IDs  # by index; None where the index is the ID
         self._order: Order | None = None
         self._first = 0  # position of the first block whose chain is known
         self._chains = [_START]  # before that block and each one after it
@@ -71,11 +67,7 @@ class OrderDigest:
 
 
 def content_hash(chain: bytes, batch: Any) -> bytes:
-    """The chain extended by a batch: names, dtypes, shapes and bytes of its tensors.
-
-    Raises:
-        UserError: the batch holds an object that cannot be hashed.
-    """
+    """The chain extended by a batch: names, dtypes, shapes and bytes of its tensors."""
     digest = hashlib.sha256(chain)
     for name, value in leaves(batch):
         if isinstance(value, torch.Tensor) and is_dense(value) and not value.is_quantized:

@@ -19,10 +19,8 @@ from feedrate.timing.stages import clock_ns
 class EpochIterator(Iterator[Batch]):
     """The batches of a plan. If a library chooses another epoch before the first batch is requested, of that epoch.
 
-    Args:
-        loader: a SeededLoader, whose position moves with each batch.
-        batches: of the engine, from the plan's first on; they may continue into the next epoch.
-        number: of this iterator; once the loader has begun another one, this one is over.
+    The engine's batches may continue into the next epoch. The loader's position moves with each batch; once the loader
+    has begun another iterator, with another number, this one is over.
     """
 
     def __init__(self, loader: Any, engine: Engine, batches: Iterator[Batch], plan: Plan, number: int) -> None:
@@ -88,8 +86,12 @@ class EpochIterator(Iterator[Batch]):
 
     def _fail(self, error: BaseException) -> None:
         """Marks the iterator failed; further `next()` calls raise the same error."""
-        self._error = error if isinstance(error, Exception) else _interrupted(error)
-        self._next = iter(()).__next__
+        if not isinstance(error, Exception):
+            error = UserError(
+                f"this iterator of the loader was interrupted by {type(error).__name__}; iter() begins the next epoch, "
+                "or continues this one after loader.load_state_dict(loader.state_dict())"
+            )
+        self._error, self._next = error, iter(()).__next__
 
     def __len__(self) -> int:
         return len(self._plan)
@@ -114,10 +116,3 @@ class DataIterator(Iterator[Any]):
 
     def __len__(self) -> int:
         return len(self._batches)
-
-
-def _interrupted(error: BaseException) -> UserError:
-    return UserError(
-        f"this iterator of the loader was interrupted by {type(error).__name__}; iter() begins the next epoch, or "
-        "continues this one after loader.load_state_dict(loader.state_dict())"
-    )

@@ -32,20 +32,13 @@ from feedrate.timing.stages import MAIN_THREAD, Computed, Slowest, Watch, clock_
 
 
 class BatchFetcher(Dataset[Any]):
-    """Loads the batch of a request from a dataset.
+    """Loads the batch of a request from a map-style dataset.
 
     It calls what the dataset has: `load_batch` or `load_X` (see batch_protocol.py), `__getitems__`, or `__getitem__`.
 
     Args:
-        dataset: map-style.
-        seed: of the loader.
         list_IDs: IDs by index, or None: then the index is the ID.
         collate: turns a list of samples into a batch; with `batched=False`, one sample into what is delivered.
-        batched: whether a request is a batch, or one sample.
-
-    Attributes:
-        whole: whether the dataset can load whole batches.
-        came_one_by_one: whether samples were loaded, and not a whole batch at once.
     """
 
     def __init__(
@@ -59,7 +52,7 @@ class BatchFetcher(Dataset[Any]):
         self.dataset, self.seed, self.list_IDs, self.occurrence = dataset, seed, list_IDs, _occurrence(list_IDs)
         self.collate, self.batched = collate, batched
         self._load_batch = load_batch_of(dataset) if batched and collate is default_collate else None
-        self.whole = self._load_batch is not None
+        self.whole = self._load_batch is not None  # whether the dataset can load whole batches
         self._getitems = getitems_of(dataset) if batched else None
         self._parts = parts_of(dataset)
         self.errors = SampleErrors(dataset, list_IDs, collate)
@@ -69,7 +62,7 @@ class BatchFetcher(Dataset[Any]):
         self._seeds = GlobalSeeds()
         self._slowest, self._computed = Slowest(), Computed()
         self._in_threads = False
-        self.came_one_by_one = False
+        self.came_one_by_one = False  # whether samples were loaded, and not a whole batch at once
 
     def over(self, buffers: SharedBuffers) -> BatchFetcher:
         """A copy whose batches leave a worker through shared buffers."""
@@ -84,52 +77,50 @@ class BatchFetcher(Dataset[Any]):
         return other
 
     def load(
-        self, request: BatchRequest, worker: int | None = None, abandoned: Callable[[], bool] = lambda: False
+        self,
+        request: BatchRequest,
+        worker: int | None = None,
+        abandoned: Callable[[], bool] = lambda: False,
+        writer: BufferWriter | None = None,
     ) -> Batch:
-        """The batch in this process's memory; errors of samples are in its info.
+        """The batch, in this process's memory or in the writer's; errors of samples are in its info.
 
         Args:
-            worker: number of the thread, None for the main one.
+            worker: number of the worker, None for the main thread.
             abandoned: called between samples; true when the batch is no longer needed.
         """
         watch = Watch.start(self._computed)
-        data, error = None, None
+        data, size, error = None, 0, None
+        slow: Sequence[tuple[int, int]] = ()
         try:
-            data = self._load(request, self._pool.empty, not self._in_threads, abandoned)
+            restores = writer is None and not self._in_threads
+            data = self._load(request, self._pool.empty if writer is None else writer.empty, restores, abandoned)
+            size = nbytes(data)
+            if writer is not None:
+                with stage("handover"):
+                    data = writer.finish(data)
+                    writer.leave(self._check_picklable(data, request))
         except _Failed as failed:
-            error = failed.error
+            data, error = None, failed.error
             error.worker = worker
+            if writer is not None:
+                writer.drop()
         except BaseException:
             watch.end()
             raise
         timing = watch.stop(MAIN_THREAD if worker is None else worker)
-        return Batch(data, BatchInfo(request, timing, nbytes(data), error, self._slow(watch, request)))
+        if len(watch.samples_ns) == len(request.indices):
+            slow = self._slowest.add(request.indices.tolist(), watch.samples_ns)
+        return Batch(data, BatchInfo(request, timing, size, error, slow))
 
     def __getitems__(self, request: BatchRequest) -> Batch:
         """The batch as a worker process sends it; torch's DataLoader calls this with a whole request."""
-        worker_info = get_worker_info()
-        assert worker_info is not None
+        info = get_worker_info()
+        assert info is not None
         assert self.buffers is not None
-        worker = worker_info.id
-        watch = Watch.start(self._computed)
-        data, size, error = None, 0, None
-        writer = self._writer = self._writer or BufferWriter(self.buffers, worker)
+        writer = self._writer = self._writer or BufferWriter(self.buffers, info.id)
         writer.begin()
-        try:
-            data = self._load(request, writer.empty, False, lambda: False)
-            with stage("handover"):
-                size = nbytes(data)
-                data = writer.finish(data)
-                writer.leave(self._check_picklable(data, request))
-        except _Failed as failed:
-            data, error = None, failed.error
-            error.worker = worker
-            writer.drop()
-        return Batch(data, BatchInfo(request, watch.stop(worker), size, error, self._slow(watch, request)))
-
-    def _slow(self, watch: Watch, request: BatchRequest) -> Sequence[tuple[int, int]]:
-        times = watch.samples_ns
-        return self._slowest.add(request.indices.tolist(), times) if len(times) == len(request.indices) else ()
+        return self.load(request, info.id, writer=writer)
 
     def _load(self, request: BatchRequest, empty: Empty, restores: bool, abandoned: Callable[[], bool]) -> Any:
         if self._load_batch is not None:
@@ -215,31 +206,26 @@ class BatchFetcher(Dataset[Any]):
         return self.dataset[index]  # read again, as X may have been changed
 
     def _together(self, request: BatchRequest, getitems: Callable[[list[int]], Any]) -> list[Any]:
-        indices: list[int] = request.indices.tolist()
+        IDs, indices = self._IDs(request), request.indices.tolist()
         try:
-            self._name([self._key(request.epoch, index, self.errors.ID(index)) for index in indices])
-            samples = list(getitems(indices))
+            samples = self._named(request.epoch, IDs, indices, getitems)
             if len(samples) != len(indices):
                 raise ValueError(f"{len(samples)} samples for {len(indices)} indices; return one for each, in order")
             return samples
         except (Exception, SystemExit) as error:
-            found = self._culprit(request, getitems) or self.errors.batch(request, error, "__getitems__")
-            raise _Failed(found) from None
+            for ID, index in zip(IDs, indices, strict=True):  # the first sample that also fails alone
+                try:
+                    self._named(request.epoch, [ID], [index], getitems)
+                except (Exception, SystemExit) as alone:
+                    raise _Failed(self.errors.sample(ID, alone, "__getitems__")) from None
+            raise _Failed(self.errors.batch(request, error, "__getitems__")) from None
 
-    def _culprit(self, request: BatchRequest, getitems: Callable[[list[int]], Any]) -> SampleError | None:
-        """The error of the first sample that also fails alone."""
-        for index in request.indices.tolist():
-            try:
-                self._name([self._key(request.epoch, index, self.errors.ID(index))])
-                getitems([index])
-            except (Exception, SystemExit) as error:
-                return self.errors.sample(self.errors.ID(index), error, "__getitems__")
-        return None
-
-    def _name(self, keys: list[bytes]) -> None:
+    def _named(self, epoch: int, IDs: list[str], indices: list[int], getitems: Callable[[list[int]], Any]) -> list[Any]:
+        keys = [self._key(epoch, index, ID) for index, ID in zip(indices, IDs, strict=True)]
         name_samples(keys)
         if not self._in_threads:
             seed_globals(keys[0])
+        return list(getitems(indices))
 
     def _IDs(self, request: BatchRequest) -> list[str]:
         if isinstance(self.list_IDs, IDs):
@@ -250,10 +236,7 @@ class BatchFetcher(Dataset[Any]):
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
 
     def _check_picklable(self, batch: Any, request: BatchRequest) -> list[Tensor | torch.UntypedStorage]:
-        """The tensors that are sent as they are; of sparse and nested ones and of subclasses, their storages.
-
-        Fails where a batch cannot be pickled: torch would print a traceback and wait for it without end.
-        """
+        """The tensors or storages that are sent as they are. Fails where torch would wait for the batch without end."""
         try:
             probe = _Probe(io.BytesIO())
             probe.dump(batch)
@@ -263,7 +246,7 @@ class BatchFetcher(Dataset[Any]):
 
 
 class _Probe(ForkingPickler):
-    """Pickles all but the data of tensors and arrays, to see whether a batch can be sent."""
+    """Pickles all but the data of tensors and arrays."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)

@@ -1,7 +1,6 @@
-"""The sampler of a seeded loader: its order and position; also as libraries hand it to loaders that they rebuild.
+"""The sampler of a seeded loader: its order and position.
 
-Lightning, accelerate and others build a DataLoader of their own from `loader.sampler` or `loader.batch_sampler`. Such a
-loader gets this loader's order, and goes on from its position.
+Lightning, accelerate and others build a DataLoader of their own from it. That gets this loader's order and position.
 """
 
 from __future__ import annotations
@@ -26,15 +25,10 @@ class OrderSampler(Sampler[int]):
 
     Loaders built from the same sampler share their position: one continues where the other stopped.
 
-    Args:
-        dataset: only its length is used, read again for each epoch.
-
     Attributes:
         part: samples of a global batch, drop_last, rank and world size: which part of the order is this rank's.
-        order: of the current epoch.
-        position: in it, after the last delivered batch.
-        begun: whether a batch of the epoch was requested.
-        over: whether its end was reached.
+        position: in the current epoch's order, after the last delivered batch.
+        begun, over: whether a batch of the epoch was requested, and whether its end was reached.
         loaded: the loaded state, until a batch is requested.
         named: whether the user chose the epoch with `Loader.set_epoch` or `load_state_dict`.
         wanted: the epoch that a library chose with `set_epoch` here, until the loader moves to it.

@@ -22,11 +22,7 @@ _UNKNOWN = np.empty(0, dtype=np.int64)
 
 
 class TorchLoader:
-    """Its batches have no timing and no indices; there is no position, digest or randomness per sample.
-
-    Args:
-        loader: what it does not define here, such as `batch_size`, is taken from this one.
-    """
+    """Its batches have no timing and no indices; there is no position, digest or randomness per sample."""
 
     engine, seed, list_IDs, threadable = "torch", None, None, False
     rank, world_size = 0, 1
@@ -39,8 +35,6 @@ class TorchLoader:
         self._epoch = 0
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # in a copy that is being unpickled
-            raise AttributeError(name)
         return getattr(self.loader, name)
 
     @property
@@ -78,7 +72,7 @@ class TorchLoader:
             self.loader.set_epoch(epoch)
 
     def state_dict(self, after: BatchInfo | None = None) -> None:
-        """None: there is no position."""
+        """There is no position."""
 
     def load_state_dict(self, state: Any) -> None:
         """Does nothing."""

@@ -19,18 +19,11 @@ from feedrate.timing.ahead import HostAhead, record
 
 
 class ToDevice:
-    """Iterates over a loader's batches on `device`.
+    """Iterates over the batches of a Loader, DataLoader or other iterable of pairs (X, y) on `device`.
 
     On an accelerator the next batch is fetched and its copy issued while the current step runs; the source of a copy
-    stays referenced until an event says that the copy is complete. Other devices copy in line.
-
-    Args:
-        loader: a Loader, a DataLoader, or any iterable of pairs (X, y).
-        clock: records waiting and transfer.
-        check: called with each batch on the host; it may raise.
-
-    Raises:
-        UserError: while iterating, for a batch that is not a pair of tensors.
+    stays referenced until an event says that the copy is complete. Other devices copy in line. The clock records
+    waiting and transfer; `check` is called with each batch on the host, and may raise.
     """
 
     def __init__(
