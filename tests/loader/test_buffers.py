@@ -145,7 +145,7 @@ def test_a_slot_is_as_large_as_its_batch() -> None:
     loader = Loader(Numbered(), batch_size=4, num_workers=2, seed=0)
     sizes = {X.nbytes + y.nbytes for X, y in loader}
     assert loader._engine is not None
-    slots = {len(memory) for memory in loader._engine._inner.dataset.buffers.memory.values()}
+    slots = {len(memory) for memory in loader._engine._buffers.memory.values()}
     assert max(sizes) <= min(slots) <= max(slots) < max(sizes) + 4096 + 128
     loader.close()
 

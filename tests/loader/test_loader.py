@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -609,11 +608,9 @@ def test_the_report_counts_what_was_delivered() -> None:
     list(made)
     report = made.report()
     assert (report.samples, report.batches, report.epoch) == (37, 13, 0)
-    assert report.first_batch_s > 0
     assert "37 samples in 13 batches" in str(report)
     assert report.verdict is not None
     assert f"waited {report.verdict.figures['wait_pct']:.1f} % of the time" in str(report)
-    assert report.samples_per_s == pytest.approx(report.verdict.figures["samples_per_s"])
 
 
 def test_a_report_on_a_few_batches_tells_neither_a_rate_nor_a_verdict() -> None:
@@ -621,8 +618,6 @@ def test_a_report_on_a_few_batches_tells_neither_a_rate_nor_a_verdict() -> None:
     list(made)
     report = made.report()
     assert report.verdict is None
-    assert math.isnan(report.samples_per_s)
-    assert math.isnan(report.wait_pct)
     assert re.fullmatch(
         r"epoch 0: 37 samples in 8 batches; too few steps for a rate or a verdict: 6 of 8 count, 10 are needed; "
         r"they took \S+ s",

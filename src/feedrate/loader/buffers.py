@@ -19,11 +19,20 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.nn import Parameter
 
+from feedrate.loader.digest import is_dense
+
 _ALIGNMENT = 64  # bytes; as torch's own allocator
 _PAGE = 4096
 _POOLED = 1 << 16  # bytes; smaller pieces come from the allocator without page faults
 SPARE = 6  # buffers of a worker beyond its prefetched batches: for batches that the user still holds
 _NUMBERS = itertools.count()
+
+
+class BufferSlots(NamedTuple):
+    """What workers know of SharedBuffers: a number, and which slots of which worker are busy."""
+
+    number: int
+    busy: Tensor
 
 
 class SharedBuffers:
@@ -35,24 +44,14 @@ class SharedBuffers:
     """
 
     def __init__(self, workers: int, prefetch: int) -> None:
-        self.number = next(_NUMBERS)
-        self.busy = torch.zeros((workers, prefetch + SPARE), dtype=torch.uint8).share_memory_()
-        self._flags = self.busy.numpy()
+        busy = torch.zeros((workers, prefetch + SPARE), dtype=torch.uint8).share_memory_()
+        self.slots = BufferSlots(next(_NUMBERS), busy)
+        self._flags = busy.numpy()
         self.memory: dict[tuple[int, int], np.ndarray] = {}
-        _BUFFERS[self.number] = self
+        _BUFFERS[self.slots.number] = self
 
     def free(self, worker: int, slot: int) -> None:
         self._flags[worker, slot] = 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Spawned, (self.number, self.busy)
-
-
-class _Spawned(NamedTuple):
-    """SharedBuffers in a worker that was not forked."""
-
-    number: int
-    busy: Tensor
 
 
 _BUFFERS: weakref.WeakValueDictionary[int, SharedBuffers] = weakref.WeakValueDictionary()
@@ -73,7 +72,7 @@ class BufferWriter:
     Use: `begin`, `empty` any number of times, then `finish` and `leave`, or `drop`.
     """
 
-    def __init__(self, buffers: SharedBuffers | _Spawned, worker: int) -> None:
+    def __init__(self, buffers: BufferSlots, worker: int) -> None:
         self._number, self._worker = buffers.number, worker
         self._busy = buffers.busy[worker].numpy()
         self._slots = [torch.empty(0, dtype=torch.uint8)] * len(self._busy)
@@ -141,8 +140,8 @@ class BufferWriter:
     def _place(self, tensor: Tensor) -> Any:
         assert self._slot is not None
         memory = self._slots[self._slot]
-        plain = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not plain or tensor.is_nested or not tensor.numel() or tensor.requires_grad:
+        plain = type(tensor) is Tensor and is_dense(tensor) and tensor.device.type == "cpu"
+        if not plain or not tensor.numel() or tensor.requires_grad:
             return tensor
         if tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or not tensor.is_contiguous():
             return tensor  # torch's own way keeps strides

@@ -24,7 +24,7 @@ from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_s
 from feedrate.errors import SampleError
 from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.batch_protocol import getitems_of, load_batch_of, parts_of, stacked
-from feedrate.loader.buffers import BufferPool, BufferWriter, SharedBuffers
+from feedrate.loader.buffers import BufferPool, BufferSlots, BufferWriter
 from feedrate.loader.digest import nbytes
 from feedrate.loader.order import BatchRequest
 from feedrate.loader.sample_errors import SampleErrors
@@ -56,7 +56,7 @@ class BatchFetcher(Dataset[Any]):
         self._getitems = getitems_of(dataset) if batched else None
         self._parts = parts_of(dataset)
         self.errors = SampleErrors(dataset, list_IDs, collate)
-        self.buffers: SharedBuffers | None = None
+        self.buffers: BufferSlots | None = None
         self._writer: BufferWriter | None = None  # in a worker
         self._pool = BufferPool()
         self._seeds = GlobalSeeds()
@@ -64,7 +64,7 @@ class BatchFetcher(Dataset[Any]):
         self._in_threads = False
         self.came_one_by_one = False  # whether samples were loaded, and not a whole batch at once
 
-    def over(self, buffers: SharedBuffers) -> BatchFetcher:
+    def over(self, buffers: BufferSlots) -> BatchFetcher:
         """A copy whose batches leave a worker through shared buffers."""
         other = copy(self)
         other.buffers = buffers

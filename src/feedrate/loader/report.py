@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -33,8 +32,8 @@ def setup_of(loader: Any) -> Setup:
 class Report:
     """Times of one epoch of `for data in loader`, a row per batch.
 
-    The first batch is start-up, reported as `first_batch_s`. Rates and waiting are of the steps between it and the last
-    batch, whose step has no known end.
+    The first batch is start-up. Rates and waiting are of the steps between it and the last batch, whose step has no
+    known end.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -75,25 +74,8 @@ class Report:
         return int(self.times.samples.sum())
 
     @property
-    def first_batch_s(self) -> float:
-        """Seconds until the first batch."""
-        return float(self.times.wait[0]) / 1e9 if self.batches else 0.0
-
-    @property
-    def samples_per_s(self) -> float:
-        """Over the steps that count; nan if there are too few."""
-        times = self.times
-        return 1e9 * self._share(times.samples, times)
-
-    @property
-    def wait_pct(self) -> float:
-        """Percentage of that time spent waiting for the next batch; nan if there are too few steps."""
-        times = self.times
-        return 100 * self._share(times.wait, times)
-
-    @property
     def verdict(self) -> Verdict | None:
-        """Whether the loop waited, why, and the remedy; None if there are too few batches."""
+        """Whether the loop waited, why, and the remedy, with figures; None if there are too few batches."""
         times, setup = self.times, self._setup
         if (free := self._free_cores.mean()) is not None:
             setup = replace(
@@ -105,16 +87,12 @@ class Report:
             )
         return judge(times, setup) if times.enough else None
 
-    @staticmethod
-    def _share(part: np.ndarray, times: EpochTimes) -> float:
-        """Per nanosecond of the steps that count; nan if there are too few."""
-        return float(part[times.counted].sum()) / int(times.elapsed[times.counted].sum()) if times.enough else math.nan
-
     def __str__(self) -> str:
-        delivered = f"epoch {self.epoch}: {self.samples:,} samples in {self.batches:,} batches"
-        if not self.times.enough:
-            return f"{delivered}; {undecided(self.times)}" if self.batches else delivered
+        times, verdict = self.times, self.verdict
+        text = f"epoch {self.epoch}: {self.samples:,} samples in {self.batches:,} batches"
+        if verdict is None:
+            return f"{text}; {undecided(times)}" if self.batches else text
         return (
-            f"{delivered}, {self.samples_per_s:,.0f} samples/s; waited {self.wait_pct:.1f} % of the time, "
-            f"first batch after {self.first_batch_s:.2f} s\n{self.verdict}"
+            f"{text}, {verdict.figures['samples_per_s']:,.0f} samples/s; waited {verdict.figures['wait_pct']:.1f} % of "
+            f"the time, first batch after {times.wait[0] / 1e9:.2f} s\n{verdict}"
         )

@@ -29,9 +29,8 @@ class TorchLoader:
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
-        self.num_workers: int = getattr(loader, "num_workers", 0)
-        self.prefetch_factor: int | None = getattr(loader, "prefetch_factor", None)
-        self.batch_size: int | None = getattr(loader, "batch_size", None)
+        for name, absent in (("num_workers", 0), ("prefetch_factor", None), ("batch_size", None)):
+            setattr(self, name, getattr(loader, name, absent))
         self._epoch = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -90,8 +89,6 @@ class TorchLoader:
     def tasks(self) -> list[tuple[int, int]]:
         """Not known."""
         return []
-
-    helpers = tasks
 
 
 class _Batches(Iterator[Batch]):

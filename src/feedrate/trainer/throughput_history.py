@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from feedrate.loader import setup_of
+from feedrate.loader import receiving_threads, setup_of
 from feedrate.reporting.trace import WINDOW
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
@@ -160,7 +160,7 @@ class ThroughputHistory:
         ]
 
     def _machine(self) -> Machine:
-        return Machine.now(self._workers(), self._loader.helpers())
+        return Machine.now(self._workers(), receiving_threads())
 
     def _workers(self) -> list[tuple[int, int]]:
         return self._loader.tasks()  # type: ignore[no-any-return]

@@ -1,25 +1,70 @@
-"""What an engine is: it turns batch requests into batches, in order. The simplest one, and pinning, for all."""
+"""What an engine is: it turns the batch requests of a scheduler into batches, in order."""
 
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from feedrate.dataset.time_limit import within
 from feedrate.loader.batch import Batch
-from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.fetcher import BatchFetcher
-from feedrate.loader.order import Plan
+from feedrate.loader.order import BatchRequest, Order, Plan
 from feedrate.system.device import has_streams
 from feedrate.timing.engine_traits import EngineTraits
 
 T = TypeVar("T")
+
+
+class Scheduler(Sampler[Any]):
+    """Iterating gives the requests of `plan`, then of the epochs that follow, as far as they are known.
+
+    Engines prefetch, so the first requests of the next epoch are issued while the last batches of this one are in
+    flight; otherwise a small data set would stall at each epoch's start.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset  # only its length is used, read again for each epoch
+        self.plan: Plan | None = None  # of the current epoch
+        self.step: int | None = None  # added to the epoch for the next one (0 repeats it); None: no epoch follows
+        self._ahead: deque[Plan] = deque()  # epochs whose requests were issued before the epoch has begun
+        self._due = False  # whether batches of the current epoch are outstanding
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        assert self.plan is not None
+        self._ahead = deque()
+        return self._requests(self.plan, self._ahead)
+
+    def _requests(self, plan: Plan, ahead: deque[Plan]) -> Iterator[BatchRequest]:
+        while True:
+            yield from plan
+            if self.step is None:
+                return
+            old = plan.order
+            order = Order(len(self._dataset), old.seed, old.epoch + self.step, old.shuffle)
+            plan = replace(plan, order=order, start=0)
+            if not len(plan):
+                return
+            ahead.append(plan)
+
+    def begin(self, plan: Plan) -> bool:
+        """Begins an epoch; returns whether its first batch is the next one that the running engine delivers."""
+        continues = not self._due and bool(self._ahead) and self._ahead[0] == plan
+        if continues:
+            self._ahead.popleft()
+        self.plan, self._due = plan, True
+        return continues
+
+    def end(self) -> None:
+        """The epoch's last batch was delivered."""
+        self._due = False
 
 
 class Engine:

@@ -21,6 +21,8 @@ GUARD = (
 )
 _SHORT = {
     "Too many open files": "Raise the limit of open files (ulimit -n)",
+    "Resource temporarily unavailable": "Raise the limit of processes (ulimit -u)",
+    "Cannot allocate memory": "Free some memory",
     "unable to allocate shared memory": "Enlarge /dev/shm",
 }
 _REMEDIES = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import multiprocessing
 import multiprocessing.util
 import os
@@ -27,10 +26,9 @@ from feedrate.dataset.open_files import warn_of_open_files
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch
 from feedrate.loader.buffers import SharedBatch, SharedBuffers, send_all_tensors
-from feedrate.loader.engines.engine import Engine, pinned, pins
+from feedrate.loader.engines.engine import Engine, Scheduler, pinned, pins
 from feedrate.loader.engines.lost_worker import GUARD, iterator_of, lost_worker
 from feedrate.loader.engines.receiver import NAME, Receiver
-from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.system.device import in_use
 from feedrate.system.signals import STOPPING, ignore, signals_blocked
@@ -48,6 +46,7 @@ class Processes(Engine):
     def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
         super().__init__(fetcher, scheduler)
         self._inner: DataLoader[Any] | None = None
+        self._buffers: SharedBuffers | None = None
         self._started = _Started([])
 
     def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
@@ -87,7 +86,7 @@ class Processes(Engine):
         if now:
             self._started.kill()
         # torch shuts them down when its iterator is freed, and waits for each
-        self._inner = self._persistent = self._running = None
+        self._inner = self._buffers = self._persistent = self._running = None
         self._started.kill()
         self._started = _Started([])
 
@@ -120,15 +119,10 @@ class Processes(Engine):
         except (EOFError, ConnectionError) as error:  # the forkserver ended, as it imports the program's file too
             raise UserError(f"the loader's worker processes could not be started\n{GUARD}") from error
         except OSError as error:  # no process, no memory or no file descriptor is left
-            if error.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-                raise
             if (half := iterator_of(error)) is not None:
                 half._shutdown = True  # or it would print a traceback when it is collected
-            self._started = _Started(list(half._workers) if half is not None else [])
-            raise UserError(
-                f"loader.num_workers={settings.num_workers}: the system starts only {len(self._started.processes)} of "
-                f"them ({error})\nLower loader.num_workers, or raise the limits of processes and files (ulimit -u, -n)"
-            ) from error
+                self._started = _Started(list(half._workers))
+            raise
         return iterator  # type: ignore[no-any-return]
 
     def _private(self, settings: DataLoader[Any]) -> DataLoader[Any]:
@@ -137,8 +131,9 @@ class Processes(Engine):
             context = context_of(settings)
             if context.get_start_method() == "forkserver":  # which then imports torch once, instead of each worker
                 multiprocessing.set_forkserver_preload(["__main__", "torch"])
+            self._buffers = SharedBuffers(settings.num_workers, settings.prefetch_factor or 2)
             self._inner = _Private(
-                self._fetcher.over(SharedBuffers(settings.num_workers, settings.prefetch_factor or 2)),
+                self._fetcher.over(self._buffers.slots),
                 batch_sampler=self._scheduler,
                 num_workers=settings.num_workers,
                 collate_fn=_unchanged,
@@ -237,7 +232,7 @@ def _start(user: Callable[[int], None] | None, worker_id: int) -> None:
         user(worker_id)
 
 
-def helpers() -> list[tuple[int, int]]:
+def receiving_threads() -> list[tuple[int, int]]:
     """Process and thread ID of each thread in this process that receives batches or sends requests."""
     names = (NAME, "QueueFeeder")
     found = [thread for thread in threading.enumerate() if any(name in thread.name for name in names)]

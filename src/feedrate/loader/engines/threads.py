@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, LoadingThread, TimedOut, end_threads, hanging_at
 from feedrate.loader.batch import Batch
-from feedrate.loader.engines.engine import Engine, pinned, pins
-from feedrate.loader.engines.scheduler import Scheduler
+from feedrate.loader.engines.engine import Engine, Scheduler, pinned, pins
 from feedrate.loader.engines.step_probe import StepProbe
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import BatchRequest
