@@ -23,12 +23,7 @@ class Order:
     The permutation is a generalised Feistel cipher on Z_a x Z_b with a * b just above N, and cycle walking for the few
     values beyond N; b is even, since a and b odd would give even permutations only. Source: J. Black, P. Rogaway,
     "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 3 and 5; the round function is the finaliser of
-    SplitMix64 (Steele et al., OOPSLA 2014), keyed by SHA-256. It mixes well, but is not secure.
-
-    Args:
-        size: N, number of samples, below 2**63.
-        seed, epoch: the key.
-        shuffle: False for the identity.
+    SplitMix64 (Steele et al., OOPSLA 2014), keyed by SHA-256.
     """
 
     def __init__(self, size: int, seed: int, epoch: int, shuffle: bool) -> None:
@@ -110,18 +105,12 @@ def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, i
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One batch to load.
-
-    Attributes:
-        epoch: sent along, since persistent workers hold an outdated copy of the loader.
-        start, stop: positions of the global batch in the epoch's order.
-        indices: (n,) int64, this rank's samples; empty where they are not known (TorchLoader).
-    """
+    """One batch to load."""
 
     epoch: int
-    start: int
+    start: int  # position of the global batch in the epoch's order
     stop: int
-    indices: np.ndarray
+    indices: np.ndarray  # (n,) int64, this rank's samples; empty where they are not known (TorchLoader)
 
 
 @dataclass(frozen=True)
@@ -130,16 +119,11 @@ class Plan:
 
     No rank gets an empty batch: if the last one has fewer samples than ranks, some of them skip it, and their batch
     before it counts up to the epoch's end, so that all ranks end at the same position.
-
-    Attributes:
-        start: position of the first batch.
-        batch: samples of a global batch.
-        drop_last: leaves a smaller last batch out.
     """
 
     order: Order
-    start: int
-    batch: int
+    start: int  # position of the first batch
+    batch: int  # samples of a global batch
     drop_last: bool
     rank: int
     world_size: int

@@ -138,37 +138,29 @@ def check_arguments(dataset: Dataset[Any], arguments: dict[str, Any], rank: int,
         raise UserError("Loader: seed is for map-style datasets, an iterable dataset has its own order; pass seed=None")
     if not hasattr(dataset, "__len__"):
         raise UserError(f"Loader: seed needs the number of samples, so give {type(dataset).__name__} a __len__")
-    for name in ("sampler", "batch_sampler", "generator"):
-        value = arguments.get(name)
-        if value is None or _keeps_order(name, value, dataset):
-            continue
-        remedy = "pass seed=None"
-        if isinstance(value, DistributedSampler):
-            remedy = "pass rank and world_size to Loader, and use_distributed_sampler=False to Lightning"
-        raise UserError(f"Loader: seed fixes the order, so {name} ({type(value).__name__}) cannot be used; {remedy}")
+    if arguments.get("generator") is not None:
+        raise _unusable("generator", arguments["generator"])
     if arguments.get("in_order") is False:
         raise UserError("Loader: seed fixes the order, so in_order=False cannot be used; pass seed=None")
     if not 0 <= rank < world_size:
         raise UserError(f"Loader: rank={rank} must be at least 0 and below world_size={world_size}")
 
 
-def _keeps_order(name: str, value: Any, dataset: Any) -> bool:
-    """Whether a library has handed on a Loader's own sampler, or turned shuffling off."""
-    if name == "batch_sampler":
-        return _unwrapped(value) is not None
-    if type(value) is SequentialSampler:
-        return value.data_source is dataset
-    return isinstance(value, OrderSampler)
-
-
 def inherited_order(arguments: dict[str, Any], dataset: Any, seed: int) -> tuple[OrderSampler | None, int, bool]:
     """The sampler of another SeededLoader if a library hands it on, with batch size and drop_last."""
     order, batch, drop_last = arguments.get("sampler"), arguments.get("batch_size", 1), arguments.get("drop_last")
-    if arguments.get("batch_sampler") is not None:
-        order, batch, drop_last = _unwrapped(arguments["batch_sampler"]) or (None, batch, drop_last)
+    if (given := arguments.get("batch_sampler")) is not None:
+        inner = given
+        while inner is not None and type(inner) is not BatchSampler:  # libraries wrap it
+            inner = getattr(inner, "batch_sampler", getattr(inner, "_batch_sampler", None))
+        if inner is None or not isinstance(inner.sampler, OrderSampler):
+            raise _unusable("batch_sampler", given)
+        order, batch, drop_last = inner.sampler, inner.batch_size, inner.drop_last
     batch, drop_last = batch or 1, bool(drop_last)
-    if not isinstance(order, OrderSampler):
+    if order is None or (type(order) is SequentialSampler and order.data_source is dataset):  # shuffling turned off
         return None, batch, drop_last
+    if not isinstance(order, OrderSampler):
+        raise _unusable("sampler", order)
     if order.seed != seed or order.dataset is not dataset:
         raise UserError(
             f"Loader: the sampler of a Loader with seed={order.seed} keeps its order only with the same seed and "
@@ -177,17 +169,11 @@ def inherited_order(arguments: dict[str, Any], dataset: Any, seed: int) -> tuple
     return order, batch, drop_last
 
 
-def _unwrapped(batch_sampler: Any) -> tuple[OrderSampler, int, bool] | None:
-    """The OrderSampler inside a library's batch sampler, with batch size and drop_last; None if there is none."""
-    for _ in range(4):
-        if type(batch_sampler) is BatchSampler:
-            inner = batch_sampler.sampler
-            return (
-                (inner, batch_sampler.batch_size, batch_sampler.drop_last) if isinstance(inner, OrderSampler) else None
-            )
-        wrapped = [getattr(batch_sampler, name, None) for name in ("batch_sampler", "_batch_sampler")]
-        batch_sampler = next((sampler for sampler in wrapped if sampler is not None), None)
-    return None
+def _unusable(name: str, value: Any) -> UserError:
+    remedy = "pass seed=None"
+    if isinstance(value, DistributedSampler):
+        remedy = "pass rank and world_size to Loader, and use_distributed_sampler=False to Lightning"
+    return UserError(f"Loader: seed fixes the order, so {name} ({type(value).__name__}) cannot be used; {remedy}")
 
 
 def skip_to(plan: Plan, sampled: Iterator[Any], name: str) -> tuple[Plan, Iterator[Any]]:

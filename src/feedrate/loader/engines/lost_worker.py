@@ -6,8 +6,9 @@ import multiprocessing
 import re
 import signal
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -83,13 +84,7 @@ def iterator_of(error: BaseException) -> Any:
 
 
 def _exit_code(processes: Sequence[BaseProcess]) -> int | None:
-    """Exit code of the worker that is gone, negative for a signal; the system may report it a moment later."""
-    deadline = time.monotonic() + 1
-    while processes and time.monotonic() < deadline:
-        try:
-            if codes := [process.exitcode for process in processes if process.exitcode]:
-                return codes[0]
-            time.sleep(0.01)
-        except RuntimeError:  # torch's SIGCHLD handler raises once more
-            continue
-    return None
+    """Exit code of the worker that is gone, negative for a signal."""
+    with suppress(RuntimeError):  # torch's SIGCHLD handler raises once more
+        wait([process.sentinel for process in processes], timeout=1)  # the system may report it a moment later
+    return next((process.exitcode for process in processes if process.exitcode), None)

@@ -42,7 +42,7 @@ class Threads(Engine):
     def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
         self.close()
         self._epochs = 1
-        crew = _Crew(self._fetcher, pins(settings), iter(self._scheduler), StepProbe(settings.num_workers))
+        crew = _Crew(self._fetcher, pins(settings), iter(self._scheduler), settings.num_workers)
         ahead = settings.num_workers * (settings.prefetch_factor or 2)
         return _Batches(crew, settings.num_workers, ahead, settings.timeout)
 
@@ -73,7 +73,6 @@ class _Task:
     """A request and its batch, which is there once `done` is released; `by` is the thread that has begun it."""
 
     request: BatchRequest | None
-    begun: bool = False
     by: int | None = None
     done: threading.Lock = field(default_factory=threading.Lock)
     batch: Batch | None = None
@@ -86,10 +85,8 @@ class _Task:
 class _Crew:
     """The state that the threads of one start share. It does not refer to its user, so that it can end with it."""
 
-    def __init__(
-        self, fetcher: BatchFetcher, pins: str | None, requests: Iterator[BatchRequest], probe: StepProbe
-    ) -> None:
-        self.fetcher, self.pins, self._requests, self.probe = fetcher, pins, requests, probe
+    def __init__(self, fetcher: BatchFetcher, pins: str | None, requests: Iterator[BatchRequest], workers: int) -> None:
+        self.fetcher, self.pins, self._requests, self.probe = fetcher, pins, requests, StepProbe(workers)
         self.permits: SimpleQueue[bool] = SimpleQueue()  # one for each batch that may be loaded; False ends a thread
         self.drawn: deque[_Task] = deque()  # in the order of requests, not delivered
         self._left: deque[_Task] = deque()  # drawn, but no thread has begun
@@ -101,7 +98,7 @@ class _Crew:
         with self._lock:
             task = self._left.popleft() if self._left else self._draw()
             if task is not None:
-                task.begun, task.by = True, threading.get_ident()
+                task.by = threading.get_ident()
             return task
 
     def draw_due(self) -> _Task | None:
@@ -147,7 +144,7 @@ class _Batches(Iterator[Batch]):
         task = crew.drawn[0] if crew.drawn else crew.draw_due()
         if task is None:
             raise StopIteration
-        crew.probe.requested(task.begun)
+        crew.probe.requested(task.by is not None)
         if not task.done.acquire(timeout=self._timeout or -1):
             raise TimedOut(self._timeout, at=hanging_at(task.by))
         crew.drawn.popleft()
