@@ -12,8 +12,6 @@ from feedrate.loader.batch import Batch
 from feedrate.loader.digest import content_hash
 from feedrate.loader.engines.engine import Engine
 from feedrate.loader.order import Plan
-from feedrate.loader.sample_errors import with_cause
-from feedrate.timing.stages import clock_ns
 
 
 class EpochIterator(Iterator[Batch]):
@@ -59,7 +57,7 @@ class EpochIterator(Iterator[Batch]):
         assert request.start == self._position and request.epoch == self._plan.order.epoch, request  # noqa: PT018
         if info.error is not None:
             self._fail(info.error)
-            raise with_cause(info.error)
+            raise info.error from (RuntimeError(f"\n{info.error.cause}") if info.error.cause else None)
         self._position, self._left = request.stop, self._left - 1
         sampler = loader.sampler
         sampler.position = request.stop
@@ -95,24 +93,3 @@ class EpochIterator(Iterator[Batch]):
 
     def __len__(self) -> int:
         return len(self._plan)
-
-
-class DataIterator(Iterator[Any]):
-    """What `iter(loader)` gives: the data of the batches. Writes the loader's report."""
-
-    def __init__(self, batches: EpochIterator, loader: Any) -> None:
-        self._batches, self._loader, self._begun = batches, loader, False
-
-    def __next__(self) -> Any:
-        requested_ns = clock_ns()
-        batch = next(self._batches)
-        received_ns = clock_ns()
-        report = self._loader.report()
-        if not self._begun:
-            self._begun = True
-            report.begin(batch.info.request.epoch, self._loader)
-        report.add(requested_ns, received_ns, batch.info, self._loader.tasks)
-        return batch.data
-
-    def __len__(self) -> int:
-        return len(self._batches)

@@ -6,8 +6,9 @@ Without a seed it is exactly torch's DataLoader. Above 350 lines, as the two cla
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, default_convert
@@ -19,10 +20,10 @@ from feedrate.loader.digest import OrderDigest
 from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
 from feedrate.loader.engines.auto import checked, choose, may_be_threads
 from feedrate.loader.engines.engine import Scheduler
-from feedrate.loader.epoch_iterator import DataIterator, EpochIterator
+from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Order, Plan
-from feedrate.loader.report import Report
+from feedrate.loader.report import DataIterator, Report
 from feedrate.loader.sampler import (
     InOrderSampler,
     OrderSampler,
@@ -73,13 +74,10 @@ class Loader(DataLoader[T_co]):
         super().__init__(dataset, *args, **kwargs)
 
     def start(self) -> None:
-        """With a seed, starts the workers and the first batches now; the next `iter()` takes them over.
-
-        Call it before CUDA, tracking and other threads exist: forking is safe only then.
-        """
+        """With a seed, starts the workers now; call it before CUDA and other threads exist, as forking is safe then."""
 
     def close(self, at_once: bool = False) -> None:
-        """Ends the workers; `at_once`: in the middle of a sample. The next `iter()` starts new ones."""
+        """Ends the workers, `at_once` in the middle of a sample. The next `iter()` starts new ones."""
         self._iterator = None
 
     def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
@@ -240,8 +238,7 @@ class SeededLoader(Loader[T_co]):
             self._engine = ENGINES[self.engine](self._fetcher, self._scheduler)
         rest = replace(plan, start=loaded[-1].info.request.stop) if loaded else plan
         batches = self._engine.run(rest, self)
-        if loaded:
-            batches = _joined(loaded, batches)
+        batches = chain(loaded, batches)
         if sampled is not None:
             batches = as_sampled(batches, sampled, name)
         return EpochIterator(self, self._engine, batches, plan, sampler.iterators)
@@ -384,10 +381,3 @@ class SeededLoader(Loader[T_co]):
 
     def _identity(self) -> dict[str, Any]:
         return {"samples": self._size(), "seed": self.seed, "shuffle": self.sampler.shuffle}
-
-
-def _joined(loaded: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
-    loaded.reverse()
-    while loaded:
-        yield loaded.pop()
-    yield from rest

@@ -1,18 +1,20 @@
-"""What `Loader.report()` returns: rates of the current epoch, and how long the loop waited for batches."""
+"""What `iter(loader)` and `loader.report()` return: the data of the batches, and how long the loop waited for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from feedrate.loader.batch import BatchInfo
+from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import AT_ONCE, Setup, Steps
 from feedrate.timing.machine import FreeCores, Task
+from feedrate.timing.stages import clock_ns
 from feedrate.timing.verdict import Verdict, judge, undecided
 
 
@@ -96,3 +98,24 @@ class Report:
             f"{text}, {verdict.figures['samples_per_s']:,.0f} samples/s; waited {verdict.figures['wait_pct']:.1f} % of "
             f"the time, first batch after {times.wait[0] / 1e9:.2f} s\n{verdict}"
         )
+
+
+class DataIterator(Iterator[Any]):
+    """What `iter(loader)` gives: the data of the batches. Writes the loader's report."""
+
+    def __init__(self, batches: EpochIterator, loader: Any) -> None:
+        self._batches, self._loader, self._begun = batches, loader, False
+
+    def __next__(self) -> Any:
+        requested_ns = clock_ns()
+        batch = next(self._batches)
+        received_ns = clock_ns()
+        report = self._loader.report()
+        if not self._begun:
+            self._begun = True
+            report.begin(batch.info.request.epoch, self._loader)
+        report.add(requested_ns, received_ns, batch.info, self._loader.tasks)
+        return batch.data
+
+    def __len__(self) -> int:
+        return len(self._batches)

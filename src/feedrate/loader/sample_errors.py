@@ -99,17 +99,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return "number" if isinstance(value, (int, float)) else type(value).__name__
-
-
-class _RemoteTraceback(Exception):
-    """Carries a worker's traceback as text, for HYDRA_FULL_ERROR=1 and notebooks."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-def with_cause(error: SampleError) -> SampleError:
-    """The error as it is raised in the main process."""
-    if error.cause:
-        error.__cause__ = _RemoteTraceback(error.cause)
-    return error

@@ -33,7 +33,7 @@ HELD_MS = 1.0  # time a batch holds the GIL up to which threads cost the trainin
 HELD_SHARE = 0.1  # share of a batch's time up to which threads are chosen however long it takes
 ROUNDS = 3  # of the measurement, each of one batch and then two at once
 BUDGET_MS = 400.0  # after which no other round begins
-PATIENCE_MS = 1000.0  # for a batch that takes longer no more are loaded to measure
+PATIENCE_S = 1.0  # for a batch that takes longer no more are loaded to measure
 
 
 class Choice(NamedTuple):
@@ -98,33 +98,29 @@ def _unfit(fetcher: BatchFetcher, settings: DataLoader[Any], one_by_one: bool) -
 
 def _tried(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
     """By the first batch, and for `auto` by a measurement of the next ones."""
-    request = next(iter(plan))
+    request, unfit, found = next(iter(plan)), "", None
     with draws_from_globals() as drew:
         first = within(loader.timeout, partial(fetcher.load, request), f"the batch of {fetcher.errors.named(request)}")
-    draws = f"{fetcher.errors.name} draws from {{}} global random generator"
-    if loader.engine == "thread":
-        if drew:
-            raise UserError(
-                f"loader.engine=thread: {draws.format(drew[0])}, which threads share with the training\n"
-                "Use feedrate.dataset.sample_rng(), whose numbers are each sample's own, or set loader.engine=process"
-            )
-        return Choice("thread", "", [first])
+        batches, seconds = [first], first.info.load.ns / 1e9
+        if loader.engine == "auto":
+            unfit = _unfit(fetcher, loader, fetcher.came_one_by_one)
+            if seconds > PATIENCE_S:
+                unfit = unfit or f"a batch takes {seconds:.1f} s, too long to measure more"
+            if not unfit and first.info.error is None:
+                found = _measured(fetcher, plan, batches, loader.timeout)
     if drew:
-        return Choice("process", draws.format(drew[0]), [])
-    if first.info.error is not None:
-        return Choice("process", "a sample failed", [first])
-    if reason := _unfit(fetcher, loader, fetcher.came_one_by_one):
-        return Choice("process", reason, [first])
-    if (first_ms := first.info.load.ns / 1e6) > PATIENCE_MS:
-        return Choice("process", f"a batch takes {first_ms / 1e3:.1f} s, too long to measure more", [first])
-    batches = [first]
-    with draws_from_globals() as drew:
-        batch_ms, share = _measured(fetcher, plan, batches, loader.timeout)
-    if drew:
-        return Choice("process", draws.format(drew[0]), [first])
-    failed = [at for at, batch in enumerate(batches) if batch.info.error is not None]
-    if failed:
-        return Choice("process", "a sample failed", batches[: failed[0] + 1])
+        draws = f"{fetcher.errors.name} draws from {drew[0]} global random generator"
+        if loader.engine == "auto":
+            return Choice("process", draws, [])
+        raise UserError(
+            f"loader.engine=thread: {draws}, which threads share with the training\n"
+            "Use feedrate.dataset.sample_rng(), whose numbers are each sample's own, or set loader.engine=process"
+        )
+    failed = next((at for at, batch in enumerate(batches) if batch.info.error is not None), None)
+    if failed is not None or found is None:
+        batches = batches if failed is None else batches[: failed + 1]
+        return Choice("thread" if loader.engine == "thread" else "process", unfit or "a sample failed", batches)
+    batch_ms, share = found
     held_ms = share * batch_ms
     reason = f"a batch takes {batch_ms:.2g} ms, {'at most ' * (share == 1)}{held_ms:.2g} ms of it with the GIL"
     return Choice("thread" if held_ms <= max(HELD_MS, HELD_SHARE * batch_ms) else "process", reason, batches)
@@ -191,7 +187,7 @@ def _timed(fetcher: BatchFetcher, wanted: list[BatchRequest], batches: list[Batc
 def _long_switch_interval() -> Iterator[None]:
     """A thread that waits for the GIL sleeps until it is released, instead of waking, and queueing, every 5 ms."""
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(PATIENCE_MS / 1e3)
+    sys.setswitchinterval(PATIENCE_S)
     try:
         yield
     finally:
