@@ -19,7 +19,7 @@ from aftermath import shared_memory
 from feedrate.dataset import InMemory, TensorFiles, sample_rng
 from feedrate.errors import SampleError
 from feedrate.loader import Loader
-from feedrate.loader.buffers import SPARE, BufferPool, SharedBatch
+from feedrate.loader.buffers import SPARE, BufferPool
 from loader.conftest import wait_until_loaders_are_gone
 
 SIZE = 96
@@ -268,8 +268,7 @@ def test_the_pool_lends_memory_again_only_when_nobody_holds_it() -> None:
 def test_what_arrives_after_its_loader_is_gone_is_dropped() -> None:
     from feedrate.loader.buffers import _arrived
 
-    assert _arrived(-1, 0, 0, None, ()) is None
-    assert not isinstance(_arrived(-1, 0, 0, None, ()), SharedBatch)
+    assert _arrived(-1, 0, 0, None, b"") is None
 
 
 # ---------------------------------------------------------------------------------------------------------

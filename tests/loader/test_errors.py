@@ -176,7 +176,7 @@ def test_a_batch_that_cannot_be_collated_names_its_samples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("collate", "told"), [(collate_to_nothing_that_travels, "lambda"), (collate_with_history, "detach() it")]
+    ("collate", "told"), [(collate_to_nothing_that_travels, "lambda"), (collate_with_history, "detach()")]
 )
 def test_a_batch_that_cannot_leave_its_worker_is_an_error_and_no_endless_wait(
     collate: Callable[..., Any], told: str

@@ -9,14 +9,14 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import reduce_tensor
+from torch.multiprocessing.reductions import reduce_storage, reduce_tensor
 from torch.nn import Parameter
 
 from feedrate.loader.digest import is_dense
@@ -67,10 +67,7 @@ class _Place(NamedTuple):
 
 
 class BufferWriter:
-    """Puts batches into the buffers of one worker.
-
-    Use: `begin`, `empty` any number of times, then `finish` and `leave`, or `drop`.
-    """
+    """Puts batches into the buffers of one worker: `begin`, `empty` any number of times, then `send`, or `drop`."""
 
     def __init__(self, buffers: BufferSlots, worker: int) -> None:
         self._number, self._worker = buffers.number, worker
@@ -80,6 +77,7 @@ class BufferWriter:
         self._slot: int | None = None
         self._used = 0
         self._size = 0  # of the largest batch so far
+        ForkingPickler.register(torch.UntypedStorage, _noted)
 
     def begin(self) -> None:
         """Takes a buffer, if one is free."""
@@ -105,7 +103,7 @@ class BufferWriter:
         return memory[start : start + nbytes].view(dtype).view(shape)
 
     def finish(self, batch: Any) -> Any:
-        """What to send instead of the batch: its tensors as places in the buffer, all else unchanged."""
+        """The batch with its tensors as places in the buffer, all else unchanged."""
         if self._slot is None:
             return batch
         places = _replaced(batch, self._place)
@@ -118,18 +116,22 @@ class BufferWriter:
             places = _replaced(batch, self._place)
         if not self._used:
             self.drop()
-            return batch
+            self._slot = None
+        return places
+
+    def send(self, places: Any) -> _Outgoing:
+        """What to put into the queue; fails for what cannot be pickled, which torch would wait for without end."""
+        _ADDRESSES.clear()
+        pickled = bytes(ForkingPickler.dumps(places))
+        if self._slot is None:
+            return _Outgoing(self._number, self._worker, None, None, pickled)
+        memory = self._slots[self._slot]
         known = self._slot in self._sent
         self._sent.add(self._slot)
-        return _Outgoing(self._number, self._worker, self._slot, None if known else self._slots[self._slot], places)
-
-    def leave(self, tensors: Iterable[Tensor | torch.UntypedStorage]) -> None:
-        """Abandons the buffer's memory if a tensor that is sent unchanged lies in it."""
-        if self._slot is None:
-            return
-        memory = self._slots[self._slot]
-        if any(0 <= one.data_ptr() - memory.data_ptr() < len(memory) for one in tensors if one is not memory):
+        if any(0 <= address - memory.data_ptr() < len(memory) for address in _ADDRESSES):
+            # a tensor that is sent as it is lies in the buffer; nothing would report when it is freed
             self._slots[self._slot] = torch.empty(0, dtype=torch.uint8)
+        return _Outgoing(self._number, self._worker, self._slot, None if known else memory, pickled)
 
     def drop(self) -> None:
         """Gives the buffer back unused."""
@@ -161,6 +163,14 @@ def send_all_tensors() -> None:
         ForkingPickler.register(kind, _reduced)
 
 
+_ADDRESSES: list[int] = []  # of the storages in a worker's last batch that are sent as they are
+
+
+def _noted(storage: torch.UntypedStorage) -> Any:
+    _ADDRESSES.append(storage.data_ptr())
+    return reduce_storage(storage)
+
+
 def _reduced(tensor: Tensor) -> Any:
     """As torch does, but keeps the conjugate and negative bits of a view, and a quantizer."""
     if tensor.layout == torch._mkldnn:  # type: ignore[attr-defined]
@@ -173,38 +183,42 @@ def _reduced(tensor: Tensor) -> Any:
 class _Outgoing:
     """A batch in flight; pickled later, in a thread of the worker."""
 
-    def __init__(self, number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> None:
-        self._all = number, worker, slot, memory, places
+    def __init__(self, number: int, worker: int, slot: int | None, memory: Tensor | None, pickled: bytes) -> None:
+        self._all = number, worker, slot, memory, pickled
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrived, self._all
 
 
-def _arrived(number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> SharedBatch | None:
+def _arrived(number: int, worker: int, slot: int | None, memory: Tensor | None, pickled: bytes) -> SharedBatch | None:
     buffers = _BUFFERS.get(number)
     if buffers is None:  # the loader was closed
         return None
-    if memory is not None:
+    if memory is not None and slot is not None:
         buffers.memory[worker, slot] = memory.numpy()
-    return SharedBatch(buffers, worker, slot, places)
+    return SharedBatch(buffers, worker, slot, pickled)
 
 
 class SharedBatch:
-    """A batch that has arrived in a shared buffer, which is freed with it and its tensors."""
+    """A batch that has arrived, as a rule in a shared buffer, which is freed with it and its tensors."""
 
-    def __init__(self, buffers: SharedBuffers, worker: int, slot: int, places: Any) -> None:
-        self._buffers, self._worker, self._slot, self._places = buffers, worker, slot, places
+    def __init__(self, buffers: SharedBuffers, worker: int, slot: int | None, pickled: bytes) -> None:
+        self._buffers, self._worker, self._slot, self._pickled = buffers, worker, slot, pickled
 
     def open(self) -> Any:
         """Resolves the shared buffer into tensors."""
+        places = ForkingPickler.loads(self._pickled)
+        if self._slot is None:
+            return places
         memory = self._buffers.memory[self._worker, self._slot]
-        return _replaced(self._places, lambda place: self._tensor(memory, place), _Place)
+        return _replaced(places, lambda place: self._tensor(memory, place), _Place)
 
     def _tensor(self, memory: np.ndarray, place: _Place) -> Tensor:
         return _tensor_on(memory[place.offset : place.offset + place.nbytes], place.dtype, place.shape, self)
 
     def __del__(self) -> None:
-        self._buffers.free(self._worker, self._slot)
+        if self._slot is not None:
+            self._buffers.free(self._worker, self._slot)
 
 
 class _Keeper(weakref.ref[np.ndarray]):

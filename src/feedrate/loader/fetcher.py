@@ -5,17 +5,14 @@ Each sample's name is set before it is loaded, so that it has its own random num
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from feedrate.dataset.formats.sample_reader import Empty
@@ -98,8 +95,11 @@ class BatchFetcher(Dataset[Any]):
             size = nbytes(data)
             if writer is not None:
                 with stage("handover"):
-                    data = writer.finish(data)
-                    writer.leave(self._check_picklable(data, request))
+                    places = writer.finish(data)
+                    try:
+                        data = writer.send(places)
+                    except Exception as refused:
+                        raise _Failed(self.errors.sending(request, refused)) from None
         except _Failed as failed:
             data, error = None, failed.error
             error.worker = worker
@@ -234,36 +234,6 @@ class BatchFetcher(Dataset[Any]):
 
     def _key(self, epoch: int, index: int, ID: str) -> bytes:
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
-
-    def _check_picklable(self, batch: Any, request: BatchRequest) -> list[Tensor | torch.UntypedStorage]:
-        """The tensors or storages that are sent as they are. Fails where torch would wait for the batch without end."""
-        try:
-            probe = _Probe(io.BytesIO())
-            probe.dump(batch)
-        except Exception as error:
-            raise _Failed(self.errors.sending(request, error)) from None
-        return probe.tensors
-
-
-class _Probe(ForkingPickler):
-    """Pickles all but the data of tensors and arrays."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.tensors: list[Tensor | torch.UntypedStorage] = []
-
-    def persistent_id(self, obj: Any) -> int | None:
-        if isinstance(obj, Tensor):
-            if obj.requires_grad and not obj.is_leaf:
-                raise ValueError("a tensor carries its gradient's history: detach() it")
-            if type(obj) not in (Tensor, Parameter) or obj.layout != torch.strided or obj.is_nested:
-                return None  # its parts come here, too
-            self.tensors.append(obj)
-            return 0
-        if isinstance(obj, (torch.UntypedStorage, torch.TypedStorage)):
-            self.tensors.append(obj if isinstance(obj, torch.UntypedStorage) else obj._untyped_storage)
-            return 0
-        return 0 if isinstance(obj, np.ndarray) and not obj.dtype.hasobject else None
 
 
 class _Failed(Exception):
