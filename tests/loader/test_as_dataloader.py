@@ -226,8 +226,8 @@ class Endless(Dataset[int]):
         (Numbers(), {"batch_sampler": [[0, 1]]}, "batch_sampler"),
         (Numbers(), {"in_order": False}, "in_order=False"),
         (Numbers(), {"rank": 2, "world_size": 2}, "rank=2 must be at least 0 and below world_size=2"),
-        (Stream(), {}, "an iterable dataset has its own order"),
-        (Endless(), {}, "give Endless a __len__"),
+        (Stream(), {}, "map-style datasets with a __len__, not Stream"),
+        (Endless(), {}, "map-style datasets with a __len__, not Endless"),
     ],
     ids=["generator", "sampler", "batch_sampler", "in_order", "rank", "iterable", "no length"],
 )

@@ -404,8 +404,6 @@ def test_set_epoch_refuses_what_is_no_epoch(epoch: Any) -> None:
     for set_epoch in (made.set_epoch, made.sampler.set_epoch):
         with pytest.raises(UserError, match=f"^Loader: set_epoch: {told}$"):
             set_epoch(epoch)
-    with pytest.raises(UserError, match="^Loader: set_epoch: then=1.5: must be a whole number of at least 0$"):
-        made.set_epoch(0, then=1.5)  # type: ignore[arg-type]
     made.set_epoch(np.int64(2))
     assert json.dumps(made.state_dict())
 
@@ -607,7 +605,7 @@ def test_the_report_counts_what_was_delivered() -> None:
     made = loader(2, batch_size=3)
     list(made)
     report = made.report()
-    assert (report.samples, report.batches, report.epoch) == (37, 13, 0)
+    assert (report.times.samples.sum(), report.epoch) == (37, 0)
     assert "37 samples in 13 batches" in str(report)
     assert report.verdict is not None
     assert f"waited {report.verdict.figures['wait_pct']:.1f} % of the time" in str(report)

@@ -15,23 +15,14 @@ from feedrate.timing.stages import Load
 
 @dataclass(frozen=True)
 class BatchInfo:
-    """What is known about a loaded batch; crosses processes as plain values, since each tensor costs a descriptor.
-
-    Attributes:
-        request: as the worker read it.
-        timing: the values of `load`; None from TorchLoader.
-        nbytes: size of the dense tensors and arrays.
-        error: why there is no batch; its data is None then.
-        slow: (index in the dataset, ns) of samples among the slowest of this worker, where samples are timed.
-        content: the content digest after this batch, b"" unless `content_digest` is on.
-    """
+    """What is known about a loaded batch; crosses processes as plain values, since each tensor costs a descriptor."""
 
     request: BatchRequest
-    timing: tuple[int, ...] | None = None
-    nbytes: int = 0
-    error: SampleError | None = None
-    slow: Sequence[tuple[int, int]] = ()
-    content: bytes = b""
+    timing: tuple[int, ...] | None = None  # the values of `load`; None from TorchLoader
+    nbytes: int = 0  # of the dense tensors and arrays
+    error: SampleError | None = None  # why there is no batch; its data is None then
+    slow: Sequence[tuple[int, int]] = ()  # (index, ns) of samples among the slowest of this worker
+    content: bytes = b""  # the content digest after this batch, where it is on
 
     @property
     def load(self) -> Load:

@@ -16,7 +16,6 @@ from torch.utils.data._utils.collate import collate, default_collate_fn_map
 from feedrate.dataset.formats.sample_reader import Empty
 
 LoadBatch = Callable[[np.ndarray, Empty], Any]
-LoadX = Callable[[np.ndarray, Empty], "Tensor | list[Tensor] | None"]
 FromX = Callable[[int, Tensor], Any]
 GetItems = Callable[[list[int]], Any]
 _STACK = default_collate_fn_map[Tensor]
@@ -32,7 +31,7 @@ def load_batch_of(dataset: Any) -> LoadBatch | None:
     return _through(inner.load_batch, subsets) if _counts(inner, "load_batch") else None
 
 
-def parts_of(dataset: Any) -> tuple[LoadX, FromX] | None:
+def parts_of(dataset: Any) -> tuple[LoadBatch, FromX] | None:
     """The two halves of the dataset's `__getitem__`, also through Subsets.
 
     `load_X(indices, empty)` reads the stored part of many samples, as a tensor (n, ...) or a list; or returns None if

@@ -1,7 +1,4 @@
-"""Memory for batches that is used again: shared with worker processes, or within this process.
-
-New memory for each batch costs a file descriptor and a page fault for every 4 KB.
-"""
+"""Memory for batches that is used again, as new memory costs a file descriptor, and a page fault for every 4 KB."""
 
 from __future__ import annotations
 
@@ -38,9 +35,8 @@ class BufferSlots(NamedTuple):
 class SharedBuffers:
     """The shared buffers of the workers of one start, as the main process sees them.
 
-    A worker allocates its buffers itself, as it learns how large batches are, and sends each once. A buffer is busy
-    from the time its worker fills it until the last tensor on its memory is freed in the main process. A worker that
-    finds none free sends the batch in fresh memory.
+    A worker allocates its buffers itself and sends each once. A buffer is busy until the last tensor on its memory is
+    freed in the main process. A worker that finds none free sends the batch in fresh memory.
     """
 
     def __init__(self, workers: int, prefetch: int) -> None:

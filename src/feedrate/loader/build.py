@@ -22,12 +22,7 @@ _OURS = "feedrate.loader.Loader"
 
 
 def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.device) -> dict[str, Any]:
-    """A SeededLoader or TorchLoader for each partition; only the training partition is shuffled, and only it may drop
-    its last batch.
-
-    Raises:
-        UserError: there would be no training batch.
-    """
+    """A loader for each partition; only the training partition is shuffled, and only it may drop its last batch."""
     settings = _settled(node, device)
     size = len(data.partition["train"])  # type: ignore[arg-type]
     batch = settings.get("batch_size") or 1
@@ -54,9 +49,7 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
 
 
 def start_loaders(loaders: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Starts the workers of these loaders, all with the engine of the first: it is measured once, and threads would
-    keep the others from forking.
-    """
+    """Starts workers, all with the engine of the first: threads would keep the others from forking."""
     first, *others = (loaders[name] for name in names)
     first.start()
     for loader in others:

@@ -1,7 +1,4 @@
-"""A digest of the order in which samples were delivered, equal for any workers, engine or restart.
-
-SHA-256 over IDs in the global order, in chained blocks: unlike a running hash, a chain can be stored in a checkpoint.
-"""
+"""A digest of the order of samples: SHA-256 over IDs in chained blocks, so that it can be stored in a checkpoint."""
 
 from __future__ import annotations
 

@@ -15,10 +15,9 @@ from feedrate.loader.order import Plan
 
 
 class EpochIterator(Iterator[Batch]):
-    """The batches of a plan. If a library chooses another epoch before the first batch is requested, of that epoch.
+    """The batches of a plan, or of the epoch that a library chooses before the first batch is requested.
 
-    The engine's batches may continue into the next epoch. The loader's position moves with each batch; once the loader
-    has begun another iterator, with another number, this one is over.
+    The engine's batches may continue into the next epoch. Once the loader has another iterator, this one is over.
     """
 
     def __init__(self, loader: Any, engine: Engine, batches: Iterator[Batch], plan: Plan, number: int) -> None:
@@ -76,7 +75,7 @@ class EpochIterator(Iterator[Batch]):
             self._begun, self._left = True, len(self._plan)
         if not self._left:
             self._position = self._plan.end  # also where this rank has no batch
-            sampler.end(self._position)
+            sampler.position, sampler.over = self._position, True
             self._next = iter(()).__next__  # without persistent_workers this ends the workers
             self._loader._scheduler.end()
             self._engine.idle()

@@ -1,12 +1,9 @@
-"""Loads one batch from the user's dataset, in whatever process or thread calls it.
-
-Each sample's name is set before it is loaded, so that it has its own random numbers; errors become values.
-"""
+"""Loads one batch from the user's dataset, in whatever process or thread calls it; errors become values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from copy import copy
 from typing import Any
 
@@ -32,10 +29,7 @@ class BatchFetcher(Dataset[Any]):
     """Loads the batch of a request from a map-style dataset.
 
     It calls what the dataset has: `load_batch` or `load_X` (see batch_protocol.py), `__getitems__`, or `__getitem__`.
-
-    Args:
-        list_IDs: IDs by index, or None: then the index is the ID.
-        collate: turns a list of samples into a batch; with `batched=False`, one sample into what is delivered.
+    With `batched=False` a request is one sample, and `collate` gets it.
     """
 
     def __init__(
@@ -53,19 +47,13 @@ class BatchFetcher(Dataset[Any]):
         self._getitems = getitems_of(dataset) if batched else None
         self._parts = parts_of(dataset)
         self.errors = SampleErrors(dataset, list_IDs, collate)
-        self.buffers: BufferSlots | None = None
+        self.buffers: BufferSlots | None = None  # through which batches leave a worker process
         self._writer: BufferWriter | None = None  # in a worker
         self._pool = BufferPool()
         self._seeds = GlobalSeeds()
         self._slowest, self._computed = Slowest(), Computed()
         self._in_threads = False
         self.came_one_by_one = False  # whether samples were loaded, and not a whole batch at once
-
-    def over(self, buffers: BufferSlots) -> BatchFetcher:
-        """A copy whose batches leave a worker through shared buffers."""
-        other = copy(self)
-        other.buffers = buffers
-        return other
 
     def in_threads(self) -> BatchFetcher:
         """A copy for threads, which never seeds the global random generators: they share them with the training."""
@@ -82,9 +70,7 @@ class BatchFetcher(Dataset[Any]):
     ) -> Batch:
         """The batch, in this process's memory or in the writer's; errors of samples are in its info.
 
-        Args:
-            worker: number of the worker, None for the main thread.
-            abandoned: called between samples; true when the batch is no longer needed.
+        `abandoned` is called between samples, and true when the batch is no longer needed.
         """
         watch = Watch.start(self._computed)
         data, size, error = None, 0, None
@@ -178,13 +164,10 @@ class BatchFetcher(Dataset[Any]):
 
     def _stored(self, request: BatchRequest) -> Sequence[Tensor | None]:
         """The stored part of each sample, read together; None for each where the dataset reads samples itself."""
-        count = len(request.indices)
-        if self._parts is None or count == 1:
-            return [None] * count
-        try:
-            found = self._parts[0](request.indices, self._pool.empty)
-        except (Exception, SystemExit):  # the sample that is at fault fails again by itself
-            found = None
+        count, found = len(request.indices), None
+        if self._parts is not None and count > 1:
+            with suppress(Exception, SystemExit):  # the sample that is at fault fails again by itself
+                found = self._parts[0](request.indices, self._pool.empty)
         if found is None:
             return [None] * count
         return found.unbind(0) if isinstance(found, Tensor) else found
@@ -248,8 +231,7 @@ def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
         return None
     # hashes take far less memory than a set of names; equal ones are compared exactly below
     hashes = names.hashes() if isinstance(names, IDs) else np.fromiter(map(hash, names), np.int64, count=len(names))
-    hashes.sort()
-    if not (hashes[1:] == hashes[:-1]).any():
+    if len(np.unique(hashes)) == len(names):
         return None
     counts: dict[str, int] = {}
     result = np.empty(len(names), dtype=np.int64)

@@ -1,7 +1,4 @@
-"""`Loader`: a torch DataLoader whose batches are a function of (seed, epoch, position).
-
-Without a seed it is exactly torch's DataLoader. Above 350 lines, as the two classes create each other.
-"""
+"""A DataLoader whose batches are a function of (seed, epoch, position), in two classes that create each other."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from feedrate.dataset.subset import ID_at, list_IDs
+from feedrate.dataset.subset import list_IDs
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
-from feedrate.loader.engines.auto import checked, choose, may_be_threads
+from feedrate.loader.engines.auto import checked, choose, unfit_for_threads
 from feedrate.loader.engines.engine import Scheduler
 from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
@@ -81,10 +78,7 @@ class Loader(DataLoader[T_co]):
         self._iterator = None
 
     def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
-        """With a seed, the next `iter()` is epoch `epoch`; a position loaded for that epoch stays.
-
-        Persistent workers prefetch the first batches of the epoch `then`, None for none.
-        """
+        """With a seed, the next `iter()` is that epoch; persistent workers prefetch of epoch `then`, None for none."""
 
 
 # for inspect.signature(Loader)
@@ -175,8 +169,6 @@ class SeededLoader(Loader[T_co]):
 
     def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
         epoch = whole_number("set_epoch: epoch", epoch, least=0)
-        if then not in (None, FOLLOWING):
-            then = whole_number("set_epoch: then", then, least=0)
         self._go_to(epoch)
         self.sampler.named, self.sampler.wanted = True, None
         self._set_step(None if then is None else 1 if then == FOLLOWING else then - epoch)
@@ -306,7 +298,7 @@ class SeededLoader(Loader[T_co]):
     @property
     def threadable(self) -> bool:
         """Whether threads could load what is now loaded inline, as far as that is known after the first batch."""
-        return not self.traits.prefetches and may_be_threads(self._fetcher, self)
+        return not self.traits.prefetches and not unfit_for_threads(self._fetcher, self, self._fetcher.came_one_by_one)
 
     def tasks(self) -> list[tuple[int, int]]:
         """Process and thread ID of each living worker."""
@@ -314,8 +306,7 @@ class SeededLoader(Loader[T_co]):
 
     def IDs(self, info: BatchInfo) -> list[str]:
         """IDs of a batch's samples."""
-        names = self._fetcher.list_IDs
-        return [ID_at(names, index) for index in info.request.indices.tolist()]
+        return [self._fetcher.errors.ID(index) for index in info.request.indices.tolist()]
 
     def order_digest(self, after: BatchInfo | None = None) -> str:
         """Digest of the IDs of all delivered samples, or of those up to a batch of the current epoch."""

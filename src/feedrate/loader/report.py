@@ -32,11 +32,7 @@ def setup_of(loader: Any) -> Setup:
 
 
 class Report:
-    """Times of one epoch of `for data in loader`, a row per batch.
-
-    The first batch is start-up. Rates and waiting are of the steps between it and the last batch, whose step has no
-    known end.
-    """
+    """Times of one epoch of `for data in loader`; without the first step, and the last, whose end is not known."""
 
     def __init__(self, loader: Any) -> None:
         self.begin(0, loader)
@@ -68,14 +64,6 @@ class Report:
         return replace(times, compute=compute, elapsed=times.wait + compute, steady=steady)
 
     @property
-    def batches(self) -> int:
-        return len(self._steps)
-
-    @property
-    def samples(self) -> int:
-        return int(self.times.samples.sum())
-
-    @property
     def verdict(self) -> Verdict | None:
         """Whether the loop waited, why, and the remedy, with figures; None if there are too few batches."""
         times, setup = self.times, self._setup
@@ -91,9 +79,9 @@ class Report:
 
     def __str__(self) -> str:
         times, verdict = self.times, self.verdict
-        text = f"epoch {self.epoch}: {self.samples:,} samples in {self.batches:,} batches"
+        text = f"epoch {self.epoch}: {times.samples.sum():,} samples in {len(times.samples):,} batches"
         if verdict is None:
-            return f"{text}; {undecided(times)}" if self.batches else text
+            return f"{text}; {undecided(times)}" if len(times.samples) else text
         return (
             f"{text}, {verdict.figures['samples_per_s']:,.0f} samples/s; waited {verdict.figures['wait_pct']:.1f} % of "
             f"the time, first batch after {times.wait[0] / 1e9:.2f} s\n{verdict}"

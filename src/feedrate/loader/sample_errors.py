@@ -19,11 +19,7 @@ from feedrate.loader.order import BatchRequest
 
 
 class SampleErrors:
-    """Errors of one dataset. Methods that take an exception are called while it is handled.
-
-    Args:
-        list_IDs: IDs by index, or None: then the index is the ID.
-    """
+    """Errors of one dataset. Methods that take an exception are called while it is handled."""
 
     def __init__(self, dataset: Dataset[Any], list_IDs: Sequence[str] | None, collate: Callable[[Any], Any]) -> None:
         self._dataset, self._list_IDs, self._collate = dataset, list_IDs, collate

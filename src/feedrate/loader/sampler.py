@@ -1,7 +1,4 @@
-"""The sampler of a seeded loader: its order and position.
-
-Lightning, accelerate and others build a DataLoader of their own from it. That gets this loader's order and position.
-"""
+"""The sampler of a seeded loader: its order and position, also for a DataLoader that a library builds from it."""
 
 from __future__ import annotations
 
@@ -24,16 +21,6 @@ class OrderSampler(Sampler[int]):
     """The indices that the loader's next `iter()` delivers; iterated again, those of the epoch after it, and so on.
 
     Loaders built from the same sampler share their position: one continues where the other stopped.
-
-    Attributes:
-        part: samples of a global batch, drop_last, rank and world size: which part of the order is this rank's.
-        position: in the current epoch's order, after the last delivered batch.
-        begun, over: whether a batch of the epoch was requested, and whether its end was reached.
-        loaded: the loaded state, until a batch is requested.
-        named: whether the user chose the epoch with `Loader.set_epoch` or `load_state_dict`.
-        wanted: the epoch that a library chose with `set_epoch` here, until the loader moves to it.
-        iterators: number of epoch iterators so far; only the last one may continue.
-        digest, content: of what was delivered; see Loader.
     """
 
     shuffle = True
@@ -41,12 +28,14 @@ class OrderSampler(Sampler[int]):
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
-        self.part = 1, False, 0, 1
+        self.part = 1, False, 0, 1  # samples of a global batch, drop_last, rank and world size
         self.order = self.order_of(0)
-        self.position, self.begun, self.over, self.iterators = 0, False, False, 0
-        self.loaded: dict[str, Any] | None = None
-        self.named = False
-        self.wanted: int | None = None
+        self.position = 0  # in the order, after the last delivered batch
+        self.begun = self.over = False  # whether a batch of the epoch was requested, and whether its end was reached
+        self.loaded: dict[str, Any] | None = None  # a loaded state, until a batch is requested
+        self.named = False  # whether the user chose the epoch, with Loader.set_epoch or load_state_dict
+        self.wanted: int | None = None  # the epoch that a library chose, until the loader moves to it
+        self.iterators = 0  # the number of epoch iterators so far; only the last one may continue
         self.content: bytes | None = None
         self._following: int | None = None  # the epoch iterated next here, if the loader has not moved since
 
@@ -76,10 +65,6 @@ class OrderSampler(Sampler[int]):
         """The first batch of an epoch is requested."""
         self.begun, self.loaded, self.wanted, self._following = True, None, None, None
 
-    def end(self, position: int) -> None:
-        """The end of the epoch is reached."""
-        self.position, self.over = position, True
-
     def _due(self) -> tuple[int, int]:
         """Epoch and position of what comes next."""
         if self.wanted is not None:
@@ -91,11 +76,8 @@ class OrderSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         epoch, start = self._due()
         self.wanted, self._following = None, epoch + 1
-        order = self.order_of(epoch)
-        batch, drop_last, rank, world_size = self.part
-        if world_size == 1:
-            return _indices(order, start)
-        plan = Plan(order, start, batch, drop_last, rank, world_size)
+        part = self.part if self.part[-1] > 1 else (BLOCK, False, 0, 1)
+        plan = Plan(self.order_of(epoch), start, *part)
         return (index for request in plan for index in request.indices.tolist())
 
     def __len__(self) -> int:
@@ -119,11 +101,6 @@ class InOrderSampler(OrderSampler, SequentialSampler):
         return self.dataset
 
 
-def _indices(order: Order, start: int) -> Iterator[int]:
-    for first in range(start, order.size, BLOCK):
-        yield from order.indices(first, min(first + BLOCK, order.size)).tolist()
-
-
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """An argument of Loader as an int; raises UserError if it is not a whole number, or below `least`."""
     if not isinstance(value, Integral) or (least is not None and value < least):
@@ -134,10 +111,9 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 
 def check_arguments(dataset: Dataset[Any], arguments: dict[str, Any], rank: int, world_size: int) -> None:
     """Raises UserError for arguments that contradict a seed."""
-    if isinstance(dataset, IterableDataset):
-        raise UserError("Loader: seed is for map-style datasets, an iterable dataset has its own order; pass seed=None")
-    if not hasattr(dataset, "__len__"):
-        raise UserError(f"Loader: seed needs the number of samples, so give {type(dataset).__name__} a __len__")
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        kind = type(dataset).__name__
+        raise UserError(f"Loader: seed is for map-style datasets with a __len__, not {kind}; pass seed=None")
     if arguments.get("generator") is not None:
         raise _unusable("generator", arguments["generator"])
     if arguments.get("in_order") is False:

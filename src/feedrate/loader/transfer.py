@@ -22,8 +22,7 @@ class ToDevice:
     """Iterates over the batches of a Loader, DataLoader or other iterable of pairs (X, y) on `device`.
 
     On an accelerator the next batch is fetched and its copy issued while the current step runs; the source of a copy
-    stays referenced until an event says that the copy is complete. Other devices copy in line. The clock records
-    waiting and transfer; `check` is called with each batch on the host, and may raise.
+    stays referenced until an event says that the copy is complete. `check` is called with each batch on the host.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class ToDevice:
         check: Callable[[Batch], None] | None = None,
     ) -> None:
         self._loader, self._device, self._check = with_info(loader), device, check
-        self._clock, self._lap = clock, clock.lap if clock is not None else _no_lap
+        self._clock, self._lap = clock, clock.lap if clock is not None else lambda phase: None
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._loader.batches()
@@ -91,10 +90,6 @@ class ToDevice:
         if may_lack_float64(self._device):
             batch.data = [single(tensor, self._device) for tensor in data]
         return batch
-
-
-def _no_lap(phase: str) -> None:
-    """No-op timer, used when there is no clock."""
 
 
 @functools.cache

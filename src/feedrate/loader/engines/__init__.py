@@ -1,7 +1,4 @@
-"""How a loader fetches batches: in the training process, in threads, or in worker processes.
-
-A new engine is a subclass of Engine, listed in ENGINES.
-"""
+"""How a loader fetches batches. A new engine is a subclass of Engine, listed in ENGINES."""
 
 from feedrate.loader.engines.engine import Engine, Inline
 from feedrate.loader.engines.processes import Processes

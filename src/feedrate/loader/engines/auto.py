@@ -1,7 +1,4 @@
-"""Chooses the engine; `auto` loads and times the first batches of an epoch for that.
-
-What the engines cost a training step is measured by benchmarks/engines.py.
-"""
+"""Chooses the engine; `auto` loads and times the first batches for that. Its limits are from benchmarks/engines.py."""
 
 from __future__ import annotations
 
@@ -64,11 +61,6 @@ def checked(engine: str, settings: DataLoader[Any]) -> str:
     return engine
 
 
-def may_be_threads(fetcher: BatchFetcher, settings: DataLoader[Any]) -> bool:
-    """Whether `auto` would consider threads for what a loader without workers has loaded."""
-    return not _unfit(fetcher, settings, fetcher.came_one_by_one)
-
-
 def choose(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
     """Resolves `loader.engine`; logs the choice of `auto`. No thread is left, so that processes can still be forked."""
     if loader.engine in ("auto", "process"):
@@ -77,7 +69,7 @@ def choose(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
         return _tried(fetcher.in_threads(), plan, loader)
     if loader.engine != "auto":
         return Choice(loader.engine, "", [])
-    if reason := _unfit(fetcher, loader, not fetcher.whole):
+    if reason := unfit_for_threads(fetcher, loader, not fetcher.whole):
         choice = Choice("process", reason, [])
     else:
         choice = _tried(fetcher.in_threads(), plan, loader)
@@ -85,7 +77,7 @@ def choose(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
     return choice
 
 
-def _unfit(fetcher: BatchFetcher, settings: DataLoader[Any], one_by_one: bool) -> str:
+def unfit_for_threads(fetcher: BatchFetcher, settings: DataLoader[Any], one_by_one: bool) -> str:
     """Why threads are out of the question, "" if they are not."""
     if settings.worker_init_fn is not None:
         return "worker_init_fn is set"
@@ -103,7 +95,7 @@ def _tried(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
         first = within(loader.timeout, partial(fetcher.load, request), f"the batch of {fetcher.errors.named(request)}")
         batches, seconds = [first], first.info.load.ns / 1e9
         if loader.engine == "auto":
-            unfit = _unfit(fetcher, loader, fetcher.came_one_by_one)
+            unfit = unfit_for_threads(fetcher, loader, fetcher.came_one_by_one)
             if seconds > PATIENCE_S:
                 unfit = unfit or f"a batch takes {seconds:.1f} s, too long to measure more"
             if not unfit and first.info.error is None:
@@ -129,8 +121,7 @@ def _tried(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
 def _measured(fetcher: BatchFetcher, plan: Plan, batches: list[Batch], timeout: float) -> tuple[float, float]:
     """Milliseconds of a batch, and the share of it with the GIL: only that part of two batches cannot overlap.
 
-    Time that a thread queued for a core is left out: on a busy machine it says nothing about the GIL. What is loaded is
-    appended to `batches`.
+    Time that a thread queued for a core is left out: on a busy machine it says nothing about the GIL.
     """
     alone_ns, waits_ns, shares = [batches[0].info.load.ns], list[int](), [1.0]
     requests = islice(plan, 1, None)
@@ -155,10 +146,7 @@ def _measured(fetcher: BatchFetcher, plan: Plan, batches: list[Batch], timeout: 
 
 
 def _timed(fetcher: BatchFetcher, wanted: list[BatchRequest], batches: list[Batch]) -> tuple[int, list[int]]:
-    """Loads batches at the same time, each on its own thread, and appends them, in order.
-
-    Returns the time of all, and for how long each of them computed or queued for a core, in nanoseconds.
-    """
+    """Loads and appends batches, each on its own thread: ns of all, and how long each computed or queued for a core."""
     loaded: list[Batch | None] = [None] * len(wanted)
     busy = [0] * len(wanted)
     ready = threading.Barrier(len(wanted))

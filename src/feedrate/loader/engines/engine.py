@@ -24,11 +24,7 @@ T = TypeVar("T")
 
 
 class Scheduler(Sampler[Any]):
-    """Iterating gives the requests of `plan`, then of the epochs that follow, as far as they are known.
-
-    Engines prefetch, so the first requests of the next epoch are issued while the last batches of this one are in
-    flight; otherwise a small data set would stall at each epoch's start.
-    """
+    """Gives the requests of `plan`, then of the epochs that follow, or small data would stall at each epoch's start."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset  # only its length is used, read again for each epoch
@@ -68,18 +64,14 @@ class Scheduler(Sampler[Any]):
 
 
 class Engine:
-    """Loads the batches that a scheduler requests.
-
-    With `persistent_workers` the workers continue into the next epoch. The running iterator is referenced weakly
-    otherwise, so that its workers end with the user's last reference to it.
-    """
+    """Loads the batches that a scheduler requests; persistent workers continue into the next epoch."""
 
     traits: ClassVar[EngineTraits]
 
     def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
         self._fetcher, self._scheduler = fetcher, scheduler
         self._persistent: Any = None  # iterator that continues into the next epoch
-        self._running: weakref.ref[Any] | None = None
+        self._running: weakref.ref[Any] | None = None  # weak: its workers end with the user's last reference to it
 
     @property
     def running(self) -> Any:
@@ -87,15 +79,12 @@ class Engine:
         return self._running() if self._running is not None else None
 
     def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
-        """Batches from the plan's first one on; prefetching begins at once.
-
-        `settings`, the user's DataLoader, is not kept: in a reference cycle workers would end only with the collector.
-        """
+        """Batches from the plan's first one on; prefetching begins at once. `settings` is the user's DataLoader."""
         continues = self._scheduler.begin(plan)
         if self._persistent is not None and continues:
             self.resumed()
             return self._persistent  # type: ignore[no-any-return]
-        batches = self.start(settings)
+        batches = self.start(settings)  # must not keep `settings`: in a cycle, workers would end with the collector
         self._persistent = batches if settings.persistent_workers else None
         self._running = weakref.ref(batches)
         return batches
@@ -123,10 +112,7 @@ class Engine:
 
 
 class Inline(Engine):
-    """Loads each batch in the training process when it is requested.
-
-    With a timeout a thread loads it, since the main thread cannot be interrupted.
-    """
+    """Loads each batch when it is requested; with a timeout in a thread, as the main one cannot be interrupted."""
 
     traits = EngineTraits(shares_interpreter=True, has_processes=False, prefetches=False)
 
@@ -147,11 +133,7 @@ def pins(settings: DataLoader[Any]) -> str | None:
 
 
 def pinned(batch: Batch, device: str | None) -> Batch:
-    """The batch in page-locked memory, from which copies to an accelerator do not block the host.
-
-    Args:
-        device: in whose context the memory is allocated; "" for the current one, None leaves the batch as it is.
-    """
+    """The batch in page-locked memory, allocated in the context of a device, "" for the current one."""
     if device is None or batch.info.error is not None:
         return batch
     with torch.accelerator.device_index(torch.device(device).index if device else None):

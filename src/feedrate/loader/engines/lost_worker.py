@@ -41,11 +41,7 @@ def refuse_to_run_again() -> None:
 
 
 def lost_worker(error: BaseException, processes: Sequence[BaseProcess] = ()) -> UserError | None:
-    """The error of a worker process that died, also of torch's DataLoader; None if `error` means something else.
-
-    Args:
-        processes: the workers, where they are known.
-    """
+    """The error of a worker process that died, also of torch's DataLoader; None if `error` means something else."""
     while isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker") and error.__context__:
         error = error.__context__  # raised while handling another one, as by torch.save
     text = str(error)

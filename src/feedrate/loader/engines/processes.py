@@ -11,6 +11,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -19,7 +20,7 @@ from traceback import clear_frames
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, default_convert, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from feedrate.dataset.open_files import warn_of_open_files
@@ -132,11 +133,13 @@ class Processes(Engine):
             if context.get_start_method() == "forkserver":  # which then imports torch once, instead of each worker
                 multiprocessing.set_forkserver_preload(["__main__", "torch"])
             self._buffers = SharedBuffers(settings.num_workers, settings.prefetch_factor or 2)
+            fetcher = copy(self._fetcher)
+            fetcher.buffers = self._buffers.slots
             self._inner = _Private(
-                self._fetcher.over(self._buffers.slots),
+                fetcher,
                 batch_sampler=self._scheduler,
                 num_workers=settings.num_workers,
-                collate_fn=_unchanged,
+                collate_fn=default_convert,  # leaves a Batch as it is
                 worker_init_fn=partial(_start, settings.worker_init_fn),
                 multiprocessing_context=context,
                 # of its own: creating an iterator would otherwise draw from the global generator
@@ -153,9 +156,7 @@ class _Private(DataLoader[Any]):
 
 
 class _Iterator(_MultiProcessingDataLoaderIter):
-    """torch's, but a dead worker is noticed where its batch is waited for, and not by a signal handler in the middle
-    of a training step or checkpoint; and `__del__` does nothing in a process that was forked meanwhile.
-    """
+    """torch's, but a dead worker is noticed where its batch is waited for, not by a signal handler anywhere."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._owner = os.getpid()
@@ -166,7 +167,7 @@ class _Iterator(_MultiProcessingDataLoaderIter):
     def _try_get_data(self, timeout: float = LOOK_S) -> Any:
         return super()._try_get_data(timeout)  # type: ignore[no-untyped-call]
 
-    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # not in a process that was forked meanwhile
         if getpid() == self._owner:
             super().__del__()
 
@@ -240,22 +241,14 @@ def receiving_threads() -> list[tuple[int, int]]:
 
 
 def _opened(pins: str | None, batch: Batch) -> Batch:
-    """The batch with tensors in place of a shared buffer; pinned here, as torch's own thread would use the device
-    before the validation workers are forked.
-    """
+    """The batch with tensors; pinned here, as torch's own thread would use the device before the next fork."""
     if isinstance(batch.data, SharedBatch):
         batch.data = batch.data.open()
     return pinned(batch, pins)
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
 def context_of(settings: DataLoader[Any]) -> BaseContext:
-    """How workers are started: as the user says, or by fork where it is safe, before other threads and the device's
-    runtime exist; otherwise by a forkserver.
-    """
+    """How workers are started: by fork only where it is safe, before other threads and the device's runtime exist."""
     if settings.multiprocessing_context is not None:
         return settings.multiprocessing_context  # type: ignore[no-any-return]
     chosen = multiprocessing.get_start_method(allow_none=True)

@@ -1,7 +1,4 @@
-"""Receives batches from worker processes in a thread, while the training computes.
-
-Reading and unpickling a batch that has arrived costs the main process 0.3 ms and more.
-"""
+"""Receives batches from worker processes in a thread, as reading and unpickling one costs 0.3 ms and more."""
 
 from __future__ import annotations
 
@@ -20,12 +17,8 @@ PATIENCE_S = 5.0  # for the batch in flight when the receiver ends; as torch wai
 class Receiver(Iterator[Any]):
     """The batches of an iterator, one of them received ahead in a thread.
 
-    The thread starts with the first request, since processes may be forked until then.
-
-    Args:
-        batches: of the workers; the thread holds the only reference and drops it at its end.
-        timeout: seconds to wait for a batch, 0 without limit.
-        give_up: kills the workers; called when the thread does not end in time.
+    The thread starts with the first request, since processes may be forked until then, and holds the only reference to
+    the iterator. `give_up` kills the workers; it is called when the thread does not end in time.
     """
 
     def __init__(self, batches: Iterator[Any], timeout: float, give_up: Callable[[], None]) -> None:

@@ -1,7 +1,4 @@
-"""Threads of this process that load a bounded number of batches ahead, in order.
-
-For reads and decoders that release the GIL.
-"""
+"""Threads of this process that load batches ahead, in order; for reads and decoders that release the GIL."""
 
 from __future__ import annotations
 
