@@ -22,14 +22,14 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from feedrate.cli.launch import plain
-    from feedrate.config import check_bench, resolve_path
+    from feedrate.config import BenchConfig, check_as, resolve_path
     from feedrate.errors import UserError
     from feedrate.system.signals import raise_when_stopped
     from feedrate.tuning.bench import described, entries_of, measure_all, read, slower, table, write
 
     raise_when_stopped()
     resolved = plain(cfg)
-    settings = check_bench(resolved).bench
+    settings = check_as(BenchConfig, resolved).bench
     baseline = read(resolve_path(settings.baseline)) if settings.baseline is not None else None
     hydra = HydraConfig.get()
     entries = entries_of(resolved, list(hydra.overrides.task), settings.compare)

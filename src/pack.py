@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 def main(cfg: DictConfig) -> None:
     from feedrate.cli.launch import plain
-    from feedrate.config import PackConfig, check_dataset
+    from feedrate.config import PackConfig, check_node
     from feedrate.validation import validate
 
     config = validate(PackConfig, plain(cfg), "")
-    check_dataset(config.dataset)
+    check_node(config.dataset, "dataset")
     from feedrate.dataset.writing.pack import pack  # imports torch, which takes seconds
 
     raise_on_interrupt()

@@ -21,13 +21,16 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from feedrate.cli.launch import plain
-    from feedrate.config import check_tune, resolve_path, timeout_of
+    from feedrate.config import TuneConfig, check_as, resolve_path, timeout_of
+    from feedrate.errors import UserError
     from feedrate.system.secrets import learn, without_secrets
     from feedrate.system.signals import raise_when_stopped
 
     resolved = plain(cfg)
     learn(resolved)
-    config = check_tune(resolved)
+    config = check_as(TuneConfig, resolved)
+    if config.loader["_target_"] != "feedrate.loader.Loader":
+        raise UserError("loader: tune.py tunes Feedrate's loader only; leave loader=... out")
     hydra = HydraConfig.get()
     path = resolve_path(config.tune.output)
 

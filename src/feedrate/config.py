@@ -7,18 +7,18 @@ Imports neither torch nor mlflow, so that a mistake is reported at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field, fields
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from feedrate.errors import UserError
-from feedrate.validation import validate
+from feedrate.validation import as_yaml, validate
 
+Schema = TypeVar("Schema")
 ROOT = Path(__file__).resolve().parents[2]
 
 _KNOWN = ConfigDict(extra="forbid", defer_build=True)  # built when first used
@@ -79,7 +79,7 @@ class DatasetConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class LoaderConfig:
-    """torch.utils.data.DataLoader's arguments, for both loaders."""
+    """Keys of both loaders, arguments of torch.utils.data.DataLoader."""
 
     batch_size: Positive
     shuffle: Flag
@@ -213,7 +213,7 @@ class SweepConfig:
 class TrainConfig:
     """One run, checked. Groups with a `_target_` stay mappings, for feedrate.cli.targets."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+    seed: Count
     dataset: dict[str, Any]
     loader: dict[str, Any]
     model: dict[str, Any]
@@ -226,13 +226,11 @@ class TrainConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class PrepareConfig:
-    """The keys of conf/prepare.yaml."""
-
     source: str
     root: str
     validation_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
     test_fraction: Share = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    seed: Count = 0
     num_workers: AutoWorkers = "auto"
 
 
@@ -244,11 +242,9 @@ class PackingConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class PackConfig:
-    """The keys of conf/pack.yaml."""
-
     dataset: dict[str, Any]
     root: str | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    seed: Count = 0
     pack: PackingConfig = field(default_factory=PackingConfig)
 
 
@@ -264,11 +260,9 @@ class BenchingConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class BenchConfig:
-    """The keys of conf/bench.yaml."""
-
     dataset: dict[str, Any]
     loader: dict[str, Any]
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    seed: Count = 0
     bench: BenchingConfig = field(default_factory=BenchingConfig)
 
 
@@ -282,19 +276,24 @@ class TuningConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class TuneConfig:
-    """The keys of conf/tune.yaml."""
-
     dataset: dict[str, Any]
     loader: dict[str, Any]
     model: dict[str, Any]
     optimizer: dict[str, Any]
     trainer: TrainerConfig
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    seed: Count = 0
     tune: TuningConfig = field(default_factory=TuningConfig)
 
 
 def check(config: Mapping[str, Any]) -> TrainConfig:
-    """The resolved configuration as typed values.
+    """The resolved configuration of a training as typed values; see `check_as`."""
+    return check_as(TrainConfig, config)
+
+
+def check_as(schema: type[Schema], config: Mapping[str, Any]) -> Schema:
+    """The resolved configuration as a `schema`, with those of its groups that have a `_target_` checked as well.
+
+    Of several mistakes, one in a key that was typed is reported, since others may refer to it.
 
     Args:
         config: plain containers, every interpolation resolved.
@@ -302,57 +301,30 @@ def check(config: Mapping[str, Any]) -> TrainConfig:
     Raises:
         UserError: naming the key, its value, the rule, and the nearest valid key.
     """
-    # the dataset last: its keys may refer to others, as dataset.limit to loader.batch_size
-    groups = ("loader", "model", "optimizer", "scheduler", "dataset")
-    return _checked(TrainConfig, config, groups)  # type: ignore[no-any-return]
-
-
-def check_bench(config: Mapping[str, Any]) -> BenchConfig:
-    """As `check`, for a loader without a training."""
-    return _checked(BenchConfig, config, ("loader", "dataset"))  # type: ignore[no-any-return]
-
-
-def check_tune(config: Mapping[str, Any]) -> TuneConfig:
-    """As `check`, for a loader to tune, which must be Feedrate's."""
-    checked: TuneConfig = _checked(TuneConfig, config, ("loader", "model", "optimizer", "dataset"))
-    if checked.loader["_target_"] != "feedrate.loader.Loader":
-        raise UserError("loader: tune.py tunes Feedrate's loader only; leave loader=... out")
-    return checked
-
-
-def _checked(schema: type, config: Mapping[str, Any], groups: Sequence[str]) -> Any:
-    """The configuration, checked with those of its groups that have a `_target_`.
-
-    Of several mistakes, one in a key that was typed is reported, since others may refer to it.
-    """
-    others = {field.name for field in fields(TrainConfig)} - {field.name for field in fields(schema)}
+    others = common_keys(TrainConfig) - common_keys(schema)
     config = {key: value for key, value in config.items() if key not in others}  # conf/local may set them for training
-    checks = [partial(validate, schema, config, "")]
-    checks += [partial(_check_node, config[g], g) for g in groups if isinstance(config.get(g), Mapping)]
-    mistakes, results = [], []
-    for one in checks:
+    mistakes = []
+    # the dataset last: its keys may refer to others, as dataset.limit to loader.batch_size
+    for group in ("", "loader", "model", "optimizer", "scheduler", "dataset"):
         try:
-            results.append(one())
+            if not group:
+                checked: Schema = validate(schema, config, "")
+            elif isinstance(config.get(group), Mapping):
+                check_node(config[group], group)
         except UserError as error:
             mistakes.append(error)
     if mistakes:
         typed = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
         raise next((error for error in mistakes if str(error).partition("=")[0] in typed), mistakes[0])
-    return results[0]
+    return checked
 
 
-def check_dataset(node: Mapping[str, Any]) -> None:
-    """As `check`, for a dataset alone."""
-    _check_node(node, "dataset")
-
-
-def _check_node(node: Mapping[str, Any], group: str) -> None:
+def check_node(node: Mapping[str, Any], group: str) -> None:
+    """Checks one group with a `_target_`, as `check_as` does."""
     target = node.get("_target_")
-    if target is None:
-        raise UserError(f"{group}=null: must be given, with the import path of a class as {group}._target_")
     if not isinstance(target, str) or not target:
         raise UserError(
-            f"{group}._target_ is {target!r}: the import path of a class is needed, such as my_package.MyClass"
+            f"{group}._target_={as_yaml(target)}: must be the import path of a class, such as my_package.MyClass"
         )
     if schema := SHIPPED.get(target):
         validate(schema, {key: value for key, value in node.items() if key != "_target_"}, group)

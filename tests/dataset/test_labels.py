@@ -113,7 +113,7 @@ def test_the_task_can_be_stated_either_way() -> None:
         (10**400, [0.5, 2], "auto", "1000", "at most 3.4e+38"),
         (10**60, [1, 2], "regression", "1000", "at most 3.4e+38"),
         ("n/a", [0.5, 2], "auto", '"n/a"', "dataset.task=classification"),
-        (2.5, ["a", "b"], "auto", "2.5", "give no number"),
+        (2.5, ["a", "b"], "auto", "2.5", "numbers with a fraction are mixed with others"),
         ("a", [1, 2], "regression", '"a"', "numbers"),
         (True, [1, 2], "regression", "true", "numbers"),
         ([1], [1, 2], "classification", "[1]", "one class"),
@@ -167,10 +167,6 @@ def test_a_text_among_numbers_is_noted_with_its_ID() -> None:
     targets, _ = read([0, 1, 0, "cat", 1], [0, 1])
     assert "1 of 7 are texts, the others are not: the first is that of ID 'train-3'" in targets.notes[0]
     assert '"cat"' in targets.notes[0]
-
-
-def test_a_single_class_is_noted() -> None:
-    assert "every sample has the class 5" in read([5, 5, 5])[0].notes[0]
 
 
 def test_about_as_many_classes_as_samples_are_noted_with_the_remedy() -> None:

@@ -48,10 +48,10 @@ def test_a_random_transform_is_refused_since_packing_would_freeze_one_draw(tmp_p
 
 @pytest.mark.parametrize(("what", "text"), [
     ("text", "sample '9' cannot be packed: X is a str; return a dense tensor"),
-    ("shape", r"sample '9' cannot be packed: X has shape \(2, 1\), not \(2,\) as in the first sample"),
-    ("dtype", "sample '9' cannot be packed: X has dtype int64, not float32 as in the first sample"),
-    ("y", r"sample '9' cannot be packed: y is of the type float, not int as in the first sample"),
-    ("complex", "sample '9' cannot be packed: X has the dtype complex64"),
+    ("shape", r"sample '9' cannot be packed: X is .*\(2, 1\).*, not .*\(2,\).* as in the first sample"),
+    ("dtype", "sample '9' cannot be packed: X is .*int64.*, not .*float32.* as in the first sample"),
+    ("y", r"sample '9' cannot be packed: y is .*float.*, not .*int.* as in the first sample"),
+    ("complex", "sample '9' cannot be packed: X is a Tensor of dtype torch.complex64"),
     ("error", "sample '9': Odd.__getitem__ failed with ValueError: no such sample"),
 ])  # fmt: skip
 @pytest.mark.parametrize("workers", [0, 2])

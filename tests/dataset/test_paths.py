@@ -1,4 +1,4 @@
-"""The names of many files as the system takes them are those of the paths, from memory that is used again."""
+"""The names of many files as the system takes them are those of the paths."""
 
 from __future__ import annotations
 
@@ -104,4 +104,4 @@ def test_memory_of_a_system_call_that_failed_is_used_no_more(tmp_path: Path, mon
         pytest.skip("this system has no io_uring, or does not let this process use it")
     ((names, _, room),) = held  # the system was not asked again
     assert bytes(names[:, len(f"{tmp_path}/")]) == b"01"
-    assert all(other is not room for other in files._reader._scatter._scratch.rooms.values())
+    assert all(other is not room for other in files._reader._scatter._kept.rooms.values())

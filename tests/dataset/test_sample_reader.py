@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feedrate.dataset import ArrayFiles, TensorFiles
+from feedrate.dataset.formats import sample_reader
 from feedrate.dataset.formats.file_layout import learn_npy, learn_pt
 from feedrate.dataset.formats.npy_file import load_array
 from feedrate.dataset.formats.pt_file import load_tensor
@@ -130,36 +131,55 @@ def test_samples_of_several_shapes_and_dtypes_come_as_a_list(tmp_path: Path) -> 
         assert torch.equal(read.read_batch(names[:2], names[:2], fresh), torch.stack(X[:2]))  # type: ignore[arg-type]
 
 
-def test_files_of_hundreds_of_lengths_are_each_recognised_the_second_time(tmp_path: Path) -> None:
-    loads: list[str] = []
+class Counting:
+    """A reader, and the files that it gave to torch.load or np.load."""
 
-    def load(path: str, ID: str) -> Tensor:
-        loads.append(ID)
-        return load_tensor(path, ID)
+    def __init__(self, load: Any = load_tensor, learn: Any = learn_pt, **options: Any) -> None:
+        self.loaded: list[str] = []
 
-    names = [str(tmp_path / f"{n:03}.pt") for n in range(1, 200)]
-    for n, name in enumerate(names, 1):
-        torch.save(torch.arange(n), name)
-    read = SampleReader(load, learn_pt)
-    assert [len(read.read(name, name)) for name in names] == list(range(1, 200))
-    loads.clear()
-    assert [len(read.read(name, name)) for name in names] == list(range(1, 200))
-    assert not loads
+        def load_and_tell(path: str, ID: str) -> Tensor:
+            self.loaded.append(path)
+            X: Tensor = load(path, ID)
+            return X
+
+        self.reader = SampleReader(load_and_tell, learn, **options)
+
+
+@pytest.mark.parametrize("shape", [lambda n: (n,), lambda n: (3, n, 240 - n), lambda n: (n, 1)])
+def test_of_files_of_many_shapes_only_the_first_of_each_shape_is_given_to_torch_load(
+    tmp_path: Path, shape: Any
+) -> None:
+    names = [str(tmp_path / f"{number:03}.pt") for number in range(400)]
+    X = [random_tensor(shape(20 + number % 200), torch.float32, number) for number in range(400)]
+    for name, x in zip(names, X, strict=True):
+        torch.save(x, name)
+    read = Counting()
+    assert [content(read.reader.read(name, name)) for name in names] == list(map(content, X))
+    assert read.loaded == names[:200]
+    batch = read.reader.read_batch(names, names, fresh)
+    assert [content(x) for x in batch] == list(map(content, X))
+    assert read.loaded == names[:200]
+
+
+def test_beyond_so_many_layouts_files_are_given_to_torch_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_reader, "LAYOUTS", 20)
+    names = [str(tmp_path / f"{number:03}.pt") for number in range(40)]
+    for number, name in enumerate(names):
+        torch.save(torch.arange(1 + number), name)
+    read = Counting()
+    for _ in range(2):
+        assert [len(read.reader.read(name, name)) for name in names] == list(range(1, 41))
+    assert read.loaded == names + names[20:]
 
 
 def test_most_files_are_never_given_to_torch_load(tmp_path: Path) -> None:
-    loads: list[str] = []
-
-    def load(path: str, ID: str) -> Tensor:
-        loads.append(ID)
-        return load_tensor(path, ID)
-
     names = [str(tmp_path / f"{'d' * (i % 7)}{i}.pt") for i in range(100)]
     for i, name in enumerate(names):
         torch.save(torch.full((5,), i), name)
-    batch = SampleReader(load, learn_pt).read_batch(names, names, fresh)
+    read = Counting()
+    batch = read.reader.read_batch(names, names, fresh)
     assert [int(x[0]) for x in batch] == list(range(100))
-    assert not loads
+    assert len(read.loaded) == 8  # lengths of the name
 
 
 def test_a_reader_in_another_process_or_several_threads_reads_the_same(tmp_path: Path) -> None:
@@ -220,7 +240,7 @@ def test_files_of_earlier_versions_are_recognised_as_well(tmp_path: Path) -> Non
         for _ in range(2):
             batch = read.read_batch(names, names, fresh)
             assert [content(x) for x in batch] == [content(x) for x in X]
-        assert not LEFT
+        assert names[:1] == LEFT  # the layout is learned from it
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -281,7 +301,7 @@ def test_a_file_cut_short_anywhere_gives_an_error_that_names_it(pristine: tuple[
 def test_every_byte_changed_gives_an_error_or_what_torch_gives(pristine: tuple[SampleReader, Path, bytes]) -> None:
     read, folder, raw = pristine
     random = np.random.default_rng(0)
-    for place in range(0, len(raw), 1 if read._scatter._many else 7):
+    for place in range(0, len(raw), 1 if read._scatter.at_once else 7):
         changed = bytearray(raw)
         changed[place] ^= 1 << int(random.integers(8))
         agrees_with_torch(read, folder / "ccc.pt", bytes(changed))

@@ -18,8 +18,6 @@ import torch
 
 from feedrate.dataset import ArrayFiles, TensorFiles
 from feedrate.dataset.formats.sample_reader import fresh
-from feedrate.dataset.shards.cache_files import reclaim
-from feedrate.dataset.shards.shard import read_places
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader
 from packing import age, picture, write_folder
@@ -41,25 +39,15 @@ def open_files(root: Path, cache: str = "shards", **keys: Any) -> TensorFiles:
     return TensorFiles(IDs_of(root), json.loads((root / "labels.json").read_text()), root, cache=cache, **keys)
 
 
-def shards(root: Path) -> list[Path]:
-    return sorted(root.glob(".feedrate/*/*.safetensors"))
-
-
-def table(root: Path) -> np.ndarray:
-    (path,) = root.glob(".feedrate/*/table")
-    return np.fromfile(path, dtype=np.int64)
+def entries(root: Path) -> np.ndarray:
+    """(N, 3) size, time and CRC-32 of what is stored."""
+    (path,) = root.glob(".feedrate/*/entries")
+    return np.fromfile(path, dtype=np.int64).reshape(-1, 3)
 
 
 def kept(root: Path) -> int:
-    """Samples that a later run finds in shards."""
-    return int(np.count_nonzero(table(root)))
-
-
-def rows(root: Path) -> int:
-    """Samples that shards hold, up to date or not."""
-    places = {path: read_places(str(path))["row"] for path in shards(root)}
-    found = [np.fromfile(path, np.int64, place.shape[0], offset=place.begin) for path, place in places.items()]
-    return int(np.count_nonzero(np.concatenate(found)))
+    """Samples that are stored."""
+    return int(np.count_nonzero(entries(root)[:, 0]))
 
 
 def epochs(data: TensorFiles, count: int = 2, **settings: Any) -> tuple[list[Any], str, str | None]:
@@ -75,14 +63,12 @@ def test_every_epoch_of_every_run_equals_that_of_the_files(root: Path, workers: 
     settings: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     expected = epochs(open_files(root, "none"))
     assert not (root / ".feedrate").exists()
-    data = open_files(root)
-    assert epochs(data, **settings) == expected
-    del data  # the end of the run, once the last thread that has loaded is gone
-    until(lambda: kept(root) == COUNT)
-    size = sum(path.stat().st_blocks for path in shards(root))
     assert epochs(open_files(root), **settings) == expected
-    assert sum(path.stat().st_blocks for path in shards(root)) == size  # nothing is kept twice
+    assert kept(root) == COUNT
+    before = entries(root)
+    assert epochs(open_files(root), **settings) == expected
     assert epochs(open_files(root, verify="crc"), **settings) == expected
+    assert (entries(root) == before).all()
 
 
 def test_once_it_is_complete_no_file_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,10 +90,8 @@ def test_spawned_workers_fill_and_read_it_too(root: Path) -> None:
         "persistent_workers": True,
         "multiprocessing_context": "spawn",
     }
-    data = open_files(root)
-    assert epochs(data, **settings) == expected
-    del data
-    until(lambda: kept(root) == COUNT)
+    assert epochs(open_files(root), **settings) == expected
+    assert kept(root) == COUNT
 
 
 def test_samples_one_by_one_with_a_transform_are_kept_before_it(root: Path) -> None:
@@ -115,7 +99,6 @@ def test_samples_one_by_one_with_a_transform_are_kept_before_it(root: Path) -> N
         data = open_files(root, transform=lambda X: X.float() / 2)
         for number in range(COUNT):
             assert torch.equal(data[number][0], picture(number).float() / 2)
-        del data
     assert kept(root) == COUNT
     assert torch.equal(open_files(root)[5][0], picture(5))
 
@@ -132,20 +115,16 @@ def test_arrays_in_npy_files_are_kept_too(tmp_path: Path) -> None:
     assert kept(tmp_path) == 4
 
 
-def test_a_file_that_changes_between_runs_is_read_again_and_kept_anew(root: Path) -> None:
+def test_a_file_that_changes_between_runs_is_read_and_stored_again(root: Path) -> None:
     epochs(open_files(root))
     changed = root / "scan-1/ü07.pt"
     torch.save(picture(99), changed)
-    age(changed)
-    os.utime(changed, ns=(1, changed.stat().st_mtime_ns + 5))
+    os.utime(changed, ns=(1, changed.stat().st_mtime_ns - 10**10))
     expected = epochs(open_files(root, "none"))
-    assert kept(root) == COUNT
-    before = table(root)
+    before = entries(root)
     for _ in range(2):
-        data = open_files(root)
-        assert epochs(data) == expected
-        del data
-        assert np.flatnonzero(table(root) != before).tolist() == [7]
+        assert epochs(open_files(root)) == expected
+        assert np.flatnonzero((entries(root) != before).any(axis=1)).tolist() == [7]
 
 
 def test_samples_unlike_the_first_stay_in_their_files(tmp_path: Path) -> None:
@@ -159,7 +138,6 @@ def test_samples_unlike_the_first_stay_in_their_files(tmp_path: Path) -> None:
         alike = [n for n in range(COUNT) if data[n][0].shape == data[0][0].shape]
         X, _ = data.load_batch(np.array(alike), fresh) or (None, None)
         assert torch.equal(X, torch.stack([files[n][0] for n in alike]))
-        data._cache._end()  # what the end of the process calls; the error above still holds `data`
         assert kept(root) == len(alike)
 
 
@@ -177,69 +155,46 @@ def test_another_list_of_IDs_takes_the_place_of_the_one_before(root: Path) -> No
     for chosen in (IDs, IDs[:10], IDs[::-1]):
         data = TensorFiles(chosen, labels, root, cache="shards", partition="train")
         epochs(data)
-        del data
         assert len(list((root / ".feedrate").iterdir())) == 1
     other = TensorFiles(IDs[:3], labels, root, cache="shards", partition="validation")
     epochs(other)
     assert len(list((root / ".feedrate").iterdir())) == 2
 
 
-@pytest.mark.parametrize(
-    "fault", ["cut off", "foreign", "gone", "exchanged", "zeros", "no table", "half a table", "noise"]
-)
-def test_what_a_crash_leaves_is_never_taken_for_another_sample(root: Path, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["cut off", "gone", "zeros", "flipped", "noise", "no entries", "half the entries"])
+def test_what_a_crash_leaves_is_never_taken_for_a_sample(root: Path, fault: str) -> None:
     expected = epochs(open_files(root))
-    (path,) = shards(root)
-    content = bytearray(path.read_bytes())
-    places = path.parent / "table"
+    (path,) = root.glob(".feedrate/*/samples")
+    content, table = bytearray(path.read_bytes()), path.with_name("entries")
     if fault == "cut off":
         path.write_bytes(content[:-100])
-    if fault == "foreign":
-        path.write_bytes(b"nothing of the kind")
     if fault == "gone":
         path.unlink()
-    if fault == "exchanged":  # the shard was lost, and another run's has its name
-        labels, IDs = json.loads((root / "labels.json").read_text()), IDs_of(root)
-        other = TensorFiles(IDs, labels, root, cache="shards", partition="other")
-        for index in reversed(range(COUNT)):
-            other[index]
-        del other
-        (theirs,) = root.glob(".feedrate/other-*/*.safetensors")
-        theirs.replace(path)
-        shutil.rmtree(theirs.parent)
-    if fault == "zeros":  # its name was on disk, its content was not
-        begin = read_places(str(path))["crc32"].begin
-        path.write_bytes(content[:begin] + bytes(len(content) - begin))
-    if fault == "no table":
-        places.unlink()
-    if fault == "half a table":
-        places.write_bytes(places.read_bytes()[:50])
+    if fault == "zeros":  # the entries were on disk, the samples were not
+        path.write_bytes(bytes(len(content)))
+    if fault == "flipped":
+        content[5 * picture(0).nbytes] ^= 1
+        path.write_bytes(content)
     if fault == "noise":
-        places.write_bytes(np.random.default_rng(0).bytes(8 * COUNT))
+        table.write_bytes(np.random.default_rng(0).bytes(24 * COUNT))
+    if fault == "no entries":
+        table.unlink()
+    if fault == "half the entries":
+        table.write_bytes(table.read_bytes()[:50])
     for _ in range(2):
-        data = open_files(root)
-        assert epochs(data) == expected
-        del data
+        assert epochs(open_files(root)) == expected
         assert kept(root) == COUNT
 
 
-def test_with_verify_a_flipped_bit_in_a_shard_is_mended(root: Path) -> None:
-    expected = epochs(open_files(root, verify="crc"))
-    (path,) = shards(root)
-    content = bytearray(path.read_bytes())
-    content[read_places(str(path))["X"].begin + 5 * picture(0).nbytes] ^= 1
-    path.write_bytes(content)
-    assert epochs(open_files(root)) != expected
-    assert epochs(open_files(root, verify="crc")) == expected
-    assert epochs(open_files(root)) == expected
-
-
-def test_what_was_kept_without_a_CRC_is_kept_anew_with_verify(root: Path) -> None:
-    expected = epochs(open_files(root))
-    before = table(root)
-    for _ in range(2):
-        assert epochs(open_files(root, verify="crc")) == expected
-        assert not (table(root) == before).any()
+def test_with_verify_a_bit_that_flips_during_a_run_is_mended(root: Path) -> None:
+    expected = epochs(open_files(root, "none"))
+    data = open_files(root, verify="crc")
+    assert epochs(data) == expected
+    (path,) = root.glob(".feedrate/*/samples")
+    with path.open("rb+") as file:
+        file.seek(5 * picture(0).nbytes)
+        file.write(bytes([255 ^ int(picture(5)[0, 0, 0])]))
+    assert epochs(data) == expected
 
 
 def test_two_runs_at_once_fill_it_without_disturbing_each_other(root: Path) -> None:
@@ -248,74 +203,9 @@ def test_two_runs_at_once_fill_it_without_disturbing_each_other(root: Path) -> N
     passes = [iter(Loader(data, batch_size=5, shuffle=True, seed=0)) for data in (first, second)]
     for one, other in zip(*passes, strict=True):
         assert one[0].tolist() == other[0].tolist()
-    assert epochs(second) == expected
-    del second
-    assert epochs(first) == expected
-    del first, passes, one, other
     assert kept(root) == COUNT
-    assert rows(root) > COUNT
-    assert epochs(open_files(root)) == expected
-    assert (kept(root), rows(root)) == (COUNT, COUNT)  # what was kept twice went when the third came
-
-
-def test_the_room_of_outdated_samples_is_taken_again(root: Path) -> None:
-    for version in range(4):
-        for number, ID in enumerate(IDs_of(root)):
-            torch.save(picture(100 * version + number), root / f"{ID}.pt")
-            age(root / f"{ID}.pt")
-            os.utime(root / f"{ID}.pt", ns=(1, 10**18 + version))
-        data = open_files(root)
-        assert epochs(data) == epochs(open_files(root, "none"))
-        del data
-        assert kept(root) == COUNT
-        assert rows(root) == (COUNT if version == 0 else 2 * COUNT)  # the ones before go when the next run begins
-    expected = epochs(open_files(root))
-    assert rows(root) == COUNT
-    assert epochs(open_files(root)) == expected
-
-
-def test_nothing_is_removed_that_another_run_may_read(root: Path) -> None:
-    expected = epochs(open_files(root))
-    first = open_files(root)
-    assert torch.equal(first[0][0], picture(0))
-    assert epochs(open_files(root, verify="crc")) == expected  # keeps everything anew
-    before = shards(root)
-    assert epochs(open_files(root, verify="crc")) == expected
-    assert shards(root) == before
-    assert epochs(first) == expected
-    del first
-    open_files(root)
-    assert len(shards(root)) < len(before)
-
-
-def test_a_kill_while_room_is_taken_again_harms_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = epochs(open_files(root))
-    for ID in IDs_of(root)[: 2 * COUNT // 3]:
-        os.utime(root / f"{ID}.pt", ns=(1, 10**18))
-    assert epochs(open_files(root)) == expected
-    assert rows(root) == COUNT + 2 * COUNT // 3
-    (folder,) = root.glob(".feedrate/*")
-    with monkeypatch.context() as killed:
-        killed.setattr(Path, "unlink", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            reclaim(folder)
-    assert kept(root) == 2 * COUNT // 3  # the shard is there, and nothing of it is in the table any more
-    assert epochs(open_files(root)) == expected
-    assert kept(root) == COUNT
-    open_files(root)
-    assert rows(root) == COUNT
-
-
-def interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def test_a_forked_worker_has_a_shard_of_its_own(root: Path) -> None:
-    data = open_files(root)
-    data[0]  # as the first look at a data set does, before there are workers
-    settings: dict[str, Any] = {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": "fork"}
-    assert epochs(data, **settings) == epochs(open_files(root, "none"))
-    assert len(shards(root)) == 3
+    for data in (first, second, open_files(root)):
+        assert epochs(data) == expected
 
 
 def test_a_file_that_was_written_this_instant_is_not_kept_yet(root: Path) -> None:
@@ -325,13 +215,10 @@ def test_a_file_that_was_written_this_instant_is_not_kept_yet(root: Path) -> Non
     assert torch.equal(data[0][0], picture(50))
     torch.save(picture(51), path)  # within the same tick of the clock, perhaps
     assert torch.equal(open_files(root, "none")[0][0], picture(51))
-    del data
     assert torch.equal(open_files(root)[0][0], picture(51))
 
 
 def test_no_room_is_an_error_before_the_first_batch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     with pytest.raises(UserError, match=r"needs 0.0 MB and 0.0 MB are free; make room, or set dataset\.cache=none"):
@@ -348,9 +235,7 @@ def test_a_disk_that_fills_up_leaves_the_rest_in_the_files(root: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert found == expected
-    del data
-    assert kept(root) == 0
-    assert not list(root.glob(".feedrate/*/.0*"))
+    assert kept(root) < COUNT
     assert epochs(open_files(root)) == expected
 
 
@@ -365,8 +250,6 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = [{src!r}, {tests!r}, {tests!r} + "/helpers"]
 from dataset.test_shard_cache import Loader, open_files
-from feedrate.dataset.shards import shard_cache
-shard_cache.PUBLISH_S = 0
 data, workers = open_files(Path({root!r})), {workers}
 ahead = {{"engine": "process", "prefetch_factor": 1}} if workers else {{}}
 batches = iter(Loader(data, batch_size=1, shuffle=True, seed=3, num_workers=workers, **ahead))
@@ -383,14 +266,12 @@ def test_killed_in_the_middle_the_next_run_goes_on_from_there(root: Path, worker
     program = KILLED.format(src=str(tests.parent / "src"), tests=str(tests), root=str(root), workers=workers)
     process = subprocess.Popen([sys.executable, "-c", program])
     try:
-        until(lambda: any(root.glob(".feedrate/*/table")) and bool(table(root).any()))
+        until(lambda: any(root.glob(".feedrate/*/entries")) and kept(root) > 0)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    before = table(root)
-    assert 0 < np.count_nonzero(before) < COUNT
-    data = open_files(root)
-    assert epochs(data) == expected
-    del data
+    before = entries(root)
+    assert 0 < np.count_nonzero(before[:, 0]) < COUNT
+    assert epochs(open_files(root)) == expected
     assert kept(root) == COUNT
-    assert (table(root) == before)[before > 0].all()
+    assert (entries(root) == before)[before > 0].all()

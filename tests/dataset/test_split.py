@@ -13,7 +13,7 @@ from feedrate.errors import UserError
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
-    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=12),
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     validation=st.sampled_from([0.01, 0.1, 0.2, 0.25, 0.5, 0.8]),
     test=st.sampled_from([0.0, 0.05, 0.15]),
     seed=st.integers(0, 2**63 - 1),
@@ -22,22 +22,18 @@ def test_each_class_keeps_its_share_and_every_sample_its_one_place(
     sizes: list[int], validation: float, test: float, seed: int
 ) -> None:
     y = np.repeat(np.arange(len(sizes)), sizes)
-    labels = y.tolist()
-    if test and max(sizes) < 3:
-        with pytest.raises(UserError, match=r"test_fraction|3 are needed"):
-            split(labels, validation, test, seed)
+    try:
+        parts = split(y.tolist(), validation, test, seed)
+    except UserError:
+        assert min(validation, test or 1, 1 - validation - test) * len(y) < 1  # a partition would be empty
         return
-    parts = split(labels, validation, test, seed)
     assert list(parts) == (["train", "validation", "test"] if test else ["train", "validation"])
     assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(len(y)))
     assert all(len(part) and (np.diff(part) > 0).all() for part in parts.values())
-    for name, fraction, lowest in (("validation", validation, 1), ("test", test, 0)):
-        if fraction:
-            counts = np.bincount(y[parts[name]], minlength=len(sizes))
-            assert (counts >= lowest).all()
-            for count, size in zip(counts, sizes, strict=True):
-                assert abs(count - size * fraction) < 2  # 1, but where a sample is left for another partition
-    assert (np.bincount(y[parts["train"]], minlength=len(sizes)) >= 1).all()
+    for name, fraction in (("validation", validation), ("test", test)):
+        for count, size in zip(np.bincount(y[parts.get(name, [])], minlength=len(sizes)), sizes, strict=True):
+            assert abs(count - size * fraction) < 2
+        assert abs(len(parts.get(name, [])) - len(y) * fraction) < 1
 
 
 def test_many_classes_together_have_the_ratio_that_was_asked_for() -> None:
@@ -69,18 +65,7 @@ def test_a_split_is_not_the_beginning_of_the_file() -> None:
         assert 400 < validation.mean() < 600
 
 
-def test_a_class_with_one_sample_is_explained() -> None:
-    with pytest.raises(UserError, match=r"single sample: 3, 5 \(2 in all\).*merge.*float"):
-        split([1, 1, 3, 4, 4, 5], 0.2, 0.0, seed=0)
-
-
-@pytest.mark.parametrize(("count", "test"), [(0, 0.0), (1, 0.0), (2, 0.1)])
-def test_too_few_samples_are_refused(count: int, test: float) -> None:
-    with pytest.raises(UserError, match=f"has {count} samples"):
+@pytest.mark.parametrize(("count", "test", "left"), [(0, 0.0, "validation"), (1, 0.0, "train"), (2, 0.1, "test")])
+def test_too_few_samples_are_refused(count: int, test: float, left: str) -> None:
+    with pytest.raises(UserError, match=f"no sample of {count} is left for {left}; change the fractions"):
         split(np.linspace(0, 1, count).tolist(), 0.5, test, seed=0)
-
-
-@pytest.mark.parametrize(("count", "validation", "test"), [(2, 0.01, 0), (2, 0.99, 0), (3, 0.5, 0.01), (3, 0.4, 0.5)])
-def test_no_partition_is_empty_however_few_the_samples(count: int, validation: float, test: float) -> None:
-    parts = split(np.linspace(0, 1, count).tolist(), validation, test, seed=0)
-    assert all(len(part) >= 1 for part in parts.values())

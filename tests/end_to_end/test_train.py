@@ -14,7 +14,8 @@ ISSUED = {
     "train/loss", "train/accuracy", "train/learning_rate", "validation/loss", "validation/accuracy",
     "loader/samples_per_s", "loader/mb_per_s", "loader/wait_pct", "loader/wait_ms_p50", "loader/wait_ms_p95",
     "loader/wait_ms_p99", "loader/load_ms_p50", "loader/load_ms_p95", "loader/worker_busy_pct",
-    "loader/transfer_ms_p50", "compute/step_ms_p50",
+    "loader/transfer_ms_p50", "compute/step_ms_p50", "compute/forward_ms", "compute/backward_ms",
+    "compute/optimizer_ms",
 }  # fmt: skip
 
 

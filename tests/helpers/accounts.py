@@ -14,7 +14,7 @@ MS = 1_000_000
 
 def setup(engine: str = "process", workers: int = 2, cores: float = 2.0, **more: object) -> Setup:
     traits = TRAITS[engine if engine in TRAITS else "process"]
-    return Setup(engine=engine, traits=traits, workers=workers, prefetch=2, batch_size=8, cores=cores, **more)  # type: ignore[arg-type]
+    return Setup(engine=engine, traits=traits, workers=workers, prefetch=2, cores=cores, **more)  # type: ignore[arg-type]
 
 
 def account(
@@ -43,11 +43,11 @@ def account(
         load = Load(begin, end, int(cpu_share * ns), worker if workers else MAIN_THREAD, *marked)
         step = int(step_ms * MS)
         cpu += int(step_cpu_share * step) + (int(cpu_share * ns) if not workers else 0)
-        rows.fresh.append((now, received, received, received + step, 8, nbytes, load))
+        rows.add(now, received, received, received + step, 8, nbytes, load)
         if workers:
             issued[number % len(issued)] = received
         now = received + step
-    return rows.times([(len(loads), cpu)])
+    return rows.times({len(loads): cpu})
 
 
 def held_up(
@@ -73,8 +73,8 @@ def held_up(
         wait = max(0, made.end_ns - now)
         more = more_ms[number] if len(more_ms) else 0.0
         step = int(((step_ms if number % quiet_every else alone_ms) + more) * MS)
-        rows.fresh.append((now, now + wait, now + wait, now + wait + step, 8, 1000, made))
+        rows.add(now, now + wait, now + wait, now + wait + step, 8, 1000, made)
         begin = now + wait + (1 if number % quiet_every else step)
         made = Load(begin, begin + load, cpu, 0)
         now += wait + step
-    return rows.times([(steps, int(steps * step_cpu_ms * MS))])
+    return rows.times({steps: int(steps * step_cpu_ms * MS)})

@@ -13,7 +13,6 @@ import torch
 
 from feedrate.config import PackConfig, PackingConfig
 from feedrate.dataset import build_data
-from feedrate.dataset.shards.shard_index import Index
 from feedrate.dataset.writing.pack import pack
 
 
@@ -64,7 +63,3 @@ def data_of(root: Path, target: str, **keys: Any) -> Any:
 
 def shards_of(packed: Path) -> list[Path]:
     return sorted(packed.glob("*.safetensors"))
-
-
-def index_of(packed: Path) -> Index:
-    return Index.complete(packed)

@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from hydra_plugins.feedrate_launcher._gpus import VARIABLE, visible
-from hydra_plugins.feedrate_launcher._running import Jobs
-
-# goes on until its neighbour runs, too
-TOLD = "import os, sys, time; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"
+from hydra_plugins.feedrate_launcher._process import GPUS, visible_gpus
+from hydra_plugins.feedrate_launcher._sweep import Sweep
 
 
-def jobs_of(tmp_path: Path, at_once: int, devices: list[str]) -> list[str]:
-    """What each job saw of the GPUs."""
-    files = SimpleNamespace(
-        command=lambda job, folder, resume: [sys.executable, "-c", TOLD, str(tmp_path / f"{job.number}")]
-    )
-    jobs: list[Any] = [
-        SimpleNamespace(number=i, subfolder=str(i), job_id="", environment={},
-                        config=SimpleNamespace(trainer=SimpleNamespace(device=device)))
+def seen_by(jobs: int, devices: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What each job sees of the GPUs."""
+    seen = []
+
+    def start(self: Sweep, job: Any, environment: Mapping[str, str]) -> tuple[Any, Path, Any]:
+        seen.append(environment[GPUS])
+        answers = iter([None, None, 0])  # goes on until its neighbour runs, too
+        return job, Path(), SimpleNamespace(ended=lambda: next(answers, 0), send=lambda signum: None)
+
+    monkeypatch.setattr(Sweep, "_start", start)
+    monkeypatch.setattr(Sweep, "_record", lambda self, job, folder, code: self.results.update({job.number: None}))
+    sweep: Any = Sweep(master=None, folder=None, at_once=jobs, name="", sweep_id="", settings={}, report=None,
+                       config=SimpleNamespace(sweep=SimpleNamespace(fail_fast=False)), words=str)  # type: ignore[arg-type]  # fmt: skip
+    sweep.run(
+        SimpleNamespace(number=i, environment={}, config=SimpleNamespace(trainer=SimpleNamespace(device=device)))
         for i, device in enumerate(devices)
-    ]  # fmt: skip
-    following = iter(jobs)
-    stop: Any = SimpleNamespace(signum=None, hurried=False)
-    Jobs(at_once, files, tmp_path, None, stop, str).run(lambda: next(following, None), lambda *_: None)  # type: ignore[arg-type]
-    return [(tmp_path / str(job.number)).read_text() for job in jobs]
+    )
+    return seen
 
 
-def test_jobs_side_by_side_get_one_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "3,5")
-    assert sorted(jobs_of(tmp_path, 2, ["auto", "cuda"])) == ["3", "5"]
-
-
-def test_a_device_that_is_named_and_a_sweep_of_one_job_at_a_time_are_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(VARIABLE, "3,5")
-    assert jobs_of(tmp_path, 2, ["cpu", "cuda:1"]) == ["3,5", "3,5"]
-    assert jobs_of(tmp_path, 1, ["auto"]) == ["3,5"]
+def test_jobs_side_by_side_get_one_gpu_each_unless_their_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GPUS, "3,5")
+    assert seen_by(2, ["auto", "cuda", "auto"], monkeypatch)[:2] == ["3", "5"]
+    assert seen_by(2, ["cpu", "cuda:1"], monkeypatch) == ["3,5", "3,5"]
+    assert seen_by(1, ["auto"], monkeypatch) == ["3,5"]
 
 
 def test_without_a_gpu_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "")
-    assert visible() == []
+    monkeypatch.setenv(GPUS, "")
+    assert visible_gpus() == []

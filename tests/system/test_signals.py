@@ -12,7 +12,7 @@ from typing import IO, cast
 import pytest
 
 from feedrate.system.signals import Interrupted, how_to_hurry
-from hydra_plugins.feedrate_launcher._running import SweepInterruption
+from hydra_plugins.feedrate_launcher._sweep import SweepInterruption
 
 STEPS = """
 import sys, time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accounts import MS, account, setup
+from accounts import MS, setup
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import loader_ns, one_at_a_time
 from feedrate.timing.epoch_times import Steps
@@ -20,7 +20,7 @@ def worker_that_rests(rest_ms: float, load_ms: float = 4.0, step_ms: float = 1.0
         end = free = begin + int(load_ms * MS)
         received = max(now, end)
         load = Load(begin, end, end - begin, 0)
-        rows.fresh.append((now, received, received, received + int(step_ms * MS), 8, 1000, load))
+        rows.add(now, received, received, received + int(step_ms * MS), 8, 1000, load)
         issued[number % 2] = received
         now = received + int(step_ms * MS)
     return rows.times()
@@ -39,20 +39,14 @@ def test_a_worker_that_waits_for_its_next_order_rests_for_nobody_knows_how_long(
     assert loader_ns(times, setup("process", 1)) == pytest.approx(4 * MS)
 
 
-def test_taking_batches_over_is_computing_too() -> None:
-    times = account(load_ms=8, step_ms=1, workers=2)
-    assert loader_ns(times, setup("process", 2, cores=2.0)) == pytest.approx(4 * MS)
-    assert loader_ns(times, setup("process", 2, cores=2.0, receive_cpu_ns=2 * MS)) == pytest.approx(5 * MS)
-
-
 def test_threads_that_hold_up_the_steps_make_no_more_than_one_would() -> None:
     rows, now, load, cpu = Steps(4), 1_000 * MS, 5 * MS, 4 * MS
     for number in range(100):
         quiet = number % 10 == 0  # nothing is loaded meanwhile, and the step takes a fifth of what it does otherwise
         step = (1 if quiet else 5) * MS
         begin = now + (step if quiet else 0)
-        rows.fresh.append((now, now, now, now + step, 8, 1000, Load(begin, begin + load, cpu, number % 2)))
+        rows.add(now, now, now, now + step, 8, 1000, Load(begin, begin + load, cpu, number % 2))
         now += step
-    times, threads = rows.times([(100, 100 * cpu)]), setup("thread", 2)
+    times, threads = rows.times({100: 100 * cpu}), setup("thread", 2)
     assert one_at_a_time(times, threads)
     assert loader_ns(times, threads) == pytest.approx(cpu)

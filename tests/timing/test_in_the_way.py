@@ -18,7 +18,7 @@ def in_turns(lone_ms: int, together_ms: int, rounds: int = 20) -> EpochTimes:
         for begin, took in ((now, lone_ms), (now + lone_ms * MS, together_ms), (now + lone_ms * MS, together_ms)):
             load = Load(begin, begin + took * MS, 5 * MS, number % 2)
             end = begin + took * MS
-            rows.fresh.append((end, end, end, end + MS, 8, 1000, load))
+            rows.add(end, end, end, end + MS, 8, 1000, load)
         now += (lone_ms + together_ms + 1) * MS
     return rows.times()
 

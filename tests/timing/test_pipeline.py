@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from feedrate.timing.pipeline import Costs, seconds_per_batch
@@ -26,12 +24,6 @@ def test_no_more_can_be_computed_than_there_are_cores() -> None:
 
 def test_taking_over_a_batch_is_on_the_step_s_side() -> None:
     assert seconds_per_batch(costs(0.001, 0.004, receive=0.002), 4, cores=8) == pytest.approx(0.006)
-
-
-def test_a_batch_on_its_way_keeps_its_worker_from_nothing_but_is_waited_for_where_none_is_ahead() -> None:
-    on_its_way = replace(costs(0.010, 0.001), way=0.006)
-    bridged, each = (seconds_per_batch(on_its_way, 1, cores=8, prefetch=prefetch) for prefetch in (2, 1))
-    assert (bridged, each) == (pytest.approx(0.010), pytest.approx(0.016))
 
 
 def test_batches_made_ahead_bridge_a_slow_one() -> None:

@@ -62,7 +62,6 @@ def test_an_input_bound_run_names_figures_cause_and_an_override_with_its_gain() 
 def test_that_batches_are_long_on_their_way_does_not_hide_what_another_worker_brings(way_ms: float) -> None:
     """A process sends while it makes the next one; in pure Python it hardly comes to that."""
     times = account(9, 6, 1, receive_ms=0.02, way_ms=way_ms)
-    assert times.way_ns() + times.receive_ns() == pytest.approx((way_ms + 0.02) * MS, abs=2)
     (told, *_) = judge(times, setup("process", 1, 2.0)).remedies
     assert told.override == "loader.num_workers=2"
     assert told.gain == pytest.approx(1.5, rel=0.07)
@@ -139,7 +138,7 @@ def test_what_was_achieved_is_no_more_than_a_ceiling() -> None:
     for number in range(30):  # each batch was made while the run evaluated, which belongs to no step
         begin = number * 100 * MS
         load = Load(begin - 50 * MS, begin - 10 * MS, 40 * MS, 0)
-        rows.fresh.append((begin, begin, begin, begin + MS, 8, 1000, load))
+        rows.add(begin, begin, begin, begin + MS, 8, 1000, load)
     figures = judge(rows.times(), setup("process", 1)).figures
     assert figures["samples_per_s"] == pytest.approx(8000)
     assert figures["efficiency_pct"] == pytest.approx(100)
@@ -160,10 +159,20 @@ def test_uneven_loads_are_bridged_by_more_batches_made_ahead() -> None:
     assert "loader.prefetch_factor" in overrides or "loader.num_workers" in overrides
 
 
-def test_workers_that_are_waste_are_named_with_the_memory_they_cost() -> None:
-    verdict = judge(account(0.15, 10, 2), setup(worker_mb=550.0))
+def test_workers_that_are_waste_are_named() -> None:
+    verdict = judge(account(0.15, 10, 2), setup())
     assert verdict.kind == "compute-bound"
-    assert str(verdict.remedies[0]) == "loader.num_workers=0 (at the same rate, saves 1.1 GB)"
+    assert str(verdict.remedies[0]) == "loader.num_workers=0 (at the same rate)"
+
+
+def test_a_compute_bound_run_names_the_part_of_the_step_that_takes_longest() -> None:
+    fed = account(10, 10, 2)
+    parts = np.tile(np.array([2, 7, 1]) * MS, (len(fed.compute), 1))
+    verdict = judge(replace(fed, parts=parts), setup())
+    assert verdict.kind == "compute-bound"
+    assert "of 10 ms a step, 70 % are backward" in verdict.reason
+    assert "a step" not in judge(fed, setup()).reason  # a loop that is not ours tells nothing
+    assert "backward" not in judge(replace(account(40, 10, 2), parts=parts), setup()).reason
 
 
 def test_a_healthy_run_gets_no_advice() -> None:
@@ -234,13 +243,6 @@ def test_queueing_for_a_core_makes_no_load_cheaper_than_what_it_computes() -> No
     busy = account(2, 10, 2, cpu_share=0.5)
     fed = judge(busy, setup(worker_delay_s=float(busy.load[busy.counted].sum() / 1e9)))
     assert [remedy.override for remedy in fed.remedies] == ["loader.num_workers=1"]  # without any, 1 ms of 10 is lost
-
-
-def test_few_steps_get_a_word_but_no_advice() -> None:
-    verdict = judge(account(40, 10, 2, steps=18), setup())
-    assert verdict.kind == "input-bound"
-    assert "too few steps for advice: 12" in verdict.reason
-    assert verdict.remedies == ()
 
 
 def test_of_a_loader_that_tells_nothing_only_the_waiting_is_judged() -> None:

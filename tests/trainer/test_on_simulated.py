@@ -133,9 +133,7 @@ def test_rates_waits_and_ceilings_are_those_of_the_device(simulated, load_s):
     clock.skip()
     simulated.synchronize()
     times = clock.epoch()
-    found = metrics_of(
-        times, Setup(engine="inline", traits=TRAITS["inline"], workers=0, prefetch=0, batch_size=8, cores=2.0)
-    )
+    found = metrics_of(times, Setup(engine="inline", traits=TRAITS["inline"], workers=0, prefetch=0, cores=2.0))
     trace = simulated.trace()
     steps = trace[(trace[:, 0] == simulated.KERNEL) & (trace[:, 4] - trace[:, 3] > 15e6)][5:]
     span = steps[-1, 4] - steps[0, 3] + (steps[1, 3] - steps[0, 4])  # with the gap before the first one
@@ -145,6 +143,36 @@ def test_rates_waits_and_ceilings_are_those_of_the_device(simulated, load_s):
     assert found["compute/ceiling_samples_per_s"] == pytest.approx(8 * 25 / (busy / 1e9), rel=0.05)
     assert found["loader/wait_pct"] == pytest.approx(100 * (span - busy) / span, abs=5)
     assert np.array_equal(times.elapsed, times.wait + times.transfer + times.compute)
+
+
+def test_forward_backward_and_optimizer_are_timed_on_the_device(simulated):
+    clock = Clock(SIM, 0)
+    clock.begin()
+    for number, batch in enumerate(ToDevice(pinned_batches(12), SIM, clock)):
+        clock.timed("forward", simulated.sleep, 0.01)
+        clock.timed("backward", simulated.sleep, 0.03)
+        if number % 2:
+            clock.timed("optimizer", simulated.sleep, 0.005)
+        clock.step(len(batch.X), batch.info.nbytes)
+    clock.skip()
+    simulated.synchronize()
+    parts = clock.epoch().parts / 1e6
+    assert np.median(parts, axis=0)[:2] == pytest.approx([10.0, 30.0], rel=0.2)
+    assert np.median(parts[1::2, 2]) == pytest.approx(5, rel=0.4)
+    assert (parts[::2, 2] < 1).all()
+
+
+def test_a_model_that_keeps_its_outputs_on_the_device_is_a_note(simulated, run_train, monkeypatch):
+    kept, forward = [], nn.Linear.forward
+
+    def keeping(self, X):
+        kept.append(torch.ones(100_000, device=X.device))
+        return forward(self, X)
+
+    same = ("model=mlp", "trainer.max_epochs=6", "loader.batch_size=16")
+    assert run_train(*same)["memory_growth"] == []
+    monkeypatch.setattr(nn.Linear, "forward", keeping)
+    assert run_train(*same)["memory_growth"][-1].startswith("device memory grew by ")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ MISTAKES = {
     "tune.output=FOLDER/own.yaml": "tune.output=FOLDER/own.yaml: that file was not written by tune.py",
     "tune.output=": "tune.output= has no value (a shell variable that is not set?)",
     "tune.budget_s=0": "tune.budget_s=0: must be greater than 0",
-    "experiment=generated_feed": "experiment: tune.py has no such group; leave it out\nIts groups: dataset, loader,",
+    "experiment=generated_feed": "experiment: there is no experiment\nValid keys: ",
     "scheduler=cosine": "scheduler: tune.py has no such group; leave it out",
     "tune.bugdet_s=3": "did you mean budget_s?",
 }

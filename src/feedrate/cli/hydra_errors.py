@@ -41,10 +41,6 @@ def describe_composition(error: BaseException) -> str:
             f"{error.override}: its value cannot be read; lists are written {key}=[VALUE,VALUE], and a text with "
             f"'=', brackets, commas, braces, quotes, spaces or letters beyond a to z in quotes: '{key}=\"TEXT\"'"
         )
-    if match := re.search(r"Sweeping over Hydra's configuration is not supported : '([^']+)'", text):
-        return f"{match[1]}: keys of hydra hold for a whole sweep, so they take one value"
-    if match := re.search(r"Error merging override (\S+)", text):
-        return f"{match[1]}: this key takes no such value ({str(error.__cause__ or text).strip().splitlines()[0]})"
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values make a sweep, which needs -m; one list is written KEY=[VALUE,VALUE]"
     lines = (line.strip() for line in f"{text}\n{error.__cause__ or ''}".splitlines())
@@ -70,7 +66,7 @@ def lacking_package(choices: Mapping[str, Any], key: str) -> str:
 
 def _fault_in_file(error: BaseException) -> str:
     """Name, line and fault of a file that Hydra could not read; else empty."""
-    from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
+    from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
     from feedrate.validation import yaml_fault
 
@@ -86,69 +82,51 @@ def _fault_in_file(error: BaseException) -> str:
         return f"{shown_path(file)}, line {line}: is not in UTF-8; save the file in UTF-8"
     cause = error.__cause__ or error
     text = str(cause).splitlines()[0]
-    if isinstance(cause, GrammarParseError):
-        wrong = text.rpartition(" input ")[2].strip("'\"")
-        lines = file.read_text(encoding="utf-8").splitlines()
-        where = next((f", line {number}" for number, line in enumerate(lines, 1) if wrong and wrong in line), "")
-        return f"{shown_path(file)}{where}: an interpolation cannot be read ({text}); it is written ${{GROUP.KEY}}"
-    return f"{shown_path(file)}: {text}" if isinstance(error, YAMLError) else ""
+    if not isinstance(cause, GrammarParseError):
+        return f"{shown_path(file)}: {text}"
+    wrong = text.rpartition(" input ")[2].strip("'\"")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    where = next((f", line {number}" for number, line in enumerate(lines, 1) if wrong and wrong in line), "")
+    return f"{shown_path(file)}{where}: an interpolation cannot be read ({text}); it is written ${{GROUP.KEY}}"
 
 
 def _unknown_key(key: str) -> str:
     from feedrate.validation import nearest
 
-    if key.startswith("hydra.sweeper.space."):
-        return f"{key}: no such key; a range is added with '+hydra.sweeper.space.KEY={{type: float, low: 0, high: 1}}'"
+    group = key.partition(".")[0]
+    composed = _composed(key)
     parent, _, name = key.rpartition(".")
-    group = (parent or name).split(".")[0]
-    if not parent and (CONF / name).is_dir():
-        groups = _groups()
-        if name in groups:
-            return _unknown_option(name, "")
-        return f"{name}: {_config_name()}.py has no such group; leave it out\nIts groups: {', '.join(groups) or 'none'}"
-    composed = _composed(group)
-    if parent and group not in composed:
-        parent, name = "", group
+    while parent and not isinstance(OmegaConf.select(composed, parent), DictConfig):
+        parent, _, name = parent.rpartition(".")
     node = OmegaConf.select(composed, parent) if parent else composed
-    valid = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, DictConfig) else []
-    if name in valid and f"~{parent}" in sys.argv:
-        return f"{parent}=null: must be given; leave ~{parent} out"
-    lines = f"{key} is not a key of the group {parent}" if parent else f"{key}: there is no {name}"
-    lines += nearest(name, valid)
-    if valid:
-        lines += f"\nValid keys: {', '.join(valid)}"
+    valid = [str(k) for k in node if not str(k).startswith("_")]
+    text = f"{key} is not a key of the group {parent}" if parent else f"{key}: there is no {name}"
+    text += nearest(name, valid)
+    text += f"\nValid keys: {', '.join(valid)}" if valid else ""
     if parent and group in ("dataset", "model", "optimizer", "scheduler"):
-        lines += f"\nFor a class of your own that takes it, write +{key}=..."
-    return lines
+        text += f"\nFor a class of your own that takes it, write +{key}=..."
+    return text
 
 
-def _composed(group: str) -> DictConfig:
-    """The configuration with the options of the command line, as far as they are right."""
-    chosen = [a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()]
+def _composed(wrong: str) -> DictConfig:
+    """The configuration with the options of the command line except the wrong one."""
+    typed = [argument for argument in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+|~\w+", argument)]
+    groups = [argument.lstrip("~").partition("=")[0] for argument in typed]
+    chosen = [a for a, group in zip(typed, groups, strict=True) if group != wrong and (CONF / group).is_dir()]
     known = GlobalHydra.instance().is_initialized()  # where the job itself composes a configuration
+    of_hydra = "hydra" in " ".join(sys.argv[1:])
     try:
         with contextlib.nullcontext() if known else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra.compose(_config_name(), overrides=chosen, return_hydra_config=group == "hydra")
+            return hydra.compose(Path(sys.argv[0]).stem, overrides=chosen, return_hydra_config=of_hydra)
     except Exception:  # only the list of valid keys is lost
-        return OmegaConf.create({group: None})
-
-
-def _groups() -> list[str]:
-    """Groups of which the command line chooses an option."""
-    defaults = OmegaConf.select(OmegaConf.load(CONF / f"{_config_name()}.yaml"), "defaults", default=[])
-    return [str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry if " " not in str(key)]
+        return OmegaConf.create()
 
 
 def _unknown_option(group: str, option: str) -> str:
     from feedrate.validation import nearest
 
     options = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.is_file())
+    said = f"no such option{nearest(option, options)}"
     if (group, option) == ("loader", "tuned"):
         said = "has not been written yet; python src/tune.py with your dataset and model writes it"
-    else:
-        said = f"no such option{nearest(option, options)}"
     return f"{group}={option}: {said}\nOptions of {group}: {', '.join(options) or 'none'}"
-
-
-def _config_name() -> str:
-    return Path(sys.argv[0]).stem

@@ -10,6 +10,7 @@ import atexit
 import functools
 import logging
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -20,21 +21,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra import version
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.core.utils import JobRuntime, run_job, setup_globals
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from feedrate.cli.hydra_errors import CONF, describe_composition, lacking_package
 from feedrate.cli.output import outlive_readers
 from feedrate.cli.replaced import own_defaults
-from feedrate.errors import SampleError, UserError
+from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.system.secrets import masked, without_secrets
 from feedrate.system.signals import on_the_way_out, quit_on_interrupt
 
 _FULL = "HYDRA_FULL_ERROR"
+FROM_STDIN = "--job-from-stdin"  # in place of arguments: a job of a sweep reads its composed configuration
 FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # as the user set it; `launch` sets it for Hydra
 
 
@@ -80,13 +86,10 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     # read by OpenMP when torch is imported: its idle threads would otherwise spin for 10 ms after each operation, on
     # the cores that load the next batch
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    begun = False
     os.environ[_FULL] = "1"  # Hydra raises, instead of printing its own six to nine lines
 
     @functools.wraps(job)  # Hydra names the log file and the job after the file of the function
     def guarded(config: DictConfig) -> Any:
-        nonlocal begun
-        begun = True
         if not FULL_ERROR:
             os.environ.pop(_FULL, None)  # not for the processes that the job starts
         try:
@@ -100,8 +103,11 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
             _fail(error)
 
     try:
-        _check_arguments()
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+        if sys.argv[1:] == [FROM_STDIN]:
+            _run_composed(guarded, pickle.load(sys.stdin.buffer))
+        else:
+            _check_arguments()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
         quit_on_interrupt()
     except KeyboardInterrupt as error:
         on_the_way_out()
@@ -110,13 +116,19 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     except Exception as error:
         if FULL_ERROR:
             raise
-        composed = not isinstance(error, HydraException)
-        _fail(_no_folder(error) if isinstance(error, OSError) and composed and not begun else error)
+        _fail(error)
 
 
-def plain(
-    config: DictConfig, written: Path | None = None, *, job: HydraConf | None = None, quiet: bool = False
-) -> dict[str, Any]:
+def _run_composed(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
+    """Runs a job of a sweep as Hydra runs a single one, with a configuration that is composed already."""
+    version.setbase("1.3")
+    setup_globals()
+    JobRuntime.instance().set("name", config.hydra.job.name)
+    context = HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), Callbacks(config))
+    _ = run_job(job, config, "hydra.run.dir", None, context).return_value  # raises the job's error
+
+
+def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | None = None) -> dict[str, Any]:
     """The configuration as plain containers with every interpolation resolved.
 
     A class that replaces an option's own starts from its own defaults (feedrate.cli.replaced); a note says so.
@@ -124,7 +136,6 @@ def plain(
     Args:
         written: the run folder's copy of the configuration, updated as well.
         job: Hydra's own node (`hydra`); None: that of the running job, if any.
-        quiet: without the notes.
 
     Raises:
         UserError: an interpolation that leads nowhere, or a missing value (`???`).
@@ -139,7 +150,7 @@ def plain(
         config, notes = own_defaults(config, job)
     if notes and written is not None and written.is_file():
         OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(config))), written)
-    for note in () if quiet else notes:
+    for note in notes:
         logging.getLogger("feedrate").info("%s", note)
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -165,10 +176,7 @@ def describe(error: BaseException) -> str:
     text = (str(error).strip().splitlines() or ["no text"])[0]
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):  # torch raises that anywhere
         return f"{text}\nIf memory ran out, lower loader.num_workers, loader.prefetch_factor or loader.batch_size"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
-    return f"{type(error).__name__}: {text}{place}\n{_FULL}=1 shows the whole traceback"
+    return f"{type(error).__name__}: {text}{raised_at(error)}\n{_FULL}=1 shows the whole traceback"
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -198,14 +206,6 @@ def _remove_unused_folder() -> None:
         shutil.rmtree(folder)
 
 
-def _no_folder(error: OSError) -> UserError:
-    """Before a job begins, its folder is all that is written."""
-    key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
-    return UserError(
-        f"{key}={error.filename}: this folder cannot be made ({error.strerror or error}); name another one"
-    )
-
-
 def _check_arguments() -> None:
     """Reports unknown options and malformed overrides, and moves overrides before flags, as Hydra's parser needs."""
     from hydra._internal.utils import get_args_parser
@@ -223,10 +223,8 @@ def _check_arguments() -> None:
     for override in known.overrides:
         if "=" not in override and not override.startswith("~"):
             raise UserError(f"{override}: a setting needs a value, without spaces: {override}=VALUE")
-        if override in ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir="):  # Hydra takes the current folder
-            raise UserError(f"{override} names no folder; leave it out for a new one under outputs/")
         key, _, value = override.partition("=")
-        if not value and "~" not in key and not (CONF / key.lstrip("+")).is_dir():
+        if not value and "~" not in key:
             raise UserError(
                 f"{override} has no value (a shell variable that is not set?); none at all is written {key}=null, "
                 f"an empty text '{key}=\"\"'"

@@ -7,7 +7,6 @@ for AdamW. Keys that were typed, or stand in an experiment, hold.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from feedrate.config import ROOT, SHIPPED, SchedulerConfig, common_keys
 from feedrate.validation import as_yaml
 
 _GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler")
-_TARGET = re.compile(r"^_target_:\s*['\"]?([\w.]+)", re.MULTILINE)
 
 
 def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[str]]:
@@ -32,6 +30,8 @@ def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[s
         config: as Hydra composed it; not changed.
         job: Hydra's own node (`hydra`) of the same composition.
     """
+    if not job.runtime.config_sources:  # a job of a sweep, for which the sweep has done this
+        return config, []
     choices = job.runtime.choices
     found = {group: _target(config, group) for group in _GROUPS if choices.get(group)}
     replaced = {group: t for group, t in found.items() if t and t != _stated(group, choices[group], job)}
@@ -41,28 +41,23 @@ def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[s
     notes, config = [], config.copy()
     for group, target in replaced.items():
         if _target(given, group) == target:  # otherwise the option inherits it from another one
-            node, note = _restarted(group, target, config[group], given[group])
             with open_dict(config):
-                config[group] = node
+                config[group], note = _restarted(group, target, config[group], given[group])
             notes.append(f"note: {group}._target_={target} takes the place of {group}={choices[group]}: {note}")
     return config, notes
 
 
 def _target(config: DictConfig, group: str) -> str | None:
     node = config._get_node(group)
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        return None
-    return str(node["_target_"])
+    return str(node["_target_"]) if isinstance(node, DictConfig) and "_target_" in node else None
 
 
 def _stated(group: str, option: str, job: HydraConf) -> str | None:
     """The target in an option's file, or None."""
-    for source in job.runtime.config_sources:
-        path = Path(source.path, group, f"{option}.yaml")
-        if source.schema == "file" and path.is_file():
-            found = _TARGET.search(path.read_text(encoding="utf-8", errors="replace"))
-            return found[1] if found else None
-    return None
+    files = [Path(s.path, group, f"{option}.yaml") for s in job.runtime.config_sources if s.schema == "file"]
+    file = next((file for file in files if file.is_file()), None)
+    node = OmegaConf.load(file) if file is not None else None
+    return str(node["_target_"]) if isinstance(node, DictConfig) and "_target_" in node else None
 
 
 def _without_options(groups: list[str], job: HydraConf) -> DictConfig:
@@ -86,17 +81,17 @@ def _restarted(group: str, target: str, node: DictConfig, given: DictConfig) -> 
     known = takes(locate(target, group))
     with open_dict(given):
         new = given.copy()
-    inherited = [str(key) for key in node if key not in given]
     schema = common_keys(SHIPPED[target]) if target in SHIPPED else frozenset()
     own: dict[str, Any] = {}
     kept: list[str] = []
-    for key in dict.fromkeys([*inherited, *sorted(schema - set(given))]):
-        parameter = known.get(key)
-        if key in inherited and _is_carried_over(group, key, parameter, known):
+    for key in dict.fromkeys([*map(str, node), *sorted(schema)]):
+        default = known[key].default if key in known else None
+        if key in given:
+            continue
+        if key in node and _is_needed(group, key, known):
             new[key] = node._get_node(key)
             kept.append(key)
-        elif parameter is not None and _is_plain(parameter.default):
-            default = parameter.default
+        elif key in known and isinstance(default, (bool, int, float, str, list, tuple, type(None))):
             own[key] = list(default) if isinstance(default, tuple) else default
         elif (group, key) == ("scheduler", "interval"):
             own[key] = SchedulerConfig.interval
@@ -106,16 +101,9 @@ def _restarted(group: str, target: str, node: DictConfig, given: DictConfig) -> 
     return new, note + (f"; carried over, as they are needed: {carried}" if carried else "")
 
 
-def _is_carried_over(group: str, key: str, parameter: Any, known: Mapping[str, Any]) -> bool:
+def _is_needed(group: str, key: str, known: Mapping[str, Any]) -> bool:
     """Whether a value of the option is needed, since the class has no default for it."""
-    if group == "loader":  # other groups refer to the keys of every loader
-        return parameter is not None
     if key == "root" and "list_IDs" in known:
         return True
-    return parameter is not None and parameter.default is parameter.empty
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+    # other groups refer to the keys of every loader
+    return key in known and (group == "loader" or known[key].default is known[key].empty)

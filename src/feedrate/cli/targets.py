@@ -1,21 +1,25 @@
-"""Builds the object that a configuration node with `_target_` describes: finds the class, checks its keys, calls it."""
+"""Builds the object that a configuration node with `_target_` describes, and checks which targets are allowed.
+
+A configuration that the user writes on this machine may name any target; one that comes back from MLflow or a
+checkpoint only those that `check_targets` allows.
+"""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import logging
 import re
-import traceback
-from collections.abc import Callable, Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from feedrate.config import SHIPPED, common_keys
-from feedrate.errors import UserError
+from feedrate.config import ROOT, SHIPPED
+from feedrate.errors import UserError, raised_at
 from feedrate.validation import nearest
 
-log = logging.getLogger("feedrate")
+_TORCH = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler")
+_OURS = ("feedrate", "hydra_plugins")
 
 
 def locate(path: str, group: str) -> Callable[..., Any]:
@@ -24,11 +28,16 @@ def locate(path: str, group: str) -> Callable[..., Any]:
     Raises:
         UserError: it cannot be imported, with the reason.
     """
+    from hydra._internal.utils import _locate
+
     try:
-        found = _import(path)
+        found = _locate(path)
     except (Exception, SystemExit) as error:  # a script without a main guard may exit on import
+        cause = error.__cause__ or error
+        module, _, name = path.rpartition(".")
+        near = nearest(name, dir(sys.modules[module])) if module in sys.modules else ""
         raise UserError(
-            f"{group}._target_={path}: cannot be imported ({_reason(error)})\n"
+            f"{group}._target_={path}: cannot be imported ({first_line(cause)}{near}){raised_at(cause)}\n"
             "Searched: src/, the repository root, PYTHONPATH and the installed packages"
         ) from error
     if not callable(found):
@@ -36,57 +45,32 @@ def locate(path: str, group: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _import(path: str) -> Any:
-    """The object at a dotted path: the longest prefix that is a module, and attributes of it."""
-    parts = path.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:cut])
-        try:
-            found: Any = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if cut == 1 or not (error.name and f"{module}.".startswith(f"{error.name}.")):
-                raise  # also where the module is found and one that it imports is not
-            continue
-        for name in parts[cut:]:
-            if not hasattr(found, name):
-                near = nearest(name, [known for known in dir(found) if not known.startswith("_")])
-                raise ImportError(f"{getattr(found, '__name__', module)} has no {name}{near}")
-            found = getattr(found, name)
-        return found
-    raise ImportError("a dot is needed between module and class, such as my_package.MyClass")
-
-
-def _reason(error: BaseException) -> str:
-    """The error's text; of an error raised by the imported module also type and place."""
-    text = (str(error).strip().splitlines() or ["no text"])[-1]
-    if isinstance(error, ImportError):
-        return text
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if len(frames) > 1 else ""
-    return f"{type(error).__name__}: {text}{place}"
-
-
 def takes(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The named parameters of a function or a constructor, with those of the base class that `**kwargs` go to."""
     found: dict[str, inspect.Parameter] = {}
     for level in inspect.getmro(target) if inspect.isclass(target) else (target,):
         parameters = _signature(level)
-        if parameters is None:  # written in C
+        if parameters is None:
             break
         for name, p in parameters.items():
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 # the class itself may give an inherited one, so it is not required
                 found.setdefault(name, p if level is target else p.replace(default=None, kind=p.KEYWORD_ONLY))
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        if not _is_open(parameters):
             break
     return found
 
 
 def _signature(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """None of what is written in C."""
     try:
         return inspect.signature(target).parameters
     except (ValueError, TypeError):
         return None
+
+
+def _is_open(parameters: Mapping[str, inspect.Parameter] | None) -> bool:
+    return parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def build(
@@ -109,75 +93,122 @@ def build(
     path = str(node["_target_"])
     target = locate(path, group)
     known = takes(target)
-    signature = _signature(target)
-    open_ended = signature is None or any(p.kind is p.VAR_KEYWORD for p in signature.values())
     keys = {k: v for k, v in node.items() if k != "_target_" and (k not in common or (k in known and v is not None))}
-    offered = {k: v for k, v in injected.items() if k in known}
-
-    unknown = [] if open_ended else [k for k in keys if k not in known]
-    # `model=mlp model._target_=my.Net` keeps the keys of mlp.yaml, which are no mistake
-    aside = [k for k in unknown if path not in SHIPPED and k in _shipped_keys(group)]
-    if unknown := [k for k in unknown if k not in aside]:
-        valid = [k for k in known if k not in offered and k != "self"]
+    offered = {k: v for k, v in injected.items() if k in known and keys.get(k) is None}
+    keys = {k: v for k, v in keys.items() if k not in offered}
+    unknown = [] if _is_open(_signature(target)) else [k for k in keys if k not in known]
+    if unknown:
+        valid = [k for k in known if k not in injected and k != "self"]
         raise UserError(
-            f"{_listed(group, unknown)}: {path} does not take {_them(unknown)}{nearest(unknown[0], valid)}\n"
+            f"{_listed(group, unknown)}: not taken by {path}{nearest(unknown[0], valid)}\n"
             f"It takes: {', '.join(valid) or 'nothing'}"
         )
-    if aside:
-        log.info("note: %s not used: %s does not take %s", _listed(group, aside), path, _them(aside))
-        keys = {k: v for k, v in keys.items() if k not in aside}
     required = [k for k, p in known.items() if p.default is p.empty and k not in keys and k not in offered]
     if required:
-        raise UserError(f"{_listed(group, required)}: {path} needs {_them(required)}; set it, or give a default")
-
-    offered = {k: v for k, v in offered.items() if k not in keys or keys[k] is None}
-    keys = {k: v for k, v in keys.items() if k not in offered}
+        raise UserError(f"{_listed(group, required)}: needed by {path}; set it, or give a default")
     try:
         # partial, since OmegaConf would copy what is injected (tensors, catalogs)
         factory = instantiate({"_target_": path, **keys}, _partial_=True, _convert_="all")
         return factory(**offered)
     except UserError:
         raise
-    except InstantiationException as error:
-        cause = error.__cause__ or error
+    except Exception as error:
+        cause = (error.__cause__ if isinstance(error, InstantiationException) else None) or error
         if isinstance(cause, UserError):
             raise cause from None
-        raise _unbuilt(error, cause, group, path) from error
-    except Exception as error:
-        raise UserError(f"{group}: {path}(...) failed with {_first_line(error)}") from error
+        within = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+        key = f"{group}.{within[1]}" if within else group
+        hint = "\nTo pass a nested function or class itself, add _partial_=true" if within else ""
+        raise UserError(f"{key}: {path}(...) failed with {first_line(cause)}{hint}") from error
 
 
-def _unbuilt(error: Exception, cause: BaseException, group: str, path: str) -> UserError:
-    """Names the node that could not be built, which may lie within this one."""
-    within = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
-    named = re.search(r"target '([^']+)'", str(error))
-    hint = ""
-    if within and named:
-        group, path = f"{group}.{within[1]}", named[1]
-        try:
-            function = not inspect.isclass(locate(path, group))
-        except UserError as reason:
-            return reason
-        if function and isinstance(cause, TypeError):
-            hint = "\nA function is called when the node is built; to pass the function itself, add _partial_=true"
-    return UserError(f"{group}: {path} cannot be built: {_first_line(cause)}{hint}")
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Type and text of an error."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no text'])[0]}"
-
-
-def _shipped_keys(group: str) -> set[str]:
-    """Keys of the group's options in conf/."""
-    library = {"optimizer": "torch.optim.", "scheduler": "torch.optim.lr_scheduler.", "loader": "torch.utils.data."}
-    own = "feedrate.trainer.schedule." if group == "scheduler" else f"feedrate.{group}."
-    schemas = [schema for path, schema in SHIPPED.items() if path.startswith((own, library.get(group, own)))]
-    return {key for schema in schemas for key in common_keys(schema)}
 
 
 def _listed(group: str, keys: Collection[str]) -> str:
     return ", ".join(f"{group}.{key}" for key in keys)
 
 
-def _them(keys: Collection[str]) -> str:
-    return "it" if len(keys) == 1 else "them"
+# ---------------------------------------------------------------------------------------------------------
+# Targets that are allowed
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = (), *, own: bool = False) -> None:
+    """Checks every `_target_`, nested ones too, before any is imported.
+
+    Allowed are what conf/ ships, feedrate's models, datasets and loaders, and the modules, optimizers and schedulers in
+    torch.nn, torch.optim and torch.optim.lr_scheduler. Hydra's own block list allows torch.load, Path.unlink and open.
+
+    Args:
+        nodes: configuration nodes by name, plain containers without interpolations.
+        allow: further import paths.
+        own: also allow classes defined in files of this repository, which made the run.
+
+    Raises:
+        UserError: names the targets that are not allowed, and the key that allows them.
+    """
+    foreign: dict[str, str] = {}
+    for key, value in _scalars(nodes, ""):
+        if "${" in str(value):
+            raise UserError(f"{key}={value}: an interpolation in a restored configuration is refused; write its value")
+        if "_target_" in key.split(".") and not (
+            value in SHIPPED or value in allow or _is_allowed(str(value), own=own)
+        ):
+            foreign[key] = str(value)
+    if foreign:
+        named = ", ".join(f"{key}={value}" for key, value in foreign.items())
+        raise UserError(
+            f"{named}: the run's configuration names code that Feedrate does not ship; "
+            f"if you trust it, add allow=[{','.join(dict.fromkeys([*allow, *foreign.values()]))}]"
+        )
+
+
+def _scalars(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every scalar with its dotted key."""
+    if isinstance(value, (Mapping, list, tuple)):
+        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _scalars(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _is_allowed(path: str, *, own: bool) -> bool:
+    """Whether it is a class of feedrate or torch of a kind that configurations build, or one of the user's own here.
+
+    The kind counts, since feedrate.runs.provenance.subprocess.run is an import path too.
+    """
+    module, _, name = path.rpartition(".")
+    package = path.partition(".")[0]
+    if not module or not all(part.isidentifier() and not part.startswith("_") for part in path.split(".")):
+        return False
+    if module not in _TORCH and package != "feedrate":
+        return own and package not in _OURS and _lies_here(path)
+    from torch import nn, optim
+    from torch.utils.data import DataLoader, Dataset
+
+    kinds = (nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, Dataset, DataLoader)
+    try:
+        found = locate(path, name)
+    except UserError:
+        return False
+    return inspect.isclass(found) and issubclass(found, kinds) and found.__module__.startswith(f"{package}.")
+
+
+def _lies_here(path: str) -> bool:
+    """Whether it is a class in a file of this repository; imports nothing from elsewhere."""
+    spec = PathFinder.find_spec(path.partition(".")[0])
+    places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    if not places or not all(map(_is_of_repository, places)):
+        return False
+    target = locate(path, path)
+    return inspect.isclass(target) and _is_of_repository(getattr(sys.modules.get(target.__module__), "__file__", None))
+
+
+def _is_of_repository(file: str | None) -> bool:
+    path = Path(file or "/").resolve()
+    environment = Path(sys.prefix).resolve()
+    installed = "site-packages" in path.parts or (environment.is_relative_to(ROOT) and path.is_relative_to(environment))
+    return path.is_relative_to(ROOT) and not installed

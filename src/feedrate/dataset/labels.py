@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -61,19 +61,13 @@ def read_texts(
     Raises:
         UserError: as `read_labels`; also where a label is missing: '', and among numbers 'NA' and the like.
     """
-    texts = set().union(*labels.values())
-    lone = _lone(texts)
-    every = _all_numbers(texts) if lone is None else _all_numbers(list(map(str, lone.values())))
-    if every is not None and (task == "regression" or (task == "auto" and (every != np.floor(every)).any())):
-        note = "labels: some numbers are written in several ways, such as {}, and count as one quantity; "
-        note += "dataset.task=classification takes each text as a class"
-        numbers = {text: float(text) for text in texts} if lone is None else lone
-        notes = _same_number(numbers, note) if len(np.unique(every)) < len(texts) else []
-        quantities = {name: [float(numbers[text]) for text in those] for name, those in labels.items()}
-        return _noted(read_labels(quantities, partition, task), notes)
-    typed: dict[str, Any] = lone or {text: _typed(text) for text in texts}
-    if texts - _NO_NUMBER <= _TRUTH.keys():
-        typed |= {text: _TRUTH[text] for text in texts & _TRUTH.keys()}
+    texts = list(set().union(*labels.values()))
+    lists = [_typed(text) for text in texts]
+    found = single({"": lists})[""]
+    lone = found is not lists  # all are lists of one value
+    typed: dict[str, Any] = dict(zip(texts, found, strict=True))
+    if typed.keys() - _NO_NUMBER <= _TRUTH.keys():
+        typed |= {text: value for text, value in _TRUTH.items() if text in typed}
     numbers = {text: value for text, value in typed.items() if _number(value) or lone}
     words = {text for text, value in typed.items() if type(value) is str}
     none = words if words <= _NO_NUMBER and len(words) < len(texts) else words & {""}
@@ -82,38 +76,18 @@ def read_texts(
         IDs = [ID for ID, text in pairs if text in none]
         raise UserError(offence("labels: IDs without a label", IDs, "write their labels, or take out their rows"))
     values = {name: [typed[text] for text in those] for name, those in labels.items()}
-    if len(numbers) == len(texts):
-        whole = all(type(value) in (int, bool) for value in numbers.values())
-        if len(set(numbers.values())) == len(texts) and (whole or all(map(_fits, numbers.values()))):
-            form = "{}" if lone is None else "[{}]"
-            exact = whole and all(form.format(v).lower() == text and abs(v) < 2**63 for text, v in numbers.items())
-            return read_labels(values, partition, task, {} if exact else {v: text for text, v in numbers.items()})
-        note = "labels: some texts are the same number, such as {}; each is a class of its own"
-        notes = _same_number(numbers, note) if len(set(numbers.values())) < len(texts) else []
-        return _noted(read_labels(labels, partition, task), notes)
     fraction = any(value % 1 > 0 for value in numbers.values())
     if len(words) + len(numbers) < len(texts) or task == "regression" or (task == "auto" and fraction):
-        return read_labels(values, partition, task)  # vectors, or an error with the reason
-    return _noted(read_labels(labels, partition, task), _odd_kinds(values, partition) if numbers else [])
-
-
-def _lone(texts: Collection[str]) -> dict[str, Any] | None:
-    """The number or truth value of each text where all are lists of one; else None."""
-    if not all(text.lstrip().startswith("[") for text in texts):
-        return None
-    lists = [_typed(text) for text in texts]
-    found = single({"": lists})[""]
-    return None if found is lists else dict(zip(texts, found, strict=True))
-
-
-def _all_numbers(texts: Collection[str]) -> np.ndarray | None:
-    """(N,) float64 where all texts are numbers, else None; faster than `_typed`."""
-    if _NOT_IN_NUMBERS.search("".join(texts)):
-        return None
-    try:
-        return np.fromiter(map(float, texts), dtype=np.float64, count=len(texts))
-    except ValueError:
-        return None
+        return read_labels(values, partition, task)
+    if len(set(numbers.values())) == len(texts) and all(type(v) is not float or _fits(v) for v in numbers.values()):
+        form = "[{}]" if lone else "{}"
+        exact = all(type(v) is not float and form.format(v).lower() == text for text, v in numbers.items())
+        small = all(abs(value) < 2**63 for value in numbers.values())
+        return read_labels(
+            values, partition, task, {} if exact and small else {value: text for text, value in numbers.items()}
+        )
+    targets, tensors = read_labels(labels, partition, task)
+    return replace(targets, notes=(*_odd_kinds(values, partition), *targets.notes)), tensors
 
 
 def _typed(text: str) -> Any:
@@ -125,17 +99,6 @@ def _typed(text: str) -> Any:
     except (ValueError, RecursionError):  # also more digits than Python converts
         return text
     return value if isinstance(value, list) and all(type(x) in (int, float, bool) for x in value) else text
-
-
-def _same_number(numbers: Mapping[str, float], note: str) -> list[str]:
-    """The note, with two texts that are the same number."""
-    first: dict[float, str] = {}
-    pair = next((first[v], text) for text, v in sorted(numbers.items()) if first.setdefault(v, text) != text)
-    return [note.format(" and ".join(map(_shown, pair)))]
-
-
-def _noted(found: tuple[Targets, dict[str, Tensor]], notes: list[str]) -> tuple[Targets, dict[str, Tensor]]:
-    return replace(found[0], notes=(*notes, *found[0].notes)), found[1]
 
 
 def read_labels(
@@ -158,36 +121,35 @@ def read_labels(
     Raises:
         UserError: naming the first ID whose label does not fit the others.
     """
+
+    def error(odd: Callable[[Any], bool], rule: str) -> UserError:
+        ID, value = _first(labels, partition, odd)
+        return UserError(f"labels: ID {ID!r} has the label {_shown(value)}; {rule}")
+
     labels = single(labels)
     kinds = {type(value) for values in labels.values() for value in values}
     if wrong := kinds - {int, float, str, bool, list}:
         rule = "give it a number, a text, true, false or a list of numbers, or take the ID out of the partition"
-        raise _error(labels, partition, lambda value: type(value) in wrong, rule)
-    if str in kinds and not all(encodable("".join(set(map(_text, of)))) for of in labels.values()):
+        raise error(lambda value: type(value) in wrong, rule)
+    texts = {value for values in labels.values() for value in values if type(value) is str}
+    if not encodable("".join(texts)):
         rule = "it is no valid Unicode; rename the class"
-        raise _error(labels, partition, lambda value: not encodable(_text(value)), rule)
+        raise error(lambda value: type(value) is str and not encodable(value), rule)
     if list in kinds:
-        return _vectors(labels, partition, task)
-    numeric = kinds <= {int, float}
-    if numeric and (float in kinds or task == "regression"):
-        numbers = {name: _numbers(values, partition[name]) for name, values in labels.items()}
-        if task == "regression" or (task == "auto" and any((v != np.floor(v)).any() for v in numbers.values())):
-            return Targets("regression", None, 1), {
-                name: torch.from_numpy(values.astype(np.float32)) for name, values in numbers.items()
-            }
-    elif task == "regression":
-        raise _error(labels, partition, lambda v: not _number(v), "dataset.task=regression needs numbers")
-    elif float in kinds:
-        floats = [value for values in labels.values() for value in values if type(value) is float]
-        if not all(map(_fits, floats)):
-            raise _error(labels, partition, lambda v: type(v) is float and not _fits(v), f"labels must be {_FINITE}")
-        if task == "auto" and any(value % 1 for value in floats):
-            counts = Counter(_number(value) for values in labels.values() for value in values)
-            if counts[True] < counts[False]:
-                rule = "others are no numbers; give no number, or set dataset.task=classification"
-                raise _error(labels, partition, lambda v: type(v) is float and v % 1 != 0, rule)
-            rule = "others are numbers with a fraction; give numbers only, or set dataset.task=classification"
-            raise _error(labels, partition, lambda v: not _number(v), rule)
+        return _vectors(labels, partition, task, error)
+    floats = [value for values in labels.values() for value in values if type(value) is float]
+    quantity = task == "regression" or (task == "auto" and any(value % 1 > 0 for value in floats))
+    checked = (int, float) if quantity else (float,)
+    if any(type(value) in checked and not _fits(value) for values in labels.values() for value in values):
+        raise error(lambda value: type(value) in checked and not _fits(value), f"labels must be {_FINITE}")
+    if quantity and kinds <= {int, float}:
+        return Targets("regression", None, 1), {name: _float32(values) for name, values in labels.items()}
+    if quantity:
+        counts = Counter(_number(value) for values in labels.values() for value in values)
+        more_numbers = counts[True] >= counts[False] or task == "regression"
+        rule = "numbers with a fraction are mixed with others; give numbers only, or set dataset.task=classification"
+        rule = "dataset.task=regression needs numbers" if task == "regression" else rule
+        raise error(lambda value: not _number(value) if more_numbers else type(value) is float and value % 1 > 0, rule)
     return _classes(labels, partition, kinds, task, names or {})
 
 
@@ -202,11 +164,13 @@ def single(labels: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
 
 
 def _vectors(
-    labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], task: str
+    labels: Mapping[str, Sequence[Any]],
+    partition: Mapping[str, Sequence[str]],
+    task: str,
+    error: Callable[[Callable[[Any], bool], str], UserError],
 ) -> tuple[Targets, dict[str, Tensor]]:
     if task == "classification":
-        rule = "dataset.task=classification needs one class for each ID"
-        raise _error(labels, partition, lambda v: isinstance(v, list), rule)
+        raise error(lambda v: isinstance(v, list), "dataset.task=classification needs one class for each ID")
     listed, first = _first(labels, partition, lambda v: isinstance(v, list))
     length = len(first)
     kinds = (bool,) if first and type(first[0]) is bool else (int, float)  # true and false are 1 and 0, if not mixed
@@ -215,13 +179,15 @@ def _vectors(
         return isinstance(value, list) and len(value) == length and all(type(x) in kinds and _fits(x) for x in value)
 
     if length == 0:
-        raise _error(labels, partition, lambda v: v == [], "a vector needs at least one number")
+        raise error(lambda v: v == [], "a vector needs at least one number")
     if not all(fits(value) for values in labels.values() for value in values):
         rule = f"as that of ID {listed!r} is a list of {length}, each label must be a list of {length} numbers, "
-        raise _error(labels, partition, lambda v: not fits(v), rule + _FINITE)
-    return Targets("regression", None, length), {
-        name: torch.from_numpy(np.asarray(values, dtype=np.float32)) for name, values in labels.items()
-    }
+        raise error(lambda v: not fits(v), rule + _FINITE)
+    return Targets("regression", None, length), {name: _float32(values) for name, values in labels.items()}
+
+
+def _float32(values: Sequence[Any]) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float64).astype(np.float32))
 
 
 def _classes(
@@ -245,8 +211,6 @@ def _classes(
         listed = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         count = "1 class" if len(unseen) == 1 else f"{len(unseen):,} classes"
         notes.append(f"labels: {count} without a training sample ({listed}); the model cannot learn them")
-    if len(ordered) == 1:
-        notes.append(f"labels: every sample has the class {_shown(names[0])}, so there is nothing to learn")
     total = sum(map(len, labels.values()))
     if len(ordered) >= MANY and 2 * len(ordered) > total:
         quantity = "; dataset.task=regression takes them as quantities" if numeric and task == "auto" else ""
@@ -285,20 +249,6 @@ def _nearly_alike(labels: Mapping[str, Sequence[Any]]) -> list[str]:
     ]
 
 
-def _numbers(values: Sequence[Any], list_IDs: Sequence[str]) -> np.ndarray:
-    """(N,) float64, each within what float32 can hold."""
-    try:
-        numbers = np.fromiter(values, dtype=np.float64, count=len(values))
-        wrong = np.flatnonzero(~(np.abs(numbers) <= _LARGEST))
-    except OverflowError:  # a whole number beyond float64
-        wrong = np.array([index for index, value in enumerate(values) if not _fits(value)])
-    if len(wrong):
-        index = int(wrong[0])
-        shown = f"{_shown(values[index])} ({len(wrong):,} such labels in all)"
-        raise UserError(f"labels: ID {list_IDs[index]!r} has the label {shown}; labels must be {_FINITE}")
-    return numbers
-
-
 def _fits(value: float) -> bool:
     return -_LARGEST <= value <= _LARGEST
 
@@ -321,10 +271,6 @@ def same(y: Any, label: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return type(value) in (int, float)
-
-
-def _text(value: Any) -> str:
-    return value if type(value) is str else ""
 
 
 def _kind(value: Any) -> str:
@@ -356,10 +302,3 @@ def _first(
     """ID and value of the first label for which `odd` is true."""
     pairs = (pair for name, values in labels.items() for pair in zip(partition[name], values, strict=True))
     return next(pair for pair in pairs if odd(pair[1]))
-
-
-def _error(
-    labels: Mapping[str, Sequence[Any]], partition: Mapping[str, Sequence[str]], odd: Callable[[Any], bool], rule: str
-) -> UserError:
-    ID, value = _first(labels, partition, odd)
-    return UserError(f"labels: ID {ID!r} has the label {_shown(value)}; {rule}")

@@ -61,7 +61,7 @@ class Packed(Dataset[tuple[Any, Any]]):
             if value not in known:
                 raise UserError(f"dataset.{key}={value}: must be {', '.join(known[:-1])} or {known[-1]}")
         self.root = str(resolve_path(root))
-        index = Index.complete(Path(self.root))
+        index = Index.read(Path(self.root))
         if partition not in index.partition:
             raise UserError(f"{self.root}: has no partition {partition!r}; packed are {', '.join(index.partition)}")
         if not isinstance(list_IDs, IDs) or not isinstance(labels, Labels):
@@ -77,7 +77,7 @@ class Packed(Dataset[tuple[Any, Any]]):
     @classmethod
     def catalog(cls, root: Path, task: str = "auto") -> Catalog:
         """Partition and labels of a folder, read from its shards; see Index.catalog."""
-        return Index.complete(root).catalog(root, task)
+        return Index.read(root).catalog(root, task)
 
     def __len__(self) -> int:
         return len(self.list_IDs)
@@ -87,7 +87,7 @@ class Packed(Dataset[tuple[Any, Any]]):
         shard, row = self._shards[index // self._rows], index % self._rows
         try:
             X = torch.empty(shard.shape(row), dtype=self._X.torch_dtype)
-            self._copy(shard, row, memory_of(X))
+            shard.copy(row, memory_of(X), self.verify)
         except Damaged as error:
             raise sample_error(shard, self.list_IDs, index, error) from None
         return self.from_X(index, X)
@@ -150,15 +150,10 @@ class Packed(Dataset[tuple[Any, Any]]):
                     into[at * n : at * n + n] = opened.memory[row * n : row * n + n]  # type: ignore[index]
                 return X
             for at, (shard, row) in enumerate(zip(shards, rows, strict=True)):
-                self._copy(shard, row, into[at * n : at * n + n])
+                shard.copy(row, into[at * n : at * n + n], self.verify)
             return X
         except Damaged as error:
             raise sample_error(shards[at], self.list_IDs, int(indices[at]), error) from None
-
-    def _copy(self, shard: Shard, row: int, into: memoryview) -> None:
-        shard.copy(row, into)
-        if self.verify:
-            shard.check(row, into)
 
     def _labels(self, indices: np.ndarray) -> Any:
         picked = rows_of(self.labels, indices)

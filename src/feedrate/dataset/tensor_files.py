@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from feedrate.config import resolve_path
 from feedrate.dataset.formats.file_layout import learn_npy, learn_pt
-from feedrate.dataset.formats.file_template import npy_template, pt_template
 from feedrate.dataset.formats.memory import collated, in_range
 from feedrate.dataset.formats.npy_file import load_array
 from feedrate.dataset.formats.pt_file import load_tensor
@@ -75,7 +74,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
             self._cache = open_cache(Path(self.root), partition, self.list_IDs, first, verify == "crc")
 
     def _make_reader(self, verify: bool) -> SampleReader:
-        return SampleReader(partial(load_tensor, label_of=self._label_of), learn_pt, pt_template, verify)
+        return SampleReader(partial(load_tensor, label_of=self._label_of), learn_pt, verify)
 
     def __len__(self) -> int:
         return len(self.list_IDs)
@@ -153,7 +152,7 @@ class ArrayFiles(TensorFiles):
         super().__init__(list_IDs, labels, root, transform, cache=cache, partition=partition)
 
     def _make_reader(self, verify: bool) -> SampleReader:
-        return SampleReader(load_array, learn_npy, npy_template)
+        return SampleReader(load_array, learn_npy)
 
 
 def _label_of(list_IDs: IDs, labels: Mapping[str, Any], aligned: Tensor | list[Any]) -> Callable[[str], Any] | None:

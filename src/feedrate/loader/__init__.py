@@ -4,7 +4,6 @@ from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.build import build_loaders, close_loaders, start_loaders
 from feedrate.loader.engines import TRAITS
 from feedrate.loader.engines.lost_worker import lost_worker
-from feedrate.loader.engines.processes import receiving_threads
 from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.order import Order
 from feedrate.loader.report import Report, setup_of
@@ -24,7 +23,6 @@ __all__ = [
     "build_loaders",
     "close_loaders",
     "lost_worker",
-    "receiving_threads",
     "setup_of",
     "start_loaders",
     "with_info",

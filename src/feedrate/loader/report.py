@@ -12,7 +12,7 @@ from feedrate.loader.batch import BatchInfo
 from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
-from feedrate.timing.epoch_times import AT_ONCE, Setup, Steps
+from feedrate.timing.epoch_times import Setup, Steps
 from feedrate.timing.machine import FreeCores, Task
 from feedrate.timing.stages import clock_ns
 from feedrate.timing.verdict import Verdict, judge, undecided
@@ -25,7 +25,6 @@ def setup_of(loader: Any) -> Setup:
         traits=loader.traits,
         workers=loader.num_workers,
         prefetch=loader.prefetch_factor or 2,
-        batch_size=getattr(loader, "_batch", None) or loader.batch_size or 1,
         cores=float(usable_cores()),
         threadable=loader.threadable,
     )
@@ -46,10 +45,8 @@ class Report:
 
     def add(self, requested_ns: int, received_ns: int, info: BatchInfo, tasks: Callable[[], list[Task]]) -> None:
         """A batch was requested and received at these times; `tasks` are called now and then, see FreeCores."""
-        rows, samples = self._steps, len(info.request.indices)
-        rows.fresh.append((requested_ns, received_ns, received_ns, received_ns, samples, info.nbytes, info.timing))
-        if len(rows.fresh) == AT_ONCE:
-            rows.settle()
+        samples = len(info.request.indices)
+        self._steps.add(requested_ns, received_ns, received_ns, received_ns, samples, info.nbytes, info.timing)
         if self._free_cores.due:
             self._free_cores.look(tasks())
 
@@ -61,7 +58,7 @@ class Report:
         compute = np.append(times.requested[1:] - received[:-1], 0)[: len(received)]
         number = np.arange(len(received))
         steady = (number > 0) & (number < len(received) - 1)
-        return replace(times, compute=compute, elapsed=times.wait + compute, steady=steady)
+        return replace(times, compute=compute, steady=steady)
 
     @property
     def verdict(self) -> Verdict | None:

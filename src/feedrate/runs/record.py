@@ -20,7 +20,6 @@ from feedrate.system.device import single
 from feedrate.system.text import flatten
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
-from feedrate.tracking.point import points
 from feedrate.tracking.sweep import picture
 from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer.device import name_of
@@ -52,7 +51,7 @@ def record_resumed(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
     for epoch, metrics in enumerate(trainer.result.history):
         if epoch > known:
             best = trainer.result.best_figures() if epoch == trainer.result.best_epoch else {}
-            tracker.metrics(points({**metrics, **best}, epoch))
+            tracker.metrics({**metrics, **best}, epoch)
     tracker.tags({"feedrate.command": origin.command})
 
 
@@ -75,6 +74,7 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         "best_epoch": result.best_epoch + 1,
         "best": result.best,
         "verdict": asdict(verdict) if verdict else None,
+        "memory_growth": trainer.throughput.memory.notes(),
         "slow_samples": trainer.throughput.slow_samples(),
         "data_digest": trainer.data.digest,
         **{name: digest for name, digest in digests.items() if digest},
@@ -101,7 +101,7 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
     tracker.tags({f"feedrate.{name}": value for name, value in pruned(result.stopped).items()})
     if verdict is not None:
         trainer.record_verdict(verdict)
-        tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
+        tracker.metrics({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1)
     window = trainer.throughput.window()
     names = ["throughput", *(["timeline"] if window is not None else [])]
     note = run_note(
@@ -149,13 +149,15 @@ def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
 
 
 def verdict_words(trainer: Trainer, verdict: Verdict | None) -> str:
-    """The verdict, or why there is none."""
+    """The verdict, or why there is none, and a line for each memory that grew."""
     if verdict is not None:
-        return str(verdict)
-    if (times := trainer.throughput.times) is not None:
-        return undecided(times)
-    reached = trainer.result.stopped or f"trainer.max_epochs={trainer.config.max_epochs} is reached"
-    return f"nothing was left to train: {reached}"
+        words = str(verdict)
+    elif (times := trainer.throughput.times) is not None:
+        words = undecided(times)
+    else:
+        reached = trainer.result.stopped or f"trainer.max_epochs={trainer.config.max_epochs} is reached"
+        words = f"nothing was left to train: {reached}"
+    return "\n".join([words, *(f"note: {note}" for note in trainer.throughput.memory.notes())])
 
 
 def closing_line(trainer: Trainer, verdict: Verdict | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from feedrate.cli.allowed import check_targets
+from feedrate.cli.targets import check_targets
 from feedrate.config import ROOT, TrainerConfig, resolve_path, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError

@@ -142,7 +142,6 @@ class Run:
             self.config.tracking,
             run_name=run_name({**config, "dataset": data.name, "model": model}, self._overrides),
             run_folder=self.folder.path,
-            run_id=self._summary["run_id"],
             uploader=self._uploader,
         )
         for folder in self._dead:
@@ -205,13 +204,16 @@ class Run:
         facts: dict[str, Any] = {}
         verdict, trainer = None, self._trainer
         if trainer is not None:
+            from feedrate.runs import record
+
             engine = str(trainer.loaders["train"].engine)
             facts = {"engine": engine, "slow_samples": trainer.throughput.slow_samples()}
+            facts["memory_growth"] = trainer.throughput.memory.notes()
             if (verdict := trainer.verdict()) is not None:
                 facts["verdict"] = asdict(verdict)
         self._update(status=status, error=text, **facts)
-        if verdict is not None:
-            log.info("until then:\n%s", verdict)
+        if trainer is not None and verdict is not None:
+            log.info("until then:\n%s", record.verdict_words(trainer, verdict))
         if isinstance(error, (KeyboardInterrupt, LostWorker)) and (self.folder.checkpoints / "last.pt").exists():
             log.info("run folder  %s   (goes on with trainer.resume=auto)", self.folder.path)
         if trainer is not None and verdict is not None:

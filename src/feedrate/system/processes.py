@@ -14,17 +14,19 @@ from feedrate.errors import UserError
 from feedrate.system.signals import signals_blocked, signals_ignored
 
 T = TypeVar("T")
-_REPORT_S = 0.1
 
 
 def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Generator[tuple[int, Any], None, None]:
     """Runs `work(part)` for each part in its own process; yields the part's number and what the work yields.
 
-    Yields (-1, None) when nothing arrives for 0.1 s. Closed or interrupted, it kills the processes.
+    A single part runs in this process. Closed or interrupted, it kills the processes.
 
     Raises:
         UserError, OSError: raised by the work, or a process was killed.
     """
+    if len(parts) == 1:
+        yield from ((0, message) for message in work(parts[0]))
+        return
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     running: dict[Connection, tuple[int, Any]] = {}
     try:
@@ -36,8 +38,7 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
                 send.close()  # otherwise the worker's end would not close the pipe
                 running[receive] = number, process
         while running:
-            ready = wait(list(running), timeout=_REPORT_S)
-            for receive in ready:
+            for receive in wait(list(running)):
                 assert isinstance(receive, Connection)
                 try:
                     message = receive.recv()
@@ -47,8 +48,6 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
                 if isinstance(message, BaseException):
                     raise message
                 yield running[receive][0], message
-            if not ready:
-                yield -1, None
     finally:
         with signals_ignored():
             for _, process in running.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from feedrate.timing.epoch_times import EpochTimes, Setup
+from feedrate.timing.epoch_times import PARTS, EpochTimes, Setup
 from feedrate.timing.noise import block_noise
 from feedrate.timing.stages import STAGES
 
@@ -35,6 +35,9 @@ def metrics(times: EpochTimes, setup: Setup) -> dict[str, float]:
         "compute/step_ms_p50": np.median(times.compute[steady]) / 1e6,
         "compute/ceiling_samples_per_s": per_step / max(1.0, times.work_alone_ns(setup.threads)),
     }
+    if times.parts.any():  # means, which add up
+        parts_ms = times.parts[steady].mean(axis=0) / 1e6
+        found |= {f"compute/{name}_ms": ms for name, ms in zip(PARTS, parts_ms, strict=True)}
     if setup.free_cores is not None:
         found["compute/free_cores"] = setup.free_cores
     if (noise := block_noise(times.samples[steady], times.elapsed[steady])) is not None:
@@ -62,7 +65,7 @@ def loader_ns(times: EpochTimes, setup: Setup) -> float:
     load, receive = times.load_together_ns(setup.threads, setup.workers), times.receive_ns()
     if not setup.workers:
         return load + receive
-    cpu = float(times.load_cpu[times.counted].mean()) + receive + setup.receive_cpu_ns
+    cpu = float(times.load_cpu[times.counted].mean()) + receive
     cores = 1.0 if setup.threads and setup.workers > 1 and one_at_a_time(times, setup) else setup.cores
     pause = times.pause_ns(setup.workers * setup.prefetch) if setup.traits.has_processes else 0.0
     return max((load + pause) / setup.workers, receive, cpu / cores)

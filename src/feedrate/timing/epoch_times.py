@@ -1,14 +1,11 @@
-"""The step log of an epoch, and what follows from it: time per step, per load and per worker.
-
-Longer than other files, since the log's rows and the columns computed from them change together.
-"""
+"""The step log of an epoch, and what follows from it: time per step, per load and per worker."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
-from struct import Struct
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +17,11 @@ MIN_QUIET, MIN_QUIET_SHARE = 10, 0.05  # least number and share of steps without
 MIN_HELD = 3  # the same for threads, whose loader makes such steps on purpose
 APART = 0.25  # mean number of other batches being loaded, below which a batch counts as loaded alone
 USUAL = 95  # percentile of step lengths at which longer steps are cut off
-PARTS = ("wait", "transfer", "compute")  # of a step
-_INSTANTS = ("requested", "received", "on_device", "done")  # the parts lie between them
-_COLUMNS = (*_INSTANTS, "samples", "bytes", "begin", "end", "load_cpu", "worker")  # and the stages but fetch
-_ROW = Struct(f"={len(_COLUMNS) + len(STAGES) - 1}q")
+LAPS = ("wait", "transfer", "compute")  # of a step
+PARTS = ("forward", "backward", "optimizer")  # of compute; the rest is metrics
+_COLUMNS = ("requested", *LAPS, *PARTS, "samples", "bytes", "begin", "end", "load_cpu", "worker", *STAGES[1:])
 _UNKNOWN, _ZEROS = (0, 0, 0, MAIN_THREAD), (0,) * (4 + len(STAGES) - 1)  # values of a Load
+_NOTHING: Mapping[Any, int] = {}
 RECEIVE_S = 4e-4  # wall and CPU time to receive a batch from a process, where that was not measured
 LEAST_SHIFT = 0.05  # cores: least change of the free cores that can be measured
 SHIFTING = 0.1  # change of the free cores during a run, as a share, above which no gain is promised
@@ -34,37 +31,19 @@ AT_ONCE = 128  # steps packed together: code that runs once between two batches 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a run was measured with.
+    """What a run was measured with."""
 
-    Attributes:
-        engine: its name, for display.
-        traits: of the engine.
-        workers, prefetch, batch_size: as configured.
-        cores: free cores that the run can use, at least one.
-        usable_cores: cores by affinity and quota; 0 if unknown.
-        free_cores: mean number of cores that the run used or that were idle; None if unknown.
-        free_range: 10th and 90th percentile of the free cores; None if unknown.
-        worker_mb: own memory of a worker process, 0 if unknown.
-        worker_delay_s: seconds in which workers were ready to run but had no core, summed.
-        receive_cpu_ns: mean CPU time per batch of helper threads that receive batches from processes.
-        threadable: whether the dataset allows threads; known where there are no workers.
-        packable: the override that makes later epochs read shards, empty if there is none.
-    """
-
-    engine: str
+    engine: str  # for display
     traits: EngineTraits
     workers: int
     prefetch: int
-    batch_size: int
-    cores: float
-    usable_cores: int = 0
-    free_cores: float | None = None
-    free_range: tuple[float, float] | None = None
-    worker_mb: float = 0.0
-    worker_delay_s: float = 0.0
-    receive_cpu_ns: float = 0.0
-    threadable: bool = False
-    packable: str = ""
+    cores: float  # free ones that the run can use, at least one
+    usable_cores: int = 0  # by affinity and quota; 0 if unknown
+    free_cores: float | None = None  # mean number that the run used or that were idle; None if unknown
+    free_range: tuple[float, float] | None = None  # their 10th and 90th percentile
+    worker_delay_s: float = 0.0  # time in which workers were ready to run but had no core, summed
+    threadable: bool = False  # whether the dataset allows threads; known where there are no workers
+    packable: str = ""  # the override that makes later epochs read shards, if there is one
 
     @property
     def shifting(self) -> bool:
@@ -92,116 +71,108 @@ class Steps:
         warmup: steps that are not steady; nor is the first of each batch size, for which memory is allocated and
             torch.compile compiles.
         seen_sizes: batch sizes of earlier epochs.
-
-    Attributes:
-        fresh: latest rows, tuples of (requested, received, on_device, done, samples, bytes, timing): when the batch was
-            requested, received and on the device and when its step ended; `timing` holds the values of its Load, or
-            None. The writer appends to the list, and calls `settle` every AT_ONCE rows.
     """
 
     def __init__(self, warmup: int = 0, seen_sizes: Iterable[int] = ()) -> None:
-        self.fresh: list[tuple[int, int, int, int, int, int, tuple[int, ...] | None]] = []
-        self._rows = bytearray()
-        self._summed = 0  # steps that `_spent` includes
-        self._spent: tuple[int, ...] = (0, 0, 0)
+        self._fresh: list[tuple[Any, ...]] = []
+        self._table = np.empty((AT_ONCE, len(_COLUMNS)), dtype=np.int64)
+        self._packed = 0  # rows of the table in use
         self._warmup, self._seen_sizes = warmup, list(seen_sizes)
 
     def __len__(self) -> int:
-        return len(self._rows) // _ROW.size + len(self.fresh)
+        return self._packed + len(self._fresh)
 
-    def settle(self) -> None:
-        """Packs the fresh rows."""
-        packed = []
-        for *row, timing in self.fresh:
+    def add(
+        self,
+        requested: int,
+        received: int,
+        on_device: int,
+        done: int,
+        samples: int,
+        nbytes: int,
+        timing: tuple[int, ...] | None = None,
+        ends: Mapping[str, int] = _NOTHING,
+    ) -> None:
+        """Adds a step, by the instants at which the batch was requested, received and on the device, and the step done.
+
+        Args:
+            timing: values of its Load, if known.
+            ends: instants at which the step's PARTS ended; those that are missing took no time.
+        """
+        self._fresh.append((requested, received, on_device, done, samples, nbytes, timing, ends))
+        if len(self._fresh) == AT_ONCE:
+            self._pack()
+
+    def _pack(self) -> None:
+        rows = []
+        for requested, received, on_device, done, samples, nbytes, timing, ends in self._fresh:
+            forward = ends.get("forward", on_device)
+            backward = ends.get("backward", forward)
+            laps = received - requested, on_device - received, done - on_device
+            parts = forward - on_device, backward - forward, ends.get("optimizer", backward) - backward
             load = timing or _UNKNOWN
-            packed.append(_ROW.pack(*row, *load, *_ZEROS[len(load) :]))
-        self._rows += b"".join(packed)
-        self.fresh.clear()
-
-    def spent(self) -> tuple[int, ...]:
-        """Total wait, transfer and compute, nanoseconds."""
-        columns = self.columns(len(self) - self._summed)
-        self._spent = tuple(before + int(columns[part].sum()) for before, part in zip(self._spent, PARTS, strict=True))
-        self._summed = len(self)
-        return self._spent
+            rows.append((requested, *laps, *parts, samples, nbytes, *load, *_ZEROS[len(load) :]))
+        if not rows:
+            return
+        begin, self._packed = self._packed, self._packed + len(rows)
+        if self._packed > len(self._table):
+            self._table = np.resize(self._table, (2 * self._packed, len(_COLUMNS)))
+        self._table[begin : self._packed] = rows
+        self._fresh.clear()
 
     def columns(self, last: int) -> dict[str, np.ndarray]:
         """Columns of the last steps by their names in EpochTimes, (steps,) int64 each."""
-        return _columns(self._table(last))
+        self._pack()
+        rows = self._table[max(0, self._packed - last) : self._packed]
+        return dict(zip(_COLUMNS, rows.T.copy(), strict=True))
 
-    def _table(self, last: int) -> np.ndarray:
-        self.settle()
-        rows = self._rows[max(0, len(self) - last) * _ROW.size :]  # a copy: a bytearray in use could not grow
-        return np.frombuffer(rows, dtype=np.int64).reshape(-1, len(_COLUMNS) + len(STAGES) - 1)
-
-    def times(
-        self, cpu: Sequence[tuple[int, int]] = (), evaluation_s: float = 0.0, checkpoint_s: float = 0.0
-    ) -> EpochTimes:
+    def times(self, cpu: Mapping[int, int] = _NOTHING) -> EpochTimes:
         """The times so far.
 
         Args:
-            cpu: (steps, ns) pairs: CPU time of this process by the end of that many steps; the last is of all steps.
+            cpu: CPU time of this process by the end of that many steps, ns.
         """
-        table = self._table(len(self))
-        columns = _columns(table)
-        elapsed = columns["wait"] + columns["transfer"] + columns["compute"]
-        marked, load = table[:, len(_COLUMNS) :], columns["end"] - columns["begin"]
-        sizes, first = np.unique(columns["samples"], return_index=True)
-        steady = np.arange(len(elapsed)) >= self._warmup
+        found = self.columns(len(self))
+        marked = np.column_stack([found.pop(name) for name in STAGES[1:]])
+        parts = np.column_stack([found.pop(name) for name in PARTS])
+        sizes, first = np.unique(found["samples"], return_index=True)
+        steady = np.arange(len(marked)) >= self._warmup
         steady[first[~np.isin(sizes, self._seen_sizes)]] = False
+        fetched = found["end"] - found["begin"] - marked.sum(axis=1)
+        ends = np.concatenate([[0], np.cumsum(found["wait"] + found["transfer"] + found["compute"])])
         return EpochTimes(
-            **columns,
-            elapsed=elapsed,
-            cpu=_cpu_by_step(cpu, elapsed),
-            stages=np.column_stack([load - marked.sum(axis=1), marked]),
+            **found,
+            cpu=np.diff(np.interp(ends, ends[[0, *cpu]], [0, *cpu.values()])),
+            parts=parts,
+            stages=np.column_stack([fetched, marked]),
             steady=steady,
-            evaluation_s=evaluation_s,
-            checkpoint_s=checkpoint_s,
         )
 
 
-def _columns(table: np.ndarray) -> dict[str, np.ndarray]:
-    kept = {name: table[:, at].copy() for at, name in enumerate(_COLUMNS) if name not in _INSTANTS[1:]}
-    return kept | {name: table[:, at + 1] - table[:, at] for at, name in enumerate(PARTS)}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochTimes:
-    """Times of an epoch's steps; each array is (steps,) int64 nanoseconds unless stated.
+    """Times of an epoch's steps; each array is (steps,) int64 nanoseconds unless stated."""
 
-    Attributes:
-        requested: instant at which the loop requested the batch.
-        wait: time the loop waited for it; on an accelerator at most the device's idle gap.
-        transfer: host time to move it to the device; on an accelerator the rest of the gap.
-        compute: the step; on an accelerator by device events.
-        elapsed: the whole step.
-        cpu: float64, CPU time of this process, all threads; measured over many steps, shared by their length.
-        begin, end: start and end of its loading; both 0 if unknown.
-        load_cpu: CPU time of its loading.
-        worker: number of the worker, -1 for the main thread.
-        stages: (steps, stages), loading time by STAGES.
-        samples: samples of the batch.
-        bytes: bytes of the batch.
-        steady: (steps,) bool, False for warm-up and for the first step of each batch size.
-        evaluation_s, checkpoint_s: seconds outside of the steps.
-    """
-
-    requested: np.ndarray
-    wait: np.ndarray
-    transfer: np.ndarray
-    compute: np.ndarray
-    elapsed: np.ndarray
-    cpu: np.ndarray
-    begin: np.ndarray
+    requested: np.ndarray  # instant at which the loop requested the batch
+    wait: np.ndarray  # time the loop waited for it; on an accelerator at most the device's idle gap
+    transfer: np.ndarray  # host time to move it to the device; on an accelerator the rest of the gap
+    compute: np.ndarray  # the step; on an accelerator by device events
+    parts: np.ndarray  # (steps, PARTS), parts of the step; all 0 if unknown
+    cpu: np.ndarray  # float64, CPU time of this process, all threads; measured over many steps, shared by their length
+    begin: np.ndarray  # start of its loading; 0 if unknown
     end: np.ndarray
-    load_cpu: np.ndarray
-    worker: np.ndarray
-    stages: np.ndarray
+    load_cpu: np.ndarray  # CPU time of its loading
+    worker: np.ndarray  # number of the worker, -1 for the main thread
+    stages: np.ndarray  # (steps, STAGES), loading time
     samples: np.ndarray
     bytes: np.ndarray
-    steady: np.ndarray
-    evaluation_s: float
-    checkpoint_s: float
+    steady: np.ndarray  # bool, False for warm-up and for the first step of each batch size
+
+    @cached_property
+    def elapsed(self) -> np.ndarray:
+        """The whole step."""
+        elapsed: np.ndarray = self.wait + self.transfer + self.compute
+        return elapsed
 
     @property
     def counted(self) -> np.ndarray:
@@ -241,14 +212,10 @@ class EpochTimes:
             ready[: steps - ahead] += loaded
         return ready
 
-    def mean_wait_ms(self) -> float:
-        """Mean wait of a steady step."""
-        return float(self.wait[self.counted].mean() / 1e6) if self.counted.size else 0.0
-
     @cached_property
     def work(self) -> np.ndarray:
         """The step without its wait."""
-        work: np.ndarray = self.elapsed - self.wait
+        work: np.ndarray = self.transfer + self.compute
         return work
 
     @cached_property
@@ -339,25 +306,6 @@ class EpochTimes:
         from_workers = self.known and int(self.worker[self.counted].max()) > MAIN_THREAD
         return min(float(received.min()), 1e9 * RECEIVE_S) if from_workers else float(received.min())
 
-    def way_ns(self) -> float:
-        """Median time from the end of loading until a batch can be received, of those waited for; 0 if too few."""
-        late = self.counted & (self.ready <= 1) & (self.wait > 1e9 * RECEIVE_S)
-        if late.sum() < MIN_HELD:
-            return 0.0
-        return max(0.0, float(np.median((self.requested + self.wait - self.end)[late])) - self.receive_ns())
-
-
-def _cpu_by_step(cpu: Sequence[tuple[int, int]], elapsed: np.ndarray) -> np.ndarray:
-    """(steps,) float64: CPU time measured over many steps, shared by their length."""
-    shares = np.zeros(len(elapsed))
-    begin = before = 0
-    for end, ns in cpu:
-        if end > begin:
-            part = slice(begin, end)
-            shares[part] = elapsed[part] * ((ns - before) / max(1, elapsed[part].sum()))
-            begin, before = end, ns
-    return shares
-
 
 def _others(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Mean number of other batches that were being loaded while each was."""
@@ -370,24 +318,15 @@ def _others(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     return others - 1
 
 
-def _arrays(times: EpochTimes) -> dict[str, np.ndarray]:
-    values = {each.name: getattr(times, each.name) for each in fields(EpochTimes)}
-    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-
-
-def joined(parts: Iterable[EpochTimes]) -> EpochTimes:
+def joined(epochs: Iterable[EpochTimes]) -> EpochTimes:
     """Several epochs, at least one, as one."""
-    parts = list(parts)
-    if len(parts) == 1:
-        return parts[0]
-    arrays = [_arrays(part) for part in parts]
-    return EpochTimes(
-        **{name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]},
-        evaluation_s=sum(part.evaluation_s for part in parts),
-        checkpoint_s=sum(part.checkpoint_s for part in parts),
-    )
+    epochs = list(epochs)
+    return EpochTimes(**{each.name: np.concatenate([getattr(one, each.name) for one in epochs]) for each in _FIELDS})
 
 
 def cut(times: EpochTimes, steps: slice) -> EpochTimes:
     """Some of the steps."""
-    return replace(times, **{name: value[steps] for name, value in _arrays(times).items()})  # type: ignore[arg-type]
+    return EpochTimes(**{each.name: getattr(times, each.name)[steps] for each in _FIELDS})
+
+
+_FIELDS = fields(EpochTimes)

@@ -9,26 +9,13 @@ from heapq import heapreplace
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What one batch costs, in seconds, where every thread has a core.
+    """What one batch costs, in seconds, where every thread has a core."""
 
-    Attributes:
-        load: loading in a worker, batch by batch.
-        step: everything the training loop does with it except waiting, batch by batch.
-        load_cpu: mean CPU time of `load`.
-        step_cpu: mean CPU time of the main process, all threads.
-        receive: time the main process takes to receive it from a worker.
-        way: time it is in flight before that, while the worker loads the next one.
-    """
-
-    load: Sequence[float]
-    step: Sequence[float]
-    load_cpu: float
-    step_cpu: float
-    receive: float
-    way: float = 0.0
-
-    def __post_init__(self) -> None:
-        assert len(self.load) == len(self.step) > 0
+    load: Sequence[float]  # loading in a worker, batch by batch
+    step: Sequence[float]  # everything the training loop does with it except waiting, batch by batch
+    load_cpu: float  # mean CPU time of `load`
+    step_cpu: float  # mean CPU time of the main process, all threads
+    receive: float  # time the main process takes to receive it from a worker
 
 
 def seconds_per_batch(costs: Costs, workers: int, cores: float, prefetch: int = 2, threads: bool = False) -> float:
@@ -46,9 +33,7 @@ def seconds_per_batch(costs: Costs, workers: int, cores: float, prefetch: int = 
 
 
 def _simulated(costs: Costs, workers: int, prefetch: int, threads: bool) -> float:
-    """Simulates two passes over the batches and times the second, in which the batches prefetched at the start are used
-    up.
-    """
+    """Simulates two passes over the batches; times the second, as the first begins with prefetched batches."""
     ahead = workers * prefetch
     issued = [0.0] * ahead  # when batch i, i + ahead, ... was requested
     free = [0.0] * workers  # when each worker is free
@@ -63,6 +48,6 @@ def _simulated(costs: Costs, workers: int, prefetch: int, threads: bool) -> floa
             heapreplace(free, end)
         else:
             end = free[i % workers] = max(free[i % workers], requested) + load
-        received = issued[i % ahead] = max(now, end + costs.way) + costs.receive
+        received = issued[i % ahead] = max(now, end) + costs.receive
         now = received + step
     return (now - warm) / count

@@ -30,19 +30,11 @@ COPY_BYTES_PER_S = 4e9  # rate at which packed batches are gathered, where that 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A setting worth changing.
+    """A setting worth changing."""
 
-    Attributes:
-        override: as typed on the command line.
-        gain: factor on the rate; 1 where it only saves, None where no gain can be promised.
-        saved_mb: memory it saves.
-        condition: when it applies; empty for always.
-    """
-
-    override: str
-    gain: float | None = 1.0
-    saved_mb: float = 0.0
-    condition: str = ""
+    override: str  # as typed on the command line
+    gain: float | None = 1.0  # factor on the rate; 1 where it only saves, None where no gain can be promised
+    condition: str = ""  # when it applies; empty for always
 
     @property
     def faster(self) -> bool:
@@ -52,8 +44,6 @@ class Remedy:
         if self.gain is None:
             return f"{self.override}{self.condition}"
         promise = f"about {self.gain:.1f}x" if self.faster else "at the same rate"
-        if self.saved_mb >= 10:
-            promise += f", saves {in_bytes(self.saved_mb)}"
         return f"{self.override}{self.condition} ({promise})"
 
 
@@ -86,8 +76,7 @@ def _remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
     by_workers = {k: seconds(with_workers if k else costs, workers=k, threads=threads) for k in _counts(costs, setup)}
     if kind == "compute-bound":
         enough = [k for k, s in by_workers.items() if k < setup.workers and s <= now * AS_GOOD and _ample(costs, k)]
-        saved = (setup.workers - min(enough)) * setup.worker_mb if enough else 0
-        return (Remedy(f"loader.num_workers={min(enough)}", saved_mb=saved),) if enough else ()
+        return (Remedy(f"loader.num_workers={min(enough)}"),) if enough else ()
     if locked and setup.crowded:  # a lack of cores looks like the GIL, and would slow processes down too
         return ()
     if locked:  # neither more threads nor more prefetched batches would help
@@ -167,10 +156,4 @@ def costs_of(times: EpochTimes, setup: Setup) -> Costs:
         load_cpu=load_cpu,
         step_cpu=cpu,
         receive=times.receive_ns() / 1e9 if setup.workers else RECEIVE_S,
-        way=times.way_ns() / 1e9 if setup.workers else 0.0,
     )
-
-
-def in_bytes(mb: float) -> str:
-    """`1.1 GB`, `35 MB`."""
-    return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"

@@ -15,20 +15,13 @@ clock_ns = time.perf_counter_ns  # the clock of all times; all processes share i
 
 
 class Load(NamedTuple):
-    """The loading of one batch, in nanoseconds of `clock_ns`. Kept as a plain tuple until it is read.
-
-    Attributes:
-        begin_ns, end_ns: start and end.
-        cpu_ns: CPU time of the thread in between.
-        number: of the worker, MAIN_THREAD if loaded in the main thread.
-        decode_ns, transform_ns, collate_ns, handover_ns: time of these stages; the rest is fetch.
-    """
+    """The loading of one batch, in nanoseconds of `clock_ns`. Kept as a plain tuple until it is read."""
 
     begin_ns: int
     end_ns: int
-    cpu_ns: int
-    number: int
-    decode_ns: int = 0
+    cpu_ns: int  # CPU time of the thread in between
+    number: int  # of the worker, MAIN_THREAD if loaded in the main thread
+    decode_ns: int = 0  # the time of the stages; the rest is fetch
     transform_ns: int = 0
     collate_ns: int = 0
     handover_ns: int = 0
@@ -36,17 +29,6 @@ class Load(NamedTuple):
     @property
     def ns(self) -> int:
         return self.end_ns - self.begin_ns
-
-    @property
-    def worker(self) -> int | None:
-        """Number of the worker, None for the main thread."""
-        return None if self.number == MAIN_THREAD else self.number
-
-    @property
-    def stages_ns(self) -> tuple[int, ...]:
-        """Time by stage, in the order of STAGES; adds up to `ns`."""
-        marked = self[-len(STAGES) + 1 :]
-        return (self.ns - sum(marked), *marked)
 
 
 def stage(name: str) -> _Stage:
@@ -82,13 +64,11 @@ class Watch:
     Both run with cold caches, so they make as few calls as possible.
     """
 
-    __slots__ = ("_around", "_before", "_begin", "_computed", "_mark", "_now", "_outer", "_spent", "running",
-                 "samples_ns")  # fmt: skip
+    __slots__ = ("_before", "_begin", "_computed", "_mark", "_now", "_outer", "_spent", "running", "samples_ns")
 
-    def __init__(self, around: Watch | None = None) -> None:
+    def __init__(self) -> None:
         self.running = False
         self.samples_ns: Sequence[int] = ()
-        self._around = around  # of the batch in whose loading this one is loaded
         self._computed: Computed
         self._before: int | None = None  # CPU time of the thread at the start, if it is measured
         self._begin = self._mark = self._now = 0
@@ -97,10 +77,10 @@ class Watch:
 
     @staticmethod
     def start(computed: Computed) -> Watch:
-        """Starts this thread's watch, or a new one while a batch is being loaded in this thread."""
+        """Starts this thread's watch. A batch loaded within the loading of another is timed without stages."""
         watch = _thread.watch
         if watch.running:
-            watch = _thread.watch = Watch(watch)
+            watch = Watch()
         watch.running, watch.samples_ns, watch._spent = True, (), None
         watch._computed = computed
         count = computed.count = computed.count + 1
@@ -112,12 +92,9 @@ class Watch:
         """Ends a batch of worker `number`; the values of its Load, without stages if none was entered."""
         end, begin, computed = clock_ns(), self._begin, self._computed
         self.running = False
-        if self._around is not None:
-            _thread.watch = self._around
         if self._before is not None:
             computed.ns = time.thread_time_ns() - self._before
-        cpu = computed.ns
-        cpu = min(cpu, end - begin)
+        cpu = min(computed.ns, end - begin)
         if self._spent is None:
             return begin, end, cpu, number
         self._spent[self._now] += end - self._mark
@@ -126,8 +103,6 @@ class Watch:
     def end(self) -> None:
         """Ends a batch that failed."""
         self.running = False
-        if self._around is not None:
-            _thread.watch = self._around
 
     def enter(self, number: int) -> None:
         now = clock_ns()
@@ -173,18 +148,12 @@ class Slowest:
         """Adds samples; returns (index, ns) of those that are among the slowest now."""
         if not times_ns or max(times_ns) <= self._least:
             return []
-        return [pair for pair in zip(indices, times_ns, strict=True) if pair[1] > self._least and self._put(*pair)]
-
-    def _put(self, index: int, ns: int) -> bool:
         with self._lock:
-            if ns <= self._times.get(index, 0):
-                return False
-            self._times[index] = ns
-            if len(self._times) > self._size:
-                del self._times[min(self._times, key=self._times.__getitem__)]
-            if len(self._times) == self._size:
-                self._least = min(self._times.values())
-            return index in self._times
+            for index, ns in zip(indices, times_ns, strict=True):
+                self._times[index] = max(ns, self._times.get(index, 0))
+            self._times = dict(self.longest()[: self._size])
+            self._least = min(self._times.values()) if len(self._times) == self._size else 0
+            return [pair for pair in zip(indices, times_ns, strict=True) if pair in self._times.items()]
 
     def longest(self) -> list[tuple[int, int]]:
         """(index, ns), the slowest first."""

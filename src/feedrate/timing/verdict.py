@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from feedrate.timing.ceilings import HELD_UP_PCT, all_cores_busy, held_pct, metrics, no_core_left
-from feedrate.timing.epoch_times import MIN_STEPS, EpochTimes, Setup
-from feedrate.timing.remedies import MARGIN, Remedy, in_bytes, remedies
+from feedrate.timing.epoch_times import MIN_STEPS, PARTS, EpochTimes, Setup
+from feedrate.timing.remedies import MARGIN, Remedy, remedies
 from feedrate.timing.stages import STAGES
 
 INPUT_BOUND_PCT = 10.0  # of the steady time waited, above which a run is input-bound
 COMPUTE_BOUND_PCT = 2.0  # below which it is compute-bound where the loader's ceiling is MARGIN times the step's
-FEW_STEPS = 20  # steady steps below which there is no advice
-APART_PCT = 10.0  # difference in waiting from which the first epoch is reported apart from later ones
 NO_STEP = 1e8  # samples/s: above it there was no training step
-DISK_MB = 1.0  # least amount read from disk that is reported
 WIDTH = 100  # columns
 FIGURES = {  # figure of a verdict -> the metric of an epoch with the same meaning
     "samples_per_s": "loader/samples_per_s",
@@ -29,24 +26,13 @@ FIGURES = {  # figure of a verdict -> the metric of an epoch with the same meani
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The verdict.
+    """Whether training waited, why, and what would help."""
 
-    Attributes:
-        kind: input-bound, compute-bound or balanced.
-        waited: for how much of the time.
-        reason: why, with figures.
-        figures: those of FIGURES that are known.
-        remedies: the best first; empty where none helps.
-        first_epoch: samples_per_s, wait_pct and read_mb (from disk) of the first epoch, where the verdict is on later
-            ones.
-    """
-
-    kind: str
-    waited: str
-    reason: str
-    figures: Mapping[str, float]
-    remedies: Sequence[Remedy] = field(default_factory=tuple)
-    first_epoch: Mapping[str, float] = field(default_factory=dict)
+    kind: str  # input-bound, compute-bound or balanced
+    waited: str  # for how much of the time
+    reason: str  # why, with figures
+    figures: Mapping[str, float]  # those of FIGURES that are known
+    remedies: Sequence[Remedy] = ()  # the best first; empty where none helps
 
     def __str__(self) -> str:
         """Three lines, as a rule: kind and waiting, why, what to try."""
@@ -68,12 +54,8 @@ def undecided(times: EpochTimes) -> str:
     )
 
 
-def judge(times: EpochTimes, setup: Setup, first_epoch: Mapping[str, float] | None = None) -> Verdict:
-    """The verdict on the steady steps, of which there must be `enough`.
-
-    Args:
-        first_epoch: see Verdict; given where `times` are of later epochs.
-    """
+def judge(times: EpochTimes, setup: Setup) -> Verdict:
+    """The verdict on the steady steps, of which there must be `enough`."""
     steady, found = times.counted, metrics(times, setup)
     figures = {name: found[metric] for name, metric in FIGURES.items() if metric in found}
     wait_pct, compute = figures["wait_pct"], figures["compute_ceiling_samples_per_s"]
@@ -97,28 +79,16 @@ def judge(times: EpochTimes, setup: Setup, first_epoch: Mapping[str, float] | No
         if kind == "input-bound":
             reasons.append("loader=feedrate shows why")
     else:
-        advice = remedies(times, setup, kind) if steady.sum() >= FEW_STEPS else ()
+        advice = remedies(times, setup, kind)
         reasons = [f"{_loader(setup)} {_rate(loader)} samples/s, {step}"]
         if wait_pct >= COMPUTE_BOUND_PCT:
             reasons.append(_waited_for(times))
         if held > HELD_UP_PCT:
             reasons.append(_slowed_down(times, setup))
-        if kind != "compute-bound" and (text := _cores(times, setup, advice)):
-            reasons.append(text)
-        if steady.sum() < FEW_STEPS:
-            reasons.append(f"too few steps for advice: {int(steady.sum())}")
-        elif kind == "input-bound" and not advice:
+        reasons.append(_longest_part(times) if kind == "compute-bound" else _cores(times, setup, advice))
+        if kind == "input-bound" and not advice:
             reasons.append("no loader setting would change that here")
-    if first_epoch and abs(first_epoch["wait_pct"] - wait_pct) > APART_PCT:
-        reasons.append(_first_epoch(first_epoch, wait_pct))
-    return Verdict(
-        kind=kind,
-        waited=waited,
-        reason="; ".join(reasons),
-        figures=figures,
-        remedies=advice,
-        first_epoch=first_epoch or {},
-    )
+    return Verdict(kind=kind, waited=waited, reason="; ".join(filter(None, reasons)), figures=figures, remedies=advice)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -143,10 +113,11 @@ def _waited_for(times: EpochTimes) -> str:
     return f"{_percent(share)} of the load is {'hand-over' if stage == 'handover' else stage}"
 
 
-def _first_epoch(first_epoch: Mapping[str, float], wait_pct: float) -> str:
-    read_mb = first_epoch["read_mb"]
-    disk = f" ({in_bytes(read_mb)} from disk)" if read_mb >= DISK_MB else ""
-    return f"the first epoch{disk} waited {_percent(first_epoch['wait_pct'])}, later ones {_percent(wait_pct)}"
+def _longest_part(times: EpochTimes) -> str:
+    """The part of the step that takes longest, if its parts are known."""
+    spent, step = times.parts[times.counted].mean(axis=0), times.compute[times.counted].mean()
+    longest = f"{_percent(100 * spent.max() / max(1, step))} are {PARTS[int(spent.argmax())]}"
+    return f"of {step / 1e6:.3g} ms a step, {longest}" if spent.any() else ""
 
 
 def _slowed_down(times: EpochTimes, setup: Setup) -> str:

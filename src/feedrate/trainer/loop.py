@@ -24,9 +24,8 @@ from feedrate.system.signals import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
 from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.ceilings import metrics as metrics_of
-from feedrate.timing.verdict import FEW_STEPS, Verdict
+from feedrate.timing.verdict import Verdict
 from feedrate.tracking import Tracker
-from feedrate.tracking.point import points
 from feedrate.trainer import checkpoint
 from feedrate.trainer.device import choose_precision
 from feedrate.trainer.evaluate import validate
@@ -55,7 +54,7 @@ class Trainer:
         folder: checkpoints are written here as last.pt and best.pt.
         tracker: gets an epoch's metrics at its end, never in between.
         interruption: signals that ask to stop.
-        packable: see timing.verdict.Setup.
+        packable: see timing.epoch_times.Setup.
 
     Raises:
         UserError: the device cannot compute in trainer.precision.
@@ -79,14 +78,14 @@ class Trainer:
         self.precision = choose_precision(config.precision, device)
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
-        self.throughput = ThroughputHistory(loaders["train"], packable)
+        self.throughput = ThroughputHistory(loaders["train"], packable, device)
         self.forward = Forward(model, data, device, self.precision, config.compile, MORE_MEMORY, config.channels_last)
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
         self.state = RunState(
             model, optimizer, schedule, scaler, loaders["train"], data, lambda: self.task.meter(device), device
         )
         self._guard = LossGuard(optimizer, device, loaders["train"])
-        self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard)
+        self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard, self.clock)
         self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
         self._folder, self._tracker, self._stop = folder, tracker, interruption
         self._inline = not loaders["train"].num_workers
@@ -255,12 +254,11 @@ class Trainer:
         """Metrics to the tracker, a line to the terminal; once, while others follow, also a first verdict."""
         epoch, result = self.state.epoch, self.state.result
         best = result.best_figures() if result.best_epoch == epoch else {}
-        self._tracker.metrics(points({**result.metrics, **best}, epoch))
+        self._tracker.metrics({**result.metrics, **best}, epoch)
         self._progress.epoch(epoch, result.metrics, float(times.elapsed.sum() / 1e9))
-        kept = self.throughput.times
         if self._verdict_logged or result.stopped or epoch + 1 >= self.config.max_epochs:
             return
-        if kept is not None and kept.steady.sum() >= FEW_STEPS and (verdict := self.throughput.verdict()) is not None:
+        if (verdict := self.throughput.verdict()) is not None:
             log.info("after epoch %d:\n%s", epoch + 1, verdict)
             self.record_verdict(verdict)
             self._verdict_logged = True

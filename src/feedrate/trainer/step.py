@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from feedrate.config import TrainerConfig
 from feedrate.loader import Batch
 from feedrate.task.task import Task
+from feedrate.timing import Clock
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.state import RunState
@@ -22,8 +23,10 @@ class TrainingStep:
         guard: stops the run at a loss that is not finite.
     """
 
-    def __init__(self, config: TrainerConfig, forward: Forward, task: Task, state: RunState, guard: LossGuard) -> None:
-        self.forward, self.task, self.state, self.guard = forward, task, state, guard
+    def __init__(
+        self, config: TrainerConfig, forward: Forward, task: Task, state: RunState, guard: LossGuard, clock: Clock
+    ) -> None:
+        self.forward, self.task, self.state, self.guard, self.clock = forward, task, state, guard, clock
         self.window = AccumulationWindow(config.accumulate)
         self._clip_norm = config.clip_norm
 
@@ -33,17 +36,25 @@ class TrainingStep:
         Raises:
             UserError: the model fails on the batch, or the loss is not finite.
         """
-        state = self.state
-        outputs = self.forward(batch.X)
-        with self.forward.autocast():
-            loss = self.task.loss(outputs, batch.y)
-        self.guard.check(loss, state.step, batch.info)
-        state.scaler.scale(self.window.scale(loss, len(batch.X))).backward()
+        state, timed = self.state, self.clock.timed
+        loss, outputs = timed("forward", self._forward, batch)
+        timed("backward", self._backward, loss, len(batch.X))
         if self.window.full:
-            self.optimize()
+            timed("optimizer", self.optimize)
         state.meter.update(loss, outputs, batch.y)
         state.last, state.batches = batch.info, state.batches + 1
         return loss
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and outputs."""
+        outputs = self.forward(batch.X)
+        with self.forward.autocast():
+            loss = self.task.loss(outputs, batch.y)
+        self.guard.check(loss, self.state.step, batch.info)
+        return loss, outputs
+
+    def _backward(self, loss: Tensor, samples: int) -> None:
+        self.state.scaler.scale(self.window.scale(loss, samples)).backward()
 
     def optimize(self) -> None:
         """The optimizer step on the gradients so far."""

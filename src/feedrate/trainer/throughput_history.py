@@ -2,54 +2,53 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import psutil
+import torch
 
-from feedrate.loader import receiving_threads, setup_of
+from feedrate.loader import setup_of
 from feedrate.reporting.trace import WINDOW
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
-from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup, cut, joined
-from feedrate.timing.machine import FreeCores, Machine
+from feedrate.timing.machine import FreeCores, Task, queued_s
+from feedrate.timing.memory import MemoryGrowth
 from feedrate.timing.stages import Slowest
-from feedrate.timing.verdict import FEW_STEPS, FIGURES, Verdict, judge
+from feedrate.timing.verdict import Verdict, judge
 
-MOST_STEPS = 50_000  # that are kept, of the last epochs: some 7 MB
+MOST_STEPS = 50_000  # that are kept, of the last epochs: some 8 MB
 
 
 class ThroughputHistory:
     """Collects the times of a run's epochs.
 
-    In the first epoch files come from the disk and workers start: it is left out as soon as there is another one, and
-    only its figures are kept.
+    In the first epoch files come from the disk and workers start: it is left out as soon as there is another one.
 
     Args:
         loader: of the training partition.
-        packable: see timing.verdict.Setup.
+        packable: see timing.epoch_times.Setup.
+        device: whose memory is watched.
     """
 
-    def __init__(self, loader: Any, packable: str = "") -> None:
+    def __init__(self, loader: Any, packable: str = "", device: torch.device | None = None) -> None:
         self._loader, self._packable = loader, packable if loader.seed is not None else ""
-        self._epochs: deque[EpochTimes] = deque()
+        self._epochs: deque[tuple[EpochTimes, float]] = deque()  # with the seconds that workers queued for a core
         self._cold = True  # only the first epoch is kept
-        self._first: dict[str, float] = {}
-        self._open = self._training = False  # within an epoch; within its training
+        self._open = False  # within an epoch
+        self._queued_before: float | None = None  # within training
+        self._queued_s = 0.0  # in the last epoch's training
         self._slowest = Slowest()
-        self._meanwhile: deque[Machine] = deque()  # the machine's load in each epoch that is kept
-        self._before = self._during = Machine()
         self._free_cores = FreeCores()
-        self._worker_mb: float | None = None
+        self.memory = MemoryGrowth(device or torch.device("cpu"))
 
     def begin(self) -> None:
         """Call at the start of an epoch's training."""
-        self._open = self._training = True
-        self._before = self._machine()
+        if self._cold and self._epochs:
+            self._free_cores = FreeCores()
+        self._open, self._queued_before = True, queued_s(self._workers())
         self._free_cores.begin(self._workers())
 
     def step(self) -> None:
@@ -59,31 +58,28 @@ class ThroughputHistory:
 
     def trained(self) -> None:
         """Call at the end of an epoch's training, before its validation."""
-        self._training = False
-        self._during = self._machine() - self._before
-        workers = self._workers()
-        if workers or not self._loader.num_workers:
-            self._free_cores.end(workers)
-        else:
-            self._free_cores.discard()
+        self._stop()
+        self.memory.look(self._workers())
+
+    def _stop(self) -> None:
+        if self._queued_before is not None:
+            workers = self._workers()
+            self._queued_s, self._queued_before = max(0.0, queued_s(workers) - self._queued_before), None
+            if workers or not self._loader.num_workers:  # what workers that have ended computed is unknown
+                self._free_cores.look(workers)
+            self._free_cores.end()
 
     def end(self, times: EpochTimes) -> None:
         """Call at the end of an epoch, with the times of its training."""
         self._open = False
-        if self._worker_mb is None:
-            self._worker_mb = _own_memory_mb(self._loader)
         if not len(times.wait):
             return
         if self._cold and self._epochs:
-            self._cold, self._first = False, self._figures_of_first()
+            self._cold = False
             self._epochs.clear()
-            self._meanwhile.clear()
-            self._free_cores = FreeCores()
-        self._epochs.append(times)
-        self._meanwhile.append(self._during)
-        while len(self._epochs) > 1 and sum(len(kept.wait) for kept in self._epochs) > MOST_STEPS:
+        self._epochs.append((times, self._queued_s))
+        while len(self._epochs) > 1 and sum(len(kept.wait) for kept, _ in self._epochs) > MOST_STEPS:
             self._epochs.popleft()
-            self._meanwhile.popleft()
 
     def broken_off(self, times: EpochTimes) -> None:
         """Call at the end of the run; `times` are those of an epoch that was broken off, if any.
@@ -93,18 +89,9 @@ class ThroughputHistory:
         if not self._open:
             return
         self._open = False
-        if self._training:
-            self.trained()
-        if not self._epochs or times.steady.sum() >= FEW_STEPS:
+        self._stop()
+        if not self._epochs or times.enough:
             self.end(times)
-
-    def _figures_of_first(self) -> dict[str, float]:
-        times, (machine,) = self._epochs[0], self._meanwhile
-        if not times.enough:
-            return {}
-        metrics = metrics_of(times, self.setup(times))
-        names = ("samples_per_s", "wait_pct")
-        return {**{name: metrics[FIGURES[name]] for name in names}, "read_mb": machine.read_mb}
 
     def took_long(self, samples: Sequence[tuple[int, int]]) -> None:
         """Notes slow samples, (index, ns) each."""
@@ -114,32 +101,27 @@ class ThroughputHistory:
     @property
     def times(self) -> EpochTimes | None:
         """Times of all kept epochs, None before the first one."""
-        return joined(self._epochs) if self._epochs else None
+        return joined(times for times, _ in self._epochs) if self._epochs else None
 
     def verdict(self) -> Verdict | None:
         """The verdict on all epochs but the first, or on the first alone; None after too few steps."""
         times = self.times
         if times is None or not times.enough:
             return None
-        return judge(times, self.setup(times), self._first)
+        return judge(times, self.setup(times))
 
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """Loader and machine during the kept epochs; free cores only where `times` are given."""
-        machine, found = sum(self._meanwhile, Machine()), setup_of(self._loader)
-        free = None
-        # what torch's workers computed is unknown
-        if times is not None and machine.seconds and (times.known or not found.workers):
-            own_ns = times.cpu.sum() + (times.load_cpu.sum() if found.traits.has_processes else 0)
-            free = min(found.cores, float(own_ns / max(1, times.elapsed.sum())) + machine.idle_s / machine.seconds)
+        found, free = setup_of(self._loader), None
+        if times is not None and (times.known or not found.workers):  # what torch's workers computed is unknown
+            free = self._free_cores.mean()
         return replace(
             found,
-            cores=found.cores if free is None else max(1.0, free),
+            cores=found.cores if free is None else max(1.0, min(found.cores, free)),
             usable_cores=usable_cores(),
             free_cores=free,
             free_range=None if free is None else self._free_cores.range(),
-            worker_mb=self._worker_mb or 0.0,
-            worker_delay_s=machine.workers_queued_s,
-            receive_cpu_ns=1e9 * machine.helpers_s / max(1, sum(len(kept.wait) for kept in self._epochs)),
+            worker_delay_s=sum(queued for _, queued in self._epochs),
             packable=self._packable,
         )
 
@@ -147,7 +129,7 @@ class ThroughputHistory:
         """Consecutive steps from the middle of the last epoch, for the timeline."""
         if not self._epochs:
             return None
-        last = self._epochs[-1]
+        last = self._epochs[-1][0]
         begin = max(0, (len(last.wait) - WINDOW) // 2)
         return cut(last, slice(begin, begin + WINDOW))
 
@@ -159,23 +141,10 @@ class ThroughputHistory:
             for index, ns in self._slowest.longest()
         ]
 
-    def _machine(self) -> Machine:
-        return Machine.now(self._workers(), receiving_threads())
-
-    def _workers(self) -> list[tuple[int, int]]:
+    def _workers(self) -> list[Task]:
         return self._loader.tasks()  # type: ignore[no-any-return]
 
 
 def packable(dataset: Mapping[str, Any]) -> str:
     """The override that makes a dataset read shards from its second epoch on; empty where it does or cannot."""
     return "dataset.cache=shards" if dataset.get("cache") == "none" else ""
-
-
-def _own_memory_mb(loader: Any) -> float:
-    """Mean unshared memory of the loader's worker processes; 0 where there are none."""
-    found = []
-    for process in {process for process, _ in loader.tasks()}:
-        if process != psutil.Process().pid:
-            with contextlib.suppress(psutil.Error):
-                found.append(psutil.Process(process).memory_full_info().uss / 1e6)
-    return sum(found) / len(found) if found else 0.0

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import torch
 
-from feedrate.config import BenchingConfig, check_bench, timeout_of
+from feedrate.config import BenchConfig, BenchingConfig, check_as, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
 from feedrate.loader import ToDevice, setup_of
@@ -125,7 +125,7 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
         with open_dict(composed):
             job = composed.pop("hydra")
         resolved = plain(composed, job=job)
-        check_bench(resolved)
+        check_as(BenchConfig, resolved)
         found.append(Entry(text.strip() or "as configured", resolved))
     if len({entry.name for entry in found}) < len(found):
         raise UserError("bench.compare: two of the loaders are the same; give each once")

@@ -127,7 +127,7 @@ class _Tuning:
         if (found := self._try(Setting(1, engine="auto"))) is not None:
             times, setup = found
             self._engine = setup.engine
-            self._costs = replace(self._costs, receive=times.receive_ns() / 1e9, way=times.way_ns() / 1e9)
+            self._costs = replace(self._costs, receive=times.receive_ns() / 1e9)
             candidates = self._candidates()
         self._predictions = {setting: self._predicted(setting) for setting in candidates}
         for setting, tried in self._tried.items():

@@ -17,8 +17,7 @@ from omegaconf import DictConfig
 from feedrate.system.signals import raise_on_interrupt
 
 if TYPE_CHECKING:
-    from hydra_plugins.feedrate_launcher._freeze import Job
-    from hydra_plugins.feedrate_launcher._sweep import Sweep
+    from hydra_plugins.feedrate_launcher._jobs import Job
 
 # Hydra imports this module, but not those beside it, at the start of every command: `launch` imports what takes time.
 
@@ -35,7 +34,6 @@ class FeedrateLauncher(Launcher):
 
     def __init__(self, jobs: int = 1) -> None:
         self._jobs = jobs
-        self._sweep: Sweep | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         raise_on_interrupt()  # a folder is created next, and removed if nothing comes of it
@@ -48,91 +46,73 @@ class FeedrateLauncher(Launcher):
             UserError: hydra.launcher.jobs is no positive number.
         """
         from feedrate.errors import UserError
-        from feedrate.validation import as_yaml
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        if isinstance(self._jobs, bool) or not isinstance(self._jobs, int) or self._jobs < 1:
-            raise UserError(f"hydra.launcher.jobs={as_yaml(self._jobs)}: must be a whole number of at least 1")
+        if type(self._jobs) is not int or self._jobs < 1:
+            raise UserError(f"hydra.launcher.jobs={self._jobs}: must be a whole number of at least 1")
         return self._jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs a batch of jobs and returns their lowest validation losses; several batches share one parent run.
+        """Runs the jobs and returns their lowest validation losses.
 
         Raises:
             UserError: before any job runs: one is configured wrongly, the same sweep is running, or the tracking store
                 cannot be used; at the end: a job failed.
             KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the running jobs have ended.
         """
-        from feedrate.errors import UserError
+        from feedrate.reporting.sweep_report import Report
         from feedrate.reporting.sweep_results import swept
-        from hydra_plugins.feedrate_launcher._freeze import compose
-        from hydra_plugins.feedrate_launcher._lock import discard
+        from hydra_plugins.feedrate_launcher._folder import claim, discard, identity, wait_for
+        from hydra_plugins.feedrate_launcher._jobs import compose
+        from hydra_plugins.feedrate_launcher._sweep import Sweep
 
         fresh = Path(str(self.config.hydra.sweep.dir)).absolute()
         try:
             at_once = self.prepare()
             keys = swept([filter_overrides(job) for job in job_overrides])
-            if self._sweep is not None:
-                keys = list(dict.fromkeys([*self._sweep.about.report.keys, *keys]))
             jobs = compose(self.context, self.config, job_overrides, initial_job_idx, keys)
         except BaseException:
             discard(fresh)
             raise
-        sweep = self._sweep = self._claimed(fresh, jobs, keys, at_once)
-        with sweep.stoppable(), sweep.open(jobs):
+        sweep_id = identity(jobs)
+        sweep = Sweep(
+            master=self.config,
+            folder=claim(fresh, sweep_id, again=jobs[0].config.sweep.again),
+            at_once=at_once,
+            name=_name(jobs[0], self.config.hydra.runtime.choices, keys),
+            sweep_id=sweep_id,
+            settings={key: ", ".join(dict.fromkeys(job.settings[key] for job in jobs)) for key in keys},
+            config=jobs[0].config,
+            report=Report(keys),
+            words=lambda job: f"job {job.number} of {len(jobs)}: {_chosen(job, keys)}",
+        )
+        with sweep.open(jobs):
             print(f"sweep of {len(jobs)} jobs" + (f", {at_once} at once" if at_once > 1 else ""))
-            sweep.wait_for(jobs)
+            for note in dict.fromkeys(note for job in jobs for note in job.notes):
+                print(note)
+            wait_for(jobs, sweep.folder.path)
             left = []
             for job in jobs:
                 if sweep.finished_before(job):
                     print(f"job {job.number} finished before: {_chosen(job, keys)}")
                 else:
                     left.append(job)
-            following = iter(left)
-            sweep.run(lambda: next(following, None), lambda *_: None)
-        if sweep.outcome[1]:
-            raise UserError(f"{sweep.outcome[1]}; the table says why")
-        return [
-            JobReturn(
-                overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=sweep.results[job.number].value
-            )
-            for job in jobs
-        ]
-
-    def _claimed(self, fresh: Path, jobs: Sequence[Job], keys: Sequence[str], at_once: int) -> Sweep:
-        from feedrate.reporting.sweep_report import Report
-        from hydra_plugins.feedrate_launcher._lock import changed_since, claim, description, identity
-        from hydra_plugins.feedrate_launcher._sweep import About, Sweep, claimed_again
-
-        if self._sweep is not None:
-            self._sweep.about.report.keys = list(keys)
-            return claimed_again(self._sweep)
-        about = About(
-            name=_name(jobs, self.config.hydra.runtime.choices, keys),
-            sweep_id=identity(jobs),
-            settings={key: ", ".join(dict.fromkeys(job.settings[key] for job in jobs)) for key in keys},
-            config=jobs[0].config,
-            report=Report(keys),
-            words=lambda job: f"job {job.number} of {len(jobs)}: {_chosen(job, keys)}",
-        )
-        claimed = claim(fresh, about.sweep_id, again=about.config.sweep.again)
-        if not claimed.facts:
-            facts = description(jobs, self.config.hydra.overrides.task)
-            if not about.config.sweep.again and (changed := changed_since(fresh, facts)):
-                print(f"note: {changed}; a new sweep begins")
-            claimed.write(**facts)
-        return Sweep(self.config, about, claimed, at_once)
+            sweep.run(iter(left))
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=sweep.results[job.number].value) for job in jobs]
 
 
-def _name(jobs: Sequence[Job], choices: Mapping[str, str], keys: Sequence[str]) -> str:
-    """`sweep cnn-digits num_workers x batch_size`: what all jobs have in common, then what is swept."""
-    nodes = [job.config.dataset for job in jobs]
-    data = {str(node.get("name") or Path(str(node.get("root") or choices["dataset"])).name) for node in nodes}
-    models = {str(job.config.model["_target_"]) for job in jobs}
-    common = [choices["model"]] * (len(models) == 1) + list(data) * (len(data) == 1)
-    words = ["sweep", "-".join(common), " x ".join(key.rpartition(".")[2] for key in keys) or "of one"]
-    return " ".join(filter(None, words))[:100]
+def _name(job: Job, choices: Mapping[str, str], keys: Sequence[str]) -> str:
+    """`sweep cnn-digits num_workers x batch_size`: model and data unless they are swept, then what is swept."""
+    data = job.config.dataset
+    names = {
+        "model": choices["model"],
+        "dataset": data.get("name") or Path(data.get("root") or choices["dataset"]).name,
+    }
+    common = "-".join(name for group, name in names.items() if group not in keys)
+    return " ".join(filter(None, ["sweep", common, " x ".join(key.rpartition(".")[2] for key in keys) or "of one"]))[
+        :100
+    ]
 
 
 def _chosen(job: Job, keys: Sequence[str]) -> str:

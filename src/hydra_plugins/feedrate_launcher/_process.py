@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -17,13 +17,10 @@ from typing import IO
 from feedrate.reporting.sweep_results import read_summary
 from feedrate.system.signals import STOPPING
 
-GRACE_S = 10.0  # from a signal until a job is killed, in which it writes a checkpoint
-_LAST_LINES = 30  # of stderr, from which the error is read
+GPUS = "CUDA_VISIBLE_DEVICES"
 _DRAIN_S = 5.0
-_STOPPED = [128 + signum for signum in STOPPING]  # exit codes
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_terminal = threading.Lock()
 
 
 class JobProcess:
@@ -31,36 +28,35 @@ class JobProcess:
 
     On Linux it gets SIGTERM when the launcher dies: two sweeps would otherwise train the same job. Each line of output
     begins with `prefix`; with None the job writes to the terminal itself, live line and all.
+
+    Args:
+        sent: what the job reads from standard input; it has no name in the file system, since it may hold secrets.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], prefix: str | None) -> None:
+    def __init__(self, command: Sequence[str], sent: bytes, environment: Mapping[str, str], prefix: str | None) -> None:
         sys.stdout.flush()
-        self._process = subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=None if prefix is None else subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            preexec_fn=_end_with_launcher if _LIBC is not None else None,  # noqa: PLW1509
-        )
-        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
-        pairs = ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
-        self._readers = [
-            threading.Thread(target=self._show, args=(pipe, screen, prefix or ""), daemon=True)
-            for pipe, screen in pairs
-            if pipe is not None
-        ]
-        for reader in self._readers:
-            reader.start()
+        with tempfile.TemporaryFile() as file:
+            file.write(sent)
+            file.seek(0)
+            self._process = subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdin=file,
+                stdout=None if prefix is None else subprocess.PIPE,
+                stderr=None if prefix is None else subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_launcher if _LIBC is not None else None,  # noqa: PLW1509
+            )
+        self._reader = threading.Thread(target=_show, args=(self._process.stdout, prefix), daemon=True)
+        self._reader.start()
 
-    def wait(self) -> int:
-        """Exit code, negative for a signal; returns when nothing of the job is left."""
-        code = self._process.wait()
-        if code != 0:
-            self.send(signal.SIGKILL)  # workers that are left
-        for reader in self._readers:
-            reader.join(_DRAIN_S)
+    def ended(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        code = self._process.poll()
+        if code is not None:
+            if code != 0:
+                self.send(signal.SIGKILL)  # workers that are left
+            self._reader.join(_DRAIN_S)
         return code
 
     def send(self, signum: int) -> None:
@@ -71,25 +67,19 @@ class JobProcess:
             else:
                 self._process.send_signal(signum)
 
-    @property
-    def error(self) -> str:
-        """The last error that the job wrote, or an empty text."""
-        lines = [line for line in self._last_lines if line.strip()]
-        begin = next((i for i in reversed(range(len(lines))) if lines[i].startswith("error: ")), len(lines) - 1)
-        return "\n".join(lines[max(begin, 0) :]).removeprefix("error: ")
 
-    def _show(self, pipe: IO[bytes], screen: IO[str], prefix: str) -> None:
-        for raw in pipe:
-            line = raw.decode(errors="replace").rstrip("\n")
-            if screen is sys.stderr:
-                self._last_lines.append(line)
-            if line or not prefix:
-                with _terminal:
-                    print(f"{prefix}{line}", file=screen, flush=True)
+def _show(pipe: IO[bytes] | None, prefix: str | None) -> None:
+    for raw in pipe or ():
+        if line := raw.decode(errors="replace").rstrip("\n"):
+            print(f"{prefix}{line}", flush=True)
 
 
-def outcome(code: int, folder: Path, error: str) -> tuple[str, str]:
-    """Status and error of a job that has ended, from its exit code, the summary.json in its folder and its stderr."""
+def _end_with_launcher() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # type: ignore[union-attr]
+
+
+def outcome(code: int, folder: Path) -> tuple[str, str]:
+    """Status and error of a job that has ended, from its exit code and the summary.json in its folder."""
     summary = read_summary(folder)
     if code == 0:
         finished = summary.get("status") == "FINISHED"
@@ -98,8 +88,19 @@ def outcome(code: int, folder: Path, error: str) -> tuple[str, str]:
         name = signal.Signals(-code).name
         reason = "; the system does that when memory is short" if name == "SIGKILL" else ""
         return "KILLED", f"killed by {name}{reason}"
-    return ("KILLED" if code in _STOPPED else "FAILED"), str(summary.get("error") or error or f"exit code {code}")
+    status = "KILLED" if code - 128 in STOPPING else "FAILED"
+    return status, str(summary.get("error") or f"exit code {code}; its output says why")
 
 
-def _end_with_launcher() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # type: ignore[union-attr]
+def visible_gpus() -> list[str]:
+    """NVIDIA GPUs as CUDA_VISIBLE_DEVICES names them, found without loading CUDA; empty where none is known."""
+    if (given := os.environ.get(GPUS)) is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]  # CUDA numbers the fastest first
+    except Exception:  # no such library, no driver, or no GPU
+        return []

@@ -1,8 +1,12 @@
-"""A sweep from its open folder to its final table: its parent run in MLflow, its jobs and their results."""
+"""A sweep from its claimed folder to its final table: its parent run in MLflow, its running jobs and their results."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,200 +15,245 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
+from feedrate.cli.launch import FROM_STDIN, FULL_ERROR
 from feedrate.config import TrainConfig
+from feedrate.errors import UserError
 from feedrate.reporting.sweep_report import Report
 from feedrate.reporting.sweep_results import Result, read_summary
 from feedrate.runs.provenance import command_line
 from feedrate.runs.run_folder import RunFolder, living_owner
 from feedrate.system.secrets import mask_files
+from feedrate.system.signals import Interruption
 from feedrate.tracking.journal import JOB_TAG
-from feedrate.tracking.sweep import NOTE_CHARACTERS, Plan, SweepRun, open_sweep, picture
-from hydra_plugins.feedrate_launcher._freeze import FrozenFiles, Job
-from hydra_plugins.feedrate_launcher._lock import Attempt, SweepLock, attempt, ended_before, mark, wait_for
-from hydra_plugins.feedrate_launcher._running import Jobs, Next, SweepInterruption
+from feedrate.tracking.sweep import NOTE_CHARACTERS, SweepRun, picture
+from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE
+from hydra_plugins.feedrate_launcher._folder import add, attempt, ended_before, mark
+from hydra_plugins.feedrate_launcher._jobs import Job
+from hydra_plugins.feedrate_launcher._process import GPUS, JobProcess, outcome, visible_gpus
 
+_GRACE_S = 10.0  # from a signal until the running jobs are killed, in which they write checkpoints
+_POLL_S = 0.05
 _NOTE_CHARACTERS = 0.8 * NOTE_CHARACTERS  # of a table; the note adds to it
 _TABLE_ROWS = 30  # of a table that is too long for the note
 
 
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """What a sweep is."""
+class SweepInterruption(Interruption):
+    """A second Ctrl-C kills the running jobs; a third ends the sweep at once."""
 
+    action = f"the running jobs write a checkpoint, for at most {_GRACE_S:.0f} s"
+    patience_s = None  # the table is written after the jobs have ended
+
+    def _hurry(self) -> None:
+        if self.hurried:
+            self.check()
+        self.hurried = True
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """One sweep, whose folder this process owns."""
+
+    master: DictConfig  # the sweep's configuration
+    folder: RunFolder  # holds those of the jobs
+    at_once: int
     name: str  # of the parent run
     sweep_id: str  # the same for the same command
     settings: Mapping[str, str]  # what is swept -> its values as text
     config: TrainConfig  # of any job, for the groups tracking and sweep
     report: Report
     words: Callable[[Job], str]  # describes a job in the line that announces it
-
-
-@dataclass
-class Sweep:
-    """One sweep, whose folder this process owns."""
-
-    master: DictConfig  # the sweep's configuration
-    about: About
-    claimed: SweepLock
-    at_once: int
     results: dict[int, Result] = field(default_factory=dict)  # of the jobs so far, by number
     _parent: SweepRun | None = None
     _stop: SweepInterruption = field(default_factory=SweepInterruption)
 
-    @property
-    def folder(self) -> Path:
-        """The sweep's folder, which holds those of the jobs."""
-        return self.claimed.folder.path
-
     @contextmanager
-    def open(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Opens the parent run; at the end writes table and plots and closes it, also after an error.
+    def open(self, jobs: Sequence[Job] = ()) -> Iterator[None]:
+        """Opens the parent run; at the end writes table and plots and closes it, also after an error or a signal.
 
-        `jobs` are listed in the table even if they never start. UserError: the tracking store cannot be used.
+        Args:
+            jobs: are listed in the table even if they never start.
+
+        Raises:
+            UserError: the tracking store cannot be used; at the end: a job failed.
+            Interrupted: at the end, after a signal that asks to stop.
         """
         status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
         reason = "the sweep was interrupted"
+        self._stop.listen()
         try:
             self._open_parent()
             yield
             if not self.stopped:
-                status, reason = self.outcome
+                wrong = [found for found in self.results.values() if found.status not in ("FINISHED", "PRUNED")]
+                status = "FAILED" if wrong else "FINISHED"
+                reason = f"{len(wrong)} of {len(self.results)} jobs did not finish" if wrong else ""
         except Exception as error:
-            if not self.stopped:
-                status, reason = "FAILED", str(error)
+            self._stop.check()  # an error after a signal is a result of it
+            status, reason = "FAILED", str(error)
             raise
         finally:
             for job in jobs:
                 if job.number not in self.results:
-                    self.results[job.number] = self.result(job, *ended_before(job, self.folder))
+                    self.results[job.number] = self.result(job, *ended_before(job, self.folder.path))
             self._close(status, reason)
-
-    @contextmanager
-    def stoppable(self) -> Iterator[None]:
-        """Signals that ask to stop are handled within it, and raised as Interrupted at its end; it encloses `open`."""
-        self._stop.listen()
-        try:
-            yield
-        except Exception:
-            self._stop.check()  # an error after a signal is a result of it
-            raise
-        finally:
             self._stop.leave()
         self._stop.check()
+        if reason:
+            raise UserError(f"{reason}; the table says why, and the same command tries them again")
 
     @property
     def stopped(self) -> bool:
         """Whether a signal asked to stop."""
         return self._stop.signum is not None
 
-    @property
-    def outcome(self) -> tuple[Literal["FINISHED", "FAILED"], str]:
-        """Status and reason, for the jobs so far."""
-        wrong = [found for found in self.results.values() if found.status not in ("FINISHED", "PRUNED")]
-        return ("FAILED", f"{len(wrong)} of {len(self.results)} jobs did not finish") if wrong else ("FINISHED", "")
-
     def finished_before(self, job: Job) -> Mapping[str, Any]:
         """The summary of a job that an earlier start finished, with its result recorded; empty if the job must run."""
-        where = attempt(job, self.folder)
+        where = attempt(job, self.folder.path)
         if where.state != "finished":
             return {}
         summary = read_summary(where.folder)
         self.results[job.number] = self.result(job, "FINISHED", "", summary)
         return summary
 
-    def wait_for(self, jobs: Sequence[Job]) -> None:
-        """Waits for the jobs of an earlier start that was killed; call it before `finished_before` and `run`."""
-        wait_for(jobs, self.folder)
+    def run(
+        self, jobs: Iterator[Job], ended: Callable[[Job, Result, Mapping[str, Any]], None] = lambda *_: None
+    ) -> None:
+        """Runs jobs, within `open`, until there are no more or the sweep is stopped, and all have ended.
 
-    def run(self, following: Next, ended: Callable[[Job, Result, Mapping[str, Any]], None]) -> None:
-        """Runs jobs, within `open`; calls `ended` with each one, its result, and its summary if it finished."""
-        files = FrozenFiles(self.master, self.folder)
-        parent = self._parent.reference if self._parent is not None else None
-        running = Jobs(self.at_once, files, self.folder, parent, self._stop, self.about.words)
+        Args:
+            ended: called with each job, its result, and its summary if it finished.
+        """
+        running: dict[int, tuple[Job, Path, JobProcess]] = {}
+        gpus = visible_gpus() if self.at_once > 1 else []
+        gpu_of: dict[int, str] = {}  # of the running jobs
+        kill_at, more = 0.0, True
+        try:
+            while True:
+                while more and not self.stopped and len(running) < self.at_once and (job := next(jobs, None)):
+                    environment = self._environment(job)
+                    if len(gpus) > 1 and job.config.trainer.device in ("auto", "cuda"):
+                        used = Counter(gpu_of.values())
+                        environment[GPUS] = gpu_of[job.number] = min(gpus, key=lambda gpu: used[gpu])
+                    running[job.number] = self._start(job, environment)
+                if not running:
+                    return
+                if self.stopped:
+                    if not kill_at:
+                        kill_at = time.monotonic() + _GRACE_S
+                        _send(running, self._stop.signum)
+                    if self._stop.hurried or time.monotonic() > kill_at:
+                        _send(running, signal.SIGKILL)
+                time.sleep(_POLL_S)
+                for job, folder, process in list(running.values()):
+                    if (code := process.ended()) is None:
+                        continue
+                    del running[job.number]
+                    gpu_of.pop(job.number, None)
+                    summary = self._record(job, folder, code)
+                    more = more and not (self.config.sweep.fail_fast and not summary)
+                    ended(job, self.results[job.number], summary)
+                    self._note()
+        finally:
+            _send(running, signal.SIGKILL)
+            for _, _, process in running.values():
+                while process.ended() is None:
+                    time.sleep(_POLL_S)
 
-        def record(job: Job, where: Attempt, status: str, error: str) -> None:
-            summary = read_summary(where.folder) if status == "FINISHED" else {}
-            found = self.results[job.number] = self.result(job, status, error, summary)
-            if status in ("FAILED", "KILLED"):
-                print(f"job {job.number} {status}: {error}", file=sys.stderr, flush=True)
-                mark(where.folder, status, error)
-                self._mark(job, where.folder, status, error)
-                if self.about.config.sweep.fail_fast:
-                    running.start_no_more()
-            ended(job, found, summary)
-            self._note()
+    def _start(self, job: Job, environment: Mapping[str, str]) -> tuple[Job, Path, JobProcess]:
+        folder, state = attempt(job, self.folder.path)
+        print(f"\n{self.words(job)}{'  (goes on where it was interrupted)' if state == 'resume' else ''}", flush=True)
+        command = [sys.executable, str(Path(sys.argv[0]).resolve()), FROM_STDIN]
+        prefix = f"[{job.number}] " if self.at_once > 1 else None
+        return job, folder, JobProcess(command, job.sent(folder, resume=state == "resume"), environment, prefix)
 
-        running.run(following, record)
+    def _environment(self, job: Job) -> dict[str, str]:
+        environment = {**os.environ, JOB_VARIABLE: str(job.number), **job.environment}
+        environment.pop(PARENT_VARIABLE, None)
+        if not FULL_ERROR:
+            environment.pop("HYDRA_FULL_ERROR", None)
+        if self._parent is not None:
+            environment[PARENT_VARIABLE] = self._parent.reference
+        return environment
+
+    def _record(self, job: Job, folder: Path, code: int) -> Mapping[str, Any]:
+        """Records how a job has ended; returns its summary if it finished."""
+        status, error = outcome(code, folder)
+        if self.stopped and code == -signal.SIGKILL:
+            error = f"stopped by {signal.Signals(self._stop.signum).name}"  # type: ignore[arg-type]
+        summary = read_summary(folder) if status == "FINISHED" else {}
+        self.results[job.number] = self.result(job, status, error, summary)
+        if not summary:
+            print(f"job {job.number} {status}: {error}", file=sys.stderr, flush=True)
+            mark(folder, status, error)
+            if self._parent is not None:
+                tags = {"feedrate.command": job.command, JOB_TAG: str(job.number)}
+                self._parent.mark(folder, "KILLED" if status == "KILLED" else "FAILED", error, tags)
+        return summary
 
     def result(self, job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> Result:
         """A job's row of the table, with the figures of its summary."""
         if summary and summary.get("pruned"):
             status = "PRUNED"
-        measured = self.about.report.measured(summary) if summary else {}
+        measured = self.report.measured(summary) if summary else {}
         return Result(
             number=job.number, settings=job.settings, command=job.command, status=status, error=error, **measured
         )
 
     def _open_parent(self) -> None:
         """Creates the store before the first job, which would otherwise compete for it with others."""
-        mask_files(self.folder)  # multirun.yaml holds the overrides
-        if self.about.config.tracking.uri is None:
+        mask_files(self.folder.path)  # multirun.yaml holds the overrides
+        if self.config.tracking.uri is None:
             return
         typed = [str(override) for override in self.master.hydra.overrides.task]
-        plan = Plan(
-            name=self.about.name,
-            sweep_id=self.about.sweep_id,
-            command=command_line(["-m", *typed]),
-            folder=self.folder,
-            settings=self.about.settings,
+        self._parent = SweepRun(
+            self.config.tracking,
+            self.name,
+            self.folder.path,
+            settings=self.settings,
+            tags={"feedrate.sweep_id": self.sweep_id, "feedrate.command": command_line(["-m", *typed])},
+            owned=lambda path: living_owner(path) is not None,
         )
-        self._parent = open_sweep(self.about.config.tracking, plan, owned=lambda path: living_owner(path) is not None)
-
-    def _mark(self, job: Job, folder: Path, status: str, error: str) -> None:
-        if self._parent is not None:
-            tags = {"feedrate.command": job.command, JOB_TAG: str(job.number)}
-            self._parent.mark(folder, "KILLED" if status == "KILLED" else "FAILED", error, tags)
 
     def _note(self, pictures: str = "") -> None:
         """Writes the table so far, for a sweep that is killed."""
         if self._parent is None:
             return
-        report, results = self.about.report, self._ordered()
-        best = report.best(results)
+        results = self._ordered()
+        best = self.report.best(results)
         link = self._parent.job_link("best job", best.run_id) if best is not None else ""
         pictures = "\n\n".join(filter(None, [link, pictures]))
-        text = report.table(results, pictures=pictures)
-        self._parent.note(
-            text if len(text) < _NOTE_CHARACTERS else report.table(results, rows=_TABLE_ROWS, pictures=pictures)
-        )
+        text = self.report.table(results, pictures=pictures)
+        if len(text) >= _NOTE_CHARACTERS:
+            text = self.report.table(results, rows=_TABLE_ROWS, pictures=pictures)
+        self._parent.note(text)
 
     def _close(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str) -> None:
         """Writes table and plots to the terminal, the sweep's folder and the parent run, and closes it."""
+        parent, folder = self._parent, self.folder
         try:
             if any(found.status != "NOT RUN" for found in self.results.values()):
-                paths = self.about.report.write(self._ordered(), self.folder)
-                print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {self.folder}", flush=True)
-                if self._parent is not None:
+                paths = self.report.write(self._ordered(), folder.path)
+                print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {folder.path}", flush=True)
+                if parent is not None:
                     self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
                     for path in paths:
-                        self._parent.artifact(path)
-                    if (best := self.about.report.best(self._ordered())) is not None:
-                        self._parent.best(best.settings, best.metrics)
+                        parent.tracker.artifact(path)
+                    if (best := self.report.best(self._ordered())) is not None:
+                        parent.best(best.settings, best.metrics)
         finally:
-            if self._parent is not None:
-                self._parent.end(status, reason)
-                if self._parent.url is not None:
-                    print(f"this sweep    {self._parent.url}\nall runs      {self._parent.experiment_url}", flush=True)
-                self.claimed.write(run_id=self._parent.run_id)
-            self.claimed.write(status=status, error=reason)
-            self.claimed.folder.release()
+            if parent is not None:
+                parent.tracker.end(status, reason)
+                if parent.tracker.url is not None:
+                    print(
+                        f"this sweep    {parent.tracker.url}\nall runs      {parent.tracker.experiment_url}", flush=True
+                    )
+            add(folder, status=status, error=reason, run_id=parent.tracker.run_id if parent is not None else None)
+            folder.release()
 
     def _ordered(self) -> list[Result]:
         return [self.results[number] for number in sorted(self.results)]
 
 
-def claimed_again(sweep: Sweep) -> Sweep:
-    """The same sweep for a further batch of jobs, with its folder locked again."""
-    sweep.claimed = SweepLock(folder=RunFolder(sweep.folder), facts=read_summary(sweep.folder))
-    sweep.claimed.write(status="RUNNING")
-    return sweep
+def _send(running: Mapping[int, tuple[Job, Path, JobProcess]], signum: int | None) -> None:
+    for _, _, process in running.values():
+        process.send(signum or signal.SIGTERM)

@@ -43,7 +43,7 @@ class OptunaSweeper(Sweeper):
             UserError: a setting is wrong or the study belongs to another search, before any job; or a trial failed.
             KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal, when the running jobs have ended.
         """
-        from hydra_plugins.feedrate_launcher._lock import discard
+        from hydra_plugins.feedrate_launcher._folder import discard
         from hydra_plugins.feedrate_optuna._search import Searching
 
         assert self.config is not None

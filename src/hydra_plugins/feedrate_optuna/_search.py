@@ -17,9 +17,9 @@ from feedrate.runs.provenance import changes
 from feedrate.system.text import flatten
 from feedrate.trainer.pruning import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
-from hydra_plugins.feedrate_launcher._freeze import Job, compose
-from hydra_plugins.feedrate_launcher._lock import claim
-from hydra_plugins.feedrate_launcher._sweep import About, Sweep
+from hydra_plugins.feedrate_launcher._folder import add, claim, wait_for
+from hydra_plugins.feedrate_launcher._jobs import Job, compose
+from hydra_plugins.feedrate_launcher._sweep import Sweep
 from hydra_plugins.feedrate_optuna._settings import checked, ends, in_words, override
 from hydra_plugins.feedrate_optuna._study import Study
 
@@ -65,11 +65,14 @@ class Searching:
             UserError: the study belongs to another search, or a trial failed.
         """
         config, study = self._checked.config, self._settings.study
-        claimed = claim(fresh, f"study {study}", again=config.sweep.again, goes_on=self._is_same)
-        claimed.write(search=self._identity())
-        self._path = claimed.folder.path / "study.db"
+        folder = claim(fresh, f"study {study}", again=config.sweep.again, goes_on=self._is_same)
+        add(folder, search=self._identity())
+        self._path = folder.path / "study.db"
         report = SearchReport(self._keys, self._settings.metric, self._settings.direction)
-        about = About(
+        sweep = self._sweep = Sweep(
+            master=self._config,
+            folder=folder,
+            at_once=self._at_once,
             name=f"search {study}"[:100],
             sweep_id=f"study {study}",
             settings=dict(zip(self._keys, map(in_words, self._space.values()), strict=True)),
@@ -77,16 +80,12 @@ class Searching:
             report=report,
             words=self._words,
         )
-        sweep = self._sweep = Sweep(self._config, about, claimed, self._at_once)
-        with sweep.stoppable(), sweep.open([]):
+        with sweep.open():
             self._study = Study(self._path, self._settings, self._space)
-            jobs = self._jobs(self._interrupted())
             try:
-                sweep.run(lambda: next(jobs, None), self._ended)
+                sweep.run(self._jobs(self._interrupted()), self._ended)
             finally:
                 report.importance = {key.lstrip("+"): share for key, share in self._study.importance().items()}
-        if sweep.outcome[1]:
-            raise UserError(f"{sweep.outcome[1]}; the table says why. The same command tries them again")
 
     def _identity(self) -> dict[str, Any]:
         """What makes trials comparable: metric, ranges, and every setting that is not searched."""
@@ -120,7 +119,7 @@ class Searching:
         for number, params in study.ended().items():
             self._sweep.finished_before(self._job(number, params))
         jobs = [self._job(number, params) for number, params in study.running().items()]
-        self._sweep.wait_for(jobs)
+        wait_for(jobs, self._sweep.folder.path)
         for job in jobs:
             if summary := self._sweep.finished_before(job):  # killed between the job's end and the study's record of it
                 self._ended(job, self._sweep.results[job.number], summary)

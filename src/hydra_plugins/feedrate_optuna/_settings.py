@@ -15,7 +15,7 @@ from feedrate.config import Positive
 from feedrate.errors import UserError
 from feedrate.trainer.pruning import build
 from feedrate.validation import nearest, validate
-from hydra_plugins.feedrate_launcher._freeze import quoted
+from hydra_plugins.feedrate_launcher._jobs import quoted
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -15,27 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.dataset.formats.file_layout import MAX_BYTES, Layout, Recogniser, parts_of
-from feedrate.dataset.formats.file_template import Template
-from feedrate.dataset.formats.memory import memory_of
-from feedrate.dataset.formats.scatter import FLAGS, Scatter, differs_from_crc
+from feedrate.dataset.formats.file_layout import MAX_BYTES, Recogniser
+from feedrate.dataset.formats.scatter import FLAGS, Scatter
 from feedrate.dataset.storage.paths import Paths
 from feedrate.errors import SampleError
 from feedrate.timing.stages import stage
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
-LAYOUTS = 4096  # kept at most, a few kilobytes each
-TEMPLATES = 256  # kept at most for names of one length
-TRIES = 64  # files without a usable layout before learning stops
+LAYOUTS = 1024  # learned at most, a few kilobytes each
+UNUSABLE = 16  # a file without a usable layout counts as so many
 
 
 class SampleReader:
-    """Reads files that hold one tensor each.
+    """Reads files that hold one tensor each; the first file of each layout is learned, so that others are read fast.
 
     Args:
         load: `(path, ID) -> Tensor`, for files without a known layout; raises SampleError.
-        learn: returns the layout of a file from its bytes, or None.
-        vary: returns a template from a file's bytes and its layout, or None.
+        learn: returns the recogniser of a file's layout from its bytes, or None.
         verify: compare each payload with the CRC-32 in its file, if any.
         at_once: use io_uring where available.
 
@@ -45,28 +41,19 @@ class SampleReader:
     def __init__(
         self,
         load: Callable[[str, str], Tensor],
-        learn: Callable[[bytes], Layout | None],
-        vary: Callable[[bytes, Layout], Template | None] | None = None,
+        learn: Callable[[bytes], Recogniser | None],
         verify: bool = False,
         at_once: bool = True,
     ) -> None:
-        self._load, self._learn, self._vary, self._verify = load, learn, vary, verify
+        self._load, self._learn, self._verify = load, learn, verify
         self._scatter = Scatter(verify, at_once)
-        self._forget()
+        # by length of the path, since an archive usually contains the file's name, which moves all that follows, and
+        # by size of the file; the expected layout first
+        self._known: dict[int, dict[int, list[Recogniser]]] = {}
+        self._left = LAYOUTS
 
-    def _forget(self) -> None:
-        # by length of the path, since an archive usually contains the file's name, which moves all that follows
-        self._by_name: dict[int, dict[int, Recogniser]] = {}
-        self._by_size: dict[int, list[Recogniser]] = {}
-        self._templates: dict[int, list[Template]] = {}  # by length of the path
-        self._layouts = self._misses = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_load", "_learn", "_vary", "_verify", "_scatter")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampleReader, (self._load, self._learn, self._verify, self._scatter.at_once)
 
     def read(self, path: str, ID: str) -> Tensor:
         """One sample, in memory of its own.
@@ -74,8 +61,13 @@ class SampleReader:
         Raises:
             SampleError: the file is missing, damaged, or holds no single tensor.
         """
-        X = self._single(path, ID)
-        return self._one(path, ID) if X is None else X
+        X = self._recognised(path)
+        if X is None:
+            with stage("decode"):
+                X = self._load(path, ID)
+            if self._verify:
+                check_crc(path, ID)
+        return X
 
     def read_batch(self, paths: Sequence[str], IDs: Sequence[str], empty: Empty) -> Tensor | list[Tensor]:
         """Many samples, (n, ...) in memory from `empty(shape, dtype)`; a list where shapes or dtypes differ.
@@ -83,169 +75,74 @@ class SampleReader:
         Raises:
             SampleError: as `read`, for the first of them that cannot be read.
         """
-        if (known := self._sole(paths)) is not None:
-            out = empty((len(paths), *known.layout.shape), known.layout.dtype)
-            good = self._scatter.read(known, paths, None, out)
-        else:
-            groups = self._groups(paths)
-            form = max(groups, key=lambda known: len(groups[known])).layout if groups else None
-            same = {known: rows for known, rows in groups.items() if form is not None and known.layout.same_form(form)}
-            if form is None or 2 * sum(map(len, same.values())) < len(paths):  # most have no common layout
-                return self._stacked({row: self.read(paths[row], IDs[row]) for row in range(len(paths))}, None, empty)
-            out = empty((len(paths), *form.shape), form.dtype)
-            good = np.zeros(len(paths), dtype=bool)
-            for known, rows in same.items():
-                good[rows] = self._scatter.read(known, [paths[row] for row in rows.tolist()], rows, out)
-        if good.all():
-            return out
+        groups = self._expected(paths)
+        forms = {(known.shape, known.dtype) for known in groups}
+        out, good = None, np.zeros(len(paths), dtype=bool)
+        if len(forms) == 1:  # else nothing is known, or shapes differ
+            ((shape, dtype),) = forms
+            out = empty((len(paths), *shape), dtype)
+            for known, rows in groups.items():
+                chosen = paths if len(rows) == len(paths) else [paths[row] for row in rows.tolist()]
+                good[rows] = self._scatter.read(known, chosen, rows, out)
+            if good.all():
+                return out
+            out = out if good.any() else None
         single = {row: self.read(paths[row], IDs[row]) for row in np.flatnonzero(~good).tolist()}
-        return self._stacked(single, None if len(single) == len(paths) else out, empty)
-
-    def _sole(self, paths: Sequence[str]) -> Recogniser | None:
-        """The expected layout of all files, where only one is known for their length of path; else None."""
-        length = paths.length if isinstance(paths, Paths) else None
-        if length is None:
-            lengths = set(map(_length, paths))
-            if len(lengths) != 1:
-                return None
-            (length,) = lengths
-        seen = [*self._by_name.get(length, {}).values()]  # a copy, as other threads may add to it
-        return seen[0] if len(seen) == 1 else None
-
-    def _groups(self, paths: Sequence[str]) -> dict[Recogniser, np.ndarray]:
-        """The rows of the files by their expected layout."""
-        groups: dict[Recogniser, list[int]] = {}
-        for row, path in enumerate(paths):
-            if (known := self._expected(path)) is not None:
-                groups.setdefault(known, []).append(row)
-        return {known: np.array(rows) for known, rows in groups.items()}
-
-    def _expected(self, path: str) -> Recogniser | None:
-        """The expected layout of a file, by length of path and size."""
-        sizes = self._by_name.get(_length(path))
-        if sizes is None:
-            return None
-        if len(sizes) == 1:
-            return next(iter(sizes.values()))
-        try:
-            return sizes.get(Path(path).stat().st_size)
-        except OSError:
-            return None
-
-    def _single(self, path: str, ID: str) -> Tensor | None:
-        """One file of a known layout or template, with few Python calls; None where it has neither."""
-        length = _length(path)
-        sizes = self._by_name.get(length)
-        if sizes is None:
-            return None
-        try:
-            file = os.open(path, FLAGS)
-            try:
-                size = os.fstat(file).st_size
-                known = sizes.get(size)
-                if known is not None and (X := self._by_layout(file, known)) is not None:
-                    return X
-                fit = [template for template in self._templates.get(length, ()) if template.fits(size)]
-                raw = bytearray(size if fit and size <= MAX_BYTES else 0)
-                if not raw or os.preadv(file, [raw], 0) != size:
-                    return None
-            finally:
-                os.close(file)
-        except OSError:
-            return None
-        return self._by_template(fit, raw, path, ID)
-
-    def _by_layout(self, file: int, known: Recogniser) -> Tensor | None:
-        X = torch.empty(known.layout.shape, dtype=known.layout.dtype)
-        content, first = memory_of(X), len(known.layout.head)
-        frame = bytearray(known.size - known.nbytes)
-        parts = memoryview(frame)
-        if os.preadv(file, (parts[:first], content, parts[first:]), 0) != known.size:
-            return None
-        if not known.alone(bytes(frame)):
-            return None
-        return None if self._verify and differs_from_crc(known.layout, frame, content) else X
-
-    def _by_template(self, fit: Sequence[Template], raw: bytearray, path: str, ID: str) -> Tensor | None:
-        for template in fit:
-            frame, content = parts_of(raw, template.first, template.frame_bytes)
-            shape = template.shape(frame, len(content))
-            if shape is None or (self._verify and differs_from_crc(template.layout, frame, content)):
-                continue
-            X = torch.frombuffer(content, dtype=template.layout.dtype).view(shape)
-            if template.confirmed:
-                return X
-            right = self._load(path, ID)
-            same = right.shape == X.shape and right.dtype == X.dtype
-            template.confirmed = same and memory_of(right.contiguous()) == content
-            if not template.confirmed:
-                length = _length(path)
-                self._templates[length] = [other for other in self._templates[length] if other is not template]
-            return right
-        return None
-
-    def _one(self, path: str, ID: str) -> Tensor:
-        """A file without the expected layout: of another known or new one, or loaded by `load`."""
-        raw = self._whole(path)
-        with stage("decode"):
-            known = self._recognise(path, raw) if raw is not None else None
-            if raw is not None and known is not None:
-                frame, content = known.parts(raw)
-                if not (self._verify and differs_from_crc(known.layout, frame, content)):
-                    return known.tensor(content)
-            X = self._load(path, ID)
-        if self._verify:
-            check_crc(path, ID)
-        return X
-
-    @staticmethod
-    def _stacked(single: dict[int, Tensor], out: Tensor | None, empty: Empty) -> Tensor | list[Tensor]:
-        """The batch of the samples by row in `single`, and the other rows of `out`."""
-        first = next(iter(single.values()))
-        shape, dtype = (first.shape, first.dtype) if out is None else (out.shape[1:], out.dtype)
-        if any(X.shape != shape or X.dtype != dtype for X in single.values()):
-            count = len(single) if out is None else len(out)
-            return [single[row] if out is None or row in single else out[row].clone() for row in range(count)]
         if out is None:
-            out = empty((len(single), *shape), dtype)
+            shape, dtype = tuple(single[0].shape), single[0].dtype
+        if any(tuple(X.shape) != shape or X.dtype != dtype for X in single.values()):
+            return [single[row] if out is None or row in single else out[row].clone() for row in range(len(paths))]
+        if out is None:
+            out = empty((len(paths), *shape), dtype)
         for row, X in single.items():
             out[row] = X
         return out
 
-    def _whole(self, path: str) -> bytearray | None:
-        """Content of a file that may have a layout, else None."""
+    def _expected(self, paths: Sequence[str]) -> dict[Recogniser, np.ndarray]:
+        """The rows of the files by their expected layout."""
+        if isinstance(paths, Paths) and paths.length is not None:
+            every = [*self._known.get(paths.length, {}).values()]
+            if len(every) <= 1:
+                return {similar[0]: np.arange(len(paths)) for similar in every}
+        rows: dict[Recogniser, list[int]] = {}
+        for row, path in enumerate(paths):
+            sizes = self._known.get(_length(path), {})
+            every = [*sizes.values()]
+            try:
+                similar = every[0] if len(every) == 1 else sizes[Path(path).stat().st_size]
+            except (KeyError, OSError):
+                continue
+            rows.setdefault(similar[0], []).append(row)
+        return {known: np.array(numbers) for known, numbers in rows.items()}
+
+    def _recognised(self, path: str) -> Tensor | None:
+        """One file of a known layout; None, and its layout is learned, where it is a new one."""
+        sizes = self._known.get(_length(path), {})
         try:
-            size = Path(path).stat().st_size
-            new = self._misses < TRIES and self._layouts < LAYOUTS
-            if not (self._by_size.get(size) or new) or size > MAX_BYTES:
-                return None
-            return bytearray(Path(path).read_bytes())
+            file = os.open(path, FLAGS)
+            try:
+                size = os.fstat(file).st_size
+                similar = sizes.get(size, [])
+                raw = np.empty(size if similar or (self._left > 0 and size <= MAX_BYTES) else 0, dtype=np.uint8)
+                if not len(raw) or os.preadv(file, (raw.data,), 0) != size:
+                    return None
+            finally:
+                os.close(file)
         except OSError:  # `load` explains it
             return None
-
-    def _recognise(self, path: str, raw: bytearray) -> Recogniser | None:
-        similar = self._by_size.setdefault(len(raw), [])
-        found = next((known for known in similar if known.alone(known.parts(raw)[0])), None)
-        if found is None:
-            if self._misses >= TRIES or self._layouts >= LAYOUTS:
-                return None
-            layout = self._learn(bytes(raw))
-            if layout is None:
-                self._misses += 1
-                return None
-            found = Recogniser(layout)
-            similar.append(found)
-            self._layouts += 1
-            if self._by_name.get(_length(path)):  # samples differ in shape
-                self._make_template(path, raw, layout)
-        self._by_name.setdefault(_length(path), {})[len(raw)] = found
-        return found
-
-    def _make_template(self, path: str, raw: bytearray, layout: Layout) -> None:
-        kept = self._templates.setdefault(_length(path), [])
-        template = self._vary(bytes(raw), layout) if self._vary is not None and len(kept) < TEMPLATES else None
-        if template is not None:
-            kept.append(template)
+        for known in similar:
+            frame, payload = known.parts(raw)
+            if known.alone(frame):
+                if known is not similar[0]:
+                    sizes[size] = [known, *(other for other in similar if other is not known)]
+                return known.tensor(payload) if not self._verify or known.matches_crc(frame, payload) else None
+        if self._left > 0:
+            with stage("decode"):
+                new = self._learn(raw.tobytes())
+            self._left -= UNUSABLE if new is None else 1
+            if new is not None:
+                self._known.setdefault(_length(path), {})[size] = [new, *similar]
+        return None
 
 
 def check_crc(path: str, ID: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,8 +20,7 @@ from feedrate.dataset.formats.memory import array_of, memory_of
 from feedrate.errors import UserError
 
 ACCESS = ("mmap", "pread")
-KEY = "feedrate"  # of the text in a shard's header
-_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+KEY = "feedrate"  # in a shard's metadata, for the hash of what it was made of
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,6 @@ class Form:
         return value.numpy()[()] if self.kind == "numpy" else value.item()
 
 
-@dataclass(frozen=True)
-class Place:
-    """Shape of a tensor in a shard, and where it lies, in bytes from the file's beginning."""
-
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
 class Damaged(Exception):
     """A shard is not as it was written."""
 
@@ -77,9 +65,8 @@ class Shard:
         access: 'mmap' to copy from the mapped file, 'pread' to read each row.
 
     The tensors of a shard of n samples: `X` (n, *shape), or where shapes differ `X.values` end to end, `X.ends` (n,)
-    and `X.shapes` (n, dimensions); `y` (n, *shape); `ID.text` UTF-8, `ID.ends` (n,); `crc32` (n,) of X's bytes; and of
-    each sample's source file `source.size` (n,), -1 where there is none, `source.mtime_ns` (n,), `source.sha256`
-    (n, 32).
+    and `X.shapes` (n, dimensions); `y` (n, *shape); `ID.text` UTF-8, `ID.ends` (n,); `crc32` (n,) of X's bytes; and
+    `source` (n, 2), size and mtime_ns of each sample's file, (-1, 0) where there is none.
     """
 
     def __init__(self, path: str, form: Form, access: str = "mmap") -> None:
@@ -100,42 +87,43 @@ class Shard:
             self._opened = _Opened(self.path, self.form, self.access)
         return self._opened
 
-    def tensor(self, name: str, rows: np.ndarray | None = None) -> Tensor:
-        """A copy of one of the tensors, or of some of its rows."""
+    def tensor(self, name: str) -> Tensor:
+        """A copy of one of the tensors."""
         with _translated(self.path), safe_open(self.path, "pt") as file:
             found: Tensor = file.get_tensor(name)
-            return found.clone() if rows is None else found[torch.from_numpy(rows)]
+            return found.clone()
+
+    def key(self) -> str:
+        """The hash of what it was made of."""
+        with _translated(self.path), safe_open(self.path, "pt") as file:
+            return str((file.metadata() or {}).get(KEY))
 
     def shape(self, row: int) -> tuple[int, ...]:
         """Shape of X in one sample."""
         opened = self.opened
         return opened.shape if opened.shapes is None else tuple(opened.shapes[row].tolist())
 
-    def copy(self, row: int, into: memoryview) -> None:
+    def copy(self, row: int, into: memoryview, verify: bool = False) -> None:
         """Copies the bytes of X of one sample into memory of that size.
 
+        Args:
+            verify: compare them with the CRC-32 in the shard.
+
         Raises:
-            Damaged: the file has become shorter.
+            Damaged: the file has become shorter, or the CRC-32 differs.
         """
         opened = self.opened
         begin, end = opened.bounds(row)
         if opened.memory is not None:
             into[:] = opened.memory[begin:end]
-            return
-        begin += opened.begin
-        while len(into):
-            count = os.preadv(opened.file, [into], begin)
-            if count <= 0:
-                raise Damaged("is truncated")
-            into, begin = into[count:], begin + count
-
-    def check(self, row: int, content: memoryview) -> None:
-        """Compares the bytes of X of one sample with the CRC-32 in the shard.
-
-        Raises:
-            Damaged: they differ.
-        """
-        if zlib.crc32(content) != int(self.opened.crc32[row]):
+        else:
+            begin, rest = begin + opened.begin, into
+            while len(rest):
+                count = os.preadv(opened.file, [rest], begin)
+                if count <= 0:
+                    raise Damaged("is truncated")
+                rest, begin = rest[count:], begin + count
+        if verify and zlib.crc32(into) != int(opened.crc32[row]):
             raise Damaged("its bytes do not match the CRC-32 in the shard")
 
 
@@ -153,8 +141,10 @@ class _Opened:
     def __init__(self, path: str, form: Form, access: str) -> None:
         self.file = -1
         with _translated(path):
-            places = read_places(path)
             get: Callable[[str], Tensor] = safe_open(path, "pt").get_tensor
+            with Path(path).open("rb") as file:  # format: the README of safetensors
+                length = int.from_bytes(file.read(8), "little")
+                places = json.loads(file.read(length))
             self.crc32 = get("crc32").clone().numpy()
             self.shapes = self._ends = None
             name = "X"
@@ -162,9 +152,9 @@ class _Opened:
                 name = "X.values"
                 self.shapes, self._ends = (get(f"X.{of}").clone().numpy() for of in ("shapes", "ends"))
             self.itemsize = form.torch_dtype.itemsize
-            self.shape = places[name].shape[1:] if self.shapes is None else ()
+            self.shape = tuple(places[name]["shape"][1:]) if self.shapes is None else ()
             self.nbytes = math.prod(self.shape) * self.itemsize
-            self.begin = places[name].begin
+            self.begin = 8 + length + places[name]["data_offsets"][0]
             self.rows = self.memory = None
             if access == "mmap":
                 X = get(name)
@@ -172,7 +162,7 @@ class _Opened:
                 if self.shapes is None and self.nbytes:
                     self.rows = array_of(X)
             else:
-                self.file = os.open(path, _FLAGS)
+                self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def bounds(self, row: int) -> tuple[int, int]:
         """Bytes of a sample within those of all."""
@@ -186,25 +176,6 @@ class _Opened:
             os.close(self.file)
 
 
-def read_places(path: str) -> dict[str, Place]:
-    """Where each tensor of a shard lies. Source of the format: the safetensors README, "Format".
-
-    Raises:
-        Damaged: it is no safetensors file, or not a whole one.
-    """
-    with _translated(path):
-        with safe_open(path, "pt"):  # checks the header, and that the file is as long as it says
-            pass
-        with Path(path).open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        return {
-            name: Place(tuple(entry["shape"]), *(8 + length + at for at in entry["data_offsets"]))
-            for name, entry in header.items()
-        }
-
-
 @contextmanager
 def _translated(path: str) -> Iterator[None]:
     """Turns errors of reading a shard into `Damaged`."""
@@ -213,10 +184,6 @@ def _translated(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise Damaged("is missing") from None
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise UserError(f"{path}: too many open files ({error.strerror}); raise the limit (ulimit -n)") from None
-        raise Damaged(f"cannot be read ({error.strerror or error})") from None
-    except UserError:
-        raise
+        raise UserError(f"shard {path}: cannot be read ({error.strerror or error})") from None
     except (SafetensorError, LookupError, ValueError, TypeError):
         raise Damaged("is damaged: its header does not fit it") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,17 @@ from feedrate.dataset.shards.shard import Damaged, Form, Shard
 from feedrate.errors import SampleError, UserError
 
 NAME = "index.json"
-FORMAT = "feedrate shards 1"
+FORMAT = "feedrate shards 2"
 REMEDY = "Remove it and run the command that made the shards (python src/pack.py ...) again: it writes what is missing"
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard.
-
-    Attributes:
-        file: its name.
-        samples: how many it holds.
-        bytes: its size.
-        sha256: of the whole file, 64 hexadecimal digits.
-        crc32: of IDs and labels, which are read each time.
-    """
+    """Name, number of samples and size of one shard, and the CRC-32 of its IDs and labels, which are read each time."""
 
     file: str
     samples: int
     bytes: int
-    sha256: str
     crc32: int
 
 
@@ -64,14 +55,14 @@ class Source:
         root: its folder, None if it has none.
         suffix: the file of a sample is root/ID + suffix; None where samples are no such files.
         settings: hash of the keys that decide what the class yields.
-        files: size, mtime_ns and SHA-256 of the files of partition and labels, by name.
+        files: size and mtime_ns of the files of partition and labels, by name.
     """
 
     target: str
     root: str | None
     suffix: str | None
     settings: str
-    files: Mapping[str, tuple[int, int, str]]
+    files: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -95,41 +86,31 @@ class Index:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False).encode()
 
     @classmethod
-    def read(cls, root: Path) -> Index:
-        """The index of a folder, also of one whose packing was interrupted.
+    def read(cls, root: Path, complete: bool = True) -> Index:
+        """The index of a folder.
+
+        Args:
+            complete: False also takes that of a folder whose packing was interrupted.
 
         Raises:
-            UserError: there is none, or it cannot be read.
+            UserError: there is none, it cannot be read, or packing was interrupted.
         """
         path = root / NAME
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            if value["format"] != FORMAT:
-                raise UserError(f"{path}: is not of the format {FORMAT!r}; pack again into another folder")
-            return TypeAdapter(cls).validate_python(value)
+            index = TypeAdapter(cls).validate_python(value) if value["format"] == FORMAT else None
         except FileNotFoundError:
             remedy = f"name the folder that python src/pack.py has written{nearby(root)}"
             raise UserError(f"dataset.root={root}: holds no {NAME}; {remedy}") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-        except UserError:
-            raise
         except (ValueError, LookupError, TypeError):
             raise UserError(f"{path}: is damaged; remove the folder, and pack again") from None
-
-    @classmethod
-    def complete(cls, root: Path) -> Index:
-        """The index of a folder whose shards are all written.
-
-        Raises:
-            UserError: as `read`, or packing was interrupted.
-        """
-        index = cls.read(root)
-        if not index.partition:
-            raise UserError(
-                f"dataset.root={root}: packing is not complete; run the same command (python src/pack.py ...) again, "
-                "which continues it"
-            )
+        if index is None:
+            raise UserError(f"{path}: is not of the format {FORMAT!r}; pack again into another folder")
+        if complete and not index.partition:
+            rule = "run the same command (python src/pack.py ...) again, which continues it"
+            raise UserError(f"dataset.root={root}: packing is not complete; {rule}")
         return index
 
     def shards(self, root: Path, partition: str, access: str) -> list[Shard]:
@@ -159,15 +140,11 @@ class Index:
         targets = Targets(self.task, self.classes, self.num_outputs)
         if task in ("auto", self.task):
             return Catalog(root, packed, labels, targets, self.digest, ())
-        values = {ID: self._label(y) for of in labels.values() for ID, y in zip(of, of.tensor.tolist(), strict=True)}
+        values = {ID: y for of in labels.values() for ID, y in zip(of, of.tensor.tolist(), strict=True)}
+        if self.classes is not None:  # the labels as they were before they became classes
+            values = {ID: self.classes[y[0] if isinstance(y, list) else y] for ID, y in values.items()}
         as_text = all(isinstance(name, str) for name in self.classes or (None,))
-        return replace(Catalog.of(root, packed, values, task=task, source=NAME, as_text=as_text), root=root)
-
-    def _label(self, y: Any) -> Any:
-        """A label as it was before it became a class."""
-        if self.classes is None:
-            return y
-        return self.classes[y[0] if isinstance(y, list) else y]
+        return Catalog.of(root, packed, values, task=task, source=NAME, as_text=as_text)
 
 
 def _names_and_labels(root: Path, entry: ShardEntry, index: Index) -> tuple[np.ndarray, np.ndarray, Tensor]:

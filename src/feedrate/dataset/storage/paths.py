@@ -1,4 +1,4 @@
-"""Paths of the files of a batch: as texts, computed on access, or as C strings in reused memory."""
+"""Paths of the files of a batch: as texts, computed on access, and as C strings."""
 
 from __future__ import annotations
 
@@ -42,30 +42,26 @@ class Paths(Sequence[str]):
 
 
 class Names:
-    """Paths as C strings in reused memory; for one thread."""
+    """Paths as C strings, in memory that is used again; for one thread."""
 
     def __init__(self) -> None:
-        self._form = b"", b"", 0
-        self._bytes, self._addresses = np.zeros((0, 0), dtype=np.uint8), np.zeros(0, dtype=np.uint64)
+        self._form: tuple[Any, ...] = ()
 
-    def of(self, paths: Sequence[str]) -> tuple[Any, np.ndarray] | None:
-        """The object that holds the bytes, and the address of each path, (n,) uint64, valid until the next call; None
-        where a path contains a zero byte.
-        """
-        if not isinstance(paths, Paths) or paths.IDs is None or paths.length is None:
+    def of(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+        """The bytes, and the address of each path, (n,) uint64, until the next call; None where one has a zero byte."""
+        if not isinstance(paths, Paths) or paths.IDs is None:
             return c_strings(paths)
-        count, begin, end = len(paths), len(paths.head), paths.length - len(paths.tail)
-        form = paths.head, paths.tail, paths.length
-        if self._form != form or len(self._bytes) < count:
-            self._form = form
-            one = paths.head + bytes(end - begin) + paths.tail + b"\0"
-            self._bytes = np.tile(np.frombuffer(one, dtype=np.uint8), (count, 1))
+        begin, (count, length) = len(paths.head), paths.IDs.shape
+        form = paths.head, paths.tail, count, length
+        if self._form != form:
+            one = paths.head + bytes(length) + paths.tail + b"\0"
+            self._form, self._bytes = form, np.tile(np.frombuffer(one, dtype=np.uint8), (count, 1))
             self._addresses = address(self._bytes) + np.arange(count, dtype=np.uint64) * len(one)
-        self._bytes[:count, begin:end] = paths.IDs
-        return self._bytes, self._addresses[:count]
+        self._bytes[:, begin : begin + length] = paths.IDs
+        return self._bytes, self._addresses
 
 
-def c_strings(paths: Sequence[str]) -> tuple[Any, np.ndarray] | None:
+def c_strings(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
     """Any paths as C strings, as `Names.of` returns them."""
     text = np.frombuffer(os.fsencode("\0".join(paths) + "\0"), dtype=np.uint8)
     ends = np.flatnonzero(text == 0)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
 from feedrate.errors import UserError
 from feedrate.system.folder import locked
-from feedrate.system.processes import in_processes
-
-T = TypeVar("T")
+from feedrate.system.signals import signals_ignored
 
 PARTIAL = ".partial-"  # prefix of files that are not whole yet; those of a killed process are removed
 
 
 @contextmanager
 def writing(root: Path) -> Iterator[None]:
-    """Creates the folder and locks it; no other command can write there meanwhile.
+    """Creates the folder and locks it; removes partial files before and, except after a kill, at the end.
 
     Raises:
         UserError: another command holds the lock, or the folder cannot be written.
@@ -28,7 +25,12 @@ def writing(root: Path) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(root):
-            yield
+            _remove_partial(root)
+            try:
+                yield
+            finally:
+                with signals_ignored():
+                    _remove_partial(root)
     except OSError as error:
         raise UserError(
             f"root={root}: cannot be written ({error.strerror or error})\n"
@@ -68,24 +70,8 @@ def write_file(path: Path, content: bytes, flush: bool = False) -> None:
     temporary.replace(path)
 
 
-def in_parallel(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Generator[tuple[int, Any], None, None]:
-    """Yields the messages of `work(part)` with the part's number, from a process for each part if there are several.
-
-    Closing it kills the processes.
-    """
-    if len(parts) == 1:
-        yield from ((0, message) for message in work(parts[0]))
-    elif parts:
-        with closing(in_processes(work, parts)) as messages:
-            yield from (pair for pair in messages if pair[1] is not None)
-
-
-def is_partial(name: str) -> bool:
-    """Whether a killed process left this file; safetensors writes to `.tmpXXXXXX` first."""
-    return name.startswith(PARTIAL) or (name.startswith(".tmp") and len(name) == 10)
-
-
-def remove_partial(root: Path) -> None:
+def _remove_partial(root: Path) -> None:
     for path in root.iterdir():
-        if is_partial(path.name):
+        # safetensors writes to `.tmpXXXXXX` first
+        if path.name.startswith(PARTIAL) or (path.name.startswith(".tmp") and len(path.name) == 10):
             path.unlink()

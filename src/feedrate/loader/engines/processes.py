@@ -233,13 +233,6 @@ def _start(user: Callable[[int], None] | None, worker_id: int) -> None:
         user(worker_id)
 
 
-def receiving_threads() -> list[tuple[int, int]]:
-    """Process and thread ID of each thread in this process that receives batches or sends requests."""
-    names = (NAME, "QueueFeeder")
-    found = [thread for thread in threading.enumerate() if any(name in thread.name for name in names)]
-    return [(os.getpid(), thread.native_id) for thread in found if thread.native_id is not None]
-
-
 def _opened(pins: str | None, batch: Batch) -> Batch:
     """The batch with tensors; pinned here, as torch's own thread would use the device before the next fork."""
     if isinstance(batch.data, SharedBatch):

@@ -1,0 +1,51 @@
+"""Whether memory grows from epoch to epoch, as it does where something keeps tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from feedrate.timing.machine import Task, own_memory_mb
+
+SHARE, LEAST_MB = 0.1, 20.0  # least growth that is reported: as a share of the memory, and in MB
+EPOCHS, PARTS = 4, 8  # least number of epochs after the first; most parts of the run, each of which must have grown
+EVEN = 0.25  # of the mean growth of all parts, that each must have grown: a cache that fills up levels off
+
+
+class MemoryGrowth:
+    """Memory at the same point of each epoch: of the run's processes, and of its tensors on an accelerator."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._mb: dict[str, list[float]] = {"host": [], "device": []}
+
+    def look(self, workers: Iterable[Task]) -> None:
+        """Call once in each epoch."""
+        self._mb["host"].append(own_memory_mb(workers))
+        if self._device.type not in ("cpu", "mps"):
+            self._mb["device"].append(torch.accelerator.memory_allocated(self._device) / 1e6)
+
+    def notes(self) -> list[str]:
+        """A line for each memory that grew steadily after the first epoch."""
+        return [
+            f"{where} memory grew by {in_bytes(mb[-1] - mb[1])} over {len(mb) - 1} epochs "
+            f"({in_bytes(mb[1])} to {in_bytes(mb[-1])}); look for lists that keep tensors"
+            for where, mb in self._mb.items()
+            if grew(mb)
+        ]
+
+
+def grew(mb: list[float]) -> bool:
+    """Whether memory grew steadily over the epochs after the first."""
+    after = mb[1:]
+    if len(after) < EPOCHS or after[-1] - after[0] < max(SHARE * after[0], LEAST_MB):
+        return False
+    steps = np.diff([part.mean() for part in np.array_split(after, min(PARTS, len(after)))])
+    return bool(steps.min() >= EVEN * steps.mean())
+
+
+def in_bytes(mb: float) -> str:
+    """`1.1 GB`, `35 MB`."""
+    return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"
