@@ -142,15 +142,19 @@ sys.exit(3)
 """
 
 
-@pytest.mark.parametrize("persistent", ["persistent", "no"])
-@pytest.mark.parametrize("engine", ["thread", "process"])
-def test_no_thread_is_in_torch_when_python_ends(engine: str, persistent: str) -> None:
+def test_no_thread_is_in_torch_when_python_ends() -> None:
     """torch would abort the process then, with exit code -6."""
     environment = {**os.environ, "PYTHONPATH": str(Path(ending.__file__).parents[2] / "src")}
-    program = [sys.executable, "-c", BUSY_IN_TORCH, engine, persistent]
-    begin = time.monotonic()
-    ended = subprocess.run(program, env=environment, stderr=subprocess.PIPE, timeout=200, text=True)
-    assert (ended.returncode, ended.stderr) == (3, ""), time.monotonic() - begin
+    for engine in ("thread", "process"):
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", BUSY_IN_TORCH, engine, way], env=environment, stderr=subprocess.PIPE, text=True
+            )
+            for way in ("persistent", "no")
+        ]
+        for process in started:
+            said = process.communicate(timeout=200)[1]
+            assert (process.returncode, said) == (3, ""), engine
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -300,8 +304,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("persistent", ["persistent", "no"])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(("method", "persistent"), [("fork", "no"), ("spawn", "persistent")])
 def test_an_error_ends_a_process_that_loads_and_was_started_by_multiprocessing(
     method: str, persistent: str, tmp_path: Path
 ) -> None:
