@@ -1,4 +1,7 @@
-"""A DataLoader whose batches are a function of (seed, epoch, position), in two classes that create each other."""
+"""A DataLoader whose batches are a function of (seed, epoch, position).
+
+Above 350 lines, as the class without a seed and the one with a seed create each other.
+"""
 
 from __future__ import annotations
 
