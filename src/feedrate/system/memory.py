@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from feedrate.system.control_groups import group_folders
+from feedrate.system.cores import group_folders
 
 _NO_LIMIT = 1 << 60  # bytes; version 1 of control groups writes a number near 2**63 where there is no limit
 
