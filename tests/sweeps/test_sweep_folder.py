@@ -74,7 +74,7 @@ def summary(folder: Path, **facts: Any) -> None:
 
 
 def test_of_starts_at_the_same_instant_one_goes_on_and_other_sweeps_have_folders_of_their_own(tmp_path):
-    summary(tmp_path / "earlier", started="2026-01-01", status="KILLED")
+    summary(tmp_path / "earlier", sweep_id="a", started="2026-01-01", status="KILLED")
     said = started(tmp_path, ["a", "a", "b", "c"])
     assert said[:2].count(str(tmp_path / "earlier")) == 1
     assert sum(line.startswith("refused: this sweep is running already: process") for line in said[:2]) == 1
