@@ -167,7 +167,7 @@ def test_a_run_in_use_is_not_gone_on_with_and_leaves_no_folder(others):
 FAULTS = {
     "tab": ("# @package _global_\nmodel:\n\thidden: [3]\n", "line 3: "),
     "open": ("# @package _global_\nmodel: [1, 2\n", "line 3: "),
-    "twice": ("# @package _global_\nseed: 1\nseed: 2\n", "line 3: found duplicate key seed"),
+    "twice": ("# @package _global_\nseed: 1\nseed: 2\n", "found duplicate key seed"),
     "indented": ("# @package _global_\nmodel:\n  width: 1\n   depth: 3\n", "line 4: "),
     "documents": ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document"),
     "alias": ("# @package _global_\nseed: *one\n", "line 2: found undefined alias 'one'"),
