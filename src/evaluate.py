@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
 
     raise_on_interrupt()
     with opened(config) as run:
-        task = Task(run.data.targets, run.trainer.label_smoothing, run.trainer.top5)
+        task = Task(run.data.targets, run.saved.trainer.label_smoothing, run.saved.trainer.top5)
         found = evaluate(run.forward, run.loader, task, config.worst)
 
     metrics = {f"{run.partition}/{name}": value for name, value in found.meter.metrics().items()}

@@ -21,29 +21,22 @@ URI = "tracking.uri="
 def main() -> int:
     # -- Which folders -------------------------------------------------------------------------------------
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "paths", nargs="*", metavar="FOLDER", help="folder of a run or sweep (default: all under outputs/)"
-    )
+    parser.add_argument("paths", nargs="*", metavar="FOLDER", help="of a run or sweep (default: all)")
     arguments = parser.parse_args().paths
 
     from feedrate.config import ROOT, resolve_path
     from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
     from feedrate.system.secrets import without_secrets
-    from feedrate.tracking.uploader import Destination, Uploader, destination, journals, pending
+    from feedrate.tracking.uploader import Uploader, destination, journals, pending
 
     uri = next((text.removeprefix(URI) for text in arguments if text.startswith(URI)), None)
-    named = [
-        Path(text) if Path(text).exists() else resolve_path(text) for text in arguments if not text.startswith(URI)
-    ]
-    for path in named:
-        if not path.is_dir():
-            raise UserError(f"{path}: no such folder; name a run folder, a sweep folder, or leave it out for all")
+    named = [Path(text) if Path(text).exists() else resolve_path(text) for text in arguments if URI not in text]
     folders = journals(named or [ROOT / "outputs" / kind for kind in ("runs", "sweeps")])
     if named and not folders:
         raise UserError(f"{named[0]}: nothing was recorded there: there is no journal.jsonl")
 
     # -- Send ----------------------------------------------------------------------------------------------
-    stores: dict[Destination, Uploader] = {}
+    stores: dict[tuple[str, str | None, str], Uploader] = {}
     failed = sent = 0
     for folder in folders:
         if not (count := pending(folder)):
@@ -52,23 +45,20 @@ def main() -> int:
             print(f"{folder}: still runs as process {owner}, which sends its own record")
             continue
         print(f"{folder}: {count} records ...", flush=True)
-        problems, own = [], None
+        own = RunFolder(folder)
         try:
-            own = RunFolder(folder)
             goal = destination(folder, uri)
-            store = stores[goal] = stores.get(goal) or Uploader(goal)
+            store = stores[goal] = stores.get(goal) or Uploader(*goal)
             state = store.upload_dead_run(folder)
-            summary = read_summary(folder)
-            if summary and summary.get("run_id") != state.run_id:
+            if summary := read_summary(folder):
                 own.write_summary({**summary, "run_id": state.run_id})
             sent += 1
-            problems += [f"refused: {line}" for line in state.rejected]
+            problems = [f"refused: {line}" for line in state.rejected]
             problems += [f"not stored: {item['reason']}" for item in state.aside]
         except UserError as error:
             problems = [f"not sent: {without_secrets(str(error))}"]
         finally:
-            if own is not None:
-                own.release()
+            own.release()
         for problem in problems:
             print(f"  {problem}", file=sys.stderr)
         failed += len(problems)

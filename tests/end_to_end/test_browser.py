@@ -11,9 +11,6 @@ import math
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +26,8 @@ from feedrate.config import ROOT
 from feedrate.reporting import plots
 from feedrate.reporting.run_summary import run_note
 from feedrate.tracking import Tracker, open_tracker, run_name
-from feedrate.tracking.point import points
 from feedrate.tracking.sweep import picture
+from pages import served
 
 pytestmark = pytest.mark.browser
 
@@ -147,7 +144,7 @@ def tracker(folder: Path, browser: Browser, make_store: Callable[[Path], Path]) 
         values |= {"best/epoch": epoch, "best/loss": values["validation/loss"], "best/accuracy": 0.979}
         for name, value in values.items():
             history.setdefault(name, {})[epoch] = value
-        tracker.metrics(points(values, epoch))
+        tracker.metrics(values, epoch)
         time.sleep(0.3)
     tracker.figure(plots.loss_curves(history), "plots/loss.png")
     tracker.figure(plots.throughput(history), "plots/throughput.png")
@@ -164,27 +161,11 @@ def tracker(folder: Path, browser: Browser, make_store: Callable[[Path], Path]) 
 @pytest.fixture(scope="module")
 def page(folder: Path, tracker: Tracker) -> Iterator[str]:
     """Address of the pages, served by src/ui.py."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src" / "ui.py"), "5100", "--uri", str(folder / "outputs" / "mlflow.db")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        said = ""
-        for line in process.stdout:
-            said += line
-            if "Ctrl-C" in line:
-                break
-        # The very link that training prints, too.
+    with served(folder / "outputs/mlflow.db") as pages, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PORT", pages.url.rpartition(":")[2])  # as the links of runs expect it
         assert tracker.experiment_url is not None
-        assert tracker.experiment_url in said
-        yield re.findall(r"http://127\.0\.0\.1:\d+", said)[0]
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        assert tracker.experiment_url in pages.said
+        yield pages.url
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +12,8 @@ import pytest
 import test_browser
 from test_browser import Browser
 
-from sweep_process import ROOT, sweep
+from pages import served
+from sweep_process import sweep
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -43,27 +41,11 @@ def swept(folder: Path, browser: Browser, digits: Path, make_store: Callable[[Pa
 @pytest.fixture(scope="module")
 def links(folder: Path, browser: Browser, swept: SimpleNamespace) -> Iterator[dict[str, str]]:
     """The links that the sweep has printed, on pages that are served by src/ui.py."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src/ui.py"), "5150", "--uri", str(folder / "mlflow.db")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = ""
-        for line in process.stdout or ():
-            said += line
-            if "Ctrl-C" in line:
-                break
-        page = re.findall(r"http://127\.0\.0\.1:\d+", said)[0]
+    with served(folder / "mlflow.db") as pages:
         # MLflow opens a chat panel on a browser's first visit, once
-        browser.driver.get(f"{page}/health")
+        browser.driver.get(f"{pages.url}/health")
         browser.driver.execute_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
-        yield {name: re.sub(r"http://127\.0\.0\.1:\d+", page, link) for name, link in swept.links.items()}
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        yield {name: re.sub(r"http://127\.0\.0\.1:\d+", pages.url, link) for name, link in swept.links.items()}
 
 
 def shown_pictures(driver: Any) -> list[str]:

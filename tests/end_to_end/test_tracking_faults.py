@@ -101,7 +101,7 @@ def uploaders(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         try:
-            if "feedrate.tracking.uploader_process" in (process.info["cmdline"] or []) and any(
+            if "feedrate.tracking.uploader" in (process.info["cmdline"] or []) and any(
                 file.path.startswith(str(folder)) for file in process.open_files()
             ):
                 found.append(process)
@@ -119,7 +119,8 @@ def complete(uri: str, folder: Path, *, without: str = "") -> None:
     run = client.get_run(summary["run_id"])
     assert run.info.status == "FINISHED"
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    rows = [row for line in lines if line["event"] == "metrics" for row in line["points"]]
+    rows = [(key, value, line["step"], line["time_ms"]) for line in lines if line["event"] == "metrics"
+            for key, value in line["values"].items()]  # fmt: skip
     for name in {row[0] for row in rows} - {without}:
         found = [(m.value, m.step, m.timestamp) for m in client.get_metric_history(summary["run_id"], name)]
         assert found == [(value, step, time_ms) for key, value, step, time_ms in rows if key == name], name
@@ -237,7 +238,7 @@ def test_a_run_that_is_killed_is_marked_by_its_uploader_which_ends_then(digits, 
     long = ("trainer.max_epochs=100000", "loader.batch_size=8")
     run = start(tmp_path / "run", digits, str(database), *long)
     state = tmp_path / "run/journal.state.json"
-    until(lambda: state.exists() and json.loads(state.read_text())["offset"] > 20_000)
+    until(lambda: state.exists() and json.loads(state.read_text())["offsets"]["journal.jsonl"] > 20_000)
     assert "still runs as process" in sync(str(tmp_path / "run")).stdout
     os.kill(run.pid, signal.SIGKILL)
     run.communicate(timeout=100)

@@ -163,7 +163,7 @@ class Slow(Numbers):
 def test_batches_of_threads_come_in_their_order() -> None:
     made = loader(Slow(), 4, engine="thread", shuffle=False)
     assert [i for _, y in made for i in y.tolist()] == list(range(37))
-    assert {info.load.worker for info in _infos(loader(Slow(), 2, engine="thread"))} <= {None, 0, 1}
+    assert {info.load.number for info in _infos(loader(Slow(), 2, engine="thread"))} <= {-1, 0, 1}
 
 
 def _infos(made: Loader) -> list[Any]:

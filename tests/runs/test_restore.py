@@ -48,7 +48,7 @@ def test_what_feedrate_and_torch_ship_is_allowed(target):
         "feedrate.cli.targets.build",
         "feedrate.runs.provenance.subprocess.run",
         "feedrate.runs.provenance.subprocess.Popen",
-        "feedrate.tracking.uploader_process.UploaderProcess",
+        "feedrate.tracking.uploader.UploaderProcess",
         "feedrate.nothing.here",
         "feedrate",
         "",
@@ -170,7 +170,7 @@ def test_what_is_no_run_is_answered_in_a_sentence(tmp_path):
         find_saved(str(tmp_path), None)
     with pytest.raises(UserError, match="tracking.uri is null"):
         find_saved("0" * 32, None)
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="there is no such run"):
         find_saved("0" * 32, str(tmp_path / "mlflow.db"))
 
 

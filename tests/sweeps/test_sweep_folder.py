@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from feedrate.cli.launch import _register_resolvers, plain
 from feedrate.config import check
 from feedrate.errors import UserError
-from feedrate.reporting.sweep_report import Report
+from feedrate.reporting.report import Report
 from hydra_plugins.feedrate_launcher import _name
 from hydra_plugins.feedrate_launcher._folder import add, attempt, claim, discard, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._jobs import Job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accounts import MS, account, setup
+from accounts import MS, setup
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import loader_ns, one_at_a_time
 from feedrate.timing.epoch_times import Steps
@@ -37,12 +37,6 @@ def test_a_worker_that_waits_for_its_next_order_rests_for_nobody_knows_how_long(
     assert times.wait[10:].max() == 0
     assert times.pause_ns(ahead=2) == 0
     assert loader_ns(times, setup("process", 1)) == pytest.approx(4 * MS)
-
-
-def test_taking_batches_over_is_computing_too() -> None:
-    times = account(load_ms=8, step_ms=1, workers=2)
-    assert loader_ns(times, setup("process", 2, cores=2.0)) == pytest.approx(4 * MS)
-    assert loader_ns(times, setup("process", 2, cores=2.0, receive_cpu_ns=2 * MS)) == pytest.approx(5 * MS)
 
 
 def test_threads_that_hold_up_the_steps_make_no_more_than_one_would() -> None:

@@ -245,13 +245,6 @@ def test_queueing_for_a_core_makes_no_load_cheaper_than_what_it_computes() -> No
     assert [remedy.override for remedy in fed.remedies] == ["loader.num_workers=1"]  # without any, 1 ms of 10 is lost
 
 
-def test_few_steps_get_a_word_but_no_advice() -> None:
-    verdict = judge(account(40, 10, 2, steps=18), setup())
-    assert verdict.kind == "input-bound"
-    assert "too few steps for advice: 12" in verdict.reason
-    assert verdict.remedies == ()
-
-
 def test_of_a_loader_that_tells_nothing_only_the_waiting_is_judged() -> None:
     known = account(40, 10, 2)
     silent = replace(known, begin=known.begin * 0, end=known.end * 0)

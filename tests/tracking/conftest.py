@@ -17,7 +17,7 @@ import pytest
 from feedrate.tracking.mlflow_writer import MLflowWriter
 from feedrate.tracking.system_metrics import SystemReadings
 from feedrate.tracking.tracker import Tracker, open_tracker
-from feedrate.tracking.uploader import Destination, Uploader
+from feedrate.tracking.uploader import Uploader
 
 OpenTracker = Callable[..., Tracker]
 
@@ -45,8 +45,8 @@ def database(make_store: Callable[[Path], Path], tmp_path: Path) -> Path:
 class Here:
     """Stands in for the uploader's process: uploads in this process, when something is read back."""
 
-    def __init__(self, destination: Destination) -> None:
-        self._uploader = Uploader(destination)
+    def __init__(self, *destination: Any) -> None:
+        self._uploader = Uploader(*destination)
         self._writer: MLflowWriter | None = None
         self._system: SystemReadings | None = None
 
@@ -62,14 +62,14 @@ class Here:
         if self._writer is not None:
             self._writer.send()
 
-    def finish(self, **_: bool) -> bool:
-        if self._system is not None:
-            self._system.stop()
+    def finish(self, folder: Path, *, hurry: bool) -> str:
         assert self._writer is not None
+        if self._system is not None:
+            self._system.take(last=True)
         self._writer.send()
         self._writer.close()
-        done, self._writer = self._writer.finished, None
-        return done
+        self._writer = None
+        return ""
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def track(database: Path, tmp_path: Path, uploaders: list[Here]) -> Iterator[Ope
 
     def open_one(folder: Path | None = None, **changes: Any) -> Tracker:
         settings = Settings(**({"uri": str(database)} | changes))
-        uploaders.append(Here(Destination(settings.uri or "", settings.artifacts, settings.experiment)))
+        uploaders.append(Here(settings.uri, settings.artifacts, settings.experiment))
         run_folder = folder or tmp_path / (f"run{len(opened)}" if opened else "run")
         opened.append(
             open_tracker(settings, run_name="mlp-digits-w2-b64", run_folder=run_folder, uploader=uploaders[-1])

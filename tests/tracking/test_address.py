@@ -10,13 +10,8 @@ import pytest
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
-from feedrate.tracking.address import (
-    experiment_link,
-    read_address,
-    run_link,
-    ui_address_file,
-    without_secrets,
-)
+from feedrate.system.secrets import without_secrets
+from feedrate.tracking.address import experiment_link, read_address, run_link
 
 ODD_NAMES = ["My%20Drive", "why?", "a#b", "a b", "größe 猫", "100%", "{x}$HOME", "a@b:c@d;e&f=g", "'\"\\"]
 
@@ -58,7 +53,7 @@ def test_a_path_is_the_same_file_for_sqlalchemy_whatever_characters_it_has(tmp_p
         ("sqlite:///:memory:", "sqlite:///PATH"),
         ("file:///data/mlruns", "not in a folder"),
         ("", "tracking=none"),
-        ("conf", "is a folder"),
+        ("conf", "not in a folder"),
     ],
 )
 def test_an_address_that_can_be_no_store_is_refused_with_the_remedy(uri: str, rule: str) -> None:
@@ -79,13 +74,13 @@ def test_no_link_and_no_text_shows_the_password() -> None:
 
 def test_links_open_the_training_pages_of_mlflow() -> None:
     page = read_address("outputs/mlflow.db").page
-    assert experiment_link(page, "7") == f"{page}/#/experiments/7/runs?workflowType=machine_learning"
-    assert experiment_link(page, "7", "feedrate").endswith("&viewStateShareKey=feedrate")
+    view = "workflowType=machine_learning&viewStateShareKey=feedrate"
+    assert experiment_link(page, "7") == f"{page}/#/experiments/7/runs?{view}"
     assert run_link(page, "7", "abc") == f"{page}/#/experiments/7/runs/abc?workflowType=machine_learning"
 
 
-def test_links_lead_to_the_port_that_a_running_ui_says(tmp_path: Path) -> None:
+def test_links_lead_to_the_port_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = read_address(f"{tmp_path}/mlflow.db")
     assert address.page == "http://127.0.0.1:5000"
-    ui_address_file(tmp_path / "mlflow.db").write_text("http://127.0.0.1:5007\n")
+    monkeypatch.setenv("PORT", "5007")  # which `make ui` reads too
     assert address.page == "http://127.0.0.1:5007"

@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 
-from feedrate.tracking.journal import JOURNAL, STATE, JournalBusy, JournalLock, UploadState, events
-from feedrate.tracking.point import Point, points
+from feedrate.tracking.journal import JOURNAL, STATE, JournalBusy, UploadState, lock_journal
 from feedrate.tracking.uploader import Uploader, destination, pending
 
 
 def upload(folder: Path) -> UploadState:
-    return Uploader(destination(folder, None)).upload_dead_run(folder)
+    return Uploader(*destination(folder, None)).upload_dead_run(folder)
 
 
 def epochs(tracker: Any, count: int) -> None:
     for epoch in range(count):
-        tracker.metrics([Point("train/loss", 1 / (epoch + 1), epoch, 1_700_000_000_000 + epoch)])
+        tracker.metrics({"train/loss": 1 / (epoch + 1)}, epoch)
 
 
 def test_what_is_carried_twice_is_there_once(track: Any, read: Any, tmp_path: Path) -> None:
@@ -41,7 +40,7 @@ def test_a_record_that_the_store_refuses_does_not_keep_the_others_back(track: An
     tracker.params({f"p{i}": i for i in range(40)})
     tracker.params({"p7": "another value", "q": 1})  # MLflow keeps a parameter's first value
     tracker.artifact(tmp_path / "gone.txt")
-    tracker.metrics(points({"train/loss": 1.0}, 0))
+    tracker.metrics({"train/loss": 1.0}, 0)
     tracker.end("FINISHED")
     run = read.get_run(tracker.run_id)
     assert (run.data.params["p7"], run.data.params["q"], run.data.metrics) == ("7", "1", {"train/loss": 1.0})
@@ -52,11 +51,11 @@ def test_a_record_that_the_store_refuses_does_not_keep_the_others_back(track: An
 
 def test_a_refused_batch_of_metrics_loses_only_the_name_that_is_refused(track: Any, read: Any, tmp_path: Path) -> None:
     tracker = track()
-    good = points({f"train/{number}": 1.0 for number in range(30)}, 0)
-    tracker.metrics([*good, *points({"train//loss": 1.0, "late": 2.0}, 1)])  # MLflow takes no empty part of a name
+    good = {f"train/{number}": 1.0 for number in range(30)}
+    tracker.metrics({**good, "train//loss": 1.0, "late": 2.0}, 1)  # MLflow takes no empty part of a name
     tracker.end("FINISHED")
     run = read.get_run(tracker.run_id)
-    assert set(run.data.metrics) == {point.name for point in good} | {"late"}
+    assert set(run.data.metrics) == {*good, "late"}
     assert [line.partition(":")[0] for line in UploadState.read(tmp_path / "run").rejected] == ["metric train//loss"]
 
 
@@ -91,31 +90,17 @@ def test_half_a_line_of_a_process_that_was_killed_is_passed_over(track: Any, rea
         journal.write(b'{"event": "metrics", "poi')
     tracker.end("KILLED")
     again = track(folder=tmp_path / "run")
-    again.metrics(points({"train/loss": 0.1}, 2))
+    again.metrics({"train/loss": 0.1}, 2)
     again.end("FINISHED")
     assert [m.step for m in read.get_metric_history(again.run_id, "train/loss")] == [0, 1, 2]
 
 
-def test_every_line_of_a_journal_is_json_also_with_values_that_are_not_finite(track: Any, tmp_path: Path) -> None:
-    tracker = track()
-    tracker.metrics([Point("train/loss", float("nan"), 0, 1), Point("train/loss", float("-inf"), 1, 2)])
-    tracker.end("FINISHED")
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
-    for line in (tmp_path / "run" / JOURNAL).read_text().splitlines():
-        json.loads(line, parse_constant=refuse)
-    (written,) = [event for event, _ in events(tmp_path / "run" / JOURNAL) if event["event"] == "metrics"]
-    assert [row[1] for row in written["points"]] == ["nan", "-inf"]
-
-
 def test_one_process_at_a_time_carries_a_journal(tmp_path: Path) -> None:
-    held = JournalLock(tmp_path)  # the lock is that of an open file, so one process stands for two
+    held = lock_journal(tmp_path)  # the lock is that of an open file, so one process stands for two
     with pytest.raises(JournalBusy, match="another process"):
-        JournalLock(tmp_path)
-    held.release()
-    JournalLock(tmp_path).release()
+        lock_journal(tmp_path)
+    held.close()
+    lock_journal(tmp_path).close()
 
 
 def test_an_artifact_that_cannot_be_stored_is_named_and_kept_and_all_that_follows_arrives(
@@ -124,7 +109,7 @@ def test_an_artifact_that_cannot_be_stored_is_named_and_kept_and_all_that_follow
     (tmp_path / "disk").write_text("in the way")
     tracker = track(experiment="on a disk", artifacts=f"{tmp_path}/disk/artifacts")
     tracker.text("lr: 1", "config.yaml")
-    tracker.metrics(points({"train/loss": 1.0}, 0))
+    tracker.metrics({"train/loss": 1.0}, 0)
     tracker.end("FINISHED")
     run = read.get_run(tracker.run_id)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 1.0})
@@ -134,9 +119,9 @@ def test_an_artifact_that_cannot_be_stored_is_named_and_kept_and_all_that_follow
     assert pending(tmp_path / "run") == 1
 
     goal = destination(tmp_path / "run", None)
-    assert len(Uploader(goal).upload_dead_run(tmp_path / "run").aside) == 1
+    assert len(Uploader(*goal).upload_dead_run(tmp_path / "run").aside) == 1
     (tmp_path / "disk").unlink()
-    assert Uploader(goal).upload_dead_run(tmp_path / "run").aside == []
+    assert Uploader(*goal).upload_dead_run(tmp_path / "run").aside == []
     assert pending(tmp_path / "run") == 0
     assert [path.read_text() for path in (tmp_path / "disk/artifacts").rglob("config.yaml")] == ["lr: 1"]
 
@@ -151,8 +136,8 @@ def test_a_record_goes_on_in_a_repository_that_was_moved(
     (old / "outputs/runs/one").mkdir(parents=True)
     make_store(old / "outputs")
     begin = {"event": "begin", "time_ms": 1, "journal": "j1", "name": "one", "tags": {}, "uri": "outputs/mlflow.db",
-             "artifacts": "outputs/artifacts", "experiment": "feedrate", "run_id": None}  # fmt: skip
-    loss = {"event": "metrics", "time_ms": 1, "points": [["train/loss", 1.0, 0, 1]]}
+             "artifacts": "outputs/artifacts", "experiment": "feedrate"}  # fmt: skip
+    loss = {"event": "metrics", "time_ms": 1, "step": 0, "values": {"train/loss": 1.0}}
     (old / "outputs/runs/one" / JOURNAL).write_text(json.dumps(begin) + "\n" + json.dumps(loss) + "\n")
     monkeypatch.setattr(config, "ROOT", old)
     sent = upload(old / "outputs/runs/one")
@@ -165,5 +150,5 @@ def test_a_record_goes_on_in_a_repository_that_was_moved(
         journal.write(json.dumps({"event": "end", "time_ms": 2, "status": "FINISHED", "error": ""}) + "\n")
     again = upload(folder)
     assert (again.run_id, again.status) == (sent.run_id, "FINISHED")
-    assert again.offset > sent.offset
+    assert again.offsets[JOURNAL] > sent.offsets[JOURNAL]
     assert not old.exists()

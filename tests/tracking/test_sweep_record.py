@@ -10,7 +10,7 @@ import pytest
 from feedrate.config import TrackingConfig
 from feedrate.errors import UserError
 from feedrate.tracking.journal import SILENT_END, Journal
-from feedrate.tracking.sweep import Plan, open_sweep, picture
+from feedrate.tracking.sweep import SweepRun, picture
 
 
 def settings_of(uri: Path | str) -> TrackingConfig:
@@ -19,18 +19,18 @@ def settings_of(uri: Path | str) -> TrackingConfig:
     )
 
 
-def plan(folder: Path) -> Plan:
-    return Plan(name="sweep seed", sweep_id="a", command="python src/train.py -m seed=0,1", folder=folder,
-                settings={"seed": "0, 1"})  # fmt: skip
+def open_sweep(settings: TrackingConfig, folder: Path) -> SweepRun:
+    swept, tags = {"seed": "0, 1"}, {"feedrate.sweep_id": "a"}
+    return SweepRun(settings, "sweep seed", folder, swept, tags, owned=lambda path: path.name == "alive")
 
 
 @pytest.fixture
 def opened(database, tmp_path, monkeypatch):
     """Opens the same sweep in a real store, through a real uploader."""
-    monkeypatch.setattr("feedrate.tracking.uploader_process.HURRY_S", 100.0)
+    monkeypatch.setattr("feedrate.tracking.uploader.HURRY_S", 100.0)
     settings = settings_of(database)
     (tmp_path / "sweep").mkdir()
-    return lambda: open_sweep(settings, plan(tmp_path / "sweep"), owned=lambda path: path.name == "alive")
+    return lambda: open_sweep(settings, tmp_path / "sweep")
 
 
 def job(folder: Path, parent: str, end: str = "") -> None:
@@ -53,27 +53,27 @@ def test_a_parent_run_is_gone_on_with_and_its_dead_children_are_marked(opened, t
     first = opened()
     for name, end in (("alive", ""), ("dead", ""), ("done", "FINISHED")):
         job(tmp_path / "sweep" / name, first.reference, end)
-    first.end("KILLED", "the sweep was interrupted")
-    assert read.get_run(first.run_id).data.tags["feedrate.error"] == "the sweep was interrupted"
+    first.tracker.end("KILLED", "the sweep was interrupted")
+    assert read.get_run(first.tracker.run_id).data.tags["feedrate.error"] == "the sweep was interrupted"
     again = opened()
-    again.end("FINISHED")
-    assert again.run_id == first.run_id
-    assert read.get_run(again.run_id).info.status == "FINISHED"
-    assert "feedrate.error" not in read.get_run(again.run_id).data.tags
-    found = children(read, again.run_id)
+    again.tracker.end("FINISHED")
+    assert again.tracker.run_id == first.tracker.run_id
+    assert read.get_run(again.tracker.run_id).info.status == "FINISHED"
+    assert "feedrate.error" not in read.get_run(again.tracker.run_id).data.tags
+    found = children(read, again.tracker.run_id)
     assert found == {"dead": ("KILLED", SILENT_END), "done": ("FINISHED", "its own words")}
 
 
 @pytest.mark.slow
 def test_a_parent_run_that_was_deleted_begins_anew(opened, read):
     first = opened()
-    first.end("KILLED")
-    deleted = first.run_id
+    first.tracker.end("KILLED")
+    deleted = first.tracker.run_id
     read.delete_run(deleted)
     again = opened()
-    again.end("FINISHED")
-    assert again.run_id not in (None, deleted)
-    assert read.get_run(again.run_id).data.params == {"seed": "0, 1"}
+    again.tracker.end("FINISHED")
+    assert again.tracker.run_id not in (None, deleted)
+    assert read.get_run(again.tracker.run_id).data.params == {"seed": "0, 1"}
 
 
 @pytest.mark.slow
@@ -85,15 +85,15 @@ def test_a_job_that_did_not_end_well_has_a_run_with_its_error(opened, tmp_path, 
     for name in ("0", "1", "3"):  # the last never came to its own run
         sweep.mark(tmp_path / "sweep" / name, "FAILED", "no such folder at http://me:secret@host", tags)
     sweep.note("best: ![a.png]" + picture("a.png"))
-    sweep.end("FAILED", "3 of 3 jobs did not finish")
+    sweep.tracker.end("FAILED", "3 of 3 jobs did not finish")
     said = "no such folder at http://***@host"
-    assert children(read, sweep.run_id) == {
+    assert children(read, sweep.tracker.run_id) == {
         "0": ("FAILED", said), "1": ("KILLED", "its own words"), "job 3": ("FAILED", said),
     }  # fmt: skip
-    assert f"run_uuid={sweep.run_id}" in read.get_run(sweep.run_id).data.tags["mlflow.note.content"]
+    assert f"run_uuid={sweep.tracker.run_id}" in read.get_run(sweep.tracker.run_id).data.tags["mlflow.note.content"]
 
 
 def test_a_store_that_is_no_store_is_answered_before_any_job(tmp_path):
     (tmp_path / "no.db").write_text("this is no database, and longer than its header of one hundred bytes " * 3)
     with pytest.raises(UserError, match="cannot be used"):
-        open_sweep(settings_of(tmp_path / "no.db"), plan(tmp_path), owned=lambda _: False)
+        open_sweep(settings_of(tmp_path / "no.db"), tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.tracking.system_metrics import ProcessTree, _since, _Used
+from feedrate.tracking.system_metrics import ProcessTree
 
 Start = Callable[[str], subprocess.Popen[str]]
 CODE = "import os, subprocess, sys, time\nprint('there', flush=True)\nfor line in sys.stdin:\n    exec(line)\n"
@@ -169,8 +169,3 @@ def test_the_process_that_reads_is_not_counted(start: Start) -> None:
     said = tell(with_worker(start), f"print(subprocess.run([sys.executable, '-c', {code!r}], stdout=subprocess.PIPE, "
                 f"text=True, env={{'PYTHONPATH': {f'{ROOT}/src'!r}}}).stdout.strip())")  # fmt: skip
     assert said == "2.0\ndone\n"
-
-
-def test_a_number_that_was_given_again_is_another_process() -> None:
-    assert _since(_Used(0.5, 10, 1), _Used(9.0, 900, 7)) == _Used(0.5, 10, 1)
-    assert _since(_Used(9.5, 910, 8), _Used(9.0, 900, 7)) == _Used(0.5, 10, 1)

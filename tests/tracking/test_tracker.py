@@ -7,15 +7,15 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from feedrate.config import ROOT
-from feedrate.tracking.journal import SYSTEM, events
-from feedrate.tracking.point import Point, points
-from started import until
+from feedrate.tracking.journal import JOURNAL, SYSTEM, events
+from feedrate.tracking.system_metrics import TOGETHER, SystemReadings
 
 
 def test_parameters_come_back_under_dotted_names_as_yaml_writes_them(track: Any, read: Any) -> None:
@@ -41,24 +41,29 @@ def test_more_parameters_than_one_call_takes_and_longer_ones_than_mlflow_keeps(t
     assert len(data.params["long"]) == 6000
 
 
-def test_metrics_keep_their_order_steps_and_times_and_are_rounded(track: Any, read: Any) -> None:
+def test_metrics_keep_their_order_steps_and_times_and_are_rounded(track: Any, read: Any, tmp_path: Path) -> None:
     tracker = track()
-    sent = [Point("train/loss", 1.23456789 / (step + 1), step, 1_700_000_000_000 + step) for step in range(2500)]
-    tracker.metrics(sent)
-    tracker.metrics(points({"loader/samples_per_s": 123456.789}, step=3))
+    for step in range(2500):
+        tracker.metrics({"train/loss": 1.23456789 / (step + 1)}, step)
+    tracker.metrics({"loader/samples_per_s": 123456.789}, step=3)
     history = read.get_metric_history(tracker.run_id, "train/loss")
-    assert [(metric.step, metric.timestamp) for metric in history] == [(p.step, p.time_ms) for p in sent]
+    assert [metric.step for metric in history] == list(range(2500))
+    times = [
+        event["time_ms"] for event, _ in events(tmp_path / "run" / JOURNAL) if "train/loss" in event.get("values", ())
+    ]
+    assert [metric.timestamp for metric in history] == times
     assert history[0].value == 1.23457
     assert read.get_run(tracker.run_id).data.metrics["loader/samples_per_s"] == 123457
 
 
 def test_values_that_are_not_finite_never_become_numbers_and_are_named(track: Any, read: Any) -> None:
     tracker = track()
-    tracker.metrics([Point("train/loss", 1.0, 0, 1), Point("train/loss", math.nan, 1, 2)])
-    tracker.metrics([Point("train/loss", math.inf, 2, 3), Point("loader/wait_pct", -math.inf, 2, 3)])
+    tracker.metrics({"train/loss": 1.0}, 0)
+    tracker.metrics({"train/loss": math.nan}, 1)
+    tracker.metrics({"train/loss": math.inf, "loader/wait_pct": -math.inf}, 2)
     data = read.get_run(tracker.run_id).data
     assert data.metrics == {"train/loss": 1.0}
-    assert data.tags["feedrate.non_finite"] == "values left out: loader/wait_pct: 1, train/loss: 2"
+    assert data.tags["feedrate.non_finite"] == "values left out: loader/wait_pct, train/loss"
     assert [metric.step for metric in read.get_metric_history(tracker.run_id, "train/loss")] == [0]
 
 
@@ -66,7 +71,7 @@ def test_measurements_that_are_0_or_100_all_the_time_are_left_out(track: Any, re
     tracker = track()
     for step, late in enumerate((0.0, 0.0, 7.0, 0.0)):
         always = {"loader/fetch_pct": 100.0, "loader/wait_pct": 0.0, "validation/accuracy": 0.0}
-        tracker.metrics(points({**always, "loader/decode_pct": late}, step))
+        tracker.metrics({**always, "loader/decode_pct": late}, step)
     assert set(read.get_run(tracker.run_id).data.metrics) == {
         "loader/wait_pct", "validation/accuracy", "loader/decode_pct",
     }  # fmt: skip
@@ -157,8 +162,7 @@ def test_the_note_is_the_description_of_the_run_cut_to_what_mlflow_keeps(track: 
     assert len(read.get_run(tracker.run_id).data.tags["mlflow.note.content"]) == 8000
 
 
-def test_even_a_short_run_has_system_metrics(track: Any, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1000")  # the only reading is that at its end
+def test_even_a_short_run_has_system_metrics(track: Any, read: Any) -> None:
     tracker = track(system_metrics=True)
     tracker.end("FINISHED")
     metrics = read.get_run(tracker.run_id).data.metrics
@@ -167,20 +171,22 @@ def test_even_a_short_run_has_system_metrics(track: Any, read: Any, monkeypatch:
     assert metrics["system/system_memory_usage_megabytes"] > 0
 
 
-def test_system_metrics_are_counted_on_when_a_run_goes_on(
-    track: Any, read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    lengths = [0]
-    for _ in range(2):
+def test_system_metrics_are_counted_on_when_a_run_goes_on(track: Any, read: Any, tmp_path: Path) -> None:
+    for number in (1, 2):
         tracker = track(folder=tmp_path / "one", system_metrics=True)
-        readings = tmp_path / "one" / SYSTEM
-        until(lambda readings=readings: sum(1 for _ in events(readings)) >= lengths[-1] + 2)  # type: ignore[misc]
         tracker.end("FINISHED")
         steps = [m.step for m in read.get_metric_history(tracker.run_id, "system/system_memory_usage_percentage")]
-        assert steps == list(range(len(steps)))
-        lengths.append(len(steps))
-    assert 2 < lengths[1] < lengths[2]
+        assert steps == list(range(number))
+
+
+def test_readings_are_taken_when_it_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    readings = SystemReadings(tmp_path, os.getpid())
+    readings.take()  # too early
+    for _ in range(TOGETHER):
+        time.sleep(0.02)
+        readings.take()
+    assert [event["step"] for event, _ in events(tmp_path / SYSTEM)] == list(range(TOGETHER))
 
 
 def test_a_model_in_mlflow_form_belongs_to_its_run_and_gives_the_same_output(
@@ -196,12 +202,9 @@ def test_a_model_in_mlflow_form_belongs_to_its_run_and_gives_the_same_output(
     tracker = track(log_model=True)
     tracker.model(module, torch.zeros(2, 3, 2, 2))
     assert module.training
-    outputs = read.get_run(tracker.run_id).outputs.model_outputs
-    model = read.get_logged_model(outputs[0].model_id)
-    assert model.source_run_id == tracker.run_id
-    assert model.artifact_location.startswith((database.parent / "artifacts").as_uri())
+    tracker.end("FINISHED")
     batch = torch.randn(5, 3, 2, 2)  # another batch size than the example's
-    torch.testing.assert_close(mlflow.pytorch.load_model(model.model_uri)(batch), module.eval()(batch))
+    torch.testing.assert_close(mlflow.pytorch.load_model(f"runs:/{tracker.run_id}/model")(batch), module.eval()(batch))
 
 
 def test_a_model_that_cannot_be_exported_is_a_tag_and_not_the_end_of_the_run(track: Any, read: Any) -> None:
@@ -224,22 +227,21 @@ def test_no_model_is_kept_unless_asked_for(track: Any, read: Any) -> None:
 
     tracker = track()
     tracker.model(torch.nn.Linear(2, 2), torch.zeros(2, 2))
-    outputs = read.get_run(tracker.run_id).outputs
-    assert outputs is None or not outputs.model_outputs
+    assert not read.list_artifacts(tracker.run_id)
 
 
 def test_with_tracking_none_nothing_is_recorded_and_mlflow_is_not_imported() -> None:
     code = """
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from feedrate.tracking.point import points
 from feedrate.tracking import open_tracker, run_name
 from feedrate.reporting.run_summary import run_note
 settings = SimpleNamespace(uri=None, experiment="feedrate", artifacts=None, log_model=True,
                            system_metrics=True, run_name=None)
 tracker = open_tracker(settings, run_name=run_name({"model": "mlp"}), run_folder=Path("run"))
-tracker.params({"a": 1}); tracker.tags({"a": "b"}); tracker.metrics(points({"train/loss": 1.0}, 0))
+tracker.params({"a": 1}); tracker.tags({"a": "b"}); tracker.metrics({"train/loss": 1.0}, 0)
 tracker.dataset("digits", "abc", "train", 1, "/data"); tracker.artifact(Path("x")); tracker.text("x", "x.txt")
 tracker.figure(None, "x.png"); tracker.note(run_note({}, command="", epochs=0)); tracker.model(None, None)
 tracker.end("FAILED", "why")

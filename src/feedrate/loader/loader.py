@@ -20,7 +20,6 @@ from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
 from feedrate.loader.engines.auto import checked, choose, may_be_threads
-from feedrate.loader.engines.processes import helpers
 from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.epoch_iterator import DataIterator, EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
@@ -376,10 +375,6 @@ class SeededLoader(Loader[T_co]):
     def tasks(self) -> list[tuple[int, int]]:
         """Process and thread ID of each living worker."""
         return self._engine.tasks() if self._engine is not None else []
-
-    def helpers(self) -> list[tuple[int, int]]:
-        """The same of threads in this process that receive batches from worker processes, of any loader."""
-        return helpers() if self.traits.has_processes else []
 
     def named(self, request: BatchRequest) -> str:
         """The first IDs of a batch, for an error."""

@@ -98,8 +98,6 @@ class TorchLoader:
         """Not known."""
         return []
 
-    helpers = tasks
-
 
 class _Batches(Iterator[Batch]):
     def __init__(self, iterator: Iterator[Any], epoch: int) -> None:

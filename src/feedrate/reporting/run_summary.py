@@ -28,7 +28,6 @@ def run_note(
     verdict: str = "",
     pictures: str = "",
     slow: Sequence[Mapping[str, Any]] = (),
-    error: str = "",
 ) -> str:
     """The Markdown of a run's page.
 
@@ -41,10 +40,8 @@ def run_note(
         verdict: as the terminal shows it, with its remedy.
         pictures: Markdown that shows them.
         slow: ID and load_ms of the samples that took longest to load.
-        error: why the run stopped early, empty if it did not.
     """
-    stopped = f"**Stopped:** {' '.join(error.split())}" if error else ""
-    parts = [stopped, headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
+    parts = [headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
     parts += [fenced(verdict, "text") if verdict else "", pictures]
     if best_epoch is not None:
         parts.append(

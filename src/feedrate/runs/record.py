@@ -20,7 +20,6 @@ from feedrate.system.device import single
 from feedrate.system.text import flatten
 from feedrate.timing.verdict import FIGURES, Verdict, undecided
 from feedrate.tracking import Tracker, masked
-from feedrate.tracking.point import points
 from feedrate.tracking.sweep import picture
 from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer.device import name_of
@@ -52,7 +51,7 @@ def record_resumed(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
     for epoch, metrics in enumerate(trainer.result.history):
         if epoch > known:
             best = trainer.result.best_figures() if epoch == trainer.result.best_epoch else {}
-            tracker.metrics(points({**metrics, **best}, epoch))
+            tracker.metrics({**metrics, **best}, epoch)
     tracker.tags({"feedrate.command": origin.command})
 
 
@@ -74,14 +73,21 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         "history": result.history,
         "best_epoch": result.best_epoch + 1,
         "best": result.best,
+        **loading(trainer, verdict),
+        "data_digest": trainer.data.digest,
+        **{name: digest for name, digest in digests.items() if digest},
+        **pruned(result.stopped),
+        "per_class": result.per_class,
+    }
+
+
+def loading(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
+    """How the data were loaded, also in a run that did not end well."""
+    return {
+        "engine": str(trainer.loaders["train"].engine),
         "verdict": asdict(verdict) if verdict else None,
         "memory_growth": trainer.throughput.memory.notes(),
         "slow_samples": trainer.throughput.slow_samples(),
-        "data_digest": trainer.data.digest,
-        **{name: digest for name, digest in digests.items() if digest},
-        "engine": str(loader.engine),
-        **pruned(result.stopped),
-        "per_class": result.per_class,
     }
 
 
@@ -102,7 +108,7 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
     tracker.tags({f"feedrate.{name}": value for name, value in pruned(result.stopped).items()})
     if verdict is not None:
         trainer.record_verdict(verdict)
-        tracker.metrics(points({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1))
+        tracker.metrics({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1)
     window = trainer.throughput.window()
     names = ["throughput", *(["timeline"] if window is not None else [])]
     note = run_note(
@@ -125,7 +131,7 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
 
 def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
     from feedrate.reporting.picture import optional
-    from feedrate.reporting.plots import confusion_matrix, loss_curves, throughput, timeline, waits
+    from feedrate.reporting.plots import confusion_matrix, loss_curves, throughput, timeline
 
     result = trainer.result
     curves: dict[str, dict[int, float]] = {}
@@ -136,10 +142,8 @@ def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
         "loss": partial(loss_curves, curves),
         "throughput": partial(throughput, curves),
     }
-    window, times = trainer.throughput.window(), trainer.throughput.times
-    if window is not None and times is not None:
+    if (window := trainer.throughput.window()) is not None:
         drawn["timeline"] = partial(timeline, rows_of(window))
-        drawn["waits"] = partial(waits, times.wait / 1e6, times.load / 1e6)
     if result.confusion is not None:
         names = [str(row["class"]) for row in result.per_class or []]
         title = f"validation after epoch {result.best_epoch + 1}, the best"

@@ -65,7 +65,7 @@ def loader_ns(times: EpochTimes, setup: Setup) -> float:
     load, receive = times.load_together_ns(setup.threads, setup.workers), times.receive_ns()
     if not setup.workers:
         return load + receive
-    cpu = float(times.load_cpu[times.counted].mean()) + receive + setup.receive_cpu_ns
+    cpu = float(times.load_cpu[times.counted].mean()) + receive
     cores = 1.0 if setup.threads and setup.workers > 1 and one_at_a_time(times, setup) else setup.cores
     pause = times.pause_ns(setup.workers * setup.prefetch) if setup.traits.has_processes else 0.0
     return max((load + pause) / setup.workers, receive, cpu / cores)

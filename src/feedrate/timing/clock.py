@@ -213,16 +213,10 @@ class _DeviceEvents:
         )
 
     def _collect(self) -> None:
-        while self._pending and self._passed(self._pending[0][-1][2]):  # in order, so the first unfinished one ends it
-            row = dict.fromkeys(_SPANS, -1)
-            for name, begin, end in self._pending.popleft():
-                with suppress(RuntimeError, ValueError):
-                    row[name] = int(begin.elapsed_time(end) * 1e6)
-            self._read.extend(row.values())
-
-    @staticmethod
-    def _passed(event: torch.Event) -> bool:
-        try:
-            return bool(event.query())
-        except RuntimeError:  # the device has failed; its next call raises
-            return False
+        with suppress(RuntimeError):  # of a device that has failed; its next call raises
+            while self._pending and self._pending[0][-1][2].query():  # in order, so the first unfinished one ends it
+                row = dict.fromkeys(_SPANS, -1)
+                for name, begin, end in self._pending.popleft():
+                    with suppress(RuntimeError, ValueError):
+                        row[name] = int(begin.elapsed_time(end) * 1e6)
+                self._read.extend(row.values())

@@ -42,7 +42,6 @@ class Setup:
     free_cores: float | None = None  # mean number that the run used or that were idle; None if unknown
     free_range: tuple[float, float] | None = None  # their 10th and 90th percentile
     worker_delay_s: float = 0.0  # time in which workers were ready to run but had no core, summed
-    receive_cpu_ns: float = 0.0  # mean CPU time per batch of helper threads that receive batches from processes
     threadable: bool = False  # whether the dataset allows threads; known where there are no workers
     packable: str = ""  # the override that makes later epochs read shards, if there is one
 
@@ -94,13 +93,11 @@ class Steps:
         timing: tuple[int, ...] | None = None,
         ends: Mapping[str, int] = _NOTHING,
     ) -> None:
-        """Adds a step.
+        """Adds a step, by the instants at which the batch was requested, received and on the device, and the step done.
 
         Args:
-            requested, received, on_device, done: when the batch was requested, received and on the device, and when
-                its step ended.
             timing: values of its Load, if known.
-            ends: when the step's PARTS ended; those that are missing took no time.
+            ends: instants at which the step's PARTS ended; those that are missing took no time.
         """
         self._fresh.append((requested, received, on_device, done, samples, nbytes, timing, ends))
         if len(self._fresh) == AT_ONCE:

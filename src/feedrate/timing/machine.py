@@ -70,33 +70,36 @@ class FreeCores:
     @staticmethod
     def _now(workers: Iterable[Task]) -> tuple[float, float, dict[Task, float]]:
         others = [task for task in workers if task[0] != os.getpid()]
-        cpu_s = {task: cpu for task in others if (cpu := cpu_and_queued_s([task])[0]) > 0}
-        return time.perf_counter(), idle_s() + time.process_time(), cpu_s
+        cpu_s = {task: cpu for task in others if (cpu := _cpu_and_queued_ns(task)[0] / 1e9) > 0}
+        return time.perf_counter(), _idle_s() + time.process_time(), cpu_s
 
 
-def idle_s() -> float:
+def _idle_s() -> float:
     """Idle time of the usable cores, summed."""
     cores = psutil.cpu_times(percpu=True)
     usable = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else range(len(cores))
     return float(sum(cores[core].idle + getattr(cores[core], "iowait", 0.0) for core in usable if core < len(cores)))
 
 
-def cpu_and_queued_s(tasks: Iterable[Task]) -> tuple[float, float]:
-    """CPU time and time in the run queue of these threads, summed; 0 for those that have ended.
+def _cpu_and_queued_ns(task: Task) -> tuple[int, int]:
+    """CPU time of a thread, and its time in the run queue; 0 if it has ended.
 
     Source: /proc/PID/task/TID/schedstat, Linux's Documentation/scheduler/sched-stats.
     """
-    cpu = queued = 0
-    for process, thread in tasks:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            values = Path(f"/proc/{process}/task/{thread}/schedstat").read_text().split()
-            cpu, queued = cpu + int(values[0]), queued + int(values[1])
-    return cpu / 1e9, queued / 1e9
+    with contextlib.suppress(OSError, ValueError):
+        cpu, queued, _ = Path(f"/proc/{task[0]}/task/{task[1]}/schedstat").read_text().split()
+        return int(cpu), int(queued)
+    return 0, 0
+
+
+def queued_s(tasks: Iterable[Task]) -> float:
+    """Time in which these threads were ready to run but had no core, summed; 0 if unknown."""
+    return sum(_cpu_and_queued_ns(task)[1] for task in tasks) / 1e9
 
 
 def queued_ns() -> int:
-    """Time in which this thread was ready to run but had no core; 0 if unknown."""
-    return round(1e9 * cpu_and_queued_s([(os.getpid(), threading.get_native_id())])[1])
+    """The same of this thread."""
+    return _cpu_and_queued_ns((os.getpid(), threading.get_native_id()))[1]
 
 
 def own_memory_mb(workers: Iterable[Task]) -> float:

@@ -30,17 +30,6 @@ class Load(NamedTuple):
     def ns(self) -> int:
         return self.end_ns - self.begin_ns
 
-    @property
-    def worker(self) -> int | None:
-        """Number of the worker, None for the main thread."""
-        return None if self.number == MAIN_THREAD else self.number
-
-    @property
-    def stages_ns(self) -> tuple[int, ...]:
-        """Time by stage, in the order of STAGES; adds up to `ns`."""
-        marked = self[-len(STAGES) + 1 :]
-        return (self.ns - sum(marked), *marked)
-
 
 def stage(name: str) -> _Stage:
     """Counts the time of a `with stage("decode"):` block in `__getitem__` or a transform as that stage of the load.

@@ -13,7 +13,6 @@ from feedrate.timing.stages import STAGES
 
 INPUT_BOUND_PCT = 10.0  # of the steady time waited, above which a run is input-bound
 COMPUTE_BOUND_PCT = 2.0  # below which it is compute-bound where the loader's ceiling is MARGIN times the step's
-FEW_STEPS = 20  # steady steps below which there is no advice
 NO_STEP = 1e8  # samples/s: above it there was no training step
 WIDTH = 100  # columns
 FIGURES = {  # figure of a verdict -> the metric of an epoch with the same meaning
@@ -80,21 +79,16 @@ def judge(times: EpochTimes, setup: Setup) -> Verdict:
         if kind == "input-bound":
             reasons.append("loader=feedrate shows why")
     else:
-        advice = remedies(times, setup, kind) if steady.sum() >= FEW_STEPS else ()
+        advice = remedies(times, setup, kind)
         reasons = [f"{_loader(setup)} {_rate(loader)} samples/s, {step}"]
         if wait_pct >= COMPUTE_BOUND_PCT:
             reasons.append(_waited_for(times))
         if held > HELD_UP_PCT:
             reasons.append(_slowed_down(times, setup))
-        if kind == "compute-bound" and times.parts.any():
-            reasons.append(_longest_part(times))
-        if kind != "compute-bound" and (text := _cores(times, setup, advice)):
-            reasons.append(text)
-        if steady.sum() < FEW_STEPS:
-            reasons.append(f"too few steps for advice: {int(steady.sum())}")
-        elif kind == "input-bound" and not advice:
+        reasons.append(_longest_part(times) if kind == "compute-bound" else _cores(times, setup, advice))
+        if kind == "input-bound" and not advice:
             reasons.append("no loader setting would change that here")
-    return Verdict(kind=kind, waited=waited, reason="; ".join(reasons), figures=figures, remedies=advice)
+    return Verdict(kind=kind, waited=waited, reason="; ".join(filter(None, reasons)), figures=figures, remedies=advice)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -120,10 +114,10 @@ def _waited_for(times: EpochTimes) -> str:
 
 
 def _longest_part(times: EpochTimes) -> str:
-    """The part of the step that takes longest, of its whole time."""
+    """The part of the step that takes longest, if its parts are known."""
     spent, step = times.parts[times.counted].mean(axis=0), times.compute[times.counted].mean()
-    share = 100 * spent.max() / max(1, step)
-    return f"of {step / 1e6:.3g} ms a step, {_percent(share)} are {PARTS[int(spent.argmax())]}"
+    longest = f"{_percent(100 * spent.max() / max(1, step))} are {PARTS[int(spent.argmax())]}"
+    return f"of {step / 1e6:.3g} ms a step, {longest}" if spent.any() else ""
 
 
 def _slowed_down(times: EpochTimes, setup: Setup) -> str:

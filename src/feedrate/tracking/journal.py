@@ -8,13 +8,11 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -41,34 +39,17 @@ _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Appends events to one file of a run folder. Never raises: a full disk costs one warning.
-
-    Attributes:
-        folder, path: the run folder and the file in it.
-        existed: whether the file held events already.
-    """
+    """Appends events to one file of a run folder. Never raises: a full disk costs one warning."""
 
     def __init__(self, folder: Path, name: str = JOURNAL) -> None:
         self.folder, self.path = folder, folder / name
-        self.existed = False
-        self._broken = False
-        self._file: IO[bytes] | None = None
-        try:
-            before = self.path.read_bytes() if self.path.exists() else b""
-            self._file = self.path.open("ab", buffering=0)
-            self.existed = bool(before)
-            if before and not before.endswith(b"\n"):  # the last line of a process that was killed
-                self._file.write(b"\n")
-        except OSError as error:
-            self._warn(error)
+        self._warned = False
+        self.existed = self.path.exists() and self.path.stat().st_size > 0  # with events of an earlier process
+        if self.existed:
+            self._append("\n")  # ends the last line of a process that was killed
 
-    def begin(self, name: str, tags: Mapping[str, str], config: TrackingConfig, run_id: str | None = None) -> None:
-        """Writes the first event of the run `name`, with tags without secrets.
-
-        Args:
-            config: the group `tracking`, with a `uri`; says where the journal goes.
-            run_id: of a resumed run that was recorded without a journal.
-        """
+    def begin(self, name: str, tags: Mapping[str, str], config: TrackingConfig) -> None:
+        """Writes the first event of the run `name`; the group `tracking` says where the journal goes."""
         self.write(
             "begin",
             journal=uuid.uuid4().hex,
@@ -77,75 +58,52 @@ class Journal:
             uri=without_secrets(config.uri or ""),
             artifacts=config.artifacts and without_secrets(config.artifacts),
             experiment=config.experiment,
-            run_id=run_id,
         )
 
     def write(self, event: str, **content: Any) -> None:
-        """Appends one event with the present time."""
-        line = json.dumps({"event": event, "time_ms": time.time_ns() // 1_000_000, **content}, default=str)
+        """Appends one event, with the present time unless `time_ms` is given."""
+        line = {"event": event, "time_ms": time.time_ns() // 1_000_000, **content}
+        self._append(f"{json.dumps(line, default=str)}\n")
+
+    def _append(self, text: str) -> None:
         try:
-            if self._file is not None:
-                self._file.write(f"{line}\n".encode())
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
         except OSError as error:
-            self._warn(error)
-
-    def _warn(self, error: OSError) -> None:
-        if not self._broken:
-            _log.warning("%s cannot be written (%s); what is not in it cannot be recorded", self.path, error)
-        self._broken = True
+            if not self._warned:
+                _log.warning("%s cannot be written (%s); what is not in it cannot be recorded", self.path, error)
+            self._warned = True
 
 
-def events(path: Path, offset: int = 0, end: int | None = None) -> Iterator[tuple[Event, int]]:
-    """Complete events from byte `offset` to byte `end`, each with the offset behind it; torn lines are left out."""
+def events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """Complete events from byte `offset`, each with the offset behind it; torn lines are left out."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(offset)
         for line in file:
             offset += len(line)
-            if not line.endswith(b"\n") or (end is not None and offset > end):
-                return
-            with suppress(ValueError):  # a torn line
-                event = json.loads(line)
-                if isinstance(event, dict) and "event" in event:
-                    yield event, offset
-
-
-def as_json(value: float) -> float | str:
-    """A finite number as it is; others as the words `nan`, `inf`, `-inf`, since JSON has none."""
-    return value if math.isfinite(value) else str(value)
+            if line.endswith(b"\n"):
+                with suppress(ValueError):  # a torn line
+                    yield json.loads(line), offset
 
 
 @dataclass
 class UploadState:
-    """How much of a run's journal the store has; kept beside the journal.
+    """How much of a run's journal the store has; kept beside the journal."""
 
-    Attributes:
-        store: address of the store, without secrets.
-        offset, system_offset: bytes of the two files that were sent.
-        run_id, experiment_id: MLflow's, empty until the run is created there.
-        status: of the run in the store.
-        rejected: what the store refused, in words.
-        aside: files that could not be stored, as {"event", "reason"}; sent again at the end of the run and by sync.py.
-        sending: bytes of the file that is being sent now.
-        error: why the last attempt failed, empty if it did not.
-    """
-
-    store: str = ""
-    offset: int = 0
-    system_offset: int = 0
-    run_id: str = ""
+    store: str = ""  # its address, without secrets
+    offsets: dict[str, int] = field(default_factory=lambda: {JOURNAL: 0, SYSTEM: 0})  # bytes that were sent
+    run_id: str = ""  # MLflow's, empty until the run is created there; so is the experiment's
     experiment_id: str = ""
-    status: str = ""
-    rejected: list[str] = field(default_factory=list)
-    aside: list[dict[str, Any]] = field(default_factory=list)
-    sending: int = 0
-    error: str = ""
+    status: str = ""  # of the run in the store
+    rejected: list[str] = field(default_factory=list)  # what the store refused, in words
+    aside: list[dict[str, Any]] = field(default_factory=list)  # files to send again, as {"event", "reason"}
+    error: str = ""  # why the last attempt failed, empty if it did not
 
     @classmethod
     def read(cls, folder: Path) -> UploadState:
         """The state of a run folder, a new one where there is none."""
         try:
-            found = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found})
+            return cls(**json.loads((folder / STATE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return cls()
 
@@ -159,8 +117,7 @@ class UploadState:
 
     def left(self, folder: Path) -> int:
         """Number of events that the store does not have yet."""
-        system = sum(1 for _ in events(folder / SYSTEM, self.system_offset))
-        return system + sum(1 for _ in events(folder / JOURNAL, self.offset))
+        return sum(1 for name, offset in self.offsets.items() for _ in events(folder / name, offset))
 
 
 def run_id_of(folder: Path) -> str:
@@ -172,20 +129,15 @@ class JournalBusy(UserError):
     """Another process sends this journal now."""
 
 
-class JournalLock:
-    """The right to send a journal, held by one process at a time; it ends with the process.
-
-    Raises:
-        JournalBusy: another process holds it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._descriptor = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT, 0o644)
+def lock_journal(folder: Path, wait_s: float = 0.0) -> IO[bytes]:
+    """The right to send a journal, held by one process until the file is closed; JournalBusy after `wait_s`."""
+    file, deadline = (folder / JOURNAL).open("ab"), time.monotonic() + wait_s
+    while True:
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
         except OSError:
-            os.close(self._descriptor)
-            raise JournalBusy(f"{folder}: another process is sending this record") from None
-
-    def release(self) -> None:
-        os.close(self._descriptor)
+            if time.monotonic() >= deadline:
+                file.close()
+                raise JournalBusy(f"{folder}: another process is sending this record") from None
+            time.sleep(0.05)

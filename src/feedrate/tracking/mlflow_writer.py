@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,10 @@ from feedrate.tracking.journal import (
     PARENT_TAG,
     RUN_ID,
     SILENT_END,
-    SYSTEM,
     Event,
-    JournalLock,
     UploadState,
     events,
+    lock_journal,
 )
 from feedrate.tracking.store import StoreRefusal, translated_errors
 
@@ -44,48 +43,28 @@ Group = Sequence[tuple[Event, int]]
 
 
 class MLflowWriter:
-    """Sends one run folder's journal to an open store.
-
-    Attributes:
-        state: how far it has come.
-
-    Raises:
-        JournalBusy: another process sends this journal now.
-    """
+    """Sends one run folder's journal to an open store; JournalBusy if another process does so now."""
 
     def __init__(self, folder: Path, address: Address, client: MlflowClient, experiment_id: str) -> None:
-        self._lock = JournalLock(folder)
+        self._lock = lock_journal(folder)
         self._folder, self._address = folder, address
         self._client, self._experiment_id = client, experiment_id
         self.state = UploadState.read(folder)
         self._journal_id = ""  # known once the run was looked up
 
     def close(self) -> None:
-        """Releases the journal."""
-        self._lock.release()
+        self._lock.close()
 
-    def send(self, end: int | None = None, *, system: bool = True) -> None:
-        """Sends what is not sent yet.
-
-        Args:
-            end: byte offset in the journal to stop at, None for its end.
-            system: whether readings of the machine are sent too.
-
-        Raises:
-            StoreFault: the store is away.
-            UserError: it cannot be used.
-        """
+    def send(self) -> None:
+        """Sends what is not sent yet. Raises StoreFault if the store is away."""
         try:
             with translated_errors(self._address):
                 self._look_up_run()
-                for group in _groups(events(self._folder / JOURNAL, self.state.offset, end)):
-                    self._send(group)
-                    self.state.offset = group[-1][1]
-                    self._save()
-                if system and self.state.run_id:
-                    for group in _groups(events(self._folder / SYSTEM, self.state.system_offset)):
+                for name, offset in self.state.offsets.items():
+                    # only what is there now: a killed run's uploader leaves the rest to that of the resumed run
+                    for group in _groups(list(events(self._folder / name, offset))):
                         self._send(group)
-                        self.state.system_offset = group[-1][1]
+                        self.state.offsets[name] = group[-1][1]
                         self._save()
         except Exception as error:
             self.state.error = without_secrets(str(error))[:500]
@@ -96,22 +75,13 @@ class MLflowWriter:
             self._save()
 
     def close_silent_run(self) -> None:
-        """Marks a run as KILLED whose process is gone without an end event; others stay as they are.
-
-        Raises:
-            StoreFault: the store is away.
-        """
+        """Marks a run as KILLED whose process is gone without an end event; others stay as they are."""
         if self.state.run_id and self.state.alive:
             with translated_errors(self._address):
                 self._client.set_tag(self.state.run_id, "feedrate.error", SILENT_END)
                 self._client.set_terminated(self.state.run_id, "KILLED")
             self.state.status = "KILLED"
             self._save()
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has ended, and everything is in the store."""
-        return not self.state.alive and self.state.left(self._folder) == 0
 
     def _save(self) -> None:
         self.state.write(self._folder)
@@ -122,11 +92,11 @@ class MLflowWriter:
         """Once: a run that this store does not have, or no longer has, is recorded again from the whole journal."""
         if self._journal_id or (first := next(events(self._folder / JOURNAL), None)) is None:
             return
-        self._journal_id = str(first[0].get("journal", ""))
-        same_store = self.state.store in ("", self._address.name, self._address.shown)
+        self._journal_id = first[0]["journal"]
+        same_store = self.state.store in ("", self._address.shown)
         if not same_store or (self.state.run_id and not self._exists(self.state.run_id)):
             self.state = UploadState()
-        self.state.store = self._address.name
+        self.state.store = self._address.shown
         self._send_aside()
 
     def _exists(self, run_id: str) -> bool:
@@ -144,34 +114,25 @@ class MLflowWriter:
         if self.state.run_id:
             return
         condition = f"tags.`{JOURNAL_TAG}` = '{self._journal_id}'"
-        earlier = str(event.get("run_id") or "")
         if found := self._client.search_runs([self._experiment_id], condition, max_results=1):
-            run_id = found[0].info.run_id
-        elif earlier and self._exists(earlier):
-            run_id = earlier
+            run = found[0]
         else:
-            tags = {key: cut(str(value), TAG_CHARACTERS) for key, value in event["tags"].items()}
+            tags = {key: cut(value, TAG_CHARACTERS) for key, value in event["tags"].items()}
             if tags.get(PARENT_TAG, "").startswith(PARENT_JOURNAL):
                 parent = self._parent(Path(tags.pop(PARENT_TAG).removeprefix(PARENT_JOURNAL)))
                 tags |= {PARENT_TAG: parent} if parent else {}
             tags[JOURNAL_TAG] = self._journal_id
-            run = self._client.create_run(
-                self._experiment_id, start_time=event["time_ms"], tags=tags, run_name=event["name"]
-            )
-            run_id = run.info.run_id
-        self.state.run_id, self.state.experiment_id = str(run_id), self._experiment_id
+            run = self._client.create_run(self._experiment_id, event["time_ms"], tags, event["name"])
+        self.state.run_id, self.state.experiment_id = run.info.run_id, self._experiment_id
         self.state.status = "RUNNING"
 
     def _parent(self, folder: Path) -> str:
         """MLflow's id of the sweep whose journal lies in `folder`; the sweep's run is created if it has to be."""
-        if not folder.exists() and folder.name == self._folder.parent.name:
+        if not folder.exists():
             folder = self._folder.parent  # the repository was moved
         if not UploadState.read(folder).run_id and (folder / JOURNAL).exists():
-            parent = MLflowWriter(folder, self._address, self._client, self._experiment_id)
-            try:
+            with closing(MLflowWriter(folder, self._address, self._client, self._experiment_id)) as parent:
                 parent.send()
-            finally:
-                parent.close()
         return UploadState.read(folder).run_id
 
     def _resume(self) -> None:
@@ -185,7 +146,6 @@ class MLflowWriter:
             self._client.set_tag(self.state.run_id, "feedrate.error", cut(event["error"], TAG_CHARACTERS))
         self._client.set_terminated(self.state.run_id, event["status"], end_time=event["time_ms"])
         self.state.status = event["status"]
-        self._save()
         self._send_aside()
 
     # -- What it recorded ------------------------------------------------------------------------------------
@@ -193,7 +153,6 @@ class MLflowWriter:
     def _send(self, group: Group) -> None:
         """Sends one event, or several of metrics in a row."""
         from mlflow.entities import Metric, Param, RunTag
-        from mlflow.exceptions import MlflowException
 
         event = group[0][0]
         match event["event"]:
@@ -204,8 +163,11 @@ class MLflowWriter:
             case "end":
                 self._end(event)
             case "metrics":
-                points = [point for one, _ in group for point in one["points"] if not isinstance(point[1], str)]
-                metrics = [Metric(_name(name), value, time_ms, step) for name, value, step, time_ms in points]
+                metrics = [
+                    Metric(_name(name), value, one["time_ms"], one["step"])
+                    for one, _ in group
+                    for name, value in one["values"].items()
+                ]
                 self._log("metrics", metrics, METRICS_PER_BATCH)
             case "params":
                 params = [Param(_name(name), cut(text, PARAM_CHARACTERS)) for name, text in event["values"].items()]
@@ -215,15 +177,9 @@ class MLflowWriter:
                 tags = [RunTag(_name(name), cut(text, TAG_CHARACTERS)) for name, text in texts.items()]
                 self._log("tags", tags, ITEMS_PER_BATCH)
             case "dataset":
-                with self._refusals_noted(f"dataset {event['name']}"):
-                    try:
-                        self._log_dataset(event)
-                    except MlflowException:  # another run may have recorded the same data set at this instant
-                        self._log_dataset(event)
-            case "artifact" | "model":
+                self._log_dataset(event)
+            case "artifact":
                 self._send_file(event)
-            case other:
-                self.state.rejected.append(f"{other}: this version does not know such an event")
 
     def _log(self, kind: str, items: Sequence[Any], size: int) -> None:
         """Sends items in batches; a batch that is refused is sent again name by name."""
@@ -240,6 +196,7 @@ class MLflowWriter:
 
     def _log_dataset(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         digest, partition = event["digest"], event["partition"]
         record = Dataset(
@@ -250,22 +207,22 @@ class MLflowWriter:
             source=json.dumps({"uri": event["source"]}),
             profile=json.dumps({"samples": event["samples"], "partition": partition, "digest": digest}),
         )
-        tags = [InputTag("mlflow.data.context", partition)]
-        self._client.log_inputs(self.state.run_id, datasets=[DatasetInput(dataset=record, tags=tags)])
+        inputs = [DatasetInput(dataset=record, tags=[InputTag("mlflow.data.context", partition)])]
+        with self._refusals_noted(f"dataset {event['name']}"):
+            try:
+                self._client.log_inputs(self.state.run_id, datasets=inputs)
+            except MlflowException:  # another run may have recorded the same data set at this instant
+                self._client.log_inputs(self.state.run_id, datasets=inputs)
 
     def _send_file(self, event: Event) -> None:
-        """Sends a file, folder or model. One that its place does not take is set aside while the store answers."""
-        path, words = self._folder / event["path"], f"{event['event']} {event['path']}"
+        """Sends a file or folder. One that its place does not take is set aside while the store answers."""
+        path, words = self._folder / event["path"], f"artifact {event['path']}"
         if not path.exists():
             self.state.rejected.append(without_secrets(f"{words}: it does not exist any more"))
             return
-        self.state.sending = sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file())
-        self._save()
         try:
             with self._refusals_noted(words):
-                if event["event"] == "model":
-                    self._log_model(path, f"{self._journal_id}-{event['time_ms']}")
-                elif path.is_dir():
+                if path.is_dir():
                     self._client.log_artifacts(self.state.run_id, str(path), event["folder"] or None)
                 else:
                     self._client.log_artifact(self.state.run_id, str(path), event["folder"] or None)
@@ -274,8 +231,6 @@ class MLflowWriter:
                 self._client.get_run(self.state.run_id)
             reason = without_secrets(f"{words}: {' '.join(str(error.__cause__ or error).split())}")[:400]
             self.state.aside.append({"event": event, "reason": reason})
-        finally:
-            self.state.sending = 0
 
     def _send_aside(self) -> None:
         """Sends again what was set aside."""
@@ -283,26 +238,6 @@ class MLflowWriter:
             self._send_file(item["event"])
             self.state.aside.remove(item)
             self._save()
-
-    def _log_model(self, path: Path, key: str) -> None:
-        """Records an exported model, once for each `key`."""
-        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-        from mlflow.models import Model
-
-        client, run = self._client, self._client.get_run(self.state.run_id)
-        experiment = run.info.experiment_id
-        found = client.search_logged_models([experiment], filter_string=f"tags.`{JOURNAL_TAG}` = '{key}'")
-        record = found[0] if found else client.create_logged_model(
-            experiment, name="model", source_run_id=run.info.run_id, tags={JOURNAL_TAG: key}, params=run.data.params
-        )  # fmt: skip
-        if record.status == LoggedModelStatus.READY:
-            return
-        about = Model.load(str(path / "MLmodel"))
-        about.model_id, about.run_id = record.model_id, run.info.run_id
-        about.save(str(path / "MLmodel"))
-        client.log_model_artifacts(record.model_id, str(path))
-        client.log_outputs(run.info.run_id, [LoggedModelOutput(model_id=record.model_id, step=0)])
-        client.finalize_logged_model(record.model_id, LoggedModelStatus.READY)
 
     @contextmanager
     def _refusals_noted(self, words: str) -> Iterator[None]:
@@ -314,19 +249,17 @@ class MLflowWriter:
             self.state.rejected.append(without_secrets(f"{words}: {str(refusal).splitlines()[0]}")[:400])
 
 
-def _groups(found: Iterator[tuple[Event, int]]) -> Iterator[list[tuple[Event, int]]]:
+def _groups(found: Group) -> Iterator[Group]:
     """Each event alone, but metrics together, as many in a row as fit one batch."""
-    group: list[tuple[Event, int]] = []
-    points = 0
-    for event, offset in found:
-        more = len(event["points"]) if event["event"] == "metrics" else METRICS_PER_BATCH + 1
-        if group and points + more > METRICS_PER_BATCH:
-            yield group
-            group, points = [], 0
-        group.append((event, offset))
+    start = points = 0
+    for number, (event, _) in enumerate(found):
+        more = len(event["values"]) if event["event"] == "metrics" else METRICS_PER_BATCH + 1
+        if number > start and points + more > METRICS_PER_BATCH:
+            yield found[start:number]
+            start, points = number, 0
         points += more
-    if group:
-        yield group
+    if found:
+        yield found[start:]
 
 
 def _name(name: str) -> str:

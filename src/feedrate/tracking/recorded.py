@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from feedrate.errors import UserError
 from feedrate.tracking.address import read_address, run_link
 from feedrate.tracking.moved import follow
-from feedrate.tracking.point import points
-from feedrate.tracking.store import set_environment, translated_errors
+from feedrate.tracking.store import StoreRefusal, set_environment, translated_errors
 
 
 class RecordedRun:
-    """One run of the store at `uri`.
-
-    Attributes:
-        run_id: MLflow's.
-        name: as in the table of runs.
-        status: FINISHED, FAILED, KILLED, RUNNING, SCHEDULED.
-        tags, metrics: metrics with their last values.
-        url: link to the run's page.
+    """One run of the store at `uri`, with the last values of its metrics and the link to its page.
 
     Raises:
         UserError: the store cannot be reached, or does not hold the run.
@@ -32,25 +25,20 @@ class RecordedRun:
         if uri is None:
             raise UserError(f"run {run_id} is looked for in MLflow, but tracking.uri is null; set tracking.uri")
         address = self._address = read_address(uri)
-        if address.database is not None and not address.database.is_file():
-            raise UserError(f"tracking.uri={uri}: there is no file {address.database}, so no run {run_id} in it")
-        set_environment()
+        missing = UserError(f"run_id={run_id}: there is no such run in tracking.uri={address.shown}; set tracking.uri")
         if address.database is not None:
+            if not address.database.is_file():
+                raise missing
             follow(address.database)
-        with translated_errors(address):
-            from mlflow import MlflowClient
-            from mlflow.exceptions import MlflowException
+        set_environment()
+        from mlflow import MlflowClient
 
-            self._client = MlflowClient(address.uri)
-            try:
+        try:
+            with translated_errors(address):
+                self._client = MlflowClient(address.uri)
                 run = self._client.get_run(run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                raise UserError(
-                    f"run_id={run_id}: there is no such run in tracking.uri={address.shown};"
-                    " name its store with tracking.uri="
-                ) from None
+        except StoreRefusal:
+            raise missing from None
         self.run_id = run_id
         self.name = str(run.info.run_name or run_id)
         self.status = str(run.info.status)
@@ -77,10 +65,9 @@ class RecordedRun:
         """Records the finite metrics of one step, and copies of files under `folder`."""
         from mlflow.entities import Metric
 
-        found = points({name: value for name, value in metrics.items() if math.isfinite(value)}, step)
+        now = time.time_ns() // 1_000_000
+        found = [Metric(name, float(f"{x:.6g}"), now, step) for name, x in metrics.items() if math.isfinite(x)]
         with translated_errors(self._address):
-            if found:
-                rows = [Metric(p.name, float(f"{p.value:.6g}"), p.time_ms, p.step) for p in found]
-                self._client.log_batch(self.run_id, metrics=rows)
+            self._client.log_batch(self.run_id, metrics=found)
             for file in files:
                 self._client.log_artifact(self.run_id, str(file), folder)

@@ -6,10 +6,9 @@ through the environment (PARENT_VARIABLE, JOB_VARIABLE of tracker.py).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,80 +22,58 @@ from feedrate.tracking.journal import (
     RUN_ID,
     Journal,
     JournalBusy,
-    JournalLock,
     UploadState,
     events,
+    lock_journal,
 )
-from feedrate.tracking.point import points
-from feedrate.tracking.tracker import Tracker, open_tracker
+from feedrate.tracking.tracker import open_tracker
 
 if TYPE_CHECKING:
     from feedrate.config import TrackingConfig
 
 NOTE_CHARACTERS = 8000  # MLflow's limit of a tag
-_UPLOADER_S = 10.0
+_UPLOADER_S = 10.0  # for the uploader of a job that has ended, so that what is added is sent after it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a sweep is to do.
-
-    Attributes:
-        name: of the parent run.
-        sweep_id: hash of the set of jobs; the same for the same command.
-        command: starts the sweep again; without secrets.
-        folder: the sweep's folder; one with a journal is resumed, in the same run.
-        settings: swept key -> its values in words.
-    """
-
-    name: str
-    sweep_id: str
-    command: str
-    folder: Path
-    settings: Mapping[str, str]
-
-
-def open_sweep(config: TrackingConfig, plan: Plan, *, owned: Callable[[Path], bool]) -> SweepRun:
-    """Opens the parent run.
+class SweepRun:
+    """The parent run; a folder with a journal is resumed, in the same run.
 
     Args:
         config: the group `tracking`, with a `uri`.
-        owned: whether a living process owns this run folder.
+        name: of the run.
+        folder: the sweep's folder.
+        settings: swept key -> its values in words.
+        tags: of the run.
+        owned: whether a living process owns a job's run folder.
+
+    Attributes:
+        tracker: of the run, to be ended after the last job.
+        reference: names the run in a job's environment.
 
     Raises:
         UserError: the settings are wrong. A store that is away is a note.
     """
-    own = replace(config, system_metrics=False, log_model=False, run_name=None)
-    resumed = (plan.folder / JOURNAL).exists()
-    tracker = open_tracker(own, run_name=plan.name, run_folder=plan.folder)
-    if not resumed:
-        tracker.tags({"feedrate.sweep_id": plan.sweep_id, "feedrate.command": plan.command})
-        tracker.params(plan.settings)
-    for journal in sorted(plan.folder.glob(f"*/{JOURNAL}")):
-        if UploadState.read(journal.parent).alive and not owned(journal.parent):
-            tracker.close_dead(journal.parent)
-    return SweepRun(tracker, config, plan.folder)
 
-
-class SweepRun:
-    """The parent run, open until `end`. `run_id`, `url` and `experiment_url` are those of its tracker."""
-
-    def __init__(self, tracker: Tracker, config: TrackingConfig, folder: Path) -> None:
-        self._tracker, self._config, self._folder = tracker, config, folder
-        self.reference = f"{PARENT_JOURNAL}{folder}"  # names the parent in a job's environment
-        self.artifact, self.end = tracker.artifact, tracker.end
-
-    @property
-    def run_id(self) -> str | None:
-        return self._tracker.run_id
-
-    @property
-    def url(self) -> str | None:
-        return self._tracker.url
-
-    @property
-    def experiment_url(self) -> str | None:
-        return self._tracker.experiment_url
+    def __init__(
+        self,
+        config: TrackingConfig,
+        name: str,
+        folder: Path,
+        settings: Mapping[str, str],
+        tags: Mapping[str, str],
+        owned: Callable[[Path], bool],
+    ) -> None:
+        self._config = config
+        self.reference = f"{PARENT_JOURNAL}{folder}"
+        resumed = (folder / JOURNAL).exists()
+        own = replace(config, system_metrics=False, log_model=False, run_name=None)
+        self.tracker = open_tracker(own, run_name=name, run_folder=folder)
+        if not resumed:
+            self.tracker.tags(tags)
+            self.tracker.params(settings)
+        for journal in sorted(folder.glob(f"*/{JOURNAL}")):
+            if UploadState.read(journal.parent).alive and not owned(journal.parent):
+                self.tracker.close_dead(journal.parent)
 
     def mark(self, folder: Path, status: Literal["FAILED", "KILLED"], error: str, plain: Mapping[str, str]) -> None:
         """Records a job that did not end well, unless it has recorded its end itself.
@@ -105,47 +82,35 @@ class SweepRun:
             folder: the job's run folder.
             plain: tags of the run that is created where the job ended before it had one.
         """
-        _wait_for_uploader(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        last = ""
-        for event, _ in events(folder / JOURNAL):
-            last = event["event"]
-        if last != "end":
+        with suppress(JournalBusy):
+            lock_journal(folder, _UPLOADER_S).close()
+        recorded = [event["event"] for event, _ in events(folder / JOURNAL)]
+        if "end" not in recorded[-1:]:
             journal = Journal(folder)
-            if not last:
+            if not recorded:
                 tags = {PARENT_TAG: self.reference, "feedrate.run_folder": shown_path(folder), **plain}
                 journal.begin(f"job {plain[JOB_TAG]}", masked(tags), self._config)
             journal.write("end", status=status, error=without_secrets(error))
-        self._tracker.close_dead(folder)
+        self.tracker.close_dead(folder)
 
     def note(self, markdown: str) -> None:
         """Sets the description at the top of the parent's page."""
         lines = markdown.splitlines()
         # MLflow's pages leave no space between a table's columns
-        spaced = "\n".join(line.replace(" |", "\u00a0\u00a0|") if line.startswith("| ") else line for line in lines)
-        self._tracker.note(spaced)
+        self.tracker.note("\n".join(one.replace(" |", "\u00a0\u00a0|") if one[:2] == "| " else one for one in lines))
 
     def job_link(self, text: str, run_id: str | None) -> str:
         """Markdown that links a job's run; empty where its run or this one is not known in MLflow yet."""
-        if self.url is None or self.run_id is None or run_id is None:
-            return ""
-        return f"[{text}](#{self.url.partition('#')[2].replace(self.run_id, run_id)})"
+        url, own = self.tracker.url, self.tracker.run_id
+        return f"[{text}](#{url.partition('#')[2].replace(own, run_id)})" if url and own and run_id else ""
 
     def best(self, settings: str, metrics: Mapping[str, float]) -> None:
         """Gives the parent's row in the table of runs the settings (in words) and metrics of its best job."""
-        self._tracker.tags({"feedrate.best": settings})
-        self._tracker.metrics(points(dict(metrics), 0))
+        self.tracker.tags({"feedrate.best": settings})
+        self.tracker.metrics(metrics, 0)
 
 
 def picture(path: str) -> str:
     """Markdown for a run's note that shows one of the run's artifacts."""
     return f"![{path}](get-artifact?path={path}&run_uuid={RUN_ID})"
-
-
-def _wait_for_uploader(folder: Path) -> None:
-    """Waits until the uploader of a job that has ended releases its journal, so that what is added is sent after it."""
-    deadline = time.monotonic() + _UPLOADER_S
-    while (folder / JOURNAL).exists() and time.monotonic() < deadline:
-        with suppress(JournalBusy):
-            return JournalLock(folder).release()
-        time.sleep(0.05)

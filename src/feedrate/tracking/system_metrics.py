@@ -6,178 +6,118 @@ The uploader's process takes them, so that training does not. Those of the machi
 from __future__ import annotations
 
 import os
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
-from feedrate.tracking.journal import SYSTEM, Journal, as_json, events
+from feedrate.tracking.journal import SYSTEM, Journal, events
 
 MEMORY_SHARE = 0.001  # of a core, for reading memory: the system walks through every page of every process for it
+TOGETHER = 10  # readings that are written at once
 
 
 class SystemReadings:
-    """Takes readings on a thread until `stop`, into a journal of their own.
-
-    The interval, s, is MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.
-
-    Args:
-        folder: the run folder.
-        training: number of the training process.
-    """
+    """Takes readings into a journal of their own, every MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL seconds."""
 
     def __init__(self, folder: Path, training: int) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._machine: Any = SystemMetricsMonitor("")  # type: ignore[no-untyped-call]  # not started
         self._processes = ProcessTree(training)
         self._interval_s = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or 1)
+        self._next = time.monotonic() + self._interval_s
         self._step = sum(1 for _ in events(folder / SYSTEM))  # of a resumed run
         self._journal = Journal(folder, SYSTEM)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="feedrate-system-metrics", daemon=True)
-        self._thread.start()
+        self._taken: list[dict[str, Any]] = []
+        self._read_machine()  # processor use is counted from the call before: this one begins it
 
-    def stop(self) -> None:
-        """Takes the last readings and ends the thread."""
-        self._stopping.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        monitors = _monitors()
-        for monitor in monitors:
-            monitor.collect_metrics()  # processor use is counted from the call before: this one begins it
-            monitor.clear_metrics()
-        while not self._stopping.wait(self._interval_s):
-            self._read(monitors)
-        self._read(monitors, last=True)
-
-    def _read(self, monitors: list[Any], last: bool = False) -> None:
-        now = time.time_ns() // 1_000_000
-        found: dict[str, float] = {}
-        for monitor in monitors:
-            monitor.collect_metrics()
-            found |= monitor.aggregate_metrics()
-            monitor.clear_metrics()
-        found |= self._processes.read(last)
-        rows = [[f"system/{name}", as_json(float(f"{value:.6g}")), self._step, now] for name, value in found.items()]
-        self._journal.write("metrics", points=rows)
+    def take(self, last: bool = False) -> None:
+        """Takes a reading if it is time, and in any case the last one."""
+        if not last and time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._interval_s
+        found = {**self._read_machine(), **self._processes.read(last)}
+        values = {f"system/{name}": float(f"{value:.6g}") for name, value in found.items()}
+        self._taken.append({"step": self._step, "time_ms": time.time_ns() // 1_000_000, "values": values})
         self._step += 1
+        if last or len(self._taken) >= TOGETHER:
+            for reading in self._taken:
+                self._journal.write("metrics", **reading)
+            self._taken.clear()
 
-
-def _monitors() -> list[Any]:
-    """MLflow's monitors (untyped) of what this machine has."""
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-    from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
-
-    found = []
-    for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor, ROCMMonitor):
-        with suppress(Exception):  # there is no such device, or no library for it
-            found.append(kind())
-    return found
-
-
-class _Used(NamedTuple):
-    """What a process has used since its start."""
-
-    cpu_s: float = 0.0
-    read_bytes: int = 0
-    disk_bytes: int = 0
+    def _read_machine(self) -> dict[str, float]:
+        self._machine.collect_metrics()
+        found: dict[str, float] = self._machine.aggregate_metrics()
+        for monitor in self._machine.monitors:
+            monitor.clear_metrics()
+        return found
 
 
 class ProcessTree:
-    """Reads a process and all its descendants, except the process that reads; rates are since the reading before.
-
-    Args:
-        main: number of the training process.
-    """
+    """Reads the process `main` and all its descendants, except the process that reads."""
 
     def __init__(self, main: int) -> None:
         self._main = main
-        self._known: dict[int, psutil.Process] = {}
         self._next_memory = 0.0
-        self._at, self._before = time.monotonic(), self._read_used()
+        self._at, self._before = time.monotonic(), _used(self._processes())
 
     def read(self, last: bool = False) -> dict[str, float]:
-        """Values by name with their unit; empty when the main process is gone.
-
-        Memory is read as often as `MEMORY_SHARE` allows, and if it is the `last` reading.
-        """
-        at, used = time.monotonic(), self._read_used()
-        elapsed_s, before = at - self._at, self._before
+        """Values by name with their unit, rates since the reading before; empty when the main process is gone."""
+        processes = self._processes()
+        at, used, before = time.monotonic(), _used(processes), self._before
+        elapsed_s = at - self._at
         self._at, self._before = at, used
         if self._main not in used or elapsed_s <= 0:
             return {}
-        spent = {pid: _since(now, before.get(pid, _Used())) for pid, now in used.items()}
-        workers_cpu_s = sum(one.cpu_s for pid, one in spent.items() if pid != self._main)
+        new = (0.0, 0.0, 0.0)
+        # a process with less than before has the number of one that has ended
+        spent = {
+            pid: [max(0.0, now - then) for now, then in zip(all_, before.get(pid, new), strict=True)]
+            for pid, all_ in used.items()
+        }
+        cpu, read, disk = (sum(column) / elapsed_s for column in zip(*spent.values(), strict=True))
         found = {
             "process_count": float(len(spent)),
-            "process_cpu_cores": (spent[self._main].cpu_s + workers_cpu_s) / elapsed_s,
-            "process_worker_cpu_cores": workers_cpu_s / elapsed_s,
-            "process_read_mb_per_s": sum(one.read_bytes for one in spent.values()) / 1e6 / elapsed_s,
-            "process_disk_read_mb_per_s": sum(one.disk_bytes for one in spent.values()) / 1e6 / elapsed_s,
+            "process_cpu_cores": cpu,
+            "process_worker_cpu_cores": cpu - spent[self._main][0] / elapsed_s,
+            "process_read_mb_per_s": read / 1e6,
+            "process_disk_read_mb_per_s": disk / 1e6,
         }
         if last or at >= self._next_memory:
             begin = time.thread_time()
-            found |= self._read_memory()
+            found |= self._read_memory(processes)
             self._next_memory = at + (time.thread_time() - begin) / MEMORY_SHARE
         return found
 
-    def _read_used(self) -> dict[int, _Used]:
-        found: dict[int, _Used] = {}
-        known, self._known = self._known, {}
-        ahead = [self._main]
-        while ahead:
-            pid = ahead.pop()
-            if pid == os.getpid() != self._main:
-                continue
-            ahead += _children(pid)
-            with suppress(psutil.Error, OSError):  # it has ended meanwhile
-                process = known.get(pid) or psutil.Process(pid)
-                found[pid] = _used(process)
-                self._known[pid] = process
-        return found
+    def _processes(self) -> list[psutil.Process]:
+        try:
+            main = psutil.Process(self._main)
+            return [one for one in (main, *main.children(recursive=True)) if one.pid != os.getpid() or one == main]
+        except psutil.Error:  # it has ended
+            return []
 
-    def _read_memory(self) -> dict[str, float]:
+    def _read_memory(self, processes: list[psutil.Process]) -> dict[str, float]:
         """Memory of the processes; what several share is divided among them (Linux)."""
         sizes: dict[int, int] = {}
-        for pid, process in self._known.items():
+        for process in processes:
             with suppress(psutil.Error, OSError):
                 full = process.memory_full_info()
-                sizes[pid] = getattr(full, "pss", full.uss)
-        if self._main not in sizes:
-            return {}
+                sizes[process.pid] = getattr(full, "pss", full.uss)
         total = sum(sizes.values())
-        return {"process_memory_mb": total / 1e6, "process_worker_memory_mb": (total - sizes[self._main]) / 1e6}
+        return {"process_memory_mb": total / 1e6, "process_worker_memory_mb": (total - sizes.get(self._main, 0)) / 1e6}
 
 
-def _used(process: psutil.Process) -> _Used:
-    times = process.cpu_times()
-    read_bytes = disk_bytes = 0
-    with suppress(psutil.AccessDenied, AttributeError):  # of another user; not known on this system
-        counters = process.io_counters()
-        read_bytes, disk_bytes = counters.read_chars, counters.read_bytes
-    return _Used(times.user + times.system, read_bytes, disk_bytes)
-
-
-def _since(now: _Used, before: _Used) -> _Used:
-    if now.cpu_s < before.cpu_s:  # another process with the number of one that has ended
-        before = _Used()
-    return _Used(now.cpu_s - before.cpu_s, now.read_bytes - before.read_bytes, now.disk_bytes - before.disk_bytes)
-
-
-def _children(pid: int) -> list[int]:
-    """Numbers of the processes that a process has started; on Linux from its threads, as psutil reads all processes."""
-    threads = Path(f"/proc/{pid}/task")
-    children: list[int] = []
-    try:
-        for thread in os.listdir(threads):  # noqa: PTH208
-            with suppress(ProcessLookupError):
-                children += map(int, (threads / thread / "children").read_text().split())
-    except OSError:
-        with suppress(psutil.Error):
-            return [child.pid for child in psutil.Process(pid).children()]
-    return children
+def _used(processes: list[psutil.Process]) -> dict[int, tuple[float, float, float]]:
+    """CPU seconds, bytes read and bytes read from disk of each process since its start."""
+    found = {}
+    for process in processes:
+        with suppress(psutil.Error, OSError):  # it has ended meanwhile
+            times = process.cpu_times()
+            found[process.pid] = (times.user + times.system, 0.0, 0.0)
+            with suppress(AttributeError):  # not known on this system
+                counters = process.io_counters()
+                found[process.pid] = (times.user + times.system, counters.read_chars, counters.read_bytes)
+    return found

@@ -6,31 +6,29 @@ MLflow is not imported here, but for exporting a model.
 from __future__ import annotations
 
 import copy
-import getpass
 import json
 import logging
 import math
 import os
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from feedrate.config import shown_path
 from feedrate.system.secrets import learn, masked, without_secrets
 from feedrate.system.text import flatten
-from feedrate.tracking.address import VIEW_KEY, Address, experiment_link, read_address, run_link
-from feedrate.tracking.journal import FILES, JOB_TAG, JOURNAL, PARENT_TAG, Journal, UploadState, as_json, events
+from feedrate.tracking.address import Address, experiment_link, read_address, run_link
+from feedrate.tracking.journal import FILES, JOB_TAG, JOURNAL, PARENT_TAG, Journal, UploadState, events
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from feedrate.config import TrackingConfig
-    from feedrate.tracking.point import Point
-    from feedrate.tracking.uploader_process import UploaderProcess
+    from feedrate.tracking.uploader import UploaderProcess
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own
@@ -45,11 +43,6 @@ class Tracker:
     """What a run records; without a journal nothing (`tracking=none`). See `open_tracker`.
 
     No method may be called inside the timed loop. None raises because of a store, and only `end` waits for one.
-
-    Args:
-        journal: of the run, in its run folder.
-        address, uploader: given with a journal.
-        log_model: whether `model` does anything.
     """
 
     def __init__(
@@ -62,12 +55,12 @@ class Tracker:
         self._journal, self._address, self._uploader = journal, address, uploader
         self._log_model = log_model
         self._ended = False
-        self._constant: dict[str, list[Point]] = {}  # values held back, see `_worth_logging`
+        self._held: dict[str, list[dict[str, Any]]] = {}  # values that may stay constant, see `_is_constant`
+        self._not_finite: set[str] = set()
         self._last_steps: dict[str, int] = {}
-        self._non_finite: Counter[str] = Counter()
         for event, _ in events(journal.path) if journal is not None else ():
             if event["event"] == "metrics":
-                self._count([(name, float(value), step) for name, value, step, _ in event["points"]])
+                self._last_steps |= dict.fromkeys(event["values"], event["step"])
 
     @property
     def active(self) -> bool:
@@ -87,44 +80,46 @@ class Tracker:
     @property
     def experiment_url(self) -> str | None:
         """Link to the table of runs with our columns, None as `run_id`."""
-        return self._link(lambda page, experiment_id, _: experiment_link(page, experiment_id, VIEW_KEY))
+        return self._link(lambda page, experiment_id, _: experiment_link(page, experiment_id))
 
     def params(self, values: Mapping[str, object]) -> None:
         """Records settings under dotted names (`loader.batch_size`); nested mappings are flattened."""
-        self._write("params", values={name: _as_yaml(value) for name, value in flatten(masked(values)).items()})
+        words = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in flatten(masked(values)).items()}
+        self._write("params", values=words)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Records words about the run; a later value replaces an earlier one."""
         self._write("tags", values=masked({key: str(value) for key, value in values.items()}))
 
-    def metrics(self, points: Sequence[Point]) -> None:
-        """Records values, rounded to 6 significant digits.
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Records values of one step, usually an epoch, rounded to 6 significant digits.
 
-        Values that are not finite are left out, counted, and named in the tag `feedrate.non_finite`. Measurements of
-        loader and computation that are 0 or 100 all the time are left out too.
+        Names of values that are not finite go to the tag `feedrate.non_finite`. Measurements of loader and computation
+        that are 0 or 100 all the time are left out.
         """
-        points = self._worth_logging(points)
-        if not points:
-            return
-        self._write("metrics", points=[(p.name, as_json(float(f"{p.value:.6g}")), p.step, p.time_ms) for p in points])
-        if self._count((p.name, p.value, p.step) for p in points):
-            counts = ", ".join(f"{name}: {count}" for name, count in sorted(self._non_finite.items()))
-            self.tags({"feedrate.non_finite": f"values left out: {counts}"})
+        now, logged = time.time_ns() // 1_000_000, {}
+        for name, exact in values.items():
+            value = float(f"{exact:.6g}")
+            if not math.isfinite(value):
+                self._not_finite.add(name)
+            elif self._is_constant(name, value):
+                self._held.setdefault(name, []).append({"step": step, "time_ms": now, "values": {name: value}})
+            else:
+                for held in self._held.pop(name, []):
+                    self._write("metrics", **held)
+                logged[name] = value
+        if logged:
+            self._last_steps |= dict.fromkeys(logged, step)
+            self._write("metrics", step=step, values=logged)
+        if self._not_finite.intersection(values):
+            self.tags({"feedrate.non_finite": f"values left out: {', '.join(sorted(self._not_finite))}"})
 
     def last_step(self, metric: str) -> int:
         """The highest recorded step of a metric, -1 if there is none."""
         return self._last_steps.get(metric, -1)
 
     def dataset(self, name: str, digest: str, partition: str, samples: int, source: str) -> None:
-        """Records which samples were used.
-
-        Args:
-            name: of the data set.
-            digest: fingerprint of the data set; the table shows its first 8 characters.
-            partition: train, validation or test.
-            samples: number of samples of this partition.
-            source: folder, URI or class name.
-        """
+        """Records which samples of a data set were used; `source` is its folder, URI or class name."""
         self._write("dataset", name=without_secrets(name), digest=digest, partition=partition, samples=samples,
                     source=without_secrets(source))  # fmt: skip
 
@@ -157,13 +152,10 @@ class Tracker:
         self.tags({"mlflow.note.content": markdown})
 
     def model(self, module: nn.Module, example: Tensor) -> None:
-        """Keeps the model in MLflow's form if `tracking.log_model` is set, which takes seconds.
+        """Keeps a copy of the model in MLflow's form as the artifact `model`, if `tracking.log_model` is set.
 
-        A model that cannot be exported costs a warning and the tag `feedrate.model_error`.
-
-        Args:
-            module: on any device, in any mode; not changed.
-            example: a batch `(B, ...)`; with B of at least 2 the batch size stays free in the export.
+        `example` is a batch `(B, ...)`; with B of at least 2 the batch size stays free in the export, which takes
+        seconds. A model that cannot be exported costs a warning and the tag `feedrate.model_error`.
         """
         if self._journal is None or not self._log_model:
             return
@@ -174,7 +166,7 @@ class Tracker:
             _log.warning("tracking.log_model=true, but the model could not be exported: %s", error)
             self.tags({"feedrate.model_error": str(error)})
         else:
-            self._write("model", path=str(path.relative_to(self._journal.folder)))
+            self.artifact(path, "model")
 
     def close_dead(self, folder: Path) -> None:
         """Uploads the record of another run, whose process is gone, and marks it as KILLED if it has no end."""
@@ -182,54 +174,33 @@ class Tracker:
             self._uploader.upload_dead_run(folder)
 
     def end(self, status: Status, error: str = "") -> None:
-        """Closes the run and waits until it is uploaded; later calls do nothing.
-
-        Without progress it waits 10 s (30 s for an SQLite file, 3 s if KILLED).
-        """
+        """Closes the run and waits until it is uploaded, or until there is no progress; later calls do nothing."""
         if self._ended or self._journal is None or self._address is None or self._uploader is None:
             return
         self._ended = True
         self._write("end", status=status, error=without_secrets(error))
-        done = self._uploader.finish(is_file=self._address.database is not None, hurry=status == "KILLED")
         folder, store = self._journal.folder, self._address.shown
+        trouble = self._uploader.finish(folder, hurry=status == "KILLED")
         state = UploadState.read(folder)
-        if not done:
-            reason = _first_line(state.error) or "no answer yet"
+        if trouble:
+            reason = _first_line(trouble)
             _log.warning("%d records could not be sent to tracking.uri=%s (%s)", state.left(folder), store, reason)
         for line in state.rejected:
             _log.warning("tracking.uri=%s refused %s", store, line)
         for item in state.aside:
             _log.warning("not stored: %s", item["reason"])
-        if state.aside or not done:
+        if state.aside or trouble:
             _log.warning("what is left is kept; to send it later: python src/sync.py %s", shown_path(folder))
 
     def _write(self, event: str, **content: Any) -> None:
         if self._journal is not None:
             self._journal.write(event, **content)
 
-    def _worth_logging(self, points: Sequence[Point]) -> list[Point]:
-        """Holds back values of a metric that has been 0 or 100 all the time, until another value comes."""
-        found = []
-        for point in points:
-            held = self._constant.get(point.name, [])
-            constant = point.value in (0.0, 100.0) and all(one.value == point.value for one in held)
-            measured = point.name.startswith(("loader/", "compute/", "verdict/"))
-            new = point.name not in self._last_steps and point.name not in ALWAYS_LOGGED
-            if constant and measured and new:
-                self._constant[point.name] = [*held, point]
-            else:
-                found += [*self._constant.pop(point.name, []), point]
-        return found
-
-    def _count(self, rows: Iterable[tuple[str, float, int]]) -> bool:
-        """Notes last steps and values that are not finite; whether there are any of these."""
-        left_out = False
-        for name, value, step in rows:
-            self._last_steps[name] = max(step, self._last_steps.get(name, -1))
-            if not math.isfinite(value):
-                self._non_finite[name] += 1
-                left_out = True
-        return left_out
+    def _is_constant(self, name: str, value: float) -> bool:
+        """Whether a measurement has been 0 or 100 all the time; such values are held back until another one comes."""
+        measured = name.startswith(("loader/", "compute/", "verdict/")) and name not in ALWAYS_LOGGED
+        before = [held["values"][name] for held in self._held.get(name, ())]
+        return measured and name not in self._last_steps and value in (0.0, 100.0) and {value}.issuperset(before)
 
     def _link(self, link: Callable[[str, str, str], str]) -> str | None:
         if self._journal is None or self._address is None:
@@ -248,7 +219,7 @@ def start_uploader(config: TrackingConfig) -> UploaderProcess | None:
     """Starts to open the store in a process of its own; None where nothing is recorded."""
     if config.uri is None:
         return None
-    from feedrate.tracking.uploader_process import UploaderProcess
+    from feedrate.tracking.uploader import UploaderProcess
 
     return UploaderProcess(config)
 
@@ -258,20 +229,11 @@ def open_tracker(
     *,
     run_name: str,
     run_folder: Path,
-    run_id: str | None = None,
     uploader: UploaderProcess | None = None,
 ) -> Tracker:
-    """Starts to record a run where `config` says.
+    """Starts to record a run, or resumes the one whose journal is in `run_folder`; without `config.uri` nothing.
 
-    Args:
-        config: the group `tracking`. Without a `uri` nothing is recorded and mlflow is not imported.
-        run_name: used unless `config.run_name` is set.
-        run_folder: the run's folder; if it has a journal, that run is resumed.
-        run_id: of a resumed run that was recorded without a journal.
-        uploader: from `start_uploader`; None: one is started now.
-
-    Raises:
-        UserError: the settings are wrong.
+    The name is used unless `config.run_name` is set. Raises UserError if the settings are wrong.
     """
     uploader = uploader or start_uploader(config)
     if uploader is None or config.uri is None:
@@ -288,14 +250,14 @@ def open_tracker(
         journal.write("resume")
     else:
         tags = {
-            "mlflow.user": _user(),
+            "mlflow.user": os.environ.get("USER", "unknown"),
             "mlflow.source.name": shown_path(Path(sys.argv[0] or "python")),
             "mlflow.source.type": "LOCAL",
             "feedrate.run_folder": shown_path(run_folder),
         }
         if parent := os.environ.get(PARENT_VARIABLE):
             tags |= {PARENT_TAG: parent, JOB_TAG: os.environ.get(JOB_VARIABLE, "")}
-        journal.begin(config.run_name or run_name, tags, config, run_id)
+        journal.begin(config.run_name or run_name, tags, config)
     uploader.upload(run_folder, config.system_metrics)
     return tracker
 
@@ -316,17 +278,3 @@ def _export_model(module: nn.Module, example: Tensor, path: Path) -> None:
 
 def _first_line(text: str) -> str:
     return (text.splitlines() or [""])[0].rstrip(".")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container may have no name for its user
-        return "unknown"
-
-
-def _as_yaml(value: object) -> str:
-    """A setting as it is written in YAML: `true`, `null`, `[1, 2]`; words without quotes."""
-    if value is None or isinstance(value, (bool, list, tuple, dict)):
-        return json.dumps(value, default=str)
-    return str(value)

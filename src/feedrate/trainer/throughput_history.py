@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from feedrate.loader import setup_of
@@ -16,10 +14,10 @@ from feedrate.reporting.trace import WINDOW
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, cut, joined
-from feedrate.timing.machine import FreeCores, Task, cpu_and_queued_s, idle_s
+from feedrate.timing.machine import FreeCores, Task, queued_s
 from feedrate.timing.memory import MemoryGrowth
 from feedrate.timing.stages import Slowest
-from feedrate.timing.verdict import FEW_STEPS, Verdict, judge
+from feedrate.timing.verdict import Verdict, judge
 
 MOST_STEPS = 50_000  # that are kept, of the last epochs: some 8 MB
 
@@ -37,18 +35,20 @@ class ThroughputHistory:
 
     def __init__(self, loader: Any, packable: str = "", device: torch.device | None = None) -> None:
         self._loader, self._packable = loader, packable if loader.seed is not None else ""
-        self._epochs: deque[tuple[EpochTimes, np.ndarray]] = deque()  # with the machine's `_load` in each
+        self._epochs: deque[tuple[EpochTimes, float]] = deque()  # with the seconds that workers queued for a core
         self._cold = True  # only the first epoch is kept
         self._open = False  # within an epoch
-        self._before: np.ndarray | None = None  # `_load` at the start of the training, within it
-        self._during = np.zeros(4)  # in the last epoch's training
+        self._queued_before: float | None = None  # within training
+        self._queued_s = 0.0  # in the last epoch's training
         self._slowest = Slowest()
         self._free_cores = FreeCores()
         self.memory = MemoryGrowth(device or torch.device("cpu"))
 
     def begin(self) -> None:
         """Call at the start of an epoch's training."""
-        self._open, self._before = True, self._load()
+        if self._cold and self._epochs:
+            self._free_cores = FreeCores()
+        self._open, self._queued_before = True, queued_s(self._workers())
         self._free_cores.begin(self._workers())
 
     def step(self) -> None:
@@ -62,9 +62,9 @@ class ThroughputHistory:
         self.memory.look(self._workers())
 
     def _stop(self) -> None:
-        if self._before is not None:
-            self._during, self._before = np.maximum(0, self._load() - self._before), None
+        if self._queued_before is not None:
             workers = self._workers()
+            self._queued_s, self._queued_before = max(0.0, queued_s(workers) - self._queued_before), None
             if workers or not self._loader.num_workers:  # what workers that have ended computed is unknown
                 self._free_cores.look(workers)
             self._free_cores.end()
@@ -77,9 +77,8 @@ class ThroughputHistory:
         if self._cold and self._epochs:
             self._cold = False
             self._epochs.clear()
-            self._free_cores = FreeCores()
-        self._epochs.append((times, self._during))
-        while len(self._epochs) > 1 and self._steps > MOST_STEPS:
+        self._epochs.append((times, self._queued_s))
+        while len(self._epochs) > 1 and sum(len(kept.wait) for kept, _ in self._epochs) > MOST_STEPS:
             self._epochs.popleft()
 
     def broken_off(self, times: EpochTimes) -> None:
@@ -91,7 +90,7 @@ class ThroughputHistory:
             return
         self._open = False
         self._stop()
-        if not self._epochs or times.steady.sum() >= FEW_STEPS:
+        if not self._epochs or times.enough:
             self.end(times)
 
     def took_long(self, samples: Sequence[tuple[int, int]]) -> None:
@@ -104,10 +103,6 @@ class ThroughputHistory:
         """Times of all kept epochs, None before the first one."""
         return joined(times for times, _ in self._epochs) if self._epochs else None
 
-    @property
-    def _steps(self) -> int:
-        return sum(len(times.wait) for times, _ in self._epochs)
-
     def verdict(self) -> Verdict | None:
         """The verdict on all epochs but the first, or on the first alone; None after too few steps."""
         times = self.times
@@ -118,19 +113,15 @@ class ThroughputHistory:
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """Loader and machine during the kept epochs; free cores only where `times` are given."""
         found, free = setup_of(self._loader), None
-        seconds, idle, queued_s, helpers_s = sum((load for _, load in self._epochs), np.zeros(4)).tolist()
-        # what torch's workers computed is unknown
-        if times is not None and seconds and (times.known or not found.workers):
-            own_ns = times.cpu.sum() + (times.load_cpu.sum() if found.traits.has_processes else 0)
-            free = min(found.cores, float(own_ns / max(1, times.elapsed.sum())) + idle / seconds)
+        if times is not None and (times.known or not found.workers):  # what torch's workers computed is unknown
+            free = self._free_cores.mean()
         return replace(
             found,
-            cores=found.cores if free is None else max(1.0, free),
+            cores=found.cores if free is None else max(1.0, min(found.cores, free)),
             usable_cores=usable_cores(),
             free_cores=free,
             free_range=None if free is None else self._free_cores.range(),
-            worker_delay_s=queued_s,
-            receive_cpu_ns=1e9 * helpers_s / max(1, self._steps),
+            worker_delay_s=sum(queued for _, queued in self._epochs),
             packable=self._packable,
         )
 
@@ -149,11 +140,6 @@ class ThroughputHistory:
             {"ID": str(index) if names is None else names[index], "load_ms": round(ns / 1e6, 3)}
             for index, ns in self._slowest.longest()
         ]
-
-    def _load(self) -> np.ndarray:
-        """Seconds so far: wall time, idle cores, worker threads that queued for one, CPU time of receiving batches."""
-        queued_s, helpers_s = cpu_and_queued_s(self._workers())[1], cpu_and_queued_s(self._loader.helpers())[0]
-        return np.array([time.perf_counter(), idle_s(), queued_s, helpers_s])
 
     def _workers(self) -> list[Task]:
         return self._loader.tasks()  # type: ignore[no-any-return]

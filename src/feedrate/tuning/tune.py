@@ -147,8 +147,8 @@ class _Tuning:
         return self._batch / seconds_per_batch(self._costs, workers, self._cores, prefetch, threads)
 
     def _following(self) -> Setting | None:
-        """What to try next: the cheapest that promises what the best promises, neighbours of the best so far, the best
-        unpinned, and again those so close that noise may have decided; None if nothing is open.
+        """What to try next: the cheapest that promises what the best promises, neighbours of the best so far, and again
+        those so close that noise may have decided; None if nothing is open.
         """
         values = {setting: self._value(setting) for setting in self._predictions}
         first = knee({setting: Measured(value) for setting, value in values.items()}, _cost)
@@ -160,9 +160,6 @@ class _Tuning:
             worth = values.get(setting, 0.0) * CLOSE >= self._tried[best].samples_per_s
             if worth and setting not in self._tried:
                 return setting
-        if self._runner.pins and (unpinned := replace(best, pin_memory=False)) not in self._tried:
-            self._predictions[unpinned] = self._predicted(unpinned)  # the model does not know of pinning
-            return unpinned
         return min(self._rivals(best), key=lambda setting: self._tried[setting].measured, default=None)
 
     def _neighbours(self, best: Setting) -> Iterator[Setting]:

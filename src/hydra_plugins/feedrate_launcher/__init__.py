@@ -61,8 +61,8 @@ class FeedrateLauncher(Launcher):
                 cannot be used; at the end: a job failed.
             KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the running jobs have ended.
         """
-        from feedrate.reporting.sweep_report import Report
-        from feedrate.reporting.sweep_results import swept
+        from feedrate.reporting.report import Report
+        from feedrate.reporting.results import swept
         from hydra_plugins.feedrate_launcher._folder import claim, discard, identity, wait_for
         from hydra_plugins.feedrate_launcher._jobs import compose
         from hydra_plugins.feedrate_launcher._sweep import Sweep

@@ -13,8 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
-from feedrate.reporting.sweep_results import read_summary
-from feedrate.runs.run_folder import RunFolder, living_owner
+from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
 from feedrate.system.folder import file_lock
 from feedrate.tracking.journal import SILENT_END
 from hydra_plugins.feedrate_launcher._jobs import Job

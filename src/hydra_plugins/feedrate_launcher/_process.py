@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from feedrate.reporting.sweep_results import read_summary
+from feedrate.runs.run_folder import read_summary
 from feedrate.system.signals import STOPPING
 
 GPUS = "CUDA_VISIBLE_DEVICES"

@@ -18,14 +18,14 @@ from omegaconf import DictConfig
 from feedrate.cli.launch import FROM_STDIN, FULL_ERROR
 from feedrate.config import TrainConfig
 from feedrate.errors import UserError
-from feedrate.reporting.sweep_report import Report
-from feedrate.reporting.sweep_results import Result, read_summary
+from feedrate.reporting.report import Report
+from feedrate.reporting.results import JobResult
 from feedrate.runs.provenance import command_line
-from feedrate.runs.run_folder import RunFolder, living_owner
+from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
 from feedrate.system.secrets import mask_files
 from feedrate.system.signals import Interruption
 from feedrate.tracking.journal import JOB_TAG
-from feedrate.tracking.sweep import NOTE_CHARACTERS, Plan, SweepRun, open_sweep, picture
+from feedrate.tracking.sweep import NOTE_CHARACTERS, SweepRun, picture
 from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE
 from hydra_plugins.feedrate_launcher._folder import add, attempt, ended_before, mark
 from hydra_plugins.feedrate_launcher._jobs import Job
@@ -62,7 +62,7 @@ class Sweep:
     config: TrainConfig  # of any job, for the groups tracking and sweep
     report: Report
     words: Callable[[Job], str]  # describes a job in the line that announces it
-    results: dict[int, Result] = field(default_factory=dict)  # of the jobs so far, by number
+    results: dict[int, JobResult] = field(default_factory=dict)  # of the jobs so far, by number
     _parent: SweepRun | None = None
     _stop: SweepInterruption = field(default_factory=SweepInterruption)
 
@@ -116,7 +116,7 @@ class Sweep:
         return summary
 
     def run(
-        self, jobs: Iterator[Job], ended: Callable[[Job, Result, Mapping[str, Any]], None] = lambda *_: None
+        self, jobs: Iterator[Job], ended: Callable[[Job, JobResult, Mapping[str, Any]], None] = lambda *_: None
     ) -> None:
         """Runs jobs, within `open`, until there are no more or the sweep is stopped, and all have ended.
 
@@ -190,12 +190,12 @@ class Sweep:
                 self._parent.mark(folder, "KILLED" if status == "KILLED" else "FAILED", error, tags)
         return summary
 
-    def result(self, job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> Result:
+    def result(self, job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> JobResult:
         """A job's row of the table, with the figures of its summary."""
         if summary and summary.get("pruned"):
             status = "PRUNED"
         measured = self.report.measured(summary) if summary else {}
-        return Result(
+        return JobResult(
             number=job.number, settings=job.settings, command=job.command, status=status, error=error, **measured
         )
 
@@ -205,14 +205,14 @@ class Sweep:
         if self.config.tracking.uri is None:
             return
         typed = [str(override) for override in self.master.hydra.overrides.task]
-        plan = Plan(
-            name=self.name,
-            sweep_id=self.sweep_id,
-            command=command_line(["-m", *typed]),
-            folder=self.folder.path,
+        self._parent = SweepRun(
+            self.config.tracking,
+            self.name,
+            self.folder.path,
             settings=self.settings,
+            tags={"feedrate.sweep_id": self.sweep_id, "feedrate.command": command_line(["-m", *typed])},
+            owned=lambda path: living_owner(path) is not None,
         )
-        self._parent = open_sweep(self.config.tracking, plan, owned=lambda path: living_owner(path) is not None)
 
     def _note(self, pictures: str = "") -> None:
         """Writes the table so far, for a sweep that is killed."""
@@ -237,18 +237,20 @@ class Sweep:
                 if parent is not None:
                     self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
                     for path in paths:
-                        parent.artifact(path)
+                        parent.tracker.artifact(path)
                     if (best := self.report.best(self._ordered())) is not None:
                         parent.best(best.settings, best.metrics)
         finally:
             if parent is not None:
-                parent.end(status, reason)
-                if parent.url is not None:
-                    print(f"this sweep    {parent.url}\nall runs      {parent.experiment_url}", flush=True)
-            add(folder, status=status, error=reason, run_id=parent.run_id if parent is not None else None)
+                parent.tracker.end(status, reason)
+                if parent.tracker.url is not None:
+                    print(
+                        f"this sweep    {parent.tracker.url}\nall runs      {parent.tracker.experiment_url}", flush=True
+                    )
+            add(folder, status=status, error=reason, run_id=parent.tracker.run_id if parent is not None else None)
             folder.release()
 
-    def _ordered(self) -> list[Result]:
+    def _ordered(self) -> list[JobResult]:
         return [self.results[number] for number in sorted(self.results)]
 
 

@@ -10,14 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from feedrate.reporting.picture import styled
+from feedrate.system.text import number
 from feedrate.trainer.pruning import METRIC, PRUNER, STUDY_NAME, build, open_storage, quiet_optuna
 from hydra_plugins.feedrate_optuna._settings import NO_PRUNER, Search
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-_AGAIN, _INVALID = "again", "invalid"  # attributes of a trial: the number of the one it repeats; it cannot be composed
+_AGAIN = "again"  # attribute of a trial: the number of the one it repeats
 _ENOUGH = 10  # finished trials, for the importance of settings
 _ONE_SEQUENCE = ("QMCSampler",)  # samplers with one seed for the whole sequence
 
@@ -41,8 +46,10 @@ class Study:
         )
         self._study.set_user_attr(METRIC, settings.metric)
         self._study.set_user_attr(PRUNER, settings.pruner or NO_PRUNER)
-        for trial in self._failed():
-            self._study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
+        repeated = {trial.user_attrs.get(_AGAIN) for trial in self._trials()}
+        for trial in self._trials(self._states.FAIL):
+            if trial.number not in repeated:
+                self._study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
 
     def ended(self) -> dict[int, dict[str, Any]]:
         """Number -> settings of the trials that have a result."""
@@ -71,10 +78,8 @@ class Study:
         state = self._states.PRUNED if pruned else self._states.COMPLETE
         self._study.tell(number, None if pruned else value, state, skip_if_finished=True)
 
-    def fail(self, number: int, *, invalid: bool = False) -> None:
-        """Records a failure; the next start repeats the trial, unless its settings exclude each other (`invalid`)."""
-        if invalid:
-            self._study._storage.set_trial_user_attr(self._trials()[number]._trial_id, _INVALID, True)
+    def fail(self, number: int) -> None:
+        """Records a failure; the next start repeats the trial."""
         self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
 
     def importance(self) -> dict[str, float]:
@@ -89,11 +94,24 @@ class Study:
         except (ImportError, ValueError, RuntimeError):  # no scikit-learn, or all results are equal
             return {}
 
-    def _failed(self) -> list[FrozenTrial]:
-        """Trials to be repeated."""
-        done = {trial.user_attrs.get(_AGAIN) for trial in self._trials()}
-        failed = self._trials(self._states.FAIL)
-        return [trial for trial in failed if trial.number not in done and _INVALID not in trial.user_attrs]
+    def figures(self) -> dict[str, Figure]:
+        """Optuna's pictures, by name: the metric of the trials in their order, and over each key."""
+        import matplotlib as mpl
+        from matplotlib import pyplot
+        from optuna.visualization import matplotlib as plots
+
+        if not self._trials(self._states.COMPLETE):
+            return {}
+        mpl.use("agg")
+        with styled():  # optuna sets a style of its own
+            history = plots.plot_optimization_history(self._study, target_name=self._settings.metric)
+            slices: Any = plots.plot_slice(self._study, target_name=self._settings.metric)
+            keys = np.ravel(slices)
+            for axes in keys:
+                if axes.get_xscale() == "log":
+                    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+            pyplot.close("all")
+        return {"search_history": history.figure, "search_keys": keys[0].figure}
 
     def _seeded(self, number: int) -> dict[str, Any]:
         """The sampler's settings with a seed for one trial: the same seed for each would repeat the same proposal."""

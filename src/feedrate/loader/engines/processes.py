@@ -277,13 +277,6 @@ class _Start:
             os._exit(1)
 
 
-def helpers() -> list[tuple[int, int]]:
-    """Process and thread ID of each thread in this process that receives batches or sends requests."""
-    names = (NAME, "QueueFeeder")
-    found = [thread for thread in threading.enumerate() if any(name in thread.name for name in names)]
-    return [(os.getpid(), thread.native_id) for thread in found if thread.native_id is not None]
-
-
 def _opened(pins: str | None, batch: Batch) -> Batch:
     """The batch with tensors in place of a shared buffer.
 
