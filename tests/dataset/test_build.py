@@ -210,7 +210,7 @@ def test_notes_of_the_catalog_and_files_that_hold_far_too_much_are_logged(folder
     torch.save(torch.zeros(10_000, 2, 3)[5], folder / "a.pt")
     build_data(node, 0)
     assert "labels whose ID is in no partition: 'z' (1 in all)" in notes.messages[0]
-    assert "uses 24 of the 240,000 bytes in its file" in notes.messages[1]
+    assert "uses 24 of the 240000 bytes in its file" in notes.messages[1]
     assert "torch.save(X.clone(), path)" in notes.messages[1]
 
 

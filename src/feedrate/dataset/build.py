@@ -201,9 +201,8 @@ def _note_views(train: Dataset[Any]) -> None:
     X = load_tensor(train.path(ID), ID)
     waste = wasted_bytes(X)
     if waste > max(X.nbytes, 4096):
-        text = "note: sample %r (%s) uses %s of the %s bytes in its file: it was saved as a view of a larger tensor; "
-        text += "torch.save(X.clone(), path) makes the files small and loading fast"
-        log.warning(text, ID, train.path(ID), f"{X.nbytes:,}", f"{X.nbytes + waste:,}")
+        why = "it was saved as a view of a larger tensor; torch.save(X.clone(), path) makes loading fast"
+        log.warning("note: sample %r uses %d of the %d bytes in its file: %s", ID, X.nbytes, X.nbytes + waste, why)
 
 
 def _from_class(node: Mapping[str, Any], seed: int, has_partition: bool) -> tuple[Partition, Any]:

@@ -53,11 +53,8 @@ class Packed(Dataset[tuple[Any, Any]]):
         list_IDs: Sequence[str] | None = None,
         labels: Mapping[str, Any] | None = None,
     ) -> None:
-        for key, value, known in (
-            ("access", access, ACCESS),
-            ("verify", verify, ("none", "crc")),
-            ("stale", stale, CHECKS),
-        ):
+        choices = {"access": (access, ACCESS), "verify": (verify, ("none", "crc")), "stale": (stale, CHECKS)}
+        for key, (value, known) in choices.items():
             if value not in known:
                 raise UserError(f"dataset.{key}={value}: must be {', '.join(known[:-1])} or {known[-1]}")
         self.root = str(resolve_path(root))
