@@ -134,7 +134,7 @@ class SampleReader:
             if known.alone(frame):
                 if known is not similar[0]:
                     sizes[size] = [known, *(other for other in similar if other is not known)]
-                return known.tensor(payload) if not self._verify or known.matches_crc(frame, payload) else None
+                return known.tensor(payload) if not self._verify or known.matches_crc(frame, payload.data) else None
         if self._left > 0:
             with stage("decode"):
                 new = self._learn(raw.tobytes())
