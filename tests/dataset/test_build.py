@@ -429,8 +429,8 @@ def test_mean_and_std_are_one_number_or_one_for_each_channel() -> None:
     ("name", "keys", "parts"),
     [
         ("Plain", {"size": 9, "chanels": 3}, ["dataset.chanels", "did you mean channels?", "It takes: size, channels"]),
-        ("Squares", {"crop": 3}, ["dataset.crop", "Squares does not take it", "It takes: nothing"]),
-        ("Plain", {}, ["dataset.size", "own_datasets.Plain needs it"]),
+        ("Squares", {"crop": 3}, ["dataset.crop", "Squares", "It takes: nothing"]),
+        ("Plain", {}, ["dataset.size", "own_datasets.Plain"]),
         ("Divided", {"sed": 3}, ["dataset.sed", "It takes: root"]),
         ("Failing", {"size": 4}, ["own_datasets.Failing(...) failed with RuntimeError: no licence for 4"]),
         ("TutorialDataset", {}, ["dataset.root is missing", "takes list_IDs"]),
