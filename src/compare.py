@@ -28,13 +28,11 @@ def main() -> None:
     from feedrate.runs.compare import Facts, comparison, facts
     from feedrate.runs.saved import find_saved
 
-    runs: list[Facts] = []
+    runs: dict[str, Facts] = {}
     for name in arguments.runs:
         saved = find_saved(name, arguments.uri)
         title = saved.recorded.name if saved.recorded is not None else saved.folder.name
-        if title in {run.name for run in runs}:
-            title = name
-        runs.append(facts(title, saved))
+        runs[name if title in runs else title] = facts(saved)
     print(comparison(runs), end="")
 
 

@@ -58,7 +58,6 @@ def test_the_terminal_shows_the_figures_of_the_file(compared):
     done, folder = compared
     row = json.loads((folder / "bench.json").read_text())[1]
     assert f"alone       {row['samples_per_s']:,.0f} samples/s" in done.stdout
-    assert ("suffices    for steps of 3 ms" in done.stdout) == (row["sufficient_step_ms"] == 3)
     assert "times the first" in done.stdout
 
 
@@ -84,7 +83,6 @@ MISTAKES = {
     'bench.compare=["loader.num_workers=x"]': "loader.num_workers=x",
     'bench.compare=["loader.num_workers=1", "loader.num_workers=1"]': "give each once",
     'bench.compare=["loader.num_wokers=1"]': "did you mean num_workers?",
-    'bench.compare=["loader.num_workers=\'1"]': "cannot be read (No closing quotation); close or remove the quote",
     "bench.baseline=/nowhere/bench.json": "cannot be read (No such file or directory); name a file that",
     "bench.baseline=": "bench.baseline= has no value (a shell variable that is not set?)",
     "model=cnn": "model: there is no model",

@@ -25,9 +25,7 @@ RESULTS = [
 
 
 def report(metric: str = "validation/accuracy", direction: str = "maximize", keys: list[str] = KEYS) -> SearchReport:
-    found = SearchReport(keys, metric, direction)
-    found.importance = {key: 1 / len(keys) for key in keys}
-    return found
+    return SearchReport(keys, metric, direction)
 
 
 def test_the_best_trial_is_a_finished_one_and_stands_first_with_its_command():
@@ -88,11 +86,6 @@ def test_the_csv_has_every_digit_and_no_column_twice(tmp_path):
     header = written(report("loader/samples_per_s"))[0].split(",")
     assert "loader/samples_per_s" in header
     assert len(set(header)) == len(header)
-
-
-def test_files_are_written_with_what_mattered(tmp_path):
-    assert {path.name for path in report().write(RESULTS, tmp_path)} == {"sweep.md", "sweep.csv"}
-    assert "What mattered, as shares of the metric's variation: lr 33 %" in (tmp_path / "sweep.md").read_text()
 
 
 def test_rates_are_medians_without_the_cold_epoch_and_the_rest_is_the_best_epochs():

@@ -59,6 +59,6 @@ def test_the_best_epoch_is_named_and_its_figures_stand_beside_the_last_ones(tmp_
         summary = {"best_epoch": best_epoch, "best": {"validation/loss": loss}, "metrics": {"validation/loss": 9.0}}
         return SavedRun({}, tmp_path, None, None, None, summary)
 
-    text = comparison([facts("a", of(1, 0.5)), facts("b", of(7, 0.25))])
+    text = comparison({"a": facts(of(1, 0.5)), "b": facts(of(7, 0.25))})
     rows = {tuple(line.split()[:-2]): line.split()[-2:] for line in text.splitlines() if line.startswith("best")}
     assert rows == {("best", "epoch"): ["1", "7"], ("best", "validation/loss"): ["0.5", "0.25"]}

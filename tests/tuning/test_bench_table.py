@@ -22,17 +22,6 @@ def entry(waits: dict[float, float], workers: int = 1) -> Entry:
     return Entry("one", {"loader": {}}, {0.0: measured(99.0), **steps})
 
 
-@pytest.mark.parametrize(
-    ("waits", "least"),
-    [({2.0: 1.0, 10.0: 0.1}, 2.0), ({2.0: 7.0, 10.0: 0.1}, 10.0), ({2.0: 7.0, 10.0: 3.0}, 0.0), ({}, 0.0)],
-)
-def test_a_loader_suffices_for_no_step_with_which_it_was_seen_to_wait(waits, least):
-    found = entry(waits)
-    assert found.row()["sufficient_step_ms"] == least
-    assert (f"suffices    for steps of {least:g} ms" in described(found)) == (least > 0)
-    assert ("suffices" in described(found)) == (least > 0)
-
-
 @pytest.mark.parametrize(("workers", "words"), [(0, "no workers"), (1, "1 worker, thread"), (2, "2 workers, thread")])
 def test_workers_are_named(workers, words):
     assert f"batches of 64, {words}\n" in described(entry({}, workers))

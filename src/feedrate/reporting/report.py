@@ -101,7 +101,7 @@ class Report:
         names, keys = self._figures(results, ranking), list(ranking.groups[0].settings)
         cells = []
         for group, rank in shown:
-            numbers = ", ".join(str(result.number) for result in group.results)
+            numbers = ", ".join(map(str, sorted(result.number for result in group.results)))
             chosen = (short(group.settings[key]) for key in keys)
             cells.append([numbers, *chosen, str(rank or ""), *map(group.shown, names), ", ".join(group.statuses)])
         parts.append(table([self.job, *map(words, keys), "rank", *names.values(), "status"], cells, markdown=True))
@@ -135,7 +135,7 @@ class Report:
             return ["**No job finished.**"]
         speed, exact = by_speed(ranking.groups), ranked(ranking.groups, "best")
         shown = [one for one in ([exact, speed] if ranking.by == "best" else [speed, exact]) if one.first]
-        commands = dict.fromkeys(_command(one.first[0]) for one in shown)
+        commands = dict.fromkeys(one.first[0].results[0].command for one in shown)
         line = "" if comparable(ranking.groups) else NOT_COMPARABLE
         return [*map(_first_line, shown), line, fenced("\n".join(commands))]
 
@@ -165,7 +165,6 @@ class SearchReport(Report):
     """The report of a search for a large (`maximize`) or small (`minimize`) metric.
 
     Attributes:
-        importance: key -> share of the metric's variation that it explains; set when the search ends.
         pictures: by name; set when the search ends.
     """
 
@@ -174,7 +173,6 @@ class SearchReport(Report):
     def __init__(self, keys: Sequence[str], metric: str, direction: str) -> None:
         super().__init__(keys)
         self.metric, self._largest = metric, direction == "maximize"
-        self.importance: Mapping[str, float] = {}
         self.pictures: dict[str, Figure] = {}
 
     def measured(self, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,12 +205,10 @@ class SearchReport(Report):
             what += f" in epoch {best.best_epoch}"
         goal = "the largest" if self._largest else "the smallest"
         which = goal if equal == 1 else f"the cheapest of {equal} that are equal within the noise,"
-        shares = ", ".join(f"{words(key)} {100 * share:.0f} %" for key, share in self.importance.items())
         return [
             f"**Best trial: {chosen_words(group.settings)}** · {what}, {which} of {len(results)} trials ({ended})",
             NOT_COMPARABLE if ranking.by != "objective" and not comparable(ranking.groups) else "",
             fenced(best.command),
-            f"What mattered, as shares of the metric's variation: {shares}." if len(self.importance) > 1 else "",
         ]
 
     def _figures(self, results: Sequence[JobResult], ranking: Ranking) -> dict[str, str]:
@@ -251,11 +247,6 @@ def _first_line(ranking: Ranking) -> str:
         which = f"all {equal}" if equal == len(ranking.groups) else f"{equal}"
         measured.append(f"{which} settings are equal within the noise, the cheapest named")
     return " · ".join([f"**{label}: {chosen_words(best.settings)}**", *measured])
-
-
-def _command(group: Group) -> str:
-    """Of a job that finished."""
-    return next(result.command for result in group.results if result.status == "FINISHED")
 
 
 def one_line(text: str) -> str:

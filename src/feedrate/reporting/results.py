@@ -58,7 +58,7 @@ class Group:
     """Jobs that differ only in seed and fold; a single job where neither is swept."""
 
     settings: Mapping[str, str]
-    results: Sequence[JobResult]
+    results: Sequence[JobResult]  # finished ones first
 
     @property
     def statuses(self) -> Counter[str]:
@@ -69,8 +69,7 @@ class Group:
         """Finite values of one figure, such as `samples_per_s`; of jobs with equal settings a metric counts once."""
         results: Iterable[JobResult] = self.results
         if name in _EXACT:
-            finished = sorted(self.results, key=lambda result: result.status == "FINISHED")
-            results = {tuple(sorted(result.settings.items())): result for result in finished}.values()
+            results = {tuple(sorted(result.settings.items())): result for result in reversed(self.results)}.values()
         found = (getattr(result, name) for result in results)
         return [value for value in found if value is not None and math.isfinite(value)]
 
@@ -97,12 +96,12 @@ class Group:
         measured, spread = self.measured(name), self.spread(name)
         if measured is None:
             return ""
+        text = str(measured)
         if name.endswith("_pct") or name == "free_cores":
-            texts = [percent(measured.value), percent(spread or 0.0)]
-        else:
-            exact = rounded(measured.value, spread / 20) if spread else number(measured.value)
-            texts = [exact if name in _EXACT else str(measured), rounded(spread or 0.0, (spread or 0.0) / 20)]
-        return texts[0] if spread is None else " ± ".join(texts)
+            text = percent(measured.value)
+        elif name in _EXACT:
+            text = rounded(measured.value, spread / 20) if spread else number(measured.value)
+        return text if spread is None else f"{text} ± {rounded(spread, spread / 20)}"
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,11 +143,6 @@ def steady(summary: Mapping[str, Any], metric: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-# ---------------------------------------------------------------------------------------------------------
-# settings
-# ---------------------------------------------------------------------------------------------------------
-
-
 def settings(overrides: Sequence[str]) -> dict[str, str]:
     """`['loader.num_workers=2', '+model.width=8']` as key -> value."""
     parts = (override.lstrip("+").partition("=") for override in overrides)
@@ -177,9 +171,10 @@ def groups(results: Sequence[JobResult], keys: Sequence[str]) -> list[Group]:
     """Results that differ only in seed and fold, together."""
     kept = [key for key in keys if not is_repeat(key)]
     found: dict[tuple[str, ...], list[JobResult]] = {}
-    for result in results:
+    for result in sorted(results, key=lambda result: result.status != "FINISHED"):
         found.setdefault(tuple(result.settings.get(key, "") for key in kept), []).append(result)
-    return [Group(dict(zip(kept, values, strict=True)), members) for values, members in found.items()]
+    every = [Group(dict(zip(kept, values, strict=True)), members) for values, members in found.items()]
+    return sorted(every, key=lambda group: min(result.number for result in group.results))
 
 
 def order(value: str) -> tuple[int, float, str]:
@@ -214,11 +209,6 @@ def chosen_words(chosen: Mapping[str, str]) -> str:
 def words_of_metric(metric: str) -> str:
     """`validation accuracy` for validation/accuracy."""
     return metric.replace("/", " ").replace("_", " ") or "validation metric"
-
-
-# ---------------------------------------------------------------------------------------------------------
-# ranking
-# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

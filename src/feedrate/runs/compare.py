@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from feedrate.runs.saved import SavedRun
@@ -18,15 +17,10 @@ _LEFT_OUT = ("system/", "best/")  # readings that are never equal; figures that 
 _ORDER = ("test/", "validation/", "train/")  # of results; the others follow
 
 
-@dataclass(frozen=True)
-class Facts:
-    """The facts of one run, by section (configuration, data, code, results) and key; `name` is the column's title."""
-
-    name: str
-    sections: Mapping[str, Mapping[str, Any]]
+Facts = Mapping[str, Mapping[str, Any]]  # section (configuration, data, code, results) -> key -> value
 
 
-def facts(name: str, saved: SavedRun) -> Facts:
+def facts(saved: SavedRun) -> Facts:
     """The facts of a run, from MLflow where it was recorded, else from its folder; what was not recorded is missing."""
     summary, recorded = saved.summary, saved.recorded
     tags: Mapping[str, str] = recorded.tags if recorded is not None else {}
@@ -43,7 +37,7 @@ def facts(name: str, saved: SavedRun) -> Facts:
         },
         "results": {
             "status": recorded.status if recorded is not None else summary.get("status"),
-            "best epoch": summary.get("best_epoch", metrics.get("best/epoch")),
+            "best epoch": int(summary.get("best_epoch") or metrics.get("best/epoch", 0)) or None,
             **{f"best {k}": best[k] for k in sorted(best) if k.startswith("validation/") and k != "validation/epoch"},
             **{key: metrics[key] for key in sorted(metrics, key=_rank) if not key.startswith(_LEFT_OUT)},
             "error": tags.get("feedrate.error", summary.get("error")),
@@ -51,25 +45,25 @@ def facts(name: str, saved: SavedRun) -> Facts:
     }
     for section in ("data", "code", "results"):
         sections[section] = {key: value for key, value in sections[section].items() if value not in (None, "")}
-    return Facts(name, sections)
+    return sections
 
 
-def comparison(runs: Sequence[Facts]) -> str:
-    """A table for each section in which something differs: a row for each key, a column for each run.
+def comparison(runs: Mapping[str, Facts]) -> str:
+    """A table for each section in which something differs: a row for each key, a column for each run, by its name.
 
     At the end the sections, and the keys of data and code, that are equal in all runs.
     """
     tables, equal = [], []
-    for section in runs[0].sections:
+    for section in next(iter(runs.values())):
         rows = []
-        for key in dict.fromkeys(key for run in runs for key in run.sections[section]):
-            values = [run.sections[section].get(key, ABSENT) for run in runs]
+        for key in dict.fromkeys(key for run in runs.values() for key in run[section]):
+            values = [run[section].get(key, ABSENT) for run in runs.values()]
             if any(type(v) is not type(values[0]) or v != values[0] for v in values[1:]):
                 rows.append([key, *map(_cell, values)])
             elif section in ("data", "code"):
                 equal.append(key)
         if rows:
-            tables.append(table([section, *(run.name for run in runs)], rows, left=len(runs) + 1) + "\n")
+            tables.append(table([section, *runs], rows, left=len(runs) + 1) + "\n")
         elif section in ("configuration", "results"):
             equal.append(section)
     return "\n".join([*tables, f"equal in all: {', '.join(equal) or 'nothing'}\n"])

@@ -13,7 +13,7 @@ import numpy as np
 
 from feedrate.reporting.picture import optional, save
 from feedrate.reporting.plots import confusion_matrix
-from feedrate.system.atomic_write import atomic_write, check_place
+from feedrate.system.files import atomic_write, check_place
 from feedrate.trainer.evaluate import Evaluation
 
 

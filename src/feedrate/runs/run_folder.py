@@ -13,8 +13,7 @@ from typing import Any
 import psutil
 
 from feedrate.errors import UserError
-from feedrate.system.atomic_write import atomic_write
-from feedrate.system.folder import file_lock
+from feedrate.system.files import atomic_write, file_lock
 from feedrate.system.secrets import masked
 
 SUMMARY = "summary.json"

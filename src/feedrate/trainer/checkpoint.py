@@ -16,7 +16,7 @@ import torch
 
 from feedrate.errors import UserError
 from feedrate.loader import lost_worker
-from feedrate.system.folder import sync_folder
+from feedrate.system.files import sync_folder
 
 log = logging.getLogger("feedrate")
 

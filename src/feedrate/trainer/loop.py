@@ -70,9 +70,7 @@ class Trainer:
         self.throughput = ThroughputHistory(loaders["train"], packable, device)
         self.forward = Forward(model, data, device, self.precision, config.compile, config.channels_last)
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
-        self.state = RunState(
-            model, optimizer, schedule, scaler, loaders["train"], data, lambda: self.task.meter(device), device
-        )
+        self.state = RunState(model, optimizer, schedule, scaler, loaders["train"], data, self.task, device)
         self._guard = LossGuard(optimizer, device, loaders["train"])
         self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard, self.clock)
         self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))

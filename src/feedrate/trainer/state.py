@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from feedrate.dataset import Data
 from feedrate.loader import BatchInfo
-from feedrate.task.task import Meter
+from feedrate.task.task import Meter, Task
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import load_weights, zero_momentum
 from feedrate.trainer.schedule import Schedule
@@ -67,15 +66,15 @@ class RunState:
         scaler: torch.amp.GradScaler,
         loader: Any,
         data: Data,
-        new_meter: Callable[[], Meter],
+        task: Task,
         device: torch.device,
     ) -> None:
         self.device = device
         self.model, self.optimizer, self.schedule, self.scaler = model, optimizer, schedule, scaler
-        self._loader, self._data, self._new_meter = loader, data, new_meter
+        self._loader, self._data, self._task = loader, data, task
         self.epoch, self.phase = 0, "training"  # of the epoch: 'training', 'validation' or 'done'
         self.batches, self.step = 0, 0  # trained on in this epoch; optimizer steps so far
-        self.meter = new_meter()  # sums over the epoch's batches
+        self.meter = task.meter(device)  # sums over the epoch's batches
         self.last: BatchInfo | None = None  # of the last batch trained on in this epoch
         self.position: dict[str, Any] | None = None  # the loader's while there is no such batch
         self.random: dict[str, Any] | None = None  # for the next checkpoint; None: the generators' of the moment
@@ -84,7 +83,7 @@ class RunState:
     def next_epoch(self) -> None:
         self.position, self.last = self._loader_state(), None
         self.epoch, self.phase, self.batches = self.epoch + 1, "training", 0
-        self.meter = self._new_meter()
+        self.meter = self._task.meter(self.device)
 
     @property
     def within_epoch(self) -> bool:
@@ -140,7 +139,7 @@ class RunState:
             self.phase = "training" if self.within_epoch else "validation"
         elif self.batches and self.phase == "training":
             log.info("note: this loader has no position within an epoch; the interrupted epoch is started again")
-            self.batches, self.meter = 0, self._new_meter()
+            self.batches, self.meter = 0, self._task.meter(self.device)
 
     def _loader_state(self) -> dict[str, Any] | None:
         return self.position if self.last is None else self._loader.state_dict(self.last)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from feedrate.timing.noise import Measured, noise, same
 from feedrate.timing.stages import STAGES
 from feedrate.tuning.trial_runner import opened, timed_steps
 
-FED_PCT = 2.0  # a loader feeds a step that waits no more
 EQUAL = "~"  # marks a ratio within the noise
 CPU = torch.device("cpu")
 
@@ -34,17 +32,11 @@ Baseline = Mapping[tuple[str, str], tuple[float, float]]  # (name, dataset) -> s
 
 @dataclass
 class Entry:
-    """A loader under comparison.
+    """A loader under comparison."""
 
-    Attributes:
-        name: the overrides that distinguish it.
-        config: resolved.
-        measurements: by length of the step in ms; each as `measure` returns it.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    measurements: dict[float, list[Mapping[str, Any]]] = field(default_factory=dict)
+    name: str  # the overrides that distinguish it
+    config: Mapping[str, Any]  # resolved
+    measurements: dict[float, list[Mapping[str, Any]]] = field(default_factory=dict)  # by length of the step in ms
 
     def middle(self, figure: str, step_ms: float = 0.0) -> float:
         """Median over the repeats."""
@@ -69,12 +61,6 @@ class Entry:
         """Shares of the load by stage, in percent; empty if unknown."""
         return {stage: self.middle(stage) for stage in STAGES if stage in self.facts}
 
-    @property
-    def sufficient_step_ms(self) -> float:
-        """The shortest of the steps that it feeds; 0 if none."""
-        short = max((step for step in self.step_lengths if self.middle("wait_pct", step) > FED_PCT), default=0.0)
-        return min((step for step in self.step_lengths if step > short), default=0.0)
-
     def row(self) -> dict[str, Any]:
         """For bench.json."""
         return {
@@ -87,7 +73,6 @@ class Entry:
             "spread": [min(self.rates), max(self.rates)],
             "noise_pct": 100 * noise(self.rates) / median(self.rates),
             "stages_pct": self.stages,
-            "sufficient_step_ms": self.sufficient_step_ms,
             "steps": [
                 {"step_ms": s, **{name: self.middle(name, s) for name in ("samples_per_s", "wait_pct")}}
                 for s in self.step_lengths
@@ -96,11 +81,7 @@ class Entry:
 
 
 def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequence[str]) -> list[Entry]:
-    """An entry for each text of overrides in `compare`; without any, one of the configuration itself.
-
-    Args:
-        config: resolved.
-        typed: the command's own overrides.
+    """An entry for each text of overrides in `compare`; without any, one of the resolved configuration itself.
 
     Raises:
         UserError: an override does not exist, or is of another group; two loaders are the same.
@@ -115,10 +96,7 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
     found = []
     kept = [text for text in typed if not text.startswith(("bench.", "hydra"))]
     for text in compare:
-        try:
-            overrides = shlex.split(text)
-        except ValueError as error:
-            raise UserError(f"bench.compare: {text}: cannot be read ({error}); close or remove the quote") from error
+        overrides = text.split()
         for override in overrides:
             if override.partition("=")[0].partition(".")[0] not in ("dataset", "loader", "seed"):
                 raise UserError(f"bench.compare: {override}: only settings of dataset, loader and seed can be compared")
@@ -131,11 +109,6 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
     if len({entry.name for entry in found}) < len(found):
         raise UserError("bench.compare: two of the loaders are the same; give each once")
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------
-# measuring
-# ---------------------------------------------------------------------------------------------------------
 
 
 def measure_all(entries: Sequence[Entry], settings: BenchingConfig, baseline: Baseline | None = None) -> None:
@@ -222,11 +195,6 @@ def _memory_mb() -> float:
     return float(total / 1e6)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# terminal
-# ---------------------------------------------------------------------------------------------------------
-
-
 def described(entry: Entry) -> str:
     """The figures of one loader."""
     facts, rates, workers = entry.facts, entry.rates, entry.facts["workers"]
@@ -246,9 +214,6 @@ def described(entry: Entry) -> str:
     for step in entry.step_lengths:
         rate, wait = entry.middle("samples_per_s", step), entry.middle("wait_pct", step)
         lines.append(f"  step {step:>4g} ms {rate:,.0f} samples/s, waited {wait:.1f} %")
-    if least := entry.sufficient_step_ms:
-        rate = 1e3 * facts["batch_size"] / least
-        lines.append(f"  suffices    for steps of {least:g} ms and more ({rate:,.0f} samples/s)")
     return "\n".join(lines)
 
 
@@ -269,11 +234,6 @@ def table(entries: Sequence[Entry]) -> str:
         )  # fmt: skip
     equal_line = f"\n{EQUAL} equal to the first, within the noise" if any(EQUAL in row[3] for row in rows) else ""
     return text_table(head, rows, left=1) + equal_line
-
-
-# ---------------------------------------------------------------------------------------------------------
-# bench.json
-# ---------------------------------------------------------------------------------------------------------
 
 
 def write(entries: Sequence[Entry], path: Path) -> None:

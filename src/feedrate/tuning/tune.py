@@ -30,23 +30,15 @@ _cost = attrgetter("cost")
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting that was tried.
-
-    Attributes:
-        predicted: samples per second by the model, 0 if nothing was known.
-        samples_per_s, wait_pct: of the steady steps; medians over the measurements.
-        measured: number of measurements.
-        refused: why it cannot be used, empty if it can.
-        noise: of samples_per_s, in samples/s.
-    """
+    """A setting that was tried, with medians over its measurements."""
 
     setting: Setting
-    predicted: float
-    samples_per_s: float = 0.0
+    predicted: float  # samples per second by the model, 0 if nothing was known
+    samples_per_s: float = 0.0  # of the steady steps
     wait_pct: float = 0.0
-    measured: int = 0
-    refused: str = ""
-    noise: float = 0.0
+    measured: int = 0  # number of measurements
+    refused: str = ""  # why it cannot be used, empty if it can
+    noise: float = 0.0  # of samples_per_s
 
     @property
     def rate(self) -> Measured:
@@ -62,21 +54,13 @@ class Tried:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The result.
+    """What tuning has found."""
 
-    Attributes:
-        best: the cheapest setting as good as the best, within the noise.
-        tried: in the order in which they were first tried.
-        step_samples_per_s: ceiling of the step.
-        seconds: spent on all trials.
-        unsteady: how the machine differed between trials, empty if it did not.
-    """
-
-    best: Tried
-    tried: list[Tried]
-    step_samples_per_s: float
-    seconds: float
-    unsteady: str
+    best: Tried  # the cheapest setting as good as the best, within the noise
+    tried: list[Tried]  # in the order in which they were first tried
+    step_samples_per_s: float  # ceiling of the step
+    seconds: float  # spent on all trials
+    unsteady: str  # how the machine differed between trials, empty if it did not
 
     def __str__(self) -> str:
         return f"{self.best.setting}: {self.best.rate} samples/s, waited {self.best.wait_pct:.1f} %"

@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from feedrate.system.signals import raise_on_interrupt
+from feedrate.system.signals import raise_when_stopped
 
 if TYPE_CHECKING:
     from hydra_plugins.feedrate_launcher._jobs import Job
@@ -36,7 +36,7 @@ class FeedrateLauncher(Launcher):
         self._jobs = jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        raise_on_interrupt()  # a folder is created next, and removed if nothing comes of it
+        raise_when_stopped()  # a folder is created next, and removed if nothing comes of it
         self.context, self.config = hydra_context, config
 
     def prepare(self) -> int:

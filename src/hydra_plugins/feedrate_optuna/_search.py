@@ -30,11 +30,7 @@ _NOT_COMPARED = ("tracking.", "sweep.", "trainer.resume")
 
 
 class Searching:
-    """One start of a search.
-
-    Args:
-        overrides: of the command line, for every trial.
-        settings: under hydra.sweeper.
+    """One start of a search, from the overrides of every trial and the settings under hydra.sweeper.
 
     Raises:
         UserError: a setting is wrong.
@@ -57,10 +53,7 @@ class Searching:
                 self._job(0, {**first, key: value})
 
     def run(self, fresh: Path) -> None:
-        """Runs trials until there are enough.
-
-        Args:
-            fresh: the folder of a new search.
+        """Runs trials until there are enough; `fresh` is the folder of a new search.
 
         Raises:
             UserError: the study belongs to another search, or a trial failed.
@@ -86,7 +79,6 @@ class Searching:
             try:
                 sweep.run(self._jobs(self._interrupted()), self._ended)
             finally:
-                report.importance = {key.lstrip("+"): share for key, share in self._study.importance().items()}
                 with optional("of the search"):
                     report.pictures = self._study.figures()
 

@@ -28,11 +28,7 @@ EXAMPLE = "{type: float, low: 1e-4, high: 0.1, log: true}"
 
 @dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
 class Search:
-    """The keys of conf/hydra/sweeper/optuna.yaml.
-
-    Attributes:
-        space: key -> range, as `ranges` reads it.
-    """
+    """The keys of conf/hydra/sweeper/optuna.yaml."""
 
     study: Annotated[str, Field(min_length=1)]
     metric: Annotated[str, Field(min_length=1)]
