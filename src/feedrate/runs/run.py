@@ -112,7 +112,7 @@ class Run:
             self._loaders = build_loaders(self.config.loader, data, self.config.seed, device)
             if self.checkpoint.get("loader"):
                 self._loaders["train"].load_state_dict(self.checkpoint["loader"])
-            start_loaders(self._loaders, ("train", "validation"), data)
+            start_loaders(self._loaders, ("train", "validation"))
         return self._loaders
 
     def start_tracking(self, data: Data) -> None:
