@@ -267,7 +267,7 @@ def test_text_that_is_no_UTF_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "2/samples.csv").write_bytes("id,label,partition\na,Käse,train\nb,x,validation\n".encode("latin-1"))
     message = refused(tmp_path / "2")
     assert "samples.csv: UTF-8 is expected, and the label of row 1 is in another encoding" in message
-    assert "as Windows-1252 it is 'Käse'; save the table in UTF-8" in message
+    assert "save the table in UTF-8" in message
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,6 @@ def test_a_table_without_a_column_shows_those_it_has(tmp_path: Path, text: str) 
     message = refused(table(tmp_path, text))
     assert "needed are id, label and partition, separated by commas" in message
     assert f"Its columns: {text.splitlines()[0].replace(',', ', ')}" in message
-    assert ("where semicolons stand" in message) == (";" in text)
 
 
 def test_a_list_of_numbers_in_a_CSV_is_a_vector_as_in_JSON(tmp_path: Path) -> None:

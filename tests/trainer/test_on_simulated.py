@@ -274,7 +274,7 @@ def test_wherever_memory_runs_out_the_advice_is_the_same(simulated, run_train, w
     leave_memory(simulated, limit)
     model = f"model.where={'nowhere' if where == 'copy' else where}"
     size = 512 if where == "copy" else 32
-    with pytest.raises(UserError, match="the device ran out of memory on .*batch.*; lower loader.batch_size"):
+    with pytest.raises(UserError, match="the device ran out of memory; lower loader.batch_size"):
         run_train("dataset=wide", "+dataset.size=512", "model=hungry", model, f"loader.batch_size={size}",
                   "trainer.precision=32")  # fmt: skip
 
@@ -283,7 +283,7 @@ def test_a_copy_that_finds_no_memory_in_an_evaluation_gives_the_advice(simulated
     data = wide_data()
     forward = Forward(nn.Linear(64, 10).to(SIM), data, SIM, choose_precision(32, SIM))
     leave_memory(simulated, 1000)
-    with pytest.raises(UserError, match="the device ran out of memory on its first batch; lower loader.batch_size"):
+    with pytest.raises(UserError, match="the device ran out of memory; lower loader.batch_size"):
         list(answers(forward, Loader(Wide("train"), 64, seed=0)))
 
 
@@ -353,7 +353,7 @@ def test_an_optimizer_is_fused_where_it_can_be_and_is_not_told_otherwise(simulat
 
 
 def test_a_fused_optimizer_of_complex_parameters_is_refused(simulated):
-    with pytest.raises(UserError, match="optimizer.fused=true: Complex has complex parameters.*set optimizer.fused=au"):
+    with pytest.raises(UserError, match="optimizer: torch.optim.AdamW.*fused"):
         build_optimizer({"_target_": "torch.optim.AdamW", "fused": True}, Complex().to(SIM), SIM)
 
 

@@ -11,7 +11,7 @@ import psutil
 
 from feedrate.dataset.subset import size_of
 from feedrate.errors import UserError
-from feedrate.system.control_groups import group_folders
+from feedrate.system.cores import group_folders
 
 NEAR = 0.8  # share of what is free above which a note is printed; above all of it is an error
 FORKED_BYTES, SPAWNED_BYTES = 20_000_000, 170_000_000  # memory of a worker besides its batches

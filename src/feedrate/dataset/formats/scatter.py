@@ -19,13 +19,6 @@ from feedrate.dataset.storage.uring import Unavailable, Uring, address
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
-class _Kept(threading.local):
-    """What each thread uses again."""
-
-    rooms: dict[Recogniser, _Room]
-    ring: Uring | None
-
-
 class Scatter:
     """Reads files of one layout; each thread has its own reused memory.
 
@@ -36,7 +29,7 @@ class Scatter:
 
     def __init__(self, verify: bool, at_once: bool) -> None:
         self._verify, self.at_once = verify, at_once
-        self._kept = _Kept()
+        self._kept = threading.local()  # its `ring`, and its `rooms` by Recogniser
 
     def read(self, known: Recogniser, paths: Sequence[str], rows: np.ndarray, out: Tensor) -> np.ndarray:
         """Reads files into these rows of `out`; returns which had the layout, (n,) bool."""
@@ -73,11 +66,12 @@ class Scatter:
             kept.rooms, kept.ring = {}, None
             with suppress(Unavailable):
                 kept.ring = Uring() if self.at_once else None
-        return kept.ring
+        found: Uring | None = kept.ring
+        return found
 
     def _room(self, known: Recogniser, count: int) -> _Room:
         """Reused memory of this thread for at least `count` files."""
-        rooms = self._kept.rooms
+        rooms: dict[Recogniser, _Room] = self._kept.rooms
         found = rooms.get(known)
         if found is None or len(found.frames) < count:
             if len(rooms) > 64:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from feedrate.errors import UserError
-from feedrate.system.folder import locked
+from feedrate.system.files import locked
 from feedrate.system.signals import signals_ignored
 
 PARTIAL = ".partial-"  # prefix of files that are not whole yet; those of a killed process are removed

@@ -26,7 +26,7 @@ from feedrate.dataset.writing.output_folder import check_room, check_root, write
 from feedrate.dataset.writing.shard_writer import Plan, ShardWriter, packable, source_path
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
-from feedrate.system.folder import Interrupted, sync_folder
+from feedrate.system.files import sync_folder
 from feedrate.system.processes import in_processes
 from feedrate.system.progress_bar import progress_bar
 
@@ -44,7 +44,7 @@ def pack(config: PackConfig) -> Index:
 
     Raises:
         UserError: a setting, the dataset, one of its samples or the folder cannot be used.
-        Interrupted: by Ctrl-C; the same call continues.
+        KeyboardInterrupt: by Ctrl-C; the same call continues.
     """
     root = _root_of(config)
     check_root(root, NAME)
@@ -183,7 +183,9 @@ def _write_shards(writer: ShardWriter, plans: Sequence[Plan], missing: Sequence[
                 written += finished is not None
                 show(done)
     except KeyboardInterrupt:
-        raise Interrupted(f"{written:,} of {len(plans):,} shards are written") from None
+        raise KeyboardInterrupt(
+            f"interrupted: {written:,} of {len(plans):,} shards are written; the same command goes on from there"
+        ) from None
 
 
 def _finished(root: Path, data: Data, rows: Mapping[str, int], plans: Sequence[Plan], index: Index) -> Index:

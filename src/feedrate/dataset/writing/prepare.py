@@ -25,7 +25,6 @@ from feedrate.dataset.writing.big_file import read_big_file
 from feedrate.dataset.writing.output_folder import check_room, check_root, write_file, writing
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
-from feedrate.system.folder import Interrupted
 from feedrate.system.processes import in_processes
 from feedrate.system.progress_bar import progress_bar
 
@@ -44,7 +43,7 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
 
     Raises:
         UserError: a setting, the file, its labels or the folder cannot be used.
-        Interrupted: by Ctrl-C.
+        KeyboardInterrupt: by Ctrl-C.
     """
     path, root = resolve_path(config.source), resolve_path(config.root)
     manifest = _manifest(config, path) if path.is_file() else {}
@@ -136,7 +135,9 @@ def _write_samples(X: Tensor, indices: Indices, root: Path, num_workers: int | s
                 show(kept + sum(written.values()))
     except KeyboardInterrupt:
         count = len(X) - len(_missing(root, X))
-        raise Interrupted(f"{count:,} of {len(X):,} samples are written") from None
+        raise KeyboardInterrupt(
+            f"interrupted: {count:,} of {len(X):,} samples are written; the same command goes on from there"
+        ) from None
 
 
 def _write(indices: Indices, X: Tensor, root: Path) -> Iterator[int]:

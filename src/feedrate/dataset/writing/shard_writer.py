@@ -25,7 +25,7 @@ from feedrate.dataset.shards.stale import fingerprint
 from feedrate.dataset.subset import ID_of, path_of
 from feedrate.dataset.writing.output_folder import PARTIAL
 from feedrate.errors import SampleError
-from feedrate.system.folder import sync_folder
+from feedrate.system.files import sync_folder
 
 REPORTED = 64  # samples between two reports of progress
 # dtypes that safetensors can store
