@@ -15,11 +15,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset
 
-from feedrate.dataset import Data
-from feedrate.dataset.labels import Targets
 from feedrate.dataset.open_files import _warn
 from feedrate.loader import Loader, TorchLoader
-from feedrate.loader.build import start_loaders
 
 pytestmark = pytest.mark.usefixtures("no_workers_left")
 
@@ -71,10 +68,8 @@ def test_an_open_file_in_a_dataset_is_told_with_its_attribute_and_the_remedy(
         settings: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork"}
         data = Raw(other=file)
         torchs = TorchLoader(torch.utils.data.DataLoader(data, **settings))
-        targets = Targets("classification", (0,), 1)
-        described = Data("raw", {"train": data}, targets, (), torch.int64, None, None, "", "")
         with caplog.at_level(logging.WARNING, "feedrate"):
-            start_loaders({"train": torchs}, ("train",), described)
+            torchs.start()
         assert caplog.messages[-1].startswith("note: Raw.other is an open file")
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from feedrate.errors import SampleError, UserError
-from feedrate.loader.batch import BatchInfo, BatchRequest
+from feedrate.loader.batch import BatchInfo
+from feedrate.loader.order import BatchRequest
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.state import is_lower
 

@@ -23,7 +23,8 @@ from feedrate.config import TrainerConfig
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
 from feedrate.loader import TRAITS, Loader, ToDevice, build_loaders, close_loaders, start_loaders
-from feedrate.loader.batch import BatchInfo, BatchRequest
+from feedrate.loader.batch import BatchInfo
+from feedrate.loader.order import BatchRequest
 from feedrate.system.device import in_use
 from feedrate.timing import Clock
 from feedrate.timing.ahead import record
@@ -404,7 +405,7 @@ def test_workers_that_fork_are_there_before_the_device_is_used(simulated):
     with simulated.unused(0), simulated.unused(1):
         data = wide_data()
         loaders = build_loaders(settings, data, 0, SIM)
-        start_loaders(loaders, ("train", "validation"), data)
+        start_loaders(loaders, ("train", "validation"))
         try:
             time.sleep(0.3)  # time enough for a thread to page-lock the first batches
             assert not in_use()

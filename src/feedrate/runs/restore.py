@@ -67,7 +67,7 @@ def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[O
     node = {**saved.config["loader"], "shuffle": False, "drop_last": False}
     loaders = {partition: build_loaders(node, data, saved.seed, device)[partition]}
     loaders[partition].set_epoch(0, then=None)  # the same random numbers as in every validation of the run
-    start_loaders(loaders, (partition,), data)
+    start_loaders(loaders, (partition,))
     try:
         model = load_model(saved, state, data, device)
         precision = choose_precision(trainer.precision, device)

@@ -33,16 +33,11 @@ SPARE = 0.1  # share of the device's memory that the largest batch leaves free
 
 
 @contextmanager
-def opened(
-    node: Mapping[str, Any], data: Data, seed: int, device: torch.device, later: tuple[str, ...] = ()
-) -> Iterator[Any]:
+def opened(node: Mapping[str, Any], data: Data, seed: int, device: torch.device) -> Iterator[Any]:
     """The training loader of a conf/loader node, started, and closed at the end.
 
-    Args:
-        later: partitions whose loaders there must be room for as well.
-
     Raises:
-        UserError: too little memory for its workers; also the errors of `build_loaders`.
+        UserError: the errors of `build_loaders`.
     """
     log = logging.getLogger("feedrate")
     level = log.level
@@ -53,7 +48,7 @@ def opened(
         log.setLevel(level)
     loader = loaders["train"]
     try:
-        start_loaders(loaders, ("train",), data, later=later)
+        start_loaders(loaders, ("train",))
         yield loader
     finally:
         # a thread that is still loading would keep the next workers from being forked
@@ -186,7 +181,7 @@ class TrialRunner:
         Raises:
             UserError: too little memory, or a sample or the model fails.
         """
-        with self._opened(setting.overrides, later=("validation",)) as loader:
+        with self._opened(setting.overrides) as loader:
             try:
                 times = timed_steps(loader, self.device, lambda batch: self.step(batch.X, batch.y), seconds, until)
             except RuntimeError as error:
@@ -228,8 +223,8 @@ class TrialRunner:
                 pass
             return loader.order_digest(), loader.content_digest()
 
-    def _opened(self, overrides: Mapping[str, Any], later: tuple[str, ...] = ()) -> AbstractContextManager[Any]:
-        return opened({**self.node, **overrides}, self._data, self._seed, self.device, later)
+    def _opened(self, overrides: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        return opened({**self.node, **overrides}, self._data, self._seed, self.device)
 
 
 def _room(device: torch.device) -> int | None:
