@@ -94,7 +94,8 @@ def _unknown_key(key: str) -> str:
     from feedrate.validation import nearest
 
     group = key.partition(".")[0]
-    composed = _composed(key)
+    if not (composed := _composed(key)):
+        return f"{key}: there is no such key"
     parent, _, name = key.rpartition(".")
     while parent and not isinstance(OmegaConf.select(composed, parent), DictConfig):
         parent, _, name = parent.rpartition(".")
