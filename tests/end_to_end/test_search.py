@@ -122,7 +122,7 @@ def test_mlflow_has_one_parent_with_table_and_pictures_and_a_child_for_each_tria
 @pytest.mark.parametrize(
     ("search", "said"),
     [
-        (SEARCH.replace("optimizer.lr", "optimizer.lrr"), "optimizer.lrr: there is no such key"),
+        (SEARCH.replace("optimizer.lr", "optimizer.lrr"), "optimizer.lrr is not a key of the group optimizer"),
         (SEARCH.replace("low: 4", "low: 0"), "loader.batch_size=0: must be at least 1"),
         (
             SEARCH.replace("high: 8", "high: 16"),
