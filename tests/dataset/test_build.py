@@ -210,7 +210,7 @@ def test_notes_of_the_catalog_and_files_that_hold_far_too_much_are_logged(folder
     torch.save(torch.zeros(10_000, 2, 3)[5], folder / "a.pt")
     build_data(node, 0)
     assert "labels whose ID is in no partition: 'z' (1 in all)" in notes.messages[0]
-    assert "uses 24 of the 240,000 bytes in its file" in notes.messages[1]
+    assert "uses 24 of the 240000 bytes in its file" in notes.messages[1]
     assert "torch.save(X.clone(), path)" in notes.messages[1]
 
 
@@ -379,7 +379,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     for root in (tmp_path / "file", tmp_path / "file/below", Path("/proc/digits")):
         with pytest.raises(UserError) as caught:
             build_data({"_target_": "feedrate.dataset.Digits", "root": str(root)}, 0)
-        assert f"dataset.root={root}: cannot be prepared (" in str(caught.value)
+        assert f"dataset.root={root}: feedrate.dataset.Digits.prepare failed with " in str(caught.value)
 
 
 def test_a_function_may_stand_in_the_place_of_a_class() -> None:

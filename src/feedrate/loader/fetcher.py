@@ -230,7 +230,7 @@ def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
     if not isinstance(names, (list, tuple, IDs)):  # computed, as of a generated dataset of any size
         return None
     # hashes take far less memory than a set of names; equal ones are compared exactly below
-    hashes = names.hashes() if isinstance(names, IDs) else np.fromiter(map(hash, names), np.int64, count=len(names))
+    hashes = np.fromiter(map(hash, names), np.int64, count=len(names))
     if len(np.unique(hashes)) == len(names):
         return None
     counts: dict[str, int] = {}

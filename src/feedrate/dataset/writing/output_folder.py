@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from feedrate.errors import UserError
 from feedrate.system.files import locked
-from feedrate.system.signals import signals_ignored
+from feedrate.system.signals import signals_blocked
 
 PARTIAL = ".partial-"  # prefix of files that are not whole yet; those of a killed process are removed
 
@@ -29,7 +30,7 @@ def writing(root: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                with signals_ignored():
+                with signals_blocked(signal.SIGINT):
                     _remove_partial(root)
     except OSError as error:
         raise UserError(
@@ -50,13 +51,10 @@ def check_root(root: Path, marker: str, source: Path | None = None) -> None:
 
 
 def check_room(root: Path, what: str, needed: int) -> None:
-    """Checks that `needed` bytes are free."""
+    """Raises OSError unless `needed` bytes are free."""
     free = shutil.disk_usage(root).free
     if needed > free:
-        raise UserError(
-            f"root={root}: {what} need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
-            "make room, or choose another root"
-        )
+        raise OSError(f"{what} need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free")
 
 
 def write_file(path: Path, content: bytes, flush: bool = False) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -30,7 +29,7 @@ from feedrate.system.progress_bar import progress_bar
 
 MANIFEST = "prepare.json"  # source and settings that the samples in a folder depend on
 _MIN_SAMPLES = 500  # per worker process; fewer are written before another process has started
-_REPORT_S = 0.1
+_REPORTED = 64  # samples between two reports of progress
 
 Indices = NDArray[np.int64]
 
@@ -141,14 +140,12 @@ def _write_samples(X: Tensor, indices: Indices, root: Path, num_workers: int | s
 
 
 def _write(indices: Indices, X: Tensor, root: Path) -> Iterator[int]:
-    """Writes samples; yields a few times per second how many are written."""
-    ID_of, reported = _numbering(len(X)), time.monotonic()
+    """Writes samples; yields now and then how many are written."""
+    ID_of = _numbering(len(X))
     for count, index in enumerate(indices.tolist(), start=1):
         write_file(root / f"{ID_of(index)}.pt", _serialized(X[index]))
-        if (now := time.monotonic()) - reported > _REPORT_S:
+        if count % _REPORTED == 0 or count == len(indices):
             yield count
-            reported = now
-    yield len(indices)
 
 
 def split(y: Sequence[Any], validation_fraction: float, test_fraction: float, seed: int) -> dict[str, Indices]:

@@ -150,7 +150,8 @@ class ShardWriter:
             save_file(tensors, temporary, metadata={KEY: plan.key})
         except SafetensorError as error:
             raise OSError(f"{error}") from None
-        os.umask(mask := os.umask(0))
+        mask = os.umask(0)
+        os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # safetensors makes the file readable for its owner only
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())

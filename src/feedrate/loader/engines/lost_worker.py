@@ -82,5 +82,8 @@ def iterator_of(error: BaseException) -> Any:
 def _exit_code(processes: Sequence[BaseProcess]) -> int | None:
     """Exit code of the worker that is gone, negative for a signal."""
     with suppress(RuntimeError):  # torch's SIGCHLD handler raises once more
-        wait({process.sentinel for process in processes}, timeout=1)  # the system may report it a moment later
+        gone = wait({process.sentinel for process in processes}, timeout=1)
+        for process in processes:
+            if process.sentinel in gone:
+                process.join(1)  # the system may report it a moment later
     return next((process.exitcode for process in processes if process.exitcode), None)
