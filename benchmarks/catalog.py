@@ -41,7 +41,8 @@ def run() -> str:
         catalog = Catalog.read(root, suffix=None)
         seconds = time.perf_counter() - begin
     gc.collect()
-    held = sum(ids.nbytes + catalog.labels[name].tensor.nbytes for name, ids in catalog.partition.items())
+    held = sum(catalog.labels[name].tensor.nbytes for name in catalog.partition)
+    held += sum(ids.text.nbytes + ids.ends.nbytes for ids in catalog.partition.values())
     characters = sum(len(ids.text) for ids in catalog.partition.values())
     rows: list[tuple[str, str]] = [
         (f"IDs (of {characters / count:.0f} characters), with labels", f"{count:,}"),

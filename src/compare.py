@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from pathlib import Path
 
 from feedrate.errors import UserError
 
@@ -27,17 +25,15 @@ def main() -> None:
     if len(arguments.runs) < 2:
         raise UserError(f"{len(arguments.runs)} given: two or more runs are compared: python src/compare.py RUN RUN")
 
-    from feedrate.runs.compare import comparison, facts
+    from feedrate.runs.compare import Facts, comparison, facts
     from feedrate.runs.saved import find_saved
 
-    saved = [find_saved(name, arguments.uri) for name in arguments.runs]
-    names = [run.recorded.name if run.recorded is not None else run.folder.name for run in saved]
-    repeated = {name for name, count in Counter(names).items() if count > 1}
-    for index, run in enumerate(saved):  # equal names get the start of the id, or the argument as it was given
-        if names[index] in repeated:
-            names[index] += f" {run.run_id[:8]}" if run.run_id else f" {Path(arguments.runs[index]).name}"
-
-    print(comparison([facts(name, run) for name, run in zip(names, saved, strict=True)]), end="")
+    runs: dict[str, Facts] = {}
+    for name in arguments.runs:
+        saved = find_saved(name, arguments.uri)
+        title = saved.recorded.name if saved.recorded is not None else saved.folder.name
+        runs[name if title in runs else title] = facts(saved)
+    print(comparison(runs), end="")
 
 
 if __name__ == "__main__":

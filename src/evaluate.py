@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from feedrate.cli.launch import launch, plain
-from feedrate.system.signals import raise_on_interrupt
+from feedrate.system.signals import raise_when_stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,7 +25,7 @@ log = logging.getLogger("feedrate")
 def main(cfg: DictConfig) -> dict[str, float]:
     """Returns the metrics."""
     from feedrate.runs.restore_config import EvaluateConfig
-    from feedrate.system.atomic_write import writing
+    from feedrate.system.files import writing
     from feedrate.validation import validate
 
     config: EvaluateConfig = validate(EvaluateConfig, plain(cfg), "")
@@ -37,9 +37,9 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from feedrate.task.task import Task
     from feedrate.trainer.evaluate import evaluate
 
-    raise_on_interrupt()
+    raise_when_stopped()
     with opened(config) as run:
-        task = Task(run.data.targets, run.trainer.label_smoothing, run.trainer.top5)
+        task = Task(run.data.targets, run.saved.trainer.label_smoothing, run.saved.trainer.top5)
         found = evaluate(run.forward, run.loader, task, config.worst)
 
     metrics = {f"{run.partition}/{name}": value for name, value in found.meter.metrics().items()}

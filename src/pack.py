@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from feedrate.system.signals import quit_on_interrupt, raise_on_interrupt
+from feedrate.system.signals import quit_on_interrupt, raise_when_stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     check_node(config.dataset, "dataset")
     from feedrate.dataset.writing.pack import pack  # imports torch, which takes seconds
 
-    raise_on_interrupt()
+    raise_when_stopped()
     pack(config)
 
 

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from feedrate.cli.launch import launch, plain
-from feedrate.system.signals import raise_on_interrupt
+from feedrate.system.signals import raise_when_stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> int:
     from feedrate.config import resolve_path
     from feedrate.errors import UserError
     from feedrate.runs.restore_config import PredictConfig
-    from feedrate.system.atomic_write import writing
+    from feedrate.system.files import writing
     from feedrate.validation import validate
 
     config: PredictConfig = validate(PredictConfig, plain(cfg), "")
@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> int:
     from feedrate.runs.restore import opened
     from feedrate.trainer.evaluate import predictions
 
-    raise_on_interrupt()
+    raise_when_stopped()
     with opened(config, other_samples=other_samples) as run, writing(f"output={config.output}", "name another file"):
         count = write_table(output, predictions(run.forward, run.loader, run.data.targets))
     log.info("%d predictions written to %s", count, output)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from feedrate.system.signals import quit_on_interrupt, raise_on_interrupt
+from feedrate.system.signals import quit_on_interrupt, raise_when_stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
     config = validate(PrepareConfig, plain(cfg), "")
     from feedrate.dataset.writing.prepare import prepare  # imports torch, which takes seconds
 
-    raise_on_interrupt()
+    raise_when_stopped()
     prepare(config)
 
 

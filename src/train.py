@@ -47,7 +47,6 @@ def train(cfg: DictConfig) -> float:
         timeout_s = timeout_of(config.loader)
         data = build_data(config.dataset, config.seed, timeout=timeout_s)
         check_shapes(data, config.dataset, timeout_s)
-        run.check_data(data)
         log.info("%s", headline(run.origin.choices["model"], data, device))
 
         # Loaders: their workers start now, since forking is safe only before CUDA, MLflow and other threads

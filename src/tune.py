@@ -36,8 +36,8 @@ def main(cfg: DictConfig) -> None:
 
     # Data; torch is imported only now, since it takes seconds
     from feedrate.dataset import build_data
-    from feedrate.loader.resources import free_memory
     from feedrate.runs.provenance import command_line
+    from feedrate.system.memory import free_memory
     from feedrate.trainer.device import set_up_device
     from feedrate.tuning import tuned
     from feedrate.tuning.max_batch_size import largest_batch

@@ -111,7 +111,7 @@ def test_the_log_file_alone_has_the_traceback_of_an_error_in_the_users_code(tmp_
     file = logging.getLogger("feedrate.file")
     file.addHandler(handler := logging.FileHandler(tmp_path / "train.log"))
     node = {"_target_": "feedrate.dataset.Generated", "size": 4, "validation_size": 4, "image_size": 32}
-    failing = Forward(Failing(), build_data(node, 0), torch.device("cpu"), Precision("32", None, False, ""))
+    failing = Forward(Failing(), build_data(node, 0), torch.device("cpu"), Precision("32", None, False))
     told = [
         (lambda: next(iter(Loader(Broken(), seed=0))), "sample '0': Broken.__getitem__ failed with ValueError: mine"),
         (lambda: failing(torch.ones(2, 3)), r"model: Failing failed on X of shape \(2, 3\): mine"),

@@ -49,8 +49,6 @@ def test_loaders_are_measured_side_by_side(compared):
         assert row["peak_rss_mb"] > 50
         assert [step["step_ms"] for step in row["steps"]] == [3]
         assert row["steps"][0]["samples_per_s"] < 64 / 0.003
-    assert rows[0]["order_digest"] == ""
-    assert rows[1]["order_digest"] == rows[2]["order_digest"] != ""
     assert sum(rows[1]["stages_pct"].values()) == pytest.approx(100)
     assert rows[2]["loader"]["num_workers"] == 1
 
@@ -60,7 +58,6 @@ def test_the_terminal_shows_the_figures_of_the_file(compared):
     done, folder = compared
     row = json.loads((folder / "bench.json").read_text())[1]
     assert f"alone       {row['samples_per_s']:,.0f} samples/s" in done.stdout
-    assert ("suffices    for steps of 3 ms" in done.stdout) == (row["sufficient_step_ms"] == 3)
     assert "times the first" in done.stdout
 
 
@@ -86,10 +83,9 @@ MISTAKES = {
     'bench.compare=["loader.num_workers=x"]': "loader.num_workers=x",
     'bench.compare=["loader.num_workers=1", "loader.num_workers=1"]': "give each once",
     'bench.compare=["loader.num_wokers=1"]': "did you mean num_workers?",
-    'bench.compare=["loader.num_workers=\'1"]': "cannot be read (No closing quotation); close or remove the quote",
     "bench.baseline=/nowhere/bench.json": "cannot be read (No such file or directory); name a file that",
     "bench.baseline=": "bench.baseline= has no value (a shell variable that is not set?)",
-    "model=cnn": "model: bench.py has no such group; leave it out",
+    "model=cnn": "model: there is no model",
     "bench.repeats=0": "bench.repeats=0",
     "dataset=tensor_files": "dataset.root",
     "bench.repeat=3": "did you mean repeats",

@@ -256,7 +256,7 @@ def mine(tmp_path):
         ("truncated", "truncated"),
         ("empty", "empty"),
         ("text", "not a file that torch.save wrote"),
-        ("code", "which is refused; save the tensor"),
+        ("code", "which is refused; restore it, save the tensor"),
         ("shape", "shape (1, 9, 8), not (1, 8, 8)"),
         ("dtype", "dtype torch.float32, not torch.uint8"),
     ],

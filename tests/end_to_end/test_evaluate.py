@@ -45,7 +45,7 @@ def test_evaluating_a_recorded_run_adds_test_metrics_and_files_to_it(run_train, 
     assert run.data.metrics["test/loss"] == pytest.approx(metrics["test/loss"], rel=1e-5)
     assert len(client.search_runs([run.info.experiment_id])) == 1
     kept = {Path(item.path).name for item in client.list_artifacts(run_id, "evaluate")}
-    assert kept == {"test.json", "test_worst.csv", "test_worst.png", "test_confusion.png"}
+    assert kept == {"test.json", "test_worst.csv", "test_confusion.png"}
     assert kept == {path.name for path in (folder / "evaluate").iterdir()}
     results = json.loads((folder / "evaluate" / "test.json").read_text())
     assert results["samples"] == 24

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from feedrate.trainer import checkpoint
 from sweep_process import cut_power, start, sweep
 
 pytestmark = pytest.mark.slow
@@ -44,11 +45,11 @@ def searched(tmp_path_factory, digits, make_store):
         return f"hydra.sweep.dir={folder}/sweeps/{name}"
 
     process = start(folder, digits, *arguments, place("first"), experiment=SEARCH)
-    about = folder / "sweeps/first/2/checkpoints/last.json"
+    saved = folder / "sweeps/first/2/checkpoints/last.pt"
     while True:
         assert process.poll() is None, process.communicate()
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(about.read_text())["batches"] > 2:
+            if checkpoint.load(saved)["batches"] > 2:
                 break
         time.sleep(0.02)
     cut_power(process)
@@ -106,7 +107,7 @@ def test_mlflow_has_one_parent_with_table_and_pictures_and_a_child_for_each_tria
     assert parent.data.params["optimizer.lr"] == "0.05, 1e-07"
     assert parent.data.params["loader.batch_size"] == "4 to 8, step 4"
     names = {artifact.path for artifact in searched.client.list_artifacts(parent.info.run_id)}
-    assert names == {"sweep.md", "sweep.csv", "search.png"}
+    assert names == {"sweep.md", "sweep.csv", "search_history.png", "search_keys.png"}
     note = parent.data.tags["mlflow.note.content"]
     best = min((row for row in searched.rows if row["status"] == "FINISHED"), key=lambda r: float(r["validation/loss"]))
     assert note.startswith("**Best trial: lr 0.05, batch size ")

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from feedrate.trainer import checkpoint
 from started import until
 from sweep_process import ROOT, cut_power, start
 
@@ -49,8 +50,8 @@ def wait_until_in_the_middle(process: subprocess.Popen[str], job: Path, epoch: i
     while True:
         assert process.poll() is None, process.communicate()
         with contextlib.suppress(OSError, ValueError):
-            about = json.loads((job / "checkpoints/last.json").read_text())
-            if (about["epoch"], about["phase"]) >= (epoch + 1, "training") and about["batches"] > 3:
+            state = checkpoint.load(job / "checkpoints/last.pt")
+            if (state["epoch"], state["phase"]) >= (epoch, "training") and state["batches"] > 3:
                 return
         time.sleep(0.02)
 

@@ -119,7 +119,7 @@ def test_its_artifacts_hold_configuration_pictures_and_weights(tracked):
     names = {a.path for a in tracked.client.list_artifacts(run_id)}
     assert {"config.yaml", "plots", "checkpoints", "summary.json", "classes.json"} <= names
     plots = {a.path for a in tracked.client.list_artifacts(run_id, "plots")}
-    shown = ("loss", "throughput", "confusion", "timeline", "waits")
+    shown = ("loss", "throughput", "confusion", "timeline")
     assert plots == {f"plots/{name}.png" for name in shown}
     assert (tracked.folder / "artifacts").is_dir()
     assert not (tracked.folder / "mlruns").exists()

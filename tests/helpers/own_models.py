@@ -20,13 +20,6 @@ class Needy(nn.Module):
         return self.layers(X)
 
 
-class Normed(nn.Sequential):
-    """Normalizes over the samples of a batch."""
-
-    def __init__(self, num_outputs):
-        super().__init__(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_outputs))
-
-
 class TwiceThrough(torch.optim.SGD):
     """Goes through the model again in each step."""
 

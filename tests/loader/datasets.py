@@ -184,7 +184,7 @@ class Faulty(Dataset[Any]):
             case "none":
                 return None
             case "hang":
-                time.sleep(3.0)
+                time.sleep(1.0)
             case "killed" if get_worker_info() and not self._marked():
                 os.kill(os.getpid(), signal.SIGKILL)
             case "leaves" if get_worker_info():

@@ -200,8 +200,7 @@ def test_without_a_seed_iterable_datasets_refuse_what_dataloader_refuses() -> No
 def test_without_a_seed_what_needs_one_says_so() -> None:
     made = Loader(Numbers())
     for name in ("state_dict", "load_state_dict", "order_digest", "content_digest", "report"):
-        with pytest.raises(AttributeError, match=f"Loader.{name} needs a seed.*pass seed=0"):
-            getattr(made, name)
+        assert not hasattr(made, name)
     with pytest.raises(UserError, match="content_digest, rank and world_size need a seed"):
         Loader(Numbers(), content_digest=True)
     with pytest.raises(UserError, match="need a seed"):
@@ -227,8 +226,8 @@ class Endless(Dataset[int]):
         (Numbers(), {"batch_sampler": [[0, 1]]}, "batch_sampler"),
         (Numbers(), {"in_order": False}, "in_order=False"),
         (Numbers(), {"rank": 2, "world_size": 2}, "rank=2 must be at least 0 and below world_size=2"),
-        (Stream(), {}, "an iterable dataset has its own order"),
-        (Endless(), {}, "give Endless a __len__"),
+        (Stream(), {}, "map-style datasets with a __len__, not Stream"),
+        (Endless(), {}, "map-style datasets with a __len__, not Endless"),
     ],
     ids=["generator", "sampler", "batch_sampler", "in_order", "rank", "iterable", "no length"],
 )

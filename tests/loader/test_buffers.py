@@ -19,7 +19,7 @@ from aftermath import shared_memory
 from feedrate.dataset import InMemory, TensorFiles, sample_rng
 from feedrate.errors import SampleError
 from feedrate.loader import Loader
-from feedrate.loader.buffers import SPARE, BufferPool, SharedBatch
+from feedrate.loader.buffers import SPARE, BufferPool
 from loader.conftest import wait_until_loaders_are_gone
 
 SIZE = 96
@@ -145,7 +145,7 @@ def test_a_slot_is_as_large_as_its_batch() -> None:
     loader = Loader(Numbered(), batch_size=4, num_workers=2, seed=0)
     sizes = {X.nbytes + y.nbytes for X, y in loader}
     assert loader._engine is not None
-    slots = {len(memory) for memory in loader._engine._inner.dataset.buffers.memory.values()}
+    slots = {len(memory) for memory in loader._engine._buffers.memory.values()}
     assert max(sizes) <= min(slots) <= max(slots) < max(sizes) + 4096 + 128
     loader.close()
 
@@ -268,8 +268,7 @@ def test_the_pool_lends_memory_again_only_when_nobody_holds_it() -> None:
 def test_what_arrives_after_its_loader_is_gone_is_dropped() -> None:
     from feedrate.loader.buffers import _arrived
 
-    assert _arrived(-1, 0, 0, None, ()) is None
-    assert not isinstance(_arrived(-1, 0, 0, None, ()), SharedBatch)
+    assert _arrived(-1, 0, 0, None, b"") is None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -323,7 +322,7 @@ def test_an_error_in_getitems_names_the_sample(workers: int) -> None:
 
 
 def test_getitems_must_return_a_sample_for_each_index() -> None:
-    with pytest.raises(SampleError, match=r"batch of '0', '1': Items.__getitems__ returned 1 samples for 2 indices"):
+    with pytest.raises(SampleError, match=r"batch of '0', '1': Items.__getitems__ failed with ValueError: 1 samples"):
         list(Loader(Items(short=True), batch_size=2, seed=0))
 
 

@@ -77,15 +77,11 @@ def test_num_workers_auto_is_the_number_of_usable_cores_and_is_said(
 
 
 @pytest.mark.parametrize("option", KINDS)
-def test_what_needs_workers_is_set_aside_without_them_in_one_note(
-    option: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = {"prefetch_factor": 4, "multiprocessing_context": "fork", "timeout": 5}
-    with caplog.at_level(logging.INFO, "feedrate"):
-        loaders = build(option, persistent_workers=True, **settings)
-    unused = {key: value for key, value in settings.items() if (option, key) != ("feedrate", "timeout")}
-    named = ", ".join(f"loader.{key}={value}" for key, value in unused.items())
-    assert caplog.messages == [f"note: not used without workers: {named}"]
+def test_what_needs_workers_is_set_aside_without_them(option: str) -> None:
+    engine = {"engine": "thread"} if option == "feedrate" else {}
+    settings = {"prefetch_factor": 4, "multiprocessing_context": "fork", "persistent_workers": True, "timeout": 5}
+    loaders = build(option, **settings, **engine)
+    assert loaders["train"].timeout == (5 if option == "feedrate" else 0)
     assert all(len(list(loader)) for loader in loaders.values())
 
 
@@ -105,15 +101,6 @@ def test_with_workers_the_settings_reach_them(option: str) -> None:
     assert train.multiprocessing_context.get_start_method() == "fork"
     assert len(list(train)) == len(list(train)) == 1
     close_loaders(loaders)
-
-
-@pytest.mark.parametrize("option", KINDS)
-def test_more_workers_than_cores_is_a_note_and_no_warning(option: str, caplog: pytest.LogCaptureFixture) -> None:
-    many = usable_cores() + 100
-    with caplog.at_level(logging.INFO, "feedrate"), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        build(option, num_workers=many)
-    assert caplog.messages == [f"note: loader.num_workers={many} on {usable_cores()} usable cores"]
 
 
 def test_more_workers_than_cores_start_without_a_warning() -> None:
@@ -148,22 +135,6 @@ def test_pin_memory_auto_is_for_devices_that_copy_from_it(device: str, pinned: b
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_engine_is_set_aside_without_workers_in_the_same_note(caplog: pytest.LogCaptureFixture) -> None:
-    for engine in ("thread", "process"):
-        caplog.clear()
-        with caplog.at_level(logging.INFO, "feedrate"):
-            loaders = build("feedrate", engine=engine, timeout=5)
-        assert caplog.messages == [f"note: not used without workers: loader.engine={engine}"]
-        assert (loaders["train"].engine, loaders["train"].timeout) == ("inline", 5)
-
-
-def test_a_start_method_is_set_aside_for_threads_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "feedrate"):
-        loaders = build("feedrate", engine="thread", num_workers=1, multiprocessing_context="spawn")
-    assert caplog.messages == ["note: not used by threads: loader.multiprocessing_context=spawn"]
-    assert loaders["train"].multiprocessing_context is None
-
-
 def test_inline_with_workers_is_refused_with_the_remedy() -> None:
     with pytest.raises(UserError, match="loader.engine=inline has no workers, .*set loader.num_workers=0"):
         build("feedrate", engine="inline", num_workers=2)
@@ -175,7 +146,7 @@ def test_validation_uses_the_engine_of_training_which_is_measured_once(caplog: p
         made.partition[name] = Whole(20)
     loaders = build("feedrate", made, num_workers=1)
     with caplog.at_level(logging.INFO, "feedrate"):
-        start_loaders(loaders, ("train", "validation"), made)
+        start_loaders(loaders, ("train", "validation"))
     assert len(caplog.messages) == 1
     assert loaders["train"].engine == loaders["validation"].engine in ("thread", "process")
     for loader in loaders.values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -25,6 +24,7 @@ import torch
 from torch.utils.data import Subset
 
 from feedrate.dataset import IDs, TensorFiles, sample_rng
+from feedrate.dataset.ids import encode
 from feedrate.dataset.rng import name_sample, sample_seeds
 from feedrate.errors import SampleError, UserError
 from feedrate.loader import Loader, Order
@@ -405,27 +405,14 @@ def test_set_epoch_refuses_what_is_no_epoch(epoch: Any) -> None:
     for set_epoch in (made.set_epoch, made.sampler.set_epoch):
         with pytest.raises(UserError, match=f"^Loader: set_epoch: {told}$"):
             set_epoch(epoch)
-    with pytest.raises(UserError, match="^Loader: set_epoch: then=1.5: must be a whole number of at least 0$"):
-        made.set_epoch(0, then=1.5)  # type: ignore[arg-type]
     made.set_epoch(np.int64(2))
     assert json.dumps(made.state_dict())
 
 
-@pytest.mark.parametrize(
-    ("state", "told"),
-    [
-        (None, "takes what state_dict() returned; this is a NoneType without digest, epoch, position"),
-        ({"epoch": 0, "position": 4}, "takes what state_dict() returned; this is a dict without digest"),
-        ({"position": 1.5}, "position=1.5: must be a whole number of at least 0"),
-        ({"epoch": -1}, "epoch=-1: must be a whole number of at least 0"),
-    ],
-    ids=str,
-)
-def test_load_state_dict_refuses_what_is_no_state(state: Any, told: str) -> None:
-    state = {**after(1), **state} if told.endswith("0") else state
-    with pytest.raises(UserError) as raised:
+@pytest.mark.parametrize("state", [None, {"epoch": 0, "position": 4}], ids=str)
+def test_load_state_dict_refuses_what_is_no_state(state: Any) -> None:
+    with pytest.raises(UserError, match=r"load_state_dict takes what state_dict\(\) returned; this is"):
         loader().load_state_dict(state)
-    assert told in str(raised.value)
 
 
 def test_set_epoch_keeps_a_position_that_was_loaded_for_that_epoch(reference: Delivered) -> None:
@@ -619,14 +606,10 @@ def test_the_report_counts_what_was_delivered() -> None:
     made = loader(2, batch_size=3)
     list(made)
     report = made.report()
-    assert (report.samples, report.batches, report.epoch) == (37, 13, 0)
-    assert report.bytes == 37 * (6 * 8 + 8)
-    assert report.first_batch_s > 0
-    assert min(report.load_ms(50, 95)) > 0
+    assert (report.times.samples.sum(), report.epoch) == (37, 0)
     assert "37 samples in 13 batches" in str(report)
     assert report.verdict is not None
     assert f"waited {report.verdict.figures['wait_pct']:.1f} % of the time" in str(report)
-    assert report.samples_per_s == pytest.approx(report.verdict.figures["samples_per_s"])
 
 
 def test_a_report_on_a_few_batches_tells_neither_a_rate_nor_a_verdict() -> None:
@@ -634,9 +617,6 @@ def test_a_report_on_a_few_batches_tells_neither_a_rate_nor_a_verdict() -> None:
     list(made)
     report = made.report()
     assert report.verdict is None
-    assert math.isnan(report.samples_per_s)
-    assert math.isnan(report.wait_pct)
-    assert math.isnan(report.worker_busy_pct)
     assert re.fullmatch(
         r"epoch 0: 37 samples in 8 batches; too few steps for a rate or a verdict: 6 of 8 count, 10 are needed; "
         r"they took \S+ s",
@@ -653,7 +633,7 @@ def test_spawned_workers_share_the_IDs_and_labels_instead_of_copying_them() -> N
     names = [f"{i:08d}" for i in range(100_000)]
     data = TensorFiles(names, dict.fromkeys(names, 1), root="/nowhere")
     assert isinstance(data.list_IDs, IDs)
-    views = data.list_IDs[99_999], data.list_IDs.encode(np.array([5]))
+    views = data.list_IDs[99_999], encode(data.list_IDs, np.array([5]))
     samples = BatchFetcher(data, 0, data.list_IDs, torch.utils.data.default_collate, True)
     sizes = []
     for _ in range(3):  # a process each
@@ -665,7 +645,7 @@ def test_spawned_workers_share_the_IDs_and_labels_instead_of_copying_them() -> N
         finally:
             set_spawning_popen(None)
     assert max(sizes) < 3000
-    assert (data.list_IDs[99_999], data.list_IDs.encode(np.array([5]))) == views
+    assert (data.list_IDs[99_999], encode(data.list_IDs, np.array([5]))) == views
     assert data.list_IDs.text.is_shared()
 
 

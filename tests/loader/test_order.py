@@ -176,11 +176,11 @@ def test_ranks_together_take_each_sample_of_the_rest_once(
     for plan in plans:
         rows = list(plan)
         assert len(rows) == len(plan)
-        assert all(len(indices) for _, _, indices in rows)  # nobody gets an empty batch
-        assert [row[0] for row in rows] == [start + batch * world_size * i for i in range(len(rows))]
-        assert not rows or rows[-1][1] == plan.end  # every rank ends at the same position
-        for first, _, indices in rows:
-            taken.setdefault(first, []).append(indices)
+        assert all(len(row.indices) for row in rows)  # nobody gets an empty batch
+        assert [row.start for row in rows] == [start + batch * world_size * i for i in range(len(rows))]
+        assert not rows or rows[-1].stop == plan.end  # every rank ends at the same position
+        for row in rows:
+            taken.setdefault(row.start, []).append(row.indices)
     together = np.concatenate([part for first in sorted(taken) for part in taken[first]] or [np.empty(0, np.int64)])
     assert np.array_equal(together, order.indices(start, plans[0].end))
     rest = (size - start) % (batch * world_size)

@@ -141,9 +141,3 @@ def test_image_models_name_the_shapes_they_take(name: str, make: type[nn.Module]
 def test_single_pixels_are_refused_by_resnet18() -> None:
     with pytest.raises(UserError, match="single pixels"):
         ResNet18((3, 1, 1), 2)
-
-
-@pytest.mark.parametrize("make", [MLP, CNN, ResNet18, Simulated])
-def test_empty_samples_are_refused(make: type[nn.Module]) -> None:
-    with pytest.raises(UserError, match="hold no value"):
-        make((1, 0, 4), 2)  # type: ignore[call-arg]

@@ -12,8 +12,8 @@ from PIL import Image
 
 from feedrate.reporting import plots
 from feedrate.reporting.picture import fonts_for, optional, save
-from feedrate.reporting.sweep_plots import search_figure, sweep_figure
-from feedrate.reporting.sweep_results import Group, Result
+from feedrate.reporting.results import Group, JobResult
+from feedrate.reporting.sweep_plots import sweep_figure
 
 MATHEMATICAL = ["Ba$$in", "$a", "b$", r"$\frac{1}$", "a_b^c", "50 %"]
 SCRIPTS = ["Кошка", "γάτα", "قطة", "חתול", "naïve", "猫", "แมว", "बिल्ली", "犬 dog"]
@@ -70,20 +70,15 @@ def test_an_installed_font_draws_what_the_usual_one_lacks(tmp_path: Path, monkey
         fonts_for.cache_clear()
 
 
-def test_settings_in_pictures_of_sweeps_and_searches_are_text_too(tmp_path: Path) -> None:
+def test_settings_in_pictures_of_sweeps_are_text_too(tmp_path: Path) -> None:
     results = [
-        Result(number=i, settings={"dataset.root": name, "optimizer.lr": str(10.0**-i)},
+        JobResult(number=i, settings={"dataset.root": name, "optimizer.lr": str(10.0**-i)},
                command="", status="FINISHED", samples_per_s=5.0 + i, objective=i + 1.0)
         for i, name in enumerate(["/a$b$$", "/c$", "/猫\n$"])
     ]  # fmt: skip
     one = [Group({"dataset.root": r.settings["dataset.root"]}, [r]) for r in results]
     for groups in (one, [Group(r.settings, [r]) for r in results]):
         drawn(sweep_figure(groups, "samples_per_s"), tmp_path)
-    keys = ["dataset.root", "optimizer.lr"]
-    figure = search_figure(results, keys, "loss $", results[0], {}, largest=False)
-    drawn(figure, tmp_path)
-    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["/a$b$$", "/c$", "/猫\n$"]
-    assert {"0.01", "0.1", "1"} <= {label.get_text() for label in figure.axes[2].get_xticklabels()}  # logarithmic
 
 
 def test_a_picture_that_fails_costs_a_warning_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
@@ -113,18 +108,3 @@ def _make_font(path: Path, family: str, character: str) -> None:
     font.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
     font.setupPost()
     font.save(str(path))
-
-
-def test_the_worst_samples_are_drawn_with_IDs_and_labels_in_any_script(tmp_path: Path) -> None:
-    import torch
-
-    from feedrate.runs.evaluation_files import worst_samples
-    from feedrate.trainer.evaluate import Sample
-
-    samples = [
-        Sample(ID, 1.0, {"label": ID, "prediction": ID, "probability": 0.5}, torch.rand(1, 8, 8))
-        for ID in ["a$$b$", "кошка", "\u2fff\ua6a0", "x\ny\0"]
-    ]
-    figure = worst_samples(samples, "test")
-    drawn(figure, tmp_path)
-    assert figure.axes[0].get_title() == "a$$b$\nloss 1\na$$b$, predicted a$$b$"

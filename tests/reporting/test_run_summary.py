@@ -29,15 +29,10 @@ def test_the_result_comes_first_then_verdict_pictures_and_command() -> None:
         "**0.9821 validation accuracy** in epoch 12, the best of 15 · 1 min 35 s · 3,210 samples/s · waited 4.0 %"
     )
     assert parts[1:3] == ["```text\ncompute-bound: nothing to do.\n```", "![plots/throughput.png](there)"]
-    assert "id-7 (12 ms)" in note
+    assert "id-7 (12.3 ms)" in note
     assert note.endswith("```sh\npython src/train.py seed=3\n```\n")
 
 
 def test_regression_and_runs_without_a_result_have_a_headline_too() -> None:
     assert headline({"validation/mae": 0.5, "validation/loss": 2.0}, epochs=1) == "**0.5 validation MAE** after 1 epoch"
     assert headline({}, epochs=0) == "No result after 0 epochs"
-
-
-def test_a_run_that_stopped_says_so_first() -> None:
-    note = run_note({}, command="x", epochs=2, error="Loss is NaN\nin step 7.")
-    assert note.startswith("**Stopped:** Loss is NaN in step 7.\n")

@@ -5,20 +5,17 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 
-import pytest
-from PIL import Image
-
-from feedrate.reporting.search_report import SearchReport, objective
-from feedrate.reporting.sweep_results import Result
+from feedrate.reporting.report import SearchReport, objective
+from feedrate.reporting.results import JobResult
 
 KEYS = ["optimizer.lr", "loader.batch_size", "model"]
 
 
-def trial(number: int, value: float | None, status: str = "FINISHED", error: str = "") -> Result:
-    return Result(
+def trial(number: int, value: float | None, status: str = "FINISHED", error: str = "") -> JobResult:
+    return JobResult(
         number=number, settings=dict(zip(KEYS, [f"0.00{number + 1}234567", str(16 * number + 16), "mlp"], strict=True)),
         command=f"python src/train.py trial={number}", status=status, error=error, objective=value,
-        samples_per_s=None if value is None else 1000.0 + number, wait_pct=5.0, epoch_s=1.0,
+        samples_per_s=None if value is None else 1000.0 + number, wait_pct=5.0,
     )  # fmt: skip
 
 
@@ -28,9 +25,7 @@ RESULTS = [
 
 
 def report(metric: str = "validation/accuracy", direction: str = "maximize", keys: list[str] = KEYS) -> SearchReport:
-    found = SearchReport(keys, metric, direction)
-    found.importance = {key: 1 / len(keys) for key in keys}
-    return found
+    return SearchReport(keys, metric, direction)
 
 
 def test_the_best_trial_is_a_finished_one_and_stands_first_with_its_command():
@@ -44,8 +39,8 @@ def test_the_best_trial_is_a_finished_one_and_stands_first_with_its_command():
     assert "lr 0.005235" in report(direction="minimize").table(RESULTS).splitlines()[0]
 
 
-def fast(number: int, workers: str, rate: float, cores: float = 2.0) -> Result:
-    return Result(
+def fast(number: int, workers: str, rate: float, cores: float = 2.0) -> JobResult:
+    return JobResult(
         number=number, settings={"loader.num_workers": workers}, command=f"python src/train.py trial={number}",
         status="FINISHED", objective=rate, samples_per_s=rate, wait_pct=1.0, step_ms=8.0, free_cores=cores,
     )  # fmt: skip
@@ -58,8 +53,7 @@ def test_of_a_search_for_speed_the_best_trial_is_the_cheapest_of_those_within_th
     assert text.startswith(
         "**Best trial: workers 1** · loader samples per s 1,000, the cheapest of 2 that are equal within the noise, of "
     )
-    assert search.figures(found)["search"].get_suptitle().endswith("1,000 in trial 1")
-    assert "1.0 for trial 1" in search.table([fast(0, "4", 1020.0), fast(1, "1", 1000.0, cores=1.0)])
+    assert "do not compare" in search.table([fast(0, "4", 1020.0), fast(1, "1", 1000.0, cores=1.0)])
 
 
 def test_the_best_epoch_is_named_counted_from_1():
@@ -74,7 +68,7 @@ def test_a_search_of_failures_says_so():
 
 def test_a_short_table_has_the_best_trials():
     text = report().table(RESULTS, rows=2)
-    assert "The 2 best of 5 trials; sweep.csv has all." in text
+    assert "The 2 best of 5; sweep.csv has all." in text
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:] == ["1", "0"]
 
 
@@ -89,24 +83,9 @@ def test_the_csv_has_every_digit_and_no_column_twice(tmp_path):
         "0.8",
         "1000.0",
     )
-    header = written(report("loader/samples_per_s"))[0]
+    header = written(report("loader/samples_per_s"))[0].split(",")
     assert "loader/samples_per_s" in header
-    assert "samples_per_s," not in header.replace("loader/samples_per_s", "")
-
-
-def test_files_and_pictures_are_written_with_what_mattered(tmp_path):
-    paths = report().write(RESULTS, tmp_path)
-    assert {path.name for path in paths} == {"sweep.md", "sweep.csv", "search.png"}
-    assert "What mattered, as shares of the metric's variation: lr 33 %" in (tmp_path / "sweep.md").read_text()
-    with Image.open(tmp_path / "search.png") as picture:
-        assert min(picture.size) > 300
-    assert {path.name for path in report().write([RESULTS[3]], tmp_path)} == {"sweep.md", "sweep.csv"}
-
-
-@pytest.mark.parametrize("keys", [KEYS[:1], KEYS[2:], [*KEYS, "seed"]], ids=["one", "words", "four"])
-def test_any_number_of_keys_has_a_picture(keys):
-    figure = report(keys=keys).figures([trial(0, 0.5), trial(1, 0.6, "PRUNED")])["search"]
-    assert sum(axes.get_visible() for axes in figure.axes) == 1 + len(keys)  # the trials in their order first
+    assert len(set(header)) == len(header)
 
 
 def test_rates_are_medians_without_the_cold_epoch_and_the_rest_is_the_best_epochs():

@@ -50,10 +50,10 @@ def stop_after(monkeypatch):
     return stop
 
 
-def interrupted(run_train, tmp_path, number: int, *overrides: str) -> Path:
+def interrupted(run_train, tmp_path, *overrides: str) -> Path:
     with pytest.raises(Interrupted):
         run_train(*SETTINGS, *overrides)
-    folder = tmp_path / f"run{number}"
+    folder = max(tmp_path.glob("run*"))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "KILLED"
     with_config({**summary, "folder": folder})
@@ -61,15 +61,25 @@ def interrupted(run_train, tmp_path, number: int, *overrides: str) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def kept():
+    return {}
+
+
 @pytest.fixture
-def undisturbed(run_train):
-    return run_train(*SETTINGS)
+def undisturbed(run_train, kept, tmp_path_factory):
+    """A run that was not interrupted, trained once for all tests."""
+    if not kept:
+        summary = run_train(*SETTINGS)
+        folder = summary["folder"].rename(tmp_path_factory.mktemp("undisturbed") / "run")
+        kept.update({**summary, "folder": folder})
+    return kept
 
 
 @pytest.mark.parametrize("step", [1, 5, 7, 8, 9, 15, 16])
 def test_it_goes_on_bit_for_bit_from_any_step(run_train, tmp_path, undisturbed, stop_after, monkeypatch, step):
     stop_after(step)
-    folder = interrupted(run_train, tmp_path, 2)
+    folder = interrupted(run_train, tmp_path)
     monkeypatch.undo()
     resumed = run_train(*SETTINGS, f"trainer.resume={folder}")
     assert resumed["folder"] == folder
@@ -85,7 +95,7 @@ def test_it_goes_on_with_shards_in_the_place_of_files_and_back(
     pack(PackConfig(dataset={"_target_": "feedrate.dataset.Digits", "root": str(digits)}, root=f"{tmp_path}/packed"))
     shards = ("dataset=packed", f"dataset.root={tmp_path}/packed", "dataset.limit=256")
     stop_after(3)
-    folder = interrupted(run_train, tmp_path, 2, *shards)
+    folder = interrupted(run_train, tmp_path, *shards)
     monkeypatch.undo()
     stop_after(11)
     with pytest.raises(Interrupted):
@@ -98,7 +108,7 @@ def test_it_goes_on_a_second_time_in_the_same_epoch_with_other_workers(
     run_train, tmp_path, undisturbed, stop_after, monkeypatch
 ):
     stop_after(2)
-    folder = interrupted(run_train, tmp_path, 2)
+    folder = interrupted(run_train, tmp_path)
     monkeypatch.undo()
     stop_after(5)
     with pytest.raises(Interrupted):
@@ -110,7 +120,7 @@ def test_it_goes_on_a_second_time_in_the_same_epoch_with_other_workers(
 def test_accumulated_gradients_are_finished_before_it_stops(run_train, tmp_path, stop_after, monkeypatch):
     whole = run_train(*SETTINGS, "trainer.accumulate=3")
     stop_after(2)
-    folder = interrupted(run_train, tmp_path, 2, "trainer.accumulate=3")
+    folder = interrupted(run_train, tmp_path, "trainer.accumulate=3")
     assert last(folder)["batches"] == 6
     monkeypatch.undo()
     same_run(run_train(*SETTINGS, "trainer.accumulate=3", f"trainer.resume={folder}"), whole)
@@ -120,7 +130,7 @@ def test_auto_finds_the_newest_unfinished_run_of_the_same_result(
     run_train, tmp_path, undisturbed, stop_after, monkeypatch
 ):
     stop_after(3)
-    folder = interrupted(run_train, tmp_path, 2)
+    folder = interrupted(run_train, tmp_path)
     monkeypatch.undo()
     resumed = run_train(*SETTINGS, "trainer.resume=auto", "loader.num_workers=1", "trainer.log_every=7")
     assert resumed["folder"] == folder
@@ -132,7 +142,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(
     run_train, tmp_path, undisturbed, stop_after, monkeypatch, caplog
 ):
     stop_after(6)
-    folder = interrupted(run_train, tmp_path, 2, "trainer.checkpoint_every_s=0")
+    folder = interrupted(run_train, tmp_path, "trainer.checkpoint_every_s=0")
     path = folder / "checkpoints" / "last.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1  # torch.load alone would not notice
@@ -146,7 +156,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(
 
 def test_other_data_and_another_model_are_refused_with_the_difference(run_train, tmp_path, stop_after, monkeypatch):
     stop_after(3)
-    folder = interrupted(run_train, tmp_path, 1)
+    folder = interrupted(run_train, tmp_path)
     monkeypatch.undo()
     changed = r"the data has changed since the checkpoint \(training samples 256 then, 200 now.*\n.*resume_changed=true"
     with pytest.raises(UserError, match=changed):
@@ -176,7 +186,7 @@ def test_other_settings_that_change_the_result_are_taken_with_a_note(
     run_train, tmp_path, stop_after, monkeypatch, caplog
 ):
     stop_after(3)
-    folder = interrupted(run_train, tmp_path, 1)
+    folder = interrupted(run_train, tmp_path)
     monkeypatch.undo()
     fetching = ("loader.num_workers=1", "trainer.log_every=7", "trainer.max_epochs=3", "optimizer.lr=0.1")
     with pytest.raises(UserError, match="the data has changed"):
@@ -192,7 +202,7 @@ def test_other_settings_that_change_the_result_are_taken_with_a_note(
 
 def test_other_data_is_taken_where_that_is_allowed(run_train, tmp_path, stop_after, monkeypatch):
     stop_after(11)
-    folder = interrupted(run_train, tmp_path, 1)
+    folder = interrupted(run_train, tmp_path)
     monkeypatch.undo()
     resumed = run_train(*SETTINGS, f"trainer.resume={folder}", "dataset.limit=200", "trainer.resume_changed=true")
     assert resumed["status"] == "FINISHED"
@@ -204,7 +214,7 @@ def test_the_learning_rate_that_is_typed_is_taken_where_that_is_asked_for(
     run_train, tmp_path, undisturbed, stop_after, monkeypatch, caplog
 ):
     stop_after(5)
-    folder = interrupted(run_train, tmp_path, 2)
+    folder = interrupted(run_train, tmp_path)
     shutil.copytree(folder, tmp_path / "run-copy")
     monkeypatch.undo()
     typed = ("optimizer.lr=0.0003", "optimizer.weight_decay=0.5")
@@ -229,7 +239,7 @@ def test_another_optimizer_and_scheduler_are_taken_where_that_is_asked_for(
     run_train, tmp_path, stop_after, monkeypatch
 ):
     stop_after(11)
-    folder = interrupted(run_train, tmp_path, 1)
+    folder = interrupted(run_train, tmp_path)
     monkeypatch.undo()
     own = ("optimizer=sgd", "scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=1")
     with pytest.raises(UserError, match=r"has changed; .*those of now: trainer.resume_optimizer=false"):
@@ -256,7 +266,7 @@ def test_settings_that_a_checkpoint_brings_back_are_said_and_no_others(
     run_train, tmp_path, stop_after, monkeypatch, caplog, scheduler, typed, said
 ):
     stop_after(9)
-    folder = interrupted(run_train, tmp_path, 1, *scheduler)
+    folder = interrupted(run_train, tmp_path, *scheduler)
     shutil.copytree(folder, tmp_path / "run-copy")
     monkeypatch.undo()
     run_train(*SETTINGS, *scheduler, f"trainer.resume={folder}")
@@ -286,7 +296,7 @@ def stop_in(monkeypatch):
 
 def test_it_goes_on_from_the_very_end_of_an_epoch(run_train, tmp_path, undisturbed, stop_in, monkeypatch):
     stop_in("_save", lambda state: state.phase == "done" and state.epoch == 0)
-    folder = interrupted(run_train, tmp_path, 2)
+    folder = interrupted(run_train, tmp_path)
     assert last(folder)["phase"] == "done"
     monkeypatch.undo()
     same_run(run_train(*SETTINGS, f"trainer.resume={folder}"), undisturbed)
@@ -296,7 +306,7 @@ def test_a_validation_that_is_interrupted_twice_is_repeated_as_it_was(
     run_train, tmp_path, undisturbed, stop_in, monkeypatch
 ):
     stop_in("evaluate", lambda state: state.epoch == 0)
-    folder = interrupted(run_train, tmp_path, 2)
+    folder = interrupted(run_train, tmp_path)
     with pytest.raises(Interrupted):
         run_train(*SETTINGS, f"trainer.resume={folder}")
     assert last(folder)["phase"] == "validation"
@@ -314,7 +324,7 @@ def test_a_kill_between_the_two_checkpoints_of_an_epoch_s_end_loses_neither(
     with pytest.raises(KeyboardInterrupt):
         run_train(*SETTINGS)
     monkeypatch.undo()
-    folder = tmp_path / "run2"
+    folder = max(tmp_path.glob("run*"))
     assert not (folder / "checkpoints/best.pt").exists()
     resumed = run_train(*SETTINGS, f"trainer.resume={folder}")
     same_run(resumed, undisturbed)
@@ -329,7 +339,7 @@ def test_with_another_batch_size_it_goes_on_at_the_sample_where_it_was(
 ):
     schedule = ("scheduler=one_cycle", "scheduler.interval=step")  # it refuses a step more than it was made for
     stop_after(3)
-    folder = interrupted(run_train, tmp_path, 2, *schedule)
+    folder = interrupted(run_train, tmp_path, *schedule)
     assert last(folder)["loader"]["position"] == 96
     monkeypatch.undo()
     resumed = run_train(*SETTINGS, *schedule, f"trainer.resume={folder}", f"loader.batch_size={batch_size}")

@@ -11,7 +11,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from feedrate.cli.launch import CONF, _register_resolvers
 from feedrate.errors import UserError
-from hydra_plugins.feedrate_optuna._search import check_overrides
 from hydra_plugins.feedrate_optuna._settings import checked, ends, in_words, override, ranges
 
 LR = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
@@ -40,7 +39,7 @@ def test_the_three_kinds_of_ranges_become_optunas():
             {"lr": {**LR, "type": "flaot"}},
             "space.lr.type=flaot: must be float, int or categorical; did you mean float?",
         ),
-        ({"lr": {**LR, "hihg": 1.0}}, "space.lr.hihg: must be one of low, high, log, step; did you mean high?"),
+        ({"lr": {**LR, "hihg": 1.0}}, "'hihg'"),
         ({"lr": {"type": "float", "low": 1.0}}, "'high'"),
         ({"lr": {**LR, "low": 0.1, "high": 0.01}}, "low=0.1, high=0.01"),
         ({"lr": {**LR, "low": 0.1}}, "low=0.1 must be less than high=0.1"),
@@ -101,14 +100,6 @@ def test_every_value_reaches_the_configuration_as_it_is(value):
     assert not parsed.is_sweep_override()
 
 
-def test_the_searched_key_of_a_class_of_ones_own_is_compared_by_its_name():
-    with pytest.raises(UserError, match=r"model.width is searched"):
-        check_overrides(["+model.width=3"], ["model.width"])
-    with pytest.raises(UserError, match=r"seed=1,2: a search takes one value for each key"):
-        check_overrides(["seed=1,2"], ["model.width"])
-    check_overrides(["seed=1", "+model.depth=3"], ["model.width"])
-
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -140,5 +131,5 @@ def test_ranges_in_groups_and_in_one_piece_mean_the_same():
     assert ranges(nested) == ranges(
         {"optimizer.lr": LR, "loader.batch_size": BATCH, "model": MODEL, "model.width": BATCH}
     )
-    with pytest.raises(UserError, match=r"hydra.sweeper.space.optimizer.lr.hihg: must be one of"):
+    with pytest.raises(UserError, match=r"hydra.sweeper.space.optimizer.lr: .*'hihg'"):
         ranges({"optimizer": {"lr": {**LR, "hihg": 1}}})

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from feedrate.reporting.picture import save
 from feedrate.trainer.pruning import STORAGE_VARIABLE, TRIAL_VARIABLE, pruned, reason_to_prune
 from hydra_plugins.feedrate_optuna._settings import checked
 from hydra_plugins.feedrate_optuna._study import Study
@@ -45,6 +47,11 @@ def test_an_interrupted_search_proposes_what_an_undisturbed_one_proposes(tmp_pat
         study(tmp_path / "disturbed.db").tell(asked[0], value(asked[1]), pruned=asked[0] == 4)
     assert again == drawn
     assert len({params["optimizer.lr"] for _, params in drawn}) == 8
+    for name, figure in calm.figures().items():
+        save(figure, tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    assert "0.01" in [label.get_text() for label in calm.figures()["search_keys"].axes[2].get_xticklabels()]
 
 
 def test_trials_that_ended_are_kept_and_those_in_the_middle_are_known(tmp_path):
@@ -71,12 +78,6 @@ def test_a_trial_that_failed_is_repeated_once_at_the_next_start_and_not_in_the_s
     third = study(tmp_path / "study.db", n_trials=2)
     assert third.ask() is None
     assert third.ended().keys() == {1, 2}
-
-
-def test_settings_that_exclude_each_other_are_not_tried_again(tmp_path):
-    first = study(tmp_path / "study.db", n_trials=1)
-    first.fail(first.ask()[0], invalid=True)
-    assert study(tmp_path / "study.db", n_trials=1).ask() is None
 
 
 def test_more_trials_go_on_with_the_study(tmp_path):
@@ -119,6 +120,10 @@ def test_without_a_search_a_run_asks_nobody_and_a_study_that_is_gone_costs_a_war
 
 REPORTS = """
 import sys
+import numpy as np
+
+from feedrate.reporting.picture import styled
+from feedrate.system.text import number
 from feedrate.trainer.pruning import reason_to_prune
 sys.stdin.readline()
 epochs = int(sys.argv[1])

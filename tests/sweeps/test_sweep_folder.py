@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from feedrate.cli.launch import _register_resolvers, plain
 from feedrate.config import check
 from feedrate.errors import UserError
-from feedrate.reporting.sweep_report import Report
+from feedrate.reporting.report import Report
 from hydra_plugins.feedrate_launcher import _name
 from hydra_plugins.feedrate_launcher._folder import add, attempt, claim, discard, ended_before, mark, wait_for
 from hydra_plugins.feedrate_launcher._jobs import Job
@@ -125,20 +125,19 @@ def test_only_what_hydra_itself_has_made_is_removed(tmp_path):
 def test_a_finished_job_is_kept_an_interrupted_one_goes_on_and_a_failed_one_runs_anew(
     tmp_path, status, job_id, checkpoint, state, name
 ):
-    assert attempt(JOB, tmp_path).state == "new"
+    assert attempt(JOB, tmp_path)[1] == "new"
     summary(tmp_path / "1", status=status, job_id=job_id)
     if checkpoint:
         (tmp_path / "1/checkpoints").mkdir()
         (tmp_path / "1/checkpoints/last-1.pt").touch()
-    found = attempt(JOB, tmp_path)
-    assert (found.state, found.folder) == (state, tmp_path / name)
+    assert attempt(JOB, tmp_path) == (tmp_path / name, state)
 
 
 def test_an_attempt_after_two_failures_has_a_folder_of_its_own(tmp_path):
     for name in ("1", "1_2"):
         summary(tmp_path / name, status="FAILED", job_id="j")
-    assert attempt(JOB, tmp_path).folder == tmp_path / "1_3"
-    assert attempt(replace(JOB, number=2, subfolder="2"), tmp_path).folder == tmp_path / "2"
+    assert attempt(JOB, tmp_path)[0] == tmp_path / "1_3"
+    assert attempt(replace(JOB, number=2, subfolder="2"), tmp_path)[0] == tmp_path / "2"
 
 
 def test_jobs_that_a_killed_launcher_left_are_waited_for_and_dead_ones_marked(tmp_path):

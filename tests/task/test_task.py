@@ -66,7 +66,8 @@ def test_very_many_classes_are_counted_without_a_confusion_matrix():
 
 def test_a_model_with_other_outputs_than_the_data_needs_is_named():
     with pytest.raises(
-        UserError, match=r"returned shape \(4, 3\) for a batch of 4; needed is \(4, 10\): one output per class"
+        UserError,
+        match=r"returned shape \(4, 3\) for a batch of 4; needed is a tensor of shape \(4, 10\): one output per class",
     ):
         Task(Targets("classification", None, 10)).loss(torch.zeros(4, 3), torch.zeros(4))
 

@@ -27,7 +27,7 @@ number = 0
 while True:
     number += 1
     state = {"number": number, "tensor": torch.full((2_000_000,), float(number))}
-    checkpoint.save(Path(sys.argv[1]), "last", state, {"number": number})
+    checkpoint.save(Path(sys.argv[1]), "last", state)
     print(number, flush=True)
 """
 
@@ -51,28 +51,24 @@ def test_a_writer_killed_at_random_instants_never_leaves_a_damaged_checkpoint(tm
 
 def test_random_states_survive_a_checkpoint_without_running_code(tmp_path):
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
-    path = checkpoint.save(tmp_path, "last", {"random": checkpoint.Generators.now(torch.device("cpu")).plain()}, {})
-    state = checkpoint.load(path)["random"]
+    cpu = torch.device("cpu")
+    path = checkpoint.save(tmp_path, "last", {"random": checkpoint.random_state(cpu)})
     expected = torch.rand(3), random.random(), np.random.rand()
-    torch.set_rng_state(state["torch"])
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    checkpoint.set_random_state(checkpoint.load(path)["random"], cpu)
     assert torch.equal(torch.rand(3), expected[0])
     assert (random.random(), np.random.rand()) == expected[1:]
 
 
 def test_a_checkpoint_that_the_disk_cannot_hold_is_an_error_with_its_path_and_leaves_nothing(tmp_path):
-    checkpoint.save(tmp_path, "last", {"tensor": torch.ones(10)}, {"number": 1})
+    checkpoint.save(tmp_path, "last", {"tensor": torch.ones(10)})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(UserError, match=r"last\.pt: cannot be written \(.*\); make room"):
-            checkpoint.save(tmp_path, "last", {"tensor": torch.ones(1_000_000)}, {"number": 2})
+            checkpoint.save(tmp_path, "last", {"tensor": torch.ones(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.json", "last.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt"]
     assert torch.equal(checkpoint.load(tmp_path / "last.pt")["tensor"], torch.ones(10))

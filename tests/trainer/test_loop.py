@@ -111,13 +111,6 @@ def test_an_optimizer_without_a_learning_rate_trains_without_a_scheduler_only(ru
     assert "train/learning_rate" not in run_train(*own, "scheduler=none")["metrics"]
 
 
-def test_a_last_batch_of_one_sample_that_batch_normalization_refuses_is_named_with_the_remedy(run_train):
-    own = ("model._target_=own_models.Normed", "dataset.limit=33", "loader.batch_size=16", "trainer.max_epochs=1")
-    with pytest.raises(UserError, match=r"Normed failed on X of shape \(1, 1, 8, 8\)(.|\n)*loader.drop_last=true"):
-        run_train(*own)
-    assert run_train(*own, "loader.drop_last=true")["status"] == "FINISHED"
-
-
 def test_a_scheduler_of_torch_that_is_not_shipped_can_be_named(run_train):
     overrides = ("scheduler=plateau", "scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=1")
     summary = run_train(*overrides, "+scheduler.gamma=0.5")

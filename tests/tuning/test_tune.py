@@ -28,7 +28,7 @@ GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and thre
 class Workload:
     """Stands in for a TrialRunner: loads that wait, and steps of a given length, by any number of processes."""
 
-    may_be_threads, pins = False, False
+    may_be_threads = False
 
     def __init__(self, load_ms: float, step_ms: float, receive_ms: float = 0.3, uneven: float = 0.0) -> None:
         self.load_ms, self.step_ms, self.receive_ms, self.uneven = load_ms, step_ms, receive_ms, uneven
@@ -196,15 +196,6 @@ def test_a_sample_that_fails_ends_the_search() -> None:
         tune(Broken(load_ms=40, step_ms=10), budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
 
 
-def test_batches_are_left_unpinned_where_that_is_as_fast() -> None:
-    work = Workload(load_ms=8, step_ms=10)
-    work.pins = True
-    found = tune(work, budget_s=1e6, trial_s=1.0)  # type: ignore[arg-type]
-    assert found.best.setting.pin_memory is False
-    assert found.best.setting.overrides["pin_memory"] is False
-    assert "pin_memory" not in tune(Workload(8, 10), 1e6, 1.0).best.setting.overrides  # type: ignore[arg-type]
-
-
 MISTAKES = {
     "loader=torch": "tunes Feedrate's loader",
     "tune.output=FOLDER": "tune.output=FOLDER: cannot be written (Is a directory); name another file",
@@ -213,7 +204,7 @@ MISTAKES = {
     "tune.output=": "tune.output= has no value (a shell variable that is not set?)",
     "tune.budget_s=0": "tune.budget_s=0: must be greater than 0",
     "experiment=generated_feed": "experiment: there is no experiment\nValid keys: ",
-    "scheduler=cosine": "scheduler: tune.py has no such group; leave it out",
+    "scheduler=cosine": "scheduler: there is no scheduler",
     "tune.bugdet_s=3": "did you mean budget_s?",
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,7 +97,9 @@ def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True, time
         targets = targets_of(partition["train"], keys, stated, path, seed, timeout)
     first = _X_of(partition["train"], path, seed, timeout)
     if "list_IDs" in parameters:
-        _index_labels(catalog)
+        if catalog.labels["train"].indexed:  # the class looks labels up by ID; workers forked later share the index
+            for labels in catalog.labels.values():
+                labels.index()
         _note_views(partition["train"])
     if _has_transform(node):
         log.info("note: dataset.transform is applied to training samples, not to those of validation and test")
@@ -158,11 +159,8 @@ def _prepare(target: Any, path: str, root: Path | None) -> None:
         target.prepare(root)
     except UserError:
         raise
-    except OSError as error:
-        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        raise UserError(f"dataset.root={root}: cannot be prepared ({reason}); choose another folder") from error
     except Exception as error:
-        raise UserError(f"dataset: {path}.prepare failed with {one_line(error)}") from error
+        raise UserError(f"dataset.root={root}: {path}.prepare failed with {one_line(error)}") from error
 
 
 def _build(node: Mapping[str, Any], **injected: Any) -> Any:
@@ -195,13 +193,6 @@ def _from_catalog(node: Mapping[str, Any], catalog: Catalog, seed: int) -> Parti
     return partition
 
 
-def _index_labels(catalog: Catalog) -> None:
-    """Builds the look-up by ID where the class uses it, so that workers forked later share it."""
-    if catalog.labels["train"].indexed:
-        for labels in catalog.labels.values():
-            labels.index()
-
-
 def _note_views(train: Dataset[Any]) -> None:
     """Warns when files hold far more than their sample, which makes loading slow."""
     if not isinstance(train, TensorFiles) or train.suffix != ".pt":
@@ -210,9 +201,8 @@ def _note_views(train: Dataset[Any]) -> None:
     X = load_tensor(train.path(ID), ID)
     waste = wasted_bytes(X)
     if waste > max(X.nbytes, 4096):
-        text = "note: sample %r (%s) uses %s of the %s bytes in its file: it was saved as a view of a larger tensor; "
-        text += "torch.save(X.clone(), path) makes the files small and loading fast"
-        log.warning(text, ID, train.path(ID), f"{X.nbytes:,}", f"{X.nbytes + waste:,}")
+        why = "it was saved as a view of a larger tensor; torch.save(X.clone(), path) makes loading fast"
+        log.warning("note: sample %r uses %d of the %d bytes in its file: %s", ID, X.nbytes, X.nbytes + waste, why)
 
 
 def _from_class(node: Mapping[str, Any], seed: int, has_partition: bool) -> tuple[Partition, Any]:
@@ -231,11 +221,6 @@ def _from_class(node: Mapping[str, Any], seed: int, has_partition: bool) -> tupl
         raise UserError(f"dataset: {path} has {len(whole)} samples; at least {HELD_OUT} are needed to hold some out")
     train, validation = held_out(whole, len(whole) // HELD_OUT, seed)
     if plain is not None:
-        if len(plain) != len(whole):
-            raise UserError(
-                f"dataset: {path} has {len(plain):,} samples without dataset.transform and {len(whole):,} with it; "
-                "both must be the same samples"
-            )
         validation = SubsetWithIDs(plain, validation.indices)
     log.info("note: %s takes no `partition`, so a fifth of its samples (by seed) is held out for validation", path)
     return {"train": train, "validation": validation}, getattr(whole, "num_outputs", None)
@@ -258,15 +243,9 @@ def _X_of(train: Dataset[Any], path: str, seed: int, timeout: float) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"dataset: {path} returns an X of which no tensor can be made ({one_line(error)})") from error
     if not X.is_cpu:
-        raise UserError(
-            f"dataset: {path} returns an X on {X.device}; samples are loaded on the CPU, and training copies each "
-            "batch to the device: leave out .to(...) in __getitem__"
-        )
+        raise UserError(f"dataset: {path} returns an X on {X.device}; leave out .to(...): batches are copied there")
     if X.is_complex():
-        raise UserError(
-            f"dataset: {path} returns an X of complex numbers ({X.dtype}); real ones are needed: save or return "
-            "torch.view_as_real(X), which has real and imaginary part as its last dimension"
-        )
+        raise UserError(f"dataset: {path} returns complex numbers ({X.dtype}); return torch.view_as_real(X)")
     return X
 
 
@@ -274,8 +253,6 @@ def _per_channel(key: str, value: Any, shape: tuple[int, ...]) -> tuple[float, .
     if value is None:
         return None
     values = tuple(float(v) for v in value) if isinstance(value, list) else (float(value),)
-    if not all(map(math.isfinite, values)):
-        raise UserError(f"dataset.{key}={value}: must be finite")
     if len(values) not in {1, shape[0] if shape else 1}:
         count = f"has {len(values)} values, a sample has shape {shape}"
         raise UserError(f"dataset.{key} {count}: give one, or one per channel")

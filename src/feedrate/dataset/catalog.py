@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from feedrate.config import nearby
 from feedrate.dataset.formats.table import read_table
-from feedrate.dataset.ids import IDs, Labels
+from feedrate.dataset.ids import IDs, Labels, encode
 from feedrate.dataset.labels import Targets, encodable, read_labels, read_texts
 from feedrate.errors import UserError, offence
 from feedrate.validation import nearest
@@ -69,10 +69,7 @@ class Catalog:
             source, partition, labels, as_text = _read_files(root)
         except OSError as error:
             raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from None
-        catalog = cls.of(root, partition, labels, task=task, suffix=suffix, source=source, as_text=as_text)
-        unused = [f"{root}: {name} is not read, since {source} is there"
-                  for name in _TABLES if name != source and (root / name).is_file()]  # fmt: skip
-        return replace(catalog, notes=(*unused[:1], *catalog.notes))
+        return cls.of(root, partition, labels, task=task, suffix=suffix, source=source, as_text=as_text)
 
     @classmethod
     def of(
@@ -168,9 +165,7 @@ def _check_partition(partition: Mapping[str, Sequence[str]], source: str) -> Non
     for name, unique in seen.items():
         for other in list(seen)[: list(seen).index(name)]:
             if both := sorted(unique & seen[other]):
-                reused = "test" if "test" in (name, other) else "validation"
-                first = "validation" if "train" not in (name, other) else "training"
-                remedy = f"an ID belongs to one partition, or the {reused} measures what {first} has seen"
+                remedy = "an ID belongs to one partition, or evaluation measures what training has seen"
                 raise UserError(offence(f"{source}: IDs both in '{other}' and in '{name}'", both, remedy))
 
 
@@ -179,13 +174,10 @@ def _check_IDs(name: str, ids: Sequence[str], source: str) -> None:
     if not isinstance(ids, (list, tuple, IDs)):
         raise UserError(f"{source}: '{name}' holds a {type(ids).__name__}; a list of IDs is needed")
     if not len(ids):
-        remedy = "leave it out" if name == "test" else "give it at least one ID"
-        raise UserError(f"{source}: partition '{name}' is empty; {remedy}")
+        raise UserError(f"{source}: partition '{name}' is empty; give it at least one ID, or leave out 'test'")
     if not all(issubclass(kind, str) for kind in set(map(type, ids))):
         wrong = [ID for ID in ids if not isinstance(ID, str)]
-        remedy = 'write IDs in quotes, such as "007"'
-        if source == "samples.parquet":
-            remedy = "write the column id as texts, such as df['id'].astype(str), or .str.decode('utf-8') for bytes"
+        remedy = 'write IDs as texts, such as "007" in quotes, or df["id"].astype(str)'
         raise UserError(offence(f"{source}: IDs of '{name}' that are no text", wrong, remedy))
     joined = "\0".join(ids)
     if _UNSAFE.search(joined) or joined.count("\0") != len(ids) - 1:
@@ -221,18 +213,12 @@ def _check_files(root: Path, partition: Mapping[str, Sequence[str]], suffix: str
             remedy = "add the files, or take the IDs out of the partition"
             if cause := _other_spelling(root, missing[0], suffix):
                 remedy = cause
-            elif names := _names((root / missing[0]).parent):
-                remedy += f"\nIts folder holds, for example, {names[0]!r}"
+            elif held := sorted(path.name for path in (root / missing[0]).parent.glob("[!.]*")):
+                remedy += f"\nIts folder holds, for example, {held[0]!r}"
             raise UserError(offence(f"{root}: IDs of '{name}' without a file ID{suffix}", missing, remedy))
         if irregular and (wrong := [ID for ID in ids if ID in irregular]):
             fault = f"{root}: IDs of '{name}' whose ID{suffix} is no regular file (a folder, a pipe, a broken link)"
             raise UserError(offence(fault, wrong, "replace it, or take the IDs out of the partition"))
-
-
-def _names(folder: Path) -> list[str]:
-    """Names of visible files in a folder, without those of the catalog."""
-    found = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(name for name in found if name[0] != "." and name not in ("partition.json", "labels.json", *_TABLES))
 
 
 def _other_spelling(root: Path, ID: str, suffix: str) -> str:
@@ -274,6 +260,6 @@ def _digest(labels: Mapping[str, Labels], targets: Targets) -> str:
         ids = labels[name].list_IDs
         digest.update(f"{name},{len(ids)};".encode())
         for start in range(0, len(ids), 65_536):
-            digest.update(ids.encode(np.arange(start, min(start + 65_536, len(ids)))))
+            digest.update(encode(ids, np.arange(start, min(start + 65_536, len(ids)))))
         digest.update(labels[name].tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from feedrate.dataset.tensor_files import TensorFiles
-from feedrate.system.atomic_write import atomic_write
-from feedrate.system.folder import file_lock
+from feedrate.system.files import atomic_write, file_lock
 
 VALIDATION_EVERY = 5  # every fifth image of each class validates
 
@@ -17,23 +16,17 @@ VALIDATION_EVERY = 5  # every fifth image of each class validates
 class Digits(TensorFiles):
     """Handwritten digits, X (1, 8, 8) uint8, y the digit.
 
-    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998;
-    the test part, as scikit-learn ships it.
+    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
 
     @classmethod
     def prepare(cls, root: Path) -> None:
-        """Writes the files unless partition.json exists; an interrupted call is repeated by the next.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        if (root / "partition.json").is_file():
-            return
-        root.mkdir(parents=True, exist_ok=True)
-        with file_lock(root / ".lock"):  # two runs may start on a fresh machine at once
-            if not (root / "partition.json").is_file():
-                _write(root)
+        """Writes the files unless partition.json exists; an interrupted call is repeated by the next."""
+        if not (root / "partition.json").is_file():
+            root.mkdir(parents=True, exist_ok=True)
+            with file_lock(root / ".lock"):  # two runs may start on a fresh machine at once
+                if not (root / "partition.json").is_file():
+                    _write(root)
 
 
 def _write(root: Path) -> None:

@@ -15,10 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedrate.dataset.rng import GAMMA, mix64
 from feedrate.errors import UserError
-
-_BLOCK = 1 << 16  # IDs that are hashed at once
 
 
 class IDs(Sequence[str]):
@@ -52,7 +49,6 @@ class IDs(Sequence[str]):
     def _open(self) -> None:
         self._text, self._ends = self.text.numpy(), self.ends.numpy()
         self._view = memoryview(self._text.data)
-        self._rows: np.ndarray | None = None  # (N, length) where all lengths are equal, else (0,)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch pickles a tensor by moving it to shared memory, away from under the NumPy views; so copies are moved,
@@ -104,13 +100,6 @@ class IDs(Sequence[str]):
 
     def table(self, indices: np.ndarray) -> np.ndarray | None:
         """UTF-8 of the IDs at `indices`, (n, length) uint8; None where lengths differ, or one holds a zero byte."""
-        if self._rows is None:
-            length = int(self._ends[0]) if len(self) else 0
-            uniform = length and np.array_equal(self._ends, np.arange(1, len(self) + 1) * length) and self._text.all()
-            self._rows = self._text.reshape(-1, length) if uniform else self._text[:0]
-        if self._rows.ndim == 2:
-            found: np.ndarray = self._rows[indices]
-            return found
         starts, ends = self._spans(indices)
         lengths = ends - starts
         if not len(indices) or (lengths != lengths[0]).any():
@@ -118,91 +107,30 @@ class IDs(Sequence[str]):
         found = self._text[starts[:, None] + np.arange(lengths[0])]
         return found if found.all() else None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, characters included."""
-        return self.text.nbytes + self.ends.nbytes
-
-    def hashes(self) -> np.ndarray:
-        """A 64-bit hash of each ID, (N,) uint64."""
-        found = np.empty(len(self), dtype=np.uint64)
-        for first in range(0, len(self), _BLOCK):
-            ends = self._ends[first : first + _BLOCK]
-            begin = int(self._ends[first - 1]) if first else 0
-            starts = np.concatenate([[begin], ends[:-1]])
-            lengths, hashes = ends - starts, found[first : first + _BLOCK]
-            if lengths.min() == lengths.max():
-                hashes[:] = _hashed(self._text[begin : int(ends[-1])].reshape(len(ends), int(lengths[0])))
-                continue
-            for length in np.unique(lengths).tolist():
-                rows = np.flatnonzero(lengths == length)
-                hashes[rows] = _hashed(self._text[starts[rows, None] + np.arange(length)])
-        return found
-
-    def encode(self, indices: np.ndarray) -> bytes:
-        """The IDs at `indices` ((n,) int64), each as its length (uint32, little-endian) and its UTF-8 bytes."""
-        table = self.table(indices)
-        if table is not None:
-            return _framed(table.reshape(-1), np.full(len(table), table.shape[1]))
-        starts, ends = self._spans(indices)
-        lengths = ends - starts
-        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return _framed(self._text[np.repeat(starts, lengths) + within], lengths)
-
-
-def _hashed(text: np.ndarray) -> np.ndarray:
-    """(n, length) uint8 to (n,) uint64."""
-    count, length = text.shape
-    words = np.zeros((count, length // 8 + 1), dtype=np.uint64)
-    words.view(np.uint8)[:, :length] = text
-    found = np.full(count, length, dtype=np.uint64)
-    for word in words.T:
-        found = mix64((found ^ word) + GAMMA)
-    return found
-
 
 def _utf8(value: str) -> bytes:
     try:
         return value.encode()
-    except AttributeError:
-        raise UserError(f"ID {value!r} is a {type(value).__name__}; IDs are texts: write {str(value)!r}") from None
-    except UnicodeEncodeError:
-        raise UserError(f"ID {value!r} is no valid Unicode; rename the sample") from None
+    except (AttributeError, UnicodeEncodeError):
+        kind = type(value).__name__
+        raise UserError(f"ID {value!r} ({kind}) is no text in valid Unicode; write {str(value)!r}") from None
 
 
 def encode(list_IDs: Sequence[str] | None, indices: np.ndarray) -> bytes:
-    """Same as `IDs.encode` for any sequence of IDs; None stands for the indices in decimal."""
+    """The IDs at `indices` ((n,) int64), each as its length (uint32, little-endian) and its UTF-8 bytes.
+
+    None stands for the indices in decimal.
+    """
     if isinstance(list_IDs, IDs):
-        return list_IDs.encode(indices)
-    if list_IDs is None:
-        return _framed(*_decimal(indices))
-    names = [str(list_IDs[index]) for index in indices.tolist()]
-    text, lengths = "".join(names).encode(), list(map(len, names))
-    if len(text) != sum(lengths):  # not all ASCII
-        lengths = [len(name.encode()) for name in names]
-    return _framed(np.frombuffer(text, dtype=np.uint8), np.array(lengths, dtype=np.int64))
-
-
-def _decimal(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Digits of non-negative numbers (n,) end to end as uint8, and how many each has."""
-    powers = 10 ** np.arange(19)
-    lengths = np.maximum(1, np.searchsorted(powers, numbers, side="right"))
-    width = int(lengths.max()) if len(lengths) else 0
-    digits = (numbers[:, None] // powers[:width][::-1] % 10 + ord("0")).astype(np.uint8)
-    return digits[np.arange(width) >= width - lengths[:, None]], lengths
-
-
-def _framed(text: np.ndarray, lengths: np.ndarray) -> bytes:
-    """Texts end to end, uint8, each after its length in bytes (uint32, little-endian)."""
-    heads = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
-    if len(lengths) and (lengths == lengths[0]).all():
-        return np.hstack([heads, text.reshape(len(lengths), -1)]).tobytes()
-    out = np.empty(len(text) + heads.size, dtype=np.uint8)
-    is_text = np.ones(len(out), dtype=bool)
-    places = (np.cumsum(lengths + 4) - lengths - 4)[:, None] + np.arange(4)
-    is_text[places], out[places] = False, heads
-    out[is_text] = text
-    return out.tobytes()
+        table = list_IDs.table(indices)
+        if table is not None:
+            heads = np.full((len(table), 1), table.shape[1], dtype="<u4").view(np.uint8)
+            return np.hstack([heads, table]).tobytes()
+        names = list_IDs.at(indices)
+    else:
+        names = [str(index if list_IDs is None else list_IDs[index]) for index in indices.tolist()]
+    encoded = [name.encode() for name in names]
+    return b"".join([len(name).to_bytes(4, "little") + name for name in encoded])
 
 
 class Labels(Mapping[str, Any]):

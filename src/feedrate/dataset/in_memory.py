@@ -27,9 +27,7 @@ class InMemory(Dataset[tuple[Tensor, Any]]):
     Attributes:
         X: (N, ...) in the samples' own dtype.
 
-    Raises:
-        UserError: there is no sample, or not enough memory for all.
-        SampleError: a file cannot be read, or its shape or dtype is not that of the first sample.
+    Raises UserError where memory does not suffice, and SampleError for a file unlike the first one.
     """
 
     def __init__(self, list_IDs: Sequence[str], labels: Mapping[str, Any], root: str | Path = "data") -> None:
@@ -38,22 +36,18 @@ class InMemory(Dataset[tuple[Tensor, Any]]):
         if not len(files):
             raise UserError("list_IDs is empty; in_memory needs at least one sample")
         first = files[0][0]
-        needed, free = len(files) * first.nbytes, psutil.virtual_memory().available
+        needed, free = len(files) * first.nbytes / 1e9, psutil.virtual_memory().available / 1e9
         if needed > free:  # the system would allocate it and kill the process later
-            raise UserError(
-                f"dataset=in_memory needs {needed / 1e9:,.1f} GB of memory for one partition; {free / 1e9:,.1f} GB are "
-                "free\ndataset=tensor_files reads the same folder sample by sample"
-            )
+            rule = f"dataset=in_memory needs {needed:,.1f} GB of memory for one partition; {free:,.1f} GB are free"
+            raise UserError(f"{rule}\ndataset=tensor_files reads the same folder sample by sample")
         self.X = torch.empty((len(files), *first.shape), dtype=first.dtype)
         for index, ID in enumerate(files.list_IDs):
             X = files[index][0]
             if X.shape != first.shape or X.dtype != first.dtype:
-                raise SampleError(
-                    f"sample {ID!r} ({files.path(ID)}): is {tuple(X.shape)} {X.dtype}, the first sample is "
-                    f"{tuple(first.shape)} {first.dtype}; make them equal, or take the ID out of the partition",
-                    ID=ID,
-                    path=files.path(ID),
-                )
+                path, found, wanted = files.path(ID), (tuple(X.shape), X.dtype), (tuple(first.shape), first.dtype)
+                text = f"sample {ID!r} ({path}): is {found[0]} {found[1]}, the first sample is {wanted[0]} {wanted[1]}"
+                remedy = "make them equal, or take the ID out of the partition"
+                raise SampleError(f"{text}; {remedy}", ID=ID, path=path)
             self.X[index] = X
 
     def __len__(self) -> int:

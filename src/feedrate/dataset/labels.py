@@ -80,12 +80,9 @@ def read_texts(
     if len(words) + len(numbers) < len(texts) or task == "regression" or (task == "auto" and fraction):
         return read_labels(values, partition, task)
     if len(set(numbers.values())) == len(texts) and all(type(v) is not float or _fits(v) for v in numbers.values()):
-        form = "[{}]" if lone else "{}"
-        exact = all(type(v) is not float and form.format(v).lower() == text for text, v in numbers.items())
-        small = all(abs(value) < 2**63 for value in numbers.values())
-        return read_labels(
-            values, partition, task, {} if exact and small else {value: text for text, value in numbers.items()}
-        )
+        form, whole = "[{}]" if lone else "{}", all(type(v) is not float and abs(v) < 2**63 for v in numbers.values())
+        exact = whole and all(form.format(value).lower() == text for text, value in numbers.items())
+        return read_labels(values, partition, task, {} if exact else {value: text for text, value in numbers.items()})
     targets, tensors = read_labels(labels, partition, task)
     return replace(targets, notes=(*_odd_kinds(values, partition), *targets.notes)), tensors
 

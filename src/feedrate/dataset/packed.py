@@ -53,11 +53,8 @@ class Packed(Dataset[tuple[Any, Any]]):
         list_IDs: Sequence[str] | None = None,
         labels: Mapping[str, Any] | None = None,
     ) -> None:
-        for key, value, known in (
-            ("access", access, ACCESS),
-            ("verify", verify, ("none", "crc")),
-            ("stale", stale, CHECKS),
-        ):
+        choices = {"access": (access, ACCESS), "verify": (verify, ("none", "crc")), "stale": (stale, CHECKS)}
+        for key, (value, known) in choices.items():
             if value not in known:
                 raise UserError(f"dataset.{key}={value}: must be {', '.join(known[:-1])} or {known[-1]}")
         self.root = str(resolve_path(root))
@@ -70,7 +67,8 @@ class Packed(Dataset[tuple[Any, Any]]):
         self.list_IDs, self.labels = list_IDs, labels.tensor
         self.transform, self.verify = transform, verify == "crc"
         self._X, self._y, self._rows = index.X, index.y, index.partition[partition].rows
-        self._shards = index.shards(Path(self.root), partition, access)
+        entries = index.partition[partition].shards
+        self._shards = [Shard(f"{self.root}/{entry.file}", index.X, access) for entry in entries]
         if stale != "ignore":
             check_sources(index, Path(self.root), partition, self.list_IDs, self._shards, every=stale == "all")
 
@@ -113,43 +111,26 @@ class Packed(Dataset[tuple[Any, Any]]):
     def load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | None:
         """The stored X of the samples at `indices`, (n, ...) in memory from `empty`; None where shapes differ."""
         indices = in_range(indices, len(self.list_IDs))
-        if len(self._shards) == 1:
-            return self._from_one(self._shards[0], indices, indices, empty)
         numbers, rows = np.divmod(indices, self._rows)
-        if (numbers == numbers[0]).all():
-            return self._from_one(self._shards[int(numbers[0])], rows, indices, empty)
-        return self._from_many([self._shards[n] for n in numbers.tolist()], rows.tolist(), indices, empty)
-
-    def _from_one(self, shard: Shard, rows: np.ndarray, indices: np.ndarray, empty: Empty) -> Tensor | None:
-        """X of samples that lie in one shard."""
+        shards, at = [self._shards[number] for number in numbers.tolist()], 0
         try:
-            opened = shard.opened
-        except Damaged as error:
-            raise sample_error(shard, self.list_IDs, int(indices[0]), error) from None
-        if opened.rows is None or self.verify:
-            return self._from_many([shard] * len(rows), rows.tolist(), indices, empty)
-        X = empty((len(rows), *opened.shape), self._X.torch_dtype)
-        copy_rows(opened.rows, rows, X)
-        return X
-
-    def _from_many(
-        self, shards: Sequence[Shard], rows: Sequence[int], indices: np.ndarray, empty: Empty
-    ) -> Tensor | None:
-        """X of samples, one shard and row for each; None where their shapes differ."""
-        at = 0
-        try:
-            shape = shards[0].shape(rows[0])
+            first = shards[0].opened
+            if first.rows is not None and not self.verify and (numbers == numbers[0]).all():
+                X = empty((len(rows), *first.shape), self._X.torch_dtype)
+                copy_rows(first.rows, rows, X)
+                return X
+            shape = shards[0].shape(int(rows[0]))
             every = [shard.opened for shard in shards]
             uniform = all(opened.shapes is None and opened.shape == shape for opened in every)
-            if not uniform and any(shard.shape(row) != shape for shard, row in zip(shards, rows, strict=True)):
+            if not uniform and any(s.shape(row) != shape for s, row in zip(shards, rows.tolist(), strict=True)):
                 return None
             X = empty((len(rows), *shape), self._X.torch_dtype)
             into, n = memory_of(X), X.nbytes // len(rows)
-            if uniform and not self.verify and every[0].memory is not None:
-                for at, (opened, row) in enumerate(zip(every, rows, strict=True)):
-                    into[at * n : at * n + n] = opened.memory[row * n : row * n + n]  # type: ignore[index]
+            if uniform and not self.verify and first.memory is not None:
+                for at, (opened, row) in enumerate(zip(every, rows.tolist(), strict=True)):
+                    into[at * n : at * n + n] = opened.memory[row * n : row * n + n]
                 return X
-            for at, (shard, row) in enumerate(zip(shards, rows, strict=True)):
+            for at, (shard, row) in enumerate(zip(shards, rows.tolist(), strict=True)):
                 shard.copy(row, into[at * n : at * n + n], self.verify)
             return X
         except Damaged as error:

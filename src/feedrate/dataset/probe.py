@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import traceback
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,6 @@ from feedrate.errors import SampleError, UserError, raised_at
 
 log = logging.getLogger("feedrate")
 LABEL_SAMPLES = 1_000  # samples loaded to learn the labels of a class without a catalog
-PATIENCE_S = 3.0  # seconds of that after which a note says so
 
 
 def targets_of(
@@ -34,13 +32,7 @@ def targets_of(
     size, known = size_of(train), keys.num_outputs or stated
     count = min(size, LABEL_SAMPLES if known is None else 16)  # 16: enough to distinguish classes from numbers
     indices = [index * size // count for index in range(count)]
-    begin, noted, values = time.perf_counter(), False, []
-    for index in indices:
-        values.append(_plain(probe(train, index, path, seed, timeout)[1]))
-        if not noted and time.perf_counter() - begin > PATIENCE_S:
-            noted = True
-            log.info("note: loading %d samples to learn the number of classes; dataset.num_outputs=... or an "
-                     "attribute num_outputs states it", count)  # fmt: skip
+    values = [_plain(probe(train, index, path, seed, timeout)[1]) for index in indices]
     values = list(single({"train": values})["train"])
     IDs = [ID_of(train, index) for index in indices]
     try:
@@ -57,12 +49,10 @@ def targets_of(
         found = int(max(values)) + 1
         if known is None and count < size:
             log.info("note: %d classes in the labels of %d samples; dataset.num_outputs states it", found, count)
-        unseen = sorted(set(range(found)) - {int(value) for value in values})
+        unseen = found - len(set(values))
         if known is None and unseen:
-            shown = ", ".join(map(str, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
-            log.warning("note: labels: %d of %d classes (%s) are not among the labels of %d samples; y counts classes "
-                        "from 0, and a class without a training sample cannot be learned",
-                        len(unseen), found, shown, count)  # fmt: skip
+            text = "note: labels: %d of %d classes are not among the labels of %d samples; y counts classes from 0"
+            log.warning(text, unseen, found, count)
         targets = Targets("classification", tuple(range(found)), found)
     if stated is not None:
         check_outputs(f"{path}.num_outputs", stated, targets)
@@ -82,9 +72,6 @@ def _plain(y: Any) -> Any:
 def probe(dataset: Dataset[Any], index: int, path: str, seed: int, timeout: float = 0) -> tuple[Any, Any]:
     """The sample at an index as in epoch 0; the global random generators are left unchanged.
 
-    Args:
-        timeout: seconds, 0 for no limit.
-
     Raises:
         SampleError: with the text that the loader would give.
         TimedOut: it takes longer.
@@ -93,10 +80,8 @@ def probe(dataset: Dataset[Any], index: int, path: str, seed: int, timeout: floa
     ID = ID_of(dataset, index)
     try:
         sample = within(timeout, partial(probe_again, dataset, index, seed, 0, ID), f"sample {ID!r}")
-    except TimedOut:
-        raise
     except (Exception, SystemExit) as error:
-        if isinstance(error, SampleError) and error.ID is not None:
+        if isinstance(error, TimedOut) or (isinstance(error, SampleError) and error.ID is not None):
             raise
         raise sample_error(dataset, ID, error) from error
     if not isinstance(sample, (tuple, list)) or len(sample) != 2:

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,17 +58,26 @@ def sample_key(seed: int, epoch: int, ID: str, occurrence: int = 0) -> bytes:
     return hashlib.blake2b(text, digest_size=16, person=b"feedrate sample").digest()
 
 
+def _global_states() -> tuple[Any, ...]:
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def _comparable() -> dict[str, Any]:
+    of_torch, of_python, of_numpy = _global_states()
+    return {"torch's": of_torch.tolist(), "Python's": of_python, "NumPy's": repr(of_numpy)}
+
+
 @contextmanager
 def sample_seeds() -> Iterator[None]:
     """Restores the global generators on leaving, so that `name_sample` may be used within."""
-    state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    of_torch, of_python, of_numpy = _global_states()
     try:
         yield
     finally:
         _current.keys = None
-        torch.set_rng_state(state[0])
-        random.setstate(state[1])
-        np.random.set_state(state[2])
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 @contextmanager
@@ -75,14 +85,9 @@ def draws_from_globals() -> Iterator[list[str]]:
     """Same as `sample_seeds`; the list then names the global generators that were used, such as "torch's"."""
     drew: list[str] = []
     with sample_seeds():
-        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        before = _comparable()
         yield drew
-        if not torch.equal(torch.get_rng_state(), before[0]):
-            drew.append("torch's")
-        if random.getstate() != before[1]:
-            drew.append("Python's")
-        if any(not np.array_equal(*pair) for pair in zip(np.random.get_state(), before[2], strict=True)):
-            drew.append("NumPy's")
+        drew += [name for name, state in _comparable().items() if state != before[name]]
 
 
 def name_sample(seed: int, epoch: int, ID: str, occurrence: int = 0) -> None:
@@ -117,17 +122,13 @@ def _seed_slow(key: bytes) -> None:
 class GlobalSeeds:
     """Seeds the global generators for one sample after another: Python's and NumPy's only if the samples use them.
 
-    Seeding these two can take longer than loading a sample. They start from a known state beside a copy of it: where
-    one has advanced beyond its copy, the sample has used it, and must be loaded again, seeded. From that sample on they
-    are seeded for each, so the results are those of seeding for every sample.
+    Seeding these two can take longer than loading a sample. They start from a known state beside a copy: one that has
+    advanced beyond its copy was used by the sample, which must be loaded again, seeded, as all samples from then on.
     """
 
     def __init__(self) -> None:
         self._needed = False
         self._python, self._numpy = random.Random(0), np.random.RandomState(0)
-
-    def __reduce__(self) -> tuple[type[GlobalSeeds], tuple[()]]:
-        return GlobalSeeds, ()
 
     def begin(self) -> None:
         """Call before the first sample of a batch."""
@@ -139,10 +140,9 @@ class GlobalSeeds:
 
     def seed(self, key: bytes) -> None:
         """Call before the sample with this key."""
+        _seed_torch(key)  # always: torch.initial_seed() would tell the difference
         if self._needed:
-            seed_globals(key)
-        else:  # torch's always: torch.initial_seed() would tell the difference
-            _seed_torch(key)
+            _seed_slow(key)
 
     def missed(self) -> bool:
         """Whether the sample since `seed` has used a generator that was not seeded for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Subset
@@ -50,22 +50,13 @@ def unwrapped(dataset: Any, indices: Sequence[int] = ()) -> tuple[Any, Sequence[
 def held_out(dataset: Dataset[Any], count: int, seed: int) -> tuple[SubsetWithIDs, SubsetWithIDs]:
     """The dataset without `count` samples, and these; they depend on seed and size alone."""
     shuffled = np.random.Generator(np.random.Philox(seed)).permutation(size_of(dataset))
-    return SubsetWithIDs(dataset, _compact(shuffled[count:])), SubsetWithIDs(dataset, _compact(shuffled[:count]))
-
-
-def _compact(indices: np.ndarray) -> Sequence[int]:
-    """Sorted indices, 8 bytes each; a list would hold a Python object for each, copied page by page into workers."""
-    return array("q", np.sort(indices).astype(np.int64).tobytes())
+    # a list would hold a Python object for each index, copied page by page into workers
+    kept, held = (array("q", np.sort(part).tobytes()) for part in (shuffled[count:], shuffled[:count]))
+    return SubsetWithIDs(dataset, kept), SubsetWithIDs(dataset, held)
 
 
 class SubsetWithIDs(Subset[Any]):
-    """Some samples of a dataset, with their IDs and paths.
-
-    Args:
-        dataset: map-style.
-        indices: of the samples.
-        IDs: of the whole dataset; None takes its own, if any.
-    """
+    """Some samples of a dataset, with their IDs and paths; `IDs` are those of the whole dataset, by default its own."""
 
     def __init__(self, dataset: Dataset[Any], indices: Sequence[int], IDs: Sequence[str] | None = None) -> None:
         super().__init__(dataset, indices)
@@ -83,11 +74,7 @@ class PickedIDs(Sequence[str]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> PickedIDs: ...
-    def __getitem__(self, index: int | slice) -> str | PickedIDs:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return PickedIDs(self.list_IDs, self.indices[index])
         return ID_at(self.list_IDs, self.indices[index])

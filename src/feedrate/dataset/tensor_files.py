@@ -42,9 +42,7 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
     A sample is `(X, y)`: the file's tensor, and the label as a tensor (0-d for classes and numbers, (K,) for vectors).
     Labels that are no numbers are returned unchanged. A file may also hold `(X, y)`, y being the label.
 
-    Raises:
-        UserError: an ID has no label, or is no text.
-        SampleError: from `dataset[index]`, naming ID and file.
+    Raises UserError where an ID has no label, and `dataset[index]` SampleError, naming ID and file.
     """
 
     suffix = ".pt"
@@ -130,28 +128,14 @@ class TensorFiles(Dataset[tuple[Any, Any]]):
 class ArrayFiles(TensorFiles):
     """Samples in files of their own, as np.save wrote them; X is a tensor in this machine's byte order.
 
-    Args:
-        list_IDs, labels, root, transform, cache, partition: as for TensorFiles.
-
-    Raises:
-        UserError: an ID has no label, or is no text.
-        SampleError: from `dataset[index]`, naming ID and file.
+    Arguments and errors are those of TensorFiles, without `verify`: such a file holds no CRC-32.
     """
 
     suffix = ".npy"
 
-    def __init__(
-        self,
-        list_IDs: Sequence[str],
-        labels: Mapping[str, Any],
-        root: str | Path = "data",
-        transform: Callable[[Any], Any] | None = None,
-        cache: str = "none",
-        partition: str = "samples",
-    ) -> None:
-        super().__init__(list_IDs, labels, root, transform, cache=cache, partition=partition)
-
     def _make_reader(self, verify: bool) -> SampleReader:
+        if verify:
+            raise UserError("dataset.verify=crc: .npy files hold no CRC-32; set dataset.verify=none")
         return SampleReader(load_array, learn_npy)
 
 

@@ -1,7 +1,4 @@
-"""A time limit for calls that load samples and may hang (`loader.timeout`), and the end of threads that load samples.
-
-Python cannot stop a call: it runs in a thread, which is left behind after the limit.
-"""
+"""A time limit for calls that load samples (`loader.timeout`), and the end of threads that load samples."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable
-from queue import Empty, SimpleQueue
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from feedrate.errors import UserError, user_line
@@ -38,13 +35,7 @@ RUNNING: weakref.WeakSet[LoadingThread] = weakref.WeakSet()
 
 
 class TimedOut(UserError):
-    """A sample or a batch did not arrive in time.
-
-    Args:
-        seconds: the limit.
-        what: was waited for.
-        at: what is being loaded, and the line of code that hangs; empty where unknown.
-    """
+    """What was waited for did not come within so many seconds; `at` is the sample and line of code, where known."""
 
     def __init__(self, seconds: float, what: str = "a batch", at: str = "") -> None:
         self.seconds, self.what, self.at = seconds, what, at
@@ -70,34 +61,23 @@ def hanging_at(thread: int | None) -> str:
 
 
 def within(seconds: float, call: Callable[[], T], what: str) -> T:
-    """Calls a function that loads samples, in a thread unless `seconds` is 0, and returns its result.
-
-    Args:
-        what: it loads, for the message.
-
-    Raises:
-        TimedOut: it takes longer.
-    """
+    """Calls a function that loads `what`, in a thread unless `seconds` is 0; raises TimedOut if it takes longer."""
     if not seconds:
         return call()
-    results: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    result: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.put((call(), None))
+            result.set_result(call())
         except BaseException as error:  # raised in the main thread
-            results.put((None, error))
+            result.set_exception(error)
 
     thread = LoadingThread("once", run)
     thread.start()
-    try:
-        result, error = results.get(timeout=min(seconds, threading.TIMEOUT_MAX))
-    except Empty:
-        raise TimedOut(seconds, what, hanging_at(thread.ident)) from None
-    thread.join()
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
+    thread.join(min(seconds, threading.TIMEOUT_MAX))
+    if not result.done():
+        raise TimedOut(seconds, what, hanging_at(thread.ident))
+    return result.result()
 
 
 def end_threads(threads: Iterable[LoadingThread], seconds: float) -> None:

@@ -3,7 +3,7 @@
 from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.build import build_loaders, close_loaders, start_loaders
 from feedrate.loader.engines import TRAITS
-from feedrate.loader.engines.processes import lost_worker
+from feedrate.loader.engines.lost_worker import lost_worker
 from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.order import Order
 from feedrate.loader.report import Report, setup_of

@@ -16,7 +16,6 @@ from torch.utils.data._utils.collate import collate, default_collate_fn_map
 from feedrate.dataset.formats.sample_reader import Empty
 
 LoadBatch = Callable[[np.ndarray, Empty], Any]
-LoadX = Callable[[np.ndarray, Empty], "Tensor | list[Tensor] | None"]
 FromX = Callable[[int, Tensor], Any]
 GetItems = Callable[[list[int]], Any]
 _STACK = default_collate_fn_map[Tensor]
@@ -28,37 +27,39 @@ def load_batch_of(dataset: Any) -> LoadBatch | None:
     It returns what collating the samples at `indices`, (n,) int64, would, in memory from `empty(shape, dtype)`; or None
     if it cannot.
     """
-    if isinstance(dataset, Subset):
-        inner = None if _overrides(dataset) else load_batch_of(dataset.dataset)
-        return None if inner is None else partial(_subset_batch, inner, dataset.indices)  # picklable, unlike a closure
-    return dataset.load_batch if _counts(dataset, "load_batch") else None
+    inner, subsets = _below(dataset)
+    return _through(inner.load_batch, subsets) if _counts(inner, "load_batch") else None
 
 
-def parts_of(dataset: Any) -> tuple[LoadX, FromX] | None:
+def parts_of(dataset: Any) -> tuple[LoadBatch, FromX] | None:
     """The two halves of the dataset's `__getitem__`, also through Subsets.
 
     `load_X(indices, empty)` reads the stored part of many samples, as a tensor (n, ...) or a list; or returns None if
     it cannot. `from_X(index, X)` makes the sample of it, and may change X.
     """
-    if isinstance(dataset, Subset):
-        inner = None if _overrides(dataset) else parts_of(dataset.dataset)
-        if inner is None:
-            return None
-        return partial(_subset_batch, inner[0], dataset.indices), partial(_from_subset, inner[1], dataset.indices)
-    return (dataset.load_X, dataset.from_X) if _counts(dataset, "load_X") else None
+    inner, subsets = _below(dataset)
+    if not _counts(inner, "load_X"):
+        return None
+    return _through(inner.load_X, subsets), partial(_from_subset, inner.from_X, subsets) if subsets else inner.from_X
 
 
 def getitems_of(dataset: Any) -> GetItems | None:
     """The dataset's `__getitems__`, PyTorch's protocol for many samples at once, also through Subsets."""
-    if isinstance(dataset, Subset) and type(dataset).__getitems__ is Subset.__getitems__:
-        inner = None if _overrides(dataset) else getitems_of(dataset.dataset)
-        return None if inner is None else partial(_subset_items, inner, dataset.indices)
-    found: GetItems | None = getattr(dataset, "__getitems__", None)
-    return found if callable(found) else None
+    inner, subsets = _below(dataset)
+    if isinstance(inner, Subset) and type(inner).__getitems__ is Subset.__getitems__:
+        return None  # it would pass over the Subset's own __getitem__
+    found = getattr(inner, "__getitems__", None)
+    return partial(_subset_items, found, subsets) if callable(found) and subsets else found
 
 
-def _overrides(subset: Subset[Any]) -> bool:
-    return type(subset).__getitem__ is not Subset.__getitem__
+def _below(dataset: Any) -> tuple[Any, list[Sequence[int]]]:
+    """The dataset below Subsets that only choose samples, and the indices of these, outermost first."""
+    subsets = []
+    own = Subset.__getitem__, Subset.__getitems__
+    while isinstance(dataset, Subset) and (type(dataset).__getitem__, type(dataset).__getitems__) == own:
+        subsets.append(dataset.indices)
+        dataset = dataset.dataset
+    return dataset, subsets
 
 
 def _counts(dataset: Any, method: str) -> bool:
@@ -67,23 +68,33 @@ def _counts(dataset: Any, method: str) -> bool:
     return owner is not None and method in owner.__dict__
 
 
-def _subset_batch(inner: LoadBatch, subset: Sequence[int], indices: np.ndarray, empty: Empty) -> Any:
-    if isinstance(subset, array):  # as in SubsetWithIDs
-        return inner(np.frombuffer(subset, dtype=np.int64)[indices], empty)
-    return inner(np.array([subset[i] for i in indices.tolist()], dtype=np.int64), empty)
+def _through(method: Any, subsets: list[Sequence[int]]) -> Any:
+    return partial(_subset_batch, method, subsets) if subsets else method  # picklable, unlike a closure
 
 
-def _from_subset(inner: FromX, subset: Sequence[int], index: int, X: Tensor) -> Any:
-    return inner(subset[index], X)
+def _subset_batch(method: Any, subsets: list[Sequence[int]], indices: np.ndarray, empty: Empty) -> Any:
+    for subset in subsets:
+        if isinstance(subset, array):  # as in SubsetWithIDs
+            indices = np.frombuffer(subset, dtype=np.int64)[indices]
+        else:
+            indices = np.array([subset[i] for i in indices.tolist()], dtype=np.int64)
+    return method(indices, empty)
 
 
-def _subset_items(inner: GetItems, subset: Sequence[int], indices: list[int]) -> Any:
-    return inner([subset[i] for i in indices])
+def _from_subset(inner: FromX, subsets: list[Sequence[int]], index: int, X: Tensor) -> Any:
+    for subset in subsets:
+        index = subset[index]
+    return inner(index, X)
+
+
+def _subset_items(inner: GetItems, subsets: list[Sequence[int]], indices: list[int]) -> Any:
+    for subset in subsets:
+        indices = [subset[i] for i in indices]
+    return inner(indices)
 
 
 def stacked(samples: list[Any], empty: Empty) -> Any:
     """torch's default_collate, with tensors in memory from `empty(shape, dtype)`."""
-
     if default_collate_fn_map[Tensor] is not _STACK:  # replaced by the user
         return default_collate(samples)
 
@@ -92,6 +103,8 @@ def stacked(samples: list[Any], empty: Empty) -> Any:
         if type(first) is not Tensor or first.layout != torch.strided or first.is_nested or first.device.type != "cpu":
             found: Tensor = _STACK(tensors, collate_fn_map=collate_fn_map)
             return found
+        if any(tensor.dtype != first.dtype for tensor in tensors):
+            raise TypeError("tensors of several dtypes")
         out = empty((len(tensors), *first.shape), first.dtype)
         return torch.stack(tensors, 0, out=out)
 

@@ -1,7 +1,4 @@
-"""Memory for batches that is used again: shared with worker processes, or within this process.
-
-New memory for each batch costs a file descriptor and a page fault for every 4 KB.
-"""
+"""Memory for batches that is used again, as new memory costs a file descriptor, and a page fault for every 4 KB."""
 
 from __future__ import annotations
 
@@ -9,15 +6,17 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import reduce_tensor
+from torch.multiprocessing.reductions import reduce_storage, reduce_tensor
 from torch.nn import Parameter
+
+from feedrate.loader.digest import is_dense
 
 _ALIGNMENT = 64  # bytes; as torch's own allocator
 _PAGE = 4096
@@ -26,39 +25,29 @@ SPARE = 6  # buffers of a worker beyond its prefetched batches: for batches that
 _NUMBERS = itertools.count()
 
 
+class BufferSlots(NamedTuple):
+    """What workers know of SharedBuffers: a number, and which slots of which worker are busy."""
+
+    number: int
+    busy: Tensor
+
+
 class SharedBuffers:
     """The shared buffers of the workers of one start, as the main process sees them.
 
-    A worker allocates its buffers itself, as it learns how large batches are, and sends each once. A buffer is busy
-    from the time its worker fills it until the last tensor on its memory is freed in the main process. A worker that
-    finds none free sends the batch in fresh memory.
-
-    Args:
-        workers: number of workers.
-        prefetch: batches that a worker loads ahead.
+    A worker allocates its buffers itself and sends each once. A buffer is busy until the last tensor on its memory is
+    freed in the main process. A worker that finds none free sends the batch in fresh memory.
     """
 
     def __init__(self, workers: int, prefetch: int) -> None:
-        # three batches are neither prefetched nor free: in use, replacing that one, and just received. Workers take
-        # turns, so at times all three are of the same one or two workers
-        self.number, self.usual = next(_NUMBERS), prefetch + -(-3 // workers)
-        self.busy = torch.zeros((workers, prefetch + SPARE), dtype=torch.uint8).share_memory_()
-        self._flags = self.busy.numpy()
+        busy = torch.zeros((workers, prefetch + SPARE), dtype=torch.uint8).share_memory_()
+        self.slots = BufferSlots(next(_NUMBERS), busy)
+        self._flags = busy.numpy()
         self.memory: dict[tuple[int, int], np.ndarray] = {}
-        _BUFFERS[self.number] = self
+        _BUFFERS[self.slots.number] = self
 
     def free(self, worker: int, slot: int) -> None:
         self._flags[worker, slot] = 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Spawned, (self.number, self.usual, self.busy)
-
-
-class _Spawned:
-    """SharedBuffers in a worker that was not forked."""
-
-    def __init__(self, number: int, usual: int, busy: Tensor) -> None:
-        self.number, self.usual, self.busy = number, usual, busy
 
 
 _BUFFERS: weakref.WeakValueDictionary[int, SharedBuffers] = weakref.WeakValueDictionary()
@@ -73,26 +62,18 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# in a worker
-# ---------------------------------------------------------------------------------------------------------
-
-
 class BufferWriter:
-    """Puts batches into the buffers of one worker.
+    """Puts batches into the buffers of one worker: `begin`, `empty` any number of times, then `send`, or `drop`."""
 
-    Use: `begin`, `empty` any number of times, then `finish` and `leave`, or `drop`.
-    """
-
-    def __init__(self, buffers: SharedBuffers | _Spawned, worker: int) -> None:
-        self._number, self._worker, self._usual = buffers.number, worker, buffers.usual
+    def __init__(self, buffers: BufferSlots, worker: int) -> None:
+        self._number, self._worker = buffers.number, worker
         self._busy = buffers.busy[worker].numpy()
         self._slots = [torch.empty(0, dtype=torch.uint8)] * len(self._busy)
         self._sent: set[int] = set()
-        self._begun = 0  # of the usual slots, how many have been used
         self._slot: int | None = None
         self._used = 0
         self._size = 0  # of the largest batch so far
+        ForkingPickler.register(torch.UntypedStorage, _noted)
 
     def begin(self) -> None:
         """Takes a buffer, if one is free."""
@@ -100,9 +81,6 @@ class BufferWriter:
         free = np.flatnonzero(self._busy == 0)
         if len(free):
             self._slot = int(free[0])
-            if self._begun < self._usual and not self._busy[self._begun]:  # allocate all of them soon, and none later
-                self._slot = self._begun
-                self._begun += 1
             self._busy[self._slot] = 1
             if len(self._slots[self._slot]) < self._size:
                 self._enlarge()
@@ -121,7 +99,7 @@ class BufferWriter:
         return memory[start : start + nbytes].view(dtype).view(shape)
 
     def finish(self, batch: Any) -> Any:
-        """What to send instead of the batch: its tensors as places in the buffer, all else unchanged."""
+        """The batch with its tensors as places in the buffer, all else unchanged."""
         if self._slot is None:
             return batch
         places = _replaced(batch, self._place)
@@ -134,21 +112,22 @@ class BufferWriter:
             places = _replaced(batch, self._place)
         if not self._used:
             self.drop()
-            return batch
+            self._slot = None
+        return places
+
+    def send(self, places: Any) -> _Outgoing:
+        """What to put into the queue; fails for what cannot be pickled, which torch would wait for without end."""
+        _ADDRESSES.clear()
+        pickled = bytes(ForkingPickler.dumps(places))
+        if self._slot is None:
+            return _Outgoing(self._number, self._worker, None, None, pickled)
+        memory = self._slots[self._slot]
         known = self._slot in self._sent
         self._sent.add(self._slot)
-        return _Outgoing(self._number, self._worker, self._slot, None if known else self._slots[self._slot], places)
-
-    def leave(self, tensors: Iterable[Tensor | torch.UntypedStorage]) -> None:
-        """Abandons the buffer's memory if one of the tensors that are sent unchanged lies in it.
-
-        That happens in containers that `finish` does not look into; nothing would report when such a tensor is freed.
-        """
-        if self._slot is None:
-            return
-        memory = self._slots[self._slot]
-        if any(0 <= one.data_ptr() - memory.data_ptr() < len(memory) for one in tensors if one is not memory):
+        if any(0 <= address - memory.data_ptr() < len(memory) for address in _ADDRESSES):
+            # a tensor that is sent as it is lies in the buffer; nothing would report when it is freed
             self._slots[self._slot] = torch.empty(0, dtype=torch.uint8)
+        return _Outgoing(self._number, self._worker, self._slot, None if known else memory, pickled)
 
     def drop(self) -> None:
         """Gives the buffer back unused."""
@@ -159,8 +138,8 @@ class BufferWriter:
     def _place(self, tensor: Tensor) -> Any:
         assert self._slot is not None
         memory = self._slots[self._slot]
-        plain = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not plain or tensor.is_nested or not tensor.numel() or tensor.requires_grad:
+        plain = type(tensor) is Tensor and is_dense(tensor) and tensor.device.type == "cpu"
+        if not plain or not tensor.numel() or tensor.requires_grad:
             return tensor
         if tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or not tensor.is_contiguous():
             return tensor  # torch's own way keeps strides
@@ -180,6 +159,14 @@ def send_all_tensors() -> None:
         ForkingPickler.register(kind, _reduced)
 
 
+_ADDRESSES: list[int] = []  # of the storages in a worker's last batch that are sent as they are
+
+
+def _noted(storage: torch.UntypedStorage) -> Any:
+    _ADDRESSES.append(storage.data_ptr())
+    return reduce_storage(storage)
+
+
 def _reduced(tensor: Tensor) -> Any:
     """As torch does, but keeps the conjugate and negative bits of a view, and a quantizer."""
     if tensor.layout == torch._mkldnn:  # type: ignore[attr-defined]
@@ -192,43 +179,42 @@ def _reduced(tensor: Tensor) -> Any:
 class _Outgoing:
     """A batch in flight; pickled later, in a thread of the worker."""
 
-    def __init__(self, number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> None:
-        self._all = number, worker, slot, memory, places
+    def __init__(self, number: int, worker: int, slot: int | None, memory: Tensor | None, pickled: bytes) -> None:
+        self._all = number, worker, slot, memory, pickled
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrived, self._all
 
 
-# ---------------------------------------------------------------------------------------------------------
-# in the main process
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _arrived(number: int, worker: int, slot: int, memory: Tensor | None, places: Any) -> SharedBatch | None:
+def _arrived(number: int, worker: int, slot: int | None, memory: Tensor | None, pickled: bytes) -> SharedBatch | None:
     buffers = _BUFFERS.get(number)
     if buffers is None:  # the loader was closed
         return None
-    if memory is not None:
+    if memory is not None and slot is not None:
         buffers.memory[worker, slot] = memory.numpy()
-    return SharedBatch(buffers, worker, slot, places)
+    return SharedBatch(buffers, worker, slot, pickled)
 
 
 class SharedBatch:
-    """A batch that has arrived in a shared buffer, which is freed with it and its tensors."""
+    """A batch that has arrived, as a rule in a shared buffer, which is freed with it and its tensors."""
 
-    def __init__(self, buffers: SharedBuffers, worker: int, slot: int, places: Any) -> None:
-        self._buffers, self._worker, self._slot, self._places = buffers, worker, slot, places
+    def __init__(self, buffers: SharedBuffers, worker: int, slot: int | None, pickled: bytes) -> None:
+        self._buffers, self._worker, self._slot, self._pickled = buffers, worker, slot, pickled
 
     def open(self) -> Any:
         """Resolves the shared buffer into tensors."""
+        places = ForkingPickler.loads(self._pickled)
+        if self._slot is None:
+            return places
         memory = self._buffers.memory[self._worker, self._slot]
-        return _replaced(self._places, lambda place: self._tensor(memory, place), _Place)
+        return _replaced(places, lambda place: self._tensor(memory, place), _Place)
 
     def _tensor(self, memory: np.ndarray, place: _Place) -> Tensor:
         return _tensor_on(memory[place.offset : place.offset + place.nbytes], place.dtype, place.shape, self)
 
     def __del__(self) -> None:
-        self._buffers.free(self._worker, self._slot)
+        if self._slot is not None:
+            self._buffers.free(self._worker, self._slot)
 
 
 class _Keeper(weakref.ref[np.ndarray]):

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
 
 from feedrate.cli.targets import build
 from feedrate.dataset.build import Data
 from feedrate.errors import UserError
-from feedrate.loader.engines.processes import is_forked, start_method
 from feedrate.loader.loader import SeededLoader
-from feedrate.loader.resources import check_resources
 from feedrate.loader.torch_loader import with_info
 from feedrate.system.cores import usable_cores
 from feedrate.system.device import has_streams
@@ -26,12 +22,7 @@ _OURS = "feedrate.loader.Loader"
 
 
 def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.device) -> dict[str, Any]:
-    """A SeededLoader or TorchLoader for each partition; only the training partition is shuffled, and only it may drop
-    its last batch.
-
-    Raises:
-        UserError: there would be no training batch.
-    """
+    """A loader for each partition; only the training partition is shuffled, and only it may drop its last batch."""
     settings = _settled(node, device)
     size = len(data.partition["train"])  # type: ignore[arg-type]
     batch = settings.get("batch_size") or 1
@@ -57,32 +48,11 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
     return loaders
 
 
-def start_loaders(loaders: Mapping[str, Any], names: Sequence[str], data: Data, later: Sequence[str] = ()) -> None:
-    """Starts the workers of these loaders, all with the engine of the first: it is measured once, and threads would
-    keep the others from forking. Memory and descriptors are checked before that.
-
-    Args:
-        later: names of further loaders that there must be room for.
-
-    Raises:
-        UserError: there is too little room.
-    """
-    first, used = loaders[names[0]], [loaders[name] for name in names]
-    counted = used + [loaders[name] for name in later]
-    y = data.targets.num_outputs if data.targets.task == "regression" else 1
-    sample_bytes = math.prod(data.sample_shape) * data.sample_dtype.itemsize + 8 * y
-
-    def check(log_note: bool = True) -> None:
-        processes = first.traits.has_processes
-        forked = processes and is_forked(first, start_method(first.num_workers) if first.seed is not None else None)
-        note = check_resources(counted, sample_bytes, processes, forked, exact=first.collate_fn is default_collate)
-        if note and log_note:
-            log.warning("%s", note)
-
-    if first.engine == "auto":  # batches are loaded to choose an engine, and they must fit
-        check(log_note=False)
-    first.start(check)
-    for loader in used[1:]:
+def start_loaders(loaders: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Starts workers, all with the engine of the first: threads would keep the others from forking."""
+    first, *others = (loaders[name] for name in names)
+    first.start()
+    for loader in others:
         loader.engine = first.engine
         loader.start()
 
@@ -96,32 +66,15 @@ def close_loaders(loaders: Mapping[str, Any], at_once: bool = False) -> None:
 def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """The settings as DataLoader takes them: `auto` resolved, and without what it refuses for num_workers=0."""
     settings = dict(node)
-    cores = usable_cores()
     if settings.get("num_workers") == "auto":
-        settings["num_workers"] = cores
-        log.info("loader.num_workers=auto: %d, the usable cores", cores)
-    workers = settings.get("num_workers", 0)
-    if workers > cores:
-        log.info("note: loader.num_workers=%d on %d usable cores", workers, cores)
+        settings["num_workers"] = usable_cores()
+        log.info("loader.num_workers=auto: %d, the usable cores", settings["num_workers"])
     if settings.get("pin_memory") == "auto":
         settings["pin_memory"] = has_streams(device)  # only their copies use page-locked memory
-    if settings.get("multiprocessing_context") == "auto":
+    if settings.get("multiprocessing_context") == "auto" or settings.get("engine") == "thread":
         settings["multiprocessing_context"] = None
-    if workers and settings.get("engine") == "thread" and settings.get("multiprocessing_context") is not None:
-        log.info("note: not used by threads: loader.multiprocessing_context=%s", settings["multiprocessing_context"])
-        settings["multiprocessing_context"] = None
-    if workers == 0:
-        unused: dict[str, Any] = {"prefetch_factor": None, "multiprocessing_context": None, "engine": "auto"}
-        if settings.get("_target_") != _OURS:
-            unused["timeout"] = 0  # torch refuses it
-        named = [
-            f"loader.{key}={settings[key]}"
-            for key, off in unused.items()
-            if settings.get(key) not in (off, None, "inline")
-        ]
-        if named:
-            log.info("note: not used without workers: %s", ", ".join(named))
-        settings.update({key: off for key, off in unused.items() if key in settings})
-        if "persistent_workers" in settings:
-            settings["persistent_workers"] = False
+    if not settings.get("num_workers", 0):
+        unused: dict[str, Any] = {"prefetch_factor": None, "multiprocessing_context": None, "persistent_workers": False}
+        unused |= {"engine": "inline"} if settings["_target_"] == _OURS else {"timeout": 0}
+        settings |= {key: off for key, off in unused.items() if key in settings}
     return settings

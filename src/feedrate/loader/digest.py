@@ -1,7 +1,4 @@
-"""A digest of the order in which samples were delivered, equal for any workers, engine or restart.
-
-SHA-256 over IDs in the global order, in chained blocks: unlike a running hash, a chain can be stored in a checkpoint.
-"""
+"""A digest of the order of samples: SHA-256 over IDs in chained blocks, so that it can be stored in a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,14 +18,10 @@ _START = hashlib.sha256(b"feedrate order digest 1").digest()
 
 
 class OrderDigest:
-    """The chain up to a position of the current epoch, earlier epochs included.
-
-    Attributes:
-        list_IDs: by index; None where the index is the ID.
-    """
+    """The chain up to a position of the current epoch, earlier epochs included."""
 
     def __init__(self, list_IDs: Sequence[str] | None) -> None:
-        self.list_IDs = list_IDs
+        self.list_IDs = list_IDs  # by index; None where the index is the ID
         self._order: Order | None = None
         self._first = 0  # position of the first block whose chain is known
         self._chains = [_START]  # before that block and each one after it
@@ -71,11 +64,7 @@ class OrderDigest:
 
 
 def content_hash(chain: bytes, batch: Any) -> bytes:
-    """The chain extended by a batch: names, dtypes, shapes and bytes of its tensors.
-
-    Raises:
-        UserError: the batch holds an object that cannot be hashed.
-    """
+    """The chain extended by a batch: names, dtypes, shapes and bytes of its tensors."""
     digest = hashlib.sha256(chain)
     for name, value in leaves(batch):
         if isinstance(value, torch.Tensor) and is_dense(value) and not value.is_quantized:
@@ -87,12 +76,9 @@ def content_hash(chain: bytes, batch: Any) -> bytes:
         elif value is None or isinstance(value, (str, bytes, bool, int, float, complex, np.generic)):
             digest.update(f"{name} {value!r};".encode())
         else:
-            kind = type(value).__name__
-            if isinstance(value, torch.Tensor):
-                kind = str(value.dtype if value.is_quantized else value.layout)
             raise UserError(
-                f"loader.content_digest=true: a batch holds {kind} at {name or 'its top'}, which cannot be hashed; "
-                "return dense tensors, arrays, numbers and texts, or set loader.content_digest=false"
+                f"loader.content_digest=true: a batch holds {type(value).__name__} at {name or 'its top'}, which "
+                "cannot be hashed; return dense tensors, arrays, numbers and texts, or set loader.content_digest=false"
             )
     return digest.digest()
 

@@ -8,21 +8,16 @@ from typing import Any
 
 from feedrate.dataset.time_limit import TimedOut
 from feedrate.errors import UserError
-from feedrate.loader.batch import Batch, requests_of
+from feedrate.loader.batch import Batch
 from feedrate.loader.digest import content_hash
 from feedrate.loader.engines.engine import Engine
 from feedrate.loader.order import Plan
-from feedrate.loader.sample_errors import with_cause
-from feedrate.timing.stages import clock_ns
 
 
 class EpochIterator(Iterator[Batch]):
-    """The batches of a plan. If a library chooses another epoch before the first batch is requested, of that epoch.
+    """The batches of a plan, or of the epoch that a library chooses before the first batch is requested.
 
-    Args:
-        loader: a SeededLoader, whose position moves with each batch.
-        batches: of the engine, from the plan's first on; they may continue into the next epoch.
-        number: of this iterator; once the loader has begun another one, this one is over.
+    The engine's batches may continue into the next epoch. Once the loader has another iterator, this one is over.
     """
 
     def __init__(self, loader: Any, engine: Engine, batches: Iterator[Batch], plan: Plan, number: int) -> None:
@@ -49,8 +44,8 @@ class EpochIterator(Iterator[Batch]):
         except StopIteration:
             raise AssertionError(f"no batch at {self._position}, of {self._plan}") from None
         except TimedOut as error:
-            due = next(requests_of(replace(self._plan, start=self._position)))
-            named = TimedOut(error.seconds, f"the batch of {loader.named(due)}", error.at)
+            due = next(iter(replace(self._plan, start=self._position)))
+            named = TimedOut(error.seconds, f"the batch of {loader._fetcher.errors.named(due)}", error.at)
             self._fail(named)
             raise named from None
         except BaseException as error:  # also KeyboardInterrupt
@@ -61,7 +56,7 @@ class EpochIterator(Iterator[Batch]):
         assert request.start == self._position and request.epoch == self._plan.order.epoch, request  # noqa: PT018
         if info.error is not None:
             self._fail(info.error)
-            raise with_cause(info.error)
+            raise info.error from (RuntimeError(f"\n{info.error.cause}") if info.error.cause else None)
         self._position, self._left = request.stop, self._left - 1
         sampler = loader.sampler
         sampler.position = request.stop
@@ -80,7 +75,7 @@ class EpochIterator(Iterator[Batch]):
             self._begun, self._left = True, len(self._plan)
         if not self._left:
             self._position = self._plan.end  # also where this rank has no batch
-            sampler.end(self._position)
+            sampler.position, sampler.over = self._position, True
             self._next = iter(()).__next__  # without persistent_workers this ends the workers
             self._loader._scheduler.end()
             self._engine.idle()
@@ -88,38 +83,12 @@ class EpochIterator(Iterator[Batch]):
 
     def _fail(self, error: BaseException) -> None:
         """Marks the iterator failed; further `next()` calls raise the same error."""
-        self._error = error if isinstance(error, Exception) else _interrupted(error)
-        self._next = iter(()).__next__
+        if not isinstance(error, Exception):
+            error = UserError(
+                f"this iterator of the loader was interrupted by {type(error).__name__}; iter() begins the next epoch, "
+                "or continues this one after loader.load_state_dict(loader.state_dict())"
+            )
+        self._error, self._next = error, iter(()).__next__
 
     def __len__(self) -> int:
         return len(self._plan)
-
-
-class DataIterator(Iterator[Any]):
-    """What `iter(loader)` gives: the data of the batches. Writes the loader's report."""
-
-    def __init__(self, batches: EpochIterator, loader: Any) -> None:
-        self._batches, self._loader, self._begun = batches, loader, False
-
-    def __next__(self) -> Any:
-        requested_ns = clock_ns()
-        batch = next(self._batches)
-        received_ns = clock_ns()
-        report = self._loader.report()
-        if not self._begun:
-            self._begun = True
-            report.begin(batch.info.request.epoch, self._loader)
-        report.add(requested_ns, received_ns, batch.info)
-        if report.due:
-            report.look(self._loader.tasks())
-        return batch.data
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-
-def _interrupted(error: BaseException) -> UserError:
-    return UserError(
-        f"this iterator of the loader was interrupted by {type(error).__name__}; iter() begins the next epoch, or "
-        "continues this one after loader.load_state_dict(loader.state_dict())"
-    )

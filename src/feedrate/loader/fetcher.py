@@ -1,50 +1,35 @@
-"""Loads one batch from the user's dataset, in whatever process or thread calls it.
-
-Each sample's name is set before it is loaded, so that it has its own random numbers; errors become values.
-"""
+"""Loads one batch from the user's dataset, in whatever process or thread calls it; errors become values."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext, suppress
 from copy import copy
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from feedrate.dataset.formats.sample_reader import Empty
 from feedrate.dataset.ids import IDs
 from feedrate.dataset.rng import GlobalSeeds, name_samples, sample_key, sample_seeds, seed_globals
 from feedrate.errors import SampleError
-from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
+from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.batch_protocol import getitems_of, load_batch_of, parts_of, stacked
-from feedrate.loader.buffers import BufferPool, BufferWriter, SharedBuffers
-from feedrate.loader.digest import leaves, nbytes
+from feedrate.loader.buffers import BufferPool, BufferSlots, BufferWriter
+from feedrate.loader.digest import nbytes
+from feedrate.loader.order import BatchRequest
 from feedrate.loader.sample_errors import SampleErrors
 from feedrate.timing.stages import MAIN_THREAD, Computed, Slowest, Watch, clock_ns, samples_took, stage
 
 
 class BatchFetcher(Dataset[Any]):
-    """Loads the batch of a request from a dataset.
+    """Loads the batch of a request from a map-style dataset.
 
     It calls what the dataset has: `load_batch` or `load_X` (see batch_protocol.py), `__getitems__`, or `__getitem__`.
-    In a worker, torch's DataLoader calls `__getitems__` of this class with a whole request.
-
-    Args:
-        dataset: map-style.
-        seed: of the loader.
-        list_IDs: IDs by index, or None: then the index is the ID.
-        collate: turns a list of samples into a batch; with `batched=False`, one sample into what is delivered.
-        batched: whether a request is a batch, or one sample.
-
-    Attributes:
-        came_one_by_one: whether samples were loaded, and not a whole batch at once.
+    With `batched=False` a request is one sample, and `collate` gets it.
     """
 
     def __init__(
@@ -58,142 +43,97 @@ class BatchFetcher(Dataset[Any]):
         self.dataset, self.seed, self.list_IDs, self.occurrence = dataset, seed, list_IDs, _occurrence(list_IDs)
         self.collate, self.batched = collate, batched
         self._load_batch = load_batch_of(dataset) if batched and collate is default_collate else None
+        self.whole = self._load_batch is not None  # whether the dataset can load whole batches
         self._getitems = getitems_of(dataset) if batched else None
         self._parts = parts_of(dataset)
-        self._errors = SampleErrors(dataset, list_IDs, collate, whole=self._load_batch is not None)
-        self.buffers: SharedBuffers | None = None
+        self.errors = SampleErrors(dataset, list_IDs, collate)
+        self.buffers: BufferSlots | None = None  # through which batches leave a worker process
         self._writer: BufferWriter | None = None  # in a worker
         self._pool = BufferPool()
         self._seeds = GlobalSeeds()
         self._slowest, self._computed = Slowest(), Computed()
         self._in_threads = False
-        self.came_one_by_one = False
-
-    @property
-    def name(self) -> str:
-        """Of the user's class."""
-        return self._errors.name
-
-    def named(self, request: BatchRequest) -> str:
-        """The first IDs of a batch."""
-        return self._errors.named(request)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the dataset can load whole batches."""
-        return self._load_batch is not None
-
-    def warm(self, batch: Any, count: int) -> None:
-        """Touches memory for `count` batches like this one, so that page faults are not part of a measurement."""
-        tensors = [value for _, value in leaves(batch) if isinstance(value, Tensor)]
-        for used in [self._pool.empty(tuple(t.shape), t.dtype) for t in tensors for _ in range(count)]:
-            used.zero_()
-
-    def over(self, buffers: SharedBuffers) -> BatchFetcher:
-        """A copy whose batches leave a worker through shared buffers."""
-        other = copy(self)
-        other.buffers = buffers
-        return other
+        self.came_one_by_one = False  # whether samples were loaded, and not a whole batch at once
 
     def in_threads(self) -> BatchFetcher:
-        """A copy for several threads at once, which never seeds the global random generators: all threads share them,
-        the training's included. `sample_rng` works as ever.
-        """
+        """A copy for threads, which never seeds the global random generators: they share them with the training."""
         other = copy(self)
         other._in_threads = True
         return other
 
     def load(
-        self, request: BatchRequest, worker: int | None = None, abandoned: Callable[[], bool] = lambda: False
+        self,
+        request: BatchRequest,
+        worker: int | None = None,
+        abandoned: Callable[[], bool] = lambda: False,
+        writer: BufferWriter | None = None,
     ) -> Batch:
-        """The batch in this process's memory; errors of samples are in its info.
+        """The batch, in this process's memory or in the writer's; errors of samples are in its info.
 
-        Args:
-            worker: number of the thread, None for the main one.
-            abandoned: called between samples; true when the batch is no longer needed.
+        `abandoned` is called between samples, and true when the batch is no longer needed.
         """
         watch = Watch.start(self._computed)
-        data, error = None, None
+        data, size, error = None, 0, None
+        slow: Sequence[tuple[int, int]] = ()
         try:
-            seeds = nullcontext() if self._in_threads else sample_seeds()
-            data = self._load(request, self._pool.empty, seeds, abandoned)
+            restores = writer is None and not self._in_threads
+            data = self._load(request, self._pool.empty if writer is None else writer.empty, restores, abandoned)
+            size = nbytes(data)
+            if writer is not None:
+                with stage("handover"):
+                    places = writer.finish(data)
+                    try:
+                        data = writer.send(places)
+                    except Exception as refused:
+                        raise _Failed(self.errors.sending(request, refused)) from None
         except _Failed as failed:
-            error = failed.error
+            data, error = None, failed.error
             error.worker = worker
+            if writer is not None:
+                writer.drop()
         except BaseException:
             watch.end()
             raise
         timing = watch.stop(MAIN_THREAD if worker is None else worker)
-        return Batch(data, BatchInfo(request, timing, nbytes(data), error, self._slow(watch, request)))
+        if len(watch.samples_ns) == len(request.indices):
+            slow = self._slowest.add(request.indices.tolist(), watch.samples_ns)
+        return Batch(data, BatchInfo(request, timing, size, error, slow))
 
     def __getitems__(self, request: BatchRequest) -> Batch:
-        """The batch as a worker process sends it."""
-        worker_info = get_worker_info()
-        assert worker_info is not None
+        """The batch as a worker process sends it; torch's DataLoader calls this with a whole request."""
+        info = get_worker_info()
+        assert info is not None
         assert self.buffers is not None
-        worker = worker_info.id
-        watch = Watch.start(self._computed)
-        data, size, error = None, 0, None
-        writer = self._writer = self._writer or BufferWriter(self.buffers, worker)
+        writer = self._writer = self._writer or BufferWriter(self.buffers, info.id)
         writer.begin()
-        try:
-            data = self._load(request, writer.empty)
-            with stage("handover"):
-                size = nbytes(data)
-                data = writer.finish(data)
-                writer.leave(self._check_picklable(data, request))
-        except _Failed as failed:
-            data, error = None, failed.error
-            error.worker = worker
-            writer.drop()
-        return Batch(data, BatchInfo(request, watch.stop(worker), size, error, self._slow(watch, request)))
+        return self.load(request, info.id, writer=writer)
 
-    def _slow(self, watch: Watch, request: BatchRequest) -> Sequence[tuple[int, int]]:
-        times = watch.samples_ns
-        return self._slowest.add(request.indices.tolist(), times) if len(times) == len(request.indices) else ()
-
-    def _load(
-        self,
-        request: BatchRequest,
-        empty: Empty,
-        seeds: AbstractContextManager[None] | None = None,
-        abandoned: Callable[[], bool] = lambda: False,
-    ) -> Any:
+    def _load(self, request: BatchRequest, empty: Empty, restores: bool, abandoned: Callable[[], bool]) -> Any:
         if self._load_batch is not None:
             try:
                 batch = self._load_batch(request.indices, empty)
             except (Exception, SystemExit) as error:
-                raise _Failed(self._errors.batch(request, error)) from None
+                raise _Failed(self.errors.batch(request, error, "load_batch")) from None
             if batch is not None:
                 return batch
         # the main process's random numbers are for training: loading must not change them
-        with seeds or nullcontext():
-            return self._load_samples(request, empty, abandoned)
+        with sample_seeds() if restores else nullcontext():
+            self.came_one_by_one = True
+            if self._getitems is None:
+                samples = self._one_by_one(request, abandoned)
+            else:
+                samples = self._together(request, self._getitems)
+            try:
+                with stage("collate"):
+                    return self._collated(samples, empty)
+            except (Exception, SystemExit) as error:
+                raise _Failed(self.errors.collating(request, samples, error)) from None
 
-    def _load_samples(self, request: BatchRequest, empty: Empty, abandoned: Callable[[], bool]) -> Any:
-        self.came_one_by_one = True
-        if self._getitems is None:
-            samples = self._one_by_one(request, abandoned)
-        else:
-            samples = self._together(request, self._getitems)
-        try:
-            with stage("collate"):
-                return self._collated(samples, request, empty)
-        except SampleError as error:
-            error.__cause__ = error.__context__ = None
-            raise _Failed(error) from None
-        except (Exception, SystemExit) as error:
-            raise _Failed(self._errors.collating(request, error)) from None
-
-    def _collated(self, samples: list[Any], request: BatchRequest, empty: Empty) -> Any:
+    def _collated(self, samples: list[Any], empty: Empty) -> Any:
         if not self.batched:
             return self.collate(samples[0])
         if self.collate is not default_collate:
             return self.collate(samples)
-        if any(sample is None for sample in samples):
-            raise self._errors.nothing(request, samples)
-        if (mismatch := self._errors.mismatch(request, samples)) is not None:
-            raise mismatch
         with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
             return stacked(samples, empty)
 
@@ -207,13 +147,13 @@ class BatchFetcher(Dataset[Any]):
             seeds.begin()
         for index, ID, X in zip(request.indices.tolist(), self._IDs(request), stored, strict=True):
             if abandoned():
-                raise _Failed(SampleError(f"batch of {self._errors.named(request)}: the loader was closed"))
+                raise _Failed(SampleError(f"batch of {self.errors.named(request)}: the loader was closed"))
             key = self._key(request.epoch, index, ID)
             try:
                 samples.append(self._one(index, X, key, seeds))
             # StopIteration would end the epoch early without a word, SystemExit the worker
             except (Exception, SystemExit) as error:
-                raise _Failed(self._errors.sample(ID, error)) from None
+                raise _Failed(self.errors.sample(ID, error)) from None
             now = clock_ns()
             times.append(now - mark + each)
             mark = now
@@ -224,13 +164,10 @@ class BatchFetcher(Dataset[Any]):
 
     def _stored(self, request: BatchRequest) -> Sequence[Tensor | None]:
         """The stored part of each sample, read together; None for each where the dataset reads samples itself."""
-        count = len(request.indices)
-        if self._parts is None or count == 1:
-            return [None] * count
-        try:
-            found = self._parts[0](request.indices, self._pool.empty)
-        except (Exception, SystemExit):  # the sample that is at fault fails again by itself
-            found = None
+        count, found = len(request.indices), None
+        if self._parts is not None and count > 1:
+            with suppress(Exception, SystemExit):  # the sample that is at fault fails again by itself
+                found = self._parts[0](request.indices, self._pool.empty)
         if found is None:
             return [None] * count
         return found.unbind(0) if isinstance(found, Tensor) else found
@@ -252,71 +189,34 @@ class BatchFetcher(Dataset[Any]):
         return self.dataset[index]  # read again, as X may have been changed
 
     def _together(self, request: BatchRequest, getitems: Callable[[list[int]], Any]) -> list[Any]:
-        indices: list[int] = request.indices.tolist()
+        IDs, indices = self._IDs(request), request.indices.tolist()
         try:
-            self._name([self._key(request.epoch, index, self._errors.ID(index)) for index in indices])
-            samples = list(getitems(indices))
+            samples = self._named(request.epoch, IDs, indices, getitems)
+            if len(samples) != len(indices):
+                raise ValueError(f"{len(samples)} samples for {len(indices)} indices; return one for each, in order")
+            return samples
         except (Exception, SystemExit) as error:
-            raise _Failed(self._culprit(request, getitems) or self._errors.batch(request, error)) from None
-        if len(samples) != len(indices):
-            raise _Failed(self._errors.count(request, len(samples)))
-        return samples
+            for ID, index in zip(IDs, indices, strict=True):  # the first sample that also fails alone
+                try:
+                    self._named(request.epoch, [ID], [index], getitems)
+                except (Exception, SystemExit) as alone:
+                    raise _Failed(self.errors.sample(ID, alone, "__getitems__")) from None
+            raise _Failed(self.errors.batch(request, error, "__getitems__")) from None
 
-    def _culprit(self, request: BatchRequest, getitems: Callable[[list[int]], Any]) -> SampleError | None:
-        """The error of the first sample that also fails alone."""
-        for index in request.indices.tolist():
-            try:
-                self._name([self._key(request.epoch, index, self._errors.ID(index))])
-                getitems([index])
-            except (Exception, SystemExit) as error:
-                return self._errors.sample(self._errors.ID(index), error, "__getitems__")
-        return None
-
-    def _name(self, keys: list[bytes]) -> None:
+    def _named(self, epoch: int, IDs: list[str], indices: list[int], getitems: Callable[[list[int]], Any]) -> list[Any]:
+        keys = [self._key(epoch, index, ID) for index, ID in zip(indices, IDs, strict=True)]
         name_samples(keys)
         if not self._in_threads:
             seed_globals(keys[0])
+        return list(getitems(indices))
 
     def _IDs(self, request: BatchRequest) -> list[str]:
         if isinstance(self.list_IDs, IDs):
             return self.list_IDs.at(request.indices)
-        return [self._errors.ID(index) for index in request.indices.tolist()]
+        return [self.errors.ID(index) for index in request.indices.tolist()]
 
     def _key(self, epoch: int, index: int, ID: str) -> bytes:
         return sample_key(self.seed, epoch, ID, 0 if self.occurrence is None else int(self.occurrence[index]))
-
-    def _check_picklable(self, batch: Any, request: BatchRequest) -> list[Tensor | torch.UntypedStorage]:
-        """The tensors that are sent as they are; of sparse and nested ones and of subclasses, their storages.
-
-        Fails where a batch cannot be pickled: torch would print a traceback and wait for it without end.
-        """
-        try:
-            probe = _Probe(io.BytesIO())
-            probe.dump(batch)
-        except Exception as error:
-            raise _Failed(self._errors.sending(request, error)) from None
-        return probe.tensors
-
-
-class _Probe(ForkingPickler):
-    """Pickles all but the data of tensors and arrays, to see whether a batch can be sent."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.tensors: list[Tensor | torch.UntypedStorage] = []
-
-    def persistent_id(self, obj: Any) -> int | None:
-        if isinstance(obj, Tensor):
-            if obj.requires_grad and not obj.is_leaf:
-                raise ValueError("a tensor carries its gradient's history: detach() it")
-            if type(obj) not in (Tensor, Parameter) or obj.layout != torch.strided or obj.is_nested:
-                return None  # its parts come here, too
-            self.tensors.append(obj)
-            return 0
-        if isinstance(obj, (torch.UntypedStorage, torch.TypedStorage)):
-            self.tensors.append(obj if isinstance(obj, torch.UntypedStorage) else obj._untyped_storage)
-            return 0
-        return 0 if isinstance(obj, np.ndarray) and not obj.dtype.hasobject else None
 
 
 class _Failed(Exception):
@@ -330,9 +230,8 @@ def _occurrence(names: Sequence[str] | None) -> np.ndarray | None:
     if not isinstance(names, (list, tuple, IDs)):  # computed, as of a generated dataset of any size
         return None
     # hashes take far less memory than a set of names; equal ones are compared exactly below
-    hashes = names.hashes() if isinstance(names, IDs) else np.fromiter(map(hash, names), np.int64, count=len(names))
-    hashes.sort()
-    if not (hashes[1:] == hashes[:-1]).any():
+    hashes = np.fromiter(map(hash, names), np.int64, count=len(names))
+    if len(np.unique(hashes)) == len(names):
         return None
     counts: dict[str, int] = {}
     result = np.empty(len(names), dtype=np.int64)

@@ -1,30 +1,29 @@
-"""`Loader`: a torch DataLoader whose batches are a function of (seed, epoch, position).
+"""A DataLoader whose batches are a function of (seed, epoch, position).
 
-Without a seed it is exactly torch's DataLoader. Both classes are in one file, above 350 lines: the one creates the
-other, and libraries that rebuild a loader look at the attributes of both.
+Above 350 lines, as the class without a seed and the one with a seed create each other.
 """
 
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from feedrate.dataset.subset import ID_at, list_IDs
+from feedrate.dataset.subset import list_IDs
 from feedrate.errors import UserError
-from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
+from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
-from feedrate.loader.engines.auto import checked, choose, may_be_threads
-from feedrate.loader.engines.scheduler import Scheduler
-from feedrate.loader.epoch_iterator import DataIterator, EpochIterator
+from feedrate.loader.engines.auto import checked, choose, unfit_for_threads
+from feedrate.loader.engines.engine import Scheduler
+from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Order, Plan
-from feedrate.loader.report import Report
+from feedrate.loader.report import DataIterator, Report
 from feedrate.loader.sampler import (
     InOrderSampler,
     OrderSampler,
@@ -46,15 +45,9 @@ class Loader(DataLoader[T_co]):
     Args:
         seed: None for exactly torch's DataLoader, results and errors alike. A number for batches that are a function
             of (seed, epoch, position), whatever the workers; see SeededLoader.
-        engine: with a seed, what the workers are: 'thread', 'process', or 'auto' for the better of the two by a short
-            measurement. Without workers it is 'inline'. The batches are the same.
-        content_digest: with a seed, also hash the content of each batch.
-        rank, world_size: with a seed, take the rank-th contiguous part of each global batch of
-            `batch_size * world_size` samples.
-
-    Raises:
-        UserError: an argument that contradicts the seed or the engine.
-        SampleError: while iterating, naming the sample.
+        engine: what the workers are: 'thread', 'process', or 'auto' for the better of the two by a short measurement.
+        content_digest: also hash the content of each batch.
+        rank, world_size: take the rank-th contiguous part of each global batch of `batch_size * world_size` samples.
     """
 
     seed: int | None = None
@@ -80,36 +73,15 @@ class Loader(DataLoader[T_co]):
             raise UserError("Loader: engine, content_digest, rank and world_size need a seed; pass seed=0")
         super().__init__(dataset, *args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        text = f"{type(self).__name__!r} object has no attribute {name!r}"
-        if self.seed is None and not name.startswith("_") and hasattr(SeededLoader, name):
-            text = f"Loader.{name} needs a seed: without one this is torch's DataLoader; pass seed=0"
-        raise AttributeError(text, name=name, obj=self)
-
-    def start(self, check: Callable[[], None] | None = None) -> None:
-        """With a seed, starts the workers and the first batches now; the next `iter()` takes them over.
-
-        Call it before CUDA, tracking and other threads exist: forking is safe only then.
-
-        Args:
-            check: called when the engine is known and before workers start; it may raise.
-        """
+    def start(self) -> None:
+        """With a seed, starts the workers now; call it before CUDA and other threads exist, as forking is safe then."""
 
     def close(self, at_once: bool = False) -> None:
-        """Ends the workers; `at_once`: in the middle of a sample. The next `iter()` starts new ones.
-
-        Otherwise they end with the last reference to the loader. If that is found by Python's cyclic collector, each
-        worker may take five seconds, since the collector closes torch's queues first.
-        """
+        """Ends the workers, `at_once` in the middle of a sample. The next `iter()` starts new ones."""
         self._iterator = None
 
     def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
-        """With a seed, the next `iter()` is epoch `epoch`; a position loaded for that epoch stays.
-
-        Args:
-            then: the epoch after it, of which persistent workers prefetch the first batches; None for none. Another one
-                may follow all the same.
-        """
+        """With a seed, the next `iter()` is that epoch; persistent workers prefetch of epoch `then`, None for none."""
 
 
 # for inspect.signature(Loader)
@@ -120,13 +92,7 @@ class SeededLoader(Loader[T_co]):
     """What `Loader(..., seed=0)` creates.
 
     `iter()` begins the next epoch each time, and ends the iterator before it; `set_epoch` chooses another epoch. An
-    epoch whose first batch was not requested comes again. `state_dict()` is the exact position, and `load_state_dict()`
-    continues with the batch after it, with any number of workers and batch size. Whole batches are loaded where the
-    dataset has `load_batch` (as TensorFiles has) or PyTorch's `__getitems__`, otherwise samples one by one.
-
-    Attributes:
-        engine: 'auto' until the first batches are loaded.
-        sampler, batch_sampler: give the order that is delivered, see OrderSampler.
+    epoch whose first batch was not requested comes again. `sampler` and `batch_sampler` give the order.
     """
 
     seed: int
@@ -161,7 +127,7 @@ class SeededLoader(Loader[T_co]):
         vars(self)["sampler"] = sampler  # with a batch_sampler torch sets one of its own
         self._library_sampler: Any = arguments.get("batch_sampler")
         self.rank, self.world_size = rank, world_size
-        self._wanted_engine, self.engine = engine, self._checked(engine)
+        self._wanted_engine, self.engine = engine, checked(engine, self)
         self._fetcher = self._new_fetcher()
         if inherited is None:
             sampler.part = self._batch * world_size, self._drop_last, rank, world_size
@@ -176,10 +142,6 @@ class SeededLoader(Loader[T_co]):
         self._report = Report(self)
         self._started: EpochIterator | None = None
 
-    # -----------------------------------------------------------------------------------------------------
-    # iterating
-    # -----------------------------------------------------------------------------------------------------
-
     def __iter__(self) -> Any:
         return DataIterator(self.batches(), self)
 
@@ -190,19 +152,15 @@ class SeededLoader(Loader[T_co]):
         return started if started is not None and self._settings == self._current() else self._begin()
 
     def __len__(self) -> int:
-        order = self.sampler.order
-        if order.size != self._size():  # the dataset has grown since
-            order = self.sampler.order_of(order.epoch)
-        return len(self._plan(order, 0))
+        return len(self._plan(self.sampler.order_of(0), 0))
 
-    def start(self, check: Callable[[], None] | None = None) -> None:
+    def start(self) -> None:
         self._follow_sampler()
         if self._started is None:
-            self._started = self._begin(check)
+            self._started = self._begin()
 
     def close(self, at_once: bool = False) -> None:
-        self._started = None
-        self.sampler.iterators += 1
+        self._end_iterator()
         if self._engine is not None:
             self._engine.close(now=at_once)
 
@@ -214,8 +172,6 @@ class SeededLoader(Loader[T_co]):
 
     def set_epoch(self, epoch: int, then: int | None = FOLLOWING) -> None:
         epoch = whole_number("set_epoch: epoch", epoch, least=0)
-        if then not in (None, FOLLOWING):
-            then = whole_number("set_epoch: then", then, least=0)
         self._go_to(epoch)
         self.sampler.named, self.sampler.wanted = True, None
         self._set_step(None if then is None else 1 if then == FOLLOWING else then - epoch)
@@ -239,7 +195,7 @@ class SeededLoader(Loader[T_co]):
     def _begin_epoch(self, epoch: int) -> None:
         """To the start of an epoch."""
         sampler = self.sampler
-        order = self._scheduler.known(sampler.order_of(epoch))
+        order = sampler.order_of(epoch)
         sampler.digest.begin(order, sampler.position)
         sampler.move(order, 0)
         self._set_step(1)
@@ -252,7 +208,7 @@ class SeededLoader(Loader[T_co]):
         self._started = None
         self.sampler.iterators += 1
 
-    def _begin(self, check: Callable[[], None] | None = None) -> EpochIterator:
+    def _begin(self) -> EpochIterator:
         self._apply_changes()
         sampler = self.sampler
         if sampler.begun:
@@ -274,63 +230,42 @@ class SeededLoader(Loader[T_co]):
             choice = choose(self._fetcher, plan, self)
             self.engine, loaded = choice.engine, choice.batches
             self._settings = self._current()
-            if check is not None:
-                check()
             self._engine = ENGINES[self.engine](self._fetcher, self._scheduler)
         rest = replace(plan, start=loaded[-1].info.request.stop) if loaded else plan
         batches = self._engine.run(rest, self)
-        if loaded:
-            batches = _joined(loaded, batches)
+        batches = chain(loaded, batches)
         if sampled is not None:
             batches = as_sampled(batches, sampled, name)
         return EpochIterator(self, self._engine, batches, plan, sampler.iterators)
 
-    # -----------------------------------------------------------------------------------------------------
-    # settings
-    # -----------------------------------------------------------------------------------------------------
-
     def _apply_changes(self) -> None:
-        """Applies attributes that were set after construction, and a dataset that has grown.
-
-        Raises:
-            UserError: they contradict the seed or the engine.
-        """
+        """Applies attributes that were set after construction, and a dataset that has grown."""
         late = {"generator": self.generator, "in_order": self.in_order}
         check_arguments(self.dataset, late, self.rank, self.world_size)
         for name, now in (("seed", self.seed), ("shuffle", vars(self).get("shuffle", self.sampler.shuffle))):
             if now != getattr(self.sampler, name):
                 raise UserError(f"Loader: {name}={now} was set after construction; make another Loader for that order")
         self.sampler.part = self._batch * self.world_size, self._drop_last, self.rank, self.world_size
-        before, current = self._settings, self._current()
-        if current == before:
+        current = self._current()
+        if current == self._settings:
             return
-        if current.engine != before.engine:
+        engine, *_, workers = self._settings
+        if current[0] != engine:
             self._wanted_engine = self.engine
-        if replace(current, samples=before.samples) != before:
-            self.engine = self._checked(self._wanted_engine)
-        if (current.collate_fn, current.samples) != (before.collate_fn, before.samples):
-            self._fetcher = self._new_fetcher()
-            self.sampler.digest.list_IDs = self.list_IDs
+        if current[3] != workers or current[0] != engine:
+            self.engine = checked(self._wanted_engine, self)
+        self._fetcher = self._new_fetcher()
+        self.sampler.digest.list_IDs = self.list_IDs
         if self._engine is not None:
             self._engine.close()
             self._engine = None
         self._settings = self._current()
 
-    def _current(self) -> _Settings:
-        return _Settings(
-            self.engine,
-            self._size(),
-            self.collate_fn,
-            (self.num_workers, self.prefetch_factor, self.pin_memory, self.timeout),
-            (self.worker_init_fn, self.multiprocessing_context),
-        )
-
-    def _checked(self, engine: str) -> str:
-        if not self.timeout <= threading.TIMEOUT_MAX:
-            raise UserError(
-                f"loader.timeout={self.timeout:g}: must be at most {threading.TIMEOUT_MAX:g} seconds; 0 waits for ever"
-            )
-        return checked(engine, self)
+    def _current(self) -> tuple[Any, ...]:
+        """The attributes that workers depend on and that may be changed after construction."""
+        workers = self.num_workers, self.prefetch_factor, self.pin_memory, self.timeout
+        processes = self.worker_init_fn, self.multiprocessing_context
+        return self.engine, self._size(), self.collate_fn, (*workers, *processes)
 
     def _new_fetcher(self) -> BatchFetcher:
         names = list_IDs(self.dataset)
@@ -353,10 +288,6 @@ class SeededLoader(Loader[T_co]):
         vars(self).update(state)
         self._fetcher = self._new_fetcher()
 
-    # -----------------------------------------------------------------------------------------------------
-    # about the loader and its batches
-    # -----------------------------------------------------------------------------------------------------
-
     @property
     def traits(self) -> EngineTraits:
         """Of the engine."""
@@ -370,20 +301,15 @@ class SeededLoader(Loader[T_co]):
     @property
     def threadable(self) -> bool:
         """Whether threads could load what is now loaded inline, as far as that is known after the first batch."""
-        return not self.traits.prefetches and may_be_threads(self._fetcher, self)
+        return not self.traits.prefetches and not unfit_for_threads(self._fetcher, self, self._fetcher.came_one_by_one)
 
     def tasks(self) -> list[tuple[int, int]]:
         """Process and thread ID of each living worker."""
         return self._engine.tasks() if self._engine is not None else []
 
-    def named(self, request: BatchRequest) -> str:
-        """The first IDs of a batch, for an error."""
-        return self._fetcher.named(request)
-
     def IDs(self, info: BatchInfo) -> list[str]:
         """IDs of a batch's samples."""
-        names = self._fetcher.list_IDs
-        return [ID_at(names, index) for index in info.request.indices.tolist()]
+        return [self._fetcher.errors.ID(index) for index in info.request.indices.tolist()]
 
     def order_digest(self, after: BatchInfo | None = None) -> str:
         """Digest of the IDs of all delivered samples, or of those up to a batch of the current epoch."""
@@ -397,10 +323,6 @@ class SeededLoader(Loader[T_co]):
     def report(self) -> Report:
         """Rates and waiting of the current epoch of `for data in loader`."""
         return self._report
-
-    # -----------------------------------------------------------------------------------------------------
-    # position
-    # -----------------------------------------------------------------------------------------------------
 
     def state_dict(self, after: BatchInfo | None = None) -> dict[str, Any]:
         """The position after the last delivered batch, or after another one of this epoch; JSON-able."""
@@ -417,27 +339,20 @@ class SeededLoader(Loader[T_co]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next `iter()` continues with the batch after that position.
+        """The next `iter()` continues with the batch after that position, with any workers and batch size.
 
-        After an epoch's last batch nothing is left of it: `set_epoch` with its number gives no batch. Without
-        `set_epoch` the next epoch follows; if the state was taken before the loop over the epoch had ended, an iterator
-        without batches comes first.
-
-        Raises:
-            UserError: not a state, or one of another number of samples, seed or shuffle.
+        A state taken after an epoch's last batch, but within the loop, gives an iterator without batches first.
         """
-        missing = {"epoch", "position", "digest"}.difference(state if isinstance(state, Mapping) else ())
-        if missing:
-            what = f"a {type(state).__name__} without {', '.join(sorted(missing))}"
-            raise UserError(f"Loader: load_state_dict takes what state_dict() returned; this is {what}")
+        if not isinstance(state, Mapping) or not {"epoch", "position", "digest"} <= state.keys():
+            raise UserError(f"Loader: load_state_dict takes what state_dict() returned; this is {state!r:.80}")
         for key, value in self._identity().items():
             if state.get(key) != value:
                 raise UserError(
                     f"the loader's state was saved with {key}={state.get(key)}, this loader has {key}={value}; "
                     "the order would be another one, so use the same, or start a new run"
                 )
-        sampler, position = self.sampler, whole_number("load_state_dict: position", state["position"], least=0)
-        order = sampler.order_of(whole_number("load_state_dict: epoch", state["epoch"], least=0))
+        sampler, position = self.sampler, state["position"]
+        order = sampler.order_of(state["epoch"])
         self._end_iterator()
         left = position < self._plan(order, position).end
         over = not left and (bool(state.get("over", True)) or position != self.end)
@@ -460,22 +375,3 @@ class SeededLoader(Loader[T_co]):
 
     def _identity(self) -> dict[str, Any]:
         return {"samples": self._size(), "seed": self.seed, "shuffle": self.sampler.shuffle}
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Attributes that workers depend on and that may be changed after construction."""
-
-    engine: str
-    samples: int
-    collate_fn: Any
-    workers: tuple[Any, ...]
-    processes: tuple[Any, ...]
-
-
-def _joined(loaded: list[Batch], rest: Iterator[Batch]) -> Iterator[Batch]:
-    """First the loaded batches, then the rest."""
-    loaded.reverse()
-    while loaded:
-        yield loaded.pop()
-    yield from rest

@@ -1,4 +1,4 @@
-"""The order of an epoch's samples as a function of (seed, epoch, position), without an array of N."""
+"""The order of an epoch's samples as a function of (seed, epoch, position), and the batches it is cut into."""
 
 from __future__ import annotations
 
@@ -23,12 +23,7 @@ class Order:
     The permutation is a generalised Feistel cipher on Z_a x Z_b with a * b just above N, and cycle walking for the few
     values beyond N; b is even, since a and b odd would give even permutations only. Source: J. Black, P. Rogaway,
     "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 3 and 5; the round function is the finaliser of
-    SplitMix64 (Steele et al., OOPSLA 2014), keyed by SHA-256. It mixes well, but is not secure.
-
-    Args:
-        size: N, number of samples, below 2**63.
-        seed, epoch: the key.
-        shuffle: False for the identity.
+    SplitMix64 (Steele et al., OOPSLA 2014), keyed by SHA-256.
     """
 
     def __init__(self, size: int, seed: int, epoch: int, shuffle: bool) -> None:
@@ -46,8 +41,7 @@ class Order:
         key = self.size, self.seed, self.epoch, self.shuffle
         return isinstance(other, Order) and key == (other.size, other.seed, other.epoch, other.shuffle)
 
-    def __hash__(self) -> int:
-        return hash((self.size, self.seed, self.epoch, self.shuffle))
+    __hash__ = None  # type: ignore[assignment]
 
     def indices(self, start: int, stop: int) -> np.ndarray:
         """Sample indices at the positions [start, stop): (stop - start,) int64."""
@@ -67,14 +61,10 @@ class Order:
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, dtype=np.int64)])
 
     def _permute(self, start: int, stop: int) -> np.ndarray:
-        whole = (
-            start == 0 and stop == self.size
-        )  # then values beyond N are enciphered too, and cycle walking looks them up
-        values = self._encipher(np.arange(start, self._a * self._b if whole else stop, dtype=np.uint64))
-        table, values = values, values[: stop - start]
+        values = self._encipher(np.arange(start, stop, dtype=np.uint64))
         outside = np.flatnonzero(values >= self.size)
         while len(outside):  # cycle walking: encipher until the value is below N
-            values[outside] = table[values[outside]] if whole else self._encipher(values[outside])
+            values[outside] = self._encipher(values[outside])
             outside = outside[values[outside] >= self.size]
         return values.astype(np.int64)
 
@@ -113,22 +103,26 @@ def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, i
 
 
 @dataclass(frozen=True)
+class BatchRequest:
+    """One batch to load."""
+
+    epoch: int
+    start: int  # position of the global batch in the epoch's order
+    stop: int
+    indices: np.ndarray  # (n,) int64, this rank's samples; empty where they are not known (TorchLoader)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The rest of an epoch cut into global batches, and one rank's part of each.
+    """The rest of an epoch cut into global batches, and one rank's part of each. Iterating gives the requests.
 
-    Yields `(start, stop, indices)`: the positions of the global batch, and the rank's samples, (n,) int64. No rank gets
-    an empty batch: if the last one has fewer samples than ranks, some of them skip it, and their batch before it counts
-    up to the epoch's end, so that all ranks end at the same position.
-
-    Attributes:
-        start: position of the first batch.
-        batch: samples of a global batch.
-        drop_last: leaves a smaller last batch out.
+    No rank gets an empty batch: if the last one has fewer samples than ranks, some of them skip it, and their batch
+    before it counts up to the epoch's end, so that all ranks end at the same position.
     """
 
     order: Order
-    start: int
-    batch: int
+    start: int  # position of the first batch
+    batch: int  # samples of a global batch
     drop_last: bool
     rank: int
     world_size: int
@@ -144,9 +138,10 @@ class Plan:
         first, last = rank_part(0, rest, self.rank, self.world_size)
         return full + (last > first)
 
-    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         count, end = len(self), self.end
         for number in range(count):
             start = self.start + number * self.batch
             first, last = rank_part(start, min(start + self.batch, end), self.rank, self.world_size)
-            yield start, end if number == count - 1 else start + self.batch, self.order.indices(first, last)
+            stop = end if number == count - 1 else start + self.batch
+            yield BatchRequest(self.order.epoch, start, stop, self.order.indices(first, last))

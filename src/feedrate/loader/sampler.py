@@ -1,15 +1,11 @@
-"""The sampler of a seeded loader: its order and position; also as libraries hand it to loaders that they rebuild.
-
-Lightning, accelerate and others build a DataLoader of their own from `loader.sampler` or `loader.batch_sampler`. Such a
-loader gets this loader's order, and goes on from its position.
-"""
+"""The sampler of a seeded loader: its order and position, also for a DataLoader that a library builds from it."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 from torch.utils.data import BatchSampler, Dataset, IterableDataset, Sampler, SequentialSampler
@@ -25,21 +21,6 @@ class OrderSampler(Sampler[int]):
     """The indices that the loader's next `iter()` delivers; iterated again, those of the epoch after it, and so on.
 
     Loaders built from the same sampler share their position: one continues where the other stopped.
-
-    Args:
-        dataset: only its length is used, read again for each epoch.
-
-    Attributes:
-        part: samples of a global batch, drop_last, rank and world size: which part of the order is this rank's.
-        order: of the current epoch.
-        position: in it, after the last delivered batch.
-        begun: whether a batch of the epoch was requested.
-        over: whether its end was reached.
-        loaded: the loaded state, until a batch is requested.
-        named: whether the user chose the epoch with `Loader.set_epoch` or `load_state_dict`.
-        wanted: the epoch that a library chose with `set_epoch` here, until the loader moves to it.
-        iterators: number of epoch iterators so far; only the last one may continue.
-        digest, content: of what was delivered; see Loader.
     """
 
     shuffle = True
@@ -47,12 +28,14 @@ class OrderSampler(Sampler[int]):
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
-        self.part = 1, False, 0, 1
+        self.part = 1, False, 0, 1  # samples of a global batch, drop_last, rank and world size
         self.order = self.order_of(0)
-        self.position, self.begun, self.over, self.iterators = 0, False, False, 0
-        self.loaded: dict[str, Any] | None = None
-        self.named = False
-        self.wanted: int | None = None
+        self.position = 0  # in the order, after the last delivered batch
+        self.begun = self.over = False  # whether a batch of the epoch was requested, and whether its end was reached
+        self.loaded: dict[str, Any] | None = None  # a loaded state, until a batch is requested
+        self.named = False  # whether the user chose the epoch, with Loader.set_epoch or load_state_dict
+        self.wanted: int | None = None  # the epoch that a library chose, until the loader moves to it
+        self.iterators = 0  # the number of epoch iterators so far; only the last one may continue
         self.content: bytes | None = None
         self._following: int | None = None  # the epoch iterated next here, if the loader has not moved since
 
@@ -82,10 +65,6 @@ class OrderSampler(Sampler[int]):
         """The first batch of an epoch is requested."""
         self.begun, self.loaded, self.wanted, self._following = True, None, None, None
 
-    def end(self, position: int) -> None:
-        """The end of the epoch is reached."""
-        self.position, self.over = position, True
-
     def _due(self) -> tuple[int, int]:
         """Epoch and position of what comes next."""
         if self.wanted is not None:
@@ -97,11 +76,9 @@ class OrderSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         epoch, start = self._due()
         self.wanted, self._following = None, epoch + 1
-        order = self.order_of(epoch)
-        batch, drop_last, rank, world_size = self.part
-        if world_size == 1:
-            return _indices(order, start)
-        return (i for _, _, part in Plan(order, start, batch, drop_last, rank, world_size) for i in part.tolist())
+        part = self.part if self.part[-1] > 1 else (BLOCK, False, 0, 1)
+        plan = Plan(self.order_of(epoch), start, *part)
+        return (index for request in plan for index in request.indices.tolist())
 
     def __len__(self) -> int:
         """Samples of a whole epoch, of which a rank takes a part."""
@@ -124,76 +101,42 @@ class InOrderSampler(OrderSampler, SequentialSampler):
         return self.dataset
 
 
-def _indices(order: Order, start: int) -> Iterator[int]:
-    for first in range(start, order.size, BLOCK):
-        yield from order.indices(first, min(first + BLOCK, order.size)).tolist()
-
-
-# ---------------------------------------------------------------------------------------------------------
-# arguments of a seeded loader
-# ---------------------------------------------------------------------------------------------------------
-
-
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """An argument of Loader as an int.
-
-    Raises:
-        UserError: it is not a whole number, or below `least`.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or (least is not None and number < least):
+    """An argument of Loader as an int; raises UserError if it is not a whole number, or below `least`."""
+    if not isinstance(value, Integral) or (least is not None and value < least):
         bound = "" if least is None else f" of at least {least}"
         raise UserError(f"Loader: {name}={value!r}: must be a whole number{bound}")
-    return number
+    return int(value)
 
 
 def check_arguments(dataset: Dataset[Any], arguments: dict[str, Any], rank: int, world_size: int) -> None:
     """Raises UserError for arguments that contradict a seed."""
-    if isinstance(dataset, IterableDataset):
-        raise UserError("Loader: seed is for map-style datasets, an iterable dataset has its own order; pass seed=None")
-    if not hasattr(dataset, "__len__"):
-        raise UserError(f"Loader: seed needs the number of samples, so give {type(dataset).__name__} a __len__")
-    for name in ("sampler", "batch_sampler", "generator"):
-        value = arguments.get(name)
-        if value is None or _keeps_order(name, value, dataset):
-            continue
-        remedy = "pass seed=None"
-        if isinstance(value, DistributedSampler):
-            remedy = (
-                "pass rank and world_size to Loader, and use_distributed_sampler=False to Lightning's Trainer or "
-                "setup_dataloaders"
-            )
-        raise UserError(f"Loader: seed fixes the order, so {name} ({type(value).__name__}) cannot be used; {remedy}")
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        kind = type(dataset).__name__
+        raise UserError(f"Loader: seed is for map-style datasets with a __len__, not {kind}; pass seed=None")
+    if arguments.get("generator") is not None:
+        raise _unusable("generator", arguments["generator"])
     if arguments.get("in_order") is False:
         raise UserError("Loader: seed fixes the order, so in_order=False cannot be used; pass seed=None")
     if not 0 <= rank < world_size:
         raise UserError(f"Loader: rank={rank} must be at least 0 and below world_size={world_size}")
 
 
-def _keeps_order(name: str, value: Any, dataset: Any) -> bool:
-    """Whether a library has handed on a Loader's own sampler, or turned shuffling off."""
-    if name == "batch_sampler":
-        return _unwrapped(value) is not None
-    if type(value) is SequentialSampler:
-        return value.data_source is dataset
-    return isinstance(value, OrderSampler)
-
-
 def inherited_order(arguments: dict[str, Any], dataset: Any, seed: int) -> tuple[OrderSampler | None, int, bool]:
-    """The sampler of another SeededLoader if a library hands it on, with batch size and drop_last.
-
-    Raises:
-        UserError: it has another seed or dataset.
-    """
+    """The sampler of another SeededLoader if a library hands it on, with batch size and drop_last."""
     order, batch, drop_last = arguments.get("sampler"), arguments.get("batch_size", 1), arguments.get("drop_last")
-    if arguments.get("batch_sampler") is not None:
-        order, batch, drop_last = _unwrapped(arguments["batch_sampler"]) or (None, batch, drop_last)
+    if (given := arguments.get("batch_sampler")) is not None:
+        inner = given
+        while inner is not None and type(inner) is not BatchSampler:  # libraries wrap it
+            inner = getattr(inner, "batch_sampler", getattr(inner, "_batch_sampler", None))
+        if inner is None or not isinstance(inner.sampler, OrderSampler):
+            raise _unusable("batch_sampler", given)
+        order, batch, drop_last = inner.sampler, inner.batch_size, inner.drop_last
     batch, drop_last = batch or 1, bool(drop_last)
-    if not isinstance(order, OrderSampler):
+    if order is None or (type(order) is SequentialSampler and order.data_source is dataset):  # shuffling turned off
         return None, batch, drop_last
+    if not isinstance(order, OrderSampler):
+        raise _unusable("sampler", order)
     if order.seed != seed or order.dataset is not dataset:
         raise UserError(
             f"Loader: the sampler of a Loader with seed={order.seed} keeps its order only with the same seed and "
@@ -202,22 +145,11 @@ def inherited_order(arguments: dict[str, Any], dataset: Any, seed: int) -> tuple
     return order, batch, drop_last
 
 
-def _unwrapped(batch_sampler: Any) -> tuple[OrderSampler, int, bool] | None:
-    """The OrderSampler inside a library's batch sampler, with batch size and drop_last; None if there is none."""
-    for _ in range(4):
-        if type(batch_sampler) is BatchSampler:
-            inner = batch_sampler.sampler
-            return (
-                (inner, batch_sampler.batch_size, batch_sampler.drop_last) if isinstance(inner, OrderSampler) else None
-            )
-        wrapped = [getattr(batch_sampler, name, None) for name in ("batch_sampler", "_batch_sampler")]
-        batch_sampler = next((sampler for sampler in wrapped if sampler is not None), None)
-    return None
-
-
-# ---------------------------------------------------------------------------------------------------------
-# the batches of a library's batch sampler
-# ---------------------------------------------------------------------------------------------------------
+def _unusable(name: str, value: Any) -> UserError:
+    remedy = "pass seed=None"
+    if isinstance(value, DistributedSampler):
+        remedy = "pass rank and world_size to Loader, and use_distributed_sampler=False to Lightning"
+    return UserError(f"Loader: seed fixes the order, so {name} ({type(value).__name__}) cannot be used; {remedy}")
 
 
 def skip_to(plan: Plan, sampled: Iterator[Any], name: str) -> tuple[Plan, Iterator[Any]]:
@@ -225,10 +157,10 @@ def skip_to(plan: Plan, sampled: Iterator[Any], name: str) -> tuple[Plan, Iterat
     first = next(sampled, None)
     if first is None:
         return replace(plan, start=plan.end), sampled
-    for start, _, indices in plan:
-        if indices.tolist() == list(first):
+    for request in plan:
+        if request.indices.tolist() == list(first):
             # Lightning's iterator would begin again with iter()
-            return replace(plan, start=start), chain([first], iter(lambda: next(sampled, None), None))
+            return replace(plan, start=request.start), chain([first], iter(lambda: next(sampled, None), None))
     raise _other_order(name)
 
 

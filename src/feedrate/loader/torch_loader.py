@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from feedrate.dataset.open_files import warn_of_open_files
-from feedrate.loader.batch import Batch, BatchInfo, BatchRequest
+from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.digest import nbytes
 from feedrate.loader.engines import TRAITS
-from feedrate.loader.engines.processes import is_forked, lost_worker
+from feedrate.loader.engines.lost_worker import lost_worker
+from feedrate.loader.engines.processes import is_forked
 from feedrate.loader.loader import SeededLoader
+from feedrate.loader.order import BatchRequest
 from feedrate.timing.engine_traits import EngineTraits
 
 _UNKNOWN = np.empty(0, dtype=np.int64)
 
 
 class TorchLoader:
-    """Its batches have no timing and no indices; there is no position, digest or randomness per sample.
-
-    Args:
-        loader: what it does not define here, such as `batch_size`, is taken from this one.
-    """
+    """Its batches have no timing and no indices; there is no position, digest or randomness per sample."""
 
     engine, seed, list_IDs, threadable = "torch", None, None, False
     rank, world_size = 0, 1
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
-        self.num_workers: int = getattr(loader, "num_workers", 0)
-        self.prefetch_factor: int | None = getattr(loader, "prefetch_factor", None)
-        self.batch_size: int | None = getattr(loader, "batch_size", None)
+        for name, absent in (("num_workers", 0), ("prefetch_factor", None), ("batch_size", None)):
+            setattr(self, name, getattr(loader, name, absent))
         self._epoch = 0
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # in a copy that is being unpickled
-            raise AttributeError(name)
         return getattr(self.loader, name)
 
     @property
@@ -58,13 +53,10 @@ class TorchLoader:
     def batches(self) -> Iterator[Batch]:
         return _Batches(iter(self.loader), self._epoch)
 
-    def start(self, check: Callable[[], None] | None = None) -> None:
-        """Checks resources and open files; the workers start with `batches`."""
-        if isinstance(self.loader, DataLoader):
-            if check is not None:
-                check()
-            if self.num_workers and is_forked(self.loader):
-                warn_of_open_files(self.loader.dataset)
+    def start(self) -> None:
+        """Checks open files; the workers start with `batches`."""
+        if isinstance(self.loader, DataLoader) and self.num_workers and is_forked(self.loader):
+            warn_of_open_files(self.loader.dataset)
 
     def close(self, at_once: bool = False) -> None:
         """Ends the workers."""
@@ -79,7 +71,7 @@ class TorchLoader:
             self.loader.set_epoch(epoch)
 
     def state_dict(self, after: BatchInfo | None = None) -> None:
-        """None: there is no position."""
+        """There is no position."""
 
     def load_state_dict(self, state: Any) -> None:
         """Does nothing."""

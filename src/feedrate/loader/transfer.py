@@ -19,18 +19,10 @@ from feedrate.timing.ahead import HostAhead, record
 
 
 class ToDevice:
-    """Iterates over a loader's batches on `device`.
+    """Iterates over the batches of a Loader, DataLoader or other iterable of pairs (X, y) on `device`.
 
     On an accelerator the next batch is fetched and its copy issued while the current step runs; the source of a copy
-    stays referenced until an event says that the copy is complete. Other devices copy in line.
-
-    Args:
-        loader: a Loader, a DataLoader, or any iterable of pairs (X, y).
-        clock: records waiting and transfer.
-        check: called with each batch on the host; it may raise.
-
-    Raises:
-        UserError: while iterating, for a batch that is not a pair of tensors.
+    stays referenced until an event says that the copy is complete. `check` is called with each batch on the host.
     """
 
     def __init__(
@@ -41,7 +33,7 @@ class ToDevice:
         check: Callable[[Batch], None] | None = None,
     ) -> None:
         self._loader, self._device, self._check = with_info(loader), device, check
-        self._clock, self._lap = clock, clock.lap if clock is not None else _no_lap
+        self._clock, self._lap = clock, clock.lap if clock is not None else lambda phase: None
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._loader.batches()
@@ -89,10 +81,8 @@ class ToDevice:
             self._lap("wait")
         data = batch.data
         if not (isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(v, Tensor) for v in data)):
-            kinds = ", ".join(type(v).__name__ for v in data) if isinstance(data, (tuple, list)) else ""
-            kind = type(data).__name__ + (f" of {kinds}" if kinds else "")
             raise UserError(
-                f"loader: a batch is a {kind}; training needs the pair (X, y) of tensors, "
+                f"loader: a batch is a {type(data).__name__}; training needs the pair (X, y) of tensors, "
                 "so return tensors or numbers from __getitem__, or (X, y) from collate_fn"
             )
         if self._check is not None:
@@ -102,18 +92,9 @@ class ToDevice:
         return batch
 
 
-def _no_lap(phase: str) -> None:
-    """No-op timer, used when there is no clock."""
-
-
+@functools.cache
 def copy_stream(device: torch.device) -> CopyStream:
     """One for each device: the caching allocator does not reuse memory across streams."""
-    index = torch.accelerator.current_device_index() if device.index is None else device.index
-    return _copy_stream(torch.device(device.type, index))
-
-
-@functools.cache
-def _copy_stream(device: torch.device) -> CopyStream:
     return CopyStream(device)
 
 

@@ -18,13 +18,7 @@ class CNN(nn.Module):
 
     Args:
         sample_shape: (C, H, W), or (H, W) for one channel.
-        num_outputs: number of classes, or of regression targets.
-        channels: output channels of each convolution, at least 2 each: one channel of a one-pixel map would be
-            normalised to nothing.
-        dropout: probability that a feature is dropped before the linear layer in training, 0 <= dropout < 1.
-
-    Raises:
-        UserError: samples are no images.
+        channels: of each convolution's output, at least 2: one channel of a one-pixel map would be normalised to 0.
     """
 
     def __init__(

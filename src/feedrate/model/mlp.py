@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-
-from feedrate.model.shapes import sample_elements
 
 
 class MLP(nn.Module):
     """Linear, ReLU and dropout for each hidden layer, then a linear layer.
 
     Args:
-        sample_shape: shape of one sample, any number of dimensions; `()` is a scalar.
-        num_outputs: number of classes, or of regression targets.
+        sample_shape: of any number of dimensions; `()` is a scalar.
         hidden: units of each hidden layer; an empty list makes the model linear.
-        dropout: probability that a hidden unit is dropped in training, 0 <= dropout < 1.
-
-    Raises:
-        UserError: samples hold no value.
     """
 
     def __init__(
@@ -30,7 +24,7 @@ class MLP(nn.Module):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        self.num_inputs = sample_elements("mlp", sample_shape)
+        self.num_inputs = math.prod(sample_shape)
 
         layers: list[nn.Module] = []
         width = self.num_inputs

@@ -23,11 +23,7 @@ class ResNet18(nn.Module):
 
     Args:
         sample_shape: (C, H, W), or (H, W) for one channel; at least two pixels.
-        num_outputs: number of classes, or of regression targets.
         width: channels of the first stage; the later ones have 2, 4 and 8 times as many. 64 is the paper's.
-
-    Raises:
-        UserError: samples are no images, or single pixels.
     """
 
     def __init__(self, sample_shape: Sequence[int], num_outputs: int, width: int = 64) -> None:
@@ -36,26 +32,18 @@ class ResNet18(nn.Module):
         if sides == [1, 1]:
             raise UserError("model=resnet18: samples are single pixels, it needs two or more; use model=mlp")
 
-        if min(sides) < SMALL_SIDE:
-            self.stem = nn.Sequential(
-                nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            )
-        else:
-            self.stem = nn.Sequential(
-                nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-                nn.MaxPool2d(3, stride=2, padding=1),
-            )
-            sides = [-(-side // 4) for side in sides]
+        small = min(sides) < SMALL_SIDE
+        size, stride = (3, 1) if small else (7, 2)
+        pool = [] if small else [nn.MaxPool2d(3, stride=2, padding=1)]
+        sides = sides if small else [-(-side // 4) for side in sides]
+        conv = nn.Conv2d(channels, width, size, stride, padding=size // 2, bias=False)
+        self.stem = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True), *pool)
 
         blocks: list[nn.Module] = [Block(width, width, (1, 1)), Block(width, width, (1, 1))]
         for before, after in ((width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)):
-            stride = (2 if sides[0] > 2 else 1, 2 if sides[1] > 2 else 1)
-            sides = [-(-side // step) for side, step in zip(sides, stride, strict=True)]
-            blocks += [Block(before, after, stride), Block(after, after, (1, 1))]
+            strides = (2 if sides[0] > 2 else 1, 2 if sides[1] > 2 else 1)
+            sides = [-(-side // step) for side, step in zip(sides, strides, strict=True)]
+            blocks += [Block(before, after, strides), Block(after, after, (1, 1))]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(8 * width, num_outputs)
 

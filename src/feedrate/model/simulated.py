@@ -5,14 +5,11 @@ It shows, on a laptop, whether a loader would feed a GPU of that speed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from feedrate.model.shapes import sample_elements
 
 # A backward pass does about twice the arithmetic of a forward pass: one product of matrices against two.
 FORWARD_SHARE = 1 / 3
@@ -30,50 +27,25 @@ class Simulated(nn.Module):
     spin for some 10 ms after an operation.
 
     Args:
-        sample_shape: shape of one sample, any number of dimensions.
-        num_outputs: number of classes, or of regression targets.
         step_ms: duration of one forward and backward pass in ms, whatever the batch size; 0 does not sleep.
-
-    Raises:
-        UserError: samples hold no value.
     """
 
     def __init__(self, sample_shape: Sequence[int], num_outputs: int, step_ms: float = 25.0) -> None:
         super().__init__()
         self.step_ns = round(1e6 * step_ms)
-        elements = sample_elements("simulated", sample_shape)
-        features = min(elements, MOST_FEATURES)
-        # (dimensions, features): positions spread evenly over the sample. Picking 64 values costs the same for any size
-        # and memory layout, whereas pooling would read every pixel.
-        positions = torch.arange(features) * elements // features
-        places = torch.unravel_index(positions, tuple(sample_shape)) if sample_shape else ()
-        self.places: Tensor
-        self.register_buffer("places", torch.stack(places) if places else positions[:0], persistent=False)
-        self.head = nn.Linear(features, num_outputs)
+        elements = math.prod(sample_shape)
+        self.every = max(1, elements // MOST_FEATURES)  # values spread evenly over the sample
+        self.head = nn.Linear(min(elements, MOST_FEATURES), num_outputs)
 
     def forward(self, X: Tensor) -> Tensor:
         """X: (B, *sample_shape) float -> (B, num_outputs), a third of `step_ms` later."""
         start_ns = time.perf_counter_ns()
-        values_BF = X[(slice(None), *self.places)].reshape(X.shape[0], self.head.in_features)
-        outputs: Tensor = _Sleep.apply(  # type: ignore[no-untyped-call]
-            self.head(values_BF), start_ns + round(FORWARD_SHARE * self.step_ns), start_ns + self.step_ns
-        )
+        values_BF = X.reshape(X.shape[0], -1)[:, :: self.every][:, : self.head.in_features]
+        outputs: Tensor = self.head(values_BF)
+        _sleep_until(start_ns + round(FORWARD_SHARE * self.step_ns))
+        if outputs.requires_grad:
+            outputs.register_hook(lambda gradient: _sleep_until(start_ns + self.step_ns))
         return outputs
-
-
-class _Sleep(torch.autograd.Function):
-    """The identity, which returns at `forward_end_ns` and whose gradient returns at `backward_end_ns`."""
-
-    @staticmethod
-    def forward(ctx: Any, outputs: Tensor, forward_end_ns: int, backward_end_ns: int) -> Tensor:
-        ctx.backward_end_ns = backward_end_ns
-        _sleep_until(forward_end_ns)
-        return outputs.view_as(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        _sleep_until(ctx.backward_end_ns)
-        return gradients[0], None, None
 
 
 def _sleep_until(end_ns: int) -> None:

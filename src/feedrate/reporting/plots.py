@@ -1,4 +1,4 @@
-"""Pictures of a run: loss, throughput and wait over epochs, timeline, confusion matrix, predicted against true.
+"""Pictures of a run: loss, throughput and wait over epochs, timeline, confusion matrix.
 
 Each function takes plain numbers and returns a Figure; matplotlib is imported when the first one is drawn.
 """
@@ -15,16 +15,13 @@ from feedrate.reporting.picture import (
     GREEN,
     GREY,
     ORANGE,
-    SMALL,
     WIDTH,
-    fitted,
     has_fonts,
     new_figure,
     scale_axis,
     set_heading,
     styled,
 )
-from feedrate.system.text import number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,26 +114,6 @@ def timeline(rows: Mapping[str, Sequence[tuple[int, int, int]]]) -> Figure:
 
 
 @styled()
-def waits(wait_ms: Sequence[float] | np.ndarray, load_ms: Sequence[float] | np.ndarray) -> Figure:
-    """How long each step waited, and how long loading its batch took; up to MAX_DOTS dots, evenly spaced."""
-    import numpy as np
-
-    figure = new_figure(WIDTH, 5.4)
-    panels = figure.subplots(2, 1, sharex=True)
-    shown = ((wait_ms, "wait of a step, ms", ORANGE), (load_ms, "load of its batch, ms", BLUE))
-    for axes, (values, label, colour) in zip(panels, shown, strict=True):
-        every = max(1, -(-len(values) // MAX_DOTS))
-        axes.plot(range(0, len(values), every), values[::every], ".", color=colour, ms=4, alpha=0.7, mew=0)
-        if len(values):
-            p50, p95 = np.percentile(values, [50, 95])
-            axes.set_title(f"{label}: median {number(p50)}, 95th percentile {number(p95)}")
-        axes.set_ylim(bottom=0)
-        axes.set_ylabel("ms")
-    panels[1].set_xlabel("step")
-    return figure
-
-
-@styled()
 def confusion_matrix(
     matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str], title: str = "validation"
 ) -> Figure:
@@ -154,14 +131,10 @@ def confusion_matrix(
     size = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     inches = min(max(4.8, 2.2 + 0.28 * size), 13.0)
-    figure = new_figure(inches + 1.0, inches)
+    figure = new_figure(inches, inches)
     axes = figure.subplots()
     # A root scale: on a linear one the few mistakes of a good model cannot be seen.
-    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-    colour_bar = figure.colorbar(image, ax=axes, shrink=0.75, pad=0.02, aspect=30, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
-    colour_bar.ax.set_yticklabels(["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
-    colour_bar.set_label("share of the true class")
-    colour_bar.outline.set_visible(False)
+    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     font = 9 if size <= 12 else max(5.0, min(9.0, 0.55 * 72 * (inches - 2.2) / size))
     short = short_names(names)
     longest = max((len(name) for name in short), default=0)
@@ -173,37 +146,10 @@ def confusion_matrix(
     axes.set_ylabel("true")
     right = np.trace(counts) / max(counts.sum(), 1)
     set_heading(figure, f"confusion matrix, {title}: {right:.3f} right")
-    left = 1.2 + longest * 0.6 * font / 72
-    axes.set_title(fitted(_mistakes(counts, short), inches + 1 - left, SMALL), fontsize=SMALL, color=GREY)
     if size <= MAX_NUMBERED_CLASSES:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.35 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=font)
-    return figure
-
-
-@styled()
-def predicted_against_true(
-    predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray, label: str = "label"
-) -> Figure:
-    """One dot per sample of a regression, and the line of equal values; up to MAX_DOTS dots, evenly spaced."""
-    import numpy as np
-
-    x, y = np.asarray(true, dtype=float).ravel(), np.asarray(predicted, dtype=float).ravel()
-    keep = np.isfinite(x) & np.isfinite(y)
-    x, y = x[keep], y[keep]
-    figure = new_figure(5.0, 4.8)
-    axes = figure.subplots()
-    every = max(1, -(-len(x) // MAX_DOTS))
-    axes.plot(x[::every], y[::every], ".", color=BLUE, alpha=0.35, mew=0, label="sample")
-    if len(x):
-        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        axes.plot(ends, ends, color=GREY, lw=1, ls="--", label="equal")
-        axes.set_title(f"mean absolute error {np.abs(x - y).mean():.4g}")
-        axes.legend()
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.set_xlabel(f"true {label}")
-    axes.set_ylabel(f"predicted {label}")
     return figure
 
 
@@ -218,8 +164,6 @@ def short_names(names: Sequence[str]) -> list[str]:
     """Class names as labels that differ: `#7`, the class's number, where a name is empty, ambiguous or has no font."""
     lines = [" ".join(name.split()) for name in names]
     short = [line if len(line) <= LABEL_CHARACTERS else line[: LABEL_CHARACTERS - 1] + "…" for line in lines]
-    count, half = Counter(short), LABEL_CHARACTERS // 2
-    short = [f"{line[: half - 1]}…{line[-half:]}" if count[s] > 1 else s for s, line in zip(short, lines, strict=True)]
     count = Counter(short)
     return [text if text and count[text] == 1 and has_fonts(text) else f"#{i}" for i, text in enumerate(short)]
 
@@ -245,14 +189,3 @@ def _epochs(axes: Any, label: str) -> None:
 
 def _finite(values: History, name: str) -> dict[int, float]:
     return {epoch: value for epoch, value in sorted(values.get(name, {}).items()) if math.isfinite(value)}
-
-
-def _mistakes(counts: np.ndarray, names: Sequence[str]) -> str:
-    """The three most frequent mistakes in words."""
-    import numpy as np
-
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:3]
-    pairs = [divmod(int(place), len(counts)) for place in order]
-    found = [f"{names[t]} as {names[p]} ({wrong[t, p]})" for t, p in pairs if wrong[t, p]]
-    return "most frequent mistakes: " + ", ".join(found) if found else "no mistakes"

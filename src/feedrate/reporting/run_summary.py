@@ -22,29 +22,15 @@ def run_note(
     metrics: Mapping[str, float],
     *,
     command: str,
-    epochs: int,
-    best_epoch: int | None = None,
+    epochs: int,  # finished ones
+    best_epoch: int | None = None,  # the epoch of the metrics, counted from 1; None: the last one
     seconds: float | None = None,
     verdict: str = "",
-    pictures: str = "",
-    slow: Sequence[Mapping[str, Any]] = (),
-    error: str = "",
+    pictures: str = "",  # Markdown that shows them
+    slow: Sequence[Mapping[str, Any]] = (),  # ID and load_ms of the samples that took longest to load
 ) -> str:
-    """The Markdown of a run's page.
-
-    Args:
-        metrics: by name; those that are missing are left out.
-        command: as it was typed, without secrets.
-        epochs: number of finished epochs.
-        best_epoch: the epoch of the metrics, counted from 1; None: the last one.
-        seconds: duration of the training.
-        verdict: as the terminal shows it, with its remedy.
-        pictures: Markdown that shows them.
-        slow: ID and load_ms of the samples that took longest to load.
-        error: why the run stopped early, empty if it did not.
-    """
-    stopped = f"**Stopped:** {' '.join(error.split())}" if error else ""
-    parts = [stopped, headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
+    """The Markdown of a run's page, from metrics by name; those that are missing are left out."""
+    parts = [headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
     parts += [fenced(verdict, "text") if verdict else "", pictures]
     if best_epoch is not None:
         parts.append(

@@ -33,16 +33,10 @@ _SHOWING = {
 
 @dataclass(frozen=True)
 class Code:
-    """State of the repository.
+    """State of the repository."""
 
-    Attributes:
-        commit: 40 hexadecimal digits; empty outside git.
-        diff: uncommitted changes, and a line for each untracked file of src/ and conf/; None where unknown: outside
-            git, or when git takes too long.
-    """
-
-    commit: str
-    diff: str | None
+    commit: str  # 40 hexadecimal digits; empty outside git
+    diff: str | None  # uncommitted changes, and a line for each untracked file of src/ and conf/; None where unknown
 
 
 def code_version() -> Code:
@@ -67,9 +61,10 @@ def code_version() -> Code:
 
 
 def has_commit(commit: str) -> bool:
-    """Whether a commit is one of this repository."""
+    """Whether a commit, in hexadecimal digits, is one of this repository."""
     try:
-        return len(commit) >= 40 and bool(_git("rev-parse", "--verify", f"{commit}^{{commit}}"))
+        whole = len(commit) >= 40 and set(commit) <= set("0123456789abcdef")
+        return whole and bool(_git("rev-parse", "--verify", f"{commit}^{{commit}}"))
     except (OSError, subprocess.SubprocessError):
         return False
 
@@ -83,8 +78,9 @@ def size_of_diff(diff: str | None) -> str:
 
 
 def _git(*arguments: str | bytes) -> bytes:
-    """Output of git in the repository, whatever the environment says, as within a hook."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    """Output of git in this repository, also within another one's hook."""
+    elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"}
+    env = {key: value for key, value in os.environ.items() if key not in elsewhere}
     command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=SECONDS, check=True
@@ -94,19 +90,12 @@ def _git(*arguments: str | bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run is started from.
+    """What a run is started from."""
 
-    Attributes:
-        config: the resolved configuration.
-        choices: option of each group, such as {'dataset': 'digits'}.
-        command: starts this run again; without secrets.
-        started: time of its start, ISO 8601.
-    """
-
-    config: Mapping[str, Any]
-    choices: Mapping[str, str]
-    command: str
-    started: str
+    config: Mapping[str, Any]  # resolved
+    choices: Mapping[str, str]  # option of each group, such as {'dataset': 'digits'}
+    command: str  # starts this run again; without secrets
+    started: str  # ISO 8601
     code: Code = field(default_factory=code_version)
 
     def summary(self) -> dict[str, Any]:

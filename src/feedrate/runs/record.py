@@ -73,14 +73,21 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         "history": result.history,
         "best_epoch": result.best_epoch + 1,
         "best": result.best,
+        **loading(trainer, verdict),
+        "data_digest": trainer.data.digest,
+        **{name: digest for name, digest in digests.items() if digest},
+        **pruned(result.stopped),
+        "per_class": result.per_class,
+    }
+
+
+def loading(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
+    """How the data were loaded, also in a run that did not end well."""
+    return {
+        "engine": str(trainer.loaders["train"].engine),
         "verdict": asdict(verdict) if verdict else None,
         "memory_growth": trainer.throughput.memory.notes(),
         "slow_samples": trainer.throughput.slow_samples(),
-        "data_digest": trainer.data.digest,
-        **{name: digest for name, digest in digests.items() if digest},
-        "engine": str(loader.engine),
-        **pruned(result.stopped),
-        "per_class": result.per_class,
     }
 
 
@@ -124,7 +131,7 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
 
 def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
     from feedrate.reporting.picture import optional
-    from feedrate.reporting.plots import confusion_matrix, loss_curves, throughput, timeline, waits
+    from feedrate.reporting.plots import confusion_matrix, loss_curves, throughput, timeline
 
     result = trainer.result
     curves: dict[str, dict[int, float]] = {}
@@ -135,10 +142,8 @@ def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
         "loss": partial(loss_curves, curves),
         "throughput": partial(throughput, curves),
     }
-    window, times = trainer.throughput.window(), trainer.throughput.times
-    if window is not None and times is not None:
+    if (window := trainer.throughput.window()) is not None:
         drawn["timeline"] = partial(timeline, rows_of(window))
-        drawn["waits"] = partial(waits, times.wait / 1e6, times.load / 1e6)
     if result.confusion is not None:
         names = [str(row["class"]) for row in result.per_class or []]
         title = f"validation after epoch {result.best_epoch + 1}, the best"

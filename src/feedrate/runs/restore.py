@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from feedrate.cli.targets import check_targets
-from feedrate.config import ROOT, TrainerConfig, resolve_path, timeout_of
+from feedrate.config import ROOT, resolve_path, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
 from feedrate.loader import build_loaders, close_loaders, start_loaders
@@ -33,31 +33,22 @@ _GROUPS = ("dataset", "loader", "model")  # all that is built of a run's configu
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A saved run with its data, a loader of one partition, and its model in evaluation mode.
-
-    Attributes:
-        about: run id, checkpoint and epoch (from 1), for a person.
-    """
+    """A saved run with its data, a loader of one partition, and its model in evaluation mode."""
 
     saved: SavedRun
-    trainer: TrainerConfig
     data: Data
     partition: str
     loader: Any
     forward: Forward
     epoch: int
-    about: Mapping[str, Any]
+    about: Mapping[str, Any]  # run id, checkpoint and epoch (from 1), for a person
 
 
 @contextmanager
 def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[OpenedRun]:
     """Opens the run that the configuration names; its loader is closed at the end.
 
-    Args:
-        other_samples: the samples are all files of config.dataset.root, with or without labels.
-
-    Raises:
-        UserError: there is no such run, a class is not allowed, or data or weights do not fit.
+    With `other_samples` the samples are all files of config.dataset.root, with or without labels.
     """
     changes = {g: keys for g, keys in config.changes().items() if not (other_samples and g == "dataset")}
     saved = find_saved(config.source(), config.tracking.uri).with_changes(changes)
@@ -76,14 +67,14 @@ def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[O
     node = {**saved.config["loader"], "shuffle": False, "drop_last": False}
     loaders = {partition: build_loaders(node, data, saved.seed, device)[partition]}
     loaders[partition].set_epoch(0, then=None)  # the same random numbers as in every validation of the run
-    start_loaders(loaders, (partition,), data)
+    start_loaders(loaders, (partition,))
     try:
         model = load_model(saved, state, data, device)
         precision = choose_precision(trainer.precision, device)
         forward = Forward(model, data, device, precision, channels_last=trainer.channels_last)
         about = {"run_id": saved.run_id, "checkpoint": path.name, "epoch": state["epoch"] + 1}
         log.info("%s, epoch %d, on %s of %s", path, about["epoch"], partition, data.name)
-        yield OpenedRun(saved, trainer, data, partition, loaders[partition], forward, state["epoch"], about)
+        yield OpenedRun(saved, data, partition, loaders[partition], forward, state["epoch"], about)
     finally:
         close_loaders(loaders)
 
@@ -107,11 +98,7 @@ def load_checkpoint(saved: SavedRun, weights: str) -> tuple[Path, dict[str, Any]
 def open_data(
     saved: SavedRun, state: Mapping[str, Any], allow: Collection[str], other_data: bool, *, prepare: bool = True
 ) -> Data:
-    """The run's datasets, checked for allowed targets and, without `other_data`, for the digest of the run's data.
-
-    Args:
-        prepare: whether missing files of the data may be written.
-    """
+    """The run's datasets, checked for allowed targets and, without `other_data`, for the digest of the run's data."""
     _check_nodes(saved, allow)
     timeout = timeout_of(saved.config["loader"])
     data = build_data(saved.config["dataset"], saved.seed, prepare=prepare, timeout=timeout)

@@ -49,11 +49,7 @@ class SavedRunConfig:
     tracking: TrackingConfig
 
     def source(self) -> str:
-        """The run's id, folder or checkpoint.
-
-        Raises:
-            UserError: not exactly one of the three keys names a run.
-        """
+        """The run's id, folder or checkpoint."""
         keys = {"run_id": self.run_id, "run": self.run, "checkpoint": self.checkpoint}
         given = {key: value for key, value in keys.items() if value is not None}
         if len(given) != 1 or not all(given.values()):
@@ -72,13 +68,9 @@ class SavedRunConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class EvaluateConfig(SavedRunConfig):
-    """The keys of conf/evaluate.yaml."""
-
     worst: Count
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class PredictConfig(SavedRunConfig):
-    """The keys of conf/predict.yaml."""
-
     output: str

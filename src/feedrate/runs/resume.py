@@ -28,12 +28,7 @@ _APPLY = ("trainer.max_", "trainer.early_stopping", "loader.shuffle")  # taken a
 def load_state(resume: str, folder: Path) -> dict[str, Any]:
     """The checkpoint that `resume` names, or the newest undamaged one of the folder."""
     path = resolve_path(resume)
-    if path.is_file():
-        try:
-            return checkpoint.load(path)
-        except ValueError as error:
-            raise UserError(f"trainer.resume: {error}") from error
-    state = checkpoint.newest(folder / "checkpoints")
+    state = checkpoint.load(path) if path.is_file() else checkpoint.newest(folder / "checkpoints")
     if state is None:
         raise UserError(f"trainer.resume: {folder} holds no whole checkpoint; leave trainer.resume out to start again")
     return state
@@ -66,7 +61,7 @@ def check_config(state: Mapping[str, Any], folder: Path, config: Mapping[str, An
     if config["trainer"]["resume_optimizer"]:
         names = state["optimizer"]["param_groups"][0].keys() | state["schedule"].keys()
         restored = {f"{group}.{name}" for group in ("optimizer", "scheduler") for name in names - {"fused", *LENGTH}}
-    for key in restored & present.keys() & former.keys():
+    for key in sorted(restored & present.keys() & former.keys()):
         if present[key] != former[key]:
             log.warning(
                 "note: %s=%s is not used: the run goes on with %s, as its checkpoint has it; "
@@ -80,10 +75,9 @@ def check_config(state: Mapping[str, Any], folder: Path, config: Mapping[str, An
 
 
 def check_data(state: dict[str, Any], data: Data, allowed: bool) -> None:
-    """Refuses other data with a UserError: positions and order would be those of another data set.
+    """Refuses other data with a UserError, or, where they are allowed, logs the difference.
 
-    Args:
-        allowed: log the difference instead; with another number of samples the state loses its position.
+    With another number of samples the state loses its position.
     """
     if state["data_digest"] == data.digest:
         return

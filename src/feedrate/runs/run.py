@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +38,6 @@ class Run:
 
     Its status in summary.json and in the tracker becomes FINISHED by `finish`, KILLED by a signal or Ctrl-C, and FAILED
     by any other exception, with the error's text.
-
-    Attributes:
-        config: the checked configuration.
-        folder: the run folder, owned by this process.
-        checkpoint: state of the checkpoint to resume from; empty for a new run.
-        interruption: signals that ask to stop.
-        tracker: records nothing before `start_tracking`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -69,8 +61,8 @@ class Run:
         started = f"{datetime.now(timezone.utc):%FT%TZ}"
         self.origin = Origin(settings, dict(hydra.runtime.choices), command, started)
         self._summary = self.origin.summary()
-        self.checkpoint: dict[str, Any] = {}
-        self.tracker = Tracker()
+        self.checkpoint: dict[str, Any] = {}  # its state; empty for a new run
+        self.tracker = Tracker()  # records nothing before `start_tracking`
         self._trainer: Trainer | None = None
         self._loaders: dict[str, Any] = {}
         self._ended = False
@@ -79,14 +71,7 @@ class Run:
     @classmethod
     @contextmanager
     def open(cls, settings: dict[str, Any]) -> Iterator[Run]:
-        """Opens a run and ends it, whatever happens in between.
-
-        Args:
-            settings: the resolved configuration, from `read_settings`.
-
-        Raises:
-            UserError: the configuration is wrong, there is no run to resume, or another process owns its folder.
-        """
+        """Opens a run with the configuration of `read_settings`, and ends it, whatever happens in between."""
         run = cls(settings)
         run.interruption.listen()
         try:
@@ -102,37 +87,32 @@ class Run:
     def _begin(self) -> None:
         if self._earlier is not None:
             from feedrate.runs import resume
-            from feedrate.trainer.state import within_epoch
 
-            settings = self.config.trainer
             self.folder.tidy()
             resume.move_log(self._fresh, self._earlier)
-            state = within_epoch(resume.load_state(str(settings.resume), self._earlier), settings.max_steps)
+            state = resume.load_state(str(self.config.trainer.resume), self._earlier)
             resume.check_config(state, self._earlier, self.origin.config)
             self._summary["run_id"] = read_summary(self._earlier).get("run_id")
             self.checkpoint = state
             log.info("going on with %s after %d steps", self._earlier.name, state["step"])
         self._update()
 
-    def check_data(self, data: Data) -> None:
-        """Refuses to resume with other data, unless trainer.resume_changed is set."""
-        if self.checkpoint:
-            from feedrate.runs import resume
-
-            resume.check_data(self.checkpoint, data, self.config.trainer.resume_changed)
-
     def start_loaders(self, data: Data, device: torch.device) -> dict[str, Any]:
         """Loaders by partition, at the checkpoint's position, with the workers for training and validation running.
 
         Call before the device is used or other threads start: only then is forking safe. They are closed at the end.
+        A resumed run refuses other data, unless trainer.resume_changed is set.
         """
         from feedrate.loader import build_loaders, start_loaders
+        from feedrate.runs import resume
 
+        if self.checkpoint:
+            resume.check_data(self.checkpoint, data, self.config.trainer.resume_changed)
         with self.interruption.held():
             self._loaders = build_loaders(self.config.loader, data, self.config.seed, device)
             if self.checkpoint.get("loader"):
                 self._loaders["train"].load_state_dict(self.checkpoint["loader"])
-            start_loaders(self._loaders, ("train", "validation"), data)
+            start_loaders(self._loaders, ("train", "validation"))
         return self._loaders
 
     def start_tracking(self, data: Data) -> None:
@@ -149,17 +129,12 @@ class Run:
             self.tracker.close_dead(folder)
 
     def start(self, trainer: Trainer) -> None:
-        """Records the start of training; a resumed run's trainer is first set to its checkpoint.
-
-        Raises:
-            UserError: model or optimizer do not fit the checkpoint.
-        """
+        """Records the start of training; a resumed run's trainer is first set to its checkpoint."""
         from feedrate.runs import record, resume
 
         self._trainer, state, precision = trainer, trainer.state, trainer.precision
         parameters = sum(p.numel() for p in state.model.parameters())
-        log.info("%s with %s parameters, precision %s (%s)", type(state.model).__name__, f"{parameters:,}",
-                 precision.name, precision.reason)  # fmt: skip
+        log.info("%s with %s parameters, precision %s", type(state.model).__name__, f"{parameters:,}", precision.name)
         if self.checkpoint:
             if self.config.trainer.resume_optimizer:
                 resume.check_optimizer(self.checkpoint, state.optimizer)
@@ -180,8 +155,7 @@ class Run:
         record.record_results(self.tracker, self.origin, self.folder.path, trainer, verdict)
         self._update(**record.results(trainer, verdict))  # only now: until here a kill leaves a run to resume
         self.tracker.artifact(self.folder.path / "summary.json")
-        for name in ("best.pt", "best.json"):
-            self.tracker.artifact(self.folder.checkpoints / name, "checkpoints")
+        self.tracker.artifact(self.folder.checkpoints / "best.pt", "checkpoints")
         if self.config.tracking.log_model:
             self.tracker.model(trainer.state.model, record.example(trainer))
         self._ended = True  # a signal from now on only ends the waiting for the store
@@ -201,23 +175,17 @@ class Run:
         killed = isinstance(error, KeyboardInterrupt)
         status: Status = "KILLED" if killed else "FAILED"
         text = (str(error) or "interrupted") if killed else describe(error)
-        facts: dict[str, Any] = {}
-        verdict, trainer = None, self._trainer
-        if trainer is not None:
+        self._update(status=status, error=text)
+        if self._trainer is not None:
             from feedrate.runs import record
 
-            engine = str(trainer.loaders["train"].engine)
-            facts = {"engine": engine, "slow_samples": trainer.throughput.slow_samples()}
-            facts["memory_growth"] = trainer.throughput.memory.notes()
-            if (verdict := trainer.verdict()) is not None:
-                facts["verdict"] = asdict(verdict)
-        self._update(status=status, error=text, **facts)
-        if trainer is not None and verdict is not None:
-            log.info("until then:\n%s", record.verdict_words(trainer, verdict))
+            verdict = self._trainer.verdict()
+            self._update(**record.loading(self._trainer, verdict))
+            if verdict is not None:
+                log.info("until then:\n%s", record.verdict_words(self._trainer, verdict))
+                self._trainer.record_verdict(verdict)
         if isinstance(error, (KeyboardInterrupt, LostWorker)) and (self.folder.checkpoints / "last.pt").exists():
             log.info("run folder  %s   (goes on with trainer.resume=auto)", self.folder.path)
-        if trainer is not None and verdict is not None:
-            trainer.record_verdict(verdict)
         self._end_tracking(status, text)
 
     def _end_tracking(self, status: Status, error: str = "") -> None:

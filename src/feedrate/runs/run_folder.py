@@ -13,23 +13,17 @@ from typing import Any
 import psutil
 
 from feedrate.errors import UserError
-from feedrate.system.atomic_write import atomic_write
-from feedrate.system.folder import file_lock
+from feedrate.system.files import atomic_write, file_lock
 from feedrate.system.secrets import masked
 
 SUMMARY = "summary.json"
 
 
 class RunFolder:
-    """Owns the folder `path` until `release`; a dead owner's folder is taken over.
+    """Owns the folder `path` until `release`; a dead owner's folder is taken over, a living one's is a UserError.
 
-    The file `lock` holds the owner's process id and start time, since process ids are reused.
-
-    Args:
-        named_by: the setting that the path comes from, for the error.
-
-    Raises:
-        UserError: a living process owns the folder.
+    The file `lock` holds the owner's process id and start time, since process ids are reused. `named_by` is the setting
+    that the path comes from.
     """
 
     def __init__(self, path: Path, named_by: str = "hydra.run.dir") -> None:
@@ -42,7 +36,7 @@ class RunFolder:
                     f"{named_by}={path}: process {other} uses this run folder; wait for it, or name another"
                 )
             owner = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-            atomic_write(path / "lock", json.dumps(owner))
+            (path / "lock").write_text(json.dumps(owner), encoding="utf-8")
 
     def release(self) -> None:
         """Gives the folder up."""
@@ -51,16 +45,12 @@ class RunFolder:
     def tidy(self) -> None:
         """Removes files that a killed process left half written."""
         for left in (self.path / f".{SUMMARY}", *self.checkpoints.glob(".*")):
-            with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
+            left.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replaces summary.json atomically: secrets masked, numbers that are not finite as null and listed by key."""
-        not_finite: list[str] = []
-        content = _json(masked(summary), "", not_finite)
-        if not_finite:
-            content["not_finite"] = sorted({*content.get("not_finite", ()), *not_finite})
-        atomic_write(self.path / SUMMARY, json.dumps(content, indent=2, default=str, allow_nan=False))
+        """Replaces summary.json atomically: secrets masked, numbers that are not finite as null."""
+        text = json.dumps(_finite(masked(summary)), indent=2, default=str, allow_nan=False)
+        atomic_write(self.path / SUMMARY, text)
 
 
 def living_owner(path: Path) -> int | None:
@@ -83,13 +73,10 @@ def read_summary(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _json(value: Any, path: str, not_finite: list[str]) -> Any:
-    """`value` with null for numbers that are not finite; their paths, such as 'best.validation/loss', are collected."""
+def _finite(value: Any) -> Any:
+    """`value` with null for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {key: _json(inner, f"{path}.{key}".lstrip("."), not_finite) for key, inner in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(inner, f"{path}.{number}", not_finite) for number, inner in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        not_finite.append(path)
-        return None
-    return value
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

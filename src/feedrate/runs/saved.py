@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.config import ROOT, TrainerConfig, common_keys, resolve_path
+from feedrate.config import ROOT, TrainerConfig, resolve_path
 from feedrate.errors import UserError
 from feedrate.runs.provenance import result_id
 from feedrate.runs.run_folder import SUMMARY, RunFolder, living_owner, read_summary
@@ -25,21 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("feedrate")
 RESTORED = ROOT / "outputs/restored"  # folder for files from MLflow's artifacts
 
-# ---------------------------------------------------------------------------------------------------------
-# Run folders
-# ---------------------------------------------------------------------------------------------------------
-
 
 def find_run(resume: str, config: Mapping[str, Any], runs: Path) -> Path | None:
     """The folder of the run to resume; None where 'auto' finds no unfinished one, which is logged.
 
-    Args:
-        resume: 'auto', a run folder, a checkpoint in one, or an MLflow run id.
-        config: the present configuration, resolved; 'auto' looks for one with the same result.
-        runs: folder of run folders to search, besides those under outputs/.
-
-    Raises:
-        UserError: there is no such run.
+    `resume` is 'auto', a run folder, a checkpoint in one, or an MLflow run id. Searched are `runs` and outputs/.
     """
     if resume != "auto":
         if (folder := folder_named(resume) or folder_of_id(resume, runs)) is None:
@@ -75,13 +65,7 @@ def all_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def mark_dead_runs(runs: Path) -> list[Path]:
-    """Marks runs and sweeps whose process died as KILLED, and removes what it left half written.
-
-    A run that ends in order removes its lock, so only folders with a lock are looked at.
-
-    Returns:
-        Folders of runs whose end the tracker may not know.
-    """
+    """Marks runs and sweeps whose process died (left its lock) as KILLED, tidies up, and returns their folders."""
     dead = []
     sweeps = {path.parent for path in (ROOT / "outputs/sweeps").glob("*/lock")}
     for folder in sorted(_folders(runs, "lock") | sweeps):
@@ -127,30 +111,16 @@ def _parse_config(text: str, name: str, resolve: bool) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------
-# A saved run
-# ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SavedRun:
-    """A run as it was left.
+    """A run as it was left."""
 
-    Attributes:
-        config: plain containers, resolved; may name any class until `check_targets` has seen it.
-        folder: the run folder.
-        checkpoint: the file that was named, None where best or last is to be chosen.
-        run_id: in MLflow, None if it was not recorded.
-        recorded: what MLflow holds of it; None where it was not recorded, or not in the present store.
-        summary: content of summary.json, empty if there is none.
-    """
-
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # resolved; may name any class until `check_targets` has seen it
     folder: Path
-    checkpoint: Path | None
-    run_id: str | None
-    recorded: RecordedRun | None
-    summary: Mapping[str, Any]
+    checkpoint: Path | None  # the file that was named, None where best or last is to be chosen
+    run_id: str | None  # in MLflow, None if it was not recorded
+    recorded: RecordedRun | None  # None where it was not recorded, or not in the present store
+    summary: Mapping[str, Any]  # content of summary.json, empty if there is none
 
     @property
     def seed(self) -> int:
@@ -158,12 +128,7 @@ class SavedRun:
 
     @property
     def trainer(self) -> TrainerConfig:
-        """The run's trainer settings; keys that an older run lacks have the defaults of conf/trainer/default.yaml."""
-        from omegaconf import OmegaConf
-
-        known = {**OmegaConf.load(ROOT / "conf/trainer/default.yaml"), **(self.config.get("trainer") or {})}
-        keys = common_keys(TrainerConfig)
-        checked: TrainerConfig = validate(TrainerConfig, {k: v for k, v in known.items() if k in keys}, "trainer")
+        checked: TrainerConfig = validate(TrainerConfig, self.config["trainer"], "trainer")
         return checked
 
     def with_changes(self, changes: Mapping[str, Mapping[str, Any]]) -> SavedRun:
@@ -173,29 +138,22 @@ class SavedRun:
 
 
 def find_saved(name: str, uri: str | None) -> SavedRun:
-    """The run with this folder, checkpoint or MLflow run id.
-
-    Args:
-        uri: the store in which run ids are looked up; None: in none.
-
-    Raises:
-        UserError: there is no such run, or its configuration is gone.
-    """
+    """The run with this folder, checkpoint or MLflow run id; ids are looked up in the store `uri`."""
     folder = folder_named(name)
     if folder is not None:
         path = resolve_path(name)
-        summary = read_summary(folder)
-        run_id = summary.get("run_id")
-        recorded = _recorded(uri, str(run_id)) if run_id else None
-        config = config_of_folder(folder)
+        config, summary = config_of_folder(folder), read_summary(folder)
         if config is None:
             raise UserError(f"{path}: {folder} holds no .hydra/config.yaml; name a run folder or a checkpoint in one")
+        run_id, recorded = summary.get("run_id"), None
+        try:
+            recorded = _recorded(uri, run_id) if uri and run_id else None
+        except UserError as error:
+            log.warning("note: the run's record in MLflow is left aside: %s", str(error).splitlines()[0])
         return SavedRun(config, folder, path if path.is_file() else None, run_id, recorded, summary)
     if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
         raise UserError(f"{name}: no run folder, no checkpoint, and no run id (32 hexadecimal digits)")
-    from feedrate.tracking.recorded import RecordedRun
-
-    recorded = RecordedRun(uri, name)
+    recorded = _recorded(uri, name)
     folder = _folder_of(recorded)
     text = recorded.text("config.yaml")
     # resolved when it was recorded: an interpolation in it was not written by train.py
@@ -206,17 +164,10 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
     return SavedRun(config, folder, None, name, recorded, summary)
 
 
-def _recorded(uri: str | None, run_id: str) -> RecordedRun | None:
-    """MLflow's record of a run that was found by its folder; a note where the present store has none."""
-    if uri is None:
-        return None
+def _recorded(uri: str | None, run_id: str) -> RecordedRun:
     from feedrate.tracking.recorded import RecordedRun
 
-    try:
-        return RecordedRun(uri, run_id)
-    except UserError as error:
-        log.warning("note: the run's record in MLflow is left aside: %s", str(error).splitlines()[0])
-        return None
+    return RecordedRun(uri, run_id)
 
 
 def _folder_of(recorded: RecordedRun) -> Path:

@@ -1,16 +1,17 @@
-"""How many cores this process may use, by affinity and control-group quota."""
+"""Limits of this process: the cores that it may use, and where the limits of its control group stand."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
-
-from feedrate.system.control_groups import group_folders
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 
 def usable_cores(system: Path = Path("/")) -> int:
-    """Number of cores, at least 1. A quota of 1.5 cores counts as 2, since a second worker still gets time.
+    """Number of cores by affinity and control-group quota, at least 1.
+
+    A quota of 1.5 cores counts as 2, since a second worker still gets time.
 
     Args:
         system: root of the file system, below which /proc and /sys are read.
@@ -19,24 +20,35 @@ def usable_cores(system: Path = Path("/")) -> int:
     (cpu.cfs_quota_us).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for quota_us, period_us in _quotas(system):
-        cores = min(cores, -(-quota_us // period_us))
+    for version, folder in group_folders("cpu", system):
+        names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        with suppress(OSError, ValueError):  # no such group, or "max"
+            quota_us, period_us = map(int, " ".join((folder / name).read_text() for name in names).split())
+            if quota_us > 0:
+                cores = min(cores, -(-quota_us // period_us))
     return max(1, cores)
 
 
-def _quotas(system: Path) -> Iterator[tuple[int, int]]:
-    """Quota and period in microseconds of every limit on this process's group and on those above it."""
-    for version, folder in group_folders("cpu", system):
-        if version == 2:
-            yield from _limit(folder / "cpu.max")
-        else:
-            yield from _limit(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
+def group_folders(controller: str, system: Path = Path("/")) -> Iterator[tuple[int, Path]]:
+    """Version, 1 or 2, and folder of each group whose limit of this kind holds; a folder may not exist.
 
+    Args:
+        controller: such as 'cpu' or 'memory'.
+        system: root of the file system, below which /proc and /sys are read.
 
-def _limit(*files: Path) -> Iterator[tuple[int, int]]:
+    Source: cgroups(7); Linux kernel documentation, admin-guide/cgroup-v2.rst.
+    """
     try:
-        quota_us, period_us = " ".join(file.read_text() for file in files).split()
-        if quota_us not in ("max", "-1"):
-            yield int(quota_us), int(period_us)
-    except (OSError, ValueError):
+        lines = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
         return
+    mounts = system / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        # In a container the group's path may be that of the host and not exist here; its limit is then at the top.
+        here = PurePosixPath(group.lstrip("/"))
+        for path in (here, *here.parents):
+            if not controllers:
+                yield 2, mounts / path
+            elif controller in controllers.split(","):
+                yield 1, mounts / controller / path

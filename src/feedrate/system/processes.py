@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from feedrate.errors import UserError
-from feedrate.system.signals import signals_blocked, signals_ignored
+from feedrate.system.signals import STOPPING, ignore, signals_blocked, signals_ignored
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     running: dict[Connection, tuple[int, Any]] = {}
     try:
-        with signals_blocked(signal.SIGINT):  # a terminal sends Ctrl-C to the workers too
+        with signals_blocked(*STOPPING):  # a terminal sends Ctrl-C to the workers too
             for number, part in enumerate(parts):
                 receive, send = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(work, part, send, os.getpid()), daemon=True)
@@ -59,6 +59,7 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
 def _work(work: Callable[[T], Iterator[Any]], part: T, send: Connection, parent: int) -> None:
     import torch
 
+    ignore(STOPPING)
     torch.set_num_threads(1)
     try:
         for message in work(part):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 import threading
@@ -39,26 +38,28 @@ class Interruption:
 
     Args:
         abandon: records the end of a process that hangs, given the reason; called in a thread.
+        action: what happens after the first signal, for the message.
+        patience_s: from the first signal to the end of a process that hangs; None: it is not ended.
 
     Attributes:
         signum: the first signal received, or None.
         safe: whether the handler may raise wherever the process is, as while the loop waits for a batch. Otherwise
             `check` raises after the step.
-        hurried: whether Ctrl-C followed the first signal.
-        action: what happens after the first signal, for the message.
-        patience_s: seconds from the first signal to the end of a process that hangs; None: it is never ended.
     """
 
-    action = "stopping in order"
-    patience_s: float | None = PATIENCE_S
-
-    def __init__(self, abandon: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self,
+        abandon: Callable[[str], None] = lambda text: None,
+        action: str = "stopping in order",
+        patience_s: float | None = PATIENCE_S,
+    ) -> None:
         self.signum: int | None = None
-        self.safe = self.hurried = False
+        self.safe = False
+        self._abandon, self._action, self._patience_s = abandon, action, patience_s
         self._process = os.getpid()
         self._former: dict[int, Any] = {}
-        self._abandon = abandon
-        self._saving, self._over = False, threading.Event()
+        self._hurried = self._saving = False
+        self._over = threading.Event()
 
     def listen(self) -> None:
         """Handles the signals in `STOPPING` until `leave`; only the main thread can."""
@@ -68,8 +69,6 @@ class Interruption:
     def leave(self) -> None:
         """Restores the former handlers."""
         self._over.set()
-        if self.signum is not None and self._former:
-            signal.set_wakeup_fd(-1)
         while self._former:
             signal.signal(*self._former.popitem())
 
@@ -106,46 +105,26 @@ class Interruption:
         if self.signum is None:
             self.signum = signum
             with contextlib.suppress(OSError):  # the reader may be gone
-                os.write(2, f"\n{signal.Signals(signum).name}: {self.action}; {how_to_hurry(signum)}\n".encode())
-            self._watch()
-        elif signum == signal.SIGINT:
-            self._hurry()
+                os.write(2, f"\n{signal.Signals(signum).name}: {self._action}; {how_to_hurry(signum)}\n".encode())
+            if self._patience_s is not None:  # only now: with a second thread a process cannot fork workers safely
+                end = time.monotonic() + self._patience_s
+                threading.Thread(target=self._end_in_time, args=(end,), daemon=True).start()
+        elif signum == signal.SIGINT and not self._hurried:
+            self._hurried, self.safe = True, False
+            raise KeyboardInterrupt("stopped at once")
         if self.safe:
             self.safe = False
             raise Interrupted(self.signum)
 
-    def _hurry(self) -> None:
-        if not self.hurried:  # later ones are left to `_end_in_time`
-            self.hurried, self.safe = True, False
-            raise KeyboardInterrupt("stopped at once")
-
-    # -----------------------------------------------------------------------------------------------------
-    # A process that hangs
-    # -----------------------------------------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        """Starts only at the first signal: with a second thread a process cannot fork workers safely."""
-        if self.patience_s is None:
-            return
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # sees each signal even where Python code hangs
-        threading.Thread(target=self._end_in_time, args=(read,), name="feedrate-interruption", daemon=True).start()
-
-    def _end_in_time(self, wakeup: int) -> None:
+    def _end_in_time(self, end: float) -> None:
+        """Ends the process if it still runs at the instant `end`, sooner when hurried."""
+        while time.monotonic() < end or (self._saving and not self._hurried):
+            if self._over.wait(0.1):
+                return
+            if self._hurried:
+                end = min(end, time.monotonic() + AT_ONCE_S)
         assert self.signum is not None
-        assert self.patience_s is not None
-        patience, hurry = time.monotonic() + self.patience_s, float("inf")
-        while not self._over.is_set():
-            now = time.monotonic()
-            if now > hurry:
-                self._end("stopped at once", 128 + signal.SIGINT)
-            if now > patience and not self._saving:
-                self._end(f"stopped by {signal.Signals(self.signum).name} while it hung", 128 + self.signum)
-            if select.select([wakeup], [], [], 0.1)[0] and signal.SIGINT in os.read(wakeup, 64):
-                hurry = min(hurry, now + AT_ONCE_S)
-
-    def _end(self, how: str, code: int) -> NoReturn:
+        how = "stopped at once" if self._hurried else f"stopped by {signal.Signals(self.signum).name} while it hung"
         text = f"{how}; the last checkpoint is what is kept"
         with contextlib.suppress(Exception):
             self._abandon(text)
@@ -155,7 +134,7 @@ class Interruption:
                     child.kill()
         with contextlib.suppress(Exception):
             os.write(2, f"{text}\n".encode())
-        os._exit(code)
+        os._exit(128 + (signal.SIGINT if self._hurried else self.signum))
 
 
 def how_to_hurry(signum: int) -> str:
@@ -180,15 +159,10 @@ def quit_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _quit)
 
 
-def raise_on_interrupt() -> None:
-    """Ctrl-C raises KeyboardInterrupt again."""
+def raise_when_stopped() -> None:
+    """Each signal in `STOPPING` raises Interrupted at once, until `quit_on_interrupt`: for commands without a run."""
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def raise_when_stopped() -> None:
-    """Each signal in `STOPPING` raises Interrupted at once, until `quit_on_interrupt`: for work that keeps nothing."""
-    raise_on_interrupt()
     _handle(_raise)
 
 
@@ -203,9 +177,6 @@ def on_the_way_out() -> None:
 @contextmanager
 def signals_blocked(*signums: int) -> Iterator[None]:
     """Signals arrive after the block; processes started in it inherit the block, until they call `ignore`."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
     try:
         yield
@@ -216,9 +187,6 @@ def signals_blocked(*signums: int) -> Iterator[None]:
 @contextmanager
 def signals_ignored() -> Iterator[None]:
     """Ctrl-C has no effect within the block, so that a second one does not disturb the clean-up after the first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -230,8 +198,7 @@ def ignore(signums: Iterable[int]) -> None:
     """Ignores these signals from now on, pending ones included."""
     for signum in signums:
         signal.signal(signum, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:

@@ -15,35 +15,22 @@ MAX_CONFUSION = 1_000  # classes up to which the confusion matrix is kept
 
 
 class Task:
-    """The loss that is minimised, and the metrics that are measured.
-
-    Args:
-        targets: of the data set.
-        label_smoothing: for classification.
-        top5: also measure whether the class is among the five likeliest.
-    """
+    """The loss that is minimised, and the metrics that are measured."""
 
     def __init__(self, targets: Targets, label_smoothing: float = 0.0, top5: bool = False) -> None:
         self.targets, self._smoothing = targets, label_smoothing
         self.top5 = top5 and targets.task == "classification" and targets.num_outputs > 5
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Mean loss of a batch, a scalar in float32.
+        """Mean loss of a batch, a scalar in float32, of outputs (B, num_outputs).
 
-        Args:
-            outputs: (B, num_outputs).
-            y: (B,) or (B, 1) int64 classes, or (B,) or (B, num_outputs) floats.
-
-        Raises:
-            UserError: the outputs are no tensor, or have another shape.
+        y: (B,) or (B, 1) int64 classes, or (B,) or (B, num_outputs) floats.
         """
         expected = (len(y), self.targets.num_outputs)
-        if not isinstance(outputs, Tensor):
-            kind = type(outputs).__name__
-            raise UserError(f"model: returned a {kind} for a batch of {len(y)}; needed is a tensor of shape {expected}")
-        if tuple(outputs.shape) != expected:
+        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
             raise UserError(
-                f"model: returned shape {tuple(outputs.shape)} for a batch of {len(y)}; needed is {expected}: "
+                f"model: returned {got} for a batch of {len(y)}; needed is a tensor of shape {expected}: "
                 "one output per " + ("class" if self.targets.task == "classification" else "number of the label")
             )
         if self.targets.task == "classification":
@@ -117,9 +104,7 @@ class Meter:
         """Counts by true class (row) and predicted class (column), None for regression and very many classes."""
         if not self._confused:
             return None
-        outputs = self._task.targets.num_outputs
-        rows: list[list[int]] = self._confusion.view(outputs, outputs).tolist()
-        return rows
+        return self._confusion.view(-1, self._task.targets.num_outputs).tolist()
 
     def per_class(self) -> list[dict[str, Any]] | None:
         """Class, samples and accuracy of each class; None where there is no confusion matrix."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from feedrate.errors import UserError
-from feedrate.system.atomic_write import atomic_write
+from feedrate.system.files import atomic_write
 from feedrate.system.secrets import without_secrets
 
 if TYPE_CHECKING:

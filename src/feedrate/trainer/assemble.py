@@ -20,11 +20,7 @@ from feedrate.system.lazy_dynamo import postpone_dynamo
 
 
 def build_model(node: Mapping[str, Any], data: Data, device: torch.device, channels_last: bool = False) -> nn.Module:
-    """The model on its device; its constructor gets `sample_shape` and `num_outputs` if it has such parameters.
-
-    Raises:
-        UserError: the target is no torch.nn.Module, or its constructor fails.
-    """
+    """The model on its device; its constructor gets `sample_shape` and `num_outputs` if it has such parameters."""
     make_current(device)
     model = build(node, "model", {"sample_shape": tuple(data.sample_shape), "num_outputs": data.targets.num_outputs})
     if not isinstance(model, nn.Module):
@@ -38,11 +34,7 @@ def build_model(node: Mapping[str, Any], data: Data, device: torch.device, chann
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Loads a checkpoint's weights.
-
-    Raises:
-        UserError: they do not fit the model, with the first difference.
-    """
+    """Loads a checkpoint's weights."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -56,31 +48,17 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
 
     On an accelerator with streams it is fused where torch can, unless `fused` is set: one kernel per step, which can
     skip the step when a loss is not finite, without a host synchronisation.
-
-    Raises:
-        UserError: the model has nothing to train, or the target is no optimizer with a `step()` without arguments.
     """
     postpone_dynamo()
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise UserError(f"model: {type(model).__name__} has no parameter that requires a gradient; nothing to train")
     injected: dict[str, Any] = {"params": parameters}
-    if (chosen := node.get("fused") not in (None, "auto")) is False:
-        node = {key: value for key, value in node.items() if key != "fused"}
-    if chosen and node.get("fused") and not all(p.is_floating_point() for p in parameters):
-        raise UserError(
-            f"optimizer.fused=true: {type(model).__name__} has complex parameters, and fused optimizers take floating "
-            "point ones; set optimizer.fused=auto"
-        )
     target = locate(str(node["_target_"]), "optimizer")
     optimizer = None
-    # of torch's, these have a fused form on every accelerator; whether another one has may be known only at its step
-    able = isinstance(target, type) and issubclass(target, (torch.optim.Adam, torch.optim.SGD))
-    if has_streams(device) and not chosen and able and "fused" in inspect.signature(target).parameters:
-        plain = all(p.is_floating_point() for p in parameters)
-        sparse = any(getattr(module, "sparse", False) for module in model.modules())  # an nn.Embedding's gradients
-        # with dampening torch treats the first step differently, which zero_momentum would hide
-        if plain and not sparse and not node.get("dampening"):
+    if node.get("fused") in (None, "auto"):
+        node = {key: value for key, value in node.items() if key != "fused"}
+        if has_streams(device) and _can_be_fused(target, node, model, parameters):
             with contextlib.suppress(UserError):  # the class has no fused form for this device
                 optimizer = build(node, "optimizer", {**injected, "fused": True})
     if optimizer is None:
@@ -94,6 +72,14 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
         )
     zero_momentum(optimizer)
     return optimizer
+
+
+def _can_be_fused(target: Any, node: Mapping[str, Any], model: nn.Module, parameters: list[nn.Parameter]) -> bool:
+    # of torch's, these have a fused form on every accelerator; whether another one has may be known only at its step
+    able = isinstance(target, type) and issubclass(target, (torch.optim.Adam, torch.optim.SGD))
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())  # an nn.Embedding's gradients
+    # with dampening torch treats the first step differently, which zero_momentum would hide
+    return able and not sparse and not node.get("dampening") and all(p.is_floating_point() for p in parameters)
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:
@@ -111,20 +97,14 @@ def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def total_steps(config: TrainerConfig, loader: Any, state: Mapping[str, Any] | None = None) -> int:
-    """Optimizer steps of the whole run, for schedules.
-
-    Args:
-        state: of the checkpoint to resume from; the rest is counted in batches of the present size.
-    """
+    """Optimizer steps of the whole run; from a checkpoint's `state` on they are counted in batches of today's size."""
     whole = -(-len(loader) // config.accumulate)
     steps = config.max_epochs * whole
     if state:
-        rest, place = 0, state["loader"]
-        if state["phase"] == "training":
-            batches = len(loader)
-            if place:
-                samples = max(0, loader.end - place["position"])
-                batches = math.ceil(samples / ((loader.batch_size or 1) * loader.world_size))
-            rest = -(-batches // config.accumulate)
+        place, batches = state["loader"], len(loader) if state["phase"] == "training" else 0
+        if place and state["phase"] != "done":
+            samples = max(0, loader.end - place["position"])
+            batches = math.ceil(samples / ((loader.batch_size or 1) * loader.world_size))
+        rest = -(-batches // config.accumulate)
         steps = int(state["step"]) + rest + (config.max_epochs - int(state["epoch"]) - 1) * whole
     return max(1, min(steps, config.max_steps) if config.max_steps is not None else steps)

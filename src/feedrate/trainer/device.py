@@ -15,28 +15,17 @@ from feedrate.errors import UserError
 
 @dataclass(frozen=True)
 class Precision:
-    """How a step computes.
+    """How a step computes."""
 
-    Attributes:
-        name: '32', 'bf16' or 'fp16'.
-        dtype: of autocast, None without it.
-        scaled: whether gradients need a scaler, as with float16.
-        reason: why it was chosen.
-    """
-
-    name: str
-    dtype: torch.dtype | None
-    scaled: bool
-    reason: str
+    name: str  # 32, bf16, fp16
+    dtype: torch.dtype | None  # of autocast, None without it
+    scaled: bool  # whether gradients need a scaler, as with float16
 
 
 def set_up_device(config: TrainerConfig, seed: int) -> torch.device:
     """Seeds the process's global generators, sets threads and kernels, and returns the device of `trainer.device`.
 
     Samples have random numbers of their own; the global generators decide initial weights and dropout.
-
-    Raises:
-        UserError: as `choose_device`.
     """
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -48,29 +37,20 @@ def set_up_device(config: TrainerConfig, seed: int) -> torch.device:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device that `trainer.device` names; 'auto' is the accelerator if there is one.
-
-    Raises:
-        UserError: the device is not there.
-    """
+    """The device that `trainer.device` names; 'auto' is the accelerator if there is one."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if wanted == "auto":
         return found if found is not None else torch.device("cpu")
     kind, _, number = wanted.partition(":")
-    device, index = torch.device(kind), int(number) if number else None  # torch takes index 256 for 0
-    if device.type == "cpu":
-        return device
-    if found is None or device.type != found.type:
-        there = f"only {found.type} and cpu" if found is not None else "no accelerator"
+    if (kind := torch.device(kind).type) == "cpu":
+        return torch.device("cpu")
+    count = torch.accelerator.device_count() if found is not None and found.type == kind else 0
+    if int(number or 0) >= count:
         raise UserError(
-            f"trainer.device={wanted}: this machine has {there} that torch can use; set trainer.device=auto"
+            f"trainer.device={wanted}: this machine has {count} {kind} device(s), counted from 0; "
+            "set trainer.device=auto"
         )
-    count = torch.accelerator.device_count()
-    if index is None:
-        return device
-    if index >= count:
-        raise UserError(f"trainer.device={wanted}: this machine has {count} {device.type} device(s), counted from 0")
-    return torch.device(device.type, index)
+    return torch.device(kind, int(number)) if number else torch.device(kind)
 
 
 def set_arithmetic(matmul_precision: str, deterministic: bool) -> None:
@@ -89,25 +69,19 @@ def name_of(device: torch.device) -> str:
 
 
 def choose_precision(wanted: str | int, device: torch.device) -> Precision:
-    """The precision that `trainer.precision` names; 'auto' is the fastest that trains as 32 bits do.
-
-    Raises:
-        UserError: the device cannot compute in it.
-    """
+    """The precision that `trainer.precision` names; 'auto' is the fastest that trains as 32 bits do."""
+    chosen = str(wanted)
     if wanted == "auto":
-        if device.type == "xpu":
-            return Precision("bf16", torch.bfloat16, False, "xpu devices compute bfloat16")
-        if device.type != "cuda":
-            return Precision("32", None, False, f"autocast gains little on {device.type}")
-        if _has_bf16(device, emulated=False):
-            return Precision("bf16", torch.bfloat16, False, "this GPU computes bfloat16, with the range of 32 bits")
-        return Precision("fp16", torch.float16, True, "this GPU has no bfloat16; float16 with a gradient scaler")
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("trainer.precision=fp16: float16 needs an accelerator; set trainer.precision=bf16 or 32")
-    if wanted == "bf16" and device.type == "cuda" and not _has_bf16(device, emulated=True):
-        raise UserError("trainer.precision=bf16: this GPU has no bfloat16; set trainer.precision=fp16 or 32")
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(str(wanted))
-    return Precision(str(wanted), dtype, wanted == "fp16", "as set")
+        if device.type == "cuda":
+            chosen = "bf16" if _has_bf16(device, emulated=False) else "fp16"
+        else:
+            chosen = "bf16" if device.type == "xpu" else "32"
+    elif (chosen == "fp16" and device.type == "cpu") or (
+        chosen == "bf16" and device.type == "cuda" and not _has_bf16(device, emulated=True)
+    ):
+        raise UserError(f"trainer.precision={wanted}: this {device.type} device cannot; set trainer.precision=auto")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(chosen)
+    return Precision(chosen, dtype, chosen == "fp16")
 
 
 def _has_bf16(device: torch.device, emulated: bool) -> bool:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from feedrate.dataset import list_IDs
 from feedrate.dataset.labels import Targets
-from feedrate.loader import Batch, BatchInfo, ToDevice
+from feedrate.loader import Batch, ToDevice
 from feedrate.task.task import Meter, Task
-from feedrate.trainer.forward import Forward
+from feedrate.trainer.forward import Forward, cause_of
 
 
 @torch.no_grad()
@@ -24,12 +24,7 @@ def answers(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Each batch with the outputs ((B, num_outputs) float32, on the device) of the model in evaluation mode.
 
-    Args:
-        started: called once the loader's workers have started.
-
-    Raises:
-        UserError: the model fails on a batch.
-        SampleError: a sample cannot be used.
+    `started` is called once the loader's workers have started.
     """
     forward.model.eval()
     try:
@@ -38,22 +33,17 @@ def answers(
         for batch in batches:
             yield batch, forward(batch.X).float()
     except RuntimeError as error:
-        if (cause := forward.explained(error)) is None:
+        if (cause := cause_of(error)) is None:
             raise
         raise cause from error
 
 
-def validate(
-    forward: Forward, loader: Any, task: Task, started: Callable[[], None]
-) -> tuple[Meter, list[tuple[Tensor, BatchInfo]]]:
-    """The partition's metrics, and each batch's loss and info; for `started` see `answers`."""
+def validate(forward: Forward, loader: Any, task: Task, started: Callable[[], None]) -> Meter:
+    """The partition's metrics; for `started` see `answers`."""
     meter = task.meter(forward.device)
-    losses: list[tuple[Tensor, BatchInfo]] = []
     for batch, outputs in answers(forward, loader, started):
-        loss = task.loss(outputs, batch.y)
-        meter.update(loss, outputs, batch.y)
-        losses.append((loss, batch.info))  # not read here, since that waits for the device
-    return meter, losses
+        meter.update(task.loss(outputs, batch.y), outputs, batch.y)
+    return meter
 
 
 def predictions(forward: Forward, loader: Any, targets: Targets) -> Iterator[dict[str, Any]]:
@@ -74,49 +64,30 @@ def _with_IDs(forward: Forward, loader: Any) -> Iterator[tuple[list[str], Batch,
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample with its loss.
-
-    Attributes:
-        row: label and prediction, as columns of a table.
-        X: as loaded, on the host.
-    """
+    """One sample with its loss."""
 
     ID: str
     loss: float
-    row: Mapping[str, Any]
-    X: Tensor
+    row: Mapping[str, Any]  # label and prediction, as columns of a table
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of one partition.
-
-    Attributes:
-        meter: metrics, confusion matrix, accuracy of each class.
-        worst: samples with the largest loss, the largest first; NaN counts as infinite.
-        pairs: (true, predicted) of each sample where a single number is predicted, else None.
-    """
+    """Results of one partition."""
 
     meter: Meter
-    worst: list[Sample]
-    pairs: tuple[list[float], list[float]] | None
+    worst: list[Sample]  # samples with the largest loss, the largest first; NaN counts as infinite
 
 
 def evaluate(forward: Forward, loader: Any, task: Task, worst: int) -> Evaluation:
     """Metrics of the loader's partition, and its `worst` samples."""
     meter = task.meter(forward.device)
-    single = task.targets.task == "regression" and task.targets.num_outputs == 1
-    true: list[float] = []
-    predicted: list[float] = []
     kept: list[Sample] = []
     for IDs, batch, outputs in _with_IDs(forward, loader):
         meter.update(task.loss(outputs, batch.y), outputs, batch.y)
-        if single:
-            true += batch.y.flatten().tolist()
-            predicted += outputs.flatten().tolist()
         if worst:
             kept = heapq.nlargest(worst, [*kept, *_worst(worst, IDs, batch, outputs, task)], key=lambda s: s.loss)
-    return Evaluation(meter, kept, (true, predicted) if single else None)
+    return Evaluation(meter, kept)
 
 
 def _worst(count: int, IDs: list[str], batch: Batch, outputs: Tensor, task: Task) -> list[Sample]:
@@ -126,7 +97,7 @@ def _worst(count: int, IDs: list[str], batch: Batch, outputs: Tensor, task: Task
     worst = losses.argsort(descending=True, stable=True)[:count].tolist()
     rows = rows_of(outputs[worst], task.targets)
     return [
-        Sample(IDs[i], float(losses[i]), {**_label_of(batch.y[i], task.targets), **row}, batch.X[i].cpu())
+        Sample(IDs[i], float(losses[i]), {**_row("label", batch.y[i].flatten().tolist(), task.targets), **row})
         for i, row in zip(worst, rows, strict=True)
     ]
 
@@ -136,23 +107,15 @@ def rows_of(outputs: Tensor, targets: Targets) -> list[dict[str, Any]]:
     if targets.task == "classification":
         probability, index = outputs.softmax(dim=1).max(dim=1)
         return [
-            {"prediction": _class_name(targets, i), "probability": p}
+            {**_row("prediction", [i], targets), "probability": p}
             for i, p in zip(index.tolist(), probability.tolist(), strict=True)
         ]
-    return [_numbers("prediction", values) for values in outputs.tolist()]
+    return [_row("prediction", values, targets) for values in outputs.tolist()]
 
 
-def _label_of(y: Tensor, targets: Targets) -> dict[str, Any]:
+def _row(name: str, values: list[Any], targets: Targets) -> dict[str, Any]:
+    """One class by its name in the labels (its index where there is none), one number, or several."""
     if targets.task == "classification":
-        return {"label": _class_name(targets, int(y))}
-    return _numbers("label", y.flatten().tolist())
-
-
-def _class_name(targets: Targets, index: int) -> Any:
-    """The class's name in the labels; its index where there is none."""
-    known = targets.classes or ()
-    return known[index] if index < len(known) else index
-
-
-def _numbers(name: str, values: list[float]) -> dict[str, float]:
+        known, index = targets.classes or (), int(values[0])
+        return {name: known[index] if index < len(known) else index}
     return {name: values[0]} if len(values) == 1 else {f"{name}_{i}": value for i, value in enumerate(values)}

@@ -12,20 +12,15 @@ from torch import Tensor, nn
 from feedrate.dataset import Data
 from feedrate.errors import SampleError, UserError, raised_at
 from feedrate.loader import Batch, lost_worker
-from feedrate.system.device import explained, out_of_memory
+from feedrate.system.device import explained
 from feedrate.trainer.device import Precision
 from feedrate.trainer.guard import names
-
-_ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's text, for batch normalization
 
 
 class Forward:
     """Calls `model` in the mode, training or evaluation, that it is in.
 
-    Args:
-        compile: torch.compile wraps the model; its weights keep the names of the plain one.
-        remedy: what to do when the device's memory runs out.
-        channels_last: images of (B, C, H, W) are given to the model with their channels last in memory.
+    With `channels_last` images of (B, C, H, W) are given to the model with their channels last in memory.
     """
 
     def __init__(
@@ -35,24 +30,17 @@ class Forward:
         device: torch.device,
         precision: Precision,
         compile: bool = False,
-        remedy: str = "lower loader.batch_size",
         channels_last: bool = False,
     ) -> None:
         self.model, self.device = model, device
-        self._precision, self._remedy, self._channels_last = precision, remedy, channels_last
+        self._precision, self._channels_last = precision, channels_last
         self._shape, self._dtype = data.sample_shape, data.sample_dtype
         self._classes = data.targets.num_outputs if data.targets.task == "classification" else None
         self._mean, self._std = (self._along_channels(values) for values in (data.mean, data.std))
-        self._samples = 0  # of the last batch
         self._call: Callable[..., Tensor] = torch.compile(model) if compile else model
 
     def __call__(self, loaded: Tensor) -> Tensor:
-        """From (B, ...) as loaded, on the device, to the model's outputs.
-
-        Raises:
-            UserError: the model fails on it, or the device's memory is too small.
-        """
-        self._samples = len(loaded)
+        """From (B, ...) as loaded, on the device, to the model's outputs."""
         try:
             X = self.inputs(loaded)
             if self._channels_last and X.dim() == 4:
@@ -62,15 +50,11 @@ class Forward:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, UserError):
                 raise
-            if (cause := self.explained(error)) is not None:
+            if (cause := cause_of(error)) is not None:
                 raise cause from error
             name, text = type(self.model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
-            remedy = ""
-            if _ONE_SAMPLE in text and len(loaded) == 1:
-                remedy = "\nAn epoch's last batch may hold one sample; set loader.drop_last=true or another batch_size"
-            raise UserError(
-                f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text}{raised_at(error)}{remedy}"
-            ) from error
+            where = raised_at(error)
+            raise UserError(f"model: {name} failed on X of shape {tuple(loaded.shape)}: {text}{where}") from error
 
     def inputs(self, X: Tensor) -> Tensor:
         """(B, ...) as loaded to (B, ...) float32: uint8 scaled to [0, 1], then (X - mean) / std for each channel.
@@ -105,23 +89,20 @@ class Forward:
                     f"training sample is {self._shape} {self._dtype}; make them alike, or take them out"
                 )
             if self._classes is not None and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self._classes:
-                wrong = int(y.max()) if int(y.max()) >= self._classes else int(y.min())
                 raise SampleError(
-                    f"batch of {names(loader, batch.info)}: holds class {wrong}, but there are {self._classes} classes "
-                    f"(0 to {self._classes - 1}); set dataset.num_outputs, or correct the labels"
+                    f"batch of {names(loader, batch.info)}: classes are {int(y.min())} to {int(y.max())}, but must be "
+                    f"0 to {self._classes - 1}; set dataset.num_outputs, or correct the labels"
                 )
 
         return check
-
-    def explained(self, error: Exception) -> UserError | None:
-        """The cause of an error raised anywhere in a step: the device, or a worker's death; None for any other."""
-        if not out_of_memory(error):
-            return explained(error) or lost_worker(error)
-        on = f"a batch of {self._samples} samples" if self._samples else "its first batch"
-        return UserError(f"the device ran out of memory on {on}; {self._remedy}")
 
     def _along_channels(self, values: tuple[float, ...] | None) -> Tensor | None:
         if values is None:
             return None
         tensor = torch.tensor(values, dtype=torch.float32, device=self.device)
         return tensor.view(-1, *[1] * (len(self._shape) - 1)) if len(values) > 1 else tensor
+
+
+def cause_of(error: Exception) -> UserError | None:
+    """The cause of an error raised anywhere in a step: the device, or a worker's death; None for any other."""
+    return explained(error) or lost_worker(error)

@@ -7,7 +7,6 @@ there the device skips the step itself, and the flags are read at the log interv
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,10 +20,7 @@ from feedrate.system.device import has_streams
 
 
 class LossGuard:
-    """Watches the training losses of one run.
-
-    A fused optimizer skips a step where `found_inf` is set; for others on an accelerator each loss is read.
-    """
+    """Watches the training losses of one run; where the optimizer is not fused each loss is read."""
 
     def __init__(self, optimizer: Optimizer, device: torch.device, loader: Any) -> None:
         self._optimizer, self._loader = optimizer, loader
@@ -35,11 +31,7 @@ class LossGuard:
         self._window: Tensor | None = None
 
     def check(self, loss: Tensor, step: int, info: BatchInfo) -> None:
-        """Call after the forward pass of each batch, before its gradients can reach the weights.
-
-        Raises:
-            UserError: the loss is not finite, naming step and samples.
-        """
+        """Call after the forward pass of each batch, before its gradients can reach the weights."""
         bad = ~torch.isfinite(loss.detach())
         if not self._deferred:
             if bool(bad):  # waits for the device where an accelerator trains with an optimizer that is not fused
@@ -49,10 +41,7 @@ class LossGuard:
         self._pending.append((step, info, bad))
 
     def before_step(self, scaled: bool) -> None:
-        """Makes the fused optimizer skip its step if a loss since the last one was not finite.
-
-        A gradient scaler needs no hint: it finds that the gradients are not finite.
-        """
+        """Makes a fused optimizer skip its step after a loss that was not finite; a gradient scaler does so itself."""
         if self._deferred and not scaled:
             assert self._window is not None
             self._optimizer.found_inf = self._window.float()  # type: ignore[attr-defined]
@@ -76,20 +65,6 @@ class LossGuard:
         )
 
 
-def first_not_finite(losses: Sequence[tuple[Tensor, BatchInfo]], loader: Any) -> str:
-    """The samples of the first batch whose loss is not finite; empty where all are finite. Waits for the device.
-
-    Raises:
-        SampleError: one of these samples is not finite itself.
-    """
-    finite = torch.stack([loss for loss, _ in losses]).isfinite()
-    if bool(finite.all()):
-        return ""
-    info = losses[finite.tolist().index(False)][1]
-    _check_samples(loader, info)
-    return names(loader, info)
-
-
 def names(loader: Any, info: BatchInfo) -> str:
     """The samples of a batch, for an error."""
     if not (IDs := loader.IDs(info)):
@@ -99,14 +74,12 @@ def names(loader: Any, info: BatchInfo) -> str:
 
 def _check_samples(loader: Any, info: BatchInfo) -> None:
     """Loads the samples of a batch again; raises SampleError for the first one that is not finite."""
-    request, found = info.request, None
-    for index, ID in zip(request.indices.tolist(), loader.IDs(info), strict=True):
+    for index, ID in zip(info.request.indices.tolist(), loader.IDs(info), strict=True):
         try:
-            sample = probe_again(loader.dataset, index, loader.seed, request.epoch, ID)
-            values = zip("Xy", sample, strict=True)
-            found = next((name for name, value in values if not torch.as_tensor(value).isfinite().all()), None)
+            sample = probe_again(loader.dataset, index, loader.seed, info.request.epoch, ID)
+            finite = all(bool(torch.as_tensor(value).isfinite().all()) for value in sample)
         except Exception:  # the loss is what is reported
             continue
-        if found is not None:
-            text = f"{found} holds a value that is not finite (NaN or inf); correct it, or take the ID out"
+        if not finite:
+            text = "X or y holds a value that is not finite (NaN or inf); correct it, or take the ID out"
             raise sample_error(loader.dataset, ID, UserError(text))

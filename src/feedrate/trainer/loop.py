@@ -29,8 +29,8 @@ from feedrate.tracking import Tracker
 from feedrate.trainer import checkpoint
 from feedrate.trainer.device import choose_precision
 from feedrate.trainer.evaluate import validate
-from feedrate.trainer.forward import Forward
-from feedrate.trainer.guard import LossGuard, first_not_finite
+from feedrate.trainer.forward import Forward, cause_of
+from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.progress import Progress
 from feedrate.trainer.pruning import reason_to_prune
 from feedrate.trainer.schedule import Schedule
@@ -41,23 +41,12 @@ from feedrate.trainer.throughput_history import ThroughputHistory
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over
 STOPPED_EARLY, STOPPED_AT = "stopped early: validation/loss has not fallen", "stopped at trainer.max_steps="
-MORE_MEMORY = "lower loader.batch_size, and raise trainer.accumulate by the same factor to keep the result"
 
 
 class Trainer:
     """Trains one model on one data set.
 
-    Args:
-        config: conf/trainer.
-        loaders: by partition; batches are (X, y).
-        schedule, optimizer: built for `model`'s parameters.
-        folder: checkpoints are written here as last.pt and best.pt.
-        tracker: gets an epoch's metrics at its end, never in between.
-        interruption: signals that ask to stop.
-        packable: see timing.epoch_times.Setup.
-
-    Raises:
-        UserError: the device cannot compute in trainer.precision.
+    Checkpoints are written into `folder`; the tracker gets an epoch's metrics at its end, never in between.
     """
 
     def __init__(
@@ -79,17 +68,14 @@ class Trainer:
         self.task = Task(data.targets, config.label_smoothing, config.top5)
         self.clock = Clock(device, config.warmup_steps)
         self.throughput = ThroughputHistory(loaders["train"], packable, device)
-        self.forward = Forward(model, data, device, self.precision, config.compile, MORE_MEMORY, config.channels_last)
+        self.forward = Forward(model, data, device, self.precision, config.compile, config.channels_last)
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision.scaled)
-        self.state = RunState(
-            model, optimizer, schedule, scaler, loaders["train"], data, lambda: self.task.meter(device), device
-        )
+        self.state = RunState(model, optimizer, schedule, scaler, loaders["train"], data, self.task, device)
         self._guard = LossGuard(optimizer, device, loaders["train"])
         self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard, self.clock)
         self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
         self._folder, self._tracker, self._stop = folder, tracker, interruption
         self._inline = not loaders["train"].num_workers
-        self._warned = False  # of a validation loss that is not finite
         self._verdict_logged = False
         self._saved_at = time.perf_counter()
         self._earlier_s, self._begun = 0.0, None  # type: float, float | None
@@ -106,10 +92,7 @@ class Trainer:
     def fit(self) -> Result:
         """Trains until max_epochs, max_steps or early stopping; after `load_state_dict`, from there.
 
-        Raises:
-            UserError: a training loss is not finite, a sample cannot be used, or the model does not fit the data.
-            LostWorker: a loader's process has died; the checkpoint of the last step is written where possible.
-            Interrupted: a signal came; the checkpoint of the last step is written.
+        Before Interrupted (a signal) and, where possible, LostWorker the checkpoint of the last step is written.
         """
         state = self.state
         self._begun = time.perf_counter()
@@ -117,7 +100,7 @@ class Trainer:
         self._stop.check()
         self._progress.begin()
         if state.random is not None:
-            checkpoint.set_random_state(state.random_state(), self.device)
+            checkpoint.set_random_state(state.random, self.device)
         try:
             while state.epoch < self.config.max_epochs and not state.result.stopped:
                 times = self._run_epoch(state.epoch)
@@ -131,7 +114,7 @@ class Trainer:
             raise
         except (RuntimeError, LostWorker) as error:
             # torch reports a worker's death wherever the main process is, also in the middle of a step
-            cause = error if isinstance(error, LostWorker) else self.forward.explained(error)
+            cause = error if isinstance(error, LostWorker) else cause_of(error)
             if cause is not None and explained(error) is None and self._stop.safe:  # the device is in order
                 self._save_within_epoch()
             if cause is None or cause is error:
@@ -141,10 +124,6 @@ class Trainer:
             self._stop.safe = False
             self._progress.close()
         return state.result
-
-    # -----------------------------------------------------------------------------------------------------
-    # one epoch
-    # -----------------------------------------------------------------------------------------------------
 
     def _run_epoch(self, epoch: int) -> EpochTimes:
         """Training (or the rest of it), validation, checkpoint."""
@@ -156,8 +135,10 @@ class Trainer:
             self._train_epoch(epoch)
             self.throughput.trained()
             state.phase = "validation"
-        state.keep_random()  # of before the validation, which is repeated when it is interrupted
+        state.random = checkpoint.random_state(self.device)  # a validation that is interrupted is repeated from there
         self._guard.read()
+        if part := state.within_epoch:  # max_steps ended it: with more steps a resumed run continues here
+            self._save()
         metrics = {f"train/{name}": value for name, value in state.meter.metrics().items()}
         if (rate := state.optimizer.param_groups[0].get("lr")) is not None:
             metrics["train/learning_rate"] = float(rate)
@@ -170,7 +151,6 @@ class Trainer:
         metrics |= {f"validation/{name}": value for name, value in validation.metrics().items()}
         clock.lap("evaluation")
 
-        state.keep_cut()
         state.schedule.epoch(metrics["validation/loss"])
         times = clock.epoch()
         self.throughput.end(times)
@@ -181,7 +161,8 @@ class Trainer:
         result.add(epoch, metrics, validation)
         result.stopped = self._reason_to_stop(epoch) or reason_to_prune(epoch, metrics, self.config.max_epochs)
         state.phase, state.random = "done", None
-        self._save()
+        if not part:
+            self._save()
         if result.best_epoch == epoch:
             checkpoint.copy(self._folder, "last", "best")
         clock.lap("checkpoint")
@@ -227,27 +208,23 @@ class Trainer:
                 break
             if self._step.window.empty:  # no checkpoint lies within a window, so none holds gradients
                 self._stop.check()
-                self._save_if_due()
+                every = self.config.checkpoint_every_s
+                if every is not None and time.perf_counter() - self._saved_at >= every:
+                    clock.skip()
+                    self._save()
+                    clock.lap("checkpoint")
                 self._may_stop()
         self._stop.safe = False
         clock.skip()
 
     def evaluate(self, partition: str) -> Meter:
-        """Loss and metrics of a partition with the present weights; the first loss that is not finite is a warning.
-
-        Raises:
-            SampleError: a loss is not finite because a sample is not.
-        """
+        """Loss and metrics of a partition with the present weights."""
         loader = self.loaders[partition]
         # every validation sees the same samples with the same randomness
         loader.set_epoch(0, then=None if self._is_last(self.state.epoch) else 0)
         # the state to save does not change meanwhile, so a signal may stop the run anywhere
-        meter, losses = validate(self.forward, loader, self.task, started=self._stop.allow)
+        meter = validate(self.forward, loader, self.task, started=self._stop.allow)
         self._stop.safe = False
-        if losses and not self._warned and (samples := first_not_finite(losses, loader)):
-            self._warned = True
-            log.warning("note: %s/loss is not finite, first in the batch of %s; such an epoch is never the best one",
-                        partition, samples)  # fmt: skip
         return meter
 
     def _report_epoch(self, times: EpochTimes) -> None:
@@ -266,7 +243,7 @@ class Trainer:
     def _may_stop(self) -> None:
         """The state is that of a finished step, and stays so until the next batch has come."""
         if self._inline:  # a sample that is broken off may leave the generators as it has set them for itself
-            self.state.keep_random()
+            self.state.random = checkpoint.random_state(self.device)
         self._stop.allow()
 
     def _is_last(self, epoch: int) -> bool:
@@ -285,10 +262,6 @@ class Trainer:
             return f"{STOPPED_EARLY} for {patience} epochs"
         return f"{STOPPED_AT}{self.config.max_steps}" if self._finished() else ""
 
-    # -----------------------------------------------------------------------------------------------------
-    # what is recorded of the run
-    # -----------------------------------------------------------------------------------------------------
-
     def verdict(self) -> Verdict | None:
         """The verdict on all that was trained, also in an epoch that was broken off; None after too few steps."""
         self.throughput.broken_off(self.clock.epoch())
@@ -299,15 +272,8 @@ class Trainer:
         remedy = verdict.remedies[0].override if verdict.remedies else "none"
         self._tracker.tags({"feedrate.verdict": verdict.kind, "feedrate.remedy": remedy})
 
-    # -----------------------------------------------------------------------------------------------------
-    # checkpoints
-    # -----------------------------------------------------------------------------------------------------
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a checkpoint's state before `fit`; the loader takes its own part.
-
-        Whether training has ended is judged by the present configuration.
-        """
+        """Takes a checkpoint's state before `fit`; the present configuration says whether training has ended."""
         ours = self.state
         ours.load_state_dict(state, self.config.resume_optimizer)
         times = state.get("times_s", {})
@@ -318,7 +284,7 @@ class Trainer:
             if not ours.result.stopped or ours.result.stopped.startswith((STOPPED_EARLY, STOPPED_AT)):
                 ours.result.stopped = self._reason_to_stop(epoch)
             if ours.result.best_epoch == epoch:  # a kill may have come between the two checkpoints of that epoch's end
-                checkpoint.save(self._folder, "best", state, ours.about())
+                checkpoint.save(self._folder, "best", state)
 
     def _save(self) -> None:
         self._stop.safe = False
@@ -326,15 +292,8 @@ class Trainer:
         with self._stop.saving():
             times = {"phases": self.clock.totals_s(), "all": self.seconds}
             state = {**self.state.state_dict(), "times_s": times}
-            checkpoint.save(self._folder, "last", state, self.state.about(), self.config.keep_checkpoints)
+            checkpoint.save(self._folder, "last", state, self.config.keep_checkpoints)
         self._saved_at = time.perf_counter()
-
-    def _save_if_due(self) -> None:
-        every = self.config.checkpoint_every_s
-        if every is not None and time.perf_counter() - self._saved_at >= every:
-            self.clock.skip()
-            self._save()
-            self.clock.lap("checkpoint")
 
     def _save_within_epoch(self) -> None:
         if self.state.phase != "done":  # the end of an epoch is saved already

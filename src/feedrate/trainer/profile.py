@@ -18,12 +18,8 @@ def profiled(enabled: bool, folder: Path) -> Iterator[None]:
     if not enabled:
         yield
         return
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile() as profile:
         yield
     profile.export_chrome_trace(str(folder / "profile.json"))
-    key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    log.info("%s", profile.key_averages().table(sort_by=key, row_limit=10))
+    log.info("%s", profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=10))
     log.info("profile     %s", folder / "profile.json")

@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 import time
+from datetime import timedelta
 
 import torch
 
@@ -21,20 +22,12 @@ def headline(model: str, data: Data, device: torch.device) -> str:
     """What trains on what."""
     train, validation = (size_of(data.partition[name]) for name in ("train", "validation"))
     shape, targets = tuple(data.sample_shape), data.targets.describe()
-    return (
-        f"{model} on {data.name}: {train} training and {validation} validation samples {shape}, {targets}, on {device}"
-    )
+    samples = f"{train} training and {validation} validation samples"
+    return f"{model} on {data.name}: {samples} {shape}, {targets}, on {device}"
 
 
 class Progress:
-    """The progress of one run.
-
-    The training loop itself draws the live line: a thread would make forking unsafe and compete with the step.
-
-    Args:
-        epochs: of the whole run.
-        steps: batches of an epoch.
-    """
+    """The progress of a run, drawn by the training loop itself: a thread would make forking unsafe."""
 
     def __init__(self, epochs: int, steps: int) -> None:
         self._epochs, self._steps = epochs, steps
@@ -53,8 +46,7 @@ class Progress:
     def step(self, epoch: int, steps: int, loss: float, recent: tuple[float, float, float] | None) -> None:
         """Draws the live line, after `steps` of an epoch (from 0) and with the loss of the last one.
 
-        Args:
-            recent: samples per second, wait in ms per step and in percent over the last steps; None if too few.
+        `recent`: samples per second, wait in ms per step and in percent over the last steps; None if too few.
         """
         self._drawn = time.perf_counter()
         done = (epoch + steps / self._steps) / self._epochs
@@ -63,7 +55,7 @@ class Progress:
         text = (
             f"epoch {epoch + 1}/{self._epochs}  {steps}/{self._steps}  loss {loss:.4f}  {rates}{self._left(done)} left"
         )
-        self._write(_ERASE + text[: shutil.get_terminal_size().columns - 1])
+        print(_ERASE + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
 
     def epoch(self, epoch: int, metrics: dict[str, float], training_s: float) -> None:
         """Logs a finished epoch (from 0), with the duration of its steps where they were too few for rates."""
@@ -84,14 +76,8 @@ class Progress:
     def close(self) -> None:
         """Erases the live line, so that something else can be written."""
         if self._live:
-            self._write(_ERASE)
-
-    def _write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+            print(_ERASE, end="", flush=True)
 
     def _left(self, done: float) -> str:
         left = (time.perf_counter() - self._begin) * (1 - done) / max(done, 1e-9)
-        minutes, seconds = divmod(round(left), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        return str(timedelta(seconds=round(left))).removeprefix("0:")

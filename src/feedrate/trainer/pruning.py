@@ -73,11 +73,7 @@ def open_storage(path: Path, *, new: bool) -> RDBStorage:
 
 
 def build(kind: str, settings: Mapping[str, Any]) -> Any:
-    """One of optuna's samplers or pruners (`kind`), from the `name` of its class and its constructor's arguments.
-
-    Raises:
-        UserError: there is none of that name, or it does not take such an argument.
-    """
+    """One of optuna's samplers or pruners (`kind`), from the `name` of its class and its constructor's arguments."""
     quiet_optuna()
     arguments = {key: value for key, value in settings.items() if key != "name"}
     node = {"_target_": f"optuna.{kind}.{settings.get('name')}", **arguments}

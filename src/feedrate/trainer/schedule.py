@@ -39,12 +39,7 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: 
 class Schedule:
     """A scheduler that is stepped after each optimizer step or each epoch, as `scheduler.interval` says.
 
-    Args:
-        node: of the configuration; None: the learning rate stays as it is.
-        total_steps: optimizer steps of the whole run.
-
-    Raises:
-        UserError: the scheduler cannot be built, or the optimizer has no learning rate.
+    Without a node the learning rate stays as it is.
     """
 
     def __init__(self, node: Mapping[str, Any] | None, optimizer: Optimizer, total_steps: int, max_epochs: int) -> None:

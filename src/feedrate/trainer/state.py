@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import nn
 
 from feedrate.dataset import Data
 from feedrate.loader import BatchInfo
-from feedrate.task.task import Meter
+from feedrate.task.task import Meter, Task
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import load_weights, zero_momentum
 from feedrate.trainer.schedule import Schedule
@@ -25,25 +23,15 @@ log = logging.getLogger("feedrate")
 
 @dataclass
 class Result:
-    """Results of a run.
+    """Results of a run."""
 
-    Attributes:
-        metrics: by name, of the last epoch.
-        history: metrics of every epoch.
-        best_epoch: epoch (from 0) with the lowest validation loss.
-        best: its metrics.
-        confusion: of the best epoch's validation, rows are true classes; None for regression.
-        per_class: samples and accuracy of each class, of the best epoch's validation.
-        stopped: why training ended before max_epochs, or an empty text.
-    """
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    confusion: list[list[int]] | None = None
-    per_class: list[dict[str, Any]] | None = None
-    stopped: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)  # by name, of the last epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # metrics of every epoch
+    best_epoch: int = 0  # from 0, the one with the lowest validation loss
+    best: dict[str, float] = field(default_factory=dict)  # its metrics
+    confusion: list[list[int]] | None = None  # of its validation, rows are true classes; None for regression
+    per_class: list[dict[str, Any]] | None = None  # samples and accuracy of each class, of its validation
+    stopped: str = ""  # why training ended before max_epochs
 
     def add(self, epoch: int, metrics: dict[str, float], validation: Meter) -> None:
         """Adds a finished epoch."""
@@ -67,21 +55,7 @@ def is_lower(loss: float, best: float) -> bool:
 class RunState:
     """The position of a run, and everything that changes while it trains.
 
-    Args:
-        loader: of the training partition; a TorchLoader has no position within an epoch (its `state_dict` is None).
-        new_meter: makes an empty meter for one epoch.
-
-    Attributes:
-        epoch: from 0.
-        phase: of the epoch: 'training', 'validation' or 'done'.
-        batches: trained on in this epoch.
-        step: optimizer steps so far.
-        meter: sums over the epoch's batches.
-        last: batch info of the last batch trained on in this epoch.
-        position: the loader's while there is no such batch; None from one that has no position.
-        cut: where `trainer.max_steps` ends an epoch before its last batch: schedule and random generators before its
-            validation, from which a run with more steps continues that epoch; None otherwise.
-        random: states of the random generators for the next checkpoint; None: those of the moment.
+    The loader is the training partition's; a TorchLoader has no position within an epoch (its `state_dict` is None).
     """
 
     def __init__(
@@ -92,40 +66,30 @@ class RunState:
         scaler: torch.amp.GradScaler,
         loader: Any,
         data: Data,
-        new_meter: Callable[[], Meter],
+        task: Task,
         device: torch.device,
     ) -> None:
         self.device = device
         self.model, self.optimizer, self.schedule, self.scaler = model, optimizer, schedule, scaler
-        self._loader, self._data, self._new_meter = loader, data, new_meter
-        self.epoch, self.phase, self.batches, self.step = 0, "training", 0, 0
-        self.meter = new_meter()
-        self.last: BatchInfo | None = None
-        self.position: dict[str, Any] | None = None
-        self.cut: dict[str, Any] | None = None
-        self.random: dict[str, Any] | checkpoint.Generators | None = None
+        self._loader, self._data, self._task = loader, data, task
+        self.epoch, self.phase = 0, "training"  # of the epoch: 'training', 'validation' or 'done'
+        self.batches, self.step = 0, 0  # trained on in this epoch; optimizer steps so far
+        self.meter = task.meter(device)  # sums over the epoch's batches
+        self.last: BatchInfo | None = None  # of the last batch trained on in this epoch
+        self.position: dict[str, Any] | None = None  # the loader's while there is no such batch
+        self.random: dict[str, Any] | None = None  # for the next checkpoint; None: the generators' of the moment
         self.result = Result()
 
     def next_epoch(self) -> None:
-        self.position, self.last, self.cut = self._loader_state(), None, None
+        self.position, self.last = self._loader_state(), None
         self.epoch, self.phase, self.batches = self.epoch + 1, "training", 0
-        self.meter = self._new_meter()
+        self.meter = self._task.meter(self.device)
 
-    def keep_cut(self) -> None:
-        """Call before the schedule's step for the epoch."""
+    @property
+    def within_epoch(self) -> bool:
+        """Whether some of the epoch's samples are left, as where `trainer.max_steps` ended its training."""
         place = self._loader_state()
-        if place is not None and place["position"] < self._loader.end:
-            self.cut = {"schedule": copy.deepcopy(self.schedule.state_dict()), "random": self.random_state()}
-
-    def keep_random(self) -> None:
-        """Checkpoints hold the generators as they are now, until `random` is None again."""
-        self.random = checkpoint.Generators.now(self.device)
-
-    def random_state(self) -> dict[str, Any]:
-        """The random generators' states for a checkpoint."""
-        if self.random is None or isinstance(self.random, checkpoint.Generators):
-            return (self.random or checkpoint.Generators.now(self.device)).plain()
-        return self.random
+        return place is not None and bool(place["position"] < self._loader.end)
 
     def begin_training(self, last: bool) -> None:
         """Sets the loader to this epoch's first batch, or the rest of it; after the last epoch none is prefetched."""
@@ -139,11 +103,10 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": self.random_state(),
+            "random": self.random or checkpoint.random_state(self.device),
             "loader": self._loader_state(),
             "epoch": self.epoch,
             "phase": self.phase,
-            "cut": self.cut,
             "batches": self.batches,
             "meter": self.meter.state_dict(),
             "step": self.step,
@@ -155,8 +118,7 @@ class RunState:
     def load_state_dict(self, state: dict[str, Any], optimizer: bool = True) -> None:
         """Takes a state of `state_dict`, except the loader's part; the random generators are set by `Trainer.fit`.
 
-        Args:
-            optimizer: False: keep the present optimizer and schedule, the latter advanced to the state's step.
+        Without `optimizer` the present optimizer and schedule stay, the latter advanced to the state's step.
         """
         load_weights(self.model, state["model"])
         if optimizer:
@@ -174,33 +136,13 @@ class RunState:
         if self.phase == "done":
             self.next_epoch()
         elif self.batches and state["loader"] is not None:
-            self.phase = "validation" if state["loader"]["position"] >= self._loader.end else "training"
+            self.phase = "training" if self.within_epoch else "validation"
         elif self.batches and self.phase == "training":
             log.info("note: this loader has no position within an epoch; the interrupted epoch is started again")
-            self.batches, self.meter = 0, self._new_meter()
+            self.batches, self.meter = 0, self._task.meter(self.device)
 
     def _loader_state(self) -> dict[str, Any] | None:
         return self.position if self.last is None else self._loader.state_dict(self.last)
-
-    def about(self) -> dict[str, Any]:
-        """The checkpoint in short, for a person; epochs are counted from 1."""
-        return {
-            "epoch": self.epoch + 1,
-            **{name: getattr(self, name) for name in ("phase", "batches", "step")},
-            "data_digest": self._data.digest,
-            "position": (self._loader_state() or {}).get("position"),
-            "metrics": self.result.metrics,
-        }
-
-
-def within_epoch(state: dict[str, Any], max_steps: int | None) -> dict[str, Any]:
-    """Takes a checkpoint that `trainer.max_steps` ended within an epoch back to before that epoch's validation."""
-    cut = state.get("cut")  # older checkpoints have none
-    if state["phase"] != "done" or not cut or (max_steps is not None and int(state["step"]) >= max_steps):
-        return state
-    history = state["result"]["history"][:-1]
-    result = {**state["result"], "history": history, "metrics": history[-1] if history else {}, "stopped": ""}
-    return {**state, **cut, "phase": "training", "cut": None, "result": result}
 
 
 def _with_present_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -10,59 +10,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset
 
 from feedrate.cli.targets import build, locate, takes
 from feedrate.config import DatasetConfig, common_keys, nearby
-from feedrate.dataset import Data, IDs, Labels, Packed, list_IDs, without_transform
+from feedrate.dataset import Data, IDs, Labels, list_IDs, without_transform
 from feedrate.dataset.labels import Targets
-from feedrate.dataset.shards.shard_index import NAME as INDEX
 from feedrate.dataset.subset import SubsetWithIDs
 from feedrate.errors import UserError
 
 
 def facts_of(data: Data) -> dict[str, Any]:
     """What a model must know of its data, as plain values for a checkpoint: predictions then need no training data."""
-    classes = data.targets.classes
-    return {
-        "name": data.name,
-        "task": data.targets.task,
-        "classes": list(classes) if classes is not None else None,
-        "num_outputs": data.targets.num_outputs,
-        "sample_shape": list(data.sample_shape),
-        "sample_dtype": str(data.sample_dtype).removeprefix("torch."),
-        "mean": data.mean,
-        "std": data.std,
-    }
+    facts = {name: value for name, value in vars(data).items() if name != "partition"}
+    return {**facts, "targets": vars(data.targets)}
 
 
 def data_of(facts: Mapping[str, Any]) -> Data:
     """The inverse of `facts_of`: data without samples."""
-    classes = facts["classes"]
-    targets = Targets(facts["task"], tuple(classes) if classes is not None else None, facts["num_outputs"])
-    shape, dtype = tuple(facts["sample_shape"]), getattr(torch, facts["sample_dtype"])
-    return Data(facts["name"], {}, targets, shape, dtype, facts["mean"], facts["std"], digest="", source="")
+    return Data(**{**facts, "partition": {}, "targets": Targets(**facts["targets"])})
 
 
 def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Data:
     """`data` with the samples of another folder as its only partition, 'train', whose labels are all 0.
 
-    Args:
-        node: of the dataset, whose targets are allowed.
-        root: all files below it with the class's suffix are samples, except hidden ones; links to folders are
-            followed, and IDs are sorted. For a run on shards, a folder of shards, or of .pt or .npy files.
-
-    Raises:
-        UserError: there is no such folder or no sample in it, it cannot be listed, or the class does not read files by
-            ID.
+    All files below `root` with the suffix of the class (for packed data .pt or .npy) are samples, except hidden ones;
+    links to folders are followed, and IDs are sorted.
     """
+    common = common_keys(DatasetConfig)
     node = without_transform(node)
     if "cache" in node:  # prediction writes nothing beside the files
         node = {**node, "cache": "none"}
-    common = common_keys(DatasetConfig)
     if str(node["_target_"]) == "feedrate.dataset.Packed":
-        if (root / INDEX).is_file():
-            return replace(data, partition={"train": _all_packed(node, root)}, source=str(root))
         reader = "TensorFiles" if _listing(root, ".pt") else "ArrayFiles"
         node = {"_target_": f"feedrate.dataset.{reader}", **{k: v for k, v in node.items() if k in common}}
     path = str(node["_target_"])
@@ -79,15 +57,6 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
     if list_IDs(dataset) is None:
         dataset = SubsetWithIDs(dataset, range(len(names)), names)
     return replace(data, partition={"train": dataset}, source=str(root))
-
-
-def _all_packed(node: Mapping[str, Any], root: Path) -> SubsetWithIDs:
-    """The samples of every partition of a folder of shards, one after the other."""
-    catalog = Packed.catalog(root)
-    node = {**node, "root": str(root)}
-    parts = [build(node, "dataset", {"partition": name}, common_keys(DatasetConfig)) for name in catalog.partition]
-    whole: ConcatDataset[Any] = ConcatDataset(parts)
-    return SubsetWithIDs(whole, range(len(whole)), IDs(ID for ids in catalog.partition.values() for ID in ids))
 
 
 def _zeros(targets: Targets, count: int) -> Tensor:
@@ -107,11 +76,9 @@ def _listing(root: Path, suffix: str) -> list[str]:
     found: list[str] = []
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
-        if (place := os.path.realpath(folder)) in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        seen.add(os.path.realpath(folder))
+        folders[:] = sorted(name for name in folders if os.path.realpath(f"{folder}/{name}") not in seen)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(folder).relative_to(root)
         found += [str(below / name) for name in files if name.endswith(suffix) and not name.startswith(".")]
     return sorted(name.removesuffix(suffix) for name in found)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,16 +17,14 @@ import torch
 from feedrate.config import BenchConfig, BenchingConfig, check_as, timeout_of
 from feedrate.dataset import Data, build_data
 from feedrate.errors import UserError
-from feedrate.loader import ToDevice, setup_of
+from feedrate.loader import setup_of
 from feedrate.system.text import table as text_table
 from feedrate.timing.ceilings import metrics
 from feedrate.timing.noise import Measured, noise, same
 from feedrate.timing.stages import STAGES
 from feedrate.tuning.trial_runner import opened, timed_steps
 
-FED_PCT = 2.0  # a loader feeds a step that waits no more
 EQUAL = "~"  # marks a ratio within the noise
-DIGEST_BATCHES = 16  # the order digest is of the first ones
 CPU = torch.device("cpu")
 
 Baseline = Mapping[tuple[str, str], tuple[float, float]]  # (name, dataset) -> samples/s, noise in percent
@@ -36,23 +32,20 @@ Baseline = Mapping[tuple[str, str], tuple[float, float]]  # (name, dataset) -> s
 
 @dataclass
 class Entry:
-    """A loader under comparison.
+    """A loader under comparison."""
 
-    Attributes:
-        name: the overrides that distinguish it.
-        config: resolved.
-        facts: dataset, samples, sample_bytes, batch_size, workers, engine, order_digest.
-        measurements: by length of the step in ms; each as `measure` returns it.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    measurements: dict[float, list[Mapping[str, float]]] = field(default_factory=dict)
+    name: str  # the overrides that distinguish it
+    config: Mapping[str, Any]  # resolved
+    measurements: dict[float, list[Mapping[str, Any]]] = field(default_factory=dict)  # by length of the step in ms
 
     def middle(self, figure: str, step_ms: float = 0.0) -> float:
         """Median over the repeats."""
         return float(median(one[figure] for one in self.measurements[step_ms]))
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The first measurement, for what all of them have in common."""
+        return self.measurements[0.0][0]
 
     @property
     def rates(self) -> list[float]:
@@ -66,27 +59,20 @@ class Entry:
     @property
     def stages(self) -> dict[str, float]:
         """Shares of the load by stage, in percent; empty if unknown."""
-        return {stage: self.middle(stage) for stage in STAGES if stage in self.measurements[0.0][0]}
-
-    @property
-    def sufficient_step_ms(self) -> float:
-        """The shortest of the steps that it feeds; 0 if none."""
-        short = max((step for step in self.step_lengths if self.middle("wait_pct", step) > FED_PCT), default=0.0)
-        return min((step for step in self.step_lengths if step > short), default=0.0)
+        return {stage: self.middle(stage) for stage in STAGES if stage in self.facts}
 
     def row(self) -> dict[str, Any]:
         """For bench.json."""
         return {
             "name": self.name,
             "loader": dict(self.config["loader"]),
-            **{name: self.facts[name] for name in ("dataset", "engine", "order_digest")},
+            **{name: self.facts[name] for name in ("dataset", "engine")},
             **{name: self.middle(name) for name in ("samples_per_s", "mb_per_s", "cpu_s_per_1000", "load_ms")},
             "peak_rss_mb": max(one["peak_rss_mb"] for found in self.measurements.values() for one in found),
             "repeats": len(self.rates),
             "spread": [min(self.rates), max(self.rates)],
             "noise_pct": 100 * noise(self.rates) / median(self.rates),
             "stages_pct": self.stages,
-            "sufficient_step_ms": self.sufficient_step_ms,
             "steps": [
                 {"step_ms": s, **{name: self.middle(name, s) for name in ("samples_per_s", "wait_pct")}}
                 for s in self.step_lengths
@@ -95,11 +81,7 @@ class Entry:
 
 
 def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequence[str]) -> list[Entry]:
-    """An entry for each text of overrides in `compare`; without any, one of the configuration itself.
-
-    Args:
-        config: resolved.
-        typed: the command's own overrides.
+    """An entry for each text of overrides in `compare`; without any, one of the resolved configuration itself.
 
     Raises:
         UserError: an override does not exist, or is of another group; two loaders are the same.
@@ -114,10 +96,7 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
     found = []
     kept = [text for text in typed if not text.startswith(("bench.", "hydra"))]
     for text in compare:
-        try:
-            overrides = shlex.split(text)
-        except ValueError as error:
-            raise UserError(f"bench.compare: {text}: cannot be read ({error}); close or remove the quote") from error
+        overrides = text.split()
         for override in overrides:
             if override.partition("=")[0].partition(".")[0] not in ("dataset", "loader", "seed"):
                 raise UserError(f"bench.compare: {override}: only settings of dataset, loader and seed can be compared")
@@ -132,11 +111,6 @@ def entries_of(config: Mapping[str, Any], typed: Sequence[str], compare: Sequenc
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------
-# measuring
-# ---------------------------------------------------------------------------------------------------------
-
-
 def measure_all(entries: Sequence[Entry], settings: BenchingConfig, baseline: Baseline | None = None) -> None:
     """Measures the entries in turns, so that other programs affect all of them alike.
 
@@ -148,7 +122,6 @@ def measure_all(entries: Sequence[Entry], settings: BenchingConfig, baseline: Ba
         config = entry.config
         data = build_data(config["dataset"], config["seed"], timeout=timeout_of(config["loader"]))
         loaders.append((config["loader"], data, config["seed"]))
-        entry.facts = _facts_of(*loaders[-1])
         if baseline is not None and (entry.name, data.name) not in baseline:
             raise UserError(
                 f"bench.baseline: it has no row for {entry.name!r}; write it with the same dataset and bench.compare"
@@ -159,33 +132,14 @@ def measure_all(entries: Sequence[Entry], settings: BenchingConfig, baseline: Ba
                 entry.measurements.setdefault(step_ms, []).append(measure(*loader, step_ms, settings.seconds))
 
 
-def _facts_of(node: Mapping[str, Any], data: Data, seed: int) -> dict[str, Any]:
-    """What is measured, from the first batches of a conf/loader node; without a seed there is no digest."""
-    nbytes, samples, digest = 0, 0, ""
-    with opened(node, data, seed, CPU) as loader:
-        count = min(DIGEST_BATCHES, len(loader))
-        for number, batch in enumerate(islice(ToDevice(loader, CPU), count), 1):
-            nbytes, samples = nbytes + batch.info.nbytes, samples + len(batch.X)
-            if number == count:
-                digest = loader.order_digest()
-        return {
-            "dataset": data.name,
-            "samples": len(loader.dataset),
-            "sample_bytes": nbytes / samples,
-            "batch_size": loader.batch_size or 1,
-            "workers": loader.num_workers,
-            "engine": loader.engine,
-            "order_digest": digest,
-        }
-
-
-def measure(node: Mapping[str, Any], data: Data, seed: int, step_ms: float, seconds: float) -> dict[str, float]:
+def measure(node: Mapping[str, Any], data: Data, seed: int, step_ms: float, seconds: float) -> dict[str, Any]:
     """Measures the loader of a conf/loader node with steps of that length.
 
     Returns:
-        samples_per_s, mb_per_s, wait_pct of the steady steps; load_ms (median time of a batch in its worker, 0 if
-        unknown) and the shares of its stages in percent; cpu_s_per_1000: CPU seconds of the loader and the main process
-        for 1,000 samples; peak_rss_mb: memory of the main process and own memory of its workers.
+        dataset, samples (of the training partition), batch_size, workers, engine; samples_per_s, mb_per_s, wait_pct of
+        the steady steps; load_ms (median time of a batch in its worker, 0 if unknown) and the shares of its stages in
+        percent; cpu_s_per_1000: CPU seconds of the loader and the main process for 1,000 samples; peak_rss_mb: memory
+        of the main process and own memory of its workers.
 
     Raises:
         UserError: it cannot be built, or a sample fails.
@@ -206,6 +160,11 @@ def measure(node: Mapping[str, Any], data: Data, seed: int, step_ms: float, seco
         times = timed_steps(loader, CPU, step, seconds, warmed_up=warmed_up)
         spent_s, memory_mb, found = _cpu_s() - cpu_s, _memory_mb(), metrics(times, setup_of(loader))
     return {
+        "dataset": data.name,
+        "samples": len(loader.dataset),
+        "batch_size": loader.batch_size or 1,
+        "workers": loader.num_workers,
+        "engine": loader.engine,
         **{name: found[f"loader/{name}"] for name in ("samples_per_s", "mb_per_s", "wait_pct")},
         "load_ms": found.get("loader/load_ms_p50", 0.0),
         **{stage: found[f"loader/{stage}_pct"] for stage in STAGES if f"loader/{stage}_pct" in found},
@@ -236,18 +195,14 @@ def _memory_mb() -> float:
     return float(total / 1e6)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# terminal
-# ---------------------------------------------------------------------------------------------------------
-
-
 def described(entry: Entry) -> str:
     """The figures of one loader."""
     facts, rates, workers = entry.facts, entry.rates, entry.facts["workers"]
     how = f"{workers} worker{'' if workers == 1 else 's'}, {facts['engine']}" if workers else "no workers"
+    kilobytes = 1e3 * facts["mb_per_s"] / facts["samples_per_s"]
     lines = [
         f"{entry.name}",
-        f"  {facts['dataset']}: {facts['samples']:,} samples of {facts['sample_bytes'] / 1e3:,.1f} KB, "
+        f"  {facts['dataset']}: {facts['samples']:,} samples of {kilobytes:,.1f} KB, "
         f"batches of {facts['batch_size']}, {how}",
         f"  alone       {median(rates):,.0f} samples/s ({min(rates):,.0f} to {max(rates):,.0f})  "
         f"{entry.middle('mb_per_s'):,.1f} MB/s  {entry.middle('cpu_s_per_1000'):.3g} CPU s per 1,000  "
@@ -259,9 +214,6 @@ def described(entry: Entry) -> str:
     for step in entry.step_lengths:
         rate, wait = entry.middle("samples_per_s", step), entry.middle("wait_pct", step)
         lines.append(f"  step {step:>4g} ms {rate:,.0f} samples/s, waited {wait:.1f} %")
-    if least := entry.sufficient_step_ms:
-        rate = 1e3 * facts["batch_size"] / least
-        lines.append(f"  suffices    for steps of {least:g} ms and more ({rate:,.0f} samples/s)")
     return "\n".join(lines)
 
 
@@ -269,7 +221,7 @@ def table(entries: Sequence[Entry]) -> str:
     """Rates alone and with each step, and ratios to the first loader, repeat by repeat."""
     steps = entries[0].step_lengths
     head = ["", "samples/s", "lowest to highest", "times the first", "CPU s per 1,000", "MB"]
-    head += [*(f"wait %, {step:g} ms" for step in steps), "order digest"]
+    head += [f"wait %, {step:g} ms" for step in steps]
     rows = []
     for entry in entries:
         rates = entry.rates
@@ -278,16 +230,10 @@ def table(entries: Sequence[Entry]) -> str:
         rows.append(
             [entry.name, f"{median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}",
              f"{median(ratios):.2f}{EQUAL * equal}", f"{entry.middle('cpu_s_per_1000'):.3g}",
-             f"{entry.middle('peak_rss_mb'):,.0f}", *(f"{entry.middle('wait_pct', step):.1f}" for step in steps),
-             entry.facts["order_digest"][:8] or "-"]
+             f"{entry.middle('peak_rss_mb'):,.0f}", *(f"{entry.middle('wait_pct', step):.1f}" for step in steps)]
         )  # fmt: skip
     equal_line = f"\n{EQUAL} equal to the first, within the noise" if any(EQUAL in row[3] for row in rows) else ""
     return text_table(head, rows, left=1) + equal_line
-
-
-# ---------------------------------------------------------------------------------------------------------
-# bench.json
-# ---------------------------------------------------------------------------------------------------------
 
 
 def write(entries: Sequence[Entry], path: Path) -> None:

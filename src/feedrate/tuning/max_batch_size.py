@@ -17,12 +17,8 @@ def largest_batch(
 ) -> tuple[int, str]:
     """Doubles the batch size as long as it fits; returns the largest, and why the next one was not tried or kept.
 
-    Args:
-        fits: trains on some batches of a size; False: the device's memory is too small.
-        batch_size: to begin with.
-        samples: of the training partition.
-        free_bytes: of the main memory, None if unknown.
-        seconds: for all attempts, about.
+    `fits` trains on some batches of a size, and is False where the device's memory is too small; `samples` are those of
+    the training partition, `free_bytes` those of the main memory, `seconds` for all attempts, about.
     """
     begin, before = time.perf_counter(), psutil.Process().memory_info().rss
     reached, following = batch_size, batch_size

@@ -24,7 +24,7 @@ from feedrate.timing import Clock, EpochTimes
 from feedrate.timing.epoch_times import MIN_STEPS, Setup, cut
 from feedrate.trainer.assemble import build_model, build_optimizer
 from feedrate.trainer.device import choose_precision
-from feedrate.trainer.forward import Forward
+from feedrate.trainer.forward import Forward, cause_of
 
 WARMUP = 3  # steps, beside each worker's first batch
 PROBED = 10  # batches that engine `auto` loads to decide; they are ready when requested
@@ -33,16 +33,11 @@ SPARE = 0.1  # share of the device's memory that the largest batch leaves free
 
 
 @contextmanager
-def opened(
-    node: Mapping[str, Any], data: Data, seed: int, device: torch.device, later: tuple[str, ...] = ()
-) -> Iterator[Any]:
+def opened(node: Mapping[str, Any], data: Data, seed: int, device: torch.device) -> Iterator[Any]:
     """The training loader of a conf/loader node, started, and closed at the end.
 
-    Args:
-        later: partitions whose loaders there must be room for as well.
-
     Raises:
-        UserError: too little memory for its workers; also the errors of `build_loaders`.
+        UserError: the errors of `build_loaders`.
     """
     log = logging.getLogger("feedrate")
     level = log.level
@@ -53,7 +48,7 @@ def opened(
         log.setLevel(level)
     loader = loaders["train"]
     try:
-        start_loaders(loaders, ("train",), data, later=later)
+        start_loaders(loaders, ("train",))
         yield loader
     finally:
         # a thread that is still loading would keep the next workers from being forked
@@ -110,21 +105,18 @@ def _endless(loader: Any, device: torch.device, clock: Clock) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tuned of a loader; pin_memory None leaves that key as it is."""
+    """What is tuned of a loader."""
 
     num_workers: int
     prefetch_factor: int = 2
     engine: str = "inline"
-    pin_memory: bool | None = None
 
     @property
     def overrides(self) -> dict[str, Any]:
         """Keys of the loader."""
-        pinned = {} if self.pin_memory is None else {"pin_memory": self.pin_memory}
         if not self.num_workers:
-            return {"num_workers": 0, "engine": "auto", "prefetch_factor": None, **pinned}
-        own = {"num_workers": self.num_workers, "engine": self.engine, "prefetch_factor": self.prefetch_factor}
-        return {**own, **pinned}
+            return {"num_workers": 0, "engine": "auto", "prefetch_factor": None}
+        return {"num_workers": self.num_workers, "engine": self.engine, "prefetch_factor": self.prefetch_factor}
 
     @property
     def threads(self) -> bool:
@@ -132,21 +124,20 @@ class Setting:
         return self.num_workers > 0 and TRAITS[self.engine].shares_interpreter
 
     @property
-    def cost(self) -> tuple[int, bool, int, bool]:
+    def cost(self) -> tuple[int, bool, int]:
         """Orders settings: fewer workers first, then less memory, of which each process has its own."""
-        return self.num_workers, TRAITS[self.engine].has_processes, self.prefetch_factor, self.pin_memory is not False
+        return self.num_workers, TRAITS[self.engine].has_processes, self.prefetch_factor
 
     def distance(self, other: Setting) -> tuple[int, int]:
         """How far another setting of the same engine is: workers first, then the queue."""
         return abs(self.num_workers - other.num_workers), abs(self.prefetch_factor - other.prefetch_factor)
 
     def __str__(self) -> str:
-        pinned = "" if self.pin_memory is None else f", pin_memory={str(self.pin_memory).lower()}"
         if not self.num_workers:
-            return f"no workers{pinned}"
+            return "no workers"
         kind = {"auto": "worker"}.get(self.engine, self.engine)
         plural = ("es" if kind.endswith("s") else "s") if self.num_workers > 1 else ""
-        return f"{self.num_workers} {kind}{plural}, {self.prefetch_factor} prefetched each{pinned}"
+        return f"{self.num_workers} {kind}{plural}, {self.prefetch_factor} prefetched each"
 
 
 class TrialRunner:
@@ -155,7 +146,6 @@ class TrialRunner:
     Attributes:
         node: conf/loader in use, whose keys a setting overrides; `fits` changes its batch size.
         may_be_threads: whether the dataset allows threads; known after a run without workers.
-        pins: whether batches are copied through page-locked memory unless a setting says otherwise.
     """
 
     def __init__(
@@ -170,7 +160,6 @@ class TrialRunner:
     ) -> None:
         self._data, self.node, self._seed, self.device = data, node, seed, device
         self.may_be_threads = False
-        self.pins = has_streams(device) and node["pin_memory"] in ("auto", True)
         precision, last = choose_precision(config.precision, device), config.channels_last
         self._model = build_model(model, data, device, last)
         self._optimizer = build_optimizer(optimizer, self._model, device)
@@ -192,11 +181,11 @@ class TrialRunner:
         Raises:
             UserError: too little memory, or a sample or the model fails.
         """
-        with self._opened(setting.overrides, later=("validation",)) as loader:
+        with self._opened(setting.overrides) as loader:
             try:
                 times = timed_steps(loader, self.device, lambda batch: self.step(batch.X, batch.y), seconds, until)
             except RuntimeError as error:
-                if (explained := self._forward.explained(error)) is None:
+                if (explained := cause_of(error)) is None:
                     raise
                 raise explained from error
             self.may_be_threads = self.may_be_threads or loader.threadable
@@ -224,20 +213,18 @@ class TrialRunner:
         return fits
 
     def digests(self, setting: Setting, batches: int) -> tuple[str, str]:
-        """Order digest and content digest of the first batches; the second is empty where it cannot be computed."""
-        try:
-            return self._digests({**setting.overrides, "content_digest": True}, batches)
-        except UserError:  # values without a definite content
-            return self._digests(setting.overrides, batches)
+        """Order digest and content digest of the first batches.
 
-    def _digests(self, overrides: Mapping[str, Any], batches: int) -> tuple[str, str]:
-        with self._opened(overrides) as loader:
+        Raises:
+            UserError: the batches hold values without a definite content.
+        """
+        with self._opened({**setting.overrides, "content_digest": True}) as loader:
             for _ in islice(loader, batches):
                 pass
-            return loader.order_digest(), loader.content_digest() or ""
+            return loader.order_digest(), loader.content_digest()
 
-    def _opened(self, overrides: Mapping[str, Any], later: tuple[str, ...] = ()) -> AbstractContextManager[Any]:
-        return opened({**self.node, **overrides}, self._data, self._seed, self.device, later)
+    def _opened(self, overrides: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        return opened({**self.node, **overrides}, self._data, self._seed, self.device)
 
 
 def _room(device: torch.device) -> int | None:

@@ -30,23 +30,15 @@ _cost = attrgetter("cost")
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting that was tried.
-
-    Attributes:
-        predicted: samples per second by the model, 0 if nothing was known.
-        samples_per_s, wait_pct: of the steady steps; medians over the measurements.
-        measured: number of measurements.
-        refused: why it cannot be used, empty if it can.
-        noise: of samples_per_s, in samples/s.
-    """
+    """A setting that was tried, with medians over its measurements."""
 
     setting: Setting
-    predicted: float
-    samples_per_s: float = 0.0
+    predicted: float  # samples per second by the model, 0 if nothing was known
+    samples_per_s: float = 0.0  # of the steady steps
     wait_pct: float = 0.0
-    measured: int = 0
-    refused: str = ""
-    noise: float = 0.0
+    measured: int = 0  # number of measurements
+    refused: str = ""  # why it cannot be used, empty if it can
+    noise: float = 0.0  # of samples_per_s
 
     @property
     def rate(self) -> Measured:
@@ -62,21 +54,13 @@ class Tried:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The result.
+    """What tuning has found."""
 
-    Attributes:
-        best: the cheapest setting as good as the best, within the noise.
-        tried: in the order in which they were first tried.
-        step_samples_per_s: ceiling of the step.
-        seconds: spent on all trials.
-        unsteady: how the machine differed between trials, empty if it did not.
-    """
-
-    best: Tried
-    tried: list[Tried]
-    step_samples_per_s: float
-    seconds: float
-    unsteady: str
+    best: Tried  # the cheapest setting as good as the best, within the noise
+    tried: list[Tried]  # in the order in which they were first tried
+    step_samples_per_s: float  # ceiling of the step
+    seconds: float  # spent on all trials
+    unsteady: str  # how the machine differed between trials, empty if it did not
 
     def __str__(self) -> str:
         return f"{self.best.setting}: {self.best.rate} samples/s, waited {self.best.wait_pct:.1f} %"
@@ -147,8 +131,8 @@ class _Tuning:
         return self._batch / seconds_per_batch(self._costs, workers, self._cores, prefetch, threads)
 
     def _following(self) -> Setting | None:
-        """What to try next: the cheapest that promises what the best promises, neighbours of the best so far, the best
-        unpinned, and again those so close that noise may have decided; None if nothing is open.
+        """What to try next: the cheapest that promises what the best promises, neighbours of the best so far, and again
+        those so close that noise may have decided; None if nothing is open.
         """
         values = {setting: self._value(setting) for setting in self._predictions}
         first = knee({setting: Measured(value) for setting, value in values.items()}, _cost)
@@ -160,9 +144,6 @@ class _Tuning:
             worth = values.get(setting, 0.0) * CLOSE >= self._tried[best].samples_per_s
             if worth and setting not in self._tried:
                 return setting
-        if self._runner.pins and (unpinned := replace(best, pin_memory=False)) not in self._tried:
-            self._predictions[unpinned] = self._predicted(unpinned)  # the model does not know of pinning
-            return unpinned
         return min(self._rivals(best), key=lambda setting: self._tried[setting].measured, default=None)
 
     def _neighbours(self, best: Setting) -> Iterator[Setting]:

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
-from feedrate.system.atomic_write import check_place, replace_shared_file, writing
 from feedrate.system.cores import usable_cores
+from feedrate.system.files import atomic_write, check_place, writing
 from feedrate.tuning.trial_runner import Setting, TrialRunner
 from feedrate.tuning.tune import Tuned
 
@@ -24,28 +24,23 @@ MOST_COMPARED = 16  # batches
 def compare(runner: TrialRunner, best: Setting, rate: float) -> str:
     """Loads the first batches with a setting and without workers; says how many, with which digests.
 
-    Args:
-        rate: samples per second without workers, which bounds the number of batches.
+    `rate`, the samples per second without workers, bounds the number of batches.
     """
     batches = max(1, min(MOST_COMPARED, int(COMPARED_S * rate / runner.node["batch_size"])))
-    order, content = runner.digests(best, batches)
-    inline_order, inline_content = runner.digests(Setting(0), batches)
-    assert order == inline_order, "the order of the samples depends on the loader's setting"
+    try:
+        (order, content), inline = (runner.digests(setting, batches) for setting in (best, Setting(0)))
+    except UserError as error:  # values without a definite content
+        return f"nothing ({str(error).splitlines()[0]})"
+    assert order == inline[0], "the order of the samples depends on the loader's setting"
     text = f"the first {batches} batches: order digest {order[:16]}"
-    if content != inline_content:
+    if content != inline[1]:
         remedy = "draw the dataset's random numbers from sample_rng()"
         return f"{text} with and without workers, but their content differs: {remedy}"
-    return f"{text}{f', content digest {content[:16]}' if content else ''}, with and without workers"
+    return f"{text}, content digest {content[:16]}, with and without workers"
 
 
 def option(node: Mapping[str, Any], found: Tuned, compared: str, command: str, data_and_model: str) -> str:
-    """The text of the option's file, without its first line.
-
-    Args:
-        node: conf/loader, resolved; the setting overrides its keys.
-        compared: from `compare`.
-        command: the command that found it.
-    """
+    """The text of the option's file, without its first line; the setting overrides keys of `node` (conf/loader)."""
     lines = [
         f"{WRITTEN}{command}",
         f"# on {datetime.now(timezone.utc):%Y-%m-%d}, for {data_and_model} on {usable_cores()} cores.",
@@ -79,7 +74,8 @@ def write(path: Path, text: str) -> None:
         UserError: the file cannot be written.
     """
     with writing(f"tune.output={path}", "name another file"):
-        replace_shared_file(path, f"# python src/train.py loader={path.stem}\n{text}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, f"# python src/train.py loader={path.stem}\n{text}")
 
 
 def use(path: Path) -> str:

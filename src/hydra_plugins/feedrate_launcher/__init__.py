@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from feedrate.system.signals import raise_on_interrupt
+from feedrate.system.signals import raise_when_stopped
 
 if TYPE_CHECKING:
     from hydra_plugins.feedrate_launcher._jobs import Job
@@ -36,7 +36,7 @@ class FeedrateLauncher(Launcher):
         self._jobs = jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        raise_on_interrupt()  # a folder is created next, and removed if nothing comes of it
+        raise_when_stopped()  # a folder is created next, and removed if nothing comes of it
         self.context, self.config = hydra_context, config
 
     def prepare(self) -> int:
@@ -61,8 +61,8 @@ class FeedrateLauncher(Launcher):
                 cannot be used; at the end: a job failed.
             KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the running jobs have ended.
         """
-        from feedrate.reporting.sweep_report import Report
-        from feedrate.reporting.sweep_results import swept
+        from feedrate.reporting.report import Report
+        from feedrate.reporting.results import swept
         from hydra_plugins.feedrate_launcher._folder import claim, discard, identity, wait_for
         from hydra_plugins.feedrate_launcher._jobs import compose
         from hydra_plugins.feedrate_launcher._sweep import Sweep

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
-from feedrate.reporting.sweep_results import read_summary
-from feedrate.runs.run_folder import RunFolder, living_owner
-from feedrate.system.folder import file_lock
+from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
+from feedrate.system.files import file_lock
 from feedrate.tracking.journal import SILENT_END
 from hydra_plugins.feedrate_launcher._jobs import Job
 
@@ -99,26 +98,19 @@ def _newest(fresh: Path, sweep_id: str) -> Path | None:
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Attempt(NamedTuple):
-    """What to do for a job."""
-
-    folder: Path  # the job's run folder
-    state: Literal["finished", "resume", "new"]  # before; from the checkpoint in the folder; in a folder to be created
-
-
-def attempt(job: Job, sweep: Path) -> Attempt:
-    """Keeps a finished job, resumes an interrupted one, and repeats a failed one in a new folder."""
+def attempt(job: Job, sweep: Path) -> tuple[Path, Literal["finished", "resume", "new"]]:
+    """The job's run folder, and whether the job has finished there, is to be resumed there, or begins there anew."""
     tried = _attempts(job, sweep)
     if not tried:
-        return Attempt(sweep / job.subfolder, "new")
+        return sweep / job.subfolder, "new"
     last = tried[-1]
     summary = read_summary(last)
     if summary.get("job_id") == job.job_id:
         if summary.get("status") == "FINISHED":
-            return Attempt(last, "finished")
+            return last, "finished"
         if summary.get("status") in ("RUNNING", "KILLED") and any((last / "checkpoints").glob("last*.pt")):
-            return Attempt(last, "resume")
-    return Attempt(sweep / f"{job.subfolder}_{len(tried) + 1}", "new")
+            return last, "resume"
+    return sweep / f"{job.subfolder}_{len(tried) + 1}", "new"
 
 
 def wait_for(jobs: Iterable[Job], sweep: Path) -> None:

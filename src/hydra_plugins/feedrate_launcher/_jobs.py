@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from feedrate.cli.launch import plain
 from feedrate.cli.replaced import own_defaults
 from feedrate.config import TrainConfig, check
-from feedrate.reporting.sweep_results import columns, settings
+from feedrate.reporting.results import settings
 from feedrate.runs.provenance import command_line, job_id
 from feedrate.system.secrets import learn, masked
 
@@ -83,7 +83,7 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         number=number,
         config=check(resolved),
         job_id=job_id(resolved),
-        settings=masked({key: typed.get(key, _selected(task, key)) for key in columns(keys)}),
+        settings=masked({key: typed.get(key, _selected(task, key)) for key in keys}),
         command=command_line(list(filter_overrides(overrides))),
         subfolder=subfolder,
         composed=composed,

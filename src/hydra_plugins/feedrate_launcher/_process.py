@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from feedrate.reporting.sweep_results import read_summary
+from feedrate.runs.run_folder import read_summary
 from feedrate.system.signals import STOPPING
 
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -81,9 +81,8 @@ def _end_with_launcher() -> None:
 def outcome(code: int, folder: Path) -> tuple[str, str]:
     """Status and error of a job that has ended, from its exit code and the summary.json in its folder."""
     summary = read_summary(folder)
-    if code == 0:
-        finished = summary.get("status") == "FINISHED"
-        return ("FINISHED", "") if finished else ("FAILED", "it ended with exit code 0 and left no result")
+    if code == 0 and summary.get("status") == "FINISHED":
+        return "FINISHED", ""
     if code < 0:
         name = signal.Signals(-code).name
         reason = "; the system does that when memory is short" if name == "SIGKILL" else ""

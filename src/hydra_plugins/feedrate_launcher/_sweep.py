@@ -18,14 +18,14 @@ from omegaconf import DictConfig
 from feedrate.cli.launch import FROM_STDIN, FULL_ERROR
 from feedrate.config import TrainConfig
 from feedrate.errors import UserError
-from feedrate.reporting.sweep_report import Report
-from feedrate.reporting.sweep_results import Result, read_summary
+from feedrate.reporting.report import Report
+from feedrate.reporting.results import JobResult
 from feedrate.runs.provenance import command_line
-from feedrate.runs.run_folder import RunFolder, living_owner
+from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
 from feedrate.system.secrets import mask_files
 from feedrate.system.signals import Interruption
 from feedrate.tracking.journal import JOB_TAG
-from feedrate.tracking.sweep import NOTE_CHARACTERS, SweepRun, picture
+from feedrate.tracking.sweep import SweepRun, picture
 from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE
 from hydra_plugins.feedrate_launcher._folder import add, attempt, ended_before, mark
 from hydra_plugins.feedrate_launcher._jobs import Job
@@ -33,20 +33,7 @@ from hydra_plugins.feedrate_launcher._process import GPUS, JobProcess, outcome, 
 
 _GRACE_S = 10.0  # from a signal until the running jobs are killed, in which they write checkpoints
 _POLL_S = 0.05
-_NOTE_CHARACTERS = 0.8 * NOTE_CHARACTERS  # of a table; the note adds to it
-_TABLE_ROWS = 30  # of a table that is too long for the note
-
-
-class SweepInterruption(Interruption):
-    """A second Ctrl-C kills the running jobs; a third ends the sweep at once."""
-
-    action = f"the running jobs write a checkpoint, for at most {_GRACE_S:.0f} s"
-    patience_s = None  # the table is written after the jobs have ended
-
-    def _hurry(self) -> None:
-        if self.hurried:
-            self.check()
-        self.hurried = True
+_NOTE_ROWS = 30  # of the table in the parent's note, which MLflow limits
 
 
 @dataclass(kw_only=True)
@@ -62,9 +49,12 @@ class Sweep:
     config: TrainConfig  # of any job, for the groups tracking and sweep
     report: Report
     words: Callable[[Job], str]  # describes a job in the line that announces it
-    results: dict[int, Result] = field(default_factory=dict)  # of the jobs so far, by number
-    _parent: SweepRun | None = None
-    _stop: SweepInterruption = field(default_factory=SweepInterruption)
+    results: dict[int, JobResult] = field(default_factory=dict)  # of the jobs so far, by number
+
+    def __post_init__(self) -> None:
+        self._parent: SweepRun | None = None
+        action = f"the running jobs write a checkpoint, for at most {_GRACE_S:.0f} s"
+        self._stop = Interruption(action=action, patience_s=None)  # the table is written after the jobs
 
     @contextmanager
     def open(self, jobs: Sequence[Job] = ()) -> Iterator[None]:
@@ -108,15 +98,15 @@ class Sweep:
 
     def finished_before(self, job: Job) -> Mapping[str, Any]:
         """The summary of a job that an earlier start finished, with its result recorded; empty if the job must run."""
-        where = attempt(job, self.folder.path)
-        if where.state != "finished":
+        folder, state = attempt(job, self.folder.path)
+        if state != "finished":
             return {}
-        summary = read_summary(where.folder)
+        summary = read_summary(folder)
         self.results[job.number] = self.result(job, "FINISHED", "", summary)
         return summary
 
     def run(
-        self, jobs: Iterator[Job], ended: Callable[[Job, Result, Mapping[str, Any]], None] = lambda *_: None
+        self, jobs: Iterator[Job], ended: Callable[[Job, JobResult, Mapping[str, Any]], None] = lambda *_: None
     ) -> None:
         """Runs jobs, within `open`, until there are no more or the sweep is stopped, and all have ended.
 
@@ -141,7 +131,7 @@ class Sweep:
                     if not kill_at:
                         kill_at = time.monotonic() + _GRACE_S
                         _send(running, self._stop.signum)
-                    if self._stop.hurried or time.monotonic() > kill_at:
+                    if time.monotonic() > kill_at:
                         _send(running, signal.SIGKILL)
                 time.sleep(_POLL_S)
                 for job, folder, process in list(running.values()):
@@ -155,9 +145,10 @@ class Sweep:
                     self._note()
         finally:
             _send(running, signal.SIGKILL)
-            for _, _, process in running.values():
+            for job, folder, process in running.values():  # after a second Ctrl-C
                 while process.ended() is None:
                     time.sleep(_POLL_S)
+                self._record(job, folder, -signal.SIGKILL)
 
     def _start(self, job: Job, environment: Mapping[str, str]) -> tuple[Job, Path, JobProcess]:
         folder, state = attempt(job, self.folder.path)
@@ -190,12 +181,12 @@ class Sweep:
                 self._parent.mark(folder, "KILLED" if status == "KILLED" else "FAILED", error, tags)
         return summary
 
-    def result(self, job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> Result:
+    def result(self, job: Job, status: str, error: str, summary: Mapping[str, Any] | None = None) -> JobResult:
         """A job's row of the table, with the figures of its summary."""
         if summary and summary.get("pruned"):
             status = "PRUNED"
         measured = self.report.measured(summary) if summary else {}
-        return Result(
+        return JobResult(
             number=job.number, settings=job.settings, command=job.command, status=status, error=error, **measured
         )
 
@@ -222,10 +213,7 @@ class Sweep:
         best = self.report.best(results)
         link = self._parent.job_link("best job", best.run_id) if best is not None else ""
         pictures = "\n\n".join(filter(None, [link, pictures]))
-        text = self.report.table(results, pictures=pictures)
-        if len(text) >= _NOTE_CHARACTERS:
-            text = self.report.table(results, rows=_TABLE_ROWS, pictures=pictures)
-        self._parent.note(text)
+        self._parent.note(self.report.table(results, rows=_NOTE_ROWS, pictures=pictures))
 
     def _close(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str) -> None:
         """Writes table and plots to the terminal, the sweep's folder and the parent run, and closes it."""
@@ -250,7 +238,7 @@ class Sweep:
             add(folder, status=status, error=reason, run_id=parent.tracker.run_id if parent is not None else None)
             folder.release()
 
-    def _ordered(self) -> list[Result]:
+    def _ordered(self) -> list[JobResult]:
         return [self.results[number] for number in sorted(self.results)]
 
 

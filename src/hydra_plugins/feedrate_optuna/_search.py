@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from feedrate.errors import UserError
-from feedrate.reporting.search_report import SearchReport, objective
-from feedrate.reporting.sweep_results import Result
+from feedrate.reporting.picture import optional
+from feedrate.reporting.report import SearchReport, objective
+from feedrate.reporting.results import JobResult
+from feedrate.reporting.results import settings as settings_of
 from feedrate.runs.provenance import changes
 from feedrate.system.text import flatten
 from feedrate.trainer.pruning import STORAGE_VARIABLE, TRIAL_VARIABLE
@@ -30,11 +30,7 @@ _NOT_COMPARED = ("tracking.", "sweep.", "trainer.resume")
 
 
 class Searching:
-    """One start of a search.
-
-    Args:
-        overrides: of the command line, for every trial.
-        settings: under hydra.sweeper.
+    """One start of a search, from the overrides of every trial and the settings under hydra.sweeper.
 
     Raises:
         UserError: a setting is wrong.
@@ -47,7 +43,8 @@ class Searching:
         self._keys = [key.lstrip("+") for key in self._space]
         self._overrides = list(overrides)
         self._path: Path | None = None
-        check_overrides(overrides, self._keys)
+        if twice := settings_of(overrides).keys() & set(self._keys):
+            raise UserError(f"{', '.join(twice)} is searched (hydra.sweeper.space), so it cannot be set too")
         # both ends of every range, so that a wrong key or range is an error before the first trial
         first = {key: ends(space)[0] for key, space in self._space.items()}
         self._checked = self._job(0, first)
@@ -56,10 +53,7 @@ class Searching:
                 self._job(0, {**first, key: value})
 
     def run(self, fresh: Path) -> None:
-        """Runs trials until there are enough.
-
-        Args:
-            fresh: the folder of a new search.
+        """Runs trials until there are enough; `fresh` is the folder of a new search.
 
         Raises:
             UserError: the study belongs to another search, or a trial failed.
@@ -85,7 +79,8 @@ class Searching:
             try:
                 sweep.run(self._jobs(self._interrupted()), self._ended)
             finally:
-                report.importance = {key.lstrip("+"): share for key, share in self._study.importance().items()}
+                with optional("of the search"):
+                    report.pictures = self._study.figures()
 
     def _identity(self) -> dict[str, Any]:
         """What makes trials comparable: metric, ranges, and every setting that is not searched."""
@@ -133,14 +128,13 @@ class Searching:
     def _jobs(self, interrupted: Sequence[Job]) -> Iterator[Job]:
         yield from interrupted
         while (proposed := self._study.ask()) is not None:
-            number, params = proposed
             try:
-                yield self._job(number, params)
+                yield self._job(*proposed)
             except UserError as error:  # keys that exclude each other
-                self._study.fail(number, invalid=True)
-                print(f"trial {number} is left out: {error}")
+                self._study.fail(proposed[0])
+                print(f"trial {proposed[0]} is left out: {error}")
 
-    def _ended(self, job: Job, result: Result, summary: Mapping[str, Any]) -> None:
+    def _ended(self, job: Job, result: JobResult, summary: Mapping[str, Any]) -> None:
         metric = self._settings.metric
         if not summary:
             if result.status == "FAILED" or not self._sweep.stopped:  # an interrupted trial continues at the next start
@@ -165,19 +159,3 @@ class Searching:
     def _words(self, job: Job) -> str:
         chosen = " ".join(f"{key}={job.settings.get(key)}" for key in self._keys)
         return f"trial {job.number} of {self._settings.n_trials}: {chosen}"
-
-
-def check_overrides(overrides: Sequence[str], searched: Sequence[str]) -> None:
-    """Overrides of a search have one value each.
-
-    Raises:
-        UserError: one has several, or is of a key that is searched.
-    """
-    for parsed in OverridesParser.create().parse_overrides(list(overrides)):
-        key = parsed.get_key_element().lstrip("+~")
-        if parsed.is_sweep_override():
-            raise UserError(
-                f"{parsed.input_line}: a search takes one value for each key; put ranges under hydra.sweeper.space"
-            )
-        if key in searched:
-            raise UserError(f"{parsed.input_line}: {key} is searched (hydra.sweeper.space), so it cannot be set too")

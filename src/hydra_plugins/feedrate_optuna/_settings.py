@@ -28,11 +28,7 @@ EXAMPLE = "{type: float, low: 1e-4, high: 0.1, log: true}"
 
 @dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
 class Search:
-    """The keys of conf/hydra/sweeper/optuna.yaml.
-
-    Attributes:
-        space: key -> range, as `ranges` reads it.
-    """
+    """The keys of conf/hydra/sweeper/optuna.yaml."""
 
     study: Annotated[str, Field(min_length=1)]
     metric: Annotated[str, Field(min_length=1)]
@@ -87,22 +83,15 @@ def _range(where: str, node: Any) -> BaseDistribution:
         raise UserError(f"{where}={node}: must be a mapping such as {EXAMPLE}")
     values = dict(node)
     kind = values.pop("type", None)
-    types = {
-        "float": (FloatDistribution, ["low", "high", "log", "step"]),
-        "int": (IntDistribution, ["low", "high", "log", "step"]),
-        "categorical": (CategoricalDistribution, ["choices"]),
-    }
-    if kind not in types:
-        raise UserError(f"{where}.type={kind}: must be float, int or categorical{nearest(str(kind), list(types))}")
-    distribution, keys = types[kind]
-    allowed = int if kind == "int" else (int, float)
-    for key, value in values.items():
-        if key not in keys:
-            raise UserError(f"{where}.{key}: must be one of {', '.join(keys)}{nearest(key, keys)}")
-        if key != "choices" and not (isinstance(value, allowed) and math.isfinite(value)):
-            raise UserError(f"{where}.{key}={value}: must be a {'whole' if kind == 'int' else 'finite'} number")
+    kinds = {"float": FloatDistribution, "int": IntDistribution, "categorical": CategoricalDistribution}
+    if kind not in kinds:
+        raise UserError(f"{where}.type={kind}: must be float, int or categorical{nearest(str(kind), list(kinds))}")
+    for key in {"low", "high", "step"} & values.keys():
+        if not (isinstance(values[key], int if kind == "int" else (int, float)) and math.isfinite(values[key])):
+            rule = "a whole number" if kind == "int" else "a finite number"
+            raise UserError(f"{where}.{key}={values[key]}: must be {rule}")
     try:
-        found: BaseDistribution = distribution(**values)
+        found: BaseDistribution = kinds[kind](**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}; a range is for example {EXAMPLE}") from error
     if found.single() and kind != "categorical":

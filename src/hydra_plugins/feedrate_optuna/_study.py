@@ -6,32 +6,34 @@ A trial's number is its job's number.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from feedrate.reporting.picture import styled
+from feedrate.system.text import number
 from feedrate.trainer.pruning import METRIC, PRUNER, STUDY_NAME, build, open_storage, quiet_optuna
 from hydra_plugins.feedrate_optuna._settings import NO_PRUNER, Search
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-_AGAIN, _INVALID = "again", "invalid"  # attributes of a trial: the number of the one it repeats; it cannot be composed
-_ENOUGH = 10  # finished trials, for the importance of settings
+_AGAIN = "again"  # attribute of a trial: the number of the one it repeats
+_ENOUGH = 10  # finished trials, for the importance of keys
 _ONE_SEQUENCE = ("QMCSampler",)  # samplers with one seed for the whole sequence
 
 
 class Study:
-    """A study in an SQLite file, which is created or continued.
-
-    Args:
-        path: of the file, absolute.
-    """
+    """A study in an SQLite file (an absolute path), which is created or continued."""
 
     def __init__(self, path: Path, settings: Search, space: Mapping[str, BaseDistribution]) -> None:
         self._settings, self._space = settings, dict(space)
-        optuna = self._optuna = quiet_optuna()
+        optuna = quiet_optuna()
         self._states = optuna.trial.TrialState
         self._study = optuna.create_study(
             study_name=STUDY_NAME,
@@ -41,8 +43,10 @@ class Study:
         )
         self._study.set_user_attr(METRIC, settings.metric)
         self._study.set_user_attr(PRUNER, settings.pruner or NO_PRUNER)
-        for trial in self._failed():
-            self._study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
+        repeated = {trial.user_attrs.get(_AGAIN) for trial in self._trials()}
+        for trial in self._trials(self._states.FAIL):
+            if trial.number not in repeated:
+                self._study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
 
     def ended(self) -> dict[int, dict[str, Any]]:
         """Number -> settings of the trials that have a result."""
@@ -71,29 +75,31 @@ class Study:
         state = self._states.PRUNED if pruned else self._states.COMPLETE
         self._study.tell(number, None if pruned else value, state, skip_if_finished=True)
 
-    def fail(self, number: int, *, invalid: bool = False) -> None:
-        """Records a failure; the next start repeats the trial, unless its settings exclude each other (`invalid`)."""
-        if invalid:
-            self._study._storage.set_trial_user_attr(self._trials()[number]._trial_id, _INVALID, True)
+    def fail(self, number: int) -> None:
+        """Records a failure; the next start repeats the trial."""
         self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
 
-    def importance(self) -> dict[str, float]:
-        """Key -> share of the metric's variation that it explains, the largest first; empty with few trials."""
-        if len(self._trials(self._states.COMPLETE)) < _ENOUGH:
-            return {}
-        # fANOVA (Hutter, Hoos, Leyton-Brown 2014); optuna's default compares the best tenth of the trials with the
-        # others, and there are too few of them
-        evaluator = self._optuna.importance.FanovaImportanceEvaluator(seed=0)
-        try:
-            return dict(self._optuna.importance.get_param_importances(self._study, evaluator=evaluator))
-        except (ImportError, ValueError, RuntimeError):  # no scikit-learn, or all results are equal
-            return {}
+    def figures(self) -> dict[str, Figure]:
+        """Optuna's pictures, by name: the metric over the trials and over each key, and which keys mattered."""
+        import matplotlib as mpl
+        from matplotlib import pyplot
+        from optuna.visualization import matplotlib as plots
 
-    def _failed(self) -> list[FrozenTrial]:
-        """Trials to be repeated."""
-        done = {trial.user_attrs.get(_AGAIN) for trial in self._trials()}
-        failed = self._trials(self._states.FAIL)
-        return [trial for trial in failed if trial.number not in done and _INVALID not in trial.user_attrs]
+        mpl.use("agg")
+        finished, name = self._trials(self._states.COMPLETE), self._settings.metric
+        drawn: dict[str, Any] = {}
+        with styled(), warnings.catch_warnings():  # optuna sets a style of its own
+            warnings.simplefilter("ignore")
+            if finished:
+                drawn["search_history"] = plots.plot_optimization_history(self._study, target_name=name)
+                drawn["search_keys"] = plots.plot_slice(self._study, target_name=name)
+            if len(finished) >= _ENOUGH and len({trial.value for trial in finished}) > 1:
+                drawn["search_importance"] = plots.plot_param_importances(self._study, target_name=name)
+            for axes in np.ravel(drawn.get("search_keys", [])):
+                if axes.get_xscale() == "log":
+                    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+            pyplot.close("all")
+        return {name: np.ravel(axes)[0].figure for name, axes in drawn.items()}
 
     def _seeded(self, number: int) -> dict[str, Any]:
         """The sampler's settings with a seed for one trial: the same seed for each would repeat the same proposal."""

@@ -98,10 +98,10 @@ class Recogniser:
         last = self.first + self.nbytes
         return raw[: self.first].tobytes() + raw[last:].tobytes(), raw[self.first : last]
 
-    def matches_crc(self, frame: bytes, payload: np.ndarray) -> bool:
+    def matches_crc(self, frame: bytes | memoryview, payload: memoryview) -> bool:
         """Whether the payload is the one whose CRC-32 is in the frame; 0 there means that none was computed."""
         crc = 0 if self.crc is None else int.from_bytes(frame[self.crc : self.crc + 4], "little")
-        return not crc or crc == zlib.crc32(payload.data)
+        return not crc or crc == zlib.crc32(payload)
 
     def tensor(self, payload: np.ndarray) -> Tensor:
         """The tensor with this payload, on its memory."""

@@ -22,8 +22,8 @@ from feedrate.errors import SampleError
 from feedrate.timing.stages import stage
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
-LAYOUTS = 1024  # learned at most, a few kilobytes each
-UNUSABLE = 16  # a file without a usable layout counts as so many
+LAYOUTS = 1024  # learned at most, a few kilobytes each; one of a large file counts as many
+UNUSABLE = 16  # as so many counts a file without a usable layout
 
 
 class SampleReader:
@@ -107,12 +107,11 @@ class SampleReader:
         rows: dict[Recogniser, list[int]] = {}
         for row, path in enumerate(paths):
             sizes = self._known.get(_length(path), {})
-            every = [*sizes.values()]
             try:
-                similar = every[0] if len(every) == 1 else sizes[Path(path).stat().st_size]
+                size = min(sizes) if len(sizes) == 1 else Path(path).stat().st_size
+                rows.setdefault(sizes[size][0], []).append(row)
             except (KeyError, OSError):
                 continue
-            rows.setdefault(similar[0], []).append(row)
         return {known: np.array(numbers) for known, numbers in rows.items()}
 
     def _recognised(self, path: str) -> Tensor | None:
@@ -135,11 +134,11 @@ class SampleReader:
             if known.alone(frame):
                 if known is not similar[0]:
                     sizes[size] = [known, *(other for other in similar if other is not known)]
-                return known.tensor(payload) if not self._verify or known.matches_crc(frame, payload) else None
+                return known.tensor(payload) if not self._verify or known.matches_crc(frame, payload.data) else None
         if self._left > 0:
             with stage("decode"):
                 new = self._learn(raw.tobytes())
-            self._left -= UNUSABLE if new is None else 1
+            self._left -= UNUSABLE if new is None else 1 + (size >> 20)
             if new is not None:
                 self._known.setdefault(_length(path), {})[size] = [new, *similar]
         return None

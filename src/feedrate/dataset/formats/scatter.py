@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -19,13 +18,6 @@ from feedrate.dataset.storage.uring import Unavailable, Uring, address
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
-class _Kept(threading.local):
-    """What each thread uses again."""
-
-    rooms: dict[Recogniser, _Room]
-    ring: Uring | None
-
-
 class Scatter:
     """Reads files of one layout; each thread has its own reused memory.
 
@@ -36,7 +28,7 @@ class Scatter:
 
     def __init__(self, verify: bool, at_once: bool) -> None:
         self._verify, self.at_once = verify, at_once
-        self._kept = _Kept()
+        self._kept = threading.local()  # its `ring`, and its `rooms` by Recogniser
 
     def read(self, known: Recogniser, paths: Sequence[str], rows: np.ndarray, out: Tensor) -> np.ndarray:
         """Reads files into these rows of `out`; returns which had the layout, (n,) bool."""
@@ -58,12 +50,9 @@ class Scatter:
         frames = room.frames[: len(paths)]
         good: np.ndarray = known(frames) & whole
         if self._verify and known.crc is not None:
-            n, content = known.nbytes, memory_of(out)
-            stated = frames[:, known.crc : known.crc + 4].copy().view("<u4")[:, 0]
-            good &= [
-                crc in (0, zlib.crc32(content[row * n : row * n + n]))
-                for row, crc in zip(rows.tolist(), stated.tolist(), strict=True)
-            ]
+            content = memory_of(out)
+            payloads = (content[begin : begin + known.nbytes] for begin in (rows * known.nbytes).tolist())
+            good &= list(map(known.matches_crc, (frame.data for frame in frames), payloads))
         return good
 
     def _ring(self) -> Uring | None:
@@ -73,11 +62,12 @@ class Scatter:
             kept.rooms, kept.ring = {}, None
             with suppress(Unavailable):
                 kept.ring = Uring() if self.at_once else None
-        return kept.ring
+        found: Uring | None = kept.ring
+        return found
 
     def _room(self, known: Recogniser, count: int) -> _Room:
         """Reused memory of this thread for at least `count` files."""
-        rooms = self._kept.rooms
+        rooms: dict[Recogniser, _Room] = self._kept.rooms
         found = rooms.get(known)
         if found is None or len(found.frames) < count:
             if len(rooms) > 64:

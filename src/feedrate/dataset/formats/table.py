@@ -5,30 +5,22 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from feedrate.dataset.labels import encodable
 from feedrate.errors import UserError
 
 COLUMNS = ("id", "partition", "label")
-_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-@dataclass(frozen=True)
-class Table:
-    """The rows of a table.
-
-    Attributes:
-        ids, partitions, labels: one of each row, in the order of the rows.
-        as_text: the labels are texts that are still to be interpreted.
-    """
+class Table(NamedTuple):
+    """The columns of a table."""
 
     ids: list[Any]
     partitions: list[Any]
     labels: list[Any]
-    as_text: bool
+    as_text: bool  # the labels are texts that are still to be interpreted
 
 
 def read_table(path: Path) -> Table:
@@ -51,11 +43,8 @@ def read_table(path: Path) -> Table:
 def _read_csv(path: Path) -> Table:
     """All three columns as texts; bytes of other columns need not be UTF-8."""
     with path.open("rb") as raw:
-        head = raw.read(4096)
-    found = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
-    if found or b"\0" in head:
-        fault = f"is in {found}" if found else "holds zero bytes (as UTF-16 does)"
-        raise UserError(f"{path}: {fault}, and UTF-8 is expected; save the table in UTF-8")
+        if b"\0" in raw.read(4096):
+            raise UserError(f"{path}: holds zero bytes (as UTF-16 does), and UTF-8 is expected; save it in UTF-8")
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     columns: tuple[list[str], list[str], list[str]] = ([], [], [])
     shared: dict[str, str] = {}  # one object for equal partitions and labels
@@ -74,10 +63,9 @@ def _read_csv(path: Path) -> Table:
             columns[2].append(shared.setdefault(row[at_label], row[at_label]))
     for column, values in zip(COLUMNS, columns, strict=True):
         if not encodable("".join(values)):
-            number, value = next((n, v) for n, v in enumerate(values, start=1) if not encodable(v))
-            text = value.encode(errors="surrogateescape").decode("cp1252", errors="replace")[:60]
+            number = next(n for n, value in enumerate(values, start=1) if not encodable(value))
             fault = f"UTF-8 is expected, and the {column} of row {number:,} is in another encoding"
-            raise UserError(f"{path}: {fault}: as Windows-1252 it is {text!r}; save the table in UTF-8")
+            raise UserError(f"{path}: {fault}; save the table in UTF-8")
     return Table(*columns, as_text=True)
 
 
@@ -85,10 +73,8 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     for column in ("id", "label", "partition"):
         if names.count(column) != 1:
             fault = "has no column" if column not in names else "has more than one column"
-            remedy = "needed are id, label and partition, separated by commas"
-            if found := [name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if mark in "".join(names)]:
-                remedy += f", where {found[0]} stand"
             shown = ", ".join(names)[:200].encode(errors="replace").decode()
+            remedy = "needed are id, label and partition, separated by commas"
             raise UserError(f"{path}: {fault} {column!r}; {remedy}\nIts columns: {shown}")
 
 
@@ -108,8 +94,5 @@ def _read_parquet(path: Path) -> Table:
     as_text = any(
         is_type(labels.type) for is_type in (types.is_decimal, types.is_date, types.is_time, types.is_timestamp)
     )
-    if as_text:
-        values = ["" if value is None else value for value in labels.cast(pyarrow.string()).to_pylist()]
-    else:
-        values = labels.to_pylist()
+    values = labels.cast(pyarrow.string()).fill_null("").to_pylist() if as_text else labels.to_pylist()
     return Table(table["id"].to_pylist(), table["partition"].to_pylist(), values, as_text)

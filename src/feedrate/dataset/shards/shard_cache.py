@@ -25,12 +25,11 @@ from torch import Tensor
 from feedrate.dataset.formats.memory import bytes_of, copy_rows, memory_of
 from feedrate.dataset.formats.sample_reader import Empty, fresh
 from feedrate.dataset.ids import IDs
+from feedrate.dataset.shards.stale import NO_FILE, fingerprint
 from feedrate.errors import UserError
 
-FOLDER = ".feedrate"  # below the dataset's root
 _ENTRY = struct.Struct("3q")  # size and mtime_ns of the file, CRC-32 of the row
 _SETTLED_NS = 2_000_000_000  # a younger file may still change within the resolution of its time
-_OFF = "set dataset.cache=none"
 
 ReadBatch = Callable[[Sequence[str], Sequence[str], Empty], "Tensor | list[Tensor]"]
 
@@ -69,7 +68,7 @@ class ShardCache:
         """One sample, from its row, or from `read()` and then stored."""
         if self._valid(index, path):
             return self.gather(np.array([index]), fresh)[0]
-        before = _stat(path)
+        before = fingerprint(path)
         X = read()
         self._keep([index], [before], X[None])
         return X
@@ -85,7 +84,7 @@ class ShardCache:
         if known.all():
             return self.gather(indices, empty)
         rest = np.flatnonzero(~known)
-        before = [_stat(paths[at]) for at in rest.tolist()]
+        before = [fingerprint(paths[at]) for at in rest.tolist()]
         if not known.any():
             X = read(paths, list_IDs, empty)
             if isinstance(X, Tensor):
@@ -116,12 +115,12 @@ class ShardCache:
         if known and not self.verify:
             return True
         size, mtime_ns, crc = self._table[index].tolist()
-        if not size or not (known or (size, mtime_ns) == _stat(path)) or zlib.crc32(self._rows[index]) != crc:
+        if not size or not (known or (size, mtime_ns) == fingerprint(path)) or zlib.crc32(self._rows[index]) != crc:
             return False
         self._known[index] = True
         return True
 
-    def _keep(self, indices: Sequence[int], before: Sequence[tuple[int, int] | None], X: Tensor) -> None:
+    def _keep(self, indices: Sequence[int], before: Sequence[tuple[int, int]], X: Tensor) -> None:
         """Stores samples of the right form, (n, ...), until the disk is full.
 
         Args:
@@ -132,7 +131,7 @@ class ShardCache:
         content, n, now = memory_of(X.contiguous()), self._bytes, time.time_ns()
         try:
             for at, (index, stat) in enumerate(zip(indices, before, strict=True)):
-                if stat is None or abs(now - stat[1]) < _SETTLED_NS:
+                if stat == NO_FILE or abs(now - stat[1]) < _SETTLED_NS:
                     continue
                 row = content[at * n : at * n + n]
                 if os.pwrite(self._samples.fileno(), row, index * n) < n:
@@ -159,7 +158,7 @@ def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify:
     digest = hashlib.sha256(f"rows;{tuple(first.shape)},{first.dtype};".encode())
     for part in (list_IDs.ends, list_IDs.text):
         digest.update(memory_of(part))
-    folder, count = root / FOLDER / f"{partition}-{digest.hexdigest()[:16]}", len(list_IDs)
+    folder, count = root / ".feedrate" / f"{partition}-{digest.hexdigest()[:16]}", len(list_IDs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, size in (("samples", count * first.nbytes), ("entries", count * _ENTRY.size)):
@@ -169,16 +168,13 @@ def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify:
                 shutil.rmtree(other, ignore_errors=True)
         missing = np.count_nonzero(np.fromfile(folder / "entries", np.int64)[::3] == 0)
         needed, free = missing * first.nbytes, shutil.disk_usage(folder).free
-        if needed <= free:
-            return ShardCache(folder, count, tuple(first.shape), first.dtype, verify)
+        if needed > free:
+            raise OSError(f"needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
+        return ShardCache(folder, count, tuple(first.shape), first.dtype, verify)
     except OSError as error:
-        remedy = f"free disk space or fix the permissions, or {_OFF}"
+        remedy = "free disk space or fix the permissions, or set dataset.cache=none"
         reason = error.strerror or error
         raise UserError(f"dataset.cache=shards: {folder} cannot be written ({reason}); {remedy}") from error
-    raise UserError(
-        f"dataset.cache=shards: {folder} needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; "
-        f"make room, or {_OFF}"
-    )
 
 
 def _create(path: Path, size: int) -> None:
@@ -189,12 +185,3 @@ def _create(path: Path, size: int) -> None:
     with temporary.open("wb") as file:
         file.truncate(size)
     temporary.replace(path)
-
-
-def _stat(path: str) -> tuple[int, int] | None:
-    """Size and time of a file, None where there is none."""
-    try:
-        found = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns

@@ -113,10 +113,6 @@ class Index:
             raise UserError(f"dataset.root={root}: packing is not complete; {rule}")
         return index
 
-    def shards(self, root: Path, partition: str, access: str) -> list[Shard]:
-        """The shards of a partition, unopened."""
-        return [Shard(f"{root}/{entry.file}", self.X, access) for entry in self.partition[partition].shards]
-
     def catalog(self, root: Path, task: str = "auto") -> Catalog:
         """Partition and labels from within the shards, whose size, header, IDs and labels are checked.
 

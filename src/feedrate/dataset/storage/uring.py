@@ -21,6 +21,9 @@ _GETEVENTS, _REGISTER_FILES, _SINGLE_MMAP, _FIXED_FILE = 1, 2, 1, 1
 _READV, _OPENAT, _CLOSE = 1, 18, 19
 _AT_FDCWD, _RWF_NOWAIT = -100, 8
 _SUBMISSIONS = 0x10000000  # offset at which they are mapped
+# places in struct io_uring_params, 30 numbers of 32 bits
+_SQ_ENTRIES, _CQ_ENTRIES, _FEATURES = 0, 1, 5
+_SQ_HEAD, _SQ_TAIL, _SQ_ARRAY, _CQ_HEAD, _CQ_TAIL, _CQ_CQES = 10, 11, 16, 20, 21, 25
 # slots of each kind of operation, one for each file; READ fails where it would block, WAIT blocks
 _OPEN, _READ, _SHUT, _WAIT = (slice(first, first + FILES) for first in range(0, 4 * FILES, FILES))
 _EVERY = np.arange(FILES, dtype=np.uint32)
@@ -33,34 +36,11 @@ class Unavailable(Exception):
     """This system has no io_uring, or forbids it."""
 
 
-def _numbers(*names: str) -> list[tuple[str, Any]]:
-    return [(name, ctypes.c_uint32) for name in names]
-
-
-class _Submissions(ctypes.Structure):
-    _fields_ = _numbers("head", "tail", "mask", "entries", "flags", "dropped", "array", "_0", "_1", "_2")
-
-
-class _Completions(ctypes.Structure):
-    _fields_ = _numbers("head", "tail", "mask", "entries", "overflow", "cqes", "flags", "_0", "_1", "_2")
-
-
-class _Params(ctypes.Structure):
-    _fields_ = [
-        *_numbers("sq_entries", "cq_entries", "flags", "cpu", "idle", "features", "wq", "_0", "_1", "_2"),
-        ("sq", _Submissions),
-        ("cq", _Completions),
-    ]
-
-
 class Uring:
     """An io_uring for one thread of one process.
 
     The operations are prepared once; only file names and addresses change between batches. Where a wait is interrupted,
-    its memory is kept until the process ends.
-
-    Raises:
-        Unavailable: see there.
+    its memory is kept until the process ends. Raises Unavailable.
     """
 
     def __init__(self) -> None:
@@ -74,28 +54,28 @@ class Uring:
         call.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long]
         call.argtypes += [ctypes.c_void_p, ctypes.c_long]
         self._call = call
-        params, none = _Params(), (ctypes.c_int * FILES)(*[-1] * FILES)
-        self._file = call(_SETUP, 4 * FILES, ctypes.addressof(params), 0, 0, None, 0)
-        if self._file < 0 or not params.features & _SINGLE_MMAP:
+        params, none = np.zeros(30, dtype=np.uint32), np.full(FILES, -1, dtype=np.int32)
+        self._file = call(_SETUP, 4 * FILES, address(params), 0, 0, None, 0)
+        if self._file < 0 or not params[_FEATURES] & _SINGLE_MMAP:
             raise Unavailable
-        if call(_REGISTER, self._file, _REGISTER_FILES, ctypes.addressof(none), FILES, None, 0) < 0:
+        if call(_REGISTER, self._file, _REGISTER_FILES, address(none), FILES, None, 0) < 0:
             raise Unavailable
         try:
-            self._map(params)
+            self._map(params.tolist())
         except OSError:
             raise Unavailable from None
         self._prepare()
 
-    def _map(self, params: _Params) -> None:
-        sq, cq = params.sq, params.cq
-        size = max(sq.array + 4 * params.sq_entries, cq.cqes + 16 * params.cq_entries)
+    def _map(self, at: list[int]) -> None:
+        size = max(at[_SQ_ARRAY] + 4 * at[_SQ_ENTRIES], at[_CQ_CQES] + 16 * at[_CQ_ENTRIES])
         numbers = np.frombuffer(mmap.mmap(self._file, size), dtype=np.uint32)
         # counters that only grow, modulo 2**32: `tail` and `seen` are set here, `taken` and `done` by the system
-        self._taken, self._tail = numbers[sq.head // 4 :][:1], numbers[sq.tail // 4 :][:1]
-        self._seen, self._done = numbers[cq.head // 4 :][:1], numbers[cq.tail // 4 :][:1]
-        self._queue = numbers[sq.array // 4 :][: params.sq_entries]
-        self._completions = numbers[cq.cqes // 4 :][: 4 * params.cq_entries].view(np.int32).reshape(-1, 4)
-        submissions = mmap.mmap(self._file, 64 * params.sq_entries, offset=_SUBMISSIONS)
+        self._taken, self._tail = numbers[at[_SQ_HEAD] // 4 :][:1], numbers[at[_SQ_TAIL] // 4 :][:1]
+        self._seen, self._done = numbers[at[_CQ_HEAD] // 4 :][:1], numbers[at[_CQ_TAIL] // 4 :][:1]
+        self._queue = numbers[at[_SQ_ARRAY] // 4 :][: at[_SQ_ENTRIES]]
+        completions = numbers[at[_CQ_CQES] // 4 :][: 4 * at[_CQ_ENTRIES]]
+        self._completions = completions.view(np.int32).reshape(-1, 4)
+        submissions = mmap.mmap(self._file, 64 * at[_SQ_ENTRIES], offset=_SUBMISSIONS)
         self._words = np.frombuffer(submissions, dtype=np.uint64).reshape(-1, 8)
 
     def _prepare(self) -> None:

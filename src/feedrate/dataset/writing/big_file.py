@@ -42,10 +42,8 @@ def read_big_file(path: Path) -> tuple[Tensor, list[Any]]:
         else:
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        fault, resave = fault_of(str(path), error)
-        if path.suffix.lower() == ".npz":
-            fault, resave = f"cannot be read ({error})", "dtype" in str(error) or "allow_pickle" in str(error)
-        raise UserError(f"source={path}: {fault}; {_SAVE if resave else 'save or copy it again'}") from error
+        fault = f"cannot be read ({error})" if path.suffix.lower() == ".npz" else fault_of(str(path), error)
+        raise UserError(f"source={path}: {fault}; copy it again, or {_SAVE}") from error
     if isinstance(value, Mapping) and {"X", "y"} <= value.keys():
         value = value["X"], value["y"]
     if not isinstance(value, (tuple, list)) or len(value) != 2:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from feedrate.errors import UserError
-from feedrate.system.folder import locked
+from feedrate.system.files import locked
 from feedrate.system.signals import signals_ignored
 
 PARTIAL = ".partial-"  # prefix of files that are not whole yet; those of a killed process are removed
@@ -50,13 +50,10 @@ def check_root(root: Path, marker: str, source: Path | None = None) -> None:
 
 
 def check_room(root: Path, what: str, needed: int) -> None:
-    """Checks that `needed` bytes are free."""
+    """Raises OSError unless `needed` bytes are free."""
     free = shutil.disk_usage(root).free
     if needed > free:
-        raise UserError(
-            f"root={root}: {what} need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
-            "make room, or choose another root"
-        )
+        raise OSError(f"{what} need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free")
 
 
 def write_file(path: Path, content: bytes, flush: bool = False) -> None:

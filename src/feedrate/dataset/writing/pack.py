@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from feedrate.config import PackConfig, resolve_path
 from feedrate.dataset.build import Data, build_data, check_shapes
+from feedrate.dataset.formats.memory import memory_of
 from feedrate.dataset.probe import probe, probe_again
 from feedrate.dataset.shards.shard import Damaged, Shard
 from feedrate.dataset.shards.shard_index import NAME, Index, PartitionEntry, ShardEntry, Source, names_crc
@@ -26,7 +26,7 @@ from feedrate.dataset.writing.output_folder import check_room, check_root, write
 from feedrate.dataset.writing.shard_writer import Plan, ShardWriter, packable, source_path
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
-from feedrate.system.folder import Interrupted, sync_folder
+from feedrate.system.files import sync_folder
 from feedrate.system.processes import in_processes
 from feedrate.system.progress_bar import progress_bar
 
@@ -44,7 +44,7 @@ def pack(config: PackConfig) -> Index:
 
     Raises:
         UserError: a setting, the dataset, one of its samples or the folder cannot be used.
-        Interrupted: by Ctrl-C; the same call continues.
+        KeyboardInterrupt: by Ctrl-C; the same call continues.
     """
     root = _root_of(config)
     check_root(root, NAME)
@@ -112,8 +112,9 @@ def _sample_bytes(dataset: Dataset[Any], seed: int, target: str) -> float:
     for at in range(count):
         index = at * size_of(dataset) // count
         ID = ID_of(dataset, index)
-        X = torch.as_tensor(probe(dataset, index, target, seed)[0])
-        if not _same_bytes(X, torch.as_tensor(probe_again(dataset, index, seed, 1, ID)[0])):
+        X = torch.as_tensor(probe(dataset, index, target, seed)[0]).contiguous()
+        later = torch.as_tensor(probe_again(dataset, index, seed, 1, ID)[0]).contiguous()
+        if memory_of(X) != memory_of(later):  # as bytes, so that NaN equals itself
             raise UserError(
                 f"{target} gives another sample {ID!r} in each epoch (a random transform), which packing would freeze\n"
                 "Pack without the transform, and give it to dataset=packed as "
@@ -121,13 +122,6 @@ def _sample_bytes(dataset: Dataset[Any], seed: int, target: str) -> float:
             )
         total += X.nbytes
     return total / count
-
-
-def _same_bytes(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same shape, dtype and bytes, so that NaN equals itself."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(*(value.contiguous().reshape(-1).view(torch.uint8) for value in (a, b)))
 
 
 def _rows(dataset: Dataset[Any], sample_bytes: float, shard_mb: int) -> int:
@@ -183,7 +177,9 @@ def _write_shards(writer: ShardWriter, plans: Sequence[Plan], missing: Sequence[
                 written += finished is not None
                 show(done)
     except KeyboardInterrupt:
-        raise Interrupted(f"{written:,} of {len(plans):,} shards are written") from None
+        raise KeyboardInterrupt(
+            f"interrupted: {written:,} of {len(plans):,} shards are written; the same command goes on from there"
+        ) from None
 
 
 def _finished(root: Path, data: Data, rows: Mapping[str, int], plans: Sequence[Plan], index: Index) -> Index:

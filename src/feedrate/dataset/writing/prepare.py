@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -25,13 +24,12 @@ from feedrate.dataset.writing.big_file import read_big_file
 from feedrate.dataset.writing.output_folder import check_room, check_root, write_file, writing
 from feedrate.errors import UserError
 from feedrate.system.cores import usable_cores
-from feedrate.system.folder import Interrupted
 from feedrate.system.processes import in_processes
 from feedrate.system.progress_bar import progress_bar
 
 MANIFEST = "prepare.json"  # source and settings that the samples in a folder depend on
 _MIN_SAMPLES = 500  # per worker process; fewer are written before another process has started
-_REPORT_S = 0.1
+_REPORTED = 64  # samples between two reports of progress
 
 Indices = NDArray[np.int64]
 
@@ -44,7 +42,7 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
 
     Raises:
         UserError: a setting, the file, its labels or the folder cannot be used.
-        Interrupted: by Ctrl-C.
+        KeyboardInterrupt: by Ctrl-C.
     """
     path, root = resolve_path(config.source), resolve_path(config.root)
     manifest = _manifest(config, path) if path.is_file() else {}
@@ -136,18 +134,18 @@ def _write_samples(X: Tensor, indices: Indices, root: Path, num_workers: int | s
                 show(kept + sum(written.values()))
     except KeyboardInterrupt:
         count = len(X) - len(_missing(root, X))
-        raise Interrupted(f"{count:,} of {len(X):,} samples are written") from None
+        raise KeyboardInterrupt(
+            f"interrupted: {count:,} of {len(X):,} samples are written; the same command goes on from there"
+        ) from None
 
 
 def _write(indices: Indices, X: Tensor, root: Path) -> Iterator[int]:
-    """Writes samples; yields a few times per second how many are written."""
-    ID_of, reported = _numbering(len(X)), time.monotonic()
+    """Writes samples; yields now and then how many are written."""
+    ID_of = _numbering(len(X))
     for count, index in enumerate(indices.tolist(), start=1):
         write_file(root / f"{ID_of(index)}.pt", _serialized(X[index]))
-        if (now := time.monotonic()) - reported > _REPORT_S:
+        if count % _REPORTED == 0 or count == len(indices):
             yield count
-            reported = now
-    yield len(indices)
 
 
 def split(y: Sequence[Any], validation_fraction: float, test_fraction: float, seed: int) -> dict[str, Indices]:

@@ -25,7 +25,7 @@ from feedrate.dataset.shards.stale import fingerprint
 from feedrate.dataset.subset import ID_of, path_of
 from feedrate.dataset.writing.output_folder import PARTIAL
 from feedrate.errors import SampleError
-from feedrate.system.folder import sync_folder
+from feedrate.system.files import sync_folder
 
 REPORTED = 64  # samples between two reports of progress
 # dtypes that safetensors can store
@@ -150,7 +150,8 @@ class ShardWriter:
             save_file(tensors, temporary, metadata={KEY: plan.key})
         except SafetensorError as error:
             raise OSError(f"{error}") from None
-        os.umask(mask := os.umask(0))
+        mask = os.umask(0)
+        os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # safetensors makes the file readable for its owner only
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())

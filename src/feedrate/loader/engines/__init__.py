@@ -1,10 +1,6 @@
-"""How a loader fetches batches: in the training process, in threads, or in worker processes.
+"""How a loader fetches batches. A new engine is a subclass of Engine, listed in ENGINES."""
 
-A new engine is a subclass of Engine, listed in ENGINES.
-"""
-
-from feedrate.loader.engines.engine import Engine
-from feedrate.loader.engines.inline import Inline
+from feedrate.loader.engines.engine import Engine, Inline
 from feedrate.loader.engines.processes import Processes
 from feedrate.loader.engines.threads import Threads
 from feedrate.timing.engine_traits import EngineTraits

@@ -1,7 +1,4 @@
-"""Chooses the engine; `auto` loads and times the first batches of an epoch for that.
-
-What the engines cost a training step is measured by benchmarks/engines.py.
-"""
+"""Chooses the engine; `auto` loads and times the first batches for that. Its limits are from benchmarks/engines.py."""
 
 from __future__ import annotations
 
@@ -11,10 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
@@ -22,11 +18,10 @@ from feedrate.dataset.rng import draws_from_globals
 from feedrate.dataset.subset import unwrapped
 from feedrate.dataset.time_limit import within
 from feedrate.errors import UserError
-from feedrate.loader.batch import Batch, BatchRequest, requests_of
-from feedrate.loader.engines.processes import refuse_to_run_again
+from feedrate.loader.batch import Batch
+from feedrate.loader.engines.lost_worker import refuse_to_run_again
 from feedrate.loader.fetcher import BatchFetcher
-from feedrate.loader.order import Plan
-from feedrate.loader.resources import batches_in_flight, free_shared_memory, shown
+from feedrate.loader.order import BatchRequest, Plan
 from feedrate.timing.machine import queued_ns
 
 log = logging.getLogger("feedrate")
@@ -34,27 +29,24 @@ NAMES = ("auto", "inline", "thread", "process")
 HELD_MS = 1.0  # time a batch holds the GIL up to which threads cost the training no more than processes do
 HELD_SHARE = 0.1  # share of a batch's time up to which threads are chosen however long it takes
 ROUNDS = 3  # of the measurement, each of one batch and then two at once
-BUDGET_MS = 200.0  # after which no other round begins
-PATIENCE_MS = 1000.0  # for a batch that takes longer no more are loaded to measure
-_ONE_BY_ONE = "{} gives samples one by one and does not say thread_safe = True"
-_DRAWS = "{} draws from {} global random generator"
+BUDGET_MS = 400.0  # after which no other round begins
+PATIENCE_S = 1.0  # for a batch that takes longer no more are loaded to measure
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """An engine, why, and the plan's first batches, which were loaded to find out and are delivered first."""
 
     engine: str
-    reason: str = ""
-    batches: list[Batch] = field(default_factory=list)
+    reason: str
+    batches: list[Batch]
 
 
 def checked(engine: str, settings: DataLoader[Any]) -> str:
-    """The engine, as far as it is known before a batch is loaded.
-
-    Raises:
-        UserError: it does not exist, or contradicts other settings.
-    """
+    """The engine, as far as it is known before a batch is loaded; UserError if it contradicts other settings."""
+    if not settings.timeout <= threading.TIMEOUT_MAX:
+        raise UserError(
+            f"loader.timeout={settings.timeout:g}: must be at most {threading.TIMEOUT_MAX:g} seconds; 0 waits for ever"
+        )
     if engine not in NAMES:
         raise UserError(f"loader.engine={engine}: must be one of {', '.join(NAMES)}")
     if settings.num_workers == 0:
@@ -69,182 +61,122 @@ def checked(engine: str, settings: DataLoader[Any]) -> str:
     return engine
 
 
-def may_be_threads(fetcher: BatchFetcher, settings: DataLoader[Any]) -> bool:
-    """Whether `auto` would consider threads for what a loader without workers has loaded."""
-    safe = _says_thread_safe(fetcher.dataset) or not fetcher.came_one_by_one
-    return safe and _decided(fetcher, settings) is None
-
-
 def choose(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
-    """Resolves `loader.engine`; logs the choice of `auto`.
-
-    No thread is left when it returns, so that processes can still be forked.
-
-    Raises:
-        UserError: with engine=thread, the dataset draws from a global random generator; or worker processes would run
-            the whole program.
-    """
+    """Resolves `loader.engine`; logs the choice of `auto`. No thread is left, so that processes can still be forked."""
     if loader.engine in ("auto", "process"):
         refuse_to_run_again()
     if loader.engine == "thread":
-        batches, generator = _first(fetcher.in_threads(), plan, loader.timeout)
-        if generator:
-            raise UserError(
-                f"loader.engine=thread: {_DRAWS.format(fetcher.name, generator)}, which threads share with the training"
-                "\nUse feedrate.dataset.sample_rng(), whose numbers are each sample's own, or set loader.engine=process"
-            )
-        return Choice("thread", batches=batches)
+        return _tried(fetcher.in_threads(), plan, loader)
     if loader.engine != "auto":
-        return Choice(loader.engine)
-    choice = _decided(fetcher, loader) or _pick(fetcher.in_threads(), plan, loader)
+        return Choice(loader.engine, "", [])
+    if reason := unfit_for_threads(fetcher, loader, not fetcher.whole):
+        choice = Choice("process", reason, [])
+    else:
+        choice = _tried(fetcher.in_threads(), plan, loader)
     log.info("loader.engine=auto: %s (%s)", choice.engine, choice.reason)
     return choice
 
 
-def _decided(fetcher: BatchFetcher, settings: DataLoader[Any]) -> Choice | None:
-    """The choice where other settings or the dataset's protocol decide."""
+def unfit_for_threads(fetcher: BatchFetcher, settings: DataLoader[Any], one_by_one: bool) -> str:
+    """Why threads are out of the question, "" if they are not."""
     if settings.worker_init_fn is not None:
-        return Choice("process", "worker_init_fn is set")
+        return "worker_init_fn is set"
     if settings.multiprocessing_context is not None:
-        method = settings.multiprocessing_context.get_start_method()
-        return Choice("process", f"multiprocessing_context={method} is set")
-    if not fetcher.whole and not _says_thread_safe(fetcher.dataset):
-        return Choice("process", _ONE_BY_ONE.format(fetcher.name))
-    return None
+        return f"multiprocessing_context={settings.multiprocessing_context.get_start_method()} is set"
+    if one_by_one and not getattr(unwrapped(fetcher.dataset)[0], "thread_safe", False):
+        return f"{fetcher.errors.name} gives samples one by one and does not say thread_safe = True"
+    return ""
 
 
-def _pick(fetcher: BatchFetcher, plan: Plan, loader: DataLoader[Any]) -> Choice:
-    batches, generator = _first(fetcher, plan, loader.timeout)
-    if generator:
-        return Choice("process", _DRAWS.format(fetcher.name, generator))
-    if not batches or batches[0].info.error is not None:
-        return Choice("process", "there is no batch to measure", batches)
-    if fetcher.came_one_by_one and not _says_thread_safe(fetcher.dataset):
-        return Choice("process", _ONE_BY_ONE.format(fetcher.name), batches)
-    first = batches[0].info
-    # for training and validation
-    needed = 2 * batches_in_flight(loader.num_workers, loader.prefetch_factor or 2) * first.nbytes
-    free = free_shared_memory()
-    if free is not None and needed > free:
-        lack = f"{shown(needed)} of shared memory, and {shown(free)} are free"
-        return Choice("thread", f"processes would need {lack}", batches)
-    if first.load.ns > PATIENCE_MS * 1e6:
-        return Choice("process", f"a batch takes {first.load.ns / 1e9:.1f} s, too long to measure more", batches)
+def _tried(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
+    """By the first batch, and for `auto` by a measurement of the next ones."""
+    request, unfit, found = next(iter(plan)), "", None
     with draws_from_globals() as drew:
-        choice = _measured(fetcher, plan, batches, loader.timeout)
-    return Choice("process", _DRAWS.format(fetcher.name, drew[0]), batches[:1]) if drew else choice
-
-
-def _first(fetcher: BatchFetcher, plan: Plan, timeout: float) -> tuple[list[Batch], str]:
-    """The first batch, and the global random generator it drew from; then without the batch, which is wrong."""
-    request = next(requests_of(plan), None)
-    if request is None:
-        return [], ""
-    with draws_from_globals() as drew:
-        batch = within(timeout, lambda: fetcher.load(request), f"the batch of {fetcher.named(request)}")
-    return ([], drew[0]) if drew else ([batch], "")
-
-
-def _measured(fetcher: BatchFetcher, plan: Plan, first: list[Batch], timeout: float) -> Choice:
-    """By the time of one batch, and by how far two threads slow each other down; the best time of each counts.
-
-    Time that a thread queued for a core is left out: on a busy machine it says nothing about the GIL.
-    """
-    batches = first[:]
-    alone_ns, waited_ns, shares = list[int](), list[int](), list[float]()
-    begin = time.perf_counter()
-    requests = islice(requests_of(plan), 1, None)  # the first batch also learned the layout of the files
-    for _ in range(ROUNDS):
-        for threads in (1, 2):
-            wanted = list(islice(requests, threads))
-            if not wanted:
-                break
-            with _long_switch_interval():
-                timed = within(
-                    timeout, partial(_timed, fetcher, wanted, batches), f"the batch of {fetcher.named(wanted[0])}"
-                )
-            if threads == 1:
-                alone_ns.append(timed.ns - timed.queued_ns)
-                waited_ns.append(max(0, timed.ns - timed.ready_ns[0]))  # for the disk, as a rule
-            elif len(wanted) == threads:
-                shares.append(_share_held(timed, min(waited_ns)))
-        failed = [at for at, batch in enumerate(batches) if batch.info.error is not None]
-        if failed:
-            return Choice("process", "a sample failed while it was measured", batches[: failed[0] + 1])
-        if time.perf_counter() - begin > BUDGET_MS / 1e3:
-            break
-    batch_ms = min(alone_ns, default=batches[0].info.load.ns) / 1e6
-    share = min(shares, default=1.0)
+        first = within(loader.timeout, partial(fetcher.load, request), f"the batch of {fetcher.errors.named(request)}")
+        batches, seconds = [first], first.info.load.ns / 1e9
+        if loader.engine == "auto":
+            unfit = unfit_for_threads(fetcher, loader, fetcher.came_one_by_one)
+            if seconds > PATIENCE_S:
+                unfit = unfit or f"a batch takes {seconds:.1f} s, too long to measure more"
+            if not unfit and first.info.error is None:
+                found = _measured(fetcher, plan, batches, loader.timeout)
+    if drew:
+        draws = f"{fetcher.errors.name} draws from {drew[0]} global random generator"
+        if loader.engine == "auto":
+            return Choice("process", draws, [])
+        raise UserError(
+            f"loader.engine=thread: {draws}, which threads share with the training\n"
+            "Use feedrate.dataset.sample_rng(), whose numbers are each sample's own, or set loader.engine=process"
+        )
+    failed = next((at for at, batch in enumerate(batches) if batch.info.error is not None), None)
+    if failed is not None or found is None:
+        batches = batches if failed is None else batches[: failed + 1]
+        return Choice("thread" if loader.engine == "thread" else "process", unfit or "a sample failed", batches)
+    batch_ms, share = found
     held_ms = share * batch_ms
     reason = f"a batch takes {batch_ms:.2g} ms, {'at most ' * (share == 1)}{held_ms:.2g} ms of it with the GIL"
     return Choice("thread" if held_ms <= max(HELD_MS, HELD_SHARE * batch_ms) else "process", reason, batches)
 
 
-@dataclass(frozen=True)
-class _Timed:
-    """Batches loaded at the same time, each on its own thread.
+def _measured(fetcher: BatchFetcher, plan: Plan, batches: list[Batch], timeout: float) -> tuple[float, float]:
+    """Milliseconds of a batch, and the share of it with the GIL: only that part of two batches cannot overlap.
 
-    Attributes:
-        ns: from the first one's begin to the last one's end.
-        ready_ns: of each, the time its thread computed or queued for a core.
-        queued_ns: the time the first one queued.
+    Time that a thread queued for a core is left out: on a busy machine it says nothing about the GIL.
     """
+    alone_ns, waits_ns, shares = [batches[0].info.load.ns], list[int](), [1.0]
+    requests = islice(plan, 1, None)
+    begin = time.perf_counter()
+    for _ in range(ROUNDS):
+        for threads in (1, 2):
+            wanted = list(islice(requests, threads))
+            if not wanted:
+                break
+            call = partial(_timed, fetcher, wanted, batches)
+            with _long_switch_interval():
+                spent, busy = within(timeout, call, f"the batch of {fetcher.errors.named(wanted[0])}")
+            if threads == 1:
+                alone_ns.append(spent)
+                waits_ns.append(max(0, spent - busy[0]))  # for the disk, as a rule
+            elif len(wanted) == threads:
+                overlap = spent - max(busy) - min(waits_ns)
+                shares.append(max(0.0, overlap / max(1, min(busy) + min(waits_ns))))
+        if time.perf_counter() - begin > BUDGET_MS / 1e3 or batches[-1].info.error is not None:
+            break
+    return min(alone_ns) / 1e6, min(shares)
 
-    ns: int
-    ready_ns: list[int]
-    queued_ns: int
 
+def _timed(fetcher: BatchFetcher, wanted: list[BatchRequest], batches: list[Batch]) -> tuple[int, list[int]]:
+    """Loads and appends batches, each on its own thread: ns of all, and how long each computed or queued for a core."""
+    loaded: list[Batch | None] = [None] * len(wanted)
+    busy = [0] * len(wanted)
+    ready = threading.Barrier(len(wanted))
 
-def _share_held(timed: _Timed, waited_ns: int) -> float:
-    """The share of a batch's time with the GIL: only these parts of two batches cannot overlap.
+    def load(at: int) -> None:
+        begin = queued_ns() + time.thread_time_ns()
+        ready.wait()
+        loaded[at] = fetcher.load(wanted[at])
+        busy[at] = queued_ns() + time.thread_time_ns() - begin
 
-    Args:
-        waited_ns: what a batch alone waits for other than a core.
-    """
-    shorter, longer = sorted(timed.ready_ns)
-    return min(1.0, max(0.0, (timed.ns - longer - waited_ns) / max(1, shorter + waited_ns)))
+    others = [threading.Thread(target=load, args=(at,), daemon=True) for at in range(1, len(wanted))]
+    for thread in others:
+        thread.start()
+    while ready.n_waiting < len(others):
+        time.sleep(1e-4)
+    begin = time.perf_counter_ns()
+    load(0)
+    for thread in others:
+        thread.join()
+    spent = time.perf_counter_ns() - begin
+    batches += [batch for batch in loaded if batch is not None]
+    return spent, busy
 
 
 @contextmanager
 def _long_switch_interval() -> Iterator[None]:
     """A thread that waits for the GIL sleeps until it is released, instead of waking, and queueing, every 5 ms."""
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(PATIENCE_MS / 1e3)
+    sys.setswitchinterval(PATIENCE_S)
     try:
         yield
     finally:
         sys.setswitchinterval(interval)
-
-
-def _timed(fetcher: BatchFetcher, wanted: list[BatchRequest], batches: list[Batch]) -> _Timed:
-    """Loads batches at the same time and appends them, in order."""
-    fetcher.warm(batches[0].data, len(wanted))
-    loaded: list[Batch | None] = [None] * len(wanted)
-    ready_ns, queue = [0] * len(wanted), [0] * len(wanted)
-    go, waiting = threading.Event(), threading.Semaphore(0)
-
-    def load(at: int) -> None:
-        queued, computed = queued_ns(), time.thread_time_ns()
-        if at:
-            waiting.release()
-            go.wait()
-        loaded[at] = fetcher.load(wanted[at])
-        queue[at] = queued_ns() - queued
-        ready_ns[at] = queue[at] + time.thread_time_ns() - computed
-
-    others = [threading.Thread(target=load, args=(at,), daemon=True) for at in range(1, len(wanted))]
-    for thread in others:
-        thread.start()
-        waiting.acquire()
-    begin = time.perf_counter_ns()
-    go.set()
-    load(0)
-    for thread in others:
-        thread.join()
-    spent = time.perf_counter_ns() - begin
-    batches += [batch for batch in loaded if batch is not None]
-    return _Timed(spent, ready_ns, queue[0])
-
-
-def _says_thread_safe(dataset: Any) -> bool:
-    return bool(getattr(unwrapped(dataset)[0], "thread_safe", False))

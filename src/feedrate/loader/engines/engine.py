@@ -1,39 +1,77 @@
-"""What an engine is: it turns batch requests into batches, in order. Add one here and in engines/__init__.py."""
+"""What an engine is: it turns the batch requests of a scheduler into batches, in order."""
 
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from feedrate.dataset.time_limit import within
 from feedrate.loader.batch import Batch
-from feedrate.loader.engines.scheduler import Scheduler
 from feedrate.loader.fetcher import BatchFetcher
-from feedrate.loader.order import Plan
+from feedrate.loader.order import BatchRequest, Order, Plan
+from feedrate.system.device import has_streams
 from feedrate.timing.engine_traits import EngineTraits
 
 T = TypeVar("T")
 
 
+class Scheduler(Sampler[Any]):
+    """Gives the requests of `plan`, then of the epochs that follow, or small data would stall at each epoch's start."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset  # only its length is used, read again for each epoch
+        self.plan: Plan | None = None  # of the current epoch
+        self.step: int | None = None  # added to the epoch for the next one (0 repeats it); None: no epoch follows
+        self._ahead: deque[Plan] = deque()  # epochs whose requests were issued before the epoch has begun
+        self._due = False  # whether batches of the current epoch are outstanding
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        assert self.plan is not None
+        self._ahead = deque()
+        return self._requests(self.plan, self._ahead)
+
+    def _requests(self, plan: Plan, ahead: deque[Plan]) -> Iterator[BatchRequest]:
+        while True:
+            yield from plan
+            if self.step is None:
+                return
+            old = plan.order
+            order = Order(len(self._dataset), old.seed, old.epoch + self.step, old.shuffle)
+            plan = replace(plan, order=order, start=0)
+            if not len(plan):
+                return
+            ahead.append(plan)
+
+    def begin(self, plan: Plan) -> bool:
+        """Begins an epoch; returns whether its first batch is the next one that the running engine delivers."""
+        continues = not self._due and bool(self._ahead) and self._ahead[0] == plan
+        if continues:
+            self._ahead.popleft()
+        self.plan, self._due = plan, True
+        return continues
+
+    def end(self) -> None:
+        """The epoch's last batch was delivered."""
+        self._due = False
+
+
 class Engine:
-    """Loads the batches that a scheduler requests.
-
-    With `persistent_workers` the workers continue into the next epoch. The running iterator is referenced weakly
-    otherwise, so that its workers end with the user's last reference to it.
-
-    Args:
-        fetcher: loads one batch.
-        scheduler: of the loader.
-    """
+    """Loads the batches that a scheduler requests; persistent workers continue into the next epoch."""
 
     traits: ClassVar[EngineTraits]
 
     def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
         self._fetcher, self._scheduler = fetcher, scheduler
         self._persistent: Any = None  # iterator that continues into the next epoch
-        self._running: weakref.ref[Any] | None = None
+        self._running: weakref.ref[Any] | None = None  # weak: its workers end with the user's last reference to it
 
     @property
     def running(self) -> Any:
@@ -41,17 +79,12 @@ class Engine:
         return self._running() if self._running is not None else None
 
     def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
-        """Batches from the plan's first one on; prefetching begins at once.
-
-        Args:
-            settings: the user's DataLoader, for num_workers, timeout and so on. It is not kept: in a reference cycle
-                the workers would end only with Python's cyclic collector.
-        """
+        """Batches from the plan's first one on; prefetching begins at once. `settings` is the user's DataLoader."""
         continues = self._scheduler.begin(plan)
         if self._persistent is not None and continues:
             self.resumed()
             return self._persistent  # type: ignore[no-any-return]
-        batches = self.start(settings)
+        batches = self.start(settings)  # must not keep `settings`: in a cycle, workers would end with the collector
         self._persistent = batches if settings.persistent_workers else None
         self._running = weakref.ref(batches)
         return batches
@@ -76,3 +109,32 @@ class Engine:
 
     def close(self, now: bool = False) -> None:
         """Ends the workers; `now`: without waiting for the samples that they load."""
+
+
+class Inline(Engine):
+    """Loads each batch when it is requested; with a timeout in a thread, as the main one cannot be interrupted."""
+
+    traits = EngineTraits(shares_interpreter=True, has_processes=False, prefetches=False)
+
+    def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
+        self._scheduler.begin(plan)
+        device, timeout, load = pins(settings), settings.timeout, self._fetcher.load
+        batches: Iterator[Batch] = map(load, iter(self._scheduler))
+        if timeout:
+            batches = (within(timeout, partial(load, request), "a batch") for request in self._scheduler)
+        return batches if device is None else (pinned(batch, device) for batch in batches)
+
+
+def pins(settings: DataLoader[Any]) -> str | None:
+    """The `device` argument of `pinned` for a loader's batches; None where they are not pinned."""
+    device = torch.accelerator.current_accelerator() if settings.pin_memory else None
+    able = device is not None and has_streams(device) and torch.accelerator.is_available()
+    return settings.pin_memory_device if able else None
+
+
+def pinned(batch: Batch, device: str | None) -> Batch:
+    """The batch in page-locked memory, allocated in the context of a device, "" for the current one."""
+    if device is None or batch.info.error is not None:
+        return batch
+    with torch.accelerator.device_index(torch.device(device).index if device else None):
+        return Batch(pin_memory(batch.data), batch.info)

@@ -1,7 +1,4 @@
-"""Pauses the loading threads now and then for one step, to measure how long a step takes undisturbed.
-
-Threads share the GIL with the training. If they never idle, no other step in the run shows its undisturbed length.
-"""
+"""Pauses the loading threads now and then for one step: if they never idle, no other shows its undisturbed length."""
 
 from __future__ import annotations
 
@@ -17,10 +14,8 @@ SELDOM = 500  # batches of each thread from one pause to the next, at most
 class StepProbe:
     """A gate that threads pass before each batch. It changes when batches are loaded, and nothing else.
 
-    When it closes, running batches are finished and no others begin, until the training had a step without loading or
-    requests a batch that is not begun. Then one batch is loaded alone, which shows whether threads get in each other's
-    way, and the gate opens. After LONE of these it opens for all threads at once. While batches are prefetched, the
-    training does not wait for any of this.
+    When it closes, no other batch begins until the training had a step without loading or requests a batch that is not
+    begun. Then, LONE times, one batch is loaded alone, which shows whether threads get in each other's way.
     """
 
     def __init__(self, threads: int) -> None:
@@ -47,11 +42,7 @@ class StepProbe:
                 self._open(math.inf)
 
     def requested(self, begun: bool) -> None:
-        """The training requests a batch.
-
-        Args:
-            begun: whether a thread has begun with it, so that it arrives even while the gate is closed.
-        """
+        """The training requests a batch; one that a thread has begun arrives even while the gate is closed."""
         self._requests += 1
         if self._room and (self._requests < self._next or self._room == 1 or not begun):
             return

@@ -1,7 +1,4 @@
-"""Threads of this process that load a bounded number of batches ahead, in order.
-
-For reads and decoders that release the GIL.
-"""
+"""Threads of this process that load batches ahead, in order; for reads and decoders that release the GIL."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -17,12 +14,11 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, LoadingThread, TimedOut, end_threads, hanging_at
-from feedrate.loader.batch import Batch, BatchRequest
-from feedrate.loader.engines.engine import Engine
-from feedrate.loader.engines.pinning import pinned, pins
-from feedrate.loader.engines.scheduler import Scheduler
+from feedrate.loader.batch import Batch
+from feedrate.loader.engines.engine import Engine, Scheduler, pinned, pins
 from feedrate.loader.engines.step_probe import StepProbe
 from feedrate.loader.fetcher import BatchFetcher
+from feedrate.loader.order import BatchRequest
 from feedrate.timing.engine_traits import EngineTraits
 
 
@@ -43,9 +39,9 @@ class Threads(Engine):
     def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
         self.close()
         self._epochs = 1
-        crew = _Crew(self._fetcher, pins(settings), iter(self._scheduler), StepProbe(settings.num_workers))
+        crew = _Crew(self._fetcher, pins(settings), iter(self._scheduler), settings.num_workers)
         ahead = settings.num_workers * (settings.prefetch_factor or 2)
-        return _Batches(crew, range(settings.num_workers), ahead, settings.timeout)
+        return _Batches(crew, settings.num_workers, ahead, settings.timeout)
 
     def resumed(self) -> None:
         self._epochs += 1
@@ -62,7 +58,7 @@ class Threads(Engine):
             batches.crew.probe.open()
 
     def close(self, now: bool = False) -> None:
-        """Ends each thread after the sample or whole batch that it loads; waits for at most half a second."""
+        """Ends each thread after the sample or whole batch that it loads."""
         batches = self.running
         self._persistent = self._running = None
         if batches is not None:
@@ -71,14 +67,9 @@ class Threads(Engine):
 
 @dataclass
 class _Task:
-    """A request and its batch, which is there once `done` is released.
-
-    Attributes:
-        begun: whether a thread, with ident `by`, has begun to load it.
-    """
+    """A request and its batch, which is there once `done` is released; `by` is the thread that has begun it."""
 
     request: BatchRequest | None
-    begun: bool = False
     by: int | None = None
     done: threading.Lock = field(default_factory=threading.Lock)
     batch: Batch | None = None
@@ -89,21 +80,12 @@ class _Task:
 
 
 class _Crew:
-    """The state that the threads of one start share. It does not refer to its user, so that it can end with it.
+    """The state that the threads of one start share. It does not refer to its user, so that it can end with it."""
 
-    Threads draw their requests themselves, since the training loop would wait for it where it takes a batch.
-
-    Attributes:
-        permits: an item for each batch that may be loaded; False ends the threads.
-        drawn: tasks in the order of their requests whose batches have not been delivered.
-    """
-
-    def __init__(
-        self, fetcher: BatchFetcher, pins: str | None, requests: Iterator[BatchRequest], probe: StepProbe
-    ) -> None:
-        self.fetcher, self.pins, self._requests, self.probe = fetcher, pins, requests, probe
-        self.permits: SimpleQueue[bool] = SimpleQueue()
-        self.drawn: deque[_Task] = deque()
+    def __init__(self, fetcher: BatchFetcher, pins: str | None, requests: Iterator[BatchRequest], workers: int) -> None:
+        self.fetcher, self.pins, self._requests, self.probe = fetcher, pins, requests, StepProbe(workers)
+        self.permits: SimpleQueue[bool] = SimpleQueue()  # one for each batch that may be loaded; False ends a thread
+        self.drawn: deque[_Task] = deque()  # in the order of requests, not delivered
         self._left: deque[_Task] = deque()  # drawn, but no thread has begun
         self._lock = threading.Lock()
         self.stopped = False
@@ -113,7 +95,7 @@ class _Crew:
         with self._lock:
             task = self._left.popleft() if self._left else self._draw()
             if task is not None:
-                task.begun, task.by = True, threading.get_ident()
+                task.by = threading.get_ident()
             return task
 
     def draw_due(self) -> _Task | None:
@@ -143,17 +125,11 @@ class _Crew:
 
 
 class _Batches(Iterator[Batch]):
-    """The batches in the order of their requests; delivering one permits another one to be loaded.
+    """The batches in the order of their requests; delivering one permits another one to be loaded."""
 
-    Args:
-        numbers: of the threads; None loads in place of the main thread.
-        ahead: batches loaded ahead; with 0 each is loaded when it is requested.
-        timeout: seconds to wait for a batch, 0 without limit.
-    """
-
-    def __init__(self, crew: _Crew, numbers: Sequence[int | None], ahead: int, timeout: float) -> None:
-        self.crew, self._timeout, self._ahead = crew, timeout, ahead > 0
-        self.threads = [_Thread(crew, number) for number in numbers]
+    def __init__(self, crew: _Crew, workers: int, ahead: int, timeout: float) -> None:
+        self.crew, self._timeout = crew, timeout
+        self.threads = [_Thread(crew, number) for number in range(workers)]
         weakref.finalize(self, crew.stop).atexit = False
         for thread in self.threads:
             thread.start()
@@ -165,21 +141,18 @@ class _Batches(Iterator[Batch]):
         task = crew.drawn[0] if crew.drawn else crew.draw_due()
         if task is None:
             raise StopIteration
-        crew.probe.requested(task.begun)
-        if not self._ahead:
-            crew.permits.put(True)
+        crew.probe.requested(task.by is not None)
         if not task.done.acquire(timeout=self._timeout or -1):
             raise TimedOut(self._timeout, at=hanging_at(task.by))
         crew.drawn.popleft()
-        if self._ahead:
-            crew.permits.put(True)
+        crew.permits.put(True)
         if task.failure is not None:
             raise task.failure
         return task.batch  # type: ignore[return-value]
 
 
 class _Thread(LoadingThread):
-    def __init__(self, crew: _Crew, number: int | None) -> None:
+    def __init__(self, crew: _Crew, number: int) -> None:
         super().__init__(f"{number}")
         self._crew, self._number = crew, number
 
@@ -207,10 +180,3 @@ class _Thread(LoadingThread):
 
     def stop(self) -> None:
         self._crew.stop()
-
-
-def one_at_a_time(
-    fetcher: BatchFetcher, requests: Iterator[BatchRequest], pins: str | None, timeout: float
-) -> Iterator[Batch]:
-    """Batches that a thread loads when they are requested, so that the main thread can stop waiting after `timeout`."""
-    return _Batches(_Crew(fetcher, pins, requests, StepProbe(1)), [None], 0, timeout)
