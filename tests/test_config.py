@@ -116,7 +116,7 @@ def test_a_node_without_target_is_refused():
         "trainer": keys(CONF / "trainer/default.yaml"),
         "tracking": keys(CONF / "tracking/none.yaml"),
     }
-    with pytest.raises(UserError, match="dataset._target_=null: must be the import path of a class"):
+    with pytest.raises(UserError, match="dataset._target_=null: must be an import path"):
         check(whole)
 
 

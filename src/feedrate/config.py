@@ -35,6 +35,10 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 # upper bounds, since the system answers far larger numbers by crashing or by forking without end
 Workers = Annotated[int, Field(ge=0, le=1024, strict=True)]
 AtMost1024 = Annotated[int, Field(ge=1, le=1024, strict=True)]
+WholeOrShare = Annotated[float, Field(ge=0, le=1, strict=True)]
+Between0And1 = Annotated[float, Field(gt=0, lt=1, strict=True)]
+Betas = Annotated[list[Share], Field(min_length=2, max_length=2)]
+ImageSize = Annotated[int, Field(ge=32, le=256, strict=True)]
 Size = Annotated[int, Field(ge=1, le=10**15, strict=True)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu|privateuseone)(:\d+)?)$")]
 PerChannel = list[Number] | Number | None
@@ -57,11 +61,6 @@ def shown_path(path: Path) -> str:
     """The path relative to the repository, or an absolute one elsewhere."""
     path = path.absolute()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Groups whose `_target_` conf/ ships
-# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -130,39 +129,20 @@ SHIPPED: Mapping[str, type] = {
         stale=(Literal["some", "all", "ignore"], "some"),
         transform=(dict[str, Any] | None, None),
     ),
-    "feedrate.dataset.Generated": _schema(
-        DatasetConfig,
-        size=Size,
-        validation_size=Size,
-        image_size=Annotated[int, Field(ge=32, le=256, strict=True)],
-    ),
+    "feedrate.dataset.Generated": _schema(DatasetConfig, size=Size, validation_size=Size, image_size=ImageSize),
     "feedrate.loader.Loader": FeedrateLoaderConfig,
     "torch.utils.data.DataLoader": LoaderConfig,
     "feedrate.model.MLP": _schema(hidden=list[Positive], dropout=Share),
     "feedrate.model.CNN": _schema(channels=Annotated[list[AtLeast2], Field(min_length=1)], dropout=Share),
     "feedrate.model.ResNet18": _schema(width=Positive),
     "feedrate.model.Simulated": _schema(step_ms=NonNegative),
-    "torch.optim.AdamW": _schema(
-        lr=Above0,
-        weight_decay=NonNegative,
-        betas=Annotated[list[Share], Field(min_length=2, max_length=2)],
-        fused=_FUSED,
-    ),
+    "torch.optim.AdamW": _schema(lr=Above0, weight_decay=NonNegative, betas=Betas, fused=_FUSED),
     "torch.optim.SGD": _schema(lr=Above0, momentum=Share, nesterov=Flag, weight_decay=NonNegative, fused=_FUSED),
-    "feedrate.trainer.schedule.cosine": _schema(
-        SchedulerConfig, warmup=Share, final=Annotated[float, Field(ge=0, le=1, strict=True)]
-    ),
+    "feedrate.trainer.schedule.cosine": _schema(SchedulerConfig, warmup=Share, final=WholeOrShare),
     "torch.optim.lr_scheduler.OneCycleLR": _schema(SchedulerConfig, max_lr=Above0, pct_start=Share),
-    "torch.optim.lr_scheduler.ReduceLROnPlateau": _schema(
-        SchedulerConfig, factor=Annotated[float, Field(gt=0, lt=1, strict=True)], patience=Count
-    ),
+    "torch.optim.lr_scheduler.ReduceLROnPlateau": _schema(SchedulerConfig, factor=Between0And1, patience=Count),
 }
 """Targets that conf/ ships, with the schema of their keys. Other targets are checked against their signature."""
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Groups without a `_target_`, and whole configurations
-# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
@@ -203,8 +183,6 @@ class TrackingConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class SweepConfig:
-    """Keys of a sweep as a whole; without effect on a single run."""
-
     fail_fast: Flag = False
     again: Flag = False
 
@@ -228,7 +206,7 @@ class TrainConfig:
 class PrepareConfig:
     source: str
     root: str
-    validation_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
+    validation_fraction: Between0And1 = 0.2
     test_fraction: Share = 0.0
     seed: Count = 0
     num_workers: AutoWorkers = "auto"
@@ -294,12 +272,6 @@ def check_as(schema: type[Schema], config: Mapping[str, Any]) -> Schema:
     """The resolved configuration as a `schema`, with those of its groups that have a `_target_` checked as well.
 
     Of several mistakes, one in a key that was typed is reported, since others may refer to it.
-
-    Args:
-        config: plain containers, every interpolation resolved.
-
-    Raises:
-        UserError: naming the key, its value, the rule, and the nearest valid key.
     """
     others = common_keys(TrainConfig) - common_keys(schema)
     config = {key: value for key, value in config.items() if key not in others}  # conf/local may set them for training
@@ -323,9 +295,7 @@ def check_node(node: Mapping[str, Any], group: str) -> None:
     """Checks one group with a `_target_`, as `check_as` does."""
     target = node.get("_target_")
     if not isinstance(target, str) or not target:
-        raise UserError(
-            f"{group}._target_={as_yaml(target)}: must be the import path of a class, such as my_package.MyClass"
-        )
+        raise UserError(f"{group}._target_={as_yaml(target)}: must be an import path, such as my_package.MyClass")
     if schema := SHIPPED.get(target):
         validate(schema, {key: value for key, value in node.items() if key != "_target_"}, group)
 
@@ -338,10 +308,3 @@ def common_keys(schema: type) -> frozenset[str]:
 def timeout_of(loader: Mapping[str, Any]) -> float:
     """Seconds that loading a batch may take, from a loader's node; 0: no limit."""
     return float(loader.get("timeout") or 0)
-
-
-def dataset_keys(node: Mapping[str, Any]) -> DatasetConfig:
-    """The keys of every dataset in a dataset's node, checked."""
-    names = common_keys(DatasetConfig)
-    result: DatasetConfig = validate(DatasetConfig, {k: v for k, v in node.items() if k in names}, "dataset")
-    return result

@@ -20,14 +20,9 @@ class LostWorker(UserError):
 
 
 class SampleError(UserError):
-    """One sample cannot be used.
+    """One sample cannot be used; `cause` is the original exception with its traceback, or an empty text.
 
-    Attributes:
-        ID: the sample's ID, or None if unknown.
-        path: the sample's file, or None for computed samples.
-        worker: number of the worker, None for the main process. Not part of the message, which is therefore the same
-            for any number of workers.
-        cause: the original exception with its traceback, or an empty text.
+    `worker` (None: the main process) is not part of the message, which is the same for any number of workers.
     """
 
     def __init__(
@@ -40,10 +35,7 @@ class SampleError(UserError):
         cause: str = "",
     ) -> None:
         super().__init__(message)
-        self.ID = ID
-        self.path = path
-        self.worker = worker
-        self.cause = cause
+        self.ID, self.path, self.worker, self.cause = ID, path, worker, cause
 
 
 def offence(fault: str, offenders: Sequence[object], remedy: str) -> str:

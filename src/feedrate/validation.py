@@ -20,11 +20,7 @@ def nearest(name: str, valid: list[str]) -> str:
 
 
 def validate(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
-    """`values` as a `schema`; `prefix` is the group's name in messages, empty for the root.
-
-    Raises:
-        UserError: naming the key, its value, the rule, and the nearest valid key.
-    """
+    """`values` as a `schema`; `prefix` is the group's name in messages, empty for the root."""
     try:
         return TypeAdapter(schema).validate_python(dict(values))
     except ValidationError as error:
@@ -95,13 +91,8 @@ def _in_quotes(key: str, value: Any, rules: list[str]) -> str:
 
 
 def yaml_fault(error: Any) -> str:
-    """Line and fault of a YAML file, such as `line 3: a tab ...`, from a MarkedYAMLError."""
-    problem = error.problem or error.context or type(error).__name__
-    if "'\\t'" in problem:
-        problem = "a tab stands where only spaces may be"
-    elif problem.startswith("but "):
-        problem = f"{error.context} {problem}"
-    return f"line {error.problem_mark.line + 1}: {problem}"
+    """Line and fault of a YAML file, from a MarkedYAMLError."""
+    return f"line {error.problem_mark.line + 1}: {' '.join(filter(None, (error.context, error.problem)))}"
 
 
 def as_yaml(value: Any) -> str:

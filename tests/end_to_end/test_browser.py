@@ -181,9 +181,14 @@ def test_the_printed_link_shows_the_runs_with_the_columns_that_matter(browser: B
     later = ("best/epoch", "loader.num_workers", "loader.batch_size", "model", "dataset", "Dataset")
     values = ("compute-bound", "4.25", "3218", "0.979", "mlp", "64", "digits (01234567-train)")
     expected = ("mlp-digits-w2-b64-seed3", "1 matching run", *values)
-    text = browser.open(str(tracker.experiment_url), *expected, lines=[*columns, *later])
-    places = [text.splitlines().index(name) for name in ("Run Name", *columns)]
-    assert places == sorted(places)
+    browser.open(str(tracker.experiment_url), *expected, lines=[*columns, *later])
+
+    def ordered() -> bool:
+        lines = browser.driver.find_element("tag name", "body").text.splitlines()
+        places = [lines.index(name) for name in ("Run Name", *columns)]
+        return places == sorted(places)
+
+    browser.until(ordered)  # MLflow moves the columns after the table is drawn
 
 
 def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browser: Browser, tracker: Tracker) -> None:

@@ -157,7 +157,7 @@ def test_jobs_at_once_have_their_lines_marked_and_seeds_give_true_mean_and_sprea
         :3
     ]
     shown = dict(zip(head, row, strict=True))
-    assert shown["finished"] == "3 of 3"
+    assert shown["job"] == "0, 1, 2"
     for name, values in (("samples/s", rates), ("validation accuracy", best)):
         middle, spread = (float(figure.replace(",", "")) for figure in shown[name].split(" ± "))
         assert middle == pytest.approx(mean(values), abs=stdev(values))  # rounded to what its noise leaves

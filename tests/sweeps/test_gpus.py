@@ -24,7 +24,7 @@ def seen_by(jobs: int, devices: list[str], monkeypatch: pytest.MonkeyPatch) -> l
 
     monkeypatch.setattr(Sweep, "_start", start)
     monkeypatch.setattr(Sweep, "_record", lambda self, job, folder, code: self.results.update({job.number: None}))
-    sweep: Any = Sweep(master=None, folder=None, at_once=jobs, name="", sweep_id="", settings={}, report=None,
+    sweep: Any = Sweep(master=None, folder=None, at_once=jobs, name="", settings={}, report=None,
                        config=SimpleNamespace(sweep=SimpleNamespace(fail_fast=False)), words=str)  # type: ignore[arg-type]  # fmt: skip
     sweep.run(
         SimpleNamespace(number=i, environment={}, config=SimpleNamespace(trainer=SimpleNamespace(device=device)))

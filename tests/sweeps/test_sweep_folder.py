@@ -21,7 +21,7 @@ from feedrate.config import check
 from feedrate.errors import UserError
 from feedrate.reporting.report import Report
 from hydra_plugins.feedrate_launcher import _name
-from hydra_plugins.feedrate_launcher._folder import add, attempt, claim, discard, ended_before, mark, wait_for
+from hydra_plugins.feedrate_launcher._folder import add, attempt, claim, discard, mark, wait_for
 from hydra_plugins.feedrate_launcher._jobs import Job
 from hydra_plugins.feedrate_launcher._sweep import Sweep
 from saved_run import compose
@@ -164,34 +164,30 @@ time.sleep(1)
 
 
 def job(*overrides: str) -> Job:
+    _register_resolvers()
     return replace(JOB, config=check(plain(compose("train", ["tracking=none", *overrides]))), job_id=str(overrides))
 
 
-def test_a_job_that_is_not_run_again_stands_in_the_table_with_what_it_was(tmp_path):
-    assert ended_before(JOB, tmp_path) == ("NOT RUN", "")
+def test_a_job_that_could_not_say_how_it_ended_is_marked_and_one_that_never_ran_stands_in_the_table(tmp_path):
     mark(tmp_path / "1", "KILLED", "killed by SIGKILL")  # before it could say anything itself
-    assert ended_before(JOB, tmp_path) == ("KILLED", "killed by SIGKILL")
     summary(tmp_path / "1_2", status="FAILED", error="its own words")
     mark(tmp_path / "1_2", "FAILED", "another's")
-    assert ended_before(JOB, tmp_path) == ("FAILED", "its own words")
+    said = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("1", "1_2")]
+    assert [(one["status"], one["error"]) for one in said] == [
+        ("KILLED", "killed by SIGKILL"), ("FAILED", "its own words"),
+    ]  # fmt: skip
 
     claimed = claim(tmp_path / "sweep", "a", again=False)
-    config = job().config
-    sweep = Sweep(master=OmegaConf.create(), folder=claimed, at_once=1, name="s", sweep_id="a", settings={},
-                  config=config, report=Report([]), words=lambda _: "")  # fmt: skip
-    mark(claimed.path / "1", "FAILED", "it failed")
-    with sweep.open([JOB, replace(JOB, number=2, subfolder="2")]):
-        pass  # fail_fast: none of them is run again
+    sweep = Sweep(master=OmegaConf.create(), folder=claimed, at_once=1, name="s", settings={},
+                  config=job().config, report=Report([]), words=lambda _: "")  # fmt: skip
+    with pytest.raises(UserError, match="1 of 1 jobs did not finish"), sweep.open([JOB]):
+        sweep.results[2] = sweep.result(replace(JOB, number=2), "FAILED", "it failed")  # fail_fast: the first never ran
     rows = list(csv.DictReader((claimed.path / "sweep.csv").open()))
-    assert [(row["status"], row["error"]) for row in rows] == [("FAILED", "it failed"), ("NOT RUN", "")]
+    assert [(row["status"], row["error"]) for row in rows] == [("NOT RUN", ""), ("FAILED", "it failed")]
 
 
 def test_a_sweep_is_called_by_what_all_jobs_share_and_what_is_swept():
-    _register_resolvers()
     choices = {"model": "cnn", "dataset": "digits"}
-    assert _name(job(), choices, ["seed"]) == "sweep cnn-digits seed"
-    assert _name(job(), choices, ["model", "loader.batch_size"]) == "sweep digits model x batch_size"
-    assert _name(job(), choices, []) == "sweep cnn-digits of one"
-    own = job("dataset=tensor_files", "dataset.root=/data/cats")
-    assert _name(own, choices, ["dataset"]) == "sweep cnn dataset"
-    assert _name(own, choices, ["seed"]) == "sweep cnn-cats seed"
+    assert _name(choices, ["seed"]) == "sweep cnn-digits seed"
+    assert _name(choices, ["model", "loader.batch_size"]) == "sweep digits model x batch_size"
+    assert _name(choices, []) == "sweep cnn-digits of one"

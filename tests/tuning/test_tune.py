@@ -201,9 +201,9 @@ MISTAKES = {
     "tune.output=FOLDER": "tune.output=FOLDER: cannot be written (Is a directory); name another file",
     "tune.output=/dev/null/tuned.yaml": "tune.output=/dev/null/tuned.yaml: cannot be written (Not a directory); name",
     "tune.output=FOLDER/own.yaml": "tune.output=FOLDER/own.yaml: that file was not written by tune.py",
-    "tune.output=": "tune.output= has no value (a shell variable that is not set?)",
+    "tune.output=": "tune.output= has no value",
     "tune.budget_s=0": "tune.budget_s=0: must be greater than 0",
-    "experiment=generated_feed": "experiment: there is no experiment\nValid keys: ",
+    "experiment=generated_feed": "experiment: there is no experiment",
     "scheduler=cosine": "scheduler: there is no scheduler",
     "tune.bugdet_s=3": "did you mean budget_s?",
 }

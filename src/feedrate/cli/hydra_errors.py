@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 import traceback
@@ -10,10 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from feedrate.config import ROOT, shown_path
@@ -30,11 +27,12 @@ def describe_composition(error: BaseException) -> str:
     text = str(error)
     if match := re.search(r"Could not override '([\w.@/]+)'", text):
         typed = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-        return lacking_package(typed, match[1].partition("@")[2]) or _unknown_key(match[1])  # model@experiment.model
+        return (
+            lacking_package(typed, match[1].partition("@")[2])  # model@experiment.model
+            or _unknown_key(match[1], error.__cause__)
+        )
     if match := re.search(r"Could not find '([\w/-]+)/([^/']*)'", text):
         return _unknown_option(match[1], match[2])
-    if match := re.search(r"Could not (?:override|append|delete|find match)[^\n]*'([\w/]+)'", text):
-        return _unknown_key(match[1])
     if isinstance(error, OverrideParseException):
         key = error.override.partition("=")[0]
         return (
@@ -49,12 +47,7 @@ def describe_composition(error: BaseException) -> str:
 
 
 def lacking_package(choices: Mapping[str, Any], key: str) -> str:
-    """Names the option's file that lacks `# @package _global_`, so that its keys land below its group; else empty.
-
-    Args:
-        choices: option of each group.
-        key: that is not known, as GROUP or GROUP.KEY.
-    """
+    """Names the option's file that lacks `# @package _global_`, so that its `key` lands below its group; else empty."""
     group = key.partition(".")[0]
     if group not in ("experiment", "debug", "local") or not choices.get(group):
         return ""
@@ -77,49 +70,23 @@ def _fault_in_file(error: BaseException) -> str:
     file = Path(reading.f_locals["full_path"])
     if isinstance(error, MarkedYAMLError):
         return f"{shown_path(file)}, {yaml_fault(error)}"
-    if isinstance(error, UnicodeDecodeError):
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        return f"{shown_path(file)}, line {line}: is not in UTF-8; save the file in UTF-8"
     cause = error.__cause__ or error
-    text = str(cause).splitlines()[0]
-    if not isinstance(cause, GrammarParseError):
-        return f"{shown_path(file)}: {text}"
-    wrong = text.rpartition(" input ")[2].strip("'\"")
-    lines = file.read_text(encoding="utf-8").splitlines()
-    where = next((f", line {number}" for number, line in enumerate(lines, 1) if wrong and wrong in line), "")
-    return f"{shown_path(file)}{where}: an interpolation cannot be read ({text}); it is written ${{GROUP.KEY}}"
+    hint = "; an interpolation is written ${GROUP.KEY}" if isinstance(cause, GrammarParseError) else ""
+    return f"{shown_path(file)}: {str(cause).splitlines()[0]}{hint}"
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, cause: BaseException | None) -> str:
+    """Says which part of a key does not exist, from OmegaConf's error, and what does."""
     from feedrate.validation import nearest
 
-    group = key.partition(".")[0]
-    composed = _composed(key)
-    parent, _, name = key.rpartition(".")
-    while parent and not isinstance(OmegaConf.select(composed, parent), DictConfig):
-        parent, _, name = parent.rpartition(".")
-    node = OmegaConf.select(composed, parent) if parent else composed
-    valid = [str(k) for k in node if not str(k).startswith("_")]
+    node = getattr(cause, "parent_node", None)
+    valid = [str(k) for k in node if str(k) not in ("_target_", "hydra")] if isinstance(node, DictConfig) else []
+    parent, _, name = str(getattr(cause, "full_key", None) or key).rpartition(".")
     text = f"{key} is not a key of the group {parent}" if parent else f"{key}: there is no {name}"
-    text += nearest(name, valid)
-    text += f"\nValid keys: {', '.join(valid)}" if valid else ""
-    if parent and group in ("dataset", "model", "optimizer", "scheduler"):
+    text += nearest(name, valid) + (f"\nValid keys: {', '.join(valid)}" if valid else "")
+    if parent.partition(".")[0] in ("dataset", "model", "optimizer", "scheduler"):
         text += f"\nFor a class of your own that takes it, write +{key}=..."
     return text
-
-
-def _composed(wrong: str) -> DictConfig:
-    """The configuration with the options of the command line except the wrong one."""
-    typed = [argument for argument in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+|~\w+", argument)]
-    groups = [argument.lstrip("~").partition("=")[0] for argument in typed]
-    chosen = [a for a, group in zip(typed, groups, strict=True) if group != wrong and (CONF / group).is_dir()]
-    known = GlobalHydra.instance().is_initialized()  # where the job itself composes a configuration
-    of_hydra = "hydra" in " ".join(sys.argv[1:])
-    try:
-        with contextlib.nullcontext() if known else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra.compose(Path(sys.argv[0]).stem, overrides=chosen, return_hydra_config=of_hydra)
-    except Exception:  # only the list of valid keys is lost
-        return OmegaConf.create()
 
 
 def _unknown_option(group: str, option: str) -> str:

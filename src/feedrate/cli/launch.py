@@ -23,8 +23,6 @@ from typing import Any, NoReturn
 import hydra
 from hydra import version
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime, run_job, setup_globals
@@ -35,7 +33,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from feedrate.cli.hydra_errors import CONF, describe_composition, lacking_package
 from feedrate.cli.output import outlive_readers
 from feedrate.cli.replaced import own_defaults
-from feedrate.errors import SampleError, UserError, raised_at
+from feedrate.errors import UserError, raised_at
 from feedrate.system.secrets import masked, without_secrets
 from feedrate.system.signals import on_the_way_out, quit_on_interrupt
 
@@ -47,33 +45,27 @@ FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # as the user set it; `
 def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Composes conf/`config_name`.yaml with the command line's overrides and calls `job` with it.
 
-    The last statement of a program. Until the job handles it, Ctrl-C ends the process at once.
-
-    Raises:
-        SystemExit: with code 1 after an error, 128 + signal after a signal.
+    The last statement of a program; exits with 1 after an error, with 128 + signal after a signal. Until the job
+    handles it, Ctrl-C ends the process at once.
     """
     alone = sys._getframe(1).f_back is None and not sys.flags.inspect  # no profiler, debugger or shell around it
+    code = 0
     try:
         _run(job, config_name)
     except SystemExit as ended:
-        if alone and isinstance(ended.code, int):
-            _leave(ended.code)
-        raise
-    if alone:
-        _leave(0)
-
-
-def _leave(code: int) -> None:
-    """Does what Python does at its end, then exits at once if a daemon thread is left.
-
-    Such a thread, back from a call into torch, would abort the process during Python's finalization.
-    """
-    threading._shutdown()  # type: ignore[attr-defined]  # joins threads that are not daemons
-    atexit._run_exitfuncs()
-    if threading.active_count() > 1:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code & 0xFF)
+        if not alone or not isinstance(ended.code, int):
+            raise
+        code = ended.code
+    if alone:  # what Python does at its end
+        threading._shutdown()  # type: ignore[attr-defined]  # joins threads that are not daemons
+        atexit._run_exitfuncs()
+        if (
+            threading.active_count() > 1
+        ):  # a daemon thread, back from torch, would abort the process in its finalization
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code & 0xFF)
+        sys.exit(code)
 
 
 def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -124,7 +116,7 @@ def _run_composed(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
     version.setbase("1.3")
     setup_globals()
     JobRuntime.instance().set("name", config.hydra.job.name)
-    context = HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), Callbacks(config))
+    context = HydraContext(config_loader=None, callbacks=Callbacks(config))  # type: ignore[arg-type]
     _ = run_job(job, config, "hydra.run.dir", None, context).return_value  # raises the job's error
 
 
@@ -136,11 +128,7 @@ def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | N
     Args:
         written: the run folder's copy of the configuration, updated as well.
         job: Hydra's own node (`hydra`); None: that of the running job, if any.
-
-    Raises:
-        UserError: an interpolation that leads nowhere, or a missing value (`???`).
     """
-    notes: list[str] = []
     if job is None and HydraConfig.initialized():
         job = HydraConfig.get()
     if job is not None:
@@ -148,10 +136,10 @@ def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | N
             if misplaced := lacking_package(job.runtime.choices, str(key)):
                 raise UserError(misplaced)
         config, notes = own_defaults(config, job)
-    if notes and written is not None and written.is_file():
-        OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(config))), written)
-    for note in notes:
-        logging.getLogger("feedrate").info("%s", note)
+        if notes and written is not None and written.is_file():
+            OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(config))), written)
+        for note in notes:
+            logging.getLogger("feedrate").info("%s", note)
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -182,19 +170,13 @@ def describe(error: BaseException) -> str:
 def _fail(error: Exception) -> NoReturn:
     quit_on_interrupt()
     text = without_secrets(describe(error))
+    behind = error.__cause__ if isinstance(error, UserError) else error
+    details = "".join(traceback.format_exception(behind)) if behind is not None else ""
     file = logging.getLogger("feedrate.file")
     if file.handlers:  # none before the job begins; logging would then print the text a second time
-        file.error(without_secrets(f"{text}\n{_traceback(error)}".rstrip()))
+        file.error(without_secrets(f"{text}\n{getattr(error, 'cause', '') or details}".rstrip()))
     print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(1)
-
-
-def _traceback(error: Exception) -> str:
-    """For the log file; empty where the mistake is not in code."""
-    if isinstance(error, SampleError) and error.cause:
-        return error.cause
-    behind = error.__cause__ if isinstance(error, UserError) else error
-    return "".join(traceback.format_exception(behind)) if behind is not None else ""
 
 
 def _remove_unused_folder() -> None:
@@ -211,26 +193,23 @@ def _check_arguments() -> None:
     from hydra._internal.utils import get_args_parser
 
     def error(message: str) -> NoReturn:
-        raise UserError(f"{message}; python {sys.argv[0]} --hydra-help lists the options")
+        raise UserError(
+            f"{message}; settings are written GROUP.KEY=VALUE, such as loader.num_workers=8, and "
+            f"python {sys.argv[0]} --hydra-help lists the options"
+        )
 
     parser: argparse.ArgumentParser = get_args_parser()
     parser.error = error  # type: ignore[method-assign]
-    known, unknown = parser.parse_known_intermixed_args()
-    if unknown:
-        raise UserError(
-            f"{unknown[0]} is no option; settings are written GROUP.KEY=VALUE, such as loader.num_workers=8"
-        )
-    for override in known.overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise UserError(f"{override}: a setting needs a value, without spaces: {override}=VALUE")
+    overrides = parser.parse_intermixed_args().overrides
+    for override in overrides:
         key, _, value = override.partition("=")
         if not value and "~" not in key:
             raise UserError(
-                f"{override} has no value (a shell variable that is not set?); none at all is written {key}=null, "
-                f"an empty text '{key}=\"\"'"
+                f"{override} has no value (spaces around '=', or a shell variable that is not set?); none at all is "
+                f"written {key}=null, an empty text '{key}=\"\"'"
             )
         sys.argv.remove(override)
-    sys.argv[1:1] = known.overrides
+    sys.argv[1:1] = overrides
 
 
 def _register_resolvers() -> None:

@@ -7,8 +7,6 @@ import io
 import sys
 from typing import Any, TextIO
 
-_READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, and of a terminal
-
 
 def outlive_readers() -> None:
     """Replaces sys.stdout and sys.stderr; what is written after the reader's end is lost."""
@@ -20,20 +18,16 @@ class _Outliving(io.FileIO):
         try:
             return super().write(content)
         except OSError as error:
-            if error.errno not in _READER_GONE:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # of a pipe, and of a terminal
                 raise
             return memoryview(content).nbytes
 
 
 def _outliving(stream: TextIO) -> TextIO:
     try:
-        raw = _Outliving(stream.fileno(), "w", closefd=False)
+        raw = io.BufferedWriter(_Outliving(stream.fileno(), "w", closefd=False))
     except (OSError, AttributeError, ValueError):  # closed when Python started, or not a file
         return stream
     stream.flush()
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw),
-        encoding=stream.encoding,
-        errors=stream.errors,
-        line_buffering=stream is sys.stderr or stream.isatty(),
-    )
+    live = stream is sys.stderr or stream.isatty()
+    return io.TextIOWrapper(raw, encoding=stream.encoding, errors=stream.errors, line_buffering=live)

@@ -24,40 +24,32 @@ _GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler")
 
 
 def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[str]]:
-    """The configuration with the keys that hold for such classes, and a note for each.
-
-    Args:
-        config: as Hydra composed it; not changed.
-        job: Hydra's own node (`hydra`) of the same composition.
-    """
+    """The configuration with the keys that hold for such classes, and a note for each; `job` is Hydra's own node."""
     if not job.runtime.config_sources:  # a job of a sweep, for which the sweep has done this
         return config, []
     choices = job.runtime.choices
-    found = {group: _target(config, group) for group in _GROUPS if choices.get(group)}
+    found = {group: _target(config._get_node(group)) for group in _GROUPS if choices.get(group)}
     replaced = {group: t for group, t in found.items() if t and t != _stated(group, choices[group], job)}
     if not replaced:
         return config, []
     given = _without_options(list(replaced), job)
     notes, config = [], config.copy()
     for group, target in replaced.items():
-        if _target(given, group) == target:  # otherwise the option inherits it from another one
+        if _target(given._get_node(group)) == target:  # otherwise the option inherits it from another one
             with open_dict(config):
                 config[group], note = _restarted(group, target, config[group], given[group])
             notes.append(f"note: {group}._target_={target} takes the place of {group}={choices[group]}: {note}")
     return config, notes
 
 
-def _target(config: DictConfig, group: str) -> str | None:
-    node = config._get_node(group)
+def _target(node: Any) -> str | None:
     return str(node["_target_"]) if isinstance(node, DictConfig) and "_target_" in node else None
 
 
 def _stated(group: str, option: str, job: HydraConf) -> str | None:
     """The target in an option's file, or None."""
     files = [Path(s.path, group, f"{option}.yaml") for s in job.runtime.config_sources if s.schema == "file"]
-    file = next((file for file in files if file.is_file()), None)
-    node = OmegaConf.load(file) if file is not None else None
-    return str(node["_target_"]) if isinstance(node, DictConfig) and "_target_" in node else None
+    return next((_target(OmegaConf.load(file)) for file in files if file.is_file()), None)
 
 
 def _without_options(groups: list[str], job: HydraConf) -> DictConfig:
@@ -103,7 +95,6 @@ def _restarted(group: str, target: str, node: DictConfig, given: DictConfig) -> 
 
 def _is_needed(group: str, key: str, known: Mapping[str, Any]) -> bool:
     """Whether a value of the option is needed, since the class has no default for it."""
-    if key == "root" and "list_IDs" in known:
-        return True
-    # other groups refer to the keys of every loader
-    return key in known and (group == "loader" or known[key].default is known[key].empty)
+    if key not in known or (key == "root" and "list_IDs" in known):
+        return key == "root" and "list_IDs" in known
+    return group == "loader" or known[key].default is known[key].empty  # other groups refer to the keys of every loader

@@ -23,11 +23,7 @@ _OURS = ("feedrate", "hydra_plugins")
 
 
 def locate(path: str, group: str) -> Callable[..., Any]:
-    """The class or function at an import path.
-
-    Raises:
-        UserError: it cannot be imported, with the reason.
-    """
+    """The class or function at an import path."""
     from hydra._internal.utils import _locate
 
     try:
@@ -49,43 +45,33 @@ def takes(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The named parameters of a function or a constructor, with those of the base class that `**kwargs` go to."""
     found: dict[str, inspect.Parameter] = {}
     for level in inspect.getmro(target) if inspect.isclass(target) else (target,):
-        parameters = _signature(level)
-        if parameters is None:
-            break
+        parameters, is_open = _parameters(level)
         for name, p in parameters.items():
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 # the class itself may give an inherited one, so it is not required
                 found.setdefault(name, p if level is target else p.replace(default=None, kind=p.KEYWORD_ONLY))
-        if not _is_open(parameters):
+        if not is_open or not parameters:
             break
     return found
 
 
-def _signature(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
-    """None of what is written in C."""
+def _parameters(target: Callable[..., Any]) -> tuple[Mapping[str, inspect.Parameter], bool]:
+    """The parameters, and whether any other keyword is taken; of what is written in C nothing is known."""
     try:
-        return inspect.signature(target).parameters
+        found = inspect.signature(target).parameters
     except (ValueError, TypeError):
-        return None
-
-
-def _is_open(parameters: Mapping[str, inspect.Parameter] | None) -> bool:
-    return parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return {}, True
+    return found, any(p.kind is p.VAR_KEYWORD for p in found.values())
 
 
 def build(
     node: Mapping[str, Any], group: str, injected: Mapping[str, Any], common: Collection[str] = frozenset()
 ) -> Any:
-    """The object that `node` describes.
+    """The object that `node` describes: `_target_` and keys of its constructor, which may be nodes themselves.
 
     Args:
-        node: `_target_` and the keys of its constructor; a key may itself be a node with `_target_`.
-        group: the node's name in messages.
         injected: values for the parameters of the same name, where the constructor has them and no key is given.
         common: keys that reach the constructor only if it names them and they are not null.
-
-    Raises:
-        UserError: the constructor does not know a key, lacks one, or raises.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -96,16 +82,17 @@ def build(
     keys = {k: v for k, v in node.items() if k != "_target_" and (k not in common or (k in known and v is not None))}
     offered = {k: v for k, v in injected.items() if k in known and keys.get(k) is None}
     keys = {k: v for k, v in keys.items() if k not in offered}
-    unknown = [] if _is_open(_signature(target)) else [k for k in keys if k not in known]
+    unknown = [] if _parameters(target)[1] else [k for k in keys if k not in known]
     if unknown:
         valid = [k for k in known if k not in injected and k != "self"]
         raise UserError(
-            f"{_listed(group, unknown)}: not taken by {path}{nearest(unknown[0], valid)}\n"
+            f"{', '.join(f'{group}.{key}' for key in unknown)}: not taken by {path}{nearest(unknown[0], valid)}\n"
             f"It takes: {', '.join(valid) or 'nothing'}"
         )
     required = [k for k, p in known.items() if p.default is p.empty and k not in keys and k not in offered]
     if required:
-        raise UserError(f"{_listed(group, required)}: needed by {path}; set it, or give a default")
+        listed = ", ".join(f"{group}.{key}" for key in required)
+        raise UserError(f"{listed}: needed by {path}; set it, or give a default")
     try:
         # partial, since OmegaConf would copy what is injected (tensors, catalogs)
         factory = instantiate({"_target_": path, **keys}, _partial_=True, _convert_="all")
@@ -127,28 +114,17 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no text'])[0]}"
 
 
-def _listed(group: str, keys: Collection[str]) -> str:
-    return ", ".join(f"{group}.{key}" for key in keys)
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Targets that are allowed
 # ---------------------------------------------------------------------------------------------------------
 
 
 def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = (), *, own: bool = False) -> None:
-    """Checks every `_target_`, nested ones too, before any is imported.
+    """Checks every `_target_` in configuration nodes, nested ones too, before any is imported.
 
     Allowed are what conf/ ships, feedrate's models, datasets and loaders, and the modules, optimizers and schedulers in
-    torch.nn, torch.optim and torch.optim.lr_scheduler. Hydra's own block list allows torch.load, Path.unlink and open.
-
-    Args:
-        nodes: configuration nodes by name, plain containers without interpolations.
-        allow: further import paths.
-        own: also allow classes defined in files of this repository, which made the run.
-
-    Raises:
-        UserError: names the targets that are not allowed, and the key that allows them.
+    torch.nn, torch.optim and torch.optim.lr_scheduler; paths in `allow`; and with `own` the classes defined in files of
+    this repository, which made the run. Hydra's own block list allows torch.load, Path.unlink and open.
     """
     foreign: dict[str, str] = {}
     for key, value in _scalars(nodes, ""):
@@ -200,14 +176,15 @@ def _is_allowed(path: str, *, own: bool) -> bool:
 def _lies_here(path: str) -> bool:
     """Whether it is a class in a file of this repository; imports nothing from elsewhere."""
     spec = PathFinder.find_spec(path.partition(".")[0])
-    places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
-    if not places or not all(map(_is_of_repository, places)):
+    if spec is None or not _is_of_repository(spec.origin or next(iter(spec.submodule_search_locations or ()), "")):
         return False
     target = locate(path, path)
-    return inspect.isclass(target) and _is_of_repository(getattr(sys.modules.get(target.__module__), "__file__", None))
+    return inspect.isclass(target) and _is_of_repository(
+        getattr(sys.modules.get(target.__module__), "__file__", "") or ""
+    )
 
 
-def _is_of_repository(file: str | None) -> bool:
+def _is_of_repository(file: str) -> bool:
     path = Path(file or "/").resolve()
     environment = Path(sys.prefix).resolve()
     installed = "site-packages" in path.parts or (environment.is_relative_to(ROOT) and path.is_relative_to(environment))

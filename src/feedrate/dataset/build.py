@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from feedrate.cli.targets import build, locate, takes
-from feedrate.config import DatasetConfig, common_keys, dataset_keys, resolve_path
+from feedrate.config import DatasetConfig, common_keys, resolve_path
 from feedrate.dataset.catalog import Catalog
 from feedrate.dataset.formats.pt_file import load_tensor, wasted_bytes
 from feedrate.dataset.labels import Targets
@@ -25,6 +25,7 @@ from feedrate.dataset.rng import sample_seeds
 from feedrate.dataset.subset import SubsetWithIDs, held_out, list_IDs, size_of
 from feedrate.dataset.tensor_files import TensorFiles
 from feedrate.errors import UserError
+from feedrate.validation import validate
 
 __all__ = ["Data", "build_data", "check_shapes", "list_IDs", "without_transform"]
 
@@ -71,7 +72,8 @@ def build_data(node: Mapping[str, Any], seed: int, *, prepare: bool = True, time
         SampleError: a sample cannot be loaded.
         TimedOut: a sample takes too long.
     """
-    keys = dataset_keys(node)
+    of_every = {key: value for key, value in node.items() if key in common_keys(DatasetConfig)}
+    keys: DatasetConfig = validate(DatasetConfig, of_every, "dataset")
     path = str(node["_target_"])
     target = locate(path, "dataset")
     root = resolve_path(keys.root) if keys.root is not None else None

@@ -108,11 +108,12 @@ class Run:
 
         if self.checkpoint:
             resume.check_data(self.checkpoint, data, self.config.trainer.resume_changed)
-        with self.interruption.held():
-            self._loaders = build_loaders(self.config.loader, data, self.config.seed, device)
-            if self.checkpoint.get("loader"):
-                self._loaders["train"].load_state_dict(self.checkpoint["loader"])
-            start_loaders(self._loaders, ("train", "validation"))
+        self.interruption.safe = False  # a half-started worker cannot be ended
+        self._loaders = build_loaders(self.config.loader, data, self.config.seed, device)
+        if self.checkpoint.get("loader"):
+            self._loaders["train"].load_state_dict(self.checkpoint["loader"])
+        start_loaders(self._loaders, ("train", "validation"))
+        self.interruption.allow()
         return self._loaders
 
     def start_tracking(self, data: Data) -> None:

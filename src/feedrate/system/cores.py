@@ -9,15 +9,9 @@ from pathlib import Path, PurePosixPath
 
 
 def usable_cores(system: Path = Path("/")) -> int:
-    """Number of cores by affinity and control-group quota, at least 1.
+    """Number of cores by affinity and control-group quota, at least 1; a quota of 1.5 counts as 2.
 
-    A quota of 1.5 cores counts as 2, since a second worker still gets time.
-
-    Args:
-        system: root of the file system, below which /proc and /sys are read.
-
-    Source: Linux kernel documentation, admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst
-    (cpu.cfs_quota_us).
+    Source: Linux kernel documentation, admin-guide/cgroup-v2.rst and scheduler/sched-bwc.rst.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for version, folder in group_folders("cpu", system):
@@ -30,11 +24,7 @@ def usable_cores(system: Path = Path("/")) -> int:
 
 
 def group_folders(controller: str, system: Path = Path("/")) -> Iterator[tuple[int, Path]]:
-    """Version, 1 or 2, and folder of each group whose limit of this kind holds; a folder may not exist.
-
-    Args:
-        controller: such as 'cpu' or 'memory'.
-        system: root of the file system, below which /proc and /sys are read.
+    """Version, 1 or 2, and folder of each group whose limit of this kind ('cpu', 'memory') holds; it may not exist.
 
     Source: cgroups(7); Linux kernel documentation, admin-guide/cgroup-v2.rst.
     """

@@ -18,9 +18,6 @@ def atomic_write(path: Path, text: str) -> None:
     """Writes a file or replaces it: a reader finds the former content or the new one, also after a kill.
 
     The temporary file has a fixed name, `.NAME`, so that one left by a kill is replaced by the next write.
-
-    Raises:
-        OSError: it cannot be written; the former file is unchanged.
     """
     if path.exists() and not path.is_file():  # a device, which is not replaced
         path.write_text(text, encoding="utf-8")
@@ -45,12 +42,7 @@ def check_place(path: Path) -> None:
 
 @contextmanager
 def writing(what: str, remedy: str) -> Iterator[None]:
-    """Raises UserError in place of OSError.
-
-    Args:
-        what: is written, a setting or a path.
-        remedy: what to do instead.
-    """
+    """Raises UserError in place of OSError; `what` is written, a setting or a path."""
     try:
         yield
     except OSError as error:
@@ -68,11 +60,7 @@ def sync_folder(root: Path) -> None:
 
 @contextmanager
 def file_lock(path: Path, timeout_s: float = -1) -> Iterator[None]:
-    """Holds the lock file `path`, which does not exist before and after.
-
-    Raises:
-        TimeoutError: another process holds it for longer than `timeout_s` (-1: waits without limit).
-    """
+    """Holds the lock file `path`, which does not exist before and after; TimeoutError after `timeout_s` (-1: never)."""
     from filelock import FileLock  # imports asyncio: 0.1 s
 
     with FileLock(path, timeout=timeout_s):
@@ -84,11 +72,7 @@ def file_lock(path: Path, timeout_s: float = -1) -> Iterator[None]:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Keeps other commands from writing into the folder.
-
-    Raises:
-        UserError: one is writing.
-    """
+    """Keeps other commands from writing into the folder; UserError if one is writing."""
     try:
         with file_lock(root / ".lock", _LOCK_S):
             yield

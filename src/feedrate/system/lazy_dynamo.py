@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -15,14 +14,8 @@ _NAME = "torch._dynamo"
 class _Postponed(ModuleType):
     """Answers the two calls of torch.optim; any other access imports the module."""
 
-    @staticmethod
-    def graph_break(*_: object, **__: object) -> None:
-        """As torch._dynamo's, outside of a compiled function."""
-
-    @staticmethod
-    def disable(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
-        """As torch._dynamo's, outside of a compiled function."""
-        return function
+    graph_break = staticmethod(lambda *_, **__: None)
+    disable = staticmethod(lambda function, *_, **__: function)
 
     def __getattr__(self, name: str) -> Any:
         if name == "__file__":  # which inspect reads of every module

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from feedrate.errors import UserError
-from feedrate.system.signals import STOPPING, ignore, signals_blocked, signals_ignored
+from feedrate.system.signals import STOPPING, ignore, signals_blocked
 
 T = TypeVar("T")
 
@@ -20,9 +20,6 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
     """Runs `work(part)` for each part in its own process; yields the part's number and what the work yields.
 
     A single part runs in this process. Closed or interrupted, it kills the processes.
-
-    Raises:
-        UserError, OSError: raised by the work, or a process was killed.
     """
     if len(parts) == 1:
         yield from ((0, message) for message in work(parts[0]))
@@ -49,7 +46,7 @@ def in_processes(work: Callable[[T], Iterator[Any]], parts: Sequence[T]) -> Gene
                     raise message
                 yield running[receive][0], message
     finally:
-        with signals_ignored():
+        with signals_blocked(signal.SIGINT):
             for _, process in running.values():
                 process.kill()
             for _, process in running.values():
@@ -77,9 +74,8 @@ def _check_ended(process: Any) -> None:
     process.join()
     if process.exitcode < 0:
         name = signal.Signals(-process.exitcode).name
-        usual = {"SIGKILL": ", as happens when memory runs out", "SIGBUS": ", as happens when the source gets shorter"}
         raise UserError(
-            f"num_workers: a worker was ended by {name}{usual.get(name, '')}\n"
+            f"num_workers: a worker was ended by {name}, as happens when memory runs out or the source gets shorter\n"
             "The same command goes on from what is written; fewer workers need less memory"
         )
     if process.exitcode > 0:

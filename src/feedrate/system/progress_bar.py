@@ -6,25 +6,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 
 @contextmanager
 def progress_bar(things: str, total: int, kept: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function that shows how many things are written.
-
-    Args:
-        things: what is written, such as 'samples'.
-        kept: how many exist from before.
-    """
+    """Yields a function that shows how many things ('samples') are written; `kept` exist from before."""
     if kept:
         print(f"{kept:,} of {total:,} {things} are there from before")
     if sys.stdout.isatty():
-        columns = (TextColumn(f"writing {things}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # no thread of its own, which would make forking unsafe
-        with Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False) as bar:
-            task = bar.add_task("", total=total, completed=kept)
+        with Progress(auto_refresh=False) as bar:  # no thread of its own, which would make forking unsafe
+            task = bar.add_task(f"writing {things}", total=total, completed=kept)
             yield lambda count: bar.update(task, completed=count, refresh=True)
         return
     tenth = 10 * kept // total

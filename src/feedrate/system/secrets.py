@@ -26,7 +26,6 @@ _NO_SECRET = re.compile(r"(?:^|_)(?:bos|eos|pad|unk|mask|cls|sep|class|special|s
 _FOLDERS = {"PWD", "OLDPWD"}  # of the shell: where it stands, no password
 _KEY = r"[A-Za-z_][\w.@/-]*"
 _USER_INFO = re.compile(r"(?<=://)[^/\s'\"]+@")
-_QUERY = re.compile(rf"(?<=[?&;])(?P<key>{_KEY})=(?P<value>[^&;#\s'\"]+)")
 # `key=value`, `key: value`, `"key": "value"`; a key begins only where no other character of a key stands before, and is
 # matched without backtracking, so that a long word takes linear time
 _PAIR = re.compile(
@@ -67,7 +66,6 @@ def without_secrets(text: str) -> str:
         if (encoded := quote(value, safe="")) != value:
             text = text.replace(encoded, MASK)
     text = _USER_INFO.sub(lambda m: m[0] if m[0].endswith("}@") and "${" in m[0] else f"{MASK}@", text)
-    text = _QUERY.sub(lambda m: f"{m['key']}={MASK}" if looks_secret(m["key"]) else m[0], text)
     return _PAIR.sub(_mask_pair, text)
 
 
@@ -77,11 +75,9 @@ def masked(settings: Any, name: str = "") -> Any:
         return {key: masked(value, str(key)) for key, value in settings.items()}
     if isinstance(settings, (list, tuple)):
         return [masked(value, name) for value in settings]
-    if settings is None or isinstance(settings, bool):
+    if settings in (None, "") or isinstance(settings, bool) or _INTERPOLATION.match(str(settings)):
         return settings
-    if isinstance(settings, str) and _INTERPOLATION.match(settings):
-        return settings
-    if settings != "" and looks_secret(name):
+    if looks_secret(name):
         return MASK
     return without_secrets(settings) if isinstance(settings, str) else settings
 
@@ -91,8 +87,7 @@ def mask_files(folder: Path) -> None:
     from omegaconf import OmegaConf
 
     for path in folder.glob("*.yaml"):
-        config = OmegaConf.load(path)
-        before = OmegaConf.to_container(config, resolve=False)
+        before = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         after = masked(before)
         if after != before:
             path.write_text(OmegaConf.to_yaml(OmegaConf.create(after)), encoding="utf-8")
@@ -113,8 +108,7 @@ class _Filter(logging.Filter):
 
 
 def _mask_pair(match: re.Match[str]) -> str:
-    value = match["value"]
-    bare = value.strip("'\"")
+    value, bare = match["value"], match["value"].strip("'\"")
     plain = value.startswith("$") or not bare.strip("*") or bare.lower() in ("null", "none", "true", "false")
     if plain or not looks_secret(match["key"]):
         return match[0]
@@ -123,20 +117,14 @@ def _mask_pair(match: re.Match[str]) -> str:
 
 
 def _values(settings: Any, name: str = "") -> Iterator[str]:
-    if isinstance(settings, Mapping):
-        for key, value in settings.items():
+    """The secrets in nested settings."""
+    if isinstance(settings, (Mapping, list, tuple)):
+        for key, value in settings.items() if isinstance(settings, Mapping) else ((name, one) for one in settings):
             yield from _values(value, str(key))
-    elif isinstance(settings, (list, tuple)):
-        for value in settings:
-            yield from _values(value, name)
-    elif isinstance(settings, str):
-        if looks_secret(name):
-            yield settings
-        for found in re.finditer(r"://[^/\s:@]*:([^/\s@]+)@", settings):
-            yield found[1]
-            yield unquote(found[1])
-        for found in _QUERY.finditer(settings):
-            if looks_secret(found["key"]):
-                yield unquote(found["value"])
-    elif isinstance(settings, (int, float)) and not isinstance(settings, bool) and looks_secret(name):
+        return
+    if looks_secret(name) and not isinstance(settings, bool):
         yield str(settings)
+    found = [match[1] for match in re.finditer(r"://[^/\s:@]*:([^/\s@]+)@", str(settings))]
+    found += [match["value"] for match in _PAIR.finditer(str(settings)) if looks_secret(match["key"])]
+    for value in found:
+        yield from (value, unquote(value))

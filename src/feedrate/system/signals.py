@@ -32,19 +32,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Remembers a signal that asks to stop, and raises Interrupted where that is safe.
+    """Remembers the first signal that asks to stop (`signum`), and raises Interrupted where that is safe.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. A process that hangs is ended after `patience_s`.
-
-    Args:
-        abandon: records the end of a process that hangs, given the reason; called in a thread.
-        action: what happens after the first signal, for the message.
-        patience_s: from the first signal to the end of a process that hangs; None: it is not ended.
-
-    Attributes:
-        signum: the first signal received, or None.
-        safe: whether the handler may raise wherever the process is, as while the loop waits for a batch. Otherwise
-            `check` raises after the step.
+    With `safe` the handler raises wherever the process is, as while the loop waits for a batch; otherwise `check`
+    raises after the step. A second Ctrl-C raises KeyboardInterrupt at once. A process that hangs is ended after
+    `patience_s`, unless that is None; `abandon` is called before, in a thread, with the reason.
     """
 
     def __init__(
@@ -83,14 +75,6 @@ class Interruption:
         self.check()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Signals wait until the end of the block, such as while workers start: a half-started one cannot be ended."""
-        safe, self.safe = self.safe, False
-        yield
-        if safe:
-            self.allow()
-
-    @contextmanager
     def saving(self) -> Iterator[None]:
         """While a checkpoint is written, `patience_s` does not apply."""
         self._saving = True
@@ -105,7 +89,7 @@ class Interruption:
         if self.signum is None:
             self.signum = signum
             with contextlib.suppress(OSError):  # the reader may be gone
-                os.write(2, f"\n{signal.Signals(signum).name}: {self._action}; {how_to_hurry(signum)}\n".encode())
+                os.write(2, f"\n{signal.Signals(signum).name}: {self._action}; another Ctrl-C stops at once\n".encode())
             if self._patience_s is not None:  # only now: with a second thread a process cannot fork workers safely
                 end = time.monotonic() + self._patience_s
                 threading.Thread(target=self._end_in_time, args=(end,), daemon=True).start()
@@ -137,41 +121,26 @@ class Interruption:
         os._exit(128 + (signal.SIGINT if self._hurried else self.signum))
 
 
-def how_to_hurry(signum: int) -> str:
-    """How to end the process sooner after signal `signum`."""
-    return f"{'Ctrl-C again' if signum == signal.SIGINT else 'Ctrl-C'} stops at once"
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Without an Interruption
-# ---------------------------------------------------------------------------------------------------------
-
-
 def quit_on_interrupt() -> None:
     """Ctrl-C exits at once with one line and code 130; ends `raise_when_stopped`.
 
     For imports, where an exception could get lost, and for the end of the program, where nothing would catch it.
     """
     for signum in STOPPING:
-        if signal.getsignal(signum) is _raise:
-            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _quit)
+        if signal.getsignal(signum) in (_raise, signal.default_int_handler):
+            signal.signal(signum, _quit if signum == signal.SIGINT else signal.SIG_DFL)
 
 
 def raise_when_stopped() -> None:
     """Each signal in `STOPPING` raises Interrupted at once, until `quit_on_interrupt`: for commands without a run."""
-    if signal.getsignal(signal.SIGINT) is _quit:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     _handle(_raise)
 
 
 def on_the_way_out() -> None:
     """For the end of a stopped program: Ctrl-C exits at once; other signals, often sent again, are ignored."""
     quit_on_interrupt()
-    for signum in STOPPING:
-        if signum != signal.SIGINT:
-            signal.signal(signum, signal.SIG_IGN)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @contextmanager
@@ -184,16 +153,6 @@ def signals_blocked(*signums: int) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Ctrl-C has no effect within the block, so that a second one does not disturb the clean-up after the first."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def ignore(signums: Iterable[int]) -> None:
     """Ignores these signals from now on, pending ones included."""
     for signum in signums:
@@ -202,10 +161,7 @@ def ignore(signums: Iterable[int]) -> None:
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Sets the handler of the signals in `STOPPING`; returns the former ones.
-
-    Signals that are already ignored (nohup, background jobs) stay ignored.
-    """
+    """Sets the handler of the signals in `STOPPING` that are not ignored (nohup, background jobs); the former ones."""
     heard = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
     return {signum: signal.signal(signum, handler) for signum in heard}
 

@@ -35,11 +35,7 @@ def duration(seconds: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0, markdown: bool = False) -> str:
-    """A table that is aligned in a terminal, too; without a newline at its end.
-
-    Args:
-        left: how many columns, from the first one, are aligned to the left; the others are aligned to the right.
-    """
+    """A table that is aligned in a terminal, too; the first `left` columns to the left, the others to the right."""
     cells = [[cell.replace("|", "\\|") if markdown else cell for cell in row] for row in [head, *rows]]
     widths = [max(3 * markdown, *(len(row[i]) for row in cells)) for i in range(len(head))]
     lines = [

@@ -37,7 +37,6 @@ ITEMS_PER_BATCH = 100  # of parameters or tags
 METRICS_PER_BATCH = 1000
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
-DIGEST_CHARACTERS = 8
 
 Group = Sequence[tuple[Event, int]]
 
@@ -65,14 +64,14 @@ class MLflowWriter:
                     for group in _groups(list(events(self._folder / name, offset))):
                         self._send(group)
                         self.state.offsets[name] = group[-1][1]
-                        self._save()
+                        self.state.write(self._folder)
         except Exception as error:
             self.state.error = without_secrets(str(error))[:500]
-            self._save()
+            self.state.write(self._folder)
             raise
         if self.state.error:
             self.state.error = ""
-            self._save()
+            self.state.write(self._folder)
 
     def close_silent_run(self) -> None:
         """Marks a run as KILLED whose process is gone without an end event; others stay as they are."""
@@ -81,10 +80,7 @@ class MLflowWriter:
                 self._client.set_tag(self.state.run_id, "feedrate.error", SILENT_END)
                 self._client.set_terminated(self.state.run_id, "KILLED")
             self.state.status = "KILLED"
-            self._save()
-
-    def _save(self) -> None:
-        self.state.write(self._folder)
+            self.state.write(self._folder)
 
     # -- The run ---------------------------------------------------------------------------------------------
 
@@ -100,14 +96,11 @@ class MLflowWriter:
         self._send_aside()
 
     def _exists(self, run_id: str) -> bool:
-        from mlflow.exceptions import MlflowException
-
         try:
-            found = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
+            with translated_errors(self._address):
+                found = self._client.get_run(run_id)
+        except StoreRefusal:
+            return False
         return bool(found.info.experiment_id == self._experiment_id and found.info.lifecycle_stage == "active")
 
     def _begin(self, event: Event) -> None:
@@ -202,7 +195,7 @@ class MLflowWriter:
         record = Dataset(
             name=event["name"],
             # MLflow keeps one record for each name and digest: the partition makes them two
-            digest=f"{digest[:DIGEST_CHARACTERS]}-{partition}",
+            digest=f"{digest[:8]}-{partition}",
             source_type="local",
             source=json.dumps({"uri": event["source"]}),
             profile=json.dumps({"samples": event["samples"], "partition": partition, "digest": digest}),
@@ -237,7 +230,7 @@ class MLflowWriter:
         for item in list(self.state.aside):
             self._send_file(item["event"])
             self.state.aside.remove(item)
-            self._save()
+            self.state.write(self._folder)
 
     @contextmanager
     def _refusals_noted(self, words: str) -> Iterator[None]:

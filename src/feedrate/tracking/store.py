@@ -175,16 +175,11 @@ def _create_database(database: Path, artifacts: str | None) -> None:
     from filelock import FileLock
     from mlflow.store.tracking import sqlalchemy_store
 
-    def exists() -> bool:
-        return database.exists() and database.stat().st_size > 0
-
-    if exists():
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
     open_untyped: Any = sqlalchemy_store.SqlAlchemyStore
     unfinished = database.with_name(f".{database.name}.new") / "mlflow.db"
+    database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
-        if exists():
+        if database.exists() and database.stat().st_size > 0:
             return
         shutil.rmtree(unfinished.parent, ignore_errors=True)
         unfinished.parent.mkdir()
@@ -193,7 +188,7 @@ def _create_database(database: Path, artifacts: str | None) -> None:
             with closing(sqlite3.connect(unfinished)) as connection:  # before others can open it
                 connection.execute("PRAGMA journal_mode=WAL")  # halves the time of concurrent writers
         unfinished.rename(database)
-        unfinished.parent.rmdir()
+        shutil.rmtree(unfinished.parent, ignore_errors=True)
 
 
 def _on_network(path: Path) -> bool:

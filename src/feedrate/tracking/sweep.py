@@ -36,22 +36,10 @@ _UPLOADER_S = 10.0  # for the uploader of a job that has ended, so that what is 
 
 
 class SweepRun:
-    """The parent run; a folder with a journal is resumed, in the same run.
+    """The parent run, which `tracker` records until it is ended; a folder with a journal is resumed, in the same run.
 
-    Args:
-        config: the group `tracking`, with a `uri`.
-        name: of the run.
-        folder: the sweep's folder.
-        settings: swept key -> its values in words.
-        tags: of the run.
-        owned: whether a living process owns a job's run folder.
-
-    Attributes:
-        tracker: of the run, to be ended after the last job.
-        reference: names the run in a job's environment.
-
-    Raises:
-        UserError: the settings are wrong. A store that is away is a note.
+    `settings` are the swept keys with their values in words; `owned` says whether a living process owns a job's folder.
+    Raises UserError if the configuration is wrong. A store that is away is a note.
     """
 
     def __init__(
@@ -64,7 +52,7 @@ class SweepRun:
         owned: Callable[[Path], bool],
     ) -> None:
         self._config = config
-        self.reference = f"{PARENT_JOURNAL}{folder}"
+        self.reference = f"{PARENT_JOURNAL}{folder}"  # names the run in a job's environment
         resumed = (folder / JOURNAL).exists()
         own = replace(config, system_metrics=False, log_model=False, run_name=None)
         self.tracker = open_tracker(own, run_name=name, run_folder=folder)
@@ -76,12 +64,7 @@ class SweepRun:
                 self.tracker.close_dead(journal.parent)
 
     def mark(self, folder: Path, status: Literal["FAILED", "KILLED"], error: str, plain: Mapping[str, str]) -> None:
-        """Records a job that did not end well, unless it has recorded its end itself.
-
-        Args:
-            folder: the job's run folder.
-            plain: tags of the run that is created where the job ended before it had one.
-        """
+        """Records a job that did not end well, unless it has done so itself; `plain` are tags of a run without any."""
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(JournalBusy):
             lock_journal(folder, _UPLOADER_S).close()

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import psutil
+
 from feedrate.config import shown_path
 from feedrate.system.secrets import learn, masked, without_secrets
 from feedrate.system.text import flatten
@@ -56,7 +58,6 @@ class Tracker:
         self._log_model = log_model
         self._ended = False
         self._held: dict[str, list[dict[str, Any]]] = {}  # values that may stay constant, see `_is_constant`
-        self._not_finite: set[str] = set()
         self._last_steps: dict[str, int] = {}
         for event, _ in events(journal.path) if journal is not None else ():
             if event["event"] == "metrics":
@@ -94,15 +95,15 @@ class Tracker:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Records values of one step, usually an epoch, rounded to 6 significant digits.
 
-        Names of values that are not finite go to the tag `feedrate.non_finite`. Measurements of loader and computation
-        that are 0 or 100 all the time are left out.
+        Values that are not finite are left out, and measurements of loader and computation that are 0 or 100 all the
+        time.
         """
         now, logged = time.time_ns() // 1_000_000, {}
         for name, exact in values.items():
             value = float(f"{exact:.6g}")
             if not math.isfinite(value):
-                self._not_finite.add(name)
-            elif self._is_constant(name, value):
+                continue
+            if self._is_constant(name, value):
                 self._held.setdefault(name, []).append({"step": step, "time_ms": now, "values": {name: value}})
             else:
                 for held in self._held.pop(name, []):
@@ -111,8 +112,6 @@ class Tracker:
         if logged:
             self._last_steps |= dict.fromkeys(logged, step)
             self._write("metrics", step=step, values=logged)
-        if self._not_finite.intersection(values):
-            self.tags({"feedrate.non_finite": f"values left out: {', '.join(sorted(self._not_finite))}"})
 
     def last_step(self, metric: str) -> int:
         """The highest recorded step of a metric, -1 if there is none."""
@@ -159,9 +158,17 @@ class Tracker:
         """
         if self._journal is None or not self._log_model:
             return
+        import mlflow.pytorch
+        import torch
+
         path = self._file(self._journal, "model")
+        shutil.rmtree(path, ignore_errors=True)
+        plain = copy.deepcopy(getattr(module, "_orig_mod", module)).cpu().eval()
+        version = torch.__version__.partition("+")[0]  # stated, since MLflow takes eight seconds to find it out
+        about = {"input_example": example.detach().cpu().numpy(), "pip_requirements": [f"torch=={version}"]}
         try:
-            _export_model(module, example, path)
+            with torch.no_grad():
+                mlflow.pytorch.save_model(plain, path, **about)
         except Exception as error:  # not every model can be exported
             _log.warning("tracking.log_model=true, but the model could not be exported: %s", error)
             self.tags({"feedrate.model_error": str(error)})
@@ -250,7 +257,7 @@ def open_tracker(
         journal.write("resume")
     else:
         tags = {
-            "mlflow.user": os.environ.get("USER", "unknown"),
+            "mlflow.user": psutil.Process().username(),
             "mlflow.source.name": shown_path(Path(sys.argv[0] or "python")),
             "mlflow.source.type": "LOCAL",
             "feedrate.run_folder": shown_path(run_folder),
@@ -260,20 +267,6 @@ def open_tracker(
         journal.begin(config.run_name or run_name, tags, config)
     uploader.upload(run_folder, config.system_metrics)
     return tracker
-
-
-def _export_model(module: nn.Module, example: Tensor, path: Path) -> None:
-    """Writes a copy of the model, on the CPU in evaluation mode, into the new folder `path`."""
-    import mlflow.pytorch
-    import torch
-
-    shutil.rmtree(path, ignore_errors=True)
-    plain = copy.deepcopy(getattr(module, "_orig_mod", module)).cpu().eval()
-    version = torch.__version__.partition("+")[0]  # stated, since MLflow takes eight seconds to find it out
-    with torch.no_grad():
-        mlflow.pytorch.save_model(
-            plain, path, input_example=example.detach().cpu().numpy(), pip_requirements=[f"torch=={version}"]
-        )
 
 
 def _first_line(text: str) -> str:

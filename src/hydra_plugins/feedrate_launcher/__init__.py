@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -16,21 +15,11 @@ from omegaconf import DictConfig
 
 from feedrate.system.signals import raise_when_stopped
 
-if TYPE_CHECKING:
-    from hydra_plugins.feedrate_launcher._jobs import Job
-
 # Hydra imports this module, but not those beside it, at the start of every command: `launch` imports what takes time.
 
 
 class FeedrateLauncher(Launcher):
-    """conf/hydra/launcher/feedrate.yaml.
-
-    Args:
-        jobs: how many run at once.
-
-    Attributes:
-        context, config: from Hydra.
-    """
+    """conf/hydra/launcher/feedrate.yaml; `jobs` is how many run at once."""
 
     def __init__(self, jobs: int = 1) -> None:
         self._jobs = jobs
@@ -40,11 +29,7 @@ class FeedrateLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def prepare(self) -> int:
-        """Configures logging; returns how many jobs run at once.
-
-        Raises:
-            UserError: hydra.launcher.jobs is no positive number.
-        """
+        """Configures logging; returns how many jobs run at once."""
         from feedrate.errors import UserError
 
         setup_globals()
@@ -54,13 +39,7 @@ class FeedrateLauncher(Launcher):
         return self._jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs the jobs and returns their lowest validation losses.
-
-        Raises:
-            UserError: before any job runs: one is configured wrongly, the same sweep is running, or the tracking store
-                cannot be used; at the end: a job failed.
-            KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the running jobs have ended.
-        """
+        """Runs the jobs, all of which are checked before, and returns their lowest validation losses."""
         from feedrate.reporting.report import Report
         from feedrate.reporting.results import swept
         from hydra_plugins.feedrate_launcher._folder import claim, discard, identity, wait_for
@@ -75,45 +54,30 @@ class FeedrateLauncher(Launcher):
         except BaseException:
             discard(fresh)
             raise
-        sweep_id = identity(jobs)
         sweep = Sweep(
             master=self.config,
-            folder=claim(fresh, sweep_id, again=jobs[0].config.sweep.again),
+            folder=claim(fresh, identity(jobs), again=jobs[0].config.sweep.again),
             at_once=at_once,
-            name=_name(jobs[0], self.config.hydra.runtime.choices, keys),
-            sweep_id=sweep_id,
+            name=_name(self.config.hydra.runtime.choices, keys),
             settings={key: ", ".join(dict.fromkeys(job.settings[key] for job in jobs)) for key in keys},
             config=jobs[0].config,
             report=Report(keys),
-            words=lambda job: f"job {job.number} of {len(jobs)}: {_chosen(job, keys)}",
+            words=lambda job: f"job {job.number} of {len(jobs)}: {job.chosen}",
         )
         with sweep.open(jobs):
             print(f"sweep of {len(jobs)} jobs" + (f", {at_once} at once" if at_once > 1 else ""))
             for note in dict.fromkeys(note for job in jobs for note in job.notes):
                 print(note)
             wait_for(jobs, sweep.folder.path)
-            left = []
-            for job in jobs:
-                if sweep.finished_before(job):
-                    print(f"job {job.number} finished before: {_chosen(job, keys)}")
-                else:
-                    left.append(job)
+            left = [job for job in jobs if not sweep.finished_before(job)]
+            for number in sweep.results:
+                print(f"job {number} finished before: {jobs[number - initial_job_idx].chosen}")
             sweep.run(iter(left))
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=sweep.results[job.number].value) for job in jobs]
 
 
-def _name(job: Job, choices: Mapping[str, str], keys: Sequence[str]) -> str:
+def _name(choices: Mapping[str, str], keys: Sequence[str]) -> str:
     """`sweep cnn-digits num_workers x batch_size`: model and data unless they are swept, then what is swept."""
-    data = job.config.dataset
-    names = {
-        "model": choices["model"],
-        "dataset": data.get("name") or Path(data.get("root") or choices["dataset"]).name,
-    }
-    common = "-".join(name for group, name in names.items() if group not in keys)
-    return " ".join(filter(None, ["sweep", common, " x ".join(key.rpartition(".")[2] for key in keys) or "of one"]))[
-        :100
-    ]
-
-
-def _chosen(job: Job, keys: Sequence[str]) -> str:
-    return " ".join(f"{key}={value}" for key, value in job.settings.items() if key in keys)
+    common = "-".join(choices[group] for group in ("model", "dataset") if group not in keys)
+    swept = " x ".join(key.rpartition(".")[2] for key in keys) or "of one"
+    return " ".join(filter(None, ["sweep", common, swept]))[:100]

@@ -29,18 +29,13 @@ def claim(
     again: bool,
     goes_on: Callable[[Mapping[str, Any]], bool] = lambda facts: facts.get("status") != "FINISHED",
 ) -> RunFolder:
-    """Locks the folder of the interrupted sweep with this id, or a new one; of several processes one gets it.
+    """Locks the folder of the newest sweep with this id, or `fresh`; of several processes one gets it.
 
-    Args:
-        fresh: folder of a new sweep; earlier ones are looked for beside it and under outputs/sweeps.
-        again: begin a new sweep in any case.
-        goes_on: whether to resume the newest such sweep, given its summary.json.
-
-    Raises:
-        UserError: the same sweep is running, or `fresh` holds another one.
+    An earlier one, beside `fresh` or under outputs/sweeps, is taken if `goes_on` says so of its summary.json, and not
+    `again`. UserError: the same sweep is running, or `fresh` holds another one.
     """
     fresh.parent.mkdir(parents=True, exist_ok=True)
-    path = fresh
+    claimed = None
     try:
         with file_lock(fresh.parent / ".lock"):
             earlier = None if again else _newest(fresh, sweep_id)
@@ -49,18 +44,16 @@ def claim(
                     f"this sweep is running already: process {owner}, {earlier}\n"
                     "Wait for it, or start a second one beside it with sweep.again=true"
                 )
-            if earlier is not None and goes_on(read_summary(earlier)):
-                path = earlier
-            elif read_summary(fresh):
-                raise UserError(f"hydra.sweep.dir={fresh}: holds a sweep already; name a new folder")
-            claimed = RunFolder(path, "hydra.sweep.dir")
+            if earlier is None or not goes_on(read_summary(earlier)):
+                earlier = None
+                if read_summary(fresh):
+                    raise UserError(f"hydra.sweep.dir={fresh}: holds a sweep already; name a new folder")
+            claimed = RunFolder(earlier or fresh, "hydra.sweep.dir")
             add(claimed, status="RUNNING", sweep_id=sweep_id, started=f"{datetime.now(timezone.utc):%FT%TZ}")
-    except BaseException:
-        discard(fresh)
-        raise
-    if path != fresh:
-        discard(fresh)
-    return claimed
+        return claimed
+    finally:
+        if claimed is None or claimed.path != fresh:
+            discard(fresh)
 
 
 def add(folder: RunFolder, **facts: Any) -> None:
@@ -93,34 +86,21 @@ def _newest(fresh: Path, sweep_id: str) -> Path | None:
     return max(found)[1] if found else None
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Jobs of an earlier start
-# ---------------------------------------------------------------------------------------------------------
-
-
 def attempt(job: Job, sweep: Path) -> tuple[Path, Literal["finished", "resume", "new"]]:
     """The job's run folder, and whether the job has finished there, is to be resumed there, or begins there anew."""
-    tried = _attempts(job, sweep)
-    if not tried:
-        return sweep / job.subfolder, "new"
-    last = tried[-1]
-    summary = read_summary(last)
-    if summary.get("job_id") == job.job_id:
-        if summary.get("status") == "FINISHED":
-            return last, "finished"
-        if summary.get("status") in ("RUNNING", "KILLED") and any((last / "checkpoints").glob("last*.pt")):
-            return last, "resume"
-    return sweep / f"{job.subfolder}_{len(tried) + 1}", "new"
+    tried, last, summary = _attempts(job, sweep)
+    status = summary.get("status") if summary.get("job_id") == job.job_id else None
+    if status == "FINISHED":
+        return last, "finished"
+    if status in ("RUNNING", "KILLED") and any((last / "checkpoints").glob("last*.pt")):
+        return last, "resume"
+    return sweep / (f"{job.subfolder}_{tried + 1}" if tried else job.subfolder), "new"
 
 
 def wait_for(jobs: Iterable[Job], sweep: Path) -> None:
-    """Waits until the jobs of an earlier start have written their checkpoints, and marks those that left no status.
-
-    Raises:
-        UserError: one still runs after 30 s.
-    """
+    """Waits until the jobs of an earlier start have written their checkpoints, and marks those that left no status."""
     deadline = time.monotonic() + _ENDING_S
-    for folder in [folder for job in jobs for folder in _attempts(job, sweep)]:
+    for folder in (_attempts(job, sweep)[1] for job in jobs):
         while (owner := living_owner(folder)) is not None:
             if time.monotonic() > deadline:
                 raise UserError(f"{folder}: process {owner} of an earlier start still runs; end it, then start again")
@@ -137,17 +117,9 @@ def mark(folder: Path, status: str, error: str) -> None:
     owned.release()
 
 
-def ended_before(job: Job, sweep: Path) -> tuple[str, str]:
-    """Status and error of a job that does not run again; NOT RUN if it has none."""
-    tried = _attempts(job, sweep)
-    summary = read_summary(tried[-1]) if tried else {}
-    status = str(summary.get("status"))
-    return (status, str(summary.get("error", ""))) if status in ("FAILED", "KILLED") else ("NOT RUN", "")
-
-
-def _attempts(job: Job, sweep: Path) -> list[Path]:
-    """The folders of a job, oldest first."""
-    found: list[Path] = []
-    while (following := sweep / (f"{job.subfolder}_{len(found) + 1}" if found else job.subfolder)).exists():
-        found.append(following)
-    return found
+def _attempts(job: Job, sweep: Path) -> tuple[int, Path, dict[str, Any]]:
+    """How many folders a job has, the newest one, and its summary."""
+    tried, last = 0, sweep / job.subfolder
+    while (following := sweep / (f"{job.subfolder}_{tried + 1}" if tried else job.subfolder)).exists():
+        tried, last = tried + 1, following
+    return tried, last, read_summary(last)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import filter_overrides
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from feedrate.cli.launch import plain
 from feedrate.cli.replaced import own_defaults
@@ -39,6 +38,11 @@ class Job:
     notes: Sequence[str] = ()  # on classes that replace an option's own
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def chosen(self) -> str:
+        """The swept settings in words."""
+        return " ".join(f"{key}={value}" for key, value in self.settings.items())
+
     def sent(self, folder: Path, *, resume: bool) -> bytes:
         """What the job's process reads: the configuration of a run in `folder`."""
         config = self.composed.copy()
@@ -52,9 +56,7 @@ class Job:
 def compose(
     context: HydraContext, master: DictConfig, overrides: Sequence[Sequence[str]], first: int, keys: Sequence[str]
 ) -> list[Job]:
-    """Composes and checks jobs from the sweep's configuration, each job's overrides, the first job's number and the
-    swept keys; a wrong setting raises UserError.
-    """
+    """Composes and checks jobs from the sweep's configuration, their overrides, the first number and the swept keys."""
     former = HydraConfig.instance().cfg
     try:
         return [_job(context, master, list(job), first + i, keys) for i, job in enumerate(overrides)]
@@ -83,19 +85,9 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
         number=number,
         config=check(resolved),
         job_id=job_id(resolved),
-        settings=masked({key: typed.get(key, _selected(task, key)) for key in keys}),
+        settings=masked({key: typed.get(key, "") for key in keys}),
         command=command_line(list(filter_overrides(overrides))),
         subfolder=subfolder,
         composed=composed,
         notes=notes,
     )
-
-
-def _selected(task: DictConfig, key: str) -> str:
-    value = OmegaConf.select(task, key)
-    return "" if value is None or OmegaConf.is_config(value) else str(value)
-
-
-def quoted(text: str) -> str:
-    """A text in Hydra's quotes, where a backslash escapes only a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"

@@ -27,10 +27,8 @@ class JobProcess:
     """A running job, in a session of its own, so that its workers can be killed with it.
 
     On Linux it gets SIGTERM when the launcher dies: two sweeps would otherwise train the same job. Each line of output
-    begins with `prefix`; with None the job writes to the terminal itself, live line and all.
-
-    Args:
-        sent: what the job reads from standard input; it has no name in the file system, since it may hold secrets.
+    begins with `prefix`; with None the job writes to the terminal itself, live line and all. It reads `sent` from
+    standard input, a file without a name, since that may hold secrets.
     """
 
     def __init__(self, command: Sequence[str], sent: bytes, environment: Mapping[str, str], prefix: str | None) -> None:

@@ -26,8 +26,8 @@ from feedrate.system.secrets import mask_files
 from feedrate.system.signals import Interruption
 from feedrate.tracking.journal import JOB_TAG
 from feedrate.tracking.sweep import SweepRun, picture
-from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE
-from hydra_plugins.feedrate_launcher._folder import add, attempt, ended_before, mark
+from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE, Tracker
+from hydra_plugins.feedrate_launcher._folder import add, attempt, mark
 from hydra_plugins.feedrate_launcher._jobs import Job
 from hydra_plugins.feedrate_launcher._process import GPUS, JobProcess, outcome, visible_gpus
 
@@ -44,7 +44,6 @@ class Sweep:
     folder: RunFolder  # holds those of the jobs
     at_once: int
     name: str  # of the parent run
-    sweep_id: str  # the same for the same command
     settings: Mapping[str, str]  # what is swept -> its values as text
     config: TrainConfig  # of any job, for the groups tracking and sweep
     report: Report
@@ -60,12 +59,7 @@ class Sweep:
     def open(self, jobs: Sequence[Job] = ()) -> Iterator[None]:
         """Opens the parent run; at the end writes table and plots and closes it, also after an error or a signal.
 
-        Args:
-            jobs: are listed in the table even if they never start.
-
-        Raises:
-            UserError: the tracking store cannot be used; at the end: a job failed.
-            Interrupted: at the end, after a signal that asks to stop.
+        `jobs` are listed in the table even if they never start. Raises UserError at the end where a job failed.
         """
         status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
         reason = "the sweep was interrupted"
@@ -83,8 +77,7 @@ class Sweep:
             raise
         finally:
             for job in jobs:
-                if job.number not in self.results:
-                    self.results[job.number] = self.result(job, *ended_before(job, self.folder.path))
+                self.results.setdefault(job.number, self.result(job, "NOT RUN", ""))
             self._close(status, reason)
             self._stop.leave()
         self._stop.check()
@@ -108,11 +101,7 @@ class Sweep:
     def run(
         self, jobs: Iterator[Job], ended: Callable[[Job, JobResult, Mapping[str, Any]], None] = lambda *_: None
     ) -> None:
-        """Runs jobs, within `open`, until there are no more or the sweep is stopped, and all have ended.
-
-        Args:
-            ended: called with each job, its result, and its summary if it finished.
-        """
+        """Runs jobs, within `open`; calls `ended` with each one, its result, and its summary if it finished."""
         running: dict[int, tuple[Job, Path, JobProcess]] = {}
         gpus = visible_gpus() if self.at_once > 1 else []
         gpu_of: dict[int, str] = {}  # of the running jobs
@@ -158,12 +147,10 @@ class Sweep:
         return job, folder, JobProcess(command, job.sent(folder, resume=state == "resume"), environment, prefix)
 
     def _environment(self, job: Job) -> dict[str, str]:
-        environment = {**os.environ, JOB_VARIABLE: str(job.number), **job.environment}
-        environment.pop(PARENT_VARIABLE, None)
+        parent = self._parent.reference if self._parent is not None else ""
+        environment = {**os.environ, JOB_VARIABLE: str(job.number), PARENT_VARIABLE: parent, **job.environment}
         if not FULL_ERROR:
             environment.pop("HYDRA_FULL_ERROR", None)
-        if self._parent is not None:
-            environment[PARENT_VARIABLE] = self._parent.reference
         return environment
 
     def _record(self, job: Job, folder: Path, code: int) -> Mapping[str, Any]:
@@ -195,13 +182,13 @@ class Sweep:
         mask_files(self.folder.path)  # multirun.yaml holds the overrides
         if self.config.tracking.uri is None:
             return
-        typed = [str(override) for override in self.master.hydra.overrides.task]
+        command = command_line(["-m", *map(str, self.master.hydra.overrides.task)])
         self._parent = SweepRun(
             self.config.tracking,
             self.name,
             self.folder.path,
             settings=self.settings,
-            tags={"feedrate.sweep_id": self.sweep_id, "feedrate.command": command_line(["-m", *typed])},
+            tags={"feedrate.command": command},
             owned=lambda path: living_owner(path) is not None,
         )
 
@@ -217,26 +204,22 @@ class Sweep:
 
     def _close(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str) -> None:
         """Writes table and plots to the terminal, the sweep's folder and the parent run, and closes it."""
-        parent, folder = self._parent, self.folder
+        tracker = self._parent.tracker if self._parent is not None else Tracker()
         try:
             if any(found.status != "NOT RUN" for found in self.results.values()):
-                paths = self.report.write(self._ordered(), folder.path)
-                print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {folder.path}", flush=True)
-                if parent is not None:
-                    self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
-                    for path in paths:
-                        parent.tracker.artifact(path)
-                    if (best := self.report.best(self._ordered())) is not None:
-                        parent.best(best.settings, best.metrics)
+                paths = self.report.write(self._ordered(), self.folder.path)
+                print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {self.folder.path}", flush=True)
+                self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
+                for path in paths:
+                    tracker.artifact(path)
+                if self._parent is not None and (best := self.report.best(self._ordered())) is not None:
+                    self._parent.best(best.settings, best.metrics)
         finally:
-            if parent is not None:
-                parent.tracker.end(status, reason)
-                if parent.tracker.url is not None:
-                    print(
-                        f"this sweep    {parent.tracker.url}\nall runs      {parent.tracker.experiment_url}", flush=True
-                    )
-            add(folder, status=status, error=reason, run_id=parent.tracker.run_id if parent is not None else None)
-            folder.release()
+            tracker.end(status, reason)
+            if tracker.url is not None:
+                print(f"this sweep    {tracker.url}\nall runs      {tracker.experiment_url}", flush=True)
+            add(self.folder, status=status, error=reason, run_id=tracker.run_id)
+            self.folder.release()
 
     def _ordered(self) -> list[JobResult]:
         return [self.results[number] for number in sorted(self.results)]

@@ -68,7 +68,6 @@ class Searching:
             folder=folder,
             at_once=self._at_once,
             name=f"search {study}"[:100],
-            sweep_id=f"study {study}",
             settings=dict(zip(self._keys, map(in_words, self._space.values()), strict=True)),
             config=config,
             report=report,
@@ -157,5 +156,4 @@ class Searching:
         return replace(job, environment={**environment, TRIAL_VARIABLE: str(number)})
 
     def _words(self, job: Job) -> str:
-        chosen = " ".join(f"{key}={job.settings.get(key)}" for key in self._keys)
-        return f"trial {job.number} of {self._settings.n_trials}: {chosen}"
+        return f"trial {job.number} of {self._settings.n_trials}: {job.chosen}"

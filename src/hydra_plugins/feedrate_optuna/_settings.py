@@ -15,7 +15,6 @@ from feedrate.config import Positive
 from feedrate.errors import UserError
 from feedrate.trainer.pruning import build
 from feedrate.validation import nearest, validate
-from hydra_plugins.feedrate_launcher._jobs import quoted
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -122,3 +121,8 @@ def override(key: str, value: Any) -> str:
 def as_text(value: Any) -> str:
     """A value as YAML writes it."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes, where a backslash escapes only a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from feedrate.errors import UserError
 from feedrate.system.files import locked
-from feedrate.system.signals import signals_ignored
+from feedrate.system.signals import signals_blocked
 
 PARTIAL = ".partial-"  # prefix of files that are not whole yet; those of a killed process are removed
 
@@ -29,7 +30,7 @@ def writing(root: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                with signals_ignored():
+                with signals_blocked(signal.SIGINT):
                     _remove_partial(root)
     except OSError as error:
         raise UserError(
