@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PEERS := benchmarks/.venv
 TEST_PEERS := tests/peers/.venv
-TWO := -n 2 --dist loadfile # two files of tests at a time; ARGS="-n 0" runs them one by one
+TWO := -n 2 --dist loadfile --no-loadscope-reorder # two files of tests at a time; ARGS="-n 0" runs them one by one
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help train test test-slow ui sweep lint test-gpu test-peers bench bench-peers bench-gpu tune soak docs clean

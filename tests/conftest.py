@@ -42,6 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = [item for item in items if "simulated" in getattr(item, "fixturenames", ())]
         items[:] = [item for item in items if item not in left]
         config.hook.pytest_deselected(items=left)
+    # first those that fork many workers: a process that has imported MLflow forks three times as slowly
+    items.sort(key=lambda item: not item.path.is_relative_to(ROOT / "tests/loader"))
 
 
 @pytest.fixture(scope="module", autouse=True)

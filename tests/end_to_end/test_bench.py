@@ -84,7 +84,7 @@ MISTAKES = {
     'bench.compare=["loader.num_workers=1", "loader.num_workers=1"]': "give each once",
     'bench.compare=["loader.num_wokers=1"]': "did you mean num_workers?",
     "bench.baseline=/nowhere/bench.json": "cannot be read (No such file or directory); name a file that",
-    "bench.baseline=": "bench.baseline= has no value (a shell variable that is not set?)",
+    "bench.baseline=": "bench.baseline= has no value",
     "model=cnn": "model: there is no model",
     "bench.repeats=0": "bench.repeats=0",
     "dataset=tensor_files": "dataset.root",

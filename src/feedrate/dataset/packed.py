@@ -67,8 +67,7 @@ class Packed(Dataset[tuple[Any, Any]]):
         self.list_IDs, self.labels = list_IDs, labels.tensor
         self.transform, self.verify = transform, verify == "crc"
         self._X, self._y, self._rows = index.X, index.y, index.partition[partition].rows
-        entries = index.partition[partition].shards
-        self._shards = [Shard(f"{self.root}/{entry.file}", index.X, access) for entry in entries]
+        self._shards = [Shard(f"{self.root}/{of.file}", index.X, access) for of in index.partition[partition].shards]
         if stale != "ignore":
             check_sources(index, Path(self.root), partition, self.list_IDs, self._shards, every=stale == "all")
 

@@ -172,9 +172,8 @@ def open_cache(root: Path, partition: str, list_IDs: IDs, first: Tensor, verify:
             raise OSError(f"needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
         return ShardCache(folder, count, tuple(first.shape), first.dtype, verify)
     except OSError as error:
-        remedy = "free disk space or fix the permissions, or set dataset.cache=none"
-        reason = error.strerror or error
-        raise UserError(f"dataset.cache=shards: {folder} cannot be written ({reason}); {remedy}") from error
+        fault = f"dataset.cache=shards: {folder} cannot be written ({error.strerror or error})"
+        raise UserError(f"{fault}; free disk space or fix the permissions, or set dataset.cache=none") from error
 
 
 def _create(path: Path, size: int) -> None:
