@@ -23,7 +23,6 @@ from feedrate.timing.stages import clock_ns
 
 ASIDE = ("evaluation", "checkpoint")  # outside of the steps
 _SPANS = ("gap", "compute", *PARTS)  # measured on a device
-
 _T = TypeVar("_T")
 
 
@@ -73,7 +72,8 @@ class Clock:
         if phase == "wait":
             self._requested, self._received = self._mark, now
         elif phase in ASIDE:
-            self._not_idle()
+            if self._events is not None:
+                self._events.pause()
             self._cpu_since = time.process_time_ns()
         self._mark = now
         if phase == "transfer" and self._events is not None:
@@ -93,7 +93,8 @@ class Clock:
         CPU time is not counted again until the next `lap` of evaluation or checkpoint, or `begin`.
         """
         self._cpu, self._cpu_since = self._cpu_ns(), None
-        self._not_idle()
+        if self._events is not None:
+            self._events.pause()
         self._mark = clock_ns()
 
     def step(self, samples: int, nbytes: int, timing: tuple[int, ...] | None = None) -> None:
@@ -149,11 +150,6 @@ class Clock:
         for phase, seconds in totals_s.items():
             self._totals[phase] += round(seconds * 1e9)
 
-    def _not_idle(self) -> None:
-        """The device's time until the next step is no gap between steps."""
-        if self._events is not None:
-            self._events.pause()
-
     def _cpu_ns(self) -> int:
         """CPU time of this process in the epoch's steps."""
         return self._cpu + (time.process_time_ns() - self._cpu_since if self._cpu_since is not None else 0)
@@ -193,6 +189,7 @@ class _DeviceEvents:
         self._ahead.issued(self._last_end)
 
     def pause(self) -> None:
+        """The time until the next step is no gap between steps."""
         self._last_end = None
 
     def corrected(self, times: EpochTimes) -> EpochTimes:

@@ -171,8 +171,7 @@ class EpochTimes:
     @cached_property
     def elapsed(self) -> np.ndarray:
         """The whole step."""
-        elapsed: np.ndarray = self.wait + self.transfer + self.compute
-        return elapsed
+        return np.asarray(self.wait + self.transfer + self.compute)
 
     @property
     def counted(self) -> np.ndarray:
@@ -187,8 +186,7 @@ class EpochTimes:
     @property
     def load(self) -> np.ndarray:
         """Loading time in the worker, 0 if unknown."""
-        load: np.ndarray = self.end - self.begin
-        return load
+        return np.asarray(self.end - self.begin)
 
     @property
     def known(self) -> bool:
@@ -198,8 +196,7 @@ class EpochTimes:
     @cached_property
     def starved(self) -> np.ndarray:
         """The part of the wait in which the batch was still being loaded; the rest is hand-over."""
-        starved: np.ndarray = np.clip(self.end - self.requested, 0, self.wait)
-        return starved
+        return np.asarray(np.clip(self.end - self.requested, 0, self.wait))
 
     @cached_property
     def ready(self) -> np.ndarray:
@@ -215,21 +212,17 @@ class EpochTimes:
     @cached_property
     def work(self) -> np.ndarray:
         """The step without its wait."""
-        work: np.ndarray = self.transfer + self.compute
-        return work
+        return np.asarray(self.transfer + self.compute)
 
     @cached_property
     def quiet(self) -> np.ndarray:
         """(steps,) bool: no batch was being loaded during the step."""
         known = self.end > 0
-        if not known.any():
-            return np.zeros_like(known)
         start = self.requested + self.wait
         begun = np.searchsorted(np.sort(self.begin[known]), start + self.work)
         ended = np.searchsorted(np.sort(self.end[known]), start, side="right")
         # loads that began after the last one in the log are unknown
-        quiet: np.ndarray = (begun <= ended) & (start + self.work <= self.begin.max())
-        return quiet
+        return np.asarray((begun <= ended) & (start + self.work <= self.begin.max(initial=0)))
 
     def work_alone_ns(self, threads: bool) -> float:
         """Mean length of a steady step, without its wait, where no loading slows it down.
@@ -265,8 +258,7 @@ class EpochTimes:
     @cached_property
     def load_alone(self) -> np.ndarray:
         """(steps,) float64: loading time if no other batch were being loaded."""
-        alone: np.ndarray = self.load / (1 + self.in_the_way * _others(self.begin, self.end))
-        return alone
+        return np.asarray(self.load / (1 + self.in_the_way * _others(self.begin, self.end)))
 
     def load_together_ns(self, threads: bool, workers: int) -> float:
         """Mean loading time of a steady batch where all workers are busy."""
@@ -280,15 +272,13 @@ class EpochTimes:
         Args:
             ahead: requests in flight: batch i is requested once batch i - ahead has been handed out.
         """
-        queued_at = np.zeros_like(self.requested)
-        queued_at[ahead:] = (self.requested + self.wait)[: max(0, len(queued_at) - ahead)]
-        pauses: list[np.ndarray] = []
-        for worker in np.unique(self.worker[self.end > 0]):
-            (rows,) = np.nonzero((self.worker == worker) & (self.end > 0))
-            begin, end = self.begin[rows[1:]], self.end[rows[:-1]]
-            queued = (queued_at[rows[1:]] <= end) & (rows[1:] >= ahead)
-            pauses.append(np.maximum(0, begin - end)[queued])
-        found = np.concatenate(pauses) if pauses else np.zeros(0)
+        rows = np.argsort(self.worker, kind="stable")  # the batches of each worker, in their order
+        last, following = rows[:-1], rows[1:]
+        one_worker = (self.worker[last] == self.worker[following]) & (self.end[last] > 0) & (self.end[following] > 0)
+        queued = np.zeros_like(self.requested)  # when the batch was requested
+        queued[ahead:] = (self.requested + self.wait)[: max(0, len(queued) - ahead)]
+        known = one_worker & (following >= ahead) & (queued[following] <= self.end[last])
+        found = np.maximum(0, self.begin[following] - self.end[last])[known]
         return float(np.median(found)) if len(found) >= MIN_QUIET else 0.0
 
     def receive_ns(self) -> float:
@@ -301,9 +291,7 @@ class EpochTimes:
         there = self.ready[self.counted] > 1
         if there.sum() >= MIN_HELD:
             return float(np.median(received[there]))
-        if not received.size:
-            return 0.0
-        from_workers = self.known and int(self.worker[self.counted].max()) > MAIN_THREAD
+        from_workers = self.known and (self.worker[self.counted] > MAIN_THREAD).any()
         return min(float(received.min()), 1e9 * RECEIVE_S) if from_workers else float(received.min())
 
 

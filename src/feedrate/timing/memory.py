@@ -30,8 +30,8 @@ class MemoryGrowth:
     def notes(self) -> list[str]:
         """A line for each memory that grew steadily after the first epoch."""
         return [
-            f"{where} memory grew by {in_bytes(mb[-1] - mb[1])} over {len(mb) - 1} epochs "
-            f"({in_bytes(mb[1])} to {in_bytes(mb[-1])}); look for lists that keep tensors"
+            f"{where} memory grew by {(mb[-1] - mb[1]) / 1e3:.2g} GB over {len(mb) - 1} epochs "
+            f"({mb[1] / 1e3:.2g} to {mb[-1] / 1e3:.2g} GB); look for lists that keep tensors"
             for where, mb in self._mb.items()
             if grew(mb)
         ]
@@ -44,8 +44,3 @@ def grew(mb: list[float]) -> bool:
         return False
     steps = np.diff([part.mean() for part in np.array_split(after, min(PARTS, len(after)))])
     return bool(steps.min() >= EVEN * steps.mean())
-
-
-def in_bytes(mb: float) -> str:
-    """`1.1 GB`, `35 MB`."""
-    return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"

@@ -33,7 +33,6 @@ class Measured:
 
     @property
     def least(self) -> float:
-        """Least noise, in the value's unit."""
         return self.floor * abs(self.value)
 
     def __str__(self) -> str:
@@ -51,11 +50,7 @@ def noise(values: Sequence[float], within: float = 0.0) -> float:
 
 
 def block_noise(samples: np.ndarray, elapsed: np.ndarray) -> float | None:
-    """Noise of the rate of these steps, as a share of it; None if there are too few for blocks.
-
-    Args:
-        samples, elapsed: (steps,), of each step.
-    """
+    """Noise of the rate of these (steps,), as a share of it; None if there are too few for blocks."""
     if len(samples) < 2 * BLOCKS:
         return None
     blocks = zip(np.array_split(samples, BLOCKS), np.array_split(elapsed, BLOCKS), strict=True)

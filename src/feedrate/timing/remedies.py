@@ -14,8 +14,7 @@ from feedrate.timing.epoch_times import RECEIVE_S, EpochTimes, Setup
 from feedrate.timing.pipeline import Costs, seconds_per_batch
 from feedrate.timing.stages import STAGES
 
-WORTH = 1.05  # least gain of a remedy
-NEARLY = 1.05  # fewer workers are preferred where they are slower than the best by no more than this factor
+WORTH = 1.05  # least gain of a remedy, and of more workers than the fewest that nearly reach the best
 AS_GOOD = 1.02  # rates within this factor count as equal
 MARGIN = 1.25  # factor by which the loader's ceiling should exceed the step's
 MOST_WORKERS = 16  # most workers advised
@@ -81,13 +80,13 @@ def _remedies(times: EpochTimes, setup: Setup, kind: str) -> tuple[Remedy, ...]:
         return ()
     if locked:  # neither more threads nor more prefetched batches would help
         others = {k: seconds(_in_processes(costs), workers=k, threads=False) for k in _counts(costs, setup) if k}
-        fewest = min(k for k, s in others.items() if s <= min(others.values()) * NEARLY)
+        fewest = min(k for k, s in others.items() if s <= min(others.values()) * WORTH)
         number = f" loader.num_workers={fewest}" if fewest != setup.workers else ""
         gain = now / others[fewest]
         return (Remedy(f"loader.engine=process{number}", gain),) if gain >= WORTH else ()
     found: list[Remedy] = []
     best = min(by_workers.values())
-    fewest = min(k for k, s in by_workers.items() if s <= best * NEARLY)
+    fewest = min(k for k, s in by_workers.items() if s <= best * WORTH)
     if fewest != setup.workers:
         found.append(Remedy(f"loader.num_workers={fewest}", now / by_workers[fewest]))
     if setup.workers:
@@ -114,13 +113,8 @@ def _counts(costs: Costs, setup: Setup) -> list[int]:
 
 def _in_processes(costs: Costs) -> Costs:
     """The costs with worker processes, where there were none."""
-    return Costs(
-        load=[load + SEND_S for load in costs.load],
-        step=costs.step,
-        load_cpu=costs.load_cpu + SEND_CPU_S,
-        step_cpu=costs.step_cpu + RECEIVE_S,
-        receive=RECEIVE_S,
-    )
+    load, load_cpu = [load + SEND_S for load in costs.load], costs.load_cpu + SEND_CPU_S
+    return replace(costs, load=load, load_cpu=load_cpu, step_cpu=costs.step_cpu + RECEIVE_S, receive=RECEIVE_S)
 
 
 def _packed(costs: Costs, times: EpochTimes) -> Costs:
@@ -128,8 +122,7 @@ def _packed(costs: Costs, times: EpochTimes) -> Costs:
     rows = np.flatnonzero(times.counted)[-MODELLED:]
     stays = times.stages[rows][:, [STAGES.index("transform"), STAGES.index("handover")]].sum(axis=1) / 1e9
     load = stays + times.bytes[rows] / COPY_BYTES_PER_S
-    share = float(load.sum() / max(1e-9, sum(costs.load)))
-    load_cpu = min(costs.load_cpu, costs.load_cpu * share)
+    load_cpu = costs.load_cpu * min(1.0, float(load.sum() / max(1e-9, sum(costs.load))))
     return replace(costs, load=np.minimum(load, costs.load).tolist(), load_cpu=load_cpu)
 
 

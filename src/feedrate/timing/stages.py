@@ -47,10 +47,7 @@ def stage(name: str) -> _Stage:
 
 
 class Computed:
-    """CPU time of a loader's latest measured batch, shared by its threads.
-
-    Measuring takes a system call, so the first SAMPLED batches are measured, then one in SAMPLED.
-    """
+    """CPU time of a loader's latest measured batch: each of the first SAMPLED, then one in SAMPLED."""
 
     __slots__ = ("count", "ns")
 

@@ -80,7 +80,9 @@ def judge(times: EpochTimes, setup: Setup) -> Verdict:
             reasons.append("loader=feedrate shows why")
     else:
         advice = remedies(times, setup, kind)
-        reasons = [f"{_loader(setup)} {_rate(loader)} samples/s, {step}"]
+        name = "thread" if setup.threads else "worker"
+        makes = f"{setup.workers} {name}{'s' * (setup.workers > 1)} can make" if setup.workers else "the loader makes"
+        reasons = [f"{makes} {_rate(loader)} samples/s, {step}"]
         if wait_pct >= COMPUTE_BOUND_PCT:
             reasons.append(_waited_for(times))
         if held > HELD_UP_PCT:
@@ -89,17 +91,6 @@ def judge(times: EpochTimes, setup: Setup) -> Verdict:
         if kind == "input-bound" and not advice:
             reasons.append("no loader setting would change that here")
     return Verdict(kind=kind, waited=waited, reason="; ".join(filter(None, reasons)), figures=figures, remedies=advice)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# why
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _loader(setup: Setup) -> str:
-    if not setup.workers:
-        return "the loader makes"
-    return f"{setup.workers} {'thread' if setup.threads else 'worker'}{'s' * (setup.workers > 1)} can make"
 
 
 def _waited_for(times: EpochTimes) -> str:
@@ -141,11 +132,6 @@ def _cores(times: EpochTimes, setup: Setup, found: Sequence[Remedy]) -> str:
     if setup.workers and all_cores_busy(times, setup):
         return f"all {setup.cores:.1f} cores are busy, so more workers would not help"
     return ""
-
-
-# ---------------------------------------------------------------------------------------------------------
-# numbers
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _rate(value: float) -> str:

@@ -20,7 +20,6 @@ class TrainingStep:
 
     Args:
         state: model, optimizer, schedule and gradient scaler; its counts and meter are updated.
-        guard: stops the run at a loss that is not finite.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class TrainingStep:
         """
         state, timed = self.state, self.clock.timed
         loss, outputs = timed("forward", self._forward, batch)
-        timed("backward", self._backward, loss, len(batch.X))
+        timed("backward", state.scaler.scale(self.window.scale(loss, len(batch.X))).backward)
         if self.window.full:
             timed("optimizer", self.optimize)
         state.meter.update(loss, outputs, batch.y)
@@ -52,9 +51,6 @@ class TrainingStep:
             loss = self.task.loss(outputs, batch.y)
         self.guard.check(loss, self.state.step, batch.info)
         return loss, outputs
-
-    def _backward(self, loss: Tensor, samples: int) -> None:
-        self.state.scaler.scale(self.window.scale(loss, samples)).backward()
 
     def optimize(self) -> None:
         """The optimizer step on the gradients so far."""
@@ -77,9 +73,6 @@ class AccumulationWindow:
 
     Each loss, a batch mean, is divided as if all batches had the size of the first one, which is exact where they have;
     if not, the gradients are rescaled once before the step.
-
-    Args:
-        batches: in a full window.
     """
 
     def __init__(self, batches: int) -> None:

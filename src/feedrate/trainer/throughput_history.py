@@ -58,16 +58,14 @@ class ThroughputHistory:
 
     def trained(self) -> None:
         """Call at the end of an epoch's training, before its validation."""
-        self._stop()
-        self.memory.look(self._workers())
-
-    def _stop(self) -> None:
-        if self._queued_before is not None:
-            workers = self._workers()
-            self._queued_s, self._queued_before = max(0.0, queued_s(workers) - self._queued_before), None
-            if workers or not self._loader.num_workers:  # what workers that have ended computed is unknown
-                self._free_cores.look(workers)
-            self._free_cores.end()
+        if self._queued_before is None:
+            return
+        workers = self._workers()
+        self._queued_s, self._queued_before = max(0.0, queued_s(workers) - self._queued_before), None
+        if workers or not self._loader.num_workers:  # what workers that have ended computed is unknown
+            self._free_cores.look(workers)
+        self._free_cores.end()
+        self.memory.look(workers)
 
     def end(self, times: EpochTimes) -> None:
         """Call at the end of an epoch, with the times of its training."""
@@ -89,14 +87,13 @@ class ThroughputHistory:
         if not self._open:
             return
         self._open = False
-        self._stop()
+        self.trained()
         if not self._epochs or times.enough:
             self.end(times)
 
     def took_long(self, samples: Sequence[tuple[int, int]]) -> None:
         """Notes slow samples, (index, ns) each."""
-        indices, times_ns = zip(*samples, strict=True)
-        self._slowest.add(indices, times_ns)
+        self._slowest.add(*zip(*samples, strict=True))
 
     @property
     def times(self) -> EpochTimes | None:
