@@ -200,7 +200,7 @@ def test_a_transform_is_named_in_the_configuration_and_is_for_training_samples_a
 
 
 def test_what_is_predicted_from_files_is_not_transformed(root: Path) -> None:
-    from feedrate.trainer.unlabelled import unlabelled
+    from feedrate.runs.unlabelled import unlabelled
 
     packed = pack_folder(root)
     node = {"_target_": SHARDS, "root": str(packed), "transform": {"_target_": "packed_datasets.Halved"}}

@@ -14,7 +14,7 @@ from feedrate.errors import UserError
 from feedrate.runs import restore
 from feedrate.runs.evaluation_files import write_table
 from feedrate.runs.saved import find_saved
-from feedrate.trainer.unlabelled import data_of, facts_of
+from feedrate.trainer.state import data_of, facts_of
 from saved_run import call, with_config
 
 

@@ -20,12 +20,13 @@ from feedrate.loader import build_loaders, close_loaders, start_loaders
 from feedrate.runs.provenance import has_commit
 from feedrate.runs.restore_config import SavedRunConfig
 from feedrate.runs.saved import RESTORED, SavedRun, find_saved
+from feedrate.runs.unlabelled import unlabelled
 from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import build_model, load_weights
 from feedrate.trainer.device import choose_precision, set_up_device
 from feedrate.trainer.forward import Forward
-from feedrate.trainer.unlabelled import data_of, unlabelled
+from feedrate.trainer.state import data_of
 
 log = logging.getLogger("feedrate")
 _GROUPS = ("dataset", "loader", "model")  # all that is built of a run's configuration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,12 +12,12 @@ import torch
 from torch import nn
 
 from feedrate.dataset import Data
+from feedrate.dataset.labels import Targets
 from feedrate.loader import BatchInfo
 from feedrate.task.task import Meter, Task
 from feedrate.trainer import checkpoint
 from feedrate.trainer.assemble import load_weights, zero_momentum
 from feedrate.trainer.schedule import Schedule
-from feedrate.trainer.unlabelled import facts_of
 
 log = logging.getLogger("feedrate")
 
@@ -152,3 +153,14 @@ def _with_present_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any
         for saved, present in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     return {**state, "param_groups": groups}
+
+
+def facts_of(data: Data) -> dict[str, Any]:
+    """What a model must know of its data, as plain values for a checkpoint: predictions then need no training data."""
+    facts = {name: value for name, value in vars(data).items() if name != "partition"}
+    return {**facts, "targets": vars(data.targets)}
+
+
+def data_of(facts: Mapping[str, Any]) -> Data:
+    """The inverse of `facts_of`: data without samples."""
+    return Data(**{**facts, "partition": {}, "targets": Targets(**facts["targets"])})

@@ -19,17 +19,6 @@ from feedrate.dataset.subset import SubsetWithIDs
 from feedrate.errors import UserError
 
 
-def facts_of(data: Data) -> dict[str, Any]:
-    """What a model must know of its data, as plain values for a checkpoint: predictions then need no training data."""
-    facts = {name: value for name, value in vars(data).items() if name != "partition"}
-    return {**facts, "targets": vars(data.targets)}
-
-
-def data_of(facts: Mapping[str, Any]) -> Data:
-    """The inverse of `facts_of`: data without samples."""
-    return Data(**{**facts, "partition": {}, "targets": Targets(**facts["targets"])})
-
-
 def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Data:
     """`data` with the samples of another folder as its only partition, 'train', whose labels are all 0.
 

@@ -9,7 +9,7 @@ import torch
 
 from feedrate.dataset import build_data, list_IDs
 from feedrate.errors import UserError
-from feedrate.trainer.unlabelled import unlabelled
+from feedrate.runs.unlabelled import unlabelled
 
 NODE = {"_target_": "feedrate.dataset.TensorFiles"}
 
