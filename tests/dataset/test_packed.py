@@ -199,15 +199,15 @@ def test_a_transform_is_named_in_the_configuration_and_is_for_training_samples_a
         assert torch.equal(data.partition[name][0][0], picture(first))
 
 
-def test_what_is_predicted_from_files_is_not_transformed(root: Path) -> None:
+def test_what_is_predicted_from_shards_or_files_is_not_transformed(root: Path) -> None:
     from feedrate.runs.unlabelled import unlabelled
 
     packed = pack_folder(root)
     node = {"_target_": SHARDS, "root": str(packed), "transform": {"_target_": "packed_datasets.Halved"}}
     data = build_data(node, 0)
     files = {**node, "_target_": "feedrate.dataset.TensorFiles"}
-    for of in (node, files):
-        assert {X.dtype for X, _ in unlabelled(of, root, data, 0).partition["train"]} == {torch.uint8}
+    for of, folder in ((node, packed), (node, root), (files, root)):
+        assert {X.dtype for X, _ in unlabelled(of, folder, data, 0).partition["train"]} == {torch.uint8}
 
 
 def test_packing_transforms_training_samples_alone(root: Path) -> None:

@@ -251,7 +251,7 @@ def test_training_on_shards_gives_the_digests_and_metrics_of_the_files(
     shutil.rmtree(digits / ".feedrate")
 
 
-def test_a_run_on_shards_is_evaluated_and_predicts_files(
+def test_a_run_on_shards_is_evaluated_and_predicts_shards_and_files(
     run_train: Run, digits: Path, packed_digits: Path, tmp_path: Path
 ) -> None:
     import evaluate
@@ -270,4 +270,6 @@ def test_a_run_on_shards_is_evaluated_and_predicts_files(
         with output.open(newline="") as file:
             return {row["id"]: row["prediction"] for row in csv.DictReader(file)}
 
-    assert len(predicted(digits)) == 1797
+    of_files, of_shards = predicted(digits), predicted(packed_digits)
+    assert len(of_files) == 1797
+    assert of_shards == of_files

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from feedrate.cli.targets import build, locate, takes
 from feedrate.config import DatasetConfig, common_keys, nearby
-from feedrate.dataset import Data, IDs, Labels, list_IDs, without_transform
+from feedrate.dataset import Data, IDs, Labels, Packed, list_IDs, without_transform
 from feedrate.dataset.labels import Targets
+from feedrate.dataset.shards.shard_index import NAME as INDEX
 from feedrate.dataset.subset import SubsetWithIDs
 from feedrate.errors import UserError
 
@@ -23,13 +25,15 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
     """`data` with the samples of another folder as its only partition, 'train', whose labels are all 0.
 
     All files below `root` with the suffix of the class (for packed data .pt or .npy) are samples, except hidden ones;
-    links to folders are followed, and IDs are sorted.
+    links to folders are followed, and IDs are sorted. For packed data `root` may also be a folder of shards.
     """
     common = common_keys(DatasetConfig)
     node = without_transform(node)
     if "cache" in node:  # prediction writes nothing beside the files
         node = {**node, "cache": "none"}
     if str(node["_target_"]) == "feedrate.dataset.Packed":
+        if (root / INDEX).is_file():
+            return replace(data, partition={"train": _packed({**node, "root": str(root)}, root)}, source=str(root))
         reader = "TensorFiles" if _listing(root, ".pt") else "ArrayFiles"
         node = {"_target_": f"feedrate.dataset.{reader}", **{k: v for k, v in node.items() if k in common}}
     path = str(node["_target_"])
@@ -46,6 +50,14 @@ def unlabelled(node: Mapping[str, Any], root: Path, data: Data, seed: int) -> Da
     if list_IDs(dataset) is None:
         dataset = SubsetWithIDs(dataset, range(len(names)), names)
     return replace(data, partition={"train": dataset}, source=str(root))
+
+
+def _packed(node: Mapping[str, Any], root: Path) -> SubsetWithIDs:
+    """The samples of every partition of a folder of shards, one after the other."""
+    partition = Packed.catalog(root).partition
+    parts = [build(node, "dataset", {"partition": name}, common_keys(DatasetConfig)) for name in partition]
+    whole: ConcatDataset[Any] = ConcatDataset(parts)
+    return SubsetWithIDs(whole, range(len(whole)), [ID for ids in partition.values() for ID in ids])
 
 
 def _zeros(targets: Targets, count: int) -> Tensor:
