@@ -96,7 +96,7 @@ def outputs(copy, tmp_path_factory) -> dict[str, str]:
 def test_an_own_dataset_takes_one_class_and_three_lines(outputs):
     output = outputs["own dataset"]
     assert "waves: 1600 training and 400 validation samples (64,), 4 classes" in output
-    accuracy = float(re.findall(r"accuracy ([\d.]+) in epoch", output)[0])
+    accuracy = float(re.findall(r"([\d.]+) validation accuracy in epoch", output)[0])
     assert accuracy > 0.9
 
 

@@ -92,6 +92,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 def test_a_mistake_is_reported_in_few_lines_before_anything_is_measured(tmp_path):
     runs = {argument: partial(bench, argument, folder=tmp_path / str(i)) for i, argument in enumerate(MISTAKES)}
     for argument, done in at_once(runs).items():

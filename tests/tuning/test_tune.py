@@ -209,6 +209,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 def test_a_mistake_is_answered_before_anything_is_tried(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "own.yaml").write_text("num_workers: 3\n")
