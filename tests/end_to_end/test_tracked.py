@@ -30,7 +30,7 @@ def tracked(tmp_path_factory, digits):
     """One good and one failed run in a store of their own, started from another folder."""
     folder = tmp_path_factory.mktemp("tracked")
     common = [
-        f"tracking.uri={folder}/mlflow.db",
+        f"tracking.uri={folder}/store.db",
         f"tracking.artifacts={folder}/artifacts",
         f"dataset.root={digits}",
         "trainer.max_epochs=2",
@@ -53,10 +53,16 @@ def tracked(tmp_path_factory, digits):
     runs = at_once({name: partial(run, name) for name in extra})
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder}/store.db")
     experiment = client.get_experiment_by_name("feedrate")
     found = {r.info.run_id: r for r in client.search_runs([experiment.experiment_id])}
     return SimpleNamespace(folder=folder, runs=runs, client=client, found=found)
+
+
+def test_no_store_lies_elsewhere(tracked):
+    assert {path.name for path in tracked.folder.iterdir()} >= {"store.db", "good", "bad"}
+    for folder in (tracked.folder, ROOT, ROOT / "src"):  # MLflow's own default is mlflow.db in the current folder
+        assert not (folder / "mlflow.db").exists(), folder
 
 
 def test_terminal_MLflow_and_summary_give_the_same_verdict_with_the_same_figures(tracked):

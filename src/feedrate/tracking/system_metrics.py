@@ -23,9 +23,7 @@ class SystemReadings:
     """Takes readings into a journal of their own, every MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL seconds."""
 
     def __init__(self, folder: Path, training: int) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        self._machine: Any = SystemMetricsMonitor("")  # type: ignore[no-untyped-call]  # not started
+        self._machine = _monitors()
         self._processes = ProcessTree(training)
         self._interval_s = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or 1)
         self._next = time.monotonic() + self._interval_s
@@ -49,11 +47,28 @@ class SystemReadings:
             self._taken.clear()
 
     def _read_machine(self) -> dict[str, float]:
-        self._machine.collect_metrics()
-        found: dict[str, float] = self._machine.aggregate_metrics()
-        for monitor in self._machine.monitors:
+        found: dict[str, float] = {}
+        for monitor in self._machine:
+            monitor.collect_metrics()
+            found |= monitor.aggregate_metrics()
             monitor.clear_metrics()
         return found
+
+
+def _monitors() -> list[Any]:
+    """MLflow's monitors (untyped) of what this machine has. Its SystemMetricsMonitor would make a store of its own."""
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+    from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
+
+    found: list[Any] = []
+    kinds: tuple[Any, ...] = (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor, ROCMMonitor)
+    for kind in kinds:
+        with suppress(Exception):  # no such device, or its library is missing
+            found.append(kind())
+    return found
 
 
 class ProcessTree:

@@ -1,4 +1,4 @@
-"""Chooses the engine; `auto` loads and times the first batches for that. Its limits are from benchmarks/throughput.py (held)."""
+"""Chooses the engine; `auto` loads and times the first batches for that. Its limits: `benchmarks/run.py held`."""
 
 from __future__ import annotations
 
