@@ -1,4 +1,4 @@
-"""Loads one batch from the user's dataset, in whatever process or thread calls it; errors become values."""
+"""Loads one batch from the user's dataset, in the process or thread that calls it; an error is returned in the batch's info."""
 
 from __future__ import annotations
 
@@ -134,10 +134,11 @@ class BatchFetcher(Dataset[Any]):
             return self.collate(samples[0])
         if self.collate is not default_collate:
             return self.collate(samples)
-        with torch.no_grad():  # in a worker, and only there, it could not collate what requires a gradient
+        with torch.no_grad():  # torch.stack(out=...), used in workers, refuses tensors that require grad
             return stacked(samples, empty)
 
     def _one_by_one(self, request: BatchRequest, abandoned: Callable[[], bool]) -> list[Any]:
+        """The samples. dataset/time_limit.py finds the sample that hangs by this function's name and its variable ID."""
         samples, key, times, begin = [], b"", [], clock_ns()
         stored = self._stored(request)
         mark = clock_ns()
@@ -173,6 +174,7 @@ class BatchFetcher(Dataset[Any]):
         return found.unbind(0) if isinstance(found, Tensor) else found
 
     def _one(self, index: int, X: Tensor | None, key: bytes, seeds: GlobalSeeds | None) -> Any:
+        """A sample; loaded again, seeded, if it drew from a global generator that was not seeded for it."""
         name_samples([key])
         if seeds is not None:
             seeds.seed(key)

@@ -1,6 +1,6 @@
 """A DataLoader whose batches are a function of (seed, epoch, position).
 
-Above 350 lines, as the class without a seed and the one with a seed create each other.
+One file of more than 350 lines, as the class without a seed and the one with a seed create each other.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ Loader.__new__.__signature__ = inspect.signature(Loader.__init__)  # type: ignor
 class SeededLoader(Loader[T_co]):
     """What `Loader(..., seed=0)` creates.
 
-    `iter()` begins the next epoch each time, and ends the iterator before it; `set_epoch` chooses another epoch. An
-    epoch whose first batch was not requested comes again. `sampler` and `batch_sampler` give the order.
+    `iter()` begins the next epoch each time, and ends the iterator before it; `set_epoch` chooses another epoch. If no
+    batch was requested, the next `iter()` repeats the epoch. `sampler` and `batch_sampler` give the order.
     """
 
     seed: int
@@ -232,8 +232,7 @@ class SeededLoader(Loader[T_co]):
             self._settings = self._current()
             self._engine = ENGINES[self.engine](self._fetcher, self._scheduler)
         rest = replace(plan, start=loaded[-1].info.request.stop) if loaded else plan
-        batches = self._engine.run(rest, self)
-        batches = chain(loaded, batches)
+        batches = chain(loaded, self._engine.run(rest, self))
         if sampled is not None:
             batches = as_sampled(batches, sampled, name)
         return EpochIterator(self, self._engine, batches, plan, sampler.iterators)

@@ -73,6 +73,7 @@ class ToDevice:
                 del source  # only now, as its memory is used again
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        """Training waits for its next batch here."""
         try:
             batch = next(batches)
         except StopIteration:

@@ -1,4 +1,4 @@
-"""A training run from its configuration to its end: folder and owner, signals, tracker, summary.json, status, resume.
+"""A training run from its configuration to its end: folder and lock, signals, tracker, summary.json, status, resume.
 
 torch is imported only when a run is opened, since that takes seconds.
 """
@@ -47,10 +47,10 @@ class Run:
         fresh = Path(hydra.runtime.output_dir)
         self._overrides = list(hydra.overrides.task)
         self.config: TrainConfig = check(settings)
-        # a process that opens the store meanwhile: training waits for no server
+        # opens the store in another process, so that training never waits for a server
         self._uploader = start_uploader(self.config.tracking)
 
-        import torch  # noqa: F401  before signals are taken, which an import might lose
+        import torch  # noqa: F401  before signals are handled: an import could swallow the exception of one
 
         self._dead = mark_dead_runs(fresh.parent)
         command = without_secrets(command_line(self._overrides))

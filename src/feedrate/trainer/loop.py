@@ -115,7 +115,7 @@ class Trainer:
         except (RuntimeError, LostWorker) as error:
             # torch reports a worker's death wherever the main process is, also in the middle of a step
             cause = error if isinstance(error, LostWorker) else cause_of(error)
-            if cause is not None and explained(error) is None and self._stop.safe:  # the device is in order
+            if cause is not None and explained(error) is None and self._stop.safe:  # the device still works
                 self._save_within_epoch()
             if cause is None or cause is error:
                 raise
@@ -137,7 +137,9 @@ class Trainer:
             state.phase = "validation"
         state.random = checkpoint.random_state(self.device)  # a validation that is interrupted is repeated from there
         self._guard.read()
-        if part := state.within_epoch:  # max_steps ended it: with more steps a resumed run continues here
+        if (
+            part := state.within_epoch
+        ):  # max_steps ended training within the epoch; with more steps a resumed run continues here
             self._save()
         metrics = {f"train/{name}": value for name, value in state.meter.metrics().items()}
         if (rate := state.optimizer.param_groups[0].get("lr")) is not None:
@@ -242,7 +244,7 @@ class Trainer:
 
     def _may_stop(self) -> None:
         """The state is that of a finished step, and stays so until the next batch has come."""
-        if self._inline:  # a sample that is broken off may leave the generators as it has set them for itself
+        if self._inline:  # an interrupted sample leaves the global generators seeded for it
             self.state.random = checkpoint.random_state(self.device)
         self._stop.allow()
 
@@ -263,7 +265,7 @@ class Trainer:
         return f"{STOPPED_AT}{self.config.max_steps}" if self._finished() else ""
 
     def verdict(self) -> Verdict | None:
-        """The verdict on all that was trained, also in an epoch that was broken off; None after too few steps."""
+        """The verdict on all that was trained, also in an unfinished epoch; None after too few steps."""
         self.throughput.broken_off(self.clock.epoch())
         return self.throughput.verdict()
 

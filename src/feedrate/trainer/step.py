@@ -30,7 +30,7 @@ class TrainingStep:
         self._clip_norm = config.clip_norm
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The mean loss of the batch, a scalar on the device.
+        """Trains on one batch; returns its mean loss, a scalar on the device.
 
         Raises:
             UserError: the model fails on the batch, or the loss is not finite.
@@ -92,7 +92,7 @@ class AccumulationWindow:
         return self._count == self._batches
 
     def scale(self, loss: Tensor, samples: int) -> Tensor:
-        """Adds a batch; from its mean loss, a scalar, to the loss for `backward`."""
+        """Counts the batch, and returns its loss scaled for `backward`."""
         if not self._count:
             self._expected = self._batches * samples
         self._count += 1
