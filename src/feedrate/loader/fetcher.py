@@ -1,4 +1,4 @@
-"""Loads one batch from the user's dataset, in the process or thread that calls it; an error is returned in the batch's info."""
+"""Loads one batch from the user's dataset, in any process or thread; an error is returned in the batch's info."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class BatchFetcher(Dataset[Any]):
             return stacked(samples, empty)
 
     def _one_by_one(self, request: BatchRequest, abandoned: Callable[[], bool]) -> list[Any]:
-        """The samples. dataset/time_limit.py finds the sample that hangs by this function's name and its variable ID."""
+        """The samples. time_limit.hanging_at finds the one that hangs by this function's name and its variable ID."""
         samples, key, times, begin = [], b"", [], clock_ns()
         stored = self._stored(request)
         mark = clock_ns()

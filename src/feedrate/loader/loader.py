@@ -6,7 +6,7 @@ One file of more than 350 lines, as the class without a seed and the one with a 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, TypeVar
@@ -232,7 +232,7 @@ class SeededLoader(Loader[T_co]):
             self._settings = self._current()
             self._engine = ENGINES[self.engine](self._fetcher, self._scheduler)
         rest = replace(plan, start=loaded[-1].info.request.stop) if loaded else plan
-        batches = chain(loaded, self._engine.run(rest, self))
+        batches: Iterator[Batch] = chain(loaded, self._engine.run(rest, self))
         if sampled is not None:
             batches = as_sampled(batches, sampled, name)
         return EpochIterator(self, self._engine, batches, plan, sampler.iterators)

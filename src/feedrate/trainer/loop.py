@@ -137,9 +137,7 @@ class Trainer:
             state.phase = "validation"
         state.random = checkpoint.random_state(self.device)  # a validation that is interrupted is repeated from there
         self._guard.read()
-        if (
-            part := state.within_epoch
-        ):  # max_steps ended training within the epoch; with more steps a resumed run continues here
+        if part := state.within_epoch:  # max_steps ended the epoch early: a run with more steps resumes here
             self._save()
         metrics = {f"train/{name}": value for name, value in state.meter.metrics().items()}
         if (rate := state.optimizer.param_groups[0].get("lr")) is not None:
