@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from accounts import MS, setup
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import loader_ns, one_at_a_time
 from feedrate.timing.epoch_times import Steps
 from feedrate.timing.stages import Load
+from histories import MS, setup
 
 
 def worker_that_rests(rest_ms: float, load_ms: float = 4.0, step_ms: float = 1.0, steps: int = 60) -> EpochTimes:

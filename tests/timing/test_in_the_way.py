@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from accounts import MS, setup
 from feedrate.timing import EpochTimes
 from feedrate.timing.ceilings import loader_ns
 from feedrate.timing.epoch_times import Steps
 from feedrate.timing.stages import Load
+from histories import MS, setup
 
 
 def in_turns(lone_ms: int, together_ms: int, rounds: int = 20) -> EpochTimes:

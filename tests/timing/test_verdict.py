@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from accounts import MS, account, held_up, setup
 from feedrate.reporting.trace import rows_of, trace
 from feedrate.timing.epoch_times import Steps, joined
 from feedrate.timing.stages import Load
 from feedrate.timing.verdict import judge
+from histories import MS, account, held_up, setup
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accounts import account, setup
 from at_once import at_once
 from feedrate.errors import SampleError, UserError
 from feedrate.timing import EpochTimes
@@ -20,6 +19,7 @@ from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import Setup
 from feedrate.tuning.trial_runner import Setting
 from feedrate.tuning.tune import tune
+from histories import account, setup
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and three lengths of the queue

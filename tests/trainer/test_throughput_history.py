@@ -14,7 +14,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from accounts import account
 from feedrate.errors import UserError
 from feedrate.loader import Loader, TorchLoader
 from feedrate.timing.ceilings import metrics
@@ -22,6 +21,7 @@ from feedrate.timing.epoch_times import EpochTimes
 from feedrate.timing.machine import MOST_INTERVALS, FreeCores
 from feedrate.tracking.journal import run_id_of
 from feedrate.trainer.throughput_history import ThroughputHistory
+from histories import account
 from kills import ROOT, start_training
 from started import until
 
