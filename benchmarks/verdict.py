@@ -74,14 +74,14 @@ def together(cell: Cell, step_ms: float, seconds: float = SECONDS) -> tuple[floa
     loader = Loader(data, BATCH, seed=0, num_workers=cell.workers, **engine, **ahead)
     warmup = 2 * cell.workers * cell.prefetch + 2
     settled = max(warmup, SETTLED * cell.workers if cell.engine == "thread" else 0)
-    account, clock = ThroughputHistory(loader), Clock(CPU, warmup)
-    account.begin()
-    train(loader, step_ms, clock, settled, seconds, account)
-    account.trained()
+    history, clock = ThroughputHistory(loader), Clock(CPU, warmup)
+    history.begin()
+    train(loader, step_ms, clock, settled, seconds, history)
+    history.trained()
     times = clock.epoch()
-    account.end(times)
+    history.end(times)
     loader.close(at_once=True)
-    return _rate(times, settled), account.verdict()
+    return _rate(times, settled), history.verdict()
 
 
 def _rate(times: EpochTimes, settled: int) -> float:
@@ -95,7 +95,7 @@ def train(
     clock: Clock,
     settled: int,
     seconds: float = SECONDS,
-    account: ThroughputHistory | None = None,
+    history: ThroughputHistory | None = None,
 ) -> None:
     """Training for so long after so many steps, with a step that sleeps."""
     begin, number = None, -1
@@ -105,8 +105,8 @@ def train(
         time.sleep(step_ms / 1e3)
         samples, info = len(batch.X), batch.info
         del batch  # as the trainer does; enumerate() would keep it, too
-        if account is not None:
-            account.step()
+        if history is not None:
+            history.step()
         clock.step(samples, info.nbytes, info.timing)
         if number == settled:
             begin = time.perf_counter()

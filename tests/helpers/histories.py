@@ -17,7 +17,7 @@ def setup(engine: str = "process", workers: int = 2, cores: float = 2.0, **more:
     return Setup(engine=engine, traits=traits, workers=workers, prefetch=2, cores=cores, **more)  # type: ignore[arg-type]
 
 
-def account(
+def history(
     load_ms: float | Sequence[float],
     step_ms: float,
     workers: int,

@@ -1,4 +1,4 @@
-"""A worker's account of a batch: each moment belongs to one stage, and the slowest samples are found."""
+"""A worker's stages of a batch: each moment belongs to one stage, and the slowest samples are found."""
 
 from __future__ import annotations
 

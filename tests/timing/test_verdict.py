@@ -13,7 +13,7 @@ from feedrate.reporting.trace import rows_of, trace
 from feedrate.timing.epoch_times import Steps, joined
 from feedrate.timing.stages import Load
 from feedrate.timing.verdict import judge
-from histories import MS, account, held_up, setup
+from histories import MS, held_up, history, setup
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,11 @@ from histories import MS, account, held_up, setup
 )
 def test_wait_and_ceilings_decide_the_word(load_ms: float, step_ms: float, workers: int, kind: str) -> None:
     engine = "process" if workers else "inline"
-    assert judge(account(load_ms, step_ms, workers), setup(engine, workers)).kind == kind
+    assert judge(history(load_ms, step_ms, workers), setup(engine, workers)).kind == kind
 
 
 def test_ceilings_are_what_each_side_reaches_alone() -> None:
-    figures = judge(account(40, 10, 2), setup()).figures
+    figures = judge(history(40, 10, 2), setup()).figures
     assert figures["loader_ceiling_samples_per_s"] == pytest.approx(8 / 0.020)
     assert figures["compute_ceiling_samples_per_s"] == pytest.approx(8 / 0.010)
     assert figures["efficiency_pct"] == pytest.approx(100, rel=0.01)
@@ -41,12 +41,12 @@ def test_ceilings_are_what_each_side_reaches_alone() -> None:
 
 
 def test_a_loop_without_a_step_has_no_ceiling_of_one() -> None:
-    text = judge(account(4, 0.00001, 0), setup("inline", 0)).reason
+    text = judge(history(4, 0.00001, 0), setup("inline", 0)).reason
     assert "the loader makes 2,000 samples/s, there was no training step" in text
 
 
 def test_an_input_bound_run_names_figures_cause_and_an_override_with_its_gain() -> None:
-    verdict = judge(account(40, 10, 2, cpu_share=0.0, stage="decode"), setup())
+    verdict = judge(history(40, 10, 2, cpu_share=0.0, stage="decode"), setup())
     lines = str(verdict).splitlines()
     assert lines[0].startswith("input-bound   training waited 50 % of")
     assert (
@@ -61,14 +61,14 @@ def test_an_input_bound_run_names_figures_cause_and_an_override_with_its_gain() 
 @pytest.mark.parametrize("way_ms", [0.0, 0.9, 3.0])
 def test_that_batches_are_long_on_their_way_does_not_hide_what_another_worker_brings(way_ms: float) -> None:
     """A process sends while it makes the next one; in pure Python it hardly comes to that."""
-    times = account(9, 6, 1, receive_ms=0.02, way_ms=way_ms)
+    times = history(9, 6, 1, receive_ms=0.02, way_ms=way_ms)
     (told, *_) = judge(times, setup("process", 1, 2.0)).remedies
     assert told.override == "loader.num_workers=2"
     assert told.gain == pytest.approx(1.5, rel=0.07)
 
 
 def test_where_loading_is_computing_no_more_workers_than_cores_are_advised() -> None:
-    computing = account(40, 10, 2, cpu_share=1.0)
+    computing = history(40, 10, 2, cpu_share=1.0)
     verdict = judge(computing, setup(cores=2.0))
     assert verdict.kind == "input-bound"
     assert verdict.remedies == ()
@@ -77,7 +77,7 @@ def test_where_loading_is_computing_no_more_workers_than_cores_are_advised() -> 
 
 
 def test_cores_that_others_compute_on_are_not_promised() -> None:
-    verdict = judge(account(40, 10, 0), setup("inline", 0, cores=1.0, usable_cores=8))
+    verdict = judge(history(40, 10, 0), setup("inline", 0, cores=1.0, usable_cores=8))
     assert "only 1.0 of 8 cores were free" in verdict.reason
     assert [remedy.override for remedy in verdict.remedies] == ["loader.num_workers=1"]
 
@@ -87,7 +87,7 @@ def test_nothing_is_promised_where_the_free_cores_changed_by_more_than_a_tenth(
     free_range: tuple[float, float] | None, promised: bool
 ) -> None:
     beside = setup("inline", 0, cores=1.0, usable_cores=2, free_cores=1.0, free_range=free_range)
-    verdict = judge(account(40, 10, 0, cpu_share=0.4), beside)
+    verdict = judge(history(40, 10, 0, cpu_share=0.4), beside)
     assert verdict.remedies[0].override == "loader.num_workers=3"
     if promised:
         assert (
@@ -102,25 +102,25 @@ def test_nothing_is_promised_where_the_free_cores_changed_by_more_than_a_tenth(
 
 def test_workers_that_only_wait_take_nothing_from_those_who_compute() -> None:
     beside = setup("inline", 0, cores=1.0, usable_cores=2, free_cores=1.0, free_range=(1.0, 1.0))
-    verdict = judge(account(40, 10, 0, cpu_share=0.0), beside)
+    verdict = judge(history(40, 10, 0, cpu_share=0.0), beside)
     assert verdict.remedies
     assert "slow down" not in verdict.reason
 
 
 def test_on_shifting_cores_no_worker_is_called_superfluous() -> None:
-    waste = account(0.15, 10, 2)
+    waste = history(0.15, 10, 2)
     assert judge(waste, setup(cores=2.0, usable_cores=2)).remedies
     assert judge(waste, setup(cores=2.0, usable_cores=2, free_cores=1.5, free_range=(1.0, 2.0))).remedies == ()
 
 
 def test_a_run_without_workers_learns_how_many_are_enough() -> None:
-    remedy = judge(account(8, 10, 0, cpu_share=0.0), setup("inline", 0)).remedies[0]
+    remedy = judge(history(8, 10, 0, cpu_share=0.0), setup("inline", 0)).remedies[0]
     assert remedy.override == "loader.num_workers=1"
     assert 1.5 < remedy.gain <= 1.8  # taking batches over costs something
 
 
 def test_small_batches_are_left_to_a_thread_where_the_dataset_allows_it() -> None:
-    times = account(0.3, 1.1, 0)
+    times = history(0.3, 1.1, 0)
     remedy = judge(times, setup("inline", 0, threadable=True)).remedies[0]
     assert remedy.override == "loader.num_workers=1"
     assert 1.15 < remedy.gain < 1.4 / 1.1
@@ -145,41 +145,41 @@ def test_what_was_achieved_is_no_more_than_a_ceiling() -> None:
 
 
 def test_shards_are_advised_where_the_dataset_can_keep_them_and_reading_is_the_load() -> None:
-    reading = account(40, 1, 2, stage="decode")
+    reading = history(40, 1, 2, stage="decode")
     verdict = judge(reading, setup(packable="dataset.cache=shards"))
     assert verdict.remedies[0].override == "dataset.cache=shards"
     assert "dataset.cache=shards from the second epoch on (about 20" in str(verdict)
-    transforming = account(40, 1, 2, stage="transform")
+    transforming = history(40, 1, 2, stage="transform")
     assert judge(transforming, setup(packable="dataset.cache=shards")).remedies == ()
 
 
 def test_uneven_loads_are_bridged_by_more_batches_made_ahead() -> None:
-    uneven = account([10 if number % 20 else 120 for number in range(200)], 10, 2, cpu_share=0.0)
+    uneven = history([10 if number % 20 else 120 for number in range(200)], 10, 2, cpu_share=0.0)
     overrides = [remedy.override.partition("=")[0] for remedy in judge(uneven, setup()).remedies]
     assert "loader.prefetch_factor" in overrides or "loader.num_workers" in overrides
 
 
 def test_workers_that_are_waste_are_named() -> None:
-    verdict = judge(account(0.15, 10, 2), setup())
+    verdict = judge(history(0.15, 10, 2), setup())
     assert verdict.kind == "compute-bound"
     assert str(verdict.remedies[0]) == "loader.num_workers=0 (at the same rate)"
 
 
 def test_a_compute_bound_run_names_the_part_of_the_step_that_takes_longest() -> None:
-    fed = account(10, 10, 2)
+    fed = history(10, 10, 2)
     parts = np.tile(np.array([2, 7, 1]) * MS, (len(fed.compute), 1))
     verdict = judge(replace(fed, parts=parts), setup())
     assert verdict.kind == "compute-bound"
     assert "of 10 ms a step, 70 % are backward" in verdict.reason
     assert "a step" not in judge(fed, setup()).reason  # a loop that is not ours tells nothing
-    assert "backward" not in judge(replace(account(40, 10, 2), parts=parts), setup()).reason
+    assert "backward" not in judge(replace(history(40, 10, 2), parts=parts), setup()).reason
 
 
 def test_a_healthy_run_gets_no_advice() -> None:
     for times, how in [
-        (account(9, 10, 1), setup("process", 1)),  # one worker, and it is needed
-        (account(0.1, 10, 0), setup("inline", 0)),
-        (account(14, 10, 2), setup()),
+        (history(9, 10, 1), setup("process", 1)),  # one worker, and it is needed
+        (history(0.1, 10, 0), setup("inline", 0)),
+        (history(14, 10, 2), setup()),
     ]:
         assert judge(times, how).remedies == (), judge(times, how)
 
@@ -240,13 +240,13 @@ def test_where_a_step_computes_on_one_core_processes_help_against_threads_that_h
 
 
 def test_queueing_for_a_core_makes_no_load_cheaper_than_what_it_computes() -> None:
-    busy = account(2, 10, 2, cpu_share=0.5)
+    busy = history(2, 10, 2, cpu_share=0.5)
     fed = judge(busy, setup(worker_delay_s=float(busy.load[busy.counted].sum() / 1e9)))
     assert [remedy.override for remedy in fed.remedies] == ["loader.num_workers=1"]  # without any, 1 ms of 10 is lost
 
 
 def test_of_a_loader_that_tells_nothing_only_the_waiting_is_judged() -> None:
-    known = account(40, 10, 2)
+    known = history(40, 10, 2)
     silent = replace(known, begin=known.begin * 0, end=known.end * 0)
     verdict = judge(silent, setup("torch"))
     assert verdict.kind == "input-bound"
@@ -255,7 +255,7 @@ def test_of_a_loader_that_tells_nothing_only_the_waiting_is_judged() -> None:
 
 
 def test_several_epochs_are_judged_as_one() -> None:
-    one, two = account(40, 10, 2), account(10, 10, 2)
+    one, two = history(40, 10, 2), history(10, 10, 2)
     both = joined([one, two])
     assert len(both.wait) == 200
     assert judge(both, setup()).figures["wait_pct"] == pytest.approx(
@@ -264,12 +264,12 @@ def test_several_epochs_are_judged_as_one() -> None:
 
 
 def test_batches_that_are_ready_are_counted() -> None:
-    assert account(1, 10, 2).ready[-10:-4].tolist() == [4] * 6  # two workers, two ahead each
-    assert account(40, 1, 1).ready[5:].max() == 0
+    assert history(1, 10, 2).ready[-10:-4].tolist() == [4] * 6  # two workers, two ahead each
+    assert history(40, 1, 1).ready[5:].max() == 0
 
 
 def test_the_trace_holds_what_happened_when_in_the_form_that_viewers_read() -> None:
-    times = account(4, 10, 2, steps=20, stage="decode")
+    times = history(4, 10, 2, steps=20, stage="decode")
     events = json.loads(json.dumps(trace(times)))["traceEvents"]
     names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert list(names.values()) == ["step", "transfer", "wait", "worker 0", "worker 1"]

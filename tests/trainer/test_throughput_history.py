@@ -1,4 +1,4 @@
-"""The account of a run: its first epoch is told apart, and what was trained counts also where the run is broken off."""
+"""The throughput history of a run: its first epoch is kept apart, and what was trained counts also in a run that fails."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from feedrate.timing.epoch_times import EpochTimes
 from feedrate.timing.machine import MOST_INTERVALS, FreeCores
 from feedrate.tracking.journal import run_id_of
 from feedrate.trainer.throughput_history import ThroughputHistory
-from histories import account
+from histories import history
 from kills import ROOT, start_training
 from started import until
 
-WAITING, FED = (account(load_ms, 10, 2, cpu_share=0.0) for load_ms in (40, 10))
+WAITING, FED = (history(load_ms, 10, 2, cpu_share=0.0) for load_ms in (40, 10))
 
 
 def told(*epochs: EpochTimes) -> ThroughputHistory:
-    """The account of a loader with two workers after these epochs."""
+    """The history of a loader with two workers after these epochs."""
     found = ThroughputHistory(Loader(list(range(64)), 8, seed=0, num_workers=2))  # type: ignore[arg-type]
     for times in epochs:
         found.begin()
@@ -47,8 +47,8 @@ def test_the_first_epoch_is_left_out_where_there_is_another_one() -> None:
 
 def test_fewer_than_ten_counted_steps_are_not_judged() -> None:
     for steps, judged in ((15, False), (16, True)):  # six are warm-up
-        assert (told(account(40, 10, 2, steps=steps)).verdict() is not None) == judged
-    few = account(40, 10, 2, steps=15)
+        assert (told(history(40, 10, 2, steps=steps)).verdict() is not None) == judged
+    few = history(40, 10, 2, steps=15)
     assert told(few, few).verdict() is None  # the first epoch is left out
     assert told(few, few, few).verdict() is not None
 
@@ -127,7 +127,7 @@ def test_an_epoch_that_is_broken_off_counts_where_it_has_enough_steps() -> None:
     for steps, judged_on in ((15, WAITING), (60, FED)):
         found = told(WAITING, WAITING)
         found.begin()
-        found.broken_off(account(10, 10, 2, steps=steps))
+        found.broken_off(history(10, 10, 2, steps=steps))
         times = found.times
         assert times is not None
         assert (len(times.wait) > len(WAITING.wait)) == (judged_on is FED)

@@ -19,7 +19,7 @@ from feedrate.timing.ceilings import metrics
 from feedrate.timing.epoch_times import Setup
 from feedrate.tuning.trial_runner import Setting
 from feedrate.tuning.tune import tune
-from histories import account, setup
+from histories import history, setup
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = 1 + 3 * 32  # settings without workers, and with 1 to 32 workers and three lengths of the queue
@@ -39,7 +39,7 @@ class Workload:
         engine = "process" if setting.num_workers else "inline"
         loads = [self.load_ms * (1 - self.uneven + (10 * self.uneven if n % 10 == 0 else 0)) for n in range(200)]
         receive = self.receive_ms if setting.num_workers else 0.0
-        times = account(loads, self.step_ms, setting.num_workers, steps=200, receive_ms=receive, cpu_share=0.0)
+        times = history(loads, self.step_ms, setting.num_workers, steps=200, receive_ms=receive, cpu_share=0.0)
         return times, setup(engine, setting.num_workers, 2.0)
 
     def rate(self, setting: Setting) -> float:

@@ -73,7 +73,7 @@ def judge(times: EpochTimes, setup: Setup) -> Verdict:
     if not setup.workers:
         waited += ", without workers"
     step = f"the step can take {_rate(compute)}" if compute < NO_STEP else "there was no training step"
-    if loader is None:  # no account of the loading
+    if loader is None:  # how the loading went is not known
         reasons = [f"{_rate(figures['samples_per_s'])} samples/s were loaded, {step}"]
         advice: tuple[Remedy, ...] = ()
         if kind == "input-bound":
