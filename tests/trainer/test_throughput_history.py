@@ -1,4 +1,4 @@
-"""The throughput history of a run: its first epoch is kept apart, and what was trained counts also in a run that fails."""
+"""The history of a run: its first epoch is kept apart, and what was trained counts also where the run fails."""
 
 from __future__ import annotations
 
