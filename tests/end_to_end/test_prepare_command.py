@@ -213,7 +213,7 @@ def test_a_terminal_shows_a_bar(source: Path, tmp_path: Path) -> None:
     assert errors == b""
     text = shown.decode()
     assert "writing samples" in text
-    assert f"{COUNT}/{COUNT}" in text
+    assert "100%" in text
     assert "━" in text
 
 

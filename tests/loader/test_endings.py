@@ -384,6 +384,38 @@ def test_closing_waits_once_for_all_workers_and_leaves_none(persistent: bool) ->
     assert time.monotonic() - begin < 60
 
 
+ORPHAN = """
+import os, signal, sys, time
+import torch
+from feedrate.loader import Loader
+
+def kill_the_parent(worker_id):
+    parent = os.getppid()
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+
+data = torch.utils.data.TensorDataset(torch.zeros(64, 4), torch.zeros(64))
+next(iter(Loader(data, 4, seed=0, engine="process", num_workers=1, worker_init_fn=kill_the_parent)))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_whose_program_is_killed_while_it_starts_ends_too(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    source = str(Path(ending.__file__).parents[2] / "src")
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "orphan.py")],
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", MARK: str(tmp_path)},
+    )
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    try:
+        wait_for(lambda: not list(processes_of(str(tmp_path))), 30)
+    finally:
+        for left in processes_of(str(tmp_path)):
+            left.kill()
+
+
 @pytest.mark.usefixtures("no_workers_left", "no_threads_left")
 @pytest.mark.parametrize("signum", STOPPING, ids=lambda signum: signum.name)
 def test_workers_outlive_a_signal_that_is_meant_for_the_program(signum: signal.Signals) -> None:

@@ -130,8 +130,10 @@ class Processes(Engine):
         """The private DataLoader, kept as long as its workers persist."""
         if self._inner is None or not settings.persistent_workers:
             context = context_of(settings)
+            parent: int | None = os.getpid()
             if context.get_start_method() == "forkserver":  # which then imports torch once, instead of each worker
                 multiprocessing.set_forkserver_preload(["__main__", "torch"])
+                parent = None
             self._buffers = SharedBuffers(settings.num_workers, settings.prefetch_factor or 2)
             fetcher = copy(self._fetcher)
             fetcher.buffers = self._buffers.slots
@@ -140,7 +142,7 @@ class Processes(Engine):
                 batch_sampler=self._scheduler,
                 num_workers=settings.num_workers,
                 collate_fn=default_convert,  # leaves a Batch as it is
-                worker_init_fn=partial(_start, settings.worker_init_fn),
+                worker_init_fn=partial(_start, settings.worker_init_fn, parent),
                 multiprocessing_context=context,
                 # of its own: creating an iterator would otherwise draw from the global generator
                 generator=torch.Generator().manual_seed(0),
@@ -219,8 +221,11 @@ def _kill_left() -> None:
         started.kill()
 
 
-def _start(user: Callable[[int], None] | None, worker_id: int) -> None:
-    """The private DataLoader's `worker_init_fn`; `get_worker_info()` shows the user's function the user's dataset."""
+def _start(user: Callable[[int], None] | None, parent: int | None, worker_id: int) -> None:
+    """The private DataLoader's `worker_init_fn`; `get_worker_info()` shows the user's function the user's dataset.
+
+    `parent` is the main process, None where a forkserver starts the workers.
+    """
     info = get_worker_info()
     assert info is not None
     assert isinstance(info.dataset, BatchFetcher)
@@ -231,6 +236,8 @@ def _start(user: Callable[[int], None] | None, worker_id: int) -> None:
     ignore(STOPPING)
     if user is not None:
         user(worker_id)
+    if parent not in (None, os.getppid()):  # killed meanwhile; torch would watch the new parent
+        os._exit(1)
 
 
 def _opened(pins: str | None, batch: Batch) -> Batch:
