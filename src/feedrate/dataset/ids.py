@@ -49,6 +49,7 @@ class IDs(Sequence[str]):
     def _open(self) -> None:
         self._text, self._ends = self.text.numpy(), self.ends.numpy()
         self._view = memoryview(self._text.data)
+        self._rows: np.ndarray | None = None  # (N, length) where all lengths are equal, else (0,)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch pickles a tensor by moving it to shared memory, away from under the NumPy views; so copies are moved,
@@ -98,8 +99,22 @@ class IDs(Sequence[str]):
         """Where the IDs at `indices` begin and end."""
         return np.where(indices > 0, self._ends[indices - 1], 0), self._ends[indices]
 
+    def characters(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """UTF-8 of the IDs at `indices` end to end, and the length of each in bytes."""
+        starts, ends = self._spans(indices)
+        lengths = ends - starts
+        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return self._text[np.repeat(starts, lengths) + within], lengths
+
     def table(self, indices: np.ndarray) -> np.ndarray | None:
         """UTF-8 of the IDs at `indices`, (n, length) uint8; None where lengths differ, or one holds a zero byte."""
+        if self._rows is None:
+            length = int(self._ends[0]) if len(self) else 0
+            uniform = length and np.array_equal(self._ends, np.arange(1, len(self) + 1) * length) and self._text.all()
+            self._rows = self._text.reshape(-1, length) if uniform else self._text[:0]
+        if self._rows.ndim == 2:
+            found: np.ndarray = self._rows[indices]
+            return found
         starts, ends = self._spans(indices)
         lengths = ends - starts
         if not len(indices) or (lengths != lengths[0]).any():
@@ -122,15 +137,33 @@ def encode(list_IDs: Sequence[str] | None, indices: np.ndarray) -> bytes:
     None stands for the indices in decimal.
     """
     if isinstance(list_IDs, IDs):
-        table = list_IDs.table(indices)
-        if table is not None:
-            heads = np.full((len(table), 1), table.shape[1], dtype="<u4").view(np.uint8)
-            return np.hstack([heads, table]).tobytes()
-        names = list_IDs.at(indices)
-    else:
-        names = [str(index if list_IDs is None else list_IDs[index]) for index in indices.tolist()]
-    encoded = [name.encode() for name in names]
-    return b"".join([len(name).to_bytes(4, "little") + name for name in encoded])
+        return _framed(*list_IDs.characters(indices))
+    if list_IDs is None:
+        return _framed(*_decimal(indices))
+    names = [str(list_IDs[index]).encode() for index in indices.tolist()]
+    return _framed(np.frombuffer(b"".join(names), dtype=np.uint8), np.array([len(name) for name in names]))
+
+
+def _decimal(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Digits of non-negative numbers (n,) end to end as uint8, and how many each has."""
+    powers = 10 ** np.arange(19)
+    lengths = np.maximum(1, np.searchsorted(powers, numbers, side="right"))
+    width = int(lengths.max()) if len(lengths) else 0
+    digits = (numbers[:, None] // powers[:width][::-1] % 10 + ord("0")).astype(np.uint8)
+    return digits[np.arange(width) >= width - lengths[:, None]], lengths
+
+
+def _framed(text: np.ndarray, lengths: np.ndarray) -> bytes:
+    """Texts end to end, uint8, each after its length in bytes (uint32, little-endian)."""
+    heads = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
+    if len(lengths) and (lengths == lengths[0]).all():
+        return np.hstack([heads, text.reshape(len(lengths), -1)]).tobytes()
+    out = np.empty(len(text) + heads.size, dtype=np.uint8)
+    is_text = np.ones(len(out), dtype=bool)
+    places = (np.cumsum(lengths + 4) - lengths - 4)[:, None] + np.arange(4)
+    is_text[places], out[places] = False, heads
+    out[is_text] = text
+    return out.tobytes()
 
 
 class Labels(Mapping[str, Any]):

@@ -110,26 +110,35 @@ class Packed(Dataset[tuple[Any, Any]]):
     def load_X(self, indices: np.ndarray, empty: Empty) -> Tensor | None:
         """The stored X of the samples at `indices`, (n, ...) in memory from `empty`; None where shapes differ."""
         indices = in_range(indices, len(self.list_IDs))
-        numbers, rows = np.divmod(indices, self._rows)
-        shards, at = [self._shards[number] for number in numbers.tolist()], 0
+        if len(self._shards) > 1 or self.verify:
+            return self._one_by_one(indices, empty)
         try:
-            first = shards[0].opened
-            if first.rows is not None and not self.verify and (numbers == numbers[0]).all():
-                X = empty((len(rows), *first.shape), self._X.torch_dtype)
-                copy_rows(first.rows, rows, X)
-                return X
-            shape = shards[0].shape(int(rows[0]))
+            opened = self._shards[0].opened
+        except Damaged as error:
+            raise sample_error(self._shards[0], self.list_IDs, int(indices[0]), error) from None
+        if opened.rows is None:
+            return self._one_by_one(indices, empty)
+        X = empty((len(indices), *opened.shape), self._X.torch_dtype)
+        copy_rows(opened.rows, indices, X)
+        return X
+
+    def _one_by_one(self, indices: np.ndarray, empty: Empty) -> Tensor | None:
+        """As load_X, from any shards."""
+        numbers, rows = (found.tolist() for found in np.divmod(indices, self._rows))
+        shards, at = [self._shards[number] for number in numbers], 0
+        try:
+            shape = shards[0].shape(rows[0])
             every = [shard.opened for shard in shards]
             uniform = all(opened.shapes is None and opened.shape == shape for opened in every)
-            if not uniform and any(s.shape(row) != shape for s, row in zip(shards, rows.tolist(), strict=True)):
+            if not uniform and any(shard.shape(row) != shape for shard, row in zip(shards, rows, strict=True)):
                 return None
             X = empty((len(rows), *shape), self._X.torch_dtype)
             into, n = memory_of(X), X.nbytes // len(rows)
-            if uniform and not self.verify and first.memory is not None:
-                for at, (opened, row) in enumerate(zip(every, rows.tolist(), strict=True)):
+            if uniform and not self.verify and every[0].memory is not None:
+                for at, (opened, row) in enumerate(zip(every, rows, strict=True)):
                     into[at * n : at * n + n] = opened.memory[row * n : row * n + n]
                 return X
-            for at, (shard, row) in enumerate(zip(shards, rows.tolist(), strict=True)):
+            for at, (shard, row) in enumerate(zip(shards, rows, strict=True)):
                 shard.copy(row, into[at * n : at * n + n], self.verify)
             return X
         except Damaged as error:
