@@ -141,7 +141,9 @@ def encode(list_IDs: Sequence[str] | None, indices: np.ndarray) -> bytes:
     if list_IDs is None:
         return _framed(*_decimal(indices))
     names = [str(list_IDs[index]).encode() for index in indices.tolist()]
-    return _framed(np.frombuffer(b"".join(names), dtype=np.uint8), np.array([len(name) for name in names]))
+    return _framed(
+        np.frombuffer(b"".join(names), dtype=np.uint8), np.array([len(name) for name in names], dtype=np.int64)
+    )
 
 
 def _decimal(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ class Recogniser:
         padded = np.zeros((2, self.width), np.uint8)
         padded[:, : len(frame)] = frame & mask, mask
         self._frame, self._mask = padded.view(np.uint64)
-        self._every_name, self._first_name = names.reshape(-1), np.tile(names[:1], (len(names), 1)).reshape(-1)
+        self._every_name = names.reshape(-1)
         # the same for a single file, for which NumPy's calls would take too long
         self._number = int.from_bytes(frame & mask, "little")
         self._matters = int.from_bytes(mask, "little")
@@ -69,13 +69,9 @@ class Recogniser:
         """For each frame, (n, width) uint8 with any bytes beyond its end, whether it has the layout: (n,) bool."""
         same = (frames.view(np.uint64) & self._mask) == self._frame
         digits = frames[:, self.digits] - 48 < 10  # unsigned: bytes below '0' become large
-        first = frames.take(self._first_name, axis=1)  # once for each copy
-        checks = (
-            same,
-            digits,
-            frames.take(self._every_name, axis=1) == first,
-            _NAME_BYTES[first[:, : self.names.shape[1]]],
-        )
+        names = frames.take(self._every_name, axis=1).reshape(len(frames), *self.names.shape)
+        equal, plain = names == names[:, :1], _NAME_BYTES[names[:, :1]]
+        checks = same, digits, *(found.reshape(len(frames), -1) for found in (equal, plain))
         if all(check.all() for check in checks):  # nearly always, and in half the time
             return np.ones(len(frames), dtype=bool)
         good: np.ndarray = np.logical_and.reduce([check.all(axis=1) for check in checks])

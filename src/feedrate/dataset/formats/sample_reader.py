@@ -75,35 +75,47 @@ class SampleReader:
         Raises:
             SampleError: as `read`, for the first of them that cannot be read.
         """
+        out, good = None, np.zeros(len(paths), dtype=bool)
+        if (only := self._only(paths)) is not None:
+            out = empty((len(paths), *only.shape), only.dtype)
+            good = self._scatter.read(only, paths, None, out)
+            return out if good.all() else self._completed(paths, IDs, empty, out, good)
         groups = self._expected(paths)
         forms = {(known.shape, known.dtype) for known in groups}
-        out, good = None, np.zeros(len(paths), dtype=bool)
         if len(forms) == 1:  # else nothing is known, or shapes differ
             ((shape, dtype),) = forms
             out = empty((len(paths), *shape), dtype)
             for known, rows in groups.items():
                 chosen = paths if len(rows) == len(paths) else [paths[row] for row in rows.tolist()]
                 good[rows] = self._scatter.read(known, chosen, rows, out)
-            if good.all():
-                return out
-            out = out if good.any() else None
+        return self._completed(paths, IDs, empty, out, good)
+
+    def _completed(
+        self, paths: Sequence[str], IDs: Sequence[str], empty: Empty, out: Tensor | None, good: np.ndarray
+    ) -> Tensor | list[Tensor]:
+        """The batch `out` with the samples that are not good yet, each read by itself; a list where shapes differ."""
+        if out is not None and good.all():
+            return out
+        out = out if good.any() else None
         single = {row: self.read(paths[row], IDs[row]) for row in np.flatnonzero(~good).tolist()}
-        if out is None:
-            shape, dtype = tuple(single[0].shape), single[0].dtype
-        if any(tuple(X.shape) != shape or X.dtype != dtype for X in single.values()):
+        first = next(iter(single.values())) if out is None else out[0]
+        if any(X.shape != first.shape or X.dtype != first.dtype for X in single.values()):
             return [single[row] if out is None or row in single else out[row].clone() for row in range(len(paths))]
         if out is None:
-            out = empty((len(paths), *shape), dtype)
+            out = empty((len(paths), *first.shape), first.dtype)
         for row, X in single.items():
             out[row] = X
         return out
 
+    def _only(self, paths: Sequence[str]) -> Recogniser | None:
+        """The expected layout of all these files, where there is one for paths of their length."""
+        if not isinstance(paths, Paths) or paths.length is None:
+            return None
+        sizes = self._known.get(paths.length, {})
+        return next(iter(sizes.values()))[0] if len(sizes) == 1 else None
+
     def _expected(self, paths: Sequence[str]) -> dict[Recogniser, np.ndarray]:
         """The rows of the files by their expected layout."""
-        if isinstance(paths, Paths) and paths.length is not None:
-            every = [*self._known.get(paths.length, {}).values()]
-            if len(every) <= 1:
-                return {similar[0]: np.arange(len(paths)) for similar in every}
         rows: dict[Recogniser, list[int]] = {}
         for row, path in enumerate(paths):
             sizes = self._known.get(_length(path), {})

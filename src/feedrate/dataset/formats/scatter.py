@@ -30,10 +30,12 @@ class Scatter:
         self._verify, self.at_once = verify, at_once
         self._kept = threading.local()  # its `ring`, and its `rooms` by Recogniser
 
-    def read(self, known: Recogniser, paths: Sequence[str], rows: np.ndarray, out: Tensor) -> np.ndarray:
-        """Reads files into these rows of `out`; returns which had the layout, (n,) bool."""
+    def read(self, known: Recogniser, paths: Sequence[str], rows: np.ndarray | None, out: Tensor) -> np.ndarray:
+        """Reads files into rows of `out` (None: all, in order); returns which had the layout, (n,) bool."""
         ring = self._ring()
         room = self._room(known, len(paths))
+        if rows is None:
+            rows = room.numbers[: len(paths)]
         names = None if ring is None else room.names.of(paths)
         whole = None
         if ring is not None and names is not None:
@@ -82,6 +84,7 @@ class _Room:
     Attributes:
         frames: (count, width) uint8, a head, a tail and a spare byte in each.
         heads, tails: the parts of each.
+        numbers: (count,) int64, of its rows.
         pieces: (count, 3, 2) uint64, address and length of head, payload and tail; payload addresses are set later.
     """
 
@@ -91,6 +94,7 @@ class _Room:
         self.heads = [frame[:first].data for frame in self.frames]
         self.tails = [frame[first:end].data for frame in self.frames]
         self.names = Names()
+        self.numbers = np.arange(count)
         self.pieces = np.zeros((count, 3, 2), dtype=np.uint64)
         self.pieces[:, 0, 0] = address(self.frames) + np.arange(count, dtype=np.uint64) * known.width
         self.pieces[:, 2, 0] = self.pieces[:, 0, 0] + np.uint64(first)
