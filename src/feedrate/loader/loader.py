@@ -195,7 +195,7 @@ class SeededLoader(Loader[T_co]):
     def _begin_epoch(self, epoch: int) -> None:
         """To the start of an epoch."""
         sampler = self.sampler
-        order = sampler.order_of(epoch)
+        order = self._scheduler.known(sampler.order_of(epoch))
         sampler.digest.begin(order, sampler.position)
         sampler.move(order, 0)
         self._set_step(1)

@@ -50,6 +50,11 @@ class Scheduler(Sampler[Any]):
                 return
             ahead.append(plan)
 
+    def known(self, order: Order) -> Order:
+        """The equal order of which threads have computed positions already, if there is one."""
+        ahead = self._ahead[0].order if self._ahead else None
+        return ahead if ahead is not None and ahead == order else order
+
     def begin(self, plan: Plan) -> bool:
         """Begins an epoch; returns whether its first batch is the next one that the running engine delivers."""
         continues = not self._due and bool(self._ahead) and self._ahead[0] == plan
