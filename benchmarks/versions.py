@@ -1,0 +1,68 @@
+"""Our engines here beside those of another checkout, as a worktree of an earlier commit; in turns, in one run.
+
+    git worktree add ../before COMMIT
+    python benchmarks/versions.py ../before                     files of 12 KB; some five minutes
+    python benchmarks/versions.py ../before "150 KB" "packed, thread"
+
+Both must give one order of samples. The turns are short and many, as the machine's own speed changes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as src/train.py does
+HERE = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(HERE / "src"), str(HERE / "benchmarks")]
+
+from figures import markdown, spread  # noqa: E402
+from peers.bench import Processes  # noqa: E402
+from peers.contenders import CONTENDERS  # noqa: E402
+from peers.sets import SETS, make_set  # noqa: E402
+
+ROUNDS, SECONDS = 60, 0.12
+
+
+class OfCheckout(Processes):
+    """Starts contenders with the source of a checkout."""
+
+    def __init__(self, checkout: Path) -> None:
+        super().__init__()
+        command = [sys.executable, str(checkout / "benchmarks/peers/process.py"), str(self.listener.address)]
+        self.sources[sys.executable] = subprocess.Popen([*command, self.key.hex()], stdin=subprocess.PIPE, text=True)
+
+
+def main(other: str, name: str = "12 KB", part: str = "") -> None:
+    of = next(of for of in SETS if of.name == name)
+    chosen = [c for c in CONTENDERS if c.kind == "ours" and part in c.name and (c.ragged or not of.ragged)]
+    checkouts = Path(other).resolve(), HERE
+    with OfCheckout(checkouts[0]) as before, OfCheckout(checkouts[1]) as now:
+        running: list[list[Any]] = []
+        for contender in chosen:
+            homes = [make_set(of, checkout / "data/peers") for checkout in checkouts]  # shards may differ in format
+            pair = [p.start(contender, home, of) for p, home in zip((before, now), homes, strict=True)]
+            digests = {process.ask("check", True)["digest"] for process in pair}
+            assert len(digests) == 1, f"{contender.name}: another order of samples"
+            running.append(pair)
+        turns: list[list[list[Any]]] = [[[], []] for _ in chosen]
+        for number in range(ROUNDS):
+            for pair, found in zip(running, turns, strict=True):
+                for side in (0, 1) if number % 2 else (1, 0):
+                    found[side].append(pair[side].ask("measure", SECONDS, "none"))
+    rows = []
+    for contender, found in zip(chosen, turns, strict=True):
+        rates = [[turn["samples"] / turn["seconds"] for turn in side] for side in found]
+        cpu = [median(1e6 * turn["cpu"] / turn["samples"] for turn in side) for side in found]
+        ratio = spread([b / a for a, b in zip(*rates, strict=True)])
+        rows.append((contender.name, *(spread(side, 0) for side in rates), ratio, f"{cpu[0]:.1f}, {cpu[1]:.1f}"))
+    head = [name, "before, samples/s", "now", "now to before, by turn", "CPU us a sample, before and now"]
+    print(markdown(head, rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
