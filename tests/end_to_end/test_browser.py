@@ -184,11 +184,12 @@ def test_the_printed_link_shows_the_runs_with_the_columns_that_matter(browser: B
     browser.open(str(tracker.experiment_url), *expected, lines=[*columns, *later])
 
     def ordered() -> bool:
-        lines = browser.driver.find_element("tag name", "body").text.splitlines()
-        places = [lines.index(name) for name in ("Run Name", *columns)]
-        return places == sorted(places)
+        heads = browser.driver.find_elements("css selector", "[role=columnheader]")
+        places = {head.text.strip(): head.location["x"] for head in heads}
+        found = [places[name] for name in ("Run Name", *columns)]
+        return found == sorted(found)
 
-    browser.until(ordered)  # MLflow moves the columns after the table is drawn
+    browser.until(ordered)  # as seen: MLflow places the columns after the table is drawn
 
 
 def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browser: Browser, tracker: Tracker) -> None:
