@@ -221,7 +221,8 @@ def main() -> None:
 def _upload(uploader: Uploader | None, settings: dict[str, Any], messages: IO[bytes]) -> None:
     folder = writer = system = None
     dead: list[Path] = []
-    ending, next_attempt = False, 0.0
+    ending = orphan = False
+    next_attempt = 0.0
     while True:
         message = {} if ending else _receive(messages, POLL_S)
         if "folder" in message:
@@ -232,7 +233,8 @@ def _upload(uploader: Uploader | None, settings: dict[str, Any], messages: IO[by
                 system = SystemReadings(folder, settings["parent"])
         if "dead" in message:
             dead.append(Path(message["dead"]))
-        orphan = os.getppid() != settings["parent"]
+        # the pipe of a killed process is closed before its children have another parent
+        orphan = orphan or "gone" in message or os.getppid() != settings["parent"]
         if system is not None and not ending:
             system.take(last=orphan or "end" in message)
         ending = ending or orphan or "end" in message
@@ -259,9 +261,9 @@ def _upload(uploader: Uploader | None, settings: dict[str, Any], messages: IO[by
 
 
 def _receive(messages: IO[bytes], timeout_s: float | None) -> dict[str, Any]:
-    """The next message, empty if there is none in time, an end if there will be none."""
+    """The next message, empty if there is none in time, 'gone' if there will be none."""
     ready, _, _ = select.select([messages], [], [], timeout_s)
-    return dict(json.loads(messages.readline() or '{"end": true}')) if ready else {}
+    return dict(json.loads(messages.readline() or '{"gone": true}')) if ready else {}
 
 
 def _end_after(parent: int) -> None:
