@@ -190,7 +190,7 @@ class UploaderProcess:
 
 
 def main() -> None:
-    """The process: opens the store, and uploads what it is told to until the run has ended or training is gone."""
+    """The process: opens the store, and uploads what its messages name until the run has ended or training is gone."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # training ends it
         signal.signal(signum, signal.SIG_IGN)
     for name, value in _ENVIRONMENT.items():

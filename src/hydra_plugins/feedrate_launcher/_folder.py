@@ -87,7 +87,7 @@ def _newest(fresh: Path, sweep_id: str) -> Path | None:
 
 
 def attempt(job: Job, sweep: Path) -> tuple[Path, Literal["finished", "resume", "new"]]:
-    """The job's run folder, and whether the job has finished there, is to be resumed there, or begins there anew."""
+    """The job's run folder, and whether the job has finished there, is to be resumed there, or starts there again."""
     tried, last, summary = _attempts(job, sweep)
     status = summary.get("status") if summary.get("job_id") == job.job_id else None
     if status == "FINISHED":
