@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cgroups import system
 from feedrate.system.cores import usable_cores
-
-
-def system(folder: Path, groups: str, **files: str) -> Path:
-    (folder / "proc/self").mkdir(parents=True)
-    (folder / "proc/self/cgroup").write_text(groups)
-    for name, text in files.items():
-        path = folder / "sys/fs/cgroup" / name.replace("__", "/").replace("-", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return folder
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU affinity")

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cgroups import system
 from feedrate.system.memory import free_memory
 
 MB, GB = 10**6, 10**9
@@ -14,16 +15,6 @@ MB, GB = 10**6, 10**9
 STAT = "anon 5\nfile 9\ninactive_file 300000000\nactive_file 200000000\nslab 7\n"
 STAT_1 = f"cache 9\n{STAT}total_inactive_file 300000000\ntotal_active_file 200000000\n"
 VERSION_1 = "memory__memory-limit_in_bytes", "memory__memory-usage_in_bytes", "memory__memory-stat"
-
-
-def system(folder: Path, groups: str, **files: str) -> Path:
-    (folder / "proc/self").mkdir(parents=True)
-    (folder / "proc/self/cgroup").write_text(groups)
-    for name, text in files.items():
-        path = folder / "sys/fs/cgroup" / name.replace("__", "/").replace("-", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return folder
 
 
 def group(limit: str, used: str, path: str = "") -> dict[str, str]:
