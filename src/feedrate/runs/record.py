@@ -24,7 +24,6 @@ from feedrate.tracking.sweep import picture
 from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
-from feedrate.trainer.pruning import pruned
 
 
 def record_start(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
@@ -76,7 +75,7 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         **loading(trainer, verdict),
         "data_digest": trainer.data.digest,
         **{name: digest for name, digest in digests.items() if digest},
-        **pruned(result.stopped),
+        **({"pruned": "true"} if result.pruned else {}),
         "per_class": result.per_class,
     }
 
@@ -105,7 +104,8 @@ def example(trainer: Trainer) -> torch.Tensor:
 def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trainer, verdict: Verdict | None) -> None:
     """Tags, verdict, summary note, timeline and pictures of a run that ended well."""
     result = trainer.result
-    tracker.tags({f"feedrate.{name}": value for name, value in pruned(result.stopped).items()})
+    if result.pruned:
+        tracker.tags({"feedrate.pruned": "true"})
     if verdict is not None:
         trainer.record_verdict(verdict)
         tracker.metrics({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1)

@@ -40,7 +40,6 @@ from feedrate.trainer.throughput_history import ThroughputHistory
 
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over
-STOPPED_EARLY, STOPPED_AT = "stopped early: validation/loss has not fallen", "stopped at trainer.max_steps="
 
 
 class Trainer:
@@ -160,7 +159,10 @@ class Trainer:
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
         result.add(epoch, metrics, validation)
-        result.stopped = self._reason_to_stop(epoch) or reason_to_prune(epoch, metrics, self.config.max_epochs)
+        result.stopped = self._reason_to_stop(epoch)
+        if not result.stopped:
+            result.stopped = reason_to_prune(epoch, metrics, self.config.max_epochs)
+            result.pruned = bool(result.stopped)
         state.phase, state.random = "done", None
         if not part:
             self._save()
@@ -211,7 +213,7 @@ class Trainer:
             self.throughput.took_long(info.slow)
 
     def _between_optimizer_steps(self) -> None:
-        """Stops the run after a signal, writes a checkpoint if one is due, and lets signals stop the run from now on."""
+        """Stops the run after a signal, writes a checkpoint if one is due, and lets the next signal stop it at once."""
         self._stop.check()
         every = self.config.checkpoint_every_s
         if every is not None and time.perf_counter() - self._saved_at >= every:
@@ -262,8 +264,8 @@ class Trainer:
         patience, result = self.config.early_stopping, self.state.result
         # where no epoch's loss was finite it is unknown whether it fell
         if patience and math.isfinite(result.best["validation/loss"]) and epoch - result.best_epoch >= patience:
-            return f"{STOPPED_EARLY} for {patience} epochs"
-        return f"{STOPPED_AT}{self.config.max_steps}" if self._finished() else ""
+            return f"stopped early: validation/loss has not fallen for {patience} epochs"
+        return f"stopped at trainer.max_steps={self.config.max_steps}" if self._finished() else ""
 
     def verdict(self) -> Verdict | None:
         """The verdict on all that was trained, also in an unfinished epoch; None after too few steps."""
@@ -284,7 +286,7 @@ class Trainer:
         self._earlier_s = float(times.get("all", 0.0))
         if state["phase"] == "done":
             epoch = int(state["epoch"])
-            if not ours.result.stopped or ours.result.stopped.startswith((STOPPED_EARLY, STOPPED_AT)):
+            if not ours.result.pruned:
                 ours.result.stopped = self._reason_to_stop(epoch)
             if ours.result.best_epoch == epoch:  # a kill may have come between the two checkpoints of that epoch's end
                 checkpoint.save(self._folder, "best", state)

@@ -33,6 +33,7 @@ class Result:
     confusion: list[list[int]] | None = None  # of its validation, rows are true classes; None for regression
     per_class: list[dict[str, Any]] | None = None  # samples and accuracy of each class, of its validation
     stopped: str = ""  # why training ended before max_epochs
+    pruned: bool = False  # whether a search ended it
 
     def add(self, epoch: int, metrics: dict[str, float], validation: Meter) -> None:
         """Adds a finished epoch."""
