@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from feedrate.dataset.subset import size_of
 from feedrate.reporting.run_summary import headline, run_note
@@ -31,7 +32,7 @@ def record_start(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
     config, code, data = origin.config, origin.code, trainer.data
     groups = {group: option for group, option in origin.choices.items() if group in config}
     settings = {key: value for key, value in flatten(config).items() if not key.startswith(("tracking.", "sweep."))}
-    parameters = sum(p.numel() for p in trainer.state.model.parameters())
+    parameters = num_parameters(trainer.state.model)
     about = {"model.parameters": parameters, "device": device_of(trainer), "precision": trainer.precision.name}
     tracker.params({**groups, **settings, **about})
     tracker.tags({"feedrate.command": origin.command, **({COMMIT_TAG: code.commit} if code.commit else {})})
@@ -90,7 +91,13 @@ def loading(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
     }
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Number of values in a model's parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def device_of(trainer: Trainer) -> str:
+    """The device with its product name, such as `cuda:0 (NVIDIA H100 PCIe)`."""
     return f"{trainer.device} ({name_of(trainer.device)})"
 
 

@@ -133,12 +133,12 @@ class Run:
         """Records the start of training; a resumed run's trainer is first set to its checkpoint."""
         from feedrate.runs import record, resume
 
-        self._trainer, state, precision = trainer, trainer.state, trainer.precision
-        parameters = sum(p.numel() for p in state.model.parameters())
-        log.info("%s with %s parameters, precision %s", type(state.model).__name__, f"{parameters:,}", precision.name)
+        self._trainer, model = trainer, trainer.state.model
+        parameters, precision = f"{record.num_parameters(model):,}", trainer.precision.name
+        log.info("%s with %s parameters, precision %s", type(model).__name__, parameters, precision)
         if self.checkpoint:
             if self.config.trainer.resume_optimizer:
-                resume.check_optimizer(self.checkpoint, state.optimizer)
+                resume.check_optimizer(self.checkpoint, trainer.state.optimizer)
             trainer.load_state_dict(self.checkpoint)
             record.record_resumed(self.tracker, self.origin, trainer)
         else:
