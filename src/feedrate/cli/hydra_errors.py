@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from feedrate.config import ROOT, shown_path
@@ -70,9 +70,34 @@ def _fault_in_file(error: BaseException) -> str:
     file = Path(reading.f_locals["full_path"])
     if isinstance(error, MarkedYAMLError):
         return f"{shown_path(file)}, {yaml_fault(error)}"
-    cause = error.__cause__ or error
-    hint = "; an interpolation is written ${GROUP.KEY}" if isinstance(cause, GrammarParseError) else ""
-    return f"{shown_path(file)}: {str(cause).splitlines()[0]}{hint}"
+    cause, line, hint = error.__cause__ or error, None, ""
+    if isinstance(cause, UnicodeDecodeError):
+        line, hint = _line_that_is_not_utf8(file), "; save the file as UTF-8"
+    elif isinstance(cause, GrammarParseError):
+        line, hint = _line_of_interpolation(file), "; an interpolation is written ${GROUP.KEY}"
+    place = shown_path(file) if line is None else f"{shown_path(file)}, line {line}"
+    return f"{place}: {str(cause).splitlines()[0]}{hint}"
+
+
+def _line_that_is_not_utf8(file: Path) -> int | None:
+    try:
+        file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        return error.object.count(b"\n", 0, error.start) + 1
+    return None
+
+
+def _line_of_interpolation(file: Path) -> int | None:
+    """The line of the first value that OmegaConf cannot parse."""
+    import yaml  # type: ignore[import-untyped]
+
+    for token in yaml.scan(file.read_text(encoding="utf-8")):
+        if isinstance(token, yaml.ScalarToken):
+            try:
+                OmegaConf.create([token.value])
+            except GrammarParseError:
+                return int(token.start_mark.line) + 1
+    return None
 
 
 def _unknown_key(key: str, cause: BaseException | None) -> str:
