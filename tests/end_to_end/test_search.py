@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from feedrate.system.text import wrapped_command
 from feedrate.trainer import checkpoint
 from sweep_process import cut_power, start, sweep
 
@@ -111,7 +112,7 @@ def test_mlflow_has_one_parent_with_table_and_pictures_and_a_child_for_each_tria
     note = parent.data.tags["mlflow.note.content"]
     best = min((row for row in searched.rows if row["status"] == "FINISHED"), key=lambda r: float(r["validation/loss"]))
     assert note.startswith("**Best trial: lr 0.05, batch size ")
-    assert f"```sh\n{best['command']}\n```" in note
+    assert f"```sh\n{wrapped_command(best['command'])}\n```" in note
     assert f"optimizer.lr={best['optimizer.lr']} " in best["command"]
     assert {run.info.status for run in searched.children} == {"FINISHED"}
     assert sorted(run.data.tags["feedrate.job"] for run in searched.children) == [row["trial"] for row in searched.rows]
