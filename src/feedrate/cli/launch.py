@@ -81,7 +81,7 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ[_FULL] = "1"  # Hydra raises, instead of printing its own six to nine lines
 
     @functools.wraps(job)  # Hydra names the log file and the job after the file of the function
-    def guarded(config: DictConfig) -> Any:
+    def wrapped(config: DictConfig) -> Any:
         if not FULL_ERROR:
             os.environ.pop(_FULL, None)  # not for the processes that the job starts
         try:
@@ -96,10 +96,10 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
 
     try:
         if sys.argv[1:] == [FROM_STDIN]:
-            _run_composed(guarded, pickle.load(sys.stdin.buffer))
+            _run_composed(wrapped, pickle.load(sys.stdin.buffer))
         else:
             _check_arguments()
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(wrapped)()
         quit_on_interrupt()
     except KeyboardInterrupt as error:
         on_the_way_out()

@@ -116,8 +116,8 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
     if verdict is not None:
         trainer.record_verdict(verdict)
         tracker.metrics({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1)
-    window = trainer.throughput.window()
-    names = ["throughput", *(["timeline"] if window is not None else [])]
+    excerpt = trainer.throughput.excerpt()
+    names = ["throughput", *(["timeline"] if excerpt is not None else [])]
     note = run_note(
         figures(trainer, verdict),
         command=origin.command,
@@ -129,8 +129,8 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
         slow=trainer.throughput.slow_samples(),
     )
     tracker.note(note)
-    if window is not None:
-        (folder / "timeline.json").write_text(json.dumps(trace(window)), encoding="utf-8")
+    if excerpt is not None:
+        (folder / "timeline.json").write_text(json.dumps(trace(excerpt)), encoding="utf-8")
         tracker.artifact(folder / "timeline.json")
     if tracker.active:
         _record_pictures(tracker, trainer)
@@ -149,8 +149,8 @@ def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
         "loss": partial(loss_curves, curves),
         "throughput": partial(throughput, curves),
     }
-    if (window := trainer.throughput.window()) is not None:
-        drawn["timeline"] = partial(timeline, rows_of(window))
+    if (excerpt := trainer.throughput.excerpt()) is not None:
+        drawn["timeline"] = partial(timeline, rows_of(excerpt))
     if result.confusion is not None:
         names = [str(row["class"]) for row in result.per_class or []]
         title = f"validation after epoch {result.best_epoch + 1}, the best"

@@ -71,7 +71,7 @@ class Run:
     @classmethod
     @contextmanager
     def open(cls, settings: dict[str, Any]) -> Iterator[Run]:
-        """Opens a run with the configuration of `read_settings`, and ends it, whatever happens in between."""
+        """Opens a run with the configuration of `resolve_config`, and ends it, whatever happens in between."""
         run = cls(settings)
         run.interruption.listen()
         try:
@@ -217,7 +217,7 @@ class Run:
             self._update(status="KILLED", error=text)
 
 
-def read_settings(cfg: DictConfig) -> dict[str, Any]:
+def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration of the running job; its secrets are masked in logs and in the folder's .hydra/."""
     from hydra.core.hydra_config import HydraConfig
 

@@ -210,7 +210,7 @@ class Trainer:
         self.throughput.step()
         self.clock.step(samples, info.nbytes, info.timing)
         if info.slow:
-            self.throughput.took_long(info.slow)
+            self.throughput.add_slow_samples(info.slow)
 
     def _between_optimizer_steps(self) -> None:
         """Stops the run after a signal, writes a checkpoint if one is due, and lets the next signal stop it at once."""
@@ -269,7 +269,7 @@ class Trainer:
 
     def verdict(self) -> Verdict | None:
         """The verdict on all that was trained, also in an unfinished epoch; None after too few steps."""
-        self.throughput.broken_off(self.clock.epoch())
+        self.throughput.end_run(self.clock.epoch())
         return self.throughput.verdict()
 
     def record_verdict(self, verdict: Verdict) -> None:

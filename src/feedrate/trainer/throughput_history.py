@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from feedrate.loader import setup_of
-from feedrate.reporting.trace import WINDOW
+from feedrate.reporting.trace import TIMELINE_STEPS
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, cut, joined
@@ -79,7 +79,7 @@ class ThroughputHistory:
         while len(self._epochs) > 1 and sum(len(kept.wait) for kept, _ in self._epochs) > MOST_STEPS:
             self._epochs.popleft()
 
-    def broken_off(self, times: EpochTimes) -> None:
+    def end_run(self, times: EpochTimes) -> None:
         """Call at the end of the run; `times` are those of an epoch that was broken off, if any.
 
         An epoch of a few steps counts only where there is no other.
@@ -91,7 +91,7 @@ class ThroughputHistory:
         if not self._epochs or times.enough:
             self.end(times)
 
-    def took_long(self, samples: Sequence[tuple[int, int]]) -> None:
+    def add_slow_samples(self, samples: Sequence[tuple[int, int]]) -> None:
         """Notes slow samples, (index, ns) each."""
         self._slowest.add(*zip(*samples, strict=True))
 
@@ -122,13 +122,13 @@ class ThroughputHistory:
             packable=self._packable,
         )
 
-    def window(self) -> EpochTimes | None:
+    def excerpt(self) -> EpochTimes | None:
         """Consecutive steps from the middle of the last epoch, for the timeline."""
         if not self._epochs:
             return None
         last = self._epochs[-1][0]
-        begin = max(0, (len(last.wait) - WINDOW) // 2)
-        return cut(last, slice(begin, begin + WINDOW))
+        begin = max(0, (len(last.wait) - TIMELINE_STEPS) // 2)
+        return cut(last, slice(begin, begin + TIMELINE_STEPS))
 
     def slow_samples(self) -> list[dict[str, Any]]:
         """ID and load_ms of the samples that took longest to load, where samples are timed one by one."""

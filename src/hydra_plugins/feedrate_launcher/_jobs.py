@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from feedrate.cli.launch import plain
 from feedrate.cli.replaced import own_defaults
 from feedrate.config import TrainConfig, check
-from feedrate.reporting.results import settings
+from feedrate.reporting.results import key_values
 from feedrate.runs.provenance import command_line, job_id
 from feedrate.system.secrets import learn, masked
 
@@ -75,12 +75,12 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
     composed, notes = own_defaults(composed, composed.hydra)
     with read_write(composed.hydra):
         composed.hydra.runtime.config_sources = []  # the job shall not compose again
-    task = copy.deepcopy(composed)
-    with open_dict(task):
-        del task["hydra"]
-    resolved = plain(task, job=composed.hydra)
+    without_hydra = copy.deepcopy(composed)
+    with open_dict(without_hydra):
+        del without_hydra["hydra"]
+    resolved = plain(without_hydra, job=composed.hydra)
     learn(resolved)
-    typed = settings(overrides)
+    typed = key_values(overrides)
     return Job(
         number=number,
         config=check(resolved),

@@ -1,4 +1,4 @@
-"""A sweep from its claimed folder to its final table: its parent run in MLflow, its running jobs and their results."""
+"""A sweep from its folder to its final table: its parent run in MLflow, its running jobs and their results."""
 
 from __future__ import annotations
 
