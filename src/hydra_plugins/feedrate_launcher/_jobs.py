@@ -44,7 +44,11 @@ class Job:
         return " ".join(f"{key}={value}" for key, value in self.settings.items())
 
     def sent(self, folder: Path, *, resume: bool) -> bytes:
-        """What the job's process reads: the configuration of a run in `folder`."""
+        """What the job's process reads: the configuration of a run in `folder`.
+
+        Pickled: OmegaConf's YAML would lose the types of Hydra's node and the instants that `${now:}` has had in the
+        sweep, and read a text such as `1_e2` as a number.
+        """
         config = self.composed.copy()
         with read_write(config.hydra):
             config.hydra.run.dir = str(folder)
