@@ -73,7 +73,7 @@ def test_a_killed_search_goes_on_with_its_study_and_repeats_no_trial_that_ended(
     assert searched.second.returncode == 0, searched.second.stderr
     assert "study mine: 2 of 5 trials are done" in searched.second.stdout
     assert "trial 2 of 5: " in searched.second.stdout
-    assert "(goes on where it was interrupted)" in searched.second.stdout
+    assert "(resumed where it was interrupted)" in searched.second.stdout
     assert sorted(path.name for path in searched.first.glob("[0-9]*")) == [str(i) for i in range(TRIALS)]
     for name, changed in searched.before.items():
         assert (searched.first / name / "summary.json").stat().st_mtime_ns == changed

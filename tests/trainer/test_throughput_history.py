@@ -165,4 +165,4 @@ def test_a_run_that_is_killed_has_the_verdict_of_what_was_trained(tmp_path, digi
     assert run.data.tags["feedrate.verdict"] == summary["verdict"]["kind"]
     text = f"{summary['verdict']['kind']:<13} {summary['verdict']['waited']}"
     assert f"until then:\n{text}" in output
-    assert re.search(r"^run folder  \S*/run   \(goes on with trainer.resume=auto\)$", output, re.MULTILINE)
+    assert re.search(r"^run folder  \S*/run   \(resume it with trainer.resume=auto\)$", output, re.MULTILINE)

@@ -38,7 +38,7 @@ def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[s
         if _target(given._get_node(group)) == target:  # otherwise the option inherits it from another one
             with open_dict(config):
                 config[group], note = _restarted(group, target, config[group], given[group])
-            notes.append(f"note: {group}._target_={target} takes the place of {group}={choices[group]}: {note}")
+            notes.append(f"note: {group}._target_={target} replaces {group}={choices[group]}: {note}")
     return config, notes
 
 
@@ -88,7 +88,7 @@ def _restarted(group: str, target: str, node: DictConfig, given: DictConfig) -> 
         elif (group, key) == ("scheduler", "interval"):
             own[key] = SchedulerConfig.interval
     new.update(own)
-    note = "its own defaults hold" + (f" ({', '.join(f'{k}={as_yaml(v)}' for k, v in own.items())})" if own else "")
+    note = "its own defaults are used" + (f" ({', '.join(f'{k}={as_yaml(v)}' for k, v in own.items())})" if own else "")
     carried = ", ".join(f"{group}.{key}={as_yaml(node[key])}" for key in kept if not OmegaConf.is_missing(node, key))
     return new, note + (f"; carried over, as they are needed: {carried}" if carried else "")
 

@@ -94,7 +94,7 @@ class Run:
             resume.check_config(state, self._earlier, self.origin.config)
             self._summary["run_id"] = read_summary(self._earlier).get("run_id")
             self.checkpoint = state
-            log.info("going on with %s after %d steps", self._earlier.name, state["step"])
+            log.info("resuming %s after %d steps", self._earlier.name, state["step"])
         self._update()
 
     def start_loaders(self, data: Data, device: torch.device) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Run:
             uploader=self._uploader,
         )
         for folder in self._dead:
-            log.info("note: %s was killed; it is marked so now", folder.name)
+            log.info("note: %s was killed; it is now marked KILLED", folder.name)
             self.tracker.close_dead(folder)
 
     def start(self, trainer: Trainer) -> None:
@@ -186,7 +186,7 @@ class Run:
                 log.info("until then:\n%s", record.verdict_words(self._trainer, verdict))
                 self._trainer.record_verdict(verdict)
         if isinstance(error, (KeyboardInterrupt, LostWorker)) and (self.folder.checkpoints / "last.pt").exists():
-            log.info("run folder  %s   (goes on with trainer.resume=auto)", self.folder.path)
+            log.info("run folder  %s   (resume it with trainer.resume=auto)", self.folder.path)
         self._end_tracking(status, text)
 
     def _end_tracking(self, status: Status, error: str = "") -> None:

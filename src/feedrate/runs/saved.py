@@ -149,7 +149,7 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
         try:
             recorded = _recorded(uri, run_id) if uri and run_id else None
         except UserError as error:
-            log.warning("note: the run's record in MLflow is left aside: %s", str(error).splitlines()[0])
+            log.warning("note: the run's record in MLflow is not used: %s", str(error).splitlines()[0])
         return SavedRun(config, folder, path if path.is_file() else None, run_id, recorded, summary)
     if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
         raise UserError(f"{name}: no run folder, no checkpoint, and no run id (32 hexadecimal digits)")

@@ -76,7 +76,7 @@ def _check_ended(process: Any) -> None:
         name = signal.Signals(-process.exitcode).name
         raise UserError(
             f"num_workers: a worker was ended by {name}, as happens when memory runs out or the source gets shorter\n"
-            "The same command goes on from what is written; fewer workers need less memory"
+            "The same command continues from what is written; fewer workers need less memory"
         )
     if process.exitcode > 0:
         raise RuntimeError("a worker failed; its traceback is above")

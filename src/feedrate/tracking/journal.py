@@ -27,7 +27,7 @@ JOURNAL = "journal.jsonl"
 SYSTEM = "journal.system.jsonl"  # readings of the machine, written by the uploader
 STATE = "journal.state.json"
 FILES = "record"  # folder of recorded texts and pictures
-SILENT_END = "its process ended without a word (SIGKILL, or out of memory)"
+SILENT_END = "its process ended without recording its status (SIGKILL, or out of memory)"
 
 PARENT_TAG = "mlflow.parentRunId"
 PARENT_JOURNAL = "journal:"  # in PARENT_TAG: before the folder of the parent's journal

@@ -82,7 +82,7 @@ def newest(folder: Path, name: str = "last") -> dict[str, Any] | None:
             try:
                 return load(path)
             except UserError as error:
-                log.warning("note: %s; the one before it is taken", error)
+                log.warning("note: %s; the one before it is used", error)
     return None
 
 
