@@ -14,7 +14,8 @@ def test_numbers_and_durations_are_short() -> None:
 
 
 def test_a_long_command_is_wrapped_and_stays_the_same_command() -> None:
-    command = shlex.join(["python", "src/train.py", *(f"+model.key{i}=[{i}, it's]" for i in range(20)), "x=" + 99 * "y"])
+    overrides = [f"+model.key{i}=[{i}, it's]" for i in range(20)]
+    command = shlex.join(["python", "src/train.py", *overrides, "x=" + 99 * "y"])
     lines = wrapped_command(command).splitlines()
     assert len(lines) > 5
     assert max(map(len, lines[:-1])) <= 90

@@ -70,34 +70,32 @@ def _fault_in_file(error: BaseException) -> str:
     file = Path(reading.f_locals["full_path"])
     if isinstance(error, MarkedYAMLError):
         return f"{shown_path(file)}, {yaml_fault(error)}"
-    cause, line, hint = error.__cause__ or error, None, ""
-    if isinstance(cause, UnicodeDecodeError):
-        line, hint = _line_that_is_not_utf8(file), "; save the file as UTF-8"
-    elif isinstance(cause, GrammarParseError):
-        line, hint = _line_of_interpolation(file), "; an interpolation is written ${GROUP.KEY}"
-    place = shown_path(file) if line is None else f"{shown_path(file)}, line {line}"
-    return f"{place}: {str(cause).splitlines()[0]}{hint}"
+    cause = error.__cause__ or error
+    hints: dict[type[BaseException], str] = {
+        UnicodeDecodeError: "save the file as UTF-8",
+        GrammarParseError: "an interpolation is written ${GROUP.KEY}",
+    }
+    text = str(cause).splitlines()[0]
+    if (hint := hints.get(type(cause))) is None:
+        return f"{shown_path(file)}: {text}"
+    return f"{shown_path(file)}, line {_line_of_fault(file)}: {text}; {hint}"
 
 
-def _line_that_is_not_utf8(file: Path) -> int | None:
-    try:
-        file.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        return error.object.count(b"\n", 0, error.start) + 1
-    return None
-
-
-def _line_of_interpolation(file: Path) -> int | None:
-    """The line of the first value that OmegaConf cannot parse."""
+def _line_of_fault(file: Path) -> int:
+    """The first line that is not UTF-8, or whose value OmegaConf cannot parse; 1 if there is none."""
     import yaml  # type: ignore[import-untyped]
 
-    for token in yaml.scan(file.read_text(encoding="utf-8")):
-        if isinstance(token, yaml.ScalarToken):
-            try:
+    line = 1
+    try:
+        for token in yaml.scan(file.read_text(encoding="utf-8")):
+            if isinstance(token, yaml.ScalarToken):
+                line = int(token.start_mark.line) + 1
                 OmegaConf.create([token.value])
-            except GrammarParseError:
-                return int(token.start_mark.line) + 1
-    return None
+    except UnicodeDecodeError as error:
+        return error.object.count(b"\n", 0, error.start) + 1
+    except GrammarParseError:
+        return line
+    return 1
 
 
 def _unknown_key(key: str, cause: BaseException | None) -> str:

@@ -152,7 +152,7 @@ def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | N
 
 
 def describe(error: BaseException) -> str:
-    """An exception for the user: the text of a mistake; type and place of anything else."""
+    """An exception as text for the user: a UserError's message; type, message and place of any other."""
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
         from feedrate.system.device import explained
 

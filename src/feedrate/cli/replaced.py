@@ -1,7 +1,7 @@
 """A `_target_` that replaces an option's own starts from its class's defaults, not from the option's keys.
 
 `optimizer._target_=torch.optim.RMSprop` is merged by Hydra over conf/optimizer/adamw.yaml, whose weight_decay was meant
-for AdamW. Keys that were typed, or stand in an experiment, hold.
+for AdamW. Keys on the command line or in an experiment are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler")
 
 
 def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[str]]:
-    """The configuration with the keys that hold for such classes, and a note for each; `job` is Hydra's own node."""
+    """The configuration with the defaults of such classes, and a note for each; `job` is Hydra's own node."""
     if not job.runtime.config_sources:  # a job of a sweep, for which the sweep has done this
         return config, []
     choices = job.runtime.choices

@@ -71,7 +71,7 @@ class Run:
     @classmethod
     @contextmanager
     def open(cls, settings: dict[str, Any]) -> Iterator[Run]:
-        """Opens a run with the configuration of `resolve_config`, and ends it, whatever happens in between."""
+        """Opens a run with the configuration of `resolve_config`, and ends it, also after an error or a signal."""
         run = cls(settings)
         run.interruption.listen()
         try:
@@ -117,7 +117,7 @@ class Run:
         return self._loaders
 
     def start_tracking(self, data: Data) -> None:
-        """Opens the tracker, and tells it of runs that have died."""
+        """Opens the tracker, which also closes the records of runs whose process has died."""
         config, model = self.origin.config, self.origin.choices["model"]
         self.tracker = open_tracker(
             self.config.tracking,

@@ -113,7 +113,7 @@ def _parse_config(text: str, name: str, resolve: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run as it was left."""
+    """A run of the past: its configuration, files and record."""
 
     config: Mapping[str, Any]  # resolved; may name any class until `check_targets` has seen it
     folder: Path
@@ -124,10 +124,12 @@ class SavedRun:
 
     @property
     def seed(self) -> int:
+        """`seed` of its configuration."""
         return int(self.config["seed"])
 
     @property
     def trainer(self) -> TrainerConfig:
+        """The group `trainer` of its configuration, checked."""
         checked: TrainerConfig = validate(TrainerConfig, self.config["trainer"], "trainer")
         return checked
 
@@ -138,7 +140,7 @@ class SavedRun:
 
 
 def find_saved(name: str, uri: str | None) -> SavedRun:
-    """The run with this folder, checkpoint or MLflow run id; ids are looked up in the store `uri`."""
+    """The run with this folder, checkpoint or MLflow run id (of the store `uri`); UserError if there is none."""
     folder = folder_named(name)
     if folder is not None:
         path = resolve_path(name)

@@ -1,4 +1,4 @@
-"""Divides work among processes that report as they go; none of them outlives its parent. The loader has its own."""
+"""Divides work among processes that report as they go; none of them outlives its parent. Not for loading batches."""
 
 from __future__ import annotations
 

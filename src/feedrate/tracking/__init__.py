@@ -4,13 +4,4 @@ from feedrate.system.secrets import learn, masked, without_secrets
 from feedrate.tracking.naming import run_name
 from feedrate.tracking.tracker import Status, Tracker, open_tracker, start_uploader
 
-__all__ = [
-    "Status",
-    "Tracker",
-    "learn",
-    "masked",
-    "open_tracker",
-    "run_name",
-    "start_uploader",
-    "without_secrets",
-]
+__all__ = ["Status", "Tracker", "learn", "masked", "open_tracker", "run_name", "start_uploader", "without_secrets"]

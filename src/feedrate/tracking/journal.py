@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Appends events to one file of a run folder. Never raises: a full disk costs one warning."""
+    """Appends events to one file of a run folder. Never raises: a full disk is one warning."""
 
     def __init__(self, folder: Path, name: str = JOURNAL) -> None:
         self.folder, self.path = folder, folder / name
@@ -108,6 +108,7 @@ class UploadState:
             return cls()
 
     def write(self, folder: Path) -> None:
+        """Replaces the state of a run folder atomically."""
         atomic_write(folder / STATE, json.dumps(asdict(self), indent=2))
 
     @property

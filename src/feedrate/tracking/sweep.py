@@ -64,7 +64,7 @@ class SweepRun:
                 self.tracker.close_dead(journal.parent)
 
     def mark(self, folder: Path, status: Literal["FAILED", "KILLED"], error: str, plain: Mapping[str, str]) -> None:
-        """Records a job that did not end well, unless it has done so itself; `plain` are tags of a run without any."""
+        """Records a job that did not end well, unless it has done so itself; `plain`: tags if it has no record yet."""
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(JournalBusy):
             lock_journal(folder, _UPLOADER_S).close()

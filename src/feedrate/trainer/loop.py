@@ -82,6 +82,7 @@ class Trainer:
 
     @property
     def result(self) -> Result:
+        """Metrics and best epoch so far."""
         return self.state.result
 
     @property

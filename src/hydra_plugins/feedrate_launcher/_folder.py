@@ -29,10 +29,10 @@ def open_folder(
     again: bool,
     resumes: Callable[[Mapping[str, Any]], bool] = lambda facts: facts.get("status") != "FINISHED",
 ) -> RunFolder:
-    """Locks the folder of the newest sweep with this id, or `fresh`; of several processes one gets it.
+    """Opens and locks the folder of the newest sweep with this id, or `fresh`; of several processes one gets it.
 
-    An earlier one, beside `fresh` or under outputs/sweeps, is taken if `resumes` says so of its summary.json, and not
-    `again`. UserError: the same sweep is running, or `fresh` holds another one.
+    An earlier one, beside `fresh` or under outputs/sweeps, is opened again if `resumes` says so of its summary.json,
+    and not `again`. UserError: the same sweep is running, or `fresh` holds another one.
     """
     fresh.parent.mkdir(parents=True, exist_ok=True)
     opened = None
