@@ -83,4 +83,5 @@ def experiment_link(page: str, experiment_id: str) -> str:
 
 
 def run_link(page: str, experiment_id: str, run_id: str) -> str:
+    """Link to the page of a run."""
     return f"{page}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"

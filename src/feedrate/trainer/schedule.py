@@ -102,4 +102,5 @@ class Schedule:
             self._scheduler.load_state_dict({**state, **length})
 
     def state_dict(self) -> dict[str, Any]:
+        """The scheduler's state, empty without one."""
         return self._scheduler.state_dict() if self._scheduler is not None else {}
