@@ -59,9 +59,7 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     if alone:  # what Python does at its end
         threading._shutdown()  # type: ignore[attr-defined]  # joins threads that are not daemons
         atexit._run_exitfuncs()
-        if (
-            threading.active_count() > 1
-        ):  # a daemon thread, back from torch, would abort the process in its finalization
+        if threading.active_count() > 1:  # back from torch, a daemon thread would abort the process in its finalization
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code & 0xFF)

@@ -74,13 +74,9 @@ class SavedRunConfig:
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class EvaluateConfig(SavedRunConfig):
-    """Keys of conf/evaluate.yaml."""
-
     worst: Count
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class PredictConfig(SavedRunConfig):
-    """Keys of conf/predict.yaml."""
-
     output: str
