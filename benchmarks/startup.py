@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from feedrate.cli.launch import FROM_STDIN
 from figures import markdown, spread
+
+from feedrate.cli.launch import FROM_STDIN
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS = 5

@@ -24,6 +24,7 @@ def composed_jobs(conf: Path, jobs: list[list[str]], place: str) -> tuple[DictCo
         of_hydra = GlobalHydra.instance().hydra
         assert of_hydra is not None
         master = of_hydra.compose_config("train", typed, RunMode.MULTIRUN)
+        assert master.hydra.sweep.dir.startswith(f"{conf.parent}")  # the launcher reads it first
         return master, compose(HydraContext(of_hydra.config_loader, Callbacks(master)), master, jobs, 0, ["seed"])
 
 
@@ -54,14 +55,14 @@ model:
   now: ${now:%f}
   values:
     - [1, 1.0, 1e-5, -.inf, 0.1, 123456789012345678901, true, null, [], {}, [[]]]
-    - ['1', '1e-5', '1_e2', '0x1F', '1:30', '2024-01-31', 'true', 'null', '~', '', ' ', "a\nb\t\x07", 'Möwe ☃']
+    - ['1', '1e-5', '1._e1', '0x1F', '1:30', '2024-01-31', 'true', 'null', '~', '', ' ', "a\nb\t\x07", 'Möwe ☃']
     - [{1: one, 2: two}, {true: yes}, {key: !!binary "AP8="}]
     - ['${seed}', '\${seed}', '${oc.env:NOT_SET,3}', '${repository:}/x', '${hydra:job.num}']
 """
 
 
 def test_a_job_gets_every_value_as_the_sweep_has_it(tmp_path):
-    """Types, texts that look like numbers, interpolations, and the instant that `${now:}` had in the sweep's folder."""
+    """Types, texts that look like numbers, interpolations, and what `${now:}` was in the name of the sweep's folder."""
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/values.yaml").write_text(VALUES, encoding="utf-8")
     place = f"{tmp_path}/${{now:%f}}"

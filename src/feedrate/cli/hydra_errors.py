@@ -83,7 +83,7 @@ def _fault_in_file(error: BaseException) -> str:
 
 def _line_of_fault(file: Path) -> int:
     """The first line that is not UTF-8, or whose value OmegaConf cannot parse; 1 if there is none."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     line = 1
     try:

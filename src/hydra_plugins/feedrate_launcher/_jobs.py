@@ -46,8 +46,7 @@ class Job:
     def sent(self, folder: Path, *, resume: bool) -> bytes:
         """What the job's process reads: the configuration of a run in `folder`.
 
-        Pickled: OmegaConf's YAML would lose the types of Hydra's node and the instants that `${now:}` has had in the
-        sweep, and read a text such as `1_e2` as a number.
+        Pickled: YAML would lose the types of Hydra's node, and the time that `${now:}` has been in the sweep.
         """
         config = self.composed.copy()
         with read_write(config.hydra):
