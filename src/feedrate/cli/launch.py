@@ -42,16 +42,16 @@ FROM_STDIN = "--job-from-stdin"  # in place of arguments: a job of a sweep reads
 FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # as the user set it; `launch` sets it for Hydra
 
 
-def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
+def launch(job: Callable[[DictConfig], Any], config_name: str, instead_of_sweep: str = "") -> None:
     """Composes conf/`config_name`.yaml with the command line's overrides and calls `job` with it.
 
     The last statement of a program; exits with 1 after an error, with 128 + signal after a signal. Until the job
-    handles it, Ctrl-C ends the process at once.
+    handles it, Ctrl-C ends the process at once. A program that does not sweep says in `instead_of_sweep` what to do.
     """
     alone = sys._getframe(1).f_back is None and not sys.flags.inspect  # no profiler, debugger or shell around it
     code = 0
     try:
-        _run(job, config_name)
+        _run(job, config_name, instead_of_sweep)
     except SystemExit as ended:
         if not alone or not isinstance(ended.code, int):
             raise
@@ -66,7 +66,7 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.exit(code)
 
 
-def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
+def _run(job: Callable[[DictConfig], Any], config_name: str, instead_of_sweep: str) -> None:
     quit_on_interrupt()
     outlive_readers()
     root = str(CONF.parent)
@@ -93,6 +93,8 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
             _fail(error)
 
     try:
+        if instead_of_sweep and {"-m", "--multirun"} & set(sys.argv):
+            raise UserError(f"-m: a sweep is for train.py; {instead_of_sweep}")
         if sys.argv[1:] == [FROM_STDIN]:
             _run_composed(wrapped, pickle.load(sys.stdin.buffer))
         else:

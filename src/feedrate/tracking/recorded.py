@@ -69,10 +69,11 @@ class RecordedRun:
 
     def text(self, name: str) -> str | None:
         """Content of a text artifact, None if there is none of that name."""
+        place = urlsplit(self._artifacts)
+        if place.scheme == "file" and (local := Path(unquote(place.path), name)).is_file():
+            return local.read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory(prefix="feedrate-") as folder:
-            place = urlsplit(self._artifacts)
-            lying = Path(unquote(place.path), name) if place.scheme == "file" else Path(folder, "none")
-            path = lying if lying.is_file() else self.download(name, Path(folder))
+            path = self.download(name, Path(folder))
             return path.read_text(encoding="utf-8") if path else None
 
     def download(self, name: str, folder: Path) -> Path | None:

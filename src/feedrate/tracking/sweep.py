@@ -31,7 +31,6 @@ from feedrate.tracking.tracker import open_tracker
 if TYPE_CHECKING:
     from feedrate.config import TrackingConfig
 
-NOTE_CHARACTERS = 8000  # MLflow's limit of a tag
 _UPLOADER_S = 10.0  # for the uploader of a job that has ended, so that what is added is sent after it
 
 
