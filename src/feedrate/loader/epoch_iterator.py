@@ -77,7 +77,7 @@ class EpochIterator(Iterator[Batch]):
             self._position = self._plan.end  # also where this rank has no batch
             sampler.position, sampler.over = self._position, True
             self._next = iter(()).__next__  # without persistent_workers this ends the workers
-            self._loader._scheduler.end()
+            self._loader._requests.end()
             self._engine.idle()
         return self._left > 0
 

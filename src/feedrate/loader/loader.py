@@ -19,7 +19,7 @@ from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
 from feedrate.loader.engines.auto import checked, choose, unfit_for_threads
-from feedrate.loader.engines.engine import Scheduler
+from feedrate.loader.engines.engine import RequestSampler
 from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Order, Plan
@@ -135,8 +135,8 @@ class SeededLoader(Loader[T_co]):
             sampler.digest.begin(sampler.order, 0)
         if content_digest and sampler.content is None:
             sampler.content = b""
-        self._scheduler = Scheduler(dataset)
-        self._set_step(1)
+        self._requests = RequestSampler(dataset)
+        self._set_epoch_step(1)
         self._engine: Engine | None = None
         self._settings = self._current()
         self._report = Report(self)
@@ -174,7 +174,7 @@ class SeededLoader(Loader[T_co]):
         epoch = whole_number("set_epoch: epoch", epoch, least=0)
         self._go_to(epoch)
         self.sampler.named, self.sampler.wanted = True, None
-        self._set_step(None if then is None else 1 if then == FOLLOWING else then - epoch)
+        self._set_epoch_step(None if then is None else 1 if then == FOLLOWING else then - epoch)
 
     def _follow_sampler(self) -> None:
         """Goes to the epoch that a library has chosen with `sampler.set_epoch`."""
@@ -195,14 +195,14 @@ class SeededLoader(Loader[T_co]):
     def _begin_epoch(self, epoch: int) -> None:
         """To the start of an epoch."""
         sampler = self.sampler
-        order = self._scheduler.known(sampler.order_of(epoch))
+        order = self._requests.known(sampler.order_of(epoch))
         sampler.digest.begin(order, sampler.position)
         sampler.move(order, 0)
-        self._set_step(1)
+        self._set_epoch_step(1)
         self._end_iterator()
 
-    def _set_step(self, step: int | None) -> None:
-        self._scheduler.step = step if self.persistent_workers else None
+    def _set_epoch_step(self, step: int | None) -> None:
+        self._requests.epoch_step = step if self.persistent_workers else None
 
     def _end_iterator(self) -> None:
         self._started = None
@@ -214,9 +214,9 @@ class SeededLoader(Loader[T_co]):
         if sampler.begun:
             self._begin_epoch(sampler.epoch + 1)
         elif sampler.position == 0 and sampler.order.size != self._size():  # the dataset has grown since
-            step = self._scheduler.step
+            step = self._requests.epoch_step
             self._begin_epoch(sampler.epoch)
-            self._set_step(step)
+            self._set_epoch_step(step)
         self._end_iterator()
         plan = self._plan(sampler.order, sampler.position)
         sampled, name = None, type(self._library_sampler).__name__
@@ -225,12 +225,12 @@ class SeededLoader(Loader[T_co]):
         loaded: list[Batch] = []
         if self._engine is None:
             if not len(plan):  # no batch to choose an engine by
-                inline = ENGINES["inline"](self._fetcher, self._scheduler)
+                inline = ENGINES["inline"](self._fetcher, self._requests)
                 return EpochIterator(self, inline, iter(()), plan, sampler.iterators)
             choice = choose(self._fetcher, plan, self)
             self.engine, loaded = choice.engine, choice.batches
             self._settings = self._current()
-            self._engine = ENGINES[self.engine](self._fetcher, self._scheduler)
+            self._engine = ENGINES[self.engine](self._fetcher, self._requests)
         rest = replace(plan, start=loaded[-1].info.request.stop) if loaded else plan
         batches: Iterator[Batch] = chain(loaded, self._engine.run(rest, self))
         if sampled is not None:
@@ -360,7 +360,7 @@ class SeededLoader(Loader[T_co]):
         if sampler.content is not None:
             sampler.content = bytes.fromhex(state.get("content") or "")
         sampler.loaded, sampler.named = state, True
-        self._set_step(1)
+        self._set_epoch_step(1)
 
     def _position(self, after: BatchInfo | None) -> int:
         if after is None:

@@ -1,4 +1,4 @@
-"""What an engine is: it turns the batch requests of a scheduler into batches, in order."""
+"""What an engine is: it turns batch requests into batches, in order."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from feedrate.timing.engine_traits import EngineTraits
 T = TypeVar("T")
 
 
-class Scheduler(Sampler[Any]):
-    """Gives the requests of `plan`, then of the epochs that follow, or small data would stall at each epoch's start."""
+class RequestSampler(Sampler[Any]):
+    """Yields the requests of `plan`, then of the following epochs: without that, small epochs would stall at their start."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset  # only its length is used, read again for each epoch
         self.plan: Plan | None = None  # of the current epoch
-        self.step: int | None = None  # added to the epoch for the next one (0 repeats it); None: no epoch follows
+        self.epoch_step: int | None = None  # from an epoch to the one prefetched next, 0 repeats it; None for none
         self._ahead: deque[Plan] = deque()  # epochs whose requests were issued before the epoch has begun
         self._due = False  # whether batches of the current epoch are outstanding
 
     def __iter__(self) -> Iterator[BatchRequest]:
         assert self.plan is not None
         self._ahead = deque()
-        return self._requests(self.plan, self._ahead)
+        return self._from(self.plan, self._ahead)
 
-    def _requests(self, plan: Plan, ahead: deque[Plan]) -> Iterator[BatchRequest]:
+    def _from(self, plan: Plan, ahead: deque[Plan]) -> Iterator[BatchRequest]:
         while True:
             yield from plan
-            if self.step is None:
+            if self.epoch_step is None:
                 return
             old = plan.order
-            order = Order(len(self._dataset), old.seed, old.epoch + self.step, old.shuffle)
+            order = Order(len(self._dataset), old.seed, old.epoch + self.epoch_step, old.shuffle)
             plan = replace(plan, order=order, start=0)
             if not len(plan):
                 return
@@ -69,12 +69,12 @@ class Scheduler(Sampler[Any]):
 
 
 class Engine:
-    """Loads the batches that a scheduler requests; persistent workers continue into the next epoch."""
+    """Loads the batches that are requested; persistent workers continue into the next epoch."""
 
     traits: ClassVar[EngineTraits]
 
-    def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
-        self._fetcher, self._scheduler = fetcher, scheduler
+    def __init__(self, fetcher: BatchFetcher, requests: RequestSampler) -> None:
+        self._fetcher, self._requests = fetcher, requests
         self._persistent: Any = None  # iterator that continues into the next epoch
         self._running: weakref.ref[Any] | None = None  # weak: its workers end with the user's last reference to it
 
@@ -85,7 +85,7 @@ class Engine:
 
     def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
         """Batches from the plan's first one on; prefetching begins at once. `settings` is the user's DataLoader."""
-        continues = self._scheduler.begin(plan)
+        continues = self._requests.begin(plan)
         if self._persistent is not None and continues:
             self.resumed()
             return self._persistent  # type: ignore[no-any-return]
@@ -122,11 +122,11 @@ class Inline(Engine):
     traits = EngineTraits(shares_interpreter=True, has_processes=False, prefetches=False)
 
     def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
-        self._scheduler.begin(plan)
+        self._requests.begin(plan)
         device, timeout, load = pins(settings), settings.timeout, self._fetcher.load
-        batches: Iterator[Batch] = map(load, iter(self._scheduler))
+        batches: Iterator[Batch] = map(load, iter(self._requests))
         if timeout:
-            batches = (within(timeout, partial(load, request), "a batch") for request in self._scheduler)
+            batches = (within(timeout, partial(load, request), "a batch") for request in self._requests)
         return batches if device is None else (pinned(batch, device) for batch in batches)
 
 

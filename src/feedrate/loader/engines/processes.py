@@ -27,7 +27,7 @@ from feedrate.dataset.open_files import warn_of_open_files
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch
 from feedrate.loader.buffers import SharedBatch, SharedBuffers, send_all_tensors
-from feedrate.loader.engines.engine import Engine, Scheduler, pinned, pins
+from feedrate.loader.engines.engine import Engine, RequestSampler, pinned, pins
 from feedrate.loader.engines.lost_worker import GUARD, iterator_of, lost_worker
 from feedrate.loader.engines.receiver import NAME, Receiver
 from feedrate.loader.fetcher import BatchFetcher
@@ -44,8 +44,8 @@ class Processes(Engine):
 
     traits = EngineTraits(shares_interpreter=False, has_processes=True, prefetches=True)
 
-    def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
-        super().__init__(fetcher, scheduler)
+    def __init__(self, fetcher: BatchFetcher, requests: RequestSampler) -> None:
+        super().__init__(fetcher, requests)
         self._inner: DataLoader[Any] | None = None
         self._buffers: SharedBuffers | None = None
         self._started = _Started([])
@@ -139,7 +139,7 @@ class Processes(Engine):
             fetcher.buffers = self._buffers.slots
             self._inner = _Private(
                 fetcher,
-                batch_sampler=self._scheduler,
+                batch_sampler=self._requests,
                 num_workers=settings.num_workers,
                 collate_fn=default_convert,  # leaves a Batch as it is
                 worker_init_fn=partial(_start, settings.worker_init_fn, parent),

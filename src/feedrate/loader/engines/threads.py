@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, LoadingThread, TimedOut, end_threads, hanging_at
 from feedrate.loader.batch import Batch
-from feedrate.loader.engines.engine import Engine, Scheduler, pinned, pins
+from feedrate.loader.engines.engine import Engine, RequestSampler, pinned, pins
 from feedrate.loader.engines.step_probe import StepProbe
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import BatchRequest
@@ -27,8 +27,8 @@ class Threads(Engine):
 
     traits = EngineTraits(shares_interpreter=True, has_processes=False, prefetches=True)
 
-    def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
-        super().__init__(fetcher.in_threads(), scheduler)
+    def __init__(self, fetcher: BatchFetcher, requests: RequestSampler) -> None:
+        super().__init__(fetcher.in_threads(), requests)
         self._epochs = 0  # of the threads that are running
 
     def run(self, plan: Any, settings: DataLoader[Any]) -> Iterator[Batch]:
@@ -39,7 +39,7 @@ class Threads(Engine):
     def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
         self.close()
         self._epochs = 1
-        crew = _Crew(self._fetcher, pins(settings), iter(self._scheduler), settings.num_workers)
+        crew = _Crew(self._fetcher, pins(settings), iter(self._requests), settings.num_workers)
         ahead = settings.num_workers * (settings.prefetch_factor or 2)
         return _Batches(crew, settings.num_workers, ahead, settings.timeout)
 

@@ -1,4 +1,4 @@
-"""Batches of the next epoch are made before this one is over, and nobody can tell but by the time."""
+"""Batches of the next epoch are loaded before this one is over, without a change in what is delivered."""
 
 from __future__ import annotations
 
