@@ -17,12 +17,13 @@ from feedrate.loader.order import Plan
 class EpochIterator(Iterator[Batch]):
     """The batches of a plan, or of the epoch that a library chooses before the first batch is requested.
 
-    The engine's batches may continue into the next epoch. Once the loader has another iterator, this one is over.
+    The engine's batches may continue into the next epoch. The iterator ends when its generation differs from the
+    sampler's: that rises with each iter(), set_epoch(), load_state_dict() and close().
     """
 
-    def __init__(self, loader: Any, engine: Engine, batches: Iterator[Batch], plan: Plan, number: int) -> None:
+    def __init__(self, loader: Any, engine: Engine, batches: Iterator[Batch], plan: Plan, generation: int) -> None:
         self._loader, self._engine, self._next = loader, engine, batches.__next__
-        self._plan, self._number = plan, number
+        self._plan, self._generation = plan, generation
         self._position, self._left, self._begun = plan.start, 0, False
         self._error: Exception | None = None
 
@@ -30,7 +31,7 @@ class EpochIterator(Iterator[Batch]):
         loader = self._loader
         if self._error is not None:
             raise self._error
-        if loader.sampler.iterators != self._number:
+        if loader.sampler.generation != self._generation:
             if self._position == self._plan.end:
                 raise StopIteration
             raise UserError(

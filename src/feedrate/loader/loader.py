@@ -206,7 +206,7 @@ class SeededLoader(Loader[T_co]):
 
     def _end_iterator(self) -> None:
         self._started = None
-        self.sampler.iterators += 1
+        self.sampler.generation += 1
 
     def _begin(self) -> EpochIterator:
         self._apply_changes()
@@ -226,7 +226,7 @@ class SeededLoader(Loader[T_co]):
         if self._engine is None:
             if not len(plan):  # no batch to choose an engine by
                 inline = ENGINES["inline"](self._fetcher, self._requests)
-                return EpochIterator(self, inline, iter(()), plan, sampler.iterators)
+                return EpochIterator(self, inline, iter(()), plan, sampler.generation)
             choice = choose(self._fetcher, plan, self)
             self.engine, loaded = choice.engine, choice.batches
             self._settings = self._current()
@@ -235,7 +235,7 @@ class SeededLoader(Loader[T_co]):
         batches: Iterator[Batch] = chain(loaded, self._engine.run(rest, self))
         if sampled is not None:
             batches = as_sampled(batches, sampled, name)
-        return EpochIterator(self, self._engine, batches, plan, sampler.iterators)
+        return EpochIterator(self, self._engine, batches, plan, sampler.generation)
 
     def _apply_changes(self) -> None:
         """Applies attributes that were set after construction, and a dataset that has grown."""

@@ -35,7 +35,7 @@ class OrderSampler(Sampler[int]):
         self.loaded: dict[str, Any] | None = None  # a loaded state, until a batch is requested
         self.named = False  # whether the user chose the epoch, with Loader.set_epoch or load_state_dict
         self.wanted: int | None = None  # the epoch that a library chose, until the loader moves to it
-        self.iterators = 0  # the number of epoch iterators so far; only the last one may continue
+        self.generation = 0  # of epoch iterators; raised to end the current one, which compares it with its own
         self.content: bytes | None = None
         self._following: int | None = None  # the epoch iterated next here, if the loader has not moved since
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class RequestSampler(Sampler[Any]):
-    """Yields the requests of `plan`, then of the following epochs: without that, small epochs would stall at their start."""
+    """Yields the requests of `plan`, then of the next epochs, so that small ones do not stall at their start."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset  # only its length is used, read again for each epoch
