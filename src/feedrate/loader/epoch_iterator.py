@@ -71,7 +71,9 @@ class EpochIterator(Iterator[Batch]):
         sampler = self._loader.sampler
         if not self._begun:
             if sampler.wanted not in (None, self._plan.order.epoch):
-                vars(self).update(vars(self._loader.batches()))
+                chosen = self._loader.batches()
+                self._engine, self._next, self._plan = chosen._engine, chosen._next, chosen._plan
+                self._generation, self._position = chosen._generation, chosen._position
             sampler.begin()
             self._begun, self._left = True, len(self._plan)
         if not self._left:
