@@ -1,12 +1,9 @@
-"""A DataLoader whose batches are a function of (seed, epoch, position).
-
-One file of more than 350 lines, as the class without a seed and the one with a seed create each other.
-"""
+"""A DataLoader whose batches are a function of (seed, epoch, position)."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, TypeVar
@@ -20,6 +17,7 @@ from feedrate.loader.digest import OrderDigest
 from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
 from feedrate.loader.engines.auto import checked, choose, unfit_for_threads
 from feedrate.loader.engines.engine import RequestSampler
+from feedrate.loader.engines.options import Options
 from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Order, Plan
@@ -138,7 +136,7 @@ class SeededLoader(Loader[T_co]):
         self._requests = RequestSampler(dataset)
         self._set_epoch_step(1)
         self._engine: Engine | None = None
-        self._settings = self._current()
+        self._options = Options.of(self)
         self._report = Report(self)
         self._started: EpochIterator | None = None
 
@@ -149,7 +147,7 @@ class SeededLoader(Loader[T_co]):
         """As `iter()`, but gives each batch with its info, and leaves the report to the caller."""
         self._follow_sampler()
         started, self._started = self._started, None
-        return started if started is not None and self._settings == self._current() else self._begin()
+        return started if started is not None and self._options == Options.of(self) else self._begin()
 
     def __len__(self) -> int:
         return len(self._plan(self.sampler.order_of(0), 0))
@@ -229,7 +227,7 @@ class SeededLoader(Loader[T_co]):
                 return EpochIterator(self, inline, iter(()), plan, sampler.generation)
             choice = choose(self._fetcher, plan, self)
             self.engine, loaded = choice.engine, choice.batches
-            self._settings = self._current()
+            self._options = Options.of(self)
             self._engine = ENGINES[self.engine](self._fetcher, self._requests)
         rest = replace(plan, start=loaded[-1].info.request.stop) if loaded else plan
         batches: Iterator[Batch] = chain(loaded, self._engine.run(rest, self))
@@ -245,26 +243,19 @@ class SeededLoader(Loader[T_co]):
             if now != getattr(self.sampler, name):
                 raise UserError(f"Loader: {name}={now} was set after construction; make another Loader for that order")
         self.sampler.part = self._batch * self.world_size, self._drop_last, self.rank, self.world_size
-        current = self._current()
-        if current == self._settings:
+        options, before = Options.of(self), self._options
+        if options == before:
             return
-        engine, *_, workers = self._settings
-        if current[0] != engine:
+        if options.engine != before.engine:
             self._wanted_engine = self.engine
-        if current[3] != workers or current[0] != engine:
+        if options._replace(samples=before.samples, collate_fn=before.collate_fn) != before:  # also the workers
             self.engine = checked(self._wanted_engine, self)
         self._fetcher = self._new_fetcher()
         self.sampler.digest.list_IDs = self.list_IDs
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-        self._settings = self._current()
-
-    def _current(self) -> tuple[Any, ...]:
-        """The attributes that workers depend on and that may be changed after construction."""
-        workers = self.num_workers, self.prefetch_factor, self.pin_memory, self.timeout
-        processes = self.worker_init_fn, self.multiprocessing_context
-        return self.engine, self._size(), self.collate_fn, (*workers, *processes)
+        self._options = Options.of(self)
 
     def _new_fetcher(self) -> BatchFetcher:
         names = list_IDs(self.dataset)
@@ -312,7 +303,7 @@ class SeededLoader(Loader[T_co]):
 
     def order_digest(self, after: BatchInfo | None = None) -> str:
         """Digest of the IDs of all delivered samples, or of those up to a batch of the current epoch."""
-        return self.sampler.digest.at(self._position(after))
+        return self.sampler.digest.at(self.sampler.position_after(after))
 
     def content_digest(self) -> str | None:
         """Digest of the content of all delivered batches, None unless `content_digest` is on."""
@@ -325,52 +316,24 @@ class SeededLoader(Loader[T_co]):
 
     def state_dict(self, after: BatchInfo | None = None) -> dict[str, Any]:
         """The position after the last delivered batch, or after another one of this epoch; JSON-able."""
-        sampler, position = self.sampler, self._position(after)
-        content = after.content if after is not None else sampler.content
-        return {
-            "version": 1,
-            "epoch": sampler.epoch,
-            "position": position,
-            "over": sampler.over if after is None else position >= self.end,
-            **self._identity(),
-            "digest": sampler.digest.state(position),
-            "content": content.hex() if sampler.content is not None and content is not None else None,
-        }
+        sampler, position = self.sampler, self.sampler.position_after(after)
+        if after is None:
+            return sampler.state(position, sampler.over, sampler.content)
+        return sampler.state(position, position >= self.end, after.content)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next `iter()` continues with the batch after that position, with any workers and batch size.
 
         A state taken after an epoch's last batch, but within the loop, gives an iterator without batches first.
+
+        Raises:
+            UserError: this is no state, or it was saved with another order.
         """
-        if not isinstance(state, Mapping) or not {"epoch", "position", "digest"} <= state.keys():
-            raise UserError(f"Loader: load_state_dict takes what state_dict() returned; this is {state!r:.80}")
-        for key, value in self._identity().items():
-            if state.get(key) != value:
-                raise UserError(
-                    f"the loader's state was saved with {key}={state.get(key)}, this loader has {key}={value}; "
-                    "the order would be another one, so use the same, or start a new run"
-                )
-        sampler, position = self.sampler, state["position"]
-        order = sampler.order_of(state["epoch"])
+        sampler = self.sampler
+        sampler.check(state)
+        order, position = sampler.order_of(state["epoch"]), state["position"]
         self._end_iterator()
         left = position < self._plan(order, position).end
         over = not left and (bool(state.get("over", True)) or position != self.end)
-        sampler.move(order, position, over)
-        sampler.digest.load(state["digest"], order)
-        if sampler.content is not None:
-            sampler.content = bytes.fromhex(state.get("content") or "")
-        sampler.loaded, sampler.named = state, True
+        sampler.load(state, order, over)
         self._set_epoch_step(1)
-
-    def _position(self, after: BatchInfo | None) -> int:
-        if after is None:
-            return self.sampler.position
-        if after.request.epoch != self.sampler.epoch:
-            raise UserError(
-                f"Loader: this batch is of epoch {after.request.epoch}, the loader is in epoch {self.sampler.epoch}; "
-                "call this before the next epoch begins"
-            )
-        return after.request.stop
-
-    def _identity(self) -> dict[str, Any]:
-        return {"samples": self._size(), "seed": self.seed, "shuffle": self.sampler.shuffle}

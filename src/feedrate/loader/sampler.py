@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from numbers import Integral
@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, Dataset, IterableDataset, Sampler, Se
 from torch.utils.data.distributed import DistributedSampler
 
 from feedrate.errors import UserError
-from feedrate.loader.batch import Batch
+from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.order import BLOCK, Order, Plan, rank_part
 
@@ -64,6 +64,51 @@ class OrderSampler(Sampler[int]):
     def begin(self) -> None:
         """The first batch of an epoch is requested."""
         self.begun, self.loaded, self.wanted, self._following = True, None, None, None
+
+    def position_after(self, info: BatchInfo | None) -> int:
+        """The position after a batch of the current epoch, None for the last delivered one."""
+        if info is None:
+            return self.position
+        if info.request.epoch != self.epoch:
+            raise UserError(
+                f"Loader: this batch is of epoch {info.request.epoch}, the loader is in epoch {self.epoch}; "
+                "call this before the next epoch begins"
+            )
+        return info.request.stop
+
+    def state(self, position: int, over: bool, content: bytes | None) -> dict[str, Any]:
+        """The state at a position of the current epoch, with the content digest up to there; JSON-able."""
+        return {
+            "version": 1,
+            "epoch": self.epoch,
+            "position": position,
+            "over": over,
+            **self._identity(),
+            "digest": self.digest.state(position),
+            "content": content.hex() if self.content is not None and content is not None else None,
+        }
+
+    def check(self, state: Any) -> None:
+        """Raises UserError for what is no state, or one of another order."""
+        if not isinstance(state, Mapping) or not {"epoch", "position", "digest"} <= state.keys():
+            raise UserError(f"Loader: load_state_dict takes what state_dict() returned; this is {state!r:.80}")
+        for key, value in self._identity().items():
+            if state.get(key) != value:
+                raise UserError(
+                    f"the loader's state was saved with {key}={state.get(key)}, this loader has {key}={value}; "
+                    "the order would be another one, so use the same, or start a new run"
+                )
+
+    def load(self, state: dict[str, Any], order: Order, over: bool) -> None:
+        """Moves to the position of a state, in the order of its epoch; `over`: past the epoch's end."""
+        self.move(order, state["position"], over)
+        self.digest.load(state["digest"], order)
+        if self.content is not None:
+            self.content = bytes.fromhex(state.get("content") or "")
+        self.loaded, self.named = state, True
+
+    def _identity(self) -> dict[str, Any]:
+        return {"samples": len(self.dataset), "seed": self.seed, "shuffle": self.shuffle}
 
     def _due(self) -> tuple[int, int]:
         """Epoch and position of what comes next."""
