@@ -13,17 +13,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, Subset
 
+from feedrate.config import FeedrateLoaderConfig
 from feedrate.dataset import TensorFiles, sample_rng
 from feedrate.dataset.time_limit import RUNNING
 from feedrate.errors import SampleError, UserError
-from feedrate.loader import Loader
+from feedrate.loader import TRAITS, Loader
 from loader.datasets import Augmented, Drawn, Faulty, Numbers, Recorded, Whole, tell, total
 from loader.test_loader import same
 
@@ -422,6 +423,10 @@ def test_an_error_in_what_is_measured_comes_when_its_batch_is_asked_for(engine: 
         "batch of '10', '11', '12', '13', '14': Broken.load_batch failed with ValueError: broken (test_engines.py, "
     )
     assert len(batches) == 2
+
+
+def test_every_engine_can_be_configured() -> None:
+    assert get_args(get_type_hints(FeedrateLoaderConfig)["engine"]) == tuple(TRAITS)
 
 
 def test_settings_that_contradict_the_engine_are_refused_with_the_remedy() -> None:

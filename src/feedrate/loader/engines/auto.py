@@ -19,13 +19,13 @@ from feedrate.dataset.subset import unwrapped
 from feedrate.dataset.time_limit import within
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch
+from feedrate.loader.engines import TRAITS
 from feedrate.loader.engines.lost_worker import refuse_to_run_again
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import BatchRequest, Plan
 from feedrate.timing.machine import queued_ns
 
 log = logging.getLogger("feedrate")
-NAMES = ("auto", "inline", "thread", "process")
 HELD_MS = 1.0  # time a batch holds the GIL up to which threads cost the training no more than processes do
 HELD_SHARE = 0.1  # share of a batch's time up to which threads are chosen however long it takes
 ROUNDS = 3  # of the measurement, each of one batch and then two at once
@@ -47,8 +47,8 @@ def checked(engine: str, settings: DataLoader[Any]) -> str:
         raise UserError(
             f"loader.timeout={settings.timeout:g}: must be at most {threading.TIMEOUT_MAX:g} seconds; 0 waits for ever"
         )
-    if engine not in NAMES:
-        raise UserError(f"loader.engine={engine}: must be one of {', '.join(NAMES)}")
+    if engine not in TRAITS:
+        raise UserError(f"loader.engine={engine}: must be one of {', '.join(TRAITS)}")
     if settings.num_workers == 0:
         return "inline"
     if engine == "inline":
