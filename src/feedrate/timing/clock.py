@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import torch
 
 from feedrate.timing.ahead import HostAhead, record
 from feedrate.timing.epoch_times import AT_ONCE, LAPS, MIN_STEPS, PARTS, EpochTimes, Steps
+from feedrate.timing.machine import seconds_since_start
 from feedrate.timing.stages import clock_ns
 
 ASIDE = ("evaluation", "checkpoint")  # outside of the steps
@@ -112,8 +112,7 @@ class Clock:
         self._mark, self._ends = now, {}
         if self.first_batch_s is None:
             self.first_batch_s = (self._received - self._requested) / 1e9
-            started = psutil.Process().create_time()
-            self.first_batch_after_start_s = time.time() - started - (now - self._received) / 1e9
+            self.first_batch_after_start_s = seconds_since_start() - (clock_ns() - self._received) / 1e9
         self._count += 1
         if self._count <= self._warmup or not self._count % AT_ONCE:
             self.settle()

@@ -1,4 +1,4 @@
-"""The machine during a run: free cores, threads that queue for a core, memory. Partly Linux only."""
+"""The machine during a run: free cores, queueing threads, memory, the age of the process. Partly Linux only."""
 
 from __future__ import annotations
 
@@ -100,6 +100,18 @@ def queued_s(tasks: Iterable[Task]) -> float:
 def queued_ns() -> int:
     """The same of this thread."""
     return _cpu_and_queued_ns((os.getpid(), threading.get_native_id()))[1]
+
+
+def seconds_since_start() -> float:
+    """Time since this process was started; on Linux exact to 10 ms, elsewhere as exact as psutil.
+
+    Source: starttime, field 22 of /proc/PID/stat, in clock ticks since boot (proc_pid_stat(5)). psutil would add the
+    time of boot to it, which Linux gives in whole seconds.
+    """
+    if sys.platform != "linux":
+        return time.time() - float(psutil.Process().create_time())
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # from the third on; the second is a name
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[22 - 3]) / os.sysconf("SC_CLK_TCK")
 
 
 def own_memory_mb(workers: Iterable[Task]) -> float:
