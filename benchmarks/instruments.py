@@ -136,7 +136,7 @@ def _train(turns: Connection, told: bool, engine: str, workers: int) -> None:
 
 def _computed_ns(loader: Any) -> int:
     """By this process and its worker processes."""
-    workers = [task for task in loader.tasks() if task[0] != os.getpid()]
+    workers = [ids for ids in loader.worker_ids() if ids[0] != os.getpid()]
     told = [Path(f"/proc/{process}/task/{thread}/schedstat").read_text() for process, thread in workers]
     return time.process_time_ns() + sum(int(text.split()[0]) for text in told)
 

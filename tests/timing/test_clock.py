@@ -53,7 +53,7 @@ def test_phases_add_up_to_the_time_that_passed():
 
 def test_a_run_that_goes_on_counts_what_was_spent_before():
     clock = Clock(CPU, warmup_steps=0)
-    clock.go_on({"wait": 1.5, "compute": 20.0})
+    clock.add_totals({"wait": 1.5, "compute": 20.0})
     step(clock, 0.0, 0.001)
     totals, times = clock.totals_s(), clock.epoch()
     assert totals["wait"] == pytest.approx(1.5 + times.wait.sum() / 1e9)

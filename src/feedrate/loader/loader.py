@@ -293,9 +293,9 @@ class SeededLoader(Loader[T_co]):
         """Whether threads could load what is now loaded inline, as far as that is known after the first batch."""
         return not self.traits.prefetches and not unfit_for_threads(self._fetcher, self, self._fetcher.came_one_by_one)
 
-    def tasks(self) -> list[tuple[int, int]]:
+    def worker_ids(self) -> list[tuple[int, int]]:
         """Process and thread ID of each living worker."""
-        return self._engine.tasks() if self._engine is not None else []
+        return self._engine.worker_ids() if self._engine is not None else []
 
     def IDs(self, info: BatchInfo) -> list[str]:
         """IDs of a batch's samples."""

@@ -86,7 +86,7 @@ class TorchLoader:
     def content_digest(self) -> None:
         """None."""
 
-    def tasks(self) -> list[tuple[int, int]]:
+    def worker_ids(self) -> list[tuple[int, int]]:
         """Not known."""
         return []
 

@@ -144,8 +144,8 @@ class Clock:
         """Seconds of the whole run by phase, warm-up included."""
         return {phase: ns / 1e9 for phase, ns in self._totals.items()}
 
-    def go_on(self, totals_s: dict[str, float]) -> None:
-        """Adds the totals of a resumed run."""
+    def add_totals(self, totals_s: dict[str, float]) -> None:
+        """Adds those of the run that is resumed, seconds by phase."""
         for phase, seconds in totals_s.items():
             self._totals[phase] += round(seconds * 1e9)
 

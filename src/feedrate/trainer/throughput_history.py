@@ -14,7 +14,7 @@ from feedrate.reporting.trace import WINDOW
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, cut, joined
-from feedrate.timing.machine import FreeCores, Task, queued_s
+from feedrate.timing.machine import FreeCores, WorkerID, queued_s
 from feedrate.timing.memory import MemoryGrowth
 from feedrate.timing.stages import Slowest
 from feedrate.timing.verdict import Verdict, judge
@@ -54,7 +54,7 @@ class ThroughputHistory:
     def step(self) -> None:
         """Call after each step; twice a second it measures how busy other processes keep the cores."""
         if self._free_cores.due:
-            self._free_cores.look(self._workers())
+            self._free_cores.measure(self._workers())
 
     def trained(self) -> None:
         """Call at the end of an epoch's training, before its validation."""
@@ -63,9 +63,9 @@ class ThroughputHistory:
         workers = self._workers()
         self._queued_s, self._queued_before = max(0.0, queued_s(workers) - self._queued_before), None
         if workers or not self._loader.num_workers:  # what workers that have ended computed is unknown
-            self._free_cores.look(workers)
+            self._free_cores.measure(workers)
         self._free_cores.end()
-        self.memory.look(workers)
+        self.memory.measure(workers)
 
     def end(self, times: EpochTimes) -> None:
         """Call at the end of an epoch, with the times of its training."""
@@ -138,8 +138,8 @@ class ThroughputHistory:
             for index, ns in self._slowest.longest()
         ]
 
-    def _workers(self) -> list[Task]:
-        return self._loader.tasks()  # type: ignore[no-any-return]
+    def _workers(self) -> list[WorkerID]:
+        return self._loader.worker_ids()  # type: ignore[no-any-return]
 
 
 def packable(dataset: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ class Engine:
         """Calls `step`, which waits for workers; a lost worker becomes a LostWorker error."""
         return step()
 
-    def tasks(self) -> list[tuple[int, int]]:
+    def worker_ids(self) -> list[tuple[int, int]]:
         """Process and thread ID of each living worker."""
         return []
 

@@ -73,7 +73,7 @@ class Processes(Engine):
                 raise
             raise lost from error
 
-    def tasks(self) -> list[tuple[int, int]]:
+    def worker_ids(self) -> list[tuple[int, int]]:
         return [(p.pid, p.pid) for p in self._started.processes if p.pid is not None and p.exitcode is None]
 
     def close(self, now: bool = False) -> None:

@@ -48,7 +48,7 @@ class Threads(Engine):
         if self._epochs == 2:  # the verdict leaves the first epoch out as soon as there is a second
             self._persistent.crew.probe.restart()
 
-    def tasks(self) -> list[tuple[int, int]]:
+    def worker_ids(self) -> list[tuple[int, int]]:
         batches = self.running
         threads = batches.threads if batches is not None else ()
         return [(os.getpid(), t.native_id) for t in threads if t.native_id is not None and t.is_alive()]
