@@ -41,7 +41,7 @@ class EpochIterator(Iterator[Batch]):
         if not self._left and not self._has_next():
             raise StopIteration
         try:
-            batch = self._engine.guard(self._next)
+            batch = self._engine.detect_lost_worker(self._next)
         except StopIteration:
             raise AssertionError(f"no batch at {self._position}, of {self._plan}") from None
         except TimedOut as error:

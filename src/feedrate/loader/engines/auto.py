@@ -41,22 +41,22 @@ class Choice(NamedTuple):
     batches: list[Batch]
 
 
-def checked(engine: str, settings: DataLoader[Any]) -> str:
+def checked(engine: str, loader: DataLoader[Any]) -> str:
     """The engine, as far as it is known before a batch is loaded; UserError if it contradicts other settings."""
-    if not settings.timeout <= threading.TIMEOUT_MAX:
+    if not loader.timeout <= threading.TIMEOUT_MAX:
         raise UserError(
-            f"loader.timeout={settings.timeout:g}: must be at most {threading.TIMEOUT_MAX:g} seconds; 0 waits for ever"
+            f"loader.timeout={loader.timeout:g}: must be at most {threading.TIMEOUT_MAX:g} seconds; 0 waits for ever"
         )
     if engine not in TRAITS:
         raise UserError(f"loader.engine={engine}: must be one of {', '.join(TRAITS)}")
-    if settings.num_workers == 0:
+    if loader.num_workers == 0:
         return "inline"
     if engine == "inline":
         raise UserError(
-            f"loader.engine=inline has no workers, and loader.num_workers={settings.num_workers}; "
+            f"loader.engine=inline has no workers, and loader.num_workers={loader.num_workers}; "
             "set loader.num_workers=0, or loader.engine=auto"
         )
-    if engine == "thread" and settings.worker_init_fn is not None:
+    if engine == "thread" and loader.worker_init_fn is not None:
         raise UserError("loader.engine=thread: worker_init_fn is for processes; set loader.engine=process")
     return engine
 
@@ -77,12 +77,12 @@ def choose(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
     return choice
 
 
-def unfit_for_threads(fetcher: BatchFetcher, settings: DataLoader[Any], one_by_one: bool) -> str:
+def unfit_for_threads(fetcher: BatchFetcher, loader: DataLoader[Any], one_by_one: bool) -> str:
     """Why threads are out of the question, "" if they are not."""
-    if settings.worker_init_fn is not None:
+    if loader.worker_init_fn is not None:
         return "worker_init_fn is set"
-    if settings.multiprocessing_context is not None:
-        return f"multiprocessing_context={settings.multiprocessing_context.get_start_method()} is set"
+    if loader.multiprocessing_context is not None:
+        return f"multiprocessing_context={loader.multiprocessing_context.get_start_method()} is set"
     if one_by_one and not getattr(unwrapped(fetcher.dataset)[0], "thread_safe", False):
         return f"{fetcher.errors.name} gives samples one by one and does not say thread_safe = True"
     return ""

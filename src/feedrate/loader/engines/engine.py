@@ -83,27 +83,27 @@ class Engine:
         """The iterator whose workers may be alive, or None."""
         return self._running() if self._running is not None else None
 
-    def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
-        """Batches from the plan's first one on; prefetching begins at once. `settings` is the user's DataLoader."""
+    def run(self, plan: Plan, loader: DataLoader[Any]) -> Iterator[Batch]:
+        """Batches from the plan's first one on; prefetching begins at once. `loader` is the user's DataLoader."""
         continues = self._requests.begin(plan)
         if self._persistent is not None and continues:
             self.resumed()
             return self._persistent  # type: ignore[no-any-return]
-        batches = self.start(settings)  # must not keep `settings`: in a cycle, workers would end with the collector
-        self._persistent = batches if settings.persistent_workers else None
+        batches = self.start(loader)  # must not keep `loader`: in a cycle, workers would end with the collector
+        self._persistent = batches if loader.persistent_workers else None
         self._running = weakref.ref(batches)
         return batches
 
-    def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
+    def start(self, loader: DataLoader[Any]) -> Iterator[Batch]:
         """Ends earlier workers, starts new ones, and returns their batches."""
         raise NotImplementedError
 
     def resumed(self) -> None:
         """Persistent workers continue with the next epoch."""
 
-    def guard(self, step: Callable[[], T]) -> T:
-        """Calls `step`, which waits for workers; a lost worker becomes a LostWorker error."""
-        return step()
+    def detect_lost_worker(self, call: Callable[[], T]) -> T:
+        """Returns `call()`, which waits for workers; raises LostWorker if one of them has died."""
+        return call()
 
     def worker_ids(self) -> list[tuple[int, int]]:
         """Process and thread ID of each living worker."""
@@ -121,20 +121,20 @@ class Inline(Engine):
 
     traits = EngineTraits(shares_interpreter=True, has_processes=False, prefetches=False)
 
-    def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
+    def run(self, plan: Plan, loader: DataLoader[Any]) -> Iterator[Batch]:
         self._requests.begin(plan)
-        device, timeout, load = pins(settings), settings.timeout, self._fetcher.load
+        device, timeout, load = pin_device(loader), loader.timeout, self._fetcher.load
         batches: Iterator[Batch] = map(load, iter(self._requests))
         if timeout:
             batches = (within(timeout, partial(load, request), "a batch") for request in self._requests)
         return batches if device is None else (pinned(batch, device) for batch in batches)
 
 
-def pins(settings: DataLoader[Any]) -> str | None:
+def pin_device(loader: DataLoader[Any]) -> str | None:
     """The `device` argument of `pinned` for a loader's batches; None where they are not pinned."""
-    device = torch.accelerator.current_accelerator() if settings.pin_memory else None
+    device = torch.accelerator.current_accelerator() if loader.pin_memory else None
     able = device is not None and has_streams(device) and torch.accelerator.is_available()
-    return settings.pin_memory_device if able else None
+    return loader.pin_memory_device if able else None
 
 
 def pinned(batch: Batch, device: str | None) -> Batch:
