@@ -144,7 +144,7 @@ class SeededLoader(Loader[T_co]):
         return DataIterator(self.batches(), self)
 
     def batches(self) -> EpochIterator:
-        """As `iter()`, but gives each batch with its info, and leaves the report to the caller."""
+        """Like `iter()`, but yields each Batch with its info, and does not write the report."""
         self._follow_sampler()
         started, self._started = self._started, None
         return started if started is not None and self._options == Options.of(self) else self._begin()
@@ -184,14 +184,14 @@ class SeededLoader(Loader[T_co]):
         sampler = self.sampler
         if epoch == sampler.epoch and not sampler.begun:
             return
-        if sampler.loaded is not None and epoch == sampler.loaded["epoch"]:  # the rest of it, which may be empty
+        if sampler.loaded is not None and epoch == sampler.loaded["epoch"]:  # its rest, which may be empty
             self.load_state_dict(sampler.loaded)
             sampler.begun = False
         else:
             self._begin_epoch(epoch)
 
     def _begin_epoch(self, epoch: int) -> None:
-        """To the start of an epoch."""
+        """Moves to the start of an epoch."""
         sampler = self.sampler
         order = self._requests.known(sampler.order_of(epoch))
         sampler.digest.begin(order, sampler.position)
@@ -280,7 +280,7 @@ class SeededLoader(Loader[T_co]):
 
     @property
     def traits(self) -> EngineTraits:
-        """Of the engine."""
+        """The traits of the engine."""
         return TRAITS[self.engine]
 
     @property
@@ -290,7 +290,7 @@ class SeededLoader(Loader[T_co]):
 
     @property
     def threadable(self) -> bool:
-        """Whether threads could load what is now loaded inline, as far as that is known after the first batch."""
+        """Whether threads could load what is now loaded inline; known after the first batch."""
         return not self.traits.prefetches and not unfit_for_threads(self._fetcher, self, self._fetcher.came_one_by_one)
 
     def worker_ids(self) -> list[tuple[int, int]]:
@@ -302,7 +302,7 @@ class SeededLoader(Loader[T_co]):
         return [self._fetcher.errors.ID(index) for index in info.request.indices.tolist()]
 
     def order_digest(self, after: BatchInfo | None = None) -> str:
-        """Digest of the IDs of all delivered samples, or of those up to a batch of the current epoch."""
+        """Digest of the IDs of all delivered samples, or those up to a batch of this epoch; 64 hexadecimal digits."""
         return self.sampler.digest.at(self.sampler.position_after(after))
 
     def content_digest(self) -> str | None:

@@ -41,13 +41,15 @@ class OrderSampler(Sampler[int]):
 
     @property
     def epoch(self) -> int:
+        """The epoch of the position, from 0."""
         return self.order.epoch
 
     def order_of(self, epoch: int) -> Order:
+        """The order of an epoch, with the present length of the dataset."""
         return Order(len(self.dataset), self.seed, epoch, self.shuffle)
 
     def set_epoch(self, epoch: int) -> None:
-        """As DistributedSampler's, for libraries that call it before each epoch: the next `iter()` is that epoch.
+        """The next `iter()` is that epoch; for libraries that call it before each epoch, as for DistributedSampler.
 
         Fabric and accelerate count from 0 in each process. So once the user has chosen an epoch or loaded a position,
         only a later epoch than the one that is due is accepted.
@@ -57,12 +59,12 @@ class OrderSampler(Sampler[int]):
             self.wanted = epoch
 
     def move(self, order: Order, position: int, over: bool = False) -> None:
-        """To a position; `over`: past the epoch's end."""
+        """Moves to a position of an epoch; `over`: past its end."""
         self.order, self.position, self.begun, self.over = order, position, over, over
         self.wanted = self._following = None
 
     def begin(self) -> None:
-        """The first batch of an epoch is requested."""
+        """To be called when the first batch of an epoch is requested."""
         self.begun, self.loaded, self.wanted, self._following = True, None, None, None
 
     def position_after(self, info: BatchInfo | None) -> int:
@@ -111,7 +113,7 @@ class OrderSampler(Sampler[int]):
         return {"samples": len(self.dataset), "seed": self.seed, "shuffle": self.shuffle}
 
     def _due(self) -> tuple[int, int]:
-        """Epoch and position of what comes next."""
+        """Epoch and position of the next batch."""
         if self.wanted is not None:
             return self.wanted, self.position if self.wanted == self.epoch and not self.begun else 0
         if self._following is not None:
@@ -137,7 +139,7 @@ class OrderSampler(Sampler[int]):
 
 
 class InOrderSampler(OrderSampler, SequentialSampler):
-    """Without shuffling; libraries recognise that by the class."""
+    """Without shuffling; libraries recognise that by the base class SequentialSampler."""
 
     shuffle = False
 
@@ -168,7 +170,7 @@ def check_arguments(dataset: Dataset[Any], arguments: dict[str, Any], rank: int,
 
 
 def inherited_order(arguments: dict[str, Any], dataset: Any, seed: int) -> tuple[OrderSampler | None, int, bool]:
-    """The sampler of another SeededLoader if a library hands it on, with batch size and drop_last."""
+    """The sampler of another SeededLoader that a library passes on, if any; with batch size and drop_last."""
     order, batch, drop_last = arguments.get("sampler"), arguments.get("batch_size", 1), arguments.get("drop_last")
     if (given := arguments.get("batch_sampler")) is not None:
         inner = given

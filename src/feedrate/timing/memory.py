@@ -1,4 +1,4 @@
-"""Whether memory grows from epoch to epoch, as it does where something keeps tensors."""
+"""Detects memory that grows from epoch to epoch, as where a list keeps tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MemoryGrowth:
         self._mb: dict[str, list[float]] = {"host": [], "device": []}
 
     def measure(self, workers: Iterable[WorkerID]) -> None:
-        """Call once in each epoch."""
+        """Measures the memory; to be called once in each epoch."""
         self._mb["host"].append(own_memory_mb(workers))
         if self._device.type not in ("cpu", "mps"):
             self._mb["device"].append(torch.accelerator.memory_allocated(self._device) / 1e6)

@@ -51,12 +51,12 @@ class RequestSampler(Sampler[Any]):
             ahead.append(plan)
 
     def known(self, order: Order) -> Order:
-        """The equal order of which threads have computed positions already, if there is one."""
+        """The equal order of an epoch that is prefetched, which has computed positions already; otherwise `order`."""
         ahead = self._ahead[0].order if self._ahead else None
         return ahead if ahead is not None and ahead == order else order
 
     def begin(self, plan: Plan) -> bool:
-        """Begins an epoch; returns whether its first batch is the next one that the running engine delivers."""
+        """Begins an epoch. True if its first batch is the next one that the running engine delivers."""
         continues = not self._due and bool(self._ahead) and self._ahead[0] == plan
         if continues:
             self._ahead.popleft()
@@ -64,7 +64,7 @@ class RequestSampler(Sampler[Any]):
         return continues
 
     def end(self) -> None:
-        """The epoch's last batch was delivered."""
+        """To be called when the epoch's last batch was delivered."""
         self._due = False
 
 
@@ -99,7 +99,7 @@ class Engine:
         raise NotImplementedError
 
     def resumed(self) -> None:
-        """Persistent workers continue with the next epoch."""
+        """Called when persistent workers continue with the next epoch."""
 
     def detect_lost_worker(self, call: Callable[[], T]) -> T:
         """Returns `call()`, which waits for workers; raises LostWorker if one of them has died."""
@@ -110,10 +110,10 @@ class Engine:
         return []
 
     def idle(self) -> None:
-        """The epoch's last batch was delivered; no batch is requested for a while."""
+        """Called when the epoch's last batch was delivered: no batch is requested for a while."""
 
     def close(self, now: bool = False) -> None:
-        """Ends the workers; `now`: without waiting for the samples that they load."""
+        """Ends the workers; with `now` without waiting for the samples that they are loading."""
 
 
 class Inline(Engine):

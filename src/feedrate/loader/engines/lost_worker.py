@@ -1,4 +1,4 @@
-"""What it means that a worker process is gone: an error that says how it ended, and what to do."""
+"""The error of a worker process that has died: how it ended, and what to do."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def lost_worker(error: BaseException, processes: Sequence[BaseProcess] = ()) -> 
             "loader.prefetch_factor or loader.batch_size, or set loader.engine=thread"
         )
     died = isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
-    # a batch in flight cannot be fetched from a worker that is gone; "Caught" begins what a worker itself reports
+    # a batch in flight cannot be fetched from a dead worker; errors that a worker reports itself begin with "Caught"
     broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not text.startswith("Caught")
     if (raised_by := iterator_of(error)) is not None:
         processes = [*processes, *raised_by._workers]
@@ -80,7 +80,7 @@ def iterator_of(error: BaseException) -> Any:
 
 
 def _exit_code(processes: Sequence[BaseProcess]) -> int | None:
-    """Exit code of the worker that is gone, negative for a signal."""
+    """Exit code of the worker that has died, negative for a signal; None if unknown."""
     with suppress(RuntimeError):  # torch's SIGCHLD handler raises once more
         gone = wait({process.sentinel for process in processes}, timeout=1)
         for process in processes:

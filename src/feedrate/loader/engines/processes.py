@@ -36,11 +36,11 @@ from feedrate.system.signals import STOPPING, ignore, signals_blocked
 from feedrate.timing.engine_traits import EngineTraits
 
 T = TypeVar("T")
-CHECK_S = 0.5  # between checks that the workers live, while a batch is waited for
+CHECK_S = 0.5  # between checks that the workers are alive, while a batch is waited for
 
 
 class Processes(Engine):
-    """A private DataLoader whose batch sampler gives the requests, and whose dataset loads them."""
+    """Workers of a private DataLoader: its batch sampler yields the requests, its dataset loads their batches."""
 
     traits = EngineTraits(shares_interpreter=False, has_processes=True, prefetches=True)
 
@@ -169,7 +169,7 @@ class _Iterator(_MultiProcessingDataLoaderIter):
     def _try_get_data(self, timeout: float = CHECK_S) -> Any:
         return super()._try_get_data(timeout)  # type: ignore[no-untyped-call]
 
-    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # not in a process that was forked meanwhile
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # not in a forked copy of this process
         if getpid() == self._owner:
             super().__del__()
 
@@ -208,14 +208,14 @@ _LEFT: dict[int, set[_Started]] = {}  # by the process that started them, as a f
 
 
 def _remember(started: _Started) -> None:
-    """Has them killed when this process exits."""
+    """Has these workers killed when this process exits."""
     if os.getpid() not in _LEFT:  # a process that multiprocessing has started runs its finalizers, not atexit's
         multiprocessing.util.Finalize(None, _kill_left, exitpriority=0)
     alive = {each for each in _LEFT.get(os.getpid(), set()) if any(p.exitcode is None for p in each.processes)}
     _LEFT[os.getpid()] = {*alive, started}
 
 
-@atexit.register  # after multiprocessing's own handler was, so before it runs: that one waits for them without end
+@atexit.register  # later than multiprocessing's handler, so it runs earlier: that one waits for them for ever
 def _kill_left() -> None:
     for started in list(_LEFT.get(os.getpid(), ())):
         started.kill()
@@ -236,7 +236,7 @@ def _start(user: Callable[[int], None] | None, parent: int | None, worker_id: in
     ignore(STOPPING)
     if user is not None:
         user(worker_id)
-    if parent not in (None, os.getppid()):  # killed meanwhile; torch would watch the new parent
+    if parent not in (None, os.getppid()):  # it was killed; torch would watch the new parent
         os._exit(1)
 
 

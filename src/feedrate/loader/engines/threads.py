@@ -80,7 +80,7 @@ class _Pending:
 
 
 class _Crew:
-    """The state that the threads of one start share. It does not refer to its user, so that it can end with it."""
+    """The state that threads share. It does not refer to their _Batches, so that these end with their last user."""
 
     def __init__(self, fetcher: BatchFetcher, device: str | None, requests: Iterator[BatchRequest], count: int) -> None:
         self.fetcher, self.pin_device, self._requests, self.probe = fetcher, device, requests, StepProbe(count)
@@ -125,7 +125,7 @@ class _Crew:
 
 
 class _Batches(Iterator[Batch]):
-    """The batches in the order of their requests; delivering one permits another one to be loaded."""
+    """The batches in the order of their requests; with each one that is delivered, another one may be loaded."""
 
     def __init__(self, crew: _Crew, workers: int, ahead: int, timeout: float) -> None:
         self.crew, self._timeout = crew, timeout
