@@ -17,7 +17,6 @@ from feedrate.loader.digest import OrderDigest
 from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
 from feedrate.loader.engines.auto import checked, choose, unfit_for_threads
 from feedrate.loader.engines.engine import RequestSampler
-from feedrate.loader.engines.options import Options
 from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Order, Plan
@@ -35,6 +34,8 @@ from feedrate.loader.sampler import (
 T_co = TypeVar("T_co", covariant=True)
 FOLLOWING = -1  # the next epoch number
 _SIGNATURE = inspect.signature(DataLoader.__init__)
+_WORKERS = ("engine", "num_workers", "prefetch_factor", "pin_memory", "timeout", "worker_init_fn",
+            "multiprocessing_context")  # attributes that decide how workers are started  # fmt: skip
 
 
 class Loader(DataLoader[T_co]):
@@ -136,7 +137,7 @@ class SeededLoader(Loader[T_co]):
         self._requests = RequestSampler(dataset)
         self._set_epoch_step(1)
         self._engine: Engine | None = None
-        self._options = Options.of(self)
+        self._options = self._current()
         self._report = Report(self)
         self._started: EpochIterator | None = None
 
@@ -147,7 +148,7 @@ class SeededLoader(Loader[T_co]):
         """Like `iter()`, but yields each Batch with its info, and does not write the report."""
         self._follow_sampler()
         started, self._started = self._started, None
-        return started if started is not None and self._options == Options.of(self) else self._begin()
+        return started if started is not None and self._options == self._current() else self._begin()
 
     def __len__(self) -> int:
         return len(self._plan(self.sampler.order_of(0), 0))
@@ -227,7 +228,7 @@ class SeededLoader(Loader[T_co]):
                 return EpochIterator(self, inline, iter(()), plan, sampler.generation)
             choice = choose(self._fetcher, plan, self)
             self.engine, loaded = choice.engine, choice.batches
-            self._options = Options.of(self)
+            self._options = self._current()
             self._engine = ENGINES[self.engine](self._fetcher, self._requests)
         rest = replace(plan, start=loaded[-1].info.request.stop) if loaded else plan
         batches: Iterator[Batch] = chain(loaded, self._engine.run(rest, self))
@@ -243,19 +244,24 @@ class SeededLoader(Loader[T_co]):
             if now != getattr(self.sampler, name):
                 raise UserError(f"Loader: {name}={now} was set after construction; make another Loader for that order")
         self.sampler.part = self._batch * self.world_size, self._drop_last, self.rank, self.world_size
-        options, before = Options.of(self), self._options
-        if options == before:
+        changed = {name for name, value in self._current().items() if value != self._options[name]}
+        if not changed:
             return
-        if options.engine != before.engine:
+        if "engine" in changed:
             self._wanted_engine = self.engine
-        if options._replace(samples=before.samples, collate_fn=before.collate_fn) != before:  # also the workers
+        if changed.intersection(_WORKERS):
             self.engine = checked(self._wanted_engine, self)
         self._fetcher = self._new_fetcher()
         self.sampler.digest.list_IDs = self.list_IDs
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-        self._options = Options.of(self)
+        self._options = self._current()
+
+    def _current(self) -> dict[str, Any]:
+        """What workers depend on and may change after construction, by name."""
+        data = {"samples": self._size(), "collate_fn": self.collate_fn}
+        return data | {name: getattr(self, name) for name in _WORKERS}
 
     def _new_fetcher(self) -> BatchFetcher:
         names = list_IDs(self.dataset)
