@@ -19,13 +19,14 @@ from feedrate.timing.verdict import Verdict, judge, undecided
 
 
 def setup_of(loader: Any) -> Setup:
-    """How a SeededLoader or TorchLoader loads; with all usable cores."""
+    """How a SeededLoader or TorchLoader loads, with all usable cores."""
     return Setup(
         engine=loader.engine,
         traits=loader.traits,
         workers=loader.num_workers,
         prefetch=loader.prefetch_factor or 2,
         cores=float(usable_cores()),
+        usable_cores=usable_cores(),
         threadable=loader.threadable,
     )
 
@@ -63,16 +64,8 @@ class Report:
     @property
     def verdict(self) -> Verdict | None:
         """Whether the loop waited, why, and the remedy, with figures; None if there are too few batches."""
-        times, setup = self.times, self._setup
-        if (free := self._free_cores.mean()) is not None:
-            setup = replace(
-                setup,
-                cores=max(1.0, min(setup.cores, free)),
-                usable_cores=usable_cores(),
-                free_cores=free,
-                free_range=self._free_cores.range(),
-            )
-        return judge(times, setup) if times.enough else None
+        times = self.times
+        return judge(times, self._free_cores.applied_to(self._setup)) if times.enough else None
 
     def __str__(self) -> str:
         times, verdict = self.times, self.verdict

@@ -9,10 +9,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
+
+from feedrate.timing.epoch_times import Setup
 
 INTERVAL_S = 0.5  # of one measurement of the free cores; Linux counts idle time in steps of 10 ms for each core
 MOST_INTERVALS = 20_000  # that are kept, the last ones
@@ -67,6 +70,12 @@ class FreeCores:
         low, high = np.percentile([core_s / seconds for seconds, core_s in self._intervals], [10, 90])
         return float(low), float(high)
 
+    def applied_to(self, setup: Setup) -> Setup:
+        """The setup with the free cores, at least one; unchanged if they are unknown."""
+        if (free := self.mean()) is None:
+            return setup
+        return replace(setup, cores=max(1.0, min(setup.cores, free)), free_cores=free, free_range=self.range())
+
     @staticmethod
     def _now(workers: Iterable[WorkerID]) -> tuple[float, float, dict[WorkerID, float]]:
         others = [worker for worker in workers if worker[0] != os.getpid()]
@@ -103,10 +112,9 @@ def queued_ns() -> int:
 
 
 def seconds_since_start() -> float:
-    """Time since this process was started; on Linux exact to 10 ms, elsewhere as exact as psutil.
+    """Age of this process; on Linux exact to 10 ms, where psutil would add a time of boot in whole seconds.
 
-    Source: starttime, field 22 of /proc/PID/stat, in clock ticks since boot (proc_pid_stat(5)). psutil would add the
-    time of boot to it, which Linux gives in whole seconds.
+    Source: starttime, field 22 of /proc/PID/stat, in clock ticks since boot; proc_pid_stat(5).
     """
     if sys.platform != "linux":
         return time.time() - float(psutil.Process().create_time())

@@ -11,7 +11,6 @@ import torch
 
 from feedrate.loader import setup_of
 from feedrate.reporting.trace import WINDOW
-from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, cut, joined
 from feedrate.timing.machine import FreeCores, WorkerID, queued_s
@@ -109,18 +108,10 @@ class ThroughputHistory:
 
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """Loader and machine during the kept epochs; free cores only where `times` are given."""
-        found, free = setup_of(self._loader), None
+        found = setup_of(self._loader)
         if times is not None and (times.known or not found.workers):  # what torch's workers computed is unknown
-            free = self._free_cores.mean()
-        return replace(
-            found,
-            cores=found.cores if free is None else max(1.0, min(found.cores, free)),
-            usable_cores=usable_cores(),
-            free_cores=free,
-            free_range=None if free is None else self._free_cores.range(),
-            worker_delay_s=sum(queued for _, queued in self._epochs),
-            packable=self._packable,
-        )
+            found = self._free_cores.applied_to(found)
+        return replace(found, worker_delay_s=sum(queued for _, queued in self._epochs), packable=self._packable)
 
     def window(self) -> EpochTimes | None:
         """Consecutive steps from the middle of the last epoch, for the timeline."""
