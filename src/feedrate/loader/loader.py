@@ -322,24 +322,18 @@ class SeededLoader(Loader[T_co]):
 
     def state_dict(self, after: BatchInfo | None = None) -> dict[str, Any]:
         """The position after the last delivered batch, or after another one of this epoch; JSON-able."""
-        sampler, position = self.sampler, self.sampler.position_after(after)
-        if after is None:
-            return sampler.state(position, sampler.over, sampler.content)
-        return sampler.state(position, position >= self.end, after.content)
+        return self.sampler.state(after, self.end)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next `iter()` continues with the batch after that position, with any workers and batch size.
 
-        A state taken after an epoch's last batch, but within the loop, gives an iterator without batches first.
-
-        Raises:
-            UserError: this is no state, or it was saved with another order.
+        A state taken after an epoch's last batch, but within the loop, gives an iterator without batches first. Raises
+        UserError for what is no state, or one of another order.
         """
-        sampler = self.sampler
-        sampler.check(state)
-        order, position = sampler.order_of(state["epoch"]), state["position"]
+        self.sampler.check(state)
+        order, position = self.sampler.order_of(state["epoch"]), state["position"]
         self._end_iterator()
         left = position < self._plan(order, position).end
         over = not left and (bool(state.get("over", True)) or position != self.end)
-        sampler.load(state, order, over)
+        self.sampler.load(state, order, over)
         self._set_epoch_step(1)

@@ -78,13 +78,15 @@ class OrderSampler(Sampler[int]):
             )
         return info.request.stop
 
-    def state(self, position: int, over: bool, content: bytes | None) -> dict[str, Any]:
-        """The state at a position of the current epoch, with the content digest up to there; JSON-able."""
+    def state(self, after: BatchInfo | None, end: int) -> dict[str, Any]:
+        """The state after a batch of the current epoch, or after the last delivered one; `end`: of its last batch."""
+        position = self.position_after(after)
+        content = self.content if after is None else after.content
         return {
             "version": 1,
             "epoch": self.epoch,
             "position": position,
-            "over": over,
+            "over": self.over if after is None else position >= end,
             **self._identity(),
             "digest": self.digest.state(position),
             "content": content.hex() if self.content is not None and content is not None else None,

@@ -28,7 +28,6 @@ class Load(NamedTuple):
 
     @property
     def ns(self) -> int:
-        """Its duration."""
         return self.end_ns - self.begin_ns
 
 

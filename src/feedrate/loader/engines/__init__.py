@@ -6,9 +6,7 @@ from feedrate.loader.engines.threads import Threads
 from feedrate.timing.engine_traits import EngineTraits
 
 ENGINES: dict[str, type[Engine]] = {"inline": Inline, "thread": Threads, "process": Processes}
-TRAITS = {  # by the values of loader.engine, `auto` until it has chosen: workers of either kind
-    "auto": EngineTraits(shares_interpreter=False, has_processes=False, prefetches=True),
-    **{name: engine.traits for name, engine in ENGINES.items()},
-}
+# `auto` before its choice: workers of either kind
+TRAITS = {"auto": EngineTraits(False, False, True)} | {name: engine.traits for name, engine in ENGINES.items()}
 
 __all__ = ["ENGINES", "TRAITS", "Engine", "EngineTraits"]

@@ -52,8 +52,7 @@ class RequestSampler(Sampler[Any]):
 
     def known(self, order: Order) -> Order:
         """The equal order of an epoch that is prefetched, which has computed positions already; otherwise `order`."""
-        ahead = self._ahead[0].order if self._ahead else None
-        return ahead if ahead is not None and ahead == order else order
+        return self._ahead[0].order if self._ahead and self._ahead[0].order == order else order
 
     def begin(self, plan: Plan) -> bool:
         """Begins an epoch. True if its first batch is the next one that the running engine delivers."""
