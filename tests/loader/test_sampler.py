@@ -25,7 +25,7 @@ def rows(batches: Any) -> list[list[int]]:
 
 
 def again(loader: DataLoader[Any], **changed: Any) -> Any:
-    """As libraries do it: the constructor gets what stands in vars() and is no default."""
+    """Like libraries: passes to the constructor what is in vars() and differs from the default."""
     taken = {**inspect.signature(DataLoader.__init__).parameters, **inspect.signature(type(loader)).parameters}
     given = {k: v for k, v in vars(loader).items() if k in taken and v is not taken[k].default}
     return type(loader)(**{**given, **changed})
