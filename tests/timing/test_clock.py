@@ -193,9 +193,7 @@ for _ in range(2):
 def test_the_time_since_the_start_of_a_process_is_what_its_parent_measures() -> None:
     before = time.monotonic()  # a clock that processes share
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    with subprocess.Popen(
-        [sys.executable, "-c", AGES], stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", AGES], stdout=subprocess.PIPE, text=True, env=environment) as process:
         after = time.monotonic()
         output, _ = process.communicate()
     ages = [[float(number) for number in line.split()] for line in output.splitlines()]

@@ -79,7 +79,7 @@ class OrderSampler(Sampler[int]):
         return info.request.stop
 
     def state(self, after: BatchInfo | None, end: int) -> dict[str, Any]:
-        """The state after a batch, None for the last delivered one, of the current epoch, whose batches end at `end`."""
+        """The state after a batch of the current epoch, None: the last delivered one. The epoch ends at `end`."""
         position = self.position_after(after)
         content = self.content if after is None else after.content
         return {
