@@ -46,14 +46,14 @@ def main(other: str, name: str = "12 KB", part: str = "") -> None:
         for contender in chosen:
             homes = [make_set(of, checkout / "data/peers") for checkout in checkouts]  # shards may differ in format
             pair = [p.start(contender, home, of) for p, home in zip((before, now), homes, strict=True)]
-            digests = {process.ask("check", True)["digest"] for process in pair}
+            digests = {process.call("check", True)["digest"] for process in pair}
             assert len(digests) == 1, f"{contender.name}: another order of samples"
             running.append(pair)
         turns: list[list[list[Any]]] = [[[], []] for _ in chosen]
         for number in range(ROUNDS):
             for pair, found in zip(running, turns, strict=True):
                 for side in (0, 1) if number % 2 else (1, 0):
-                    found[side].append(pair[side].ask("measure", SECONDS, "none"))
+                    found[side].append(pair[side].call("measure", SECONDS, "none"))
     rows = []
     for contender, found in zip(chosen, turns, strict=True):
         rates = [[turn["samples"] / turn["seconds"] for turn in side] for side in found]
