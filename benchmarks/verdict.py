@@ -3,6 +3,7 @@
 For each cell the loader alone and the step alone are measured, which gives the true ceilings. Then both run together,
 the verdict is compared with the true answer, and its first remedy is applied, if it is a setting of the loader. Healthy
 controls follow: workloads that are fed with no more workers than needed, for which no remedy should be given.
+"""
 
 from __future__ import annotations
 
