@@ -70,14 +70,14 @@ class Costly(Dataset[tuple[Tensor, int]]):
             _sleeper.until += self.seconds
             time.sleep(max(0.0, _sleeper.until - time.perf_counter()))
         else:
-            burn(self.seconds)
+            use_cpu(self.seconds)
         return torch.zeros(16), 0
 
 
 _sleeper = threading.local()
 
 
-def burn(seconds: float) -> None:
+def use_cpu(seconds: float) -> None:
     """Computes for `seconds` of the thread's CPU time; on a shared core the wall time is longer."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
