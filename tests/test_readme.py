@@ -201,16 +201,21 @@ def test_the_dataset_with_a_codec_reads_its_files_as_shown(tmp_path):
     assert (tuple(X.shape), X.dtype, y) == ((3, 4, 6), torch.uint8, 1)
 
 
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub names them in links, and its own marks."""
+    text = page.read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings} | set(
+        re.findall(r'id="(\w+)"', text)
+    )
+
+
 def test_links_between_the_pages_lead_to_files_and_headings():
-    pages = [ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").glob("*.md")]
-    for page in pages:
+    for page in (ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").glob("*.md")):
         for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
             path = page.parent / target if target else page
             assert path.exists(), f"{page.name}: {target}"
-            if anchor:
-                text = path.read_text()
-                found = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)}
-                assert anchor in found | set(re.findall(r'id="(\w+)"', text)), f"{page.name}: {target}#{anchor}"
+            assert not anchor or anchor in anchors(path), f"{page.name}: {target}#{anchor}"
 
 
 def test_every_yaml_begins_with_a_command_that_uses_it():
