@@ -1,4 +1,4 @@
-"""Accounts of training that never ran: steps and loads of given lengths, put together as workers would."""
+"""Throughput histories that were not measured: steps and loads of given lengths, arranged as workers would."""
 
 from __future__ import annotations
 
