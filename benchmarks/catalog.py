@@ -1,4 +1,4 @@
-"""A catalog of ten million IDs: seconds to read, bytes held for each, and whether workers come to copy it."""
+"""A catalog of ten million IDs: seconds to read, bytes per ID, and how far workers copy it while they read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH = 8192
 
 
 class Touch:
-    """Reads ID and label of a sample, as every dataset does, and nothing else."""
+    """A dataset that reads only the ID and label of a sample."""
 
     def __init__(self, list_IDs: object, labels: object) -> None:
         self.list_IDs, self.labels = list_IDs, labels
@@ -37,7 +37,7 @@ def run() -> str:
         root = Path(folder)
         _write(root, count)
         begin = time.perf_counter()
-        # the files themselves are not listed: ten million of them would be a benchmark of the file system
+        # suffix=None: sample files are not listed, as that would measure the file system
         catalog = Catalog.read(root, suffix=None)
         seconds = time.perf_counter() - begin
     gc.collect()
@@ -47,7 +47,7 @@ def run() -> str:
     rows: list[tuple[str, str]] = [
         (f"IDs (of {characters / count:.0f} characters), with labels", f"{count:,}"),
         ("seconds to read and check partition.json and labels.json", f"{seconds:.1f}"),
-        ("bytes held for each ID beyond its characters, label included", f"{(held - characters) / count:.1f}"),
+        ("bytes per ID beyond its characters, label included", f"{(held - characters) / count:.1f}"),
     ]
     for method in ("fork", "spawn"):
         data = Touch(catalog.partition["train"], catalog.labels["train"].tensor)
@@ -62,9 +62,9 @@ def run() -> str:
             grown = _private(workers) if batch.info.request.stop > len(data) - BATCH else 0
         seconds = time.perf_counter() - begin
         rows += [
-            (f"{method}: memory of each worker's own at the epoch's start, MB", f"{before / 2e6:.0f}"),
-            (f"{method}: growth of it over the epoch, MB", f"{(grown - before) / 2e6:+.1f}"),
-            (f"{method}: growth over the epoch, bytes for each ID", f"{(grown - before) / 2 / len(data):+.2f}"),
+            (f"{method}: private memory of each worker at the epoch's start, MB", f"{before / 2e6:.0f}"),
+            (f"{method}: its growth over the epoch, MB", f"{(grown - before) / 2e6:+.1f}"),
+            (f"{method}: its growth over the epoch, bytes per ID", f"{(grown - before) / 2 / len(data):+.2f}"),
             (f"{method}: seconds of the epoch of {len(data):,} samples", f"{seconds:.0f}"),
         ]
         loader.close()
@@ -73,7 +73,7 @@ def run() -> str:
 
 
 def _private(processes: list[psutil.Process]) -> int:
-    """Bytes that belong to these processes alone: what copying would add to."""
+    """Bytes of private memory of these processes (USS), which grows when shared pages are copied."""
     return sum(p.memory_full_info().uss for p in processes if p.is_running())
 
 

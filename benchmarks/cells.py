@@ -1,4 +1,4 @@
-"""Workloads whose truth is known: samples and steps that sleep, or compute in pure Python. Needs torch alone."""
+"""Workloads with a known cost: samples and steps that sleep, or compute in pure Python. Needs torch only."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ CONTROLS = [
 
 
 class Costly(Dataset[tuple[Tensor, int]]):
-    """A sample takes `sample_ms`: asleep, or computing in pure Python.
+    """A sample takes `sample_ms`: sleeping ('sleep'), or computing in pure Python ('burn').
 
-    The system wakes a sleeper late, the later the more it is idle. Within a batch the next sample sleeps the less, so
-    that what loading takes is known.
+    The system ends a sleep late, by an amount that varies. Within a batch the next sample sleeps less by as much, so
+    that the time of a batch is known.
     """
 
     thread_safe = True
@@ -70,15 +70,15 @@ class Costly(Dataset[tuple[Tensor, int]]):
             _sleeper.until += self.seconds
             time.sleep(max(0.0, _sleeper.until - time.perf_counter()))
         else:
-            burn(self.seconds)
+            use_cpu(self.seconds)
         return torch.zeros(16), 0
 
 
 _sleeper = threading.local()
 
 
-def burn(seconds: float) -> None:
-    """Computing for so long by the thread's own clock: whoever must share a core takes longer."""
+def use_cpu(seconds: float) -> None:
+    """Computes for `seconds` of the thread's CPU time; on a shared core the wall time is longer."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         sum(range(200))

@@ -13,6 +13,6 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; numbers to the right of the first column."""
+    """A Markdown table; all columns but the first are aligned to the right."""
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])

@@ -1,4 +1,4 @@
-"""Memory, file descriptors and shared-memory segments over twenty epochs: none may grow, none may be left."""
+"""Memory, file descriptors and shared memory over twenty epochs: none may grow, and none may be left at the end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run() -> str:
         if engine == "thread" and not engines:
             continue
         options: dict[str, Any] = {"engine": engine} if engines else {}
-        for _batch in Loader(data, batch_size=64, seed=0):  # the data set keeps what this thread reads with
+        for _batch in Loader(data, batch_size=64, seed=0):  # the dataset keeps an io_uring for this thread
             pass
         gc.collect()
         before = _descriptors(), _segments()

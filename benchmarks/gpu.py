@@ -1,7 +1,7 @@
-"""On an accelerator: host waits, overlap of copies, loading alone and with steps, and what precision and compile bring.
+"""On an accelerator: loader with and without steps, copies during steps, host waits, gains of precision and compile.
 
-`make bench-gpu` runs it where there is one. Steps are matrix products, as many as fill the time that is asked for; the
-training is this repository's own, of resnet18 on images of random bytes in memory.
+`make bench-gpu` runs it. A step is as many matrix products as take the requested time. The last table trains Feedrate's
+resnet18 on random images in memory.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def run() -> str:
 
     device = choose_device("auto")
     if device.type == "cpu":
-        sys.exit("error: there is no accelerator that torch can use; this benchmark needs one")
-    fed = _fed(device)  # its workers are started first: they are forked
+        sys.exit("error: torch finds no accelerator, and this benchmark needs one")
+    fed = _fed(device)  # first, so that its workers are forked before the device is used
     tables = [f"{name_of(device)}.", fed, _overlap(device), _training(device)]
     return "\n\n".join(tables)
 
@@ -56,7 +56,7 @@ class Images(torch.utils.data.Dataset[Any]):
 
 
 class Busy:
-    """A kernel's work of about so many milliseconds."""
+    """A step of about `ms` milliseconds on the device: matrix products."""
 
     def __init__(self, device: torch.device) -> None:
         self._square = torch.rand(1024, 1024, device=device) / 1024
@@ -69,7 +69,7 @@ class Busy:
 
 
 def _device_ms(device: torch.device, work: Any) -> float:
-    """What the device takes for it, by its own clock; after a first time that does not count."""
+    """Time of `work` on the device, in ms by device events, after one call as warm-up."""
     work()
     begin, end = (torch.Event(device, enable_timing=True) for _ in range(2))
     begin.record(torch.accelerator.current_stream(device))
@@ -80,7 +80,7 @@ def _device_ms(device: torch.device, work: Any) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the loader, alone and with a step at its side
+# the loader, alone and with a step
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +114,7 @@ def _fed(device: torch.device) -> str:
 
 
 def _rate(loader: Any, device: torch.device, busy: Busy | None, step_ms: float) -> float:
-    """Samples per second, a few batches left out."""
+    """Samples per second, without the first ten batches."""
     from feedrate.loader import ToDevice
 
     count, begin = 0, 0.0
@@ -132,7 +132,7 @@ def _rate(loader: Any, device: torch.device, busy: Busy | None, step_ms: float) 
 
 
 # ---------------------------------------------------------------------------------------------------------
-# copies at the side of steps
+# copies during steps
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -146,7 +146,7 @@ def _overlap(device: torch.device) -> str:
         X, y = (X.pin_memory(), y.pin_memory()) if pinned else (X, y)
         copy_ms = _device_ms(device, lambda X=X: X.to(device, non_blocking=True))
 
-        def took_ms(step_ms: float, X: Tensor = X, y: Tensor = y) -> float:
+        def both_ms(step_ms: float, X: Tensor = X, y: Tensor = y) -> float:
             begin = 0.0
             for number, _ in enumerate(ToDevice(([X, y] for _ in range(STEPS + 2)), device)):
                 if number == 2:
@@ -157,7 +157,7 @@ def _overlap(device: torch.device) -> str:
             torch.accelerator.synchronize(device)
             return 1e3 * (time.perf_counter() - begin) / STEPS
 
-        found = [took_ms(copy_ms) for _ in range(REPEATS)]
+        found = [both_ms(copy_ms) for _ in range(REPEATS)]
         step_ms = _device_ms(device, lambda ms=copy_ms: busy(ms))
         hidden = 100 * (copy_ms + step_ms - median(found)) / min(copy_ms, step_ms)
         kind = "page-locked" if pinned else "pageable"
@@ -198,9 +198,9 @@ def _training(device: torch.device) -> str:
             step_ms = times.compute[times.counted] / 1e6
             rate = 1e9 * times.samples[times.counted].sum() / times.elapsed[times.counted].sum()
             steps = max(1, len(times.wait))
-            told = ", ".join(f"{name} {count / steps:.2f}" for name, count in waits.most_common(3)) or "none"
+            shown = ", ".join(f"{name} {count / steps:.2f}" for name, count in waits.most_common(3)) or "none"
             rows.append(
-                (f"{precision}{', compiled' if compile else ''}", f"{median(step_ms):.2f}", f"{rate:,.0f}", told)
+                (f"{precision}{', compiled' if compile else ''}", f"{median(step_ms):.2f}", f"{rate:,.0f}", shown)
             )
             print(*rows[-1], sep=" | ", flush=True)
     return markdown([f"{MODEL}, batch {BATCH}", "step, ms", "samples/s", "host waits a step"], rows)
@@ -208,7 +208,7 @@ def _training(device: torch.device) -> str:
 
 @contextmanager
 def host_waits(device: torch.device) -> Iterator[Counter[str]]:
-    """Counts what torch calls a synchronisation, by where it stands; only CUDA tells."""
+    """Counts host synchronisations by file and line, from torch's warnings; CUDA only."""
     found: Counter[str] = Counter()
     if device.type != "cuda":
         found["not known"] = 0

@@ -1,4 +1,4 @@
-"""How much memory a tree of processes holds. Linux only."""
+"""Memory of a tree of processes. Linux only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def tree(pid: int) -> Iterator[psutil.Process]:
-    """A process and all that descend from it, those left out that have ended."""
+    """A process and its descendants, without those that have ended."""
     with suppress(psutil.Error):
         me = psutil.Process(pid)
         for process in (me, *me.children(recursive=True)):
@@ -22,7 +22,7 @@ def tree(pid: int) -> Iterator[psutil.Process]:
 def tree_mb(pid: int) -> float:
     """Anonymous and shared memory of a process tree, each page once (PSS), MB.
 
-    Pages of files are left out: they are the system's, and how many count here depends on what else runs.
+    Pages of files are left out: they belong to the page cache.
     """
     total = 0
     for process in tree(pid):

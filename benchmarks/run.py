@@ -3,7 +3,7 @@
     python benchmarks/run.py                 all
     python benchmarks/run.py startup         one: a file beside this one, or a table of throughput.py
 
-Let nothing else run meanwhile. Each benchmark interleaves what it compares, leaves warm-up out, and gives medians
+Run nothing else meanwhile. Each benchmark interleaves what it compares, leaves warm-up out, and gives medians
 with the spread from the lowest to the highest repeat.
 """
 
@@ -25,13 +25,13 @@ NAMES = (
     "startup", *THROUGHPUT, "tracking", "catalog", "scale", "flat", "verdict", "traceml", "instruments", "tuner",
     "peers",
 )  # fmt: skip
-ASKED_FOR = ("gpu",)  # it needs an accelerator: only by name
+BY_NAME_ONLY = ("gpu",)  # not run by default, since it needs an accelerator
 
 
 def main(chosen: list[str]) -> None:
     for name in chosen or NAMES:
-        if name not in (*NAMES, *ASKED_FOR):
-            sys.exit(f"error: {name}: no such benchmark; there are {', '.join((*NAMES, *ASKED_FOR))}")
+        if name not in (*NAMES, *BY_NAME_ONLY):
+            sys.exit(f"error: {name}: no such benchmark; choose from {', '.join((*NAMES, *BY_NAME_ONLY))}")
         print(f"== {name}", flush=True)
         table = _run(name)
         print(table, flush=True)
@@ -61,7 +61,7 @@ def _write(name: str, text: str) -> None:
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     written, count = pattern.subn(lambda _: f"{begin}\n{text}\n{end}", path.read_text())
-    assert count == 1, f"{path} has no place for {name}"
+    assert count == 1, f"{path} has no marks for {name}"
     path.write_text(written)
 
 

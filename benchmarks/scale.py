@@ -1,7 +1,7 @@
-"""Ten million samples, and a billion: time to the first batch, memory, and what the order costs for each batch.
+"""Ten million samples, and a billion: time to the first batch, memory, and the time that the order takes per batch.
 
-Whether workers come to copy a catalog is catalog.py's affair; here samples cost next to nothing, so that what is left
-is the loader's own. Files need not exist for that.
+Samples cost next to nothing here, so that the figures are those of the loader. No files are needed. catalog.py measures
+how far workers copy a catalog.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Numbers(Sequence[str]):
 
 
 class Cheap:
-    """Samples of 16 zeros, a batch at once."""
+    """A dataset of 16 zeros per sample, with whole batches."""
 
     def __init__(self, list_IDs: Any) -> None:
         self.list_IDs = list_IDs
@@ -74,7 +74,7 @@ def run() -> str:
 
 
 def _in_a_process(kind: str, size: int, workers: int) -> tuple[str, ...]:
-    """Figures of one configuration, medians of fresh processes."""
+    """Row of one configuration: medians of three fresh processes."""
     found = []
     for _ in range(3):
         done = subprocess.run(
@@ -126,18 +126,18 @@ def _mean(processes: Sequence[Any]) -> float:
 
 
 def _held() -> int:
-    """Bytes of this process, those included that it shares with its workers; pages of files are the system's."""
+    """Resident bytes of this process, shared memory included, without pages of files."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return sum(int(line[1]) * 1024 for line in lines if line and line[0] in ("RssAnon:", "RssShmem:"))
 
 
 def _own(process: Any) -> int:
-    """Bytes that belong to a process alone."""
+    """Private memory of a process in bytes (USS)."""
     return int(process.memory_full_info().uss)
 
 
 def _orders() -> str:
-    """Time that the order takes for a batch of 256, and the longest time for one."""
+    """Time to compute the indices of a batch of 256: mean, and longest."""
     from feedrate.loader import Order
 
     sizes = (10_000, 10_000_000, 1_000_000_000, 10**12)
@@ -153,7 +153,7 @@ def _orders() -> str:
             means[size].append(sum(times) / len(times) / 1e3)
             longest[size].append(max(times) / 1e6)
     rows = [(f"{size:,}", spread(means[size], 1), spread(longest[size], 1)) for size in sizes]
-    return markdown(["order of so many samples", "a batch of 256, mean, us", "the longest, ms"], rows)
+    return markdown(["samples in the order", "a batch of 256, mean, us", "the longest, ms"], rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""README.md's table of speeds, taken from the comparison with the other loaders in benchmarks/README.md.
+"""Writes the table of speeds in README.md, from the comparison with other loaders in benchmarks/README.md.
 
     python benchmarks/summary.py
 
-`python benchmarks/run.py peers` does it as well.
+`python benchmarks/run.py peers` does this too.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ def table(report: str) -> str:
     """Markdown: the fastest setting of each loader and form, samples per second on each set.
 
     Args:
-        report: what `peers` has written.
+        report: the Markdown that `peers` has written.
     """
     sets: dict[str, dict[str, int]] = {}
     for title, body in re.findall(r"^### ([^\n:]+): [\d,]+ samples of [^\n]*\n(.*?)(?=^### |\Z)", report, re.M | re.S):
         rates = sets.setdefault(title, {})
         for name, rate in re.findall(r"^\| ([^|]+?) \| ([\d,]+) \(", body, re.M):
-            who = _who(name)
-            rates[who] = max(rates.get(who, 0), int(rate.replace(",", "")))
+            label = _label(name)
+            rates[label] = max(rates.get(label, 0), int(rate.replace(",", "")))
     names = [name for name in dict.fromkeys(n for rates in sets.values() for n in rates) if _shown(name)]
     rows = [[name, *(f"{rates[name]:,}" if name in rates else "-" for rates in sets.values())] for name in names]
     return markdown(["samples/s, batches of 64", *(f"{title} each" for title in sets)], rows)
 
 
-def _who(name: str) -> str:
+def _label(name: str) -> str:
     form = name if name in _FORMS else name.partition(",")[0]
     return _FORMS.get(form, form)
 
@@ -51,18 +51,18 @@ def _shown(name: str) -> bool:
 
 
 def text(page: str) -> str:
-    """What stands between the marks of README.md, where `page` is benchmarks/README.md."""
+    """The text between the marks in README.md, made from `page`, the text of benchmarks/README.md."""
     report = page.partition("<!-- peers -->")[2].partition("<!-- end of peers -->")[0]
     where = re.findall(r"^\*(.+)\*$", report, re.M)[-1]
     return f"{table(report)}\n\n*{where}*"
 
 
 def write() -> None:
-    """Writes it into README.md anew."""
+    """Replaces the table in README.md."""
     readme = ROOT / "README.md"
     body = f"{BEGIN}\n{text((ROOT / 'benchmarks/README.md').read_text())}\n{END}"
     written, count = re.subn(f"{BEGIN}.*?{END}", lambda _: body, readme.read_text(), flags=re.DOTALL)
-    assert count == 1, f"{readme} has no place for it"
+    assert count == 1, f"{readme} has no marks for the table"
     readme.write_text(written)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cells import use_cpu
 from figures import markdown, spread
 from peers.sets import SETS, Set, make_set, pad
 from peers.torchs import Files, open_in_memory, open_memcpy
@@ -34,7 +35,7 @@ from feedrate.system.cores import usable_cores
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS, BATCH = 5, 64
 WAYS = (("inline", 0), ("thread", 1), ("thread", 2), ("process", 1), ("process", 2))
-Step = Callable[[Any], object]  # what is done with X of a batch
+Step = Callable[[Any], object]  # trains on X of a batch
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -124,12 +125,12 @@ def _nothing(X: Any) -> None:
 
 
 def _sleep(ms: float) -> Step:
-    """What the host does while an accelerator computes."""
+    """A step that sleeps, as the host does while an accelerator computes."""
     return lambda X: time.sleep(ms / 1e3)
 
 
 def _launch(kernels: int) -> Step:
-    """Launching many small kernels: holds the GIL."""
+    """A step that launches many small kernels, which holds the GIL."""
     small = torch.ones(8, 8)
 
     def step(X: Any) -> None:
@@ -173,13 +174,13 @@ class Computed(Dataset[Any]):
     """Samples of 4 KB that take so many ms of pure Python."""
 
     def __init__(self, ms: float) -> None:
-        self.ns = int(ms * 1e6)
+        self.seconds = ms / 1e3
 
     def __len__(self) -> int:
         return 1 << 20
 
     def __getitem__(self, index: int) -> Any:
-        _hold_gil(self.ns)
+        use_cpu(self.seconds)
         return torch.full((1024,), index), index
 
 
@@ -189,7 +190,7 @@ class HoldsGil:
     thread_safe = True
 
     def __init__(self, ms: float) -> None:
-        self.ns, self.X = int(ms * 1e6), torch.zeros(1024)
+        self.seconds, self.X = ms / 1e3, torch.zeros(1024)
 
     def __len__(self) -> int:
         return 1 << 20
@@ -198,18 +199,12 @@ class HoldsGil:
         return self.X, 0
 
     def load_batch(self, indices: np.ndarray, empty: Any) -> Any:
-        _hold_gil(self.ns)
+        use_cpu(self.seconds)
         return empty((len(indices), 1024), torch.uint8).zero_(), torch.from_numpy(indices)
 
 
-def _hold_gil(ns: int) -> None:
-    until = time.thread_time_ns() + ns
-    while time.thread_time_ns() < until:
-        sum(range(50))
-
-
 def generated() -> str:
-    """What workers bring on this machine, alone and with a step that needs no CPU."""
+    """Gain from workers, alone and with a step that needs no CPU."""
     loaders = _workers(Generated("train", seed=0, size=4096), (0, 1, 2))
     found = rates(measure(loaders, {"0 ms": _nothing, "25 ms": _sleep(25)}, seconds=2.5, skipped=4))
     rows = []
@@ -221,7 +216,7 @@ def generated() -> str:
 
 
 def burn() -> str:
-    """Whether each worker brings one core, where a sample burns 5 ms of CPU in pure Python."""
+    """Whether each worker adds one core, up to the cores there are; a sample takes 5 ms of CPU in pure Python."""
     loaders = _workers(Computed(5.0), sorted({0, 1, 2, usable_cores()}), batch_size=8)
     found = rates(measure(loaders, seconds=2.5, skipped=8))
     rows = []
@@ -260,7 +255,7 @@ def held() -> str:
 
 
 class OneByOne(Dataset[Any]):
-    """A dataset without whole batches."""
+    """A dataset without `load_batch`."""
 
     def __init__(self, data: InMemory) -> None:
         self.data, self.list_IDs = data, data.list_IDs
@@ -300,7 +295,7 @@ def overhead() -> str:
 
 
 def engines() -> str:
-    """The engines on files of one tensor each. What a loader makes alone is worth nothing if it slows the step down."""
+    """The engines on one file per sample, alone and with steps: a loader that is fast alone may slow a step down."""
     rows = []
     for of in SETS[:2]:
         data = TensorFiles(of.list_IDs, of.labels, _home(of) / "pt")
@@ -335,7 +330,7 @@ def _cnn(shape: tuple[int | None, ...]) -> Step:
 
 
 def fed() -> str:
-    """Whether a step that the loader can feed 1.25 times over waits: sleeping steps of several lengths."""
+    """Waiting of a step that sleeps, where the loader alone is 1.25, 2 or 4 times as fast as the step."""
     rows = []
     sets: list[tuple[str, Any, int, Sequence[str]]] = [
         (of.name, TensorFiles(of.list_IDs, of.labels, _home(of) / "pt"), 64, ("process", "thread")) for of in SETS[:2]
@@ -358,17 +353,17 @@ def fed() -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Samples that no whole batch can be read of
+# Samples with a transform, or of different lengths
 # ---------------------------------------------------------------------------------------------------------
 
 
 def _flipped(X: Tensor) -> Tensor:
-    """An augmentation with random numbers that belong to the sample."""
+    """An augmentation with random numbers keyed by sample."""
     return X.flip(-1) if sample_rng().random() < 0.5 else X
 
 
 class _Flipped(Files):
-    """The same as it is usually written."""
+    """The same augmentation with torch's global generator."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         X, y = super().__getitem__(index)
@@ -376,7 +371,7 @@ class _Flipped(Files):
 
 
 def samples() -> str:
-    """Files with a transform, or each of its own length, beside torch's DataLoader."""
+    """Files with a transform, or of different lengths, compared with torch's DataLoader."""
     rows = []
     for of in SETS:
         home = _home(of)
@@ -387,12 +382,12 @@ def samples() -> str:
         for workers in (0, 2):
             options = {"num_workers": workers, "persistent_workers": workers > 0, **collate}
             loaders[f"torch {workers}"] = DataLoader(theirs, BATCH, True, **options)
-        for loader in loaders.values():  # the layouts of files are learned in the first epoch
+        for loader in loaders.values():  # file layouts are learned in the first epoch
             for _ in loader:
                 pass
         found = rates(measure(loaders, repeats=7))
         best = [max(pair) for pair in zip(found["torch 0", "alone"], found["torch 2", "alone"], strict=True)]
-        what = "each of its own length" if of.ragged else "with a transform"
+        what = "of different lengths" if of.ragged else "with a transform"
         for (name, _), some in found.items():
             rows.append((f"{of.name}, {what}", name, spread(some, 0), spread(ratios(some, best))))
     return markdown(["files", "loader, workers", "samples/s", "x torch's better one"], rows)
@@ -404,7 +399,7 @@ def samples() -> str:
 
 
 def packed() -> str:
-    """Shards, and the cache that fills while training, against memory: data in the page cache, loaders alone."""
+    """Shards, and the shard cache, compared with data in memory; loaders alone, files in the page cache."""
     rows = []
     memcpy, memory = "memcpy of whole batches", "TensorDataset, 0 workers"
     for of in SETS[:2]:
@@ -434,7 +429,7 @@ def packed() -> str:
 
 
 class _Gathered:
-    """A data set without a loader, into one buffer that is used again, as memcpy is."""
+    """Batches that the dataset reads without a loader, into one reused buffer, as for memcpy."""
 
     def __init__(self, data: Packed, buffer: Tensor) -> None:
         self.data, self.buffer = data, buffer
@@ -446,7 +441,7 @@ class _Gathered:
 
 
 def _copied(of: Set, root: Path) -> Path:
-    """A folder of links to the files of a set, as packing and the cache write beside and below the folder."""
+    """A folder of links to the files of a set, since packing and the cache write beside and into the folder."""
     root.mkdir()
     for path in (_home(of) / "pt").iterdir():
         (root / path.name).symlink_to(path)

@@ -1,7 +1,7 @@
-"""Our verdict beside TraceML's on the cells of verdict.py that torch's DataLoader can run: who is right where.
+"""Compares our verdict with that of TraceML, on the cells of verdict.py that torch's DataLoader can run.
 
-The truth is that of verdict.py. TraceML (traceml-ai, in the peers' environment) traces the same samples and steps with
-torch's DataLoader, since it does not know ours.
+The true verdict is that of verdict.py. TraceML (traceml-ai, in the peers' environment) traces the same samples and
+steps with torch's DataLoader, since it does not support ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cells import BATCH, CELLS, Cell, Costly
 from figures import markdown
 
 BIN = Path(__file__).resolve().parent / ".venv/bin"
-SECONDS, MIN_STEPS, WARMUP = 3.0, 60, 10  # of the traced training; batches before it, with the start of workers
+SECONDS, MIN_STEPS, WARMUP = 3.0, 60, 10  # of tracing; batches before it, while workers start
 WORDS = {"INPUT_BOUND": "input-bound", "COMPUTE_BOUND": "compute-bound", "NO_CLEAR_PERFORMANCE_BOTTLENECK": "balanced"}
 
 

@@ -1,7 +1,7 @@
-"""Whether a training step feels the tracking server: its length while the server answers, and while it is stopped.
+"""Does a slow tracking server slow training down? Step times while the server answers, and while it is stopped.
 
-One run trains all the time; a real MLflow server on loopback is stopped (SIGSTOP) for a minute and let go on for a
-minute, in turns. Times are the training clock's own, of every step: from the end of one step to the end of the next.
+One run trains throughout; a real MLflow server on loopback is stopped (SIGSTOP) for a minute and continued for a
+minute, in turns. A step's time runs from the end of the step before to its own end, by the clock of the training.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run() -> str:
             time.sleep(WARMUP_S)
             turns = [("up", signal.SIGCONT), ("stopped", signal.SIGSTOP)]
             for number in range(REPEATS):
-                # each first as often as the other, so that what changes with time does not count for one of them
+                # the order alternates, so that a drift over time affects both alike
                 for state, signum in turns if number % 2 == 0 else turns[::-1]:
                     os.killpg(server.pid, signum)
                     begin = time.time()
@@ -75,7 +75,7 @@ def _training(folder: Path, url: str) -> subprocess.Popen[bytes]:
     overrides = [
         "dataset=in_memory", f"dataset.root={folder}/digits", "model=mlp", f"loader.batch_size={BATCH}",
         "loader.num_workers=0", "trainer.max_epochs=1000000", "trainer.num_threads=1", "scheduler=none",
-        # a model that had learned everything would compute with denormal numbers, which takes several times as long
+        # little is learned: tiny gradients would be denormal numbers, which are several times as slow
         "optimizer=sgd", "optimizer.lr=1.0e-6", "trainer.label_smoothing=0.1",
         f"tracking.uri={url}", f"hydra.run.dir={folder}/run",
     ]  # fmt: skip
@@ -105,7 +105,7 @@ def _server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 
 def _train_and_keep_steps(path: str, overrides: list[str]) -> None:
-    """src/train.py itself, which also writes when each step ended (seconds since 1970) and how long it took (ms)."""
+    """Runs src/train.py, and writes the end (seconds since 1970) and duration (ms) of each step."""
     sys.path.insert(0, str(ROOT / "src"))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import numpy as np

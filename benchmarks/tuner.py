@@ -1,9 +1,9 @@
-"""How near tune.py comes to the best of an exhaustive grid, in how much of the grid's time; beside loadtune and Optuna.
+"""How near tune.py comes to the best setting of a grid, in a quarter of its time; beside loadtune and Optuna.
 
-Each workload is trained with every setting of the grid, as long as a trial of the tuner; then tuner, Optuna and
-loadtune choose, each in a quarter of the grid's time. What they chose, and the best of the grid for each number of
-workers, is measured again, in turns: only these figures count. Which is the best, one half of the rounds says, and how
-near others come to it, the other half, and the other way round: the best of several noisy ones is too good to be true.
+Each workload is trained with every setting of the grid, as long as a trial of the tuner. Then tune.py, Optuna and
+loadtune choose, each in a quarter of the grid's time. Their choices, and the grid's best for each number of workers,
+are measured again in turns, and only these figures count. To avoid picking a best setting by luck, it is chosen on one
+half of the rounds and compared on the other half, and the other way round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from cells import burn
+from cells import use_cpu
 from figures import markdown, spread
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -39,7 +39,7 @@ from feedrate.tuning.tune import tune
 HERE = Path(__file__).resolve().parent
 CONF = HERE.parent / "conf"
 TRIAL_S = 0.6
-NEAR = 0.95  # of the best rate: near enough
+NEAR = 0.95  # share of the best rate that counts as near
 QUARTER = 4  # the tuner's budget is the grid's time divided by it
 ROUNDS = 10
 AGAIN_S = 0.5  # of each setting in a round
@@ -52,10 +52,11 @@ GRID = [
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained, with which batch.
+    """What is trained.
 
     Attributes:
-        dataset, model: as in conf/.
+        dataset, model: nodes as in conf/.
+        batch: samples per batch.
     """
 
     name: str
@@ -65,20 +66,15 @@ class Workload:
 
 
 class Costly(Dataset[tuple[Tensor, int]]):
-    """A sample takes so long: asleep, and computing in pure Python; every `odd`-th one sleeps `odd_ms` more."""
+    """A sample sleeps, then computes in pure Python; every `odd`-th one sleeps `odd_ms` longer."""
 
     thread_safe = True
 
     def __init__(
         self, size: int = 100_000, sleep_ms: float = 0.0, burn_ms: float = 0.0, odd: int = 0, odd_ms: float = 0.0
     ) -> None:
-        self.size, self.sleep_s, self.burn_s, self.odd, self.odd_s = (
-            size,
-            sleep_ms / 1e3,
-            burn_ms / 1e3,
-            odd,
-            odd_ms / 1e3,
-        )
+        self.size, self.sleep_s, self.burn_s = size, sleep_ms / 1e3, burn_ms / 1e3
+        self.odd, self.odd_s = odd, odd_ms / 1e3
 
     def __len__(self) -> int:
         return self.size
@@ -88,12 +84,12 @@ class Costly(Dataset[tuple[Tensor, int]]):
         if sleep_s:
             time.sleep(sleep_s)
         if self.burn_s:
-            burn(self.burn_s)
+            use_cpu(self.burn_s)
         return torch.zeros(1, 8, 8), index % 10
 
 
 def workloads(folder: Path) -> list[Workload]:
-    """Those of the table; files are written below `folder`."""
+    """The workloads of the table; their files are written below `folder`."""
     for name, side, count in (("small", 64, 4096), ("large", 224, 1024)):
         _write_files(folder / name, (3, side, side), count)
     files = {"_target_": "feedrate.dataset.TensorFiles"}
@@ -121,7 +117,7 @@ def workloads(folder: Path) -> list[Workload]:
 
 def run() -> str:
     logging.getLogger("feedrate").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "This DataLoader will create")  # four workers on two cores are meant
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # four workers on two cores are intended
     loadtune, missing = _loadtune()
     with tempfile.TemporaryDirectory() as name:
         return table([measured(work, loadtune) for work in workloads(Path(name))], missing)
@@ -129,11 +125,11 @@ def run() -> str:
 
 @dataclass
 class Found:
-    """What came of a workload.
+    """Results of a workload.
 
     Attributes:
-        grid_s, tune_s: seconds.
-        chosen: setting by who chose it.
+        grid_s, tune_s: seconds that the grid and tune.py took.
+        chosen: setting by tuner.
         rates: samples/s of the repeats, by setting.
     """
 
@@ -145,7 +141,7 @@ class Found:
 
     @property
     def best(self) -> Setting:
-        """Of the grid, as measured again."""
+        """The best setting of the grid, by the final measurements."""
         return self._best(slice(None))
 
     def _best(self, rounds: slice) -> Setting:
@@ -155,7 +151,7 @@ class Found:
         return max(shares, key=lambda setting: shares[setting])
 
     def share(self, setting: Setting) -> float:
-        """Of the best one's rate: the middle one of the rounds, since the machine's own speed changes meanwhile."""
+        """A setting's share of the best rate: median over the rounds, since the machine's speed drifts."""
         halves, shares = (slice(0, None, 2), slice(1, None, 2)), []
         for named, compared in (halves, halves[::-1]):
             best = self.rates[self._best(named)]
@@ -169,9 +165,9 @@ class Found:
 
 
 def measured(work: Workload, loadtune: Any) -> Found:
-    """The grid, then who chooses, then the choices again."""
+    """Measures the grid, lets each tuner choose, and measures the choices again."""
     runner, data = _runner(work)
-    runner.run(Setting(0), 0.3)  # what is loaded and compiled only once
+    runner.run(Setting(0), 0.3)  # so that one-time costs do not count
     begin = time.perf_counter()
     grid = {setting: _rate(runner, setting, TRIAL_S) for setting in GRID}
     grid_s = time.perf_counter() - begin
@@ -180,15 +176,15 @@ def measured(work: Workload, loadtune: Any) -> Found:
     tune_s = time.perf_counter() - begin
     chosen = {"tune.py": tuned.best.setting, "Optuna": _optuna(runner, grid_s / QUARTER)}
     if loadtune is not None:
-        chosen["loadtune"] = _ask_loadtune(loadtune, work, data, grid[Setting(0)], grid_s / QUARTER)
+        chosen["loadtune"] = _choose_with_loadtune(loadtune, work, data, grid[Setting(0)], grid_s / QUARTER)
     found = Found(work.name, grid_s, tune_s, chosen)
     of_each = [max((s for s in GRID if s.num_workers == k), key=lambda s: grid[s]) for k in range(5)]
     again = dict.fromkeys([*of_each, *chosen.values()])
     for _ in range(ROUNDS):
         for setting in again:
             found.rates.setdefault(setting, []).append(_rate(runner, setting, AGAIN_S))
-    said = ", ".join(f"{who} {found.share(setting):.2f} ({setting})" for who, setting in chosen.items())
-    print(f"{work.name}: {said}; best {found.best}, {tune_s:.1f} of {grid_s:.1f} s", flush=True)
+    shares = ", ".join(f"{tuner} {found.share(setting):.2f} ({setting})" for tuner, setting in chosen.items())
+    print(f"{work.name}: {shares}; best {found.best}, {tune_s:.1f} of {grid_s:.1f} s", flush=True)
     return found
 
 
@@ -212,7 +208,7 @@ def _rate(runner: TrialRunner, setting: Setting, seconds: float) -> float:
 
 
 def _optuna(runner: TrialRunner, seconds: float) -> Setting:
-    """Its default sampler over the settings of the grid, with trials as long as the tuner's."""
+    """Optuna's choice from the grid: its default sampler, with trials as long as the tuner's."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -235,18 +231,18 @@ def _optuna(runner: TrialRunner, seconds: float) -> Setting:
 
 
 def _loadtune() -> tuple[Any, str]:
-    """The package, from this environment or from that of the peers, and what is to be said where there is none."""
-    sys.path += [str(path) for path in HERE.glob(".venv/lib/python*/site-packages")]  # behind our own packages
+    """The package, from this environment or that of the peers; None and the reason if it is not installed."""
+    sys.path += [str(path) for path in HERE.glob(".venv/lib/python*/site-packages")]  # after our own packages
     try:
         return importlib.import_module("loadtune"), ""
     except ImportError as error:
         return None, f"loadtune was not measured: {error}; benchmarks/requirements.txt names it."
 
 
-def _ask_loadtune(loadtune: Any, work: Workload, data: Data, inline_rate: float, seconds: float) -> Setting:
-    """It times a number of steps without workers, and then six of its proposals, with torch's DataLoader.
+def _choose_with_loadtune(loadtune: Any, work: Workload, data: Data, inline_rate: float, seconds: float) -> Setting:
+    """loadtune's choice: it times steps without workers, then six of its proposals, with torch's DataLoader.
 
-    Its choice is used with `engine=auto`, as it knows no engines.
+    Its choice is used with `engine=auto`, as loadtune does not choose engines.
     """
     runner, _ = _runner(work)
     trials, warmup = 6, 10
@@ -259,15 +255,15 @@ def _ask_loadtune(loadtune: Any, work: Workload, data: Data, inline_rate: float,
     load = loadtune.Workload(
         name=work.name,
         make_dataset=lambda: data.partition["train"],
-        make_model=lambda: torch.nn.Linear(1, 1),  # the runner's own model is trained
+        make_model=lambda: torch.nn.Linear(1, 1),  # not used: `train` trains the runner's model
         train_step=train,
         make_optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.0),
         default_batch_size=work.batch,
     )
     threads = torch.get_num_threads()
     result = loadtune.tune(load, steps=steps, warmup=warmup, max_trials=trials, fast=True, verbose=False)
-    torch.set_num_threads(threads)  # which it changes
-    gc.collect()  # its workers
+    torch.set_num_threads(threads)  # loadtune changes it
+    gc.collect()  # ends its workers
     best = result.best
     if best is None or best.throughput <= result.baseline.throughput or not best.knobs.num_workers:
         return Setting(0)
@@ -280,10 +276,10 @@ def _ask_loadtune(loadtune: Any, work: Workload, data: Data, inline_rate: float,
 
 
 def table(found: Sequence[Found], missing: str) -> str:
-    """Markdown.
+    """A summary and a Markdown table.
 
     Args:
-        missing: what is to be said of who was not measured.
+        missing: a sentence on a tuner that was not measured, or an empty text.
     """
     head = [
         "workload", "best of the grid", "samples/s", "tune.py", "share of the best", "workers, fewest within 3 %",
@@ -295,8 +291,8 @@ def table(found: Sequence[Found], missing: str) -> str:
 def _row(found: Found) -> list[str]:
     chosen = found.chosen["tune.py"]
     others = [
-        f"{found.share(setting):.2f} ({setting})" if (setting := found.chosen.get(who)) else "not measured"
-        for who in ("Optuna", "loadtune")
+        f"{found.share(setting):.2f} ({setting})" if (setting := found.chosen.get(tuner)) else "not measured"
+        for tuner in ("Optuna", "loadtune")
     ]
     fewest = f"{chosen.num_workers} of {found.fewest}"
     seconds = f"{found.tune_s:.1f} of {found.grid_s:.1f}"
@@ -307,10 +303,10 @@ def _row(found: Found) -> list[str]:
 
 
 def _summary(found: Sequence[Found]) -> str:
-    near = {who: sum(f.share(f.chosen[who]) >= NEAR for f in found) for who in found[0].chosen}
+    near = {tuner: sum(f.share(f.chosen[tuner]) >= NEAR for f in found) for tuner in found[0].chosen}
     few = sum(f.chosen["tune.py"].num_workers <= f.fewest for f in found)
     quick = sum(f.tune_s <= f.grid_s / QUARTER for f in found)
-    others = ", ".join(f"{who} in {count}" for who, count in near.items() if who != "tune.py")
+    others = ", ".join(f"{tuner} in {count}" for tuner, count in near.items() if tuner != "tune.py")
     return (
         f"{len(found)} workloads, a grid of {len(GRID)} settings, trials of {TRIAL_S:g} s. tune.py: at least "
         f"{NEAR:.0%} of the best in {near['tune.py']}, no more workers than the fewest within 3 % in {few}, at most a "

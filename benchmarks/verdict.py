@@ -1,7 +1,8 @@
-"""Is the verdict right? Workloads built from sleeps and computing, whose truth is measured apart.
+"""Is the verdict right? Workloads that sleep or compute for a set time, so that the true answer can be measured.
 
-For each cell the loader alone and the step alone give the true ceilings, the two together are judged, and the first
-remedy, if it is a setting of the loader, is applied. Healthy controls follow: well fed, with no worker too many.
+For each cell the loader alone and the step alone are measured, which gives the true ceilings. Then both run together,
+the verdict is compared with the true answer, and its first remedy is applied, if it is a setting of the loader. Healthy
+controls follow: workloads that are fed with no more workers than needed, for which no remedy should be given.
 """
 
 from __future__ import annotations
@@ -28,12 +29,10 @@ from feedrate.timing.verdict import COMPUTE_BOUND_PCT, INPUT_BOUND_PCT, Verdict
 from feedrate.trainer.throughput_history import ThroughputHistory
 
 SECONDS = 1.5  # of each measurement
-BESIDE_SECONDS, TURN_SECONDS = (
-    4.0,
-    1.0,
-)  # of each one beside a neighbour, and after which a changing one starts or stops
-SETTLED = 40  # batches of each thread after which the loader seldom makes them pause
-OFF = 0.10  # cells nearer to a boundary are not counted
+BESIDE_SECONDS = 4.0  # of each measurement beside other programs
+TURN_SECONDS = 1.0  # after which programs that come and go start or stop
+SETTLED = 40  # batches of each thread after which the loader rarely pauses its threads to time a step alone
+OFF = 0.10  # relative distance to a boundary; cells that are nearer are not counted
 REPEATS = 3  # of each control
 NEIGHBOURS = ("none", "one", "four", "changing")
 WARMUP = 10  # steps of the step alone
@@ -50,8 +49,8 @@ BESIDE = [
 
 @contextmanager
 def neighbour(kind: str) -> Iterator[None]:
-    """Other programs beside the block: none; one or four that compute all the time; or two that compute for
-    TURN_SECONDS and rest for as long, again and again.
+    """Runs other programs during the block: none; one or four that compute all the time; or two that compute for
+    TURN_SECONDS and sleep as long, in turns.
     """
     turn = f"end = time.monotonic() + {TURN_SECONDS}\n while time.monotonic() < end: pass\n time.sleep({TURN_SECONDS})"
     steady, changing = "while True: pass", f"import time\nwhile True:\n {turn}"
@@ -67,7 +66,7 @@ def neighbour(kind: str) -> Iterator[None]:
 
 
 def together(cell: Cell, step_ms: float, seconds: float = SECONDS) -> tuple[float, Verdict | None]:
-    """Samples per second in the long run, with a step that sleeps, and the verdict on all steps but the warm-up."""
+    """Trains with a step that sleeps; samples/s of the settled steps, and the verdict on all steps but the warm-up."""
     data = Costly(cell.kind, cell.sample_ms)
     engine = {"engine": cell.engine} if cell.workers else {}
     ahead = {"prefetch_factor": cell.prefetch, "persistent_workers": True} if cell.workers else {}
@@ -85,7 +84,7 @@ def together(cell: Cell, step_ms: float, seconds: float = SECONDS) -> tuple[floa
 
 
 def _rate(times: EpochTimes, settled: int) -> float:
-    """Samples per second of the steps from that one on."""
+    """Samples per second of the steps from number `settled` on."""
     return float(times.samples[settled:].sum() / times.elapsed[settled:].sum() * 1e9)
 
 
@@ -97,7 +96,7 @@ def train(
     seconds: float = SECONDS,
     history: ThroughputHistory | None = None,
 ) -> None:
-    """Training for so long after so many steps, with a step that sleeps."""
+    """Trains for `seconds` after the step number `settled`, with a step that sleeps, and for at least 60 steps."""
     begin, number = None, -1
     clock.begin()
     for batch in ToDevice(batches, CPU, clock):
@@ -115,11 +114,11 @@ def train(
 
 
 def truth(lost: float, ratio: float) -> tuple[str, bool]:
-    """The right word, and whether it stays the same with the figures changed by OFF and by a point of noise.
+    """The true verdict, and whether it is clear: unchanged if the figures are off by OFF and a percentage point.
 
     Args:
-        lost: share of the step's own rate that training with this loader does not reach.
-        ratio: of the loader's own rate to the step's.
+        lost: share of the rate of the step alone that is lost by training with this loader, 0 to 1.
+        ratio: rate of the loader alone to that of the step alone.
     """
 
     def word(lost: float, ratio: float) -> str:
@@ -136,15 +135,15 @@ def truth(lost: float, ratio: float) -> tuple[str, bool]:
 
 
 def alone(step_ms: float) -> float:
-    """Samples per second of the step alone: the same training on a batch that is always there."""
+    """Samples per second of the step alone: the same training on one batch that is used again and again."""
     clock = Clock(CPU, WARMUP)
-    there = torch.zeros(BATCH, 16), torch.zeros(BATCH)
-    train(itertools.repeat(there), step_ms, clock, WARMUP)
+    batch = torch.zeros(BATCH, 16), torch.zeros(BATCH)
+    train(itertools.repeat(batch), step_ms, clock, WARMUP)
     return _rate(clock.epoch(), WARMUP)
 
 
 def applied_to(cell: Cell, override: str) -> Cell:
-    """The cell with settings of the loader changed."""
+    """The cell with loader settings from an override, such as `loader.num_workers=2`."""
     names = {"engine": "engine", "num_workers": "workers", "prefetch_factor": "prefetch"}
     changed: dict[str, Any] = {}
     for one in override.split():
@@ -158,10 +157,11 @@ def applied_to(cell: Cell, override: str) -> Cell:
 
 @dataclass(frozen=True)
 class Judged:
-    """A cell, and what came of it: samples per second of the loader alone, of the step alone, and of both.
+    """A cell with its results.
 
     Attributes:
-        changed: by how much, in percent, the first two were different before and after.
+        alone, step, rate: samples/s of the loader alone, of the step alone, and of both together.
+        changed: percent by which `alone` and `step` differed before and after the run that is judged.
     """
 
     cell: Cell
@@ -181,7 +181,7 @@ class Judged:
 
     @property
     def ceilings(self) -> tuple[float, float]:
-        """The loader's and the step's, over their truths."""
+        """Ceilings of loader and step as reported, over those that were measured."""
         figures = self.verdict.figures
         return (
             figures["loader_ceiling_samples_per_s"] / self.alone,
@@ -190,17 +190,17 @@ class Judged:
 
     @property
     def promised(self) -> float:
-        """By the first remedy; 1 where none promises more."""
+        """Gain promised by the first remedy; 1 where none is."""
         return (self.verdict.remedies[0].gain or 1.0) if self.verdict.remedies else 1.0
 
     def gained(self) -> float:
-        """With the first remedy."""
+        """Gain measured with the first remedy."""
         other = applied_to(self.cell, self.verdict.remedies[0].override)
         return together(other, self.cell.step_ms)[0] / self.rate
 
 
 def judged(cell: Cell) -> Judged:
-    """The truths are measured before and after the run that is judged, as the machine's own speed changes."""
+    """Measures a cell; loader and step alone before and after the run that is judged, as the machine's speed drifts."""
     before = together(cell, 0.0)[0], alone(cell.step_ms)
     rate, verdict = together(cell, cell.step_ms)
     after = together(cell, 0.0)[0], alone(cell.step_ms)
@@ -221,9 +221,9 @@ def grid(cells: Sequence[Cell]) -> str:
         found = judged(cell)
         all_judged.append(found)
         word, clear = found.truth
-        said, applied = found.verdict.kind, ""
-        if said != word:
-            said += f" (truth: {word}{'' if clear else ', near'})"
+        shown, applied = found.verdict.kind, ""
+        if shown != word:
+            shown += f" (truth: {word}{'' if clear else ', near'})"
         if found.verdict.remedies:
             gained = found.gained()
             if found.promised > 1:
@@ -233,7 +233,7 @@ def grid(cells: Sequence[Cell]) -> str:
         loader, step = found.ceilings
         truths = [f"{found.alone:,.0f} ({found.changed[0]:.0f})", f"{found.step:,.0f} ({found.changed[1]:.0f})"]
         rates = [*truths, f"{loader:.2f}", f"{step:.2f}", f"{found.rate:,.0f}"]
-        rows.append([str(cell), *rates, f"{found.verdict.figures['wait_pct']:.1f}", said, applied])
+        rows.append([str(cell), *rates, f"{found.verdict.figures['wait_pct']:.1f}", shown, applied])
         print(*rows[-1], sep=" | ", flush=True)
     counted = [found for found in all_judged if found.truth[1]]
     right = sum(found.verdict.kind == found.truth[0] for found in counted)
@@ -242,7 +242,7 @@ def grid(cells: Sequence[Cell]) -> str:
     summary = (
         f"{len(rows)} cells; right in {right} of {len(counted)} that lie more than {OFF:.0%} off a boundary. "
         f"Ceilings within 10 %: loader {within[0]}; compute {within[1]}. "
-        f"Of {len(promises)} remedies that promised more, {kept:.0%} gained at least 80 % of it."
+        f"Of {len(promises)} remedies with a promised gain, {kept:.0%} gained at least 80 % of it."
     )
     head = ["cell", "loader alone (change, %)", "step alone (change, %)", "loader ceiling / truth"]
     head += ["compute ceiling / truth", "together", "wait %", "verdict", "first remedy: promised, gained"]
@@ -250,17 +250,17 @@ def grid(cells: Sequence[Cell]) -> str:
 
 
 def _within(found: Sequence[Judged], side: int) -> str:
-    """How many of the ceilings are within OFF of their truths, and how many of those whose truth stayed the same."""
+    """Shares of the ceilings within OFF of the measured ones: of all cells, and of those that were steady meanwhile."""
     near = {one.cell: abs(one.ceilings[side] - 1) <= OFF for one in found}
     same = [near[one.cell] for one in found if one.changed[side] <= 100 * OFF]
     return (
-        f"{sum(near.values()) / len(near):.0%}, and {sum(same) / max(1, len(same)):.0%} of the {len(same)} whose truth "
-        "itself was so before and after"
+        f"{sum(near.values()) / len(near):.0%}, and {sum(same) / max(1, len(same)):.0%} of the {len(same)} whose true "
+        "ceiling did not change by more before and after"
     )
 
 
 def beside(cells: Sequence[Cell]) -> str:
-    """Promises beside no neighbour, steady ones, and such as come and go."""
+    """Promised against measured gains: on a quiet machine, beside steady programs, and beside ones that come and go."""
     rows, wrong, made = [], dict.fromkeys(NEIGHBOURS, 0), dict.fromkeys(NEIGHBOURS, 0)
     for cell, kind in itertools.product(cells, NEIGHBOURS):
         with neighbour(kind):
@@ -274,22 +274,22 @@ def beside(cells: Sequence[Cell]) -> str:
         if promised is not None:
             made[kind] += 1
             wrong[kind] += not 0.75 <= gained / promised <= 1.25
-        told = "none" if promised is None else f"{promised:.2f}"
-        rows.append([str(cell), kind, remedy.override if remedy else "", told, f"{gained:.2f}" if remedy else ""])
+        shown = "none" if promised is None else f"{promised:.2f}"
+        rows.append([str(cell), kind, remedy.override if remedy else "", shown, f"{gained:.2f}" if remedy else ""])
         print(*rows[-1], sep=" | ", flush=True)
     counts = "; ".join(f"{kind}: {made[kind]}, of which {wrong[kind]} wrong" for kind in NEIGHBOURS)
-    summary = f"Gains that were promised, and those wrong by more than a quarter, by the neighbours. {counts}."
+    summary = f"Promised gains, and how many were wrong by more than a quarter, by what ran beside. {counts}."
     return f"{summary}\n\n{markdown(['cell', 'neighbour', 'first remedy', 'promised', 'gained'], rows)}"
 
 
 def healthy() -> str:
-    """Controls in which training comes so near the step's own rate that no remedy could bring enough to be told."""
-    rows, told, counted = [], 0, 0
+    """Controls: where training reaches nearly the rate of the step alone, no remedy should be given."""
+    rows, advised, counted = [], 0, 0
     for cell in CONTROLS:
         runs = [judged(cell) for _ in range(REPEATS)]
         fed = [found for found in runs if found.lost < 1 - 1 / WORTH]
         counted += len(fed)
-        told += sum(bool(found.verdict.remedies) for found in fed)
+        advised += sum(bool(found.verdict.remedies) for found in fed)
         lost = ", ".join(f"{100 * found.lost:.1f}" for found in runs)
         kinds = ", ".join(found.verdict.kind for found in runs)
         remedies = ", ".join(str(found.verdict.remedies[0]) if found.verdict.remedies else "none" for found in runs)
@@ -297,6 +297,6 @@ def healthy() -> str:
         print(*rows[-1], sep=" | ", flush=True)
     summary = (
         f"{len(CONTROLS)} healthy controls, {REPEATS} times each: of {counted} that reached {1 / WORTH:.0%} of the "
-        f"step's own rate, so that no remedy could help, {told} were told one."
+        f"step's own rate, so that no remedy could help, {advised} were given one."
     )
     return f"{summary}\n\n{markdown(['control', 'lost %', 'verdict', 'remedy'], rows)}"

@@ -1,10 +1,10 @@
-"""Our engines here beside those of another checkout, as a worktree of an earlier commit; in turns, in one run.
+"""Compares the engines with those of another checkout, such as a worktree of an earlier commit, in turns in one run.
 
     git worktree add ../before COMMIT
-    python benchmarks/versions.py ../before                     files of 12 KB; some five minutes
+    python benchmarks/versions.py ../before                     files of 12 KB; about five minutes
     python benchmarks/versions.py ../before "150 KB" "packed, thread"
 
-Both must give one order of samples. The turns are short and many, as the machine's own speed changes.
+Both must deliver the samples in the same order. Turns are short and many, as the machine's speed drifts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDS, SECONDS = 60, 0.12
 
 
 class OfCheckout(Processes):
-    """Starts contenders with the source of a checkout."""
+    """Starts contenders that run the source of a checkout."""
 
     def __init__(self, checkout: Path) -> None:
         super().__init__()
@@ -44,16 +44,16 @@ def main(other: str, name: str = "12 KB", part: str = "") -> None:
     with OfCheckout(checkouts[0]) as before, OfCheckout(checkouts[1]) as now:
         running: list[list[Any]] = []
         for contender in chosen:
-            homes = [make_set(of, checkout / "data/peers") for checkout in checkouts]  # shards may differ in format
+            homes = [make_set(of, checkout / "data/peers") for checkout in checkouts]  # formats may differ
             pair = [p.start(contender, home, of) for p, home in zip((before, now), homes, strict=True)]
-            digests = {process.ask("check", True)["digest"] for process in pair}
-            assert len(digests) == 1, f"{contender.name}: another order of samples"
+            digests = {process.call("check", True)["digest"] for process in pair}
+            assert len(digests) == 1, f"{contender.name}: the checkouts differ in the order of samples"
             running.append(pair)
         turns: list[list[list[Any]]] = [[[], []] for _ in chosen]
         for number in range(ROUNDS):
             for pair, found in zip(running, turns, strict=True):
                 for side in (0, 1) if number % 2 else (1, 0):
-                    found[side].append(pair[side].ask("measure", SECONDS, "none"))
+                    found[side].append(pair[side].call("measure", SECONDS, "none"))
     rows = []
     for contender, found in zip(chosen, turns, strict=True):
         rates = [[turn["samples"] / turn["seconds"] for turn in side] for side in found]

@@ -102,11 +102,7 @@ def run_train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     Small by default: the digits, 256 of each partition, two epochs, no workers, no tracking.
     The summary's 'folder' is the run folder.
     """
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
-
-    from feedrate.cli.launch import CONF, _register_resolvers
+    from saved_run import composed_with_hydra
     from train import train
 
     count = 0
@@ -115,7 +111,6 @@ def run_train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         nonlocal count
         count += 1
         folder = tmp_path / f"run{count}"
-        _register_resolvers()
         monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
         small = [
             "tracking=none",
@@ -130,18 +125,9 @@ def run_train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         small = [s for s in small if s.split("=")[0] not in chosen]
         # options of the tests' own, found as a user's would be
         small.append(f"hydra.searchpath=[file://{ROOT}/tests/conf]")
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose("train", [*small, *overrides], return_hydra_config=True)
-        with open_dict(config):
-            config.hydra.runtime.output_dir = str(folder)
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
-        try:
+        with composed_with_hydra("train", *small, *overrides, folder=folder) as config:
             value = train(config)
-        finally:
-            HydraConfig.instance().cfg = None
-        # a run that was gone on with has its own folder
+        # a resumed run has a folder of its own
         written = max(tmp_path.glob("run*/summary.json"), key=lambda path: path.stat().st_mtime_ns)
         return {**json.loads(written.read_text()), "folder": written.parent, "value": value}
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from at_once import at_once
 
@@ -189,6 +190,32 @@ def test_the_table_of_keys_is_that_of_the_configuration():
     import keys
 
     assert keys.table() in (ROOT / "docs/configuration.md").read_text(), "conf/ has changed: make docs"
+
+
+def test_the_dataset_with_a_codec_reads_its_files_as_shown(tmp_path):
+    page = (ROOT / "docs/data.md").read_text().split("## A file format of your own")[1]
+    names: dict[str, object] = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg")
+    X, y = names["Photos"](["a"], {"a": 1}, tmp_path)[0]
+    assert (tuple(X.shape), X.dtype, y) == ((3, 4, 6), torch.uint8, 1)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub names them in links, and its own marks."""
+    text = page.read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings} | set(
+        re.findall(r'id="(\w+)"', text)
+    )
+
+
+def test_links_between_the_pages_lead_to_files_and_headings():
+    for page in (ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").glob("*.md")):
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(path), f"{page.name}: {target}#{anchor}"
 
 
 def test_every_yaml_begins_with_a_command_that_uses_it():

@@ -1,6 +1,6 @@
-"""Measures all contenders on all sets, interleaved, and says what came out against what was promised.
+"""Measures all contenders on all sets in turns, and compares the results with what Feedrate promises.
 
-Each contender has a process of its own; while one is measured the others wait. Tables are in report.py.
+Each contender has a process of its own; while one is measured the others wait. report.py writes the tables.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PEERS_PYTHON = ROOT / "benchmarks/.venv/bin/python"
 STEPS = ("none", "simulated", "cnn")
 ANSWER_S = 300.0
-COLD_ENOUGH = 0.1  # share of pages
+COLD_ENOUGH = 0.1  # share of the pages that may still be cached
 
 
 @dataclass(frozen=True)
 class Scope:
-    """How much is measured.
+    """What is measured, and how often.
 
     Attributes:
-        rounds: of the loader alone; `step_rounds` with a training step, `cold_rounds` without the page cache.
+        rounds: measurements of the loader alone; `step_rounds` with a training step, `cold_rounds` of cold files.
         seconds: of each measurement.
         sets: names of the sets, None for all.
         size: samples of each set, None for their own.
@@ -55,11 +55,11 @@ class Found:
     """What was measured of one contender on one set.
 
     Attributes:
-        measured: for each step (STEPS) the answers of process.py, a round each.
-        memory_mb: highest of the process tree, pages of files left out.
+        measured: for each step (STEPS) the results of process.py, one per round.
+        memory_mb: peak memory of the process tree, without pages of files.
         cold: samples/s of rounds whose files were not in the page cache.
-        warm_share: share of the files' pages that the system kept the last time it was asked to forget them.
-        fault: why there are no figures.
+        warm_share: share of the pages that stayed in the page cache when the files were last dropped from it.
+        fault: why it could not be measured, else empty.
     """
 
     contender: Contender
@@ -84,7 +84,7 @@ def run(scope: Scope = Scope(), root: Path = ROOT / "data/peers") -> str:
             if scope.sets is not None and of.name not in scope.sets:
                 continue
             sized = of if scope.size is None else replace(of, size=scope.size)
-            print(f"-- {of.name}: making the files where they are not there yet", flush=True)
+            print(f"-- {of.name}: making the files that do not exist yet", flush=True)
             found[sized] = _measure(sized, make_set(sized, root), scope, processes)
     return report(found)
 
@@ -93,19 +93,19 @@ def _measure(of: Any, home: Path, scope: Scope, processes: Processes) -> list[Fo
     results = [Found(c) for c in scope.contenders if c.ragged or not of.ragged]
     running: list[tuple[Found, Process]] = []
     for result in results:
-        with _noted(result):
+        with _recorded_failure(result):
             process = processes.start(result.contender, home, of)
             running.append((result, process))
-            result.digest = process.ask("check", result.contender.kind in ("ours", "memory"))["digest"]
+            result.digest = process.call("check", result.contender.kind in ("ours", "memory"))["digest"]
     for step in STEPS:
         for _ in range(scope.rounds if step == "none" else scope.step_rounds):
             print(f"   {step}, {len(running)} contenders", flush=True)
             for result, process in running:
                 if not result.fault:
-                    with _noted(result):
-                        result.measured[step].append(process.ask("measure", scope.seconds, step))
+                    with _recorded_failure(result):
+                        result.measured[step].append(process.call("measure", scope.seconds, step))
     for result, process in running:
-        with _noted(result):
+        with _recorded_failure(result):
             if not result.fault:
                 result.memory_mb = process.watched_memory("measure", 2 * scope.seconds, "none")
         process.end()
@@ -117,19 +117,19 @@ def _measure(of: Any, home: Path, scope: Scope, processes: Processes) -> list[Fo
             result.warm_share = _kept_share(home / result.contender.folder)
             if result.warm_share > COLD_ENOUGH:
                 continue
-            with _noted(result):
+            with _recorded_failure(result):
                 process = processes.start(result.contender, home, of)
-                answer = process.ask("pass", 1.0)
+                answer = process.call("epoch", 1.0)
                 result.cold.append(answer["samples"] / answer["seconds"])
                 process.end()
     return results
 
 
 def _kept_share(folder: Path) -> float:
-    """Drops a folder from the page cache; the share of its pages that the system keeps, 0 to 1."""
+    """Drops a folder from the page cache; returns the share of its pages that stay cached, 0 to 1."""
     from peers.sets import drop_from_page_cache
 
-    for _ in range(3):  # pages that are just being written or read ahead stay the first time
+    for _ in range(3):  # pages being written or read ahead stay cached at first
         share = 1 - drop_from_page_cache(folder)
         if share <= COLD_ENOUGH:
             break
@@ -137,8 +137,8 @@ def _kept_share(folder: Path) -> float:
     return share
 
 
-class _noted:
-    """What goes wrong for one contender is a note in its row."""
+class _recorded_failure:
+    """Records a failure of one contender in its result, so that the others go on."""
 
     def __init__(self, result: Found) -> None:
         self.result = result
@@ -159,7 +159,7 @@ class Failed(Exception):
 
 
 class Processes:
-    """Starts contenders, each in a process of its own, in its environment."""
+    """Starts contenders, each in a process of its own, with the Python of its environment."""
 
     def __init__(self) -> None:
         self.key = secrets.token_bytes(16)
@@ -180,10 +180,10 @@ class Processes:
         self.listener.close()
 
     def start(self, contender: Contender, home: Path, of: Any) -> Process:
-        """The contender, opened.
+        """Starts a contender and opens its data set.
 
         Raises:
-            Failed: it cannot be.
+            Failed: it cannot be started.
         """
         python = str(PEERS_PYTHON) if contender.kind == "peer" else sys.executable
         if not Path(python).exists():
@@ -199,7 +199,7 @@ class Processes:
         source.stdin.flush()
         process = Process(self.listener.accept())
         self.open.append(process)
-        process.ask("open", contender.opener, home, of, BATCH, contender.workers, contender.settings)
+        process.call("open", contender.opener, home, of, BATCH, contender.workers, contender.settings)
         return process
 
 
@@ -210,11 +210,11 @@ class Process:
         self.connection = connection
         self.pid: int = connection.recv()
 
-    def ask(self, command: str, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> Any:
-        """The answer.
+    def call(self, command: str, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> Any:
+        """Sends a command, and returns the answer; `meanwhile` is called while waiting.
 
         Raises:
-            Failed: there is none, or it is a reason why not.
+            Failed: the command failed, the process died, or there was no answer in time.
         """
         deadline = time.monotonic() + ANSWER_S
         try:
@@ -232,20 +232,20 @@ class Process:
         return value
 
     def watched_memory(self, command: str, *arguments: Any) -> float:
-        """Highest memory of the process tree while it answers, MB."""
+        """Peak memory of the process tree during a command, MB."""
         seen = [0.0]
-        self.ask(command, *arguments, meanwhile=lambda: seen.append(tree_mb(self.pid)))
+        self.call(command, *arguments, meanwhile=lambda: seen.append(tree_mb(self.pid)))
         return max(seen)
 
     def end(self) -> None:
-        """Ends the contender with all that it started; returns when they are gone, and their mappings of files too."""
+        """Ends the contender and its children; returns when all have exited, and their files are no longer mapped."""
         with suppress(Failed):
-            self.ask("close")
-        all_of_it = list(tree(self.pid))
-        for process in all_of_it:
+            self.call("close")
+        processes = list(tree(self.pid))
+        for process in processes:
             with suppress(psutil.Error):
                 process.kill()
-        for process in all_of_it:
+        for process in processes:
             with suppress(psutil.Error):
                 while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     time.sleep(0.01)

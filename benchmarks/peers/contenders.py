@@ -1,7 +1,7 @@
-"""Who takes part: one line for each. To add one, write a function that opens it, in the module of its environment.
+"""The contenders, one line for each. To add one, write a function that opens it, in the module of its environment.
 
-Such a function takes `(home, of, batch_size, workers)` and the contender's own settings, makes the files that it needs
-below `home` if they are not there, and returns an iterable: each `iter()` is a shuffled epoch of batches (X, y).
+Such a function takes `(home, of, batch_size, workers)` and the contender's own settings, writes the files that it needs
+below `home` if they do not exist, and returns an iterable: each `iter()` is a shuffled epoch of batches (X, y).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Contender:
         kind: 'ours', 'torch', 'memory' (data sets that are in memory), 'limit' or 'peer'; peers have their own
             environment.
         opener: 'module.function'.
-        folder: of its files below the set's folder, None where they are in memory.
-        ragged: whether it takes part where samples differ in length.
-        settings: for the opener.
+        folder: of its files, below the set's folder; None where samples are in memory.
+        ragged: whether it supports samples of different lengths.
+        settings: keyword arguments of the opener.
     """
 
     name: str

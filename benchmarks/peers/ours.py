@@ -1,4 +1,4 @@
-"""The product's formats and engines as contenders."""
+"""Feedrate's formats and engines as contenders."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Absent(Exception):
-    """What is asked for is not there; the text says what."""
+    """This contender is not available; the text says why."""
 
 
 class Opened:
-    """A Loader, with what the harness asks for."""
+    """A Loader with the methods that process.py calls."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -80,7 +80,7 @@ def make_npy(home: Path, of: Set) -> Path:
 
 
 def _packed(home: Path, of: Set) -> Any:
-    """The samples as shards, packed by the product's own command."""
+    """The samples as shards, written by src/pack.py."""
     from feedrate import dataset
 
     def write(folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""The processes in which contenders run: a fresh one for each, forked from one per environment that has imported torch.
+"""The process of a contender, forked from one server process per environment, which has already imported torch.
 
-    python process.py ADDRESS KEY     connects there; see `serve` for what it is told
+    python process.py ADDRESS KEY     forks a process for each line of standard input; each connects to ADDRESS
 
-What is measured and in which order is bench.py's affair.
+bench.py sends the commands that `serve` answers.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torch import nn  # noqa: E402
 
 from peers.sets import Set  # noqa: E402
 
-WARMUP_BATCHES, WARMUP_S = 12, 0.5  # the fewer of them: what was made ahead while others were measured is consumed
+WARMUP_BATCHES, WARMUP_S = 12, 0.5  # before a measurement, whichever comes first: uses up batches that were prefetched
 
 
 def main(address: str, key: str) -> None:
-    """Forks a process for each line of standard input; it connects to ADDRESS and serves."""
+    """Forks a process for each line of standard input; each connects to `address` and serves."""
     while sys.stdin.readline():
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -43,18 +43,18 @@ def main(address: str, key: str) -> None:
             os._exit(0)
 
 
-def serve(told: Connection) -> None:
-    """Answers `(command, arguments)` with `(value, None)` or `(None, reason)`, until the other side hangs up."""
+def serve(commands: Connection) -> None:
+    """Answers each `(command, arguments)` with `(value, None)` or `(None, reason)`, until the connection is closed."""
     import psutil
 
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "This DataLoader will create")  # four workers on two cores are meant
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # four workers on two cores are intended
     me = psutil.Process()
-    told.send(me.pid)
+    commands.send(me.pid)
     contender: Any = None
     of: Any = None
     while True:
-        command, arguments = told.recv()
+        command, arguments = commands.recv()
         try:
             value: Any = None
             if command == "open":
@@ -67,23 +67,23 @@ def serve(told: Connection) -> None:
                 value = _check(contender, of, *arguments)
             elif command == "measure":
                 value = _measure(contender, of, me, *arguments)
-            elif command == "pass":
-                value = _pass(contender, *arguments)
+            elif command == "epoch":
+                value = _epoch(contender, *arguments)
             elif command == "close":
                 if hasattr(contender, "close"):
                     contender.close()
                 contender = None
-            told.send((value, None))
+            commands.send((value, None))
         except Exception as error:
             reason = " ".join(f"{error}".split())[:200] or type(error).__name__
             if type(error).__name__ not in ("Absent", "ModuleNotFoundError"):
                 traceback.print_exc()
                 reason = f"{type(error).__name__}: {reason}"
-            told.send((None, reason))
+            commands.send((None, reason))
 
 
 def _check(contender: Any, of: Set, whole: bool) -> dict[str, Any]:
-    """Looks at every value of an epoch, or of its first batches; the order digest, where there is one."""
+    """Compares the values of an epoch, or of its first three batches, with what was written; gives the order digest."""
     seen: list[int] = []
     for X, y in contender if whole else islice(iter(contender), 3):
         seen += of.check(X, y)
@@ -93,7 +93,7 @@ def _check(contender: Any, of: Set, whole: bool) -> dict[str, Any]:
 
 
 def _measure(contender: Any, of: Set, me: Any, seconds: float, step: str) -> dict[str, float]:
-    """Batches for some seconds: samples, wall and CPU time, and the time that was waited for batches."""
+    """Takes batches for some seconds after a warm-up; returns samples, wall and CPU seconds, and seconds of waiting."""
     train = _step(of, step)
     batches = _endless(contender)
     begin = time.perf_counter()
@@ -108,7 +108,7 @@ def _measure(contender: Any, of: Set, me: Any, seconds: float, step: str) -> dic
         now = time.perf_counter_ns()
         following = next(batches)
         waited += time.perf_counter_ns() - now
-        X, y = following  # only now the one before is let go of, which is no waiting
+        X, y = following  # frees the batch before, outside of the timed part
         samples += len(y)
         train(X, y)
         end = time.perf_counter_ns()
@@ -117,8 +117,8 @@ def _measure(contender: Any, of: Set, me: Any, seconds: float, step: str) -> dic
     return {"samples": samples, "seconds": (end - begin) / 1e9, "cpu": cpu, "wait": waited / 1e9}
 
 
-def _pass(contender: Any, seconds: float) -> dict[str, float]:
-    """From the first `iter()` on, at most one epoch, files not in the page cache."""
+def _epoch(contender: Any, seconds: float) -> dict[str, float]:
+    """Takes the batches of one epoch, at most for some seconds; the start of the epoch counts. For cold files."""
     samples, begin = 0, time.perf_counter()
     for _, y in contender:
         samples += len(y)
@@ -133,7 +133,7 @@ def _endless(contender: Any) -> Iterator[Any]:
 
 
 def _cpu(me: Any) -> float:
-    """CPU seconds of this process and of those that it started."""
+    """CPU seconds of this process and its children."""
     times = [me.cpu_times()]
     for child in me.children(recursive=True):
         with contextlib.suppress(Exception):
@@ -142,7 +142,7 @@ def _cpu(me: Any) -> float:
 
 
 def _step(of: Set, step: str) -> Callable[[Any, Any], None]:
-    """The training step: 'none', 'simulated' (asleep, as the host while a device computes) or 'cnn'."""
+    """The training step: 'none', 'simulated' (sleeps, as the host does while a device computes) or 'cnn'."""
     if step == "none":
         return lambda X, y: None
     if step == "simulated":

@@ -1,4 +1,4 @@
-"""The tables of the comparison, and its promises against the figures."""
+"""Writes the tables of the comparison, and checks the promises against the figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PEERS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
 
 def report(found: Mapping[Any, Sequence[Found]]) -> str:
-    """Markdown: a table for each set, then what was promised, and whether it is so."""
+    """Markdown: a table for each set, then each promise with the figure that was measured."""
     parts = []
     for of, results in found.items():
         length = "50 to 500" if of.ragged else of.shape[0]
@@ -32,13 +32,13 @@ def report(found: Mapping[Any, Sequence[Found]]) -> str:
 
 
 def rate(result: Found, step: str = "none") -> float:
-    """Median samples/s, 0 where there is none."""
+    """Median samples/s, 0 if not measured."""
     rates = _rates(result, step)
     return median(rates) if rates else 0.0
 
 
 def wait_pct(result: Found, step: str) -> float:
-    """Median share of the time that was waited for batches."""
+    """Median share of the time spent waiting for batches, in percent."""
     return median(100 * one["wait"] / one["seconds"] for one in result.measured[step])
 
 
@@ -87,7 +87,7 @@ def _with_step(result: Found, step: str) -> tuple[str, str]:
 def _cold(result: Found) -> str:
     if result.cold:
         return spread(result.cold, 0)
-    return f"not to be had ({100 * result.warm_share:.0f} % stayed cached)" if result.warm_share else "-"
+    return f"not cold ({100 * result.warm_share:.0f} % stayed cached)" if result.warm_share else "-"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def _promises(of: Any, results: Sequence[Found]) -> list[tuple[str, str, str]]:
 
 
 def _waits(of: Any, results: Sequence[Found]) -> list[tuple[str, str, str]]:
-    """Waiting of the loaders with workers that could feed a simulated step: alone they reach 1.25 times its rate."""
+    """Waiting of loaders with workers that alone reach at least 1.25 times the rate of the simulated step."""
     step_rate = 64 / of.step_ms * 1000
     fit = [r for r in results if r.contender.kind == "ours" and r.contender.workers and r.measured["simulated"]]
     fit = [r for r in fit if not r.fault and rate(r) >= 1.25 * step_rate]
@@ -158,13 +158,13 @@ def _verdict(good: bool) -> str:
 
 
 def _versions() -> str:
-    """The peers' versions as they are pinned."""
+    """The pinned versions of the peers."""
     lines = [line.partition(";")[0].split("==") for line in PEERS.read_text().splitlines() if "==" in line]
     return ", ".join(f"{name} {version}" for name, version in lines if name not in ("torch", "numpy", "psutil"))
 
 
 def _processor() -> str:
-    """Name of the processor, and of the kernel."""
+    """Names of processor and kernel."""
     found = subprocess.run(["lscpu"], capture_output=True, text=True)
     names = [line.split(":", 1)[1].strip() for line in found.stdout.splitlines() if line.startswith("Model name")]
     return f"{names[0] if names else platform.machine()}, {platform.system()} {platform.release().split('-')[0]}"

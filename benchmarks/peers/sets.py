@@ -1,6 +1,6 @@
 """The data sets that all contenders read: made on first use under data/peers, one `.pt` file per sample.
 
-In which other formats they lie beside it is each contender's affair. Needs torch and NumPy only.
+Contenders with another format write it into a folder beside it. Needs torch and NumPy only.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class Set:
             yield ID, self.X(index), self.y(index)
 
     def check(self, X: Tensor, y: Tensor) -> list[int]:
-        """The indices of a batch's samples, if it holds what it should.
+        """Compares a batch with what was written, and returns the indices of its samples.
 
         Raises:
-            ValueError: it does not.
+            ValueError: it differs.
         """
         X, found = torch.as_tensor(X), []
         for row, label in zip(X, y.tolist(), strict=True):
@@ -105,7 +105,7 @@ def pad(samples: list[Any]) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when it is whole."""
+    """A folder to fill, renamed to its final name when it is complete."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -114,7 +114,7 @@ def _made(folder: Path) -> Iterator[Path]:
 
 
 def make(folder: Path, write: Callable[[Path], None]) -> Path:
-    """The folder, written by `write` unless it is there."""
+    """The folder, written by `write` if it does not exist."""
     if not folder.exists():
         with _made(folder) as unfinished:
             write(unfinished)
@@ -138,9 +138,9 @@ def make_set(of: Set, root: Path) -> Path:
 
 
 def drop_from_page_cache(folder: Path) -> float:
-    """Asks the system to forget a folder's files; the share of looked-at pages that are gone, 0 to 1.
+    """Drops the files of a folder from the page cache; returns the share of sampled pages that are gone, 0 to 1.
 
-    Needs no privilege. Pages that a process has mapped stay.
+    Needs no privilege. Pages that a process has mapped stay cached.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in files:
@@ -149,19 +149,19 @@ def drop_from_page_cache(folder: Path) -> float:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(file)
-    looked, gone = 0, 0
+    sampled, gone = 0, 0
     for path in files[:: max(1, len(files) // 100)]:
         file = os.open(path, os.O_RDONLY)
         try:
             size = os.fstat(file).st_size
             for offset in range(0, size, max(4096, size // 10)):
-                looked += 1
+                sampled += 1
                 try:
                     os.preadv(file, [bytearray(1)], offset, os.RWF_NOWAIT)
                 except BlockingIOError:
                     gone += 1
-                except OSError:  # a file system that cannot say
+                except OSError:  # a file system without RWF_NOWAIT
                     return 0.0
         finally:
             os.close(file)
-    return gone / max(1, looked)
+    return gone / max(1, sampled)

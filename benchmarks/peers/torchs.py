@@ -1,4 +1,4 @@
-"""What needs torch alone: its DataLoader on the files, data sets that are in memory, and the limit of the machine."""
+"""Contenders that need torch alone: its DataLoader on files and in memory, and memcpy as the limit of the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peers.sets import Set, pad
 
 
 class Files(Dataset[Any]):
-    """As in PyTorch's tutorials: one torch.load per sample."""
+    """A data set as in PyTorch's tutorials: one torch.load per sample."""
 
     def __init__(self, folder: Path, of: Set) -> None:
         self.folder, self.list_IDs, self.labels = str(folder), of.list_IDs, of.labels
@@ -44,14 +44,14 @@ def open_in_memory(home: Path, of: Set, batch_size: int, workers: int) -> Any:
 
 
 def open_memcpy(home: Path, of: Set, batch_size: int, workers: int) -> Any:
-    """One copy per batch, of samples that lie one after another, into memory that is used again."""
+    """One copy per batch, of consecutive samples, into memory that is reused."""
     return _Copies(of, batch_size)
 
 
 class _Copies:
     def __init__(self, of: Set, batch_size: int) -> None:
         self.batch_size, self.ragged = batch_size, of.ragged
-        if of.ragged:  # zeros are copied too: a padded batch is what has to be written
+        if of.ragged:  # padding is copied too, as it is part of the batch
             samples = [(X, y) for _, X, y in of.samples()]
             self.made = [pad(samples[at : at + batch_size]) for at in range(0, len(samples), batch_size)]
         else:

@@ -32,7 +32,7 @@ NonNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-# upper bounds, since the system answers far larger numbers by crashing or by forking without end
+# with upper bounds, as far larger numbers would crash the process or fork without end
 Workers = Annotated[int, Field(ge=0, le=1024, strict=True)]
 AtMost1024 = Annotated[int, Field(ge=1, le=1024, strict=True)]
 WholeOrShare = Annotated[float, Field(ge=0, le=1, strict=True)]

@@ -1,4 +1,4 @@
-"""Errors for the user: one to three lines with value, rule and remedy. Errors in this program are assertions."""
+"""Errors for the user: one to three lines with value, rule and remedy. Bugs of this program are assertions."""
 
 from __future__ import annotations
 

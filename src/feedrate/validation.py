@@ -45,7 +45,7 @@ _RULES = {
 
 
 def _describe(error: ValidationError, schema: type, prefix: str) -> str:
-    """At most three lines, a line per wrong key; unknown keys first, since a missing one is often their echo."""
+    """At most three lines, one per wrong key; unknown keys first, since a mistyped key is missing as well."""
     unknown: list[str] = []
     wrong: dict[str, tuple[Any, list[str]]] = {}
     for item in error.errors(include_url=False):

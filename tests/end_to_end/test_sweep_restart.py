@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from feedrate.trainer import checkpoint
-from started import until
+from started import comes, until
 from sweep_process import ROOT, cut_power, start
 
 pytestmark = pytest.mark.slow
@@ -56,16 +56,16 @@ def wait_until_in_the_middle(process: subprocess.Popen[str], job: Path, epoch: i
         time.sleep(0.02)
 
 
-def gone(process: psutil.Process, seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def gone(process: psutil.Process) -> bool:
+    """Whether a process ends within a minute."""
+
+    def ended() -> bool:
         try:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                return True
+            return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
-        time.sleep(0.05)
-    return False
+
+    return comes(ended, 60, pause=0.05)
 
 
 @pytest.fixture(scope="module")

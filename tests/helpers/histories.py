@@ -1,4 +1,4 @@
-"""Times of epochs that never ran: steps and loads of given lengths, in the order in which workers would load."""
+"""Throughput histories that were not measured: steps and loads of given lengths, arranged as workers would."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Runs that are killed at random instants and gone on with, and what must be equal then.
+"""Kills runs at random instants, resumes them, and compares them with a run that was not killed.
 
-One run is left alone; others are killed again and again until there were enough kills, and each must end as that one.
+One run is left alone; others are killed again and again until there were enough kills. All must end equal bit for bit.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import psutil
 from aftermath import MARK, is_orphan, outcome, processes_of, shared_memory
 from feedrate.runs.run_folder import read_summary
 from feedrate.runs.saved import mark_dead_runs
+from started import comes
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE_S = 60.0  # after which nothing of a killed run may be left; a worker looks for its parent each five seconds
@@ -106,7 +107,7 @@ class Soak:
         return [f"tracking.uri={self.work}/mlflow.db", f"tracking.artifacts={self.work}/artifacts"]
 
     def _killed(self, name: str, kills: int) -> Path | None:
-        """Starts one run again and again until it has ended; its folder, None where it could not be gone on with."""
+        """Starts one run again and again until it has ended; its folder, None if it could not be resumed."""
         folder: Path | None = None  # of the run, once there is a checkpoint in it
         line = ""
         while True:
@@ -124,8 +125,8 @@ class Soak:
             output = _output(fresh)
             found = re.search(r"resuming (\S+) after (\d+) steps", output)
             if line:
-                begun = "then begun anew" if "a new one begins" in output else "then killed before it had begun"
-                self.say(f"{line}, {f'then gone on from step {found[2]}' if found else begun}")
+                begun = "then begun again" if "a new one begins" in output else "then killed before it had begun"
+                self.say(f"{line}, {f'then resumed from step {found[2]}' if found else begun}")
                 line = ""
             if code == 0:
                 return folder or fresh
@@ -148,15 +149,15 @@ class Soak:
         begin, trace, target = time.monotonic(), _Trace(self.work / f"{name}.trace"), folder / "checkpoints"
         aim = self._draw.choices(("start", "training", "checkpoint"), (1, 3, 4))[0]
         if aim == "start":
-            _wait(lambda: process.poll() is not None, self._draw.uniform(0.3, 5.0))
+            comes(lambda: process.poll() is not None, self._draw.uniform(0.3, 5.0))
         else:
-            _wait(lambda: trace.grows() or process.poll() is not None, 120)
+            comes(lambda: trace.grows() or process.poll() is not None, 120)
         if aim == "training":
-            _wait(lambda: process.poll() is not None, self._draw.uniform(0, 1.0))
+            comes(lambda: process.poll() is not None, self._draw.uniform(0, 1.0))
         elif aim == "checkpoint":
             for _ in range(self._draw.randint(1, 12)):
-                _wait(lambda: not _being_written(target), 1, pause=0.0002)
-                _wait(lambda: _being_written(target) or process.poll() is not None, 1, pause=0.0002)
+                comes(lambda: not _being_written(target), 1, pause=0.0002)
+                comes(lambda: _being_written(target) or process.poll() is not None, 1, pause=0.0002)
             time.sleep(self._draw.uniform(0, 0.004))
         signum = self._draw.choice((signal.SIGKILL, signal.SIGTERM))
         to_group = self._draw.random() < 0.5
@@ -166,7 +167,7 @@ class Soak:
         (os.killpg if to_group else os.kill)(process.pid, signum)
         self.kills += 1
         sent = time.monotonic()
-        if not _wait(lambda: process.poll() is not None, self.exit_s):
+        if not comes(lambda: process.poll() is not None, self.exit_s):
             self.faults.append(f"{folder}: {signum.name} did not end it within {self.exit_s:.0f} s ({phase})")
             process.kill()
         whom = "the group" if to_group else "the process"
@@ -217,7 +218,7 @@ class Soak:
             processes = [f"process {p.pid}: {_command(p)}" for p in processes_of(str(self.work), own)]
             return processes + [f"/dev/shm/{name}" for name in shared_memory() - self._shared if is_orphan(name)]
 
-        if not _wait(lambda: not left(), GONE_S, pause=0.5):  # other programs use shared memory, too, for a moment
+        if not comes(lambda: not left(), GONE_S, pause=0.5):  # other programs use shared memory, too, for a moment
             self.faults += [f"{name}: left behind" for name in left()]
 
 
@@ -251,16 +252,6 @@ def _command(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return "ended just now"
-
-
-def _wait(there: Callable[[], bool], seconds: float, pause: float = 0.002) -> bool:
-    """Waits until `there`, for so long at most; whether it is."""
-    end = time.monotonic() + seconds
-    while not there():
-        if time.monotonic() > end:
-            return False
-        time.sleep(pause)
-    return True
 
 
 def _being_written(checkpoints: Path) -> bool:

@@ -53,11 +53,17 @@ def with_test_partition(digits: Path, root: Path) -> Path:
 
 
 @contextmanager
-def composed_with_hydra(name: str, *overrides: str) -> Iterator[DictConfig]:
-    """A configuration as a job gets it, with HydraConfig saying where it comes from."""
+def composed_with_hydra(name: str, *overrides: str, folder: Path | None = None) -> Iterator[DictConfig]:
+    """The configuration of a job, with Hydra's own in HydraConfig.
+
+    Args:
+        folder: Hydra's output folder; None: that of conf/.
+    """
     _register_resolvers()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(name, list(overrides), return_hydra_config=True)
+    config = compose(name, list(overrides), return_hydra_config=True)
+    with open_dict(config):
+        if folder is not None:
+            config.hydra.runtime.output_dir = str(folder)
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         del config["hydra"]

@@ -63,11 +63,18 @@ class Started:
         self.process.communicate()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+def comes(condition: Callable[[], bool], seconds: float, pause: float = 0.002) -> bool:
+    """Waits at most `seconds` for a condition; whether it has become true."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def until(condition: Callable[[], bool]) -> None:
+    assert comes(condition, PATIENCE_S), "waited in vain"
 
 
 def in_the_middle(folder: Path, disturb: Callable[[Path], T | None]) -> T:

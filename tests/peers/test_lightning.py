@@ -157,7 +157,9 @@ def test_overfit_batches_turns_shuffling_off(made: Any, hook: bool, tmp_path: Pa
 def test_overfit_batches_has_nothing_to_turn_off_without_shuffling(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "You requested to overfit but enabled")
-        trainer(tmp_path, overfit_batches=2).fit(Model(), Loader(Drawn(), **{**SETTINGS, "shuffle": False}))
+        model = Model()
+        trainer(tmp_path, overfit_batches=2).fit(model, Loader(Drawn(), **{**SETTINGS, "shuffle": False}))
+    assert [[int(row[0]) for row in batch] for batch in model.seen] == 2 * [list(range(5)), list(range(5, 10))]
 
 
 class Ranked(Model):

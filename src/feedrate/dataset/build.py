@@ -30,7 +30,7 @@ from feedrate.validation import validate
 __all__ = ["Data", "build_data", "check_shapes", "list_IDs", "without_transform"]
 
 log = logging.getLogger("feedrate")
-HELD_OUT = 5  # a class without `partition` keeps one of so many samples for validation
+HELD_OUT = 5  # of a class without `partition`, one of five samples is for validation
 Partition = Mapping[str, Dataset[Any]]
 
 

@@ -1,4 +1,4 @@
-"""Warns of open files in a dataset: forked workers share their position, and read what another one has sought."""
+"""Warns of open files in a dataset: forked workers share their position, so that one seeks while another reads."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def _warn(place: str) -> None:
 
 
 def _has_position(value: Any) -> bool:
-    """Whether it is an open file of the system that is read; h5py's handles too."""
+    """Whether a value is an open file that is read with a position; also for h5py's objects."""
     file = value.fp if isinstance(value, zipfile.ZipFile) else value
     if not isinstance(file, io.IOBase):
-        return type(file).__module__.startswith("h5py.") and bool(file)  # False for what is closed
+        return type(file).__module__.startswith("h5py.") and bool(file)  # h5py's closed objects are False
     try:
         return not file.closed and file.readable() and file.seekable() and file.fileno() > 2
-    except (OSError, ValueError):  # no file of the system, as BytesIO
+    except (OSError, ValueError):  # not a file of the operating system, such as BytesIO
         return False

@@ -1,4 +1,4 @@
-"""Loads samples before a loader exists, to learn what X and y are."""
+"""Loads samples before there is a loader, to determine what X and y are."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def probe(dataset: Dataset[Any], index: int, path: str, seed: int, timeout: floa
     """The sample at an index as in epoch 0; the global random generators are left unchanged.
 
     Raises:
-        SampleError: with the text that the loader would give.
-        TimedOut: it takes longer.
-        UserError: it is no pair.
+        SampleError: the sample cannot be loaded; same text as from the loader.
+        TimedOut: it takes longer than `timeout` seconds (0: no limit).
+        UserError: it is not a pair (X, y).
     """
     ID = ID_of(dataset, index)
     try:

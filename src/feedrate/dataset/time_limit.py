@@ -28,14 +28,14 @@ class LoadingThread(threading.Thread):
         RUNNING.add(self)
 
     def stop(self) -> None:
-        """Asks the thread to end."""
+        """Requests the end of the thread."""
 
 
 RUNNING: weakref.WeakSet[LoadingThread] = weakref.WeakSet()
 
 
 class TimedOut(UserError):
-    """What was waited for did not come within so many seconds; `at` is the sample and line of code, where known."""
+    """Loading `what` took longer than loader.timeout; `at` is the sample and line of code, where known."""
 
     def __init__(self, seconds: float, what: str = "a batch", at: str = "") -> None:
         self.seconds, self.what, self.at = seconds, what, at
@@ -81,7 +81,7 @@ def within(seconds: float, call: Callable[[], T], what: str) -> T:
 
 
 def end_threads(threads: Iterable[LoadingThread], seconds: float) -> None:
-    """Stops threads, and waits for so long at most."""
+    """Stops threads, and waits at most `seconds` for them."""
     for thread in threads:
         thread.stop()
     deadline = time.monotonic() + seconds

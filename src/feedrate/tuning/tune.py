@@ -175,7 +175,7 @@ class _Tuning:
 
     @property
     def _needs_none(self) -> bool:
-        """Whether the step hardly waits without workers: a trial that is faster by more met a quieter machine."""
+        """Whether the step hardly waits without workers; a trial that is faster had a quieter machine."""
         return self._tried[Setting(0)].wait_pct < WAITS_PCT
 
     @property

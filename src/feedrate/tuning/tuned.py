@@ -22,7 +22,7 @@ MOST_COMPARED = 16  # batches
 
 
 def compare(runner: TrialRunner, best: Setting, rate: float) -> str:
-    """Loads the first batches with a setting and without workers; says how many, with which digests.
+    """Loads the first batches with a setting and without workers; returns a sentence with their number and digests.
 
     `rate`, the samples per second without workers, bounds the number of batches.
     """

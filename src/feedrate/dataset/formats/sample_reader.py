@@ -22,8 +22,8 @@ from feedrate.errors import SampleError
 from feedrate.timing.stages import stage
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
-LAYOUTS = 1024  # learned at most, a few kilobytes each; one of a large file counts as many
-UNUSABLE = 16  # as so many counts a file without a usable layout
+LAYOUTS = 1024  # most layouts that are learned; one takes a few kilobytes, and that of a large file counts as several
+UNUSABLE = 16  # a file without a usable layout counts as this many
 
 
 class SampleReader:

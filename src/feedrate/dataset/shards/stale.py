@@ -1,4 +1,4 @@
-"""Tells whether source files have changed since they were packed, by size and time."""
+"""Checks whether source files have changed since they were packed, by size and modification time."""
 
 from __future__ import annotations
 

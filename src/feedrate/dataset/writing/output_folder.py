@@ -1,4 +1,4 @@
-"""A folder that prepare.py or pack.py writes: what it may hold, room on disk, and files that are whole or absent."""
+"""The folder that prepare.py or pack.py writes: lock, allowed content, disk space, and writing files atomically."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_root(root: Path, marker: str, source: Path | None = None) -> None:
 
 
 def check_room(root: Path, what: str, needed: int) -> None:
-    """Raises OSError unless `needed` bytes are free."""
+    """Raises OSError unless `needed` bytes of disk space are free."""
     free = shutil.disk_usage(root).free
     if needed > free:
         raise OSError(f"{what} need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free")
