@@ -61,7 +61,7 @@ class ThroughputHistory:
             return
         workers = self._workers()
         self._queued_s, self._queued_before = max(0.0, queued_s(workers) - self._queued_before), None
-        if workers or not self._loader.num_workers:  # what workers that have ended computed is unknown
+        if workers or not self._loader.num_workers:  # the CPU time of workers that have ended is unknown
             self._free_cores.measure(workers)
         self._free_cores.end()
         self.memory.measure(workers)
@@ -79,9 +79,9 @@ class ThroughputHistory:
             self._epochs.popleft()
 
     def end_run(self, times: EpochTimes) -> None:
-        """Call at the end of the run; `times` are those of an epoch that was broken off, if any.
+        """Call at the end of the run, with the times of an epoch that was interrupted, if one was.
 
-        An epoch of a few steps counts only where there is no other.
+        It is kept if it has enough steps, or if there is no other epoch.
         """
         if not self._open:
             return
@@ -91,7 +91,7 @@ class ThroughputHistory:
             self.end(times)
 
     def add_slow_samples(self, samples: Sequence[tuple[int, int]]) -> None:
-        """Notes slow samples, (index, ns) each."""
+        """Adds slow samples: (index, load time in ns) of each."""
         self._slowest.add(*zip(*samples, strict=True))
 
     @property
@@ -109,7 +109,7 @@ class ThroughputHistory:
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """Loader and machine during the kept epochs; free cores only where `times` are given."""
         found = setup_of(self._loader)
-        if times is not None and (times.known or not found.workers):  # what torch's workers computed is unknown
+        if times is not None and (times.known or not found.workers):  # the CPU time of torch's workers is unknown
             found = self._free_cores.applied_to(found)
         return replace(found, worker_delay_s=sum(queued for _, queued in self._epochs), packable=self._packable)
 
