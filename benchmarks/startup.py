@@ -20,6 +20,7 @@ from feedrate.cli.launch import FROM_STDIN
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS = 5
+MISTYPED = "loader.num_wokers=8"
 # imported by each Python process at its start; at the end of a sweep's job it writes down what was imported
 SITE = f"""
 import atexit, os, pathlib, sys
@@ -41,7 +42,7 @@ def run() -> str:
         folders, ids = [run["folder"] for run in runs], [run["run_id"] for run in runs]
         cases = {
             "`train.py --help`": ["train.py", "--help"],
-            "`train.py`, a mistyped key": ["train.py", "loader.num_wokers=8"],
+            "`train.py`, a mistyped key": ["train.py", MISTYPED],
             "`train.py`, one epoch on the digits, `tracking=none`": ["train.py", "tracking=none", short[0]],
             "`train.py`, one epoch on the digits, recorded": ["train.py", *short],
             "`compare.py FOLDER FOLDER`": ["compare.py", *folders, "--uri", f"{folder}/mlflow.db"],
@@ -67,6 +68,7 @@ def _timed(program: str, *arguments: str) -> tuple[float, dict[str, Any]]:
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, str(ROOT / "src" / program), *arguments], capture_output=True, text=True)
     seconds = time.perf_counter() - begin
+    assert done.returncode == (MISTYPED in arguments), done.stderr
     found = [line.split(None, 2)[2] for line in done.stdout.splitlines() if line.startswith("run folder")]
     if not found:
         return seconds, {}
