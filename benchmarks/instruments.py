@@ -142,7 +142,7 @@ def _train(turns: Connection, timed: bool, engine: str, workers: int) -> None:
 
 def _cpu_ns(loader: Any) -> int:
     """CPU time of this process and its worker processes."""
-    workers = [task for task in loader.tasks() if task[0] != os.getpid()]
+    workers = [ids for ids in loader.worker_ids() if ids[0] != os.getpid()]
     texts = [Path(f"/proc/{process}/task/{thread}/schedstat").read_text() for process, thread in workers]
     return time.process_time_ns() + sum(int(text.split()[0]) for text in texts)
 

@@ -1,4 +1,4 @@
-"""What the loader's tests share: what a loader delivers, and a check that no worker is left behind."""
+"""Fixtures of the loader's tests: one torch thread, and checks that no worker and no thread is left behind."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def workers() -> list[psutil.Process]:
 
 
 def wait_until_loaders_are_gone(others: Collection[threading.Thread] = ()) -> None:
-    """Until no thread of a loader that has ended is left: it may still close a pipe, or hold memory of a batch.
+    """Waits until no thread of an ended loader is left: it may still close a pipe, or hold memory of a batch.
 
-    For some seconds at most, as one that somebody holds stays, and does nothing.
+    For 15 seconds at most, as the thread of a loader that is still referenced stays idle.
 
     Args:
         others: threads that another test has left.

@@ -35,7 +35,7 @@ class Numbers(Dataset[Any]):
 
 
 class Augmented(Dataset[Any]):
-    """Sample i holds i and a draw from each source of random numbers that people use, and again from the first."""
+    """Sample i holds i and a draw from each usual source of random numbers, and a second one from the first."""
 
     def __init__(self, list_IDs: list[str] | None = None, size: int = 37) -> None:
         self.list_IDs = list_IDs
@@ -70,7 +70,7 @@ class Whole(Numbers):
 
 
 class Recorded(Dataset[Any]):
-    """Sample i is i, and each time it is asked for is written down in a file; BAD fails while `fails` exists."""
+    """Sample i is i; a file records each sample that is requested; BAD fails while `fails` exists."""
 
     def __init__(self, size: int, record: Path) -> None:
         self.size, self.record, self.fails = size, record, record.with_suffix(".fails")
@@ -86,8 +86,8 @@ class Recorded(Dataset[Any]):
             raise ValueError("not any more")
         return index
 
-    def asked(self) -> list[int]:
-        """Indices in the order of asking; of several workers that of their writing."""
+    def requested(self) -> list[int]:
+        """Indices of the requested samples, in the order in which they were recorded."""
         return [int(line) for line in self.record.read_text().splitlines()]
 
 
@@ -122,7 +122,7 @@ class Formed(Dataset[Any]):
 
 
 class TwoArguments(Exception):
-    """Cannot be made again from its text alone."""
+    """Cannot be built again from its text alone."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{reason} (code {code})")
@@ -211,16 +211,16 @@ class Stream(IterableDataset[int]):
 
 
 class Told(Dataset[Any]):
-    """Sample i is what `tell` has told this process's copy of the dataset, and the worker's number."""
+    """Sample i is the number that `tell` has set in this process's copy of the dataset, and the worker's number."""
 
-    told = 0
+    reported = 0
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         info = get_worker_info()
-        return self.told, info.id if info else -1
+        return self.reported, info.id if info else -1
 
 
 mark = 0
@@ -240,7 +240,7 @@ def tell(worker_id: int) -> None:
     """A worker_init_fn that reaches the worker's copy of the dataset, as PyTorch's documentation shows it."""
     info = get_worker_info()
     assert info is not None
-    info.dataset.told = 100 + worker_id
+    info.dataset.reported = 100 + worker_id
 
 
 def fail_to_start(worker_id: int) -> None:

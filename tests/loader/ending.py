@@ -14,7 +14,7 @@ from feedrate.loader import Loader
 
 
 class Images(Dataset[Any]):
-    """Large enough for memory that is shared and used again; sample 40 hangs where that is wanted."""
+    """Samples large enough for shared buffers; sample 40 hangs if `hangs`."""
 
     def __init__(self, note: Path, hangs: bool) -> None:
         self.note, self.hangs = note, hangs
@@ -34,7 +34,7 @@ def main(engine: str, way: str, note: Path) -> None:
     workers = 0 if engine == "inline" else 2
     loader = Loader(data, 4, seed=0, engine=engine, num_workers=workers, persistent_workers=workers > 0)
     for number, _ in enumerate(loader):
-        if number < 7:  # batch 10 is being made by then
+        if number < 7:  # batch 10 is being loaded by then
             continue
         if way == "exception":
             raise ValueError("no more")

@@ -10,7 +10,7 @@ import psutil
 
 
 def own_bytes(processes: list[psutil.Process], *kinds: str) -> int:
-    """Memory of processes, of the kinds that Linux names Pss_...; pages that several hold count once."""
+    """Memory of processes, of the kinds that Linux names Pss_...; shared pages count once."""
     found = 0
     for process in processes:
         with suppress(OSError):  # it has ended meanwhile

@@ -40,7 +40,7 @@ def both(data: Dataset[Any], settings: Callable[[], Settings], epochs: int = 2) 
 
 
 def error(make: Callable[[], Any]) -> tuple[type[BaseException], str]:
-    """Type and first line of what a loader raises while it is made or read."""
+    """Type and first line of the error that a loader raises while it is built or read."""
     try:
         list(make())
     except Exception as raised:
@@ -138,16 +138,16 @@ def test_without_a_seed_iterable_datasets_are_read_as_dataloader_reads_them(sett
 @pytest.mark.parametrize("seed", [None, 0])
 def test_worker_init_fn_reaches_the_workers_own_copy_of_the_dataset(seed: int | None) -> None:
     made = Loader(Told(), 1, worker_init_fn=tell, seed=seed, **FORK)
-    assert {(int(told), int(worker)) for told, worker in made} == {(100, 0), (101, 1)}
+    assert {(int(reported), int(worker)) for reported, worker in made} == {(100, 0), (101, 1)}
 
 
 @pytest.mark.usefixtures("no_workers_left")
 @pytest.mark.parametrize("seed", [None, 0])
 def test_a_worker_init_fn_that_fails_raises_its_own_kind_of_error(seed: int | None) -> None:
     made = Loader(Told(), 1, worker_init_fn=fail_to_start, seed=seed, **FORK)
-    kind, told = error(lambda: made)
+    kind, reported = error(lambda: made)
     assert kind is OSError
-    assert told == "Caught OSError in DataLoader worker process 0."
+    assert reported == "Caught OSError in DataLoader worker process 0."
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ class Endless(Dataset[int]):
 
 
 @pytest.mark.parametrize(
-    ("data", "settings", "told"),
+    ("data", "settings", "reported"),
     [
         (Numbers(), {"generator": torch.Generator()}, "generator"),
         (Numbers(), {"sampler": SequentialSampler(range(37))}, "sampler"),
@@ -232,9 +232,9 @@ class Endless(Dataset[int]):
     ids=["generator", "sampler", "batch_sampler", "in_order", "rank", "iterable", "no length"],
 )
 def test_with_a_seed_what_it_cannot_keep_is_refused_in_one_sentence(
-    data: Dataset[Any], settings: Settings, told: str
+    data: Dataset[Any], settings: Settings, reported: str
 ) -> None:
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=reported) as raised:
         Loader(data, seed=0, **settings)
     assert "\n" not in str(raised.value)
 

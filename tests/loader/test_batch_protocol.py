@@ -1,4 +1,4 @@
-"""What is stored of the samples of a batch is read together; each sample is then made as `__getitem__` makes it."""
+"""The stored parts of a batch's samples are read together; each sample is then what `__getitem__` returns."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plus_pythons(X: Tensor) -> Tensor:
 
 def changed_in_place(X: Tensor) -> Tensor:
     X *= 2
-    X += random.random()  # seeded only once it is seen that it is drawn from: the sample is made anew
+    X += random.random()  # the generator is seeded once a draw is noticed, and the sample is loaded again
     return X
 
 
@@ -100,17 +100,17 @@ def test_samples_are_those_of_getitem(folder: Path, engine: str, workers: int, t
 
 
 def test_they_are_read_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    requested: list[int] = []
     read = TensorFiles.load_X
 
     def load_X(self: TensorFiles, indices: np.ndarray, empty: Any) -> Any:
-        asked.append(len(indices))
+        requested.append(len(indices))
         return read(self, indices, empty)
 
     monkeypatch.setattr(TensorFiles, "load_X", load_X)
-    monkeypatch.setattr(TensorFiles, "__getitem__", lambda *_: pytest.fail("asked for one"))
+    monkeypatch.setattr(TensorFiles, "__getitem__", lambda *_: pytest.fail("one sample was requested"))
     list(Loader(files(folder, plus_its_own), 8, seed=3, collate_fn=as_list))
-    assert asked == [8] * 5
+    assert requested == [8] * 5
 
 
 def test_a_dataset_with_a_getitem_of_its_own_is_asked_for_that(folder: Path) -> None:
@@ -138,8 +138,8 @@ def test_the_sample_that_takes_longest_to_make_is_told(folder: Path) -> None:
         return X
 
     loader = Loader(files(folder, slow), 8, seed=3, collate_fn=as_list)
-    told = [pair for batch in loader.batches() for pair in batch.info.slow]
-    index, ns = max(told, key=lambda pair: pair[1])
+    reported = [pair for batch in loader.batches() for pair in batch.info.slow]
+    index, ns = max(reported, key=lambda pair: pair[1])
     assert index == 17
     assert ns >= 300_000_000
 

@@ -1,4 +1,4 @@
-"""Batches from workers come through memory that is used again, and nobody who holds one ever sees it change."""
+"""Batches from workers arrive in reused memory, and a batch that is still held never changes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_batches_that_are_kept_stay_as_they_were(context: str) -> None:
     loader.close()
     del loader
     gc.collect()
-    assert torch.equal(kept[-1][0], expected(SIZE - 4, SIZE))  # also when the workers are gone
+    assert torch.equal(kept[-1][0], expected(SIZE - 4, SIZE))  # also after the workers have ended
 
 
 @pytest.mark.usefixtures("no_workers_left")
@@ -133,7 +133,7 @@ def test_batches_thrown_away_with_their_pass_give_their_slots_back() -> None:
     loader = Loader(Numbered(), batch_size=4, num_workers=1, seed=0, persistent_workers=True)
     places = set()
     for _ in range(30):
-        X, _y = next(iter(loader))  # the batches made ahead are never asked for
+        X, _y = next(iter(loader))  # the prefetched batches are never requested
         places.add(X.data_ptr())
         assert torch.equal(X, expected(0, 4))
     assert len(places) <= 2 + SPARE
@@ -193,7 +193,7 @@ class Turned(Numbered):
 @pytest.mark.usefixtures("no_workers_left")
 @pytest.mark.parametrize("dataset", [Ordered(), Turned()], ids=lambda dataset: type(dataset).__name__)
 def test_what_crosses_in_torchs_own_way_is_not_filled_again_either(dataset: Any) -> None:
-    """Nor if the rest of its batch, which lies in the slot, is gone."""
+    """Also after the rest of its batch, which lies in the buffer, was freed."""
     for settings in ({}, {"engine": "process", "num_workers": 1}):
         batches = Loader(dataset, 4, seed=0, **settings)  # type: ignore[arg-type]
         kept = [batch[dataset.part] for batch in batches]
@@ -277,20 +277,20 @@ def test_what_arrives_after_its_loader_is_gone_is_dropped() -> None:
 
 
 class Items(Numbered):
-    """Has PyTorch's batched protocol, and notes how it was asked."""
+    """Has PyTorch's batched protocol, and records its calls."""
 
     def __init__(self, bad: int | None = None, short: bool = False) -> None:
-        self.bad, self.short, self.asked = bad, short, []
+        self.bad, self.short, self.requested = bad, short, []
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        self.asked.append(list(indices))
+        self.requested.append(list(indices))
         if self.bad in indices:
             raise ValueError("broken")
         noise = [float(sample_rng(number).random()) for number in range(len(indices))]
         samples = [(torch.tensor([index, value]), index) for index, value in zip(indices, noise, strict=True)]
         return samples[:-1] if self.short else samples
 
-    asked: list[list[int]]
+    requested: list[list[int]]
 
 
 class OneByOne(Numbered):
@@ -301,10 +301,10 @@ class OneByOne(Numbered):
 def test_getitems_is_used_where_a_dataset_has_it_also_through_a_subset() -> None:
     data = Items()
     list(Loader(data, batch_size=32, seed=0))
-    assert data.asked == [list(range(32)), list(range(32, 64)), list(range(64, 96))]
-    data.asked.clear()
+    assert data.requested == [list(range(32)), list(range(32, 64)), list(range(64, 96))]
+    data.requested.clear()
     list(Loader(Subset(data, [9, 4, 7]), batch_size=2, seed=0))
-    assert data.asked == [[9, 4], [7]]
+    assert data.requested == [[9, 4], [7]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,4 +1,4 @@
-"""The loaders of a run: one for each partition; settings that torch refuses together are sorted out with a note."""
+"""The loaders of a run: one for each partition; settings that torch refuses together are resolved with a note."""
 
 from __future__ import annotations
 

@@ -77,15 +77,15 @@ def test_an_earlier_position_can_be_asked_for_after_a_later_one() -> None:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(saved=st.integers(0, 150_000), asked=st.integers(0, 150_000))
-def test_the_state_of_any_position_leads_to_the_same_digest(saved: int, asked: int) -> None:
+@given(saved=st.integers(0, 150_000), requested=st.integers(0, 150_000))
+def test_the_state_of_any_position_leads_to_the_same_digest(saved: int, requested: int) -> None:
     whole = OrderDigest(NAMES_PACKED)
     whole.begin(order(150_000), 0)
     state = json.loads(json.dumps(whole.state(saved)))
     assert len(str(state)) < 150  # however long the epoch
     resumed = OrderDigest(NAMES_PACKED)
     resumed.load(state, order(150_000))
-    position = max(saved, asked)
+    position = max(saved, requested)
     assert resumed.at(position) == whole.at(position)
 
 

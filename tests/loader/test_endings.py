@@ -118,10 +118,10 @@ from feedrate.loader import Loader
 def busy(seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        torch.ones(10) + 1  # lets go of the interpreter, and may not come back when that has gone
+        torch.ones(10) + 1  # releases the GIL, and may not take it again once Python has ended
     return torch.ones(10)
 
-class Costly:  # to be made again by who receives it
+class Costly:  # built again where it is received
     def __reduce__(self):
         return busy, (0.1,)
 
@@ -143,7 +143,7 @@ sys.exit(3)
 
 
 def test_no_thread_is_in_torch_when_python_ends() -> None:
-    """torch would abort the process then, with exit code -6."""
+    """Otherwise torch aborts the process, with exit code -6."""
     environment = {**os.environ, "PYTHONPATH": str(Path(ending.__file__).parents[2] / "src")}
     for engine in ("thread", "process"):
         started = [
@@ -158,7 +158,7 @@ def test_no_thread_is_in_torch_when_python_ends() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# workers that nobody knows of any more
+# workers that no loader refers to
 # ---------------------------------------------------------------------------------------------------------
 
 HANGING = """
@@ -353,6 +353,7 @@ class Locked(Numbered):
 @pytest.mark.usefixtures("no_workers_left")
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_worker_may_be_killed_whatever_it_holds(persistent: bool, tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
     data = Locked(tmp_path / "note")
     loader = Loader(data, 4, seed=0, engine="process", num_workers=2, persistent_workers=persistent)
     batches = iter(loader)
@@ -361,6 +362,7 @@ def test_a_worker_may_be_killed_whatever_it_holds(persistent: bool, tmp_path: Pa
     loader.close(at_once=True)
     del batches  # with torch's iterator
     gc.collect()
+    assert set(multiprocessing.active_children()) <= before
 
 
 class Slow(Numbered):

@@ -13,17 +13,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, Subset
 
+from feedrate.config import FeedrateLoaderConfig
 from feedrate.dataset import TensorFiles, sample_rng
 from feedrate.dataset.time_limit import RUNNING
 from feedrate.errors import SampleError, UserError
-from feedrate.loader import Loader
+from feedrate.loader import TRAITS, Loader
 from loader.datasets import Augmented, Drawn, Faulty, Numbers, Recorded, Whole, tell, total
 from loader.test_loader import same
 
@@ -90,7 +91,7 @@ def test_a_restart_may_change_the_engine(before: str, then: str, batches: int) -
     iterator = iter(first) if batches % BATCHES else iter(())
     for _ in range(batches % BATCHES):
         next(iterator)
-    state = first.state_dict()  # a batch that is made ahead counts for nothing
+    state = first.state_dict()  # a prefetched batch does not count
     first.close()
     second = loader(Drawn(NAMES), engine=then, persistent_workers=True)
     second.load_state_dict(state)
@@ -147,8 +148,8 @@ def test_threads_load_no_more_batches_ahead_than_asked(tmp_path: Path) -> None:
     data = Recorded(60, tmp_path / "record")
     made = loader(data, engine="thread", batch_size=3, prefetch_factor=2)
     for number, _ in enumerate(made, start=1):
-        assert len(data.asked()) <= 3 * (number + 4)
-    assert sorted(data.asked()) == list(range(60))
+        assert len(data.requested()) <= 3 * (number + 4)
+    assert sorted(data.requested()) == list(range(60))
 
 
 class Slow(Numbers):
@@ -171,7 +172,7 @@ def _infos(made: Loader) -> list[Any]:
 
 
 class Hanging(Numbers):
-    """The sample after the first batch is loaded until somebody says `go`; `begun` once it is being loaded."""
+    """The sample after the first batch hangs until `go` is set; `begun` is set once it is being loaded."""
 
     def __init__(self) -> None:
         super().__init__(20)
@@ -197,7 +198,7 @@ def test_closing_does_not_wait_for_a_thread_that_hangs(at_once: bool) -> None:
 
 
 class HangingFirst(Hanging):
-    """Sample `hung` is loaded until somebody says `go`; `whole` batches come by load_batch."""
+    """Sample `hung` hangs until `go` is set."""
 
     thread_safe = True
 
@@ -217,7 +218,7 @@ class HangingFirst(Hanging):
     [
         ({"num_workers": 0}, 0),
         ({"num_workers": 0}, 7),
-        ({"engine": "auto"}, 1),  # in the look
+        ({"engine": "auto"}, 1),  # in the first batch
         ({"engine": "auto"}, 6),  # in the measurement, alone
         ({"engine": "auto"}, 11),  # in it, beside another batch
         ({"engine": "thread"}, 2),
@@ -265,7 +266,7 @@ def test_threads_end_with_their_loader_or_their_pass(persistent: bool) -> None:
     made.set_epoch(0, then=None)
     with pytest.raises(SampleError):  # in the very last batch that its thread makes
         list(made)
-    del made  # the fixture waits until all are gone
+    del made  # the fixture waits until all have ended
 
 
 def test_what_a_thread_alone_cannot_foresee_reaches_the_main_one() -> None:
@@ -285,7 +286,7 @@ def test_what_a_thread_alone_cannot_foresee_reaches_the_main_one() -> None:
 
 
 def picked(data: Dataset[Any], caplog: pytest.LogCaptureFixture, **settings: Any) -> tuple[str, str]:
-    """The engine that auto picks, and what it says; the batches are what they should be."""
+    """The engine that auto picks, and its message; checks the batches."""
     made = loader(data, shuffle=False, **settings)
     assert made.engine == "auto"
     caplog.clear()
@@ -308,7 +309,7 @@ def test_auto_measures_a_dataset_that_gives_whole_batches_and_says_what_it_found
 
 
 class Costly(Whole):
-    """A batch costs some 30 ms of a core, as decoders do that let go of the interpreter's lock, or that keep it."""
+    """A batch costs some 30 ms of a core, with or without the GIL, like different decoders."""
 
     def __init__(self, keeps_lock: bool) -> None:
         super().__init__(100)
@@ -379,14 +380,14 @@ def test_auto_measures_samples_of_a_dataset_that_says_it_is_thread_safe(caplog: 
 
 
 class Counted(Whole):
-    """Notes the batches that it was asked for in this process."""
+    """Records the batches that are requested in this process."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
-        self.asked: list[list[int]] = []
+        self.requested: list[list[int]] = []
 
     def load_batch(self, indices: np.ndarray, empty: Any) -> Any:
-        self.asked.append(indices.tolist())
+        self.requested.append(indices.tolist())
         return super().load_batch(indices, empty)
 
 
@@ -396,7 +397,7 @@ def test_what_was_measured_is_used_and_nothing_is_loaded_twice(size: int) -> Non
     made = loader(data)
     made.start()
     batches = list(made)
-    measured = [index for batch in data.asked for index in batch]
+    measured = [index for batch in data.requested for index in batch]
     assert len(set(measured)) == len(measured)
     if made.engine == "thread":
         assert sorted(measured) == list(range(size))
@@ -424,14 +425,18 @@ def test_an_error_in_what_is_measured_comes_when_its_batch_is_asked_for(engine: 
     assert len(batches) == 2
 
 
+def test_every_engine_can_be_configured() -> None:
+    assert get_args(get_type_hints(FeedrateLoaderConfig)["engine"]) == tuple(TRAITS)
+
+
 def test_settings_that_contradict_the_engine_are_refused_with_the_remedy() -> None:
-    for settings, told in [
+    for settings, reported in [
         ({"engine": "inline"}, "loader.engine=inline has no workers, and loader.num_workers=2; set"),
         ({"engine": "fast"}, "loader.engine=fast: must be one of auto, inline, thread, process"),
         ({"engine": "thread", "worker_init_fn": tell}, "worker_init_fn is for processes"),
         ({"engine": "thread", "seed": None, "content_digest": False}, "engine, .* need a seed"),
     ]:
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=reported):
             loader(Numbers(), **settings)
 
 

@@ -56,7 +56,7 @@ def fail(data: Dataset[Any], **settings: Any) -> SampleError:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
         ("value", "Faulty.__getitem__ failed with ValueError: not a picture"),
         ("key", "Faulty.__getitem__ failed with KeyError: 'missing'"),
@@ -73,9 +73,9 @@ def fail(data: Dataset[Any], **settings: Any) -> SampleError:
         ("none", "is NoneType, and sample 's/8' is X float32 (3,)"),
     ],
 )
-def test_an_error_names_the_sample_and_is_the_same_from_every_engine(fault: str, told: str) -> None:
+def test_an_error_names_the_sample_and_is_the_same_from_every_engine(fault: str, reported: str) -> None:
     error = fail(Faulty(fault))
-    assert str(error).startswith(WHERE + told)
+    assert str(error).startswith(WHERE + reported)
     assert "\n" not in str(error)
     assert (error.ID, error.path) == (f"s/{BAD}", f"/data/s/{BAD}.pt")
 
@@ -169,21 +169,21 @@ def test_a_batch_that_cannot_be_collated_names_its_samples() -> None:
         "batch of '0', '1', '2', '3': collating failed with TypeError: default_collate"
     )
     assert str(fail(Objects())).endswith("return tensors of one shape, numbers or texts, or pass a collate_fn")
-    told = str(fail(Numbers(), collate_fn=collate_badly, batch_size=7))
+    reported = str(fail(Numbers(), collate_fn=collate_badly, batch_size=7))
     where = r"\(test_errors.py, line \d+, in collate_badly\)"
-    assert re.fullmatch(rf".*ValueError: wrong number of dimensions {where}; fix collate_badly", told)
-    assert told.startswith("batch of '0', '1', '2', '3', '4', ... (7 in all): collating failed with ")
+    assert re.fullmatch(rf".*ValueError: wrong number of dimensions {where}; fix collate_badly", reported)
+    assert reported.startswith("batch of '0', '1', '2', '3', '4', ... (7 in all): collating failed with ")
 
 
 @pytest.mark.parametrize(
-    ("collate", "told"), [(collate_to_nothing_that_travels, "lambda"), (collate_with_history, "detach()")]
+    ("collate", "reported"), [(collate_to_nothing_that_travels, "lambda"), (collate_with_history, "detach()")]
 )
 def test_a_batch_that_cannot_leave_its_worker_is_an_error_and_no_endless_wait(
-    collate: Callable[..., Any], told: str
+    collate: Callable[..., Any], reported: str
 ) -> None:
     with pytest.raises(SampleError, match="batch of '0', '1', '2', '3': cannot leave its worker") as raised:
         list(loader(Numbers(), 2, collate_fn=collate))
-    assert told in str(raised.value)
+    assert reported in str(raised.value)
 
 
 class Tracked(Numbers):
@@ -203,7 +203,7 @@ def test_samples_with_a_gradients_history_collate_alike_with_and_without_workers
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
         ("killed", r"a worker of the loader was ended by SIGKILL\nMost likely memory ran out: lower loader\.num"),
         ("leaves", r"a worker of the loader ended with exit code 3\nLoad the samples one by one, dataset\[index\]"),
@@ -211,11 +211,11 @@ def test_samples_with_a_gradients_history_collate_alike_with_and_without_workers
 )
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_lost_worker_ends_the_pass_with_help_and_takes_the_others_along(
-    fault: str, told: str, persistent: bool
+    fault: str, reported: str, persistent: bool
 ) -> None:
     before = set(workers())
     made = loader(Faulty(fault), 2, persistent_workers=persistent)
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=reported) as raised:
         list(made)
     assert len(str(raised.value).splitlines()) == 2
     assert not set(workers()) - before  # although the error is still at hand
@@ -261,15 +261,15 @@ def test_the_signal_that_ended_a_worker_is_told_of_torchs_loader_too() -> None:
         step()
 
     def wait() -> None:
-        while True:  # what it has made ahead comes first
+        while True:  # the batches that it has prefetched come first
             iterator._try_get_data(0.1)
 
     with pytest.raises(RuntimeError, match="exited unexpectedly") as awaited:
         wait()
     for raised in (at_once, awaited):
-        told = lost_worker(raised.value)
-        assert isinstance(told, LostWorker)
-        assert str(told).startswith("a worker of the loader was ended by SIGKILL\nMost likely memory ran out")
+        reported = lost_worker(raised.value)
+        assert isinstance(reported, LostWorker)
+        assert str(reported).startswith("a worker of the loader was ended by SIGKILL\nMost likely memory ran out")
 
 
 def test_a_sample_that_hangs_ends_in_the_timeout_with_the_remedy() -> None:
@@ -331,7 +331,7 @@ def test_after_an_error_the_pass_is_over_and_another_loader_works(num_workers: i
 
 
 class Waiting(Numbers):
-    """Sample 8 comes only when there is a file."""
+    """Sample 8 hangs until a file exists."""
 
     def __init__(self, go: Path) -> None:
         super().__init__(20)

@@ -39,7 +39,7 @@ BATCHES = 8  # of 37 samples
 
 @dataclass
 class Delivered:
-    """What a loader gave: batches by epoch, and its digests at the end."""
+    """What a loader delivered: batches by epoch, and its digests at the end."""
 
     batches: list[list[Any]]
     order: str
@@ -104,7 +104,7 @@ def test_any_start_method_delivers_the_same(reference: Delivered, method: str) -
 
 
 def origin() -> str:
-    """How a worker is started where nobody says how."""
+    """How a worker is started by default."""
     mark, parent, _ = (int(value) for value in next(iter(Loader(Origin(), 1, seed=0, num_workers=1))))
     if parent != os.getpid():
         return "forkserver"
@@ -377,11 +377,11 @@ def test_an_info_names_an_earlier_position_of_the_epoch(reference: Delivered) ->
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "reported"),
     [({"seed": 8}, "seed=7, this loader has seed=8"), ({"shuffle": False}, "shuffle=True"), ({"names": ["a"]}, "=37")],
 )
-def test_a_state_of_another_order_is_refused(other: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_state_of_another_order_is_refused(other: dict[str, Any], reported: str) -> None:
+    with pytest.raises(UserError, match=reported):
         loader(**other).load_state_dict(after(1))
 
 
@@ -401,9 +401,9 @@ def test_set_epoch_names_the_next_epoch(reference: Delivered) -> None:
 
 @pytest.mark.parametrize("epoch", ["a", 1.5, -1, None])
 def test_set_epoch_refuses_what_is_no_epoch(epoch: Any) -> None:
-    made, told = loader(), f"epoch={epoch!r}: must be a whole number of at least 0"
+    made, reported = loader(), f"epoch={epoch!r}: must be a whole number of at least 0"
     for set_epoch in (made.set_epoch, made.sampler.set_epoch):
-        with pytest.raises(UserError, match=f"^Loader: set_epoch: {told}$"):
+        with pytest.raises(UserError, match=f"^Loader: set_epoch: {reported}$"):
             set_epoch(epoch)
     made.set_epoch(np.int64(2))
     assert json.dumps(made.state_dict())

@@ -1,4 +1,4 @@
-"""Memory that is used again is filled only when nobody needs it, and stays the same however long one loads."""
+"""Reused memory is overwritten only once its batch is freed, and does not grow with the number of batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENGINES = ("inline", "thread", "process")
 class LateStream(CopyStream):
     """Stands in for a device that carries out a copy at the last moment that it is given, when it is waited for.
 
-    As a device does, it reads the memory that it was told to read, whoever owns it by then.
+    Like a device, it reads the memory at that address, even if that was freed and is used for something else.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ def test_memory_stays_the_same_over_twenty_epochs(engine: str) -> None:
     workers = 0 if engine == "inline" else 2
     loader = Loader(Pictures(), 64, True, seed=0, engine=engine, num_workers=workers, persistent_workers=workers > 0)
     used = []
-    for _ in range(2):  # a user who holds some batches at times makes the ring as large as it may become for one
+    for _ in range(2):  # batches that are held for a while make the pool as large as it may become
         deque(loader, maxlen=4)
     for _ in range(20):
         for X, _y in loader:

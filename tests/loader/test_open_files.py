@@ -1,4 +1,4 @@
-"""Open files that forked workers would share are told before the fork, with their place and the remedy."""
+"""Open files that forked workers would share are reported before the fork, with their place and the remedy."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_open_file_in_a_dataset_is_told_with_its_attribute_and_the_remedy(
         (note,) = notes(Raw(file=file), caplog)
         assert note.startswith("note: Raw.file is an open file, and forked workers share its position")
         assert "open it in __getitem__" in note
-        assert notes(Raw(file=file), caplog) == []  # told once
+        assert notes(Raw(file=file), caplog) == []  # reported once
         settings: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork"}
         data = Raw(other=file)
         torchs = TorchLoader(torch.utils.data.DataLoader(data, **settings))

@@ -73,7 +73,7 @@ def test_any_part_equals_the_same_part_of_the_whole(data: st.DataObject) -> None
     size = data.draw(st.sampled_from([1, 10, 1000, BLOCK + 10, 2 * BLOCK + 10]))
     expected = whole(size, seed=5, epoch=2)
     order = Order(size, 5, 2, True)
-    for _ in range(4):  # one object, asked forwards and backwards
+    for _ in range(4):  # one object, read forwards and backwards
         start = data.draw(st.integers(0, size))
         stop = data.draw(st.integers(start, min(size, start + 1000)))
         assert np.array_equal(order.indices(start, stop), expected[start:stop])
@@ -176,7 +176,7 @@ def test_ranks_together_take_each_sample_of_the_rest_once(
     for plan in plans:
         rows = list(plan)
         assert len(rows) == len(plan)
-        assert all(len(row.indices) for row in rows)  # nobody gets an empty batch
+        assert all(len(row.indices) for row in rows)  # no rank gets an empty batch
         assert [row.start for row in rows] == [start + batch * world_size * i for i in range(len(rows))]
         assert not rows or rows[-1].stop == plan.end  # every rank ends at the same position
         for row in rows:

@@ -1,4 +1,4 @@
-"""The thread that takes batches over: one ahead, in order, with errors, and never in the way of an end."""
+"""The receiving thread prefetches one batch, keeps the order, passes on errors, and never delays an end."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Receivers = Callable[[], set[threading.Thread]]
 
 
 class Source(Iterator[int]):
-    """Counts, and says how often it was asked; may fail, or hang until it is let go."""
+    """Counts, and records how often it was called; may fail, or hang until `free` is set."""
 
     def __init__(self, count: int, error: BaseException | None = None, hangs_at: int = -1) -> None:
-        self.asked, self.count, self.error, self.hangs_at = 0, count, error, hangs_at
+        self.requested, self.count, self.error, self.hangs_at = 0, count, error, hangs_at
         self.free, self.hanging = threading.Event(), threading.Event()
 
     def __next__(self) -> int:
-        self.asked += 1
-        if self.asked - 1 == self.hangs_at:
+        self.requested += 1
+        if self.requested - 1 == self.hangs_at:
             self.hanging.set()
             self.free.wait()
-        if self.asked > self.count:
+        if self.requested > self.count:
             raise self.error or StopIteration
-        return self.asked - 1
+        return self.requested - 1
 
 
 def until(true: Any) -> None:
@@ -54,12 +54,12 @@ def receivers() -> Callable[[], set[threading.Thread]]:
 def test_batches_come_in_order_one_of_them_taken_ahead(receivers: Receivers) -> None:
     source = Source(5)
     received = Receiver(source, 0, pytest.fail)
-    assert source.asked == 0  # processes may still be forked
+    assert source.requested == 0  # processes may still be forked
     assert receivers() == set()
     assert next(received) == 0
-    until(lambda: source.asked == 2)
+    until(lambda: source.requested == 2)
     time.sleep(0.05)
-    assert source.asked == 2
+    assert source.requested == 2
     assert list(received) == [1, 2, 3, 4]
     until(lambda: receivers() == set())
 

@@ -25,7 +25,7 @@ def rows(batches: Any) -> list[list[int]]:
 
 
 def again(loader: DataLoader[Any], **changed: Any) -> Any:
-    """As libraries do it: the constructor gets what stands in vars() and is no default."""
+    """Like libraries: passes to the constructor what is in vars() and differs from the default."""
     taken = {**inspect.signature(DataLoader.__init__).parameters, **inspect.signature(type(loader)).parameters}
     given = {k: v for k, v in vars(loader).items() if k in taken and v is not taken[k].default}
     return type(loader)(**{**given, **changed})
@@ -322,7 +322,7 @@ def test_a_used_loader_may_be_copied(engine: str, how: str) -> None:
     next(iterator)
     other = copy.deepcopy(made) if how == "deepcopy" else pickle.loads(pickle.dumps(made))
     assert other.state_dict() == made.state_dict()
-    assert other.tasks() == []
+    assert other.worker_ids() == []
     assert [len(list(other)), len(list(iterator))] == [8, 7]  # neither is disturbed by the other
     expected = Loader(Drawn(), **SETTINGS)
     expected.set_epoch(2)
@@ -346,7 +346,7 @@ def test_what_is_set_after_construction_is_honoured(used: bool) -> None:
     assert list(made) == [[2 * i for i in row] for row in expected[used]]
     made.num_workers, made.prefetch_factor = 1, 1
     assert list(made) == [[2 * i for i in row] for row in expected[used + 1]]
-    assert (made.engine, len(made.tasks())) == ("process", 0)
+    assert (made.engine, len(made.worker_ids())) == ("process", 0)
     made.num_workers, made.prefetch_factor = 0, None
     made.collate_fn = torch.utils.data.default_collate
     assert rows(made) == expected[used + 2]
@@ -361,10 +361,10 @@ def test_what_is_set_after_construction_is_honoured(used: bool) -> None:
 def test_workers_that_live_on_take_up_what_is_set_between_epochs(engine: str) -> None:
     made = Loader(Drawn(), **SETTINGS, num_workers=1, engine=engine, persistent_workers=True)
     assert len(list(made)) == 8
-    assert len(made.tasks()) == 1
+    assert len(made.worker_ids()) == 1
     made.num_workers, made.collate_fn = 2, len
     assert list(made) == [5] * 7 + [2]
-    assert len(made.tasks()) == 2
+    assert len(made.worker_ids()) == 2
     assert made.engine == engine
     made.close()
 

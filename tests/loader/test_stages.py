@@ -1,4 +1,4 @@
-"""What a batch's making was spent on comes with it, from every engine; slow samples are known by name."""
+"""Each batch comes with the times of its loading stages, from every engine; slow samples are known by ID."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_batch_is_made_before_it_is_handed_out_by_one_clock(engine: str, worke
 
 @pytest.mark.parametrize(("engine", "workers"), ENGINES)
 def test_the_samples_that_took_longest_are_named_with_their_times(engine: str, workers: int) -> None:
-    told: dict[int, int] = {}
+    reported: dict[int, int] = {}
     took: dict[int, int] = {}
     loader = loader_of(Marked(), engine, workers)
     for batch in loader.batches():
@@ -74,14 +74,14 @@ def test_the_samples_that_took_longest_are_named_with_their_times(engine: str, w
         took |= dict(zip(indices.tolist(), times.tolist(), strict=True))
         for index, ns in batch.info.slow:
             assert index in indices
-            told[index] = max(ns, told.get(index, 0))
-    assert told.keys() >= SLOW
-    assert all(told[index] >= took[index] for index in told)
+            reported[index] = max(ns, reported.get(index, 0))
+    assert reported.keys() >= SLOW
+    assert all(reported[index] >= took[index] for index in reported)
     # on a busy machine any sample may be one of the longest
-    longest = sorted(told, key=told.__getitem__, reverse=True)[: len(SLOW)]
-    assert min(told[index] for index in longest) >= 40_000_000
+    longest = sorted(reported, key=reported.__getitem__, reverse=True)[: len(SLOW)]
+    assert min(reported[index] for index in longest) >= 40_000_000
     others = took.keys() - set(longest)
-    assert max(took[index] for index in others) <= min(told[index] for index in longest)
+    assert max(took[index] for index in others) <= min(reported[index] for index in longest)
 
 
 def test_a_transform_of_tensor_files_is_a_part_of_its_own(tmp_path: Path) -> None:

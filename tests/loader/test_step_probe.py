@@ -1,4 +1,4 @@
-"""Threads that load hold now and then for a step, so that its own length is seen; what they deliver stays the same."""
+"""Loading threads pause now and then for a step, to measure its own length; they deliver the same batches."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ def test_some_steps_have_no_loading_at_their_side_though_threads_never_idle(work
 
 def test_the_second_epoch_shows_by_itself_how_long_a_step_is_and_a_batch_alone() -> None:
     loader = Loader(Slow(), 4, seed=0, num_workers=2, engine="thread", persistent_workers=True)
-    told = []
+    reported = []
     for _ in range(2):
         for _ in loader:
             time.sleep(STEP_S)
-        told.append(loader.report().times)
+        reported.append(loader.report().times)
     loader.close()
-    for times in told:  # it closes four times; had it gone on in the second, that would be once there
+    for times in reported:  # the gate closes four times an epoch; without a restart it would close once in the second
         assert times.quiet.sum() >= 2
         lone = [i for i in range(len(times.begin)) if not _beside(times, i)]
         assert len(lone) >= 2
 
 
 def _beside(times: EpochTimes, number: int) -> bool:
-    """Whether another batch was in the making for a fourth of the time of that one."""
+    """Whether another batch was being loaded for a fourth of the time of that one."""
     begin, end = times.begin[number], times.end[number]
     other = np.arange(len(times.begin)) != number
     shared = np.minimum(times.end, end) - np.maximum(times.begin, begin)

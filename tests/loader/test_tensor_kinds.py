@@ -86,7 +86,7 @@ def kinds(seed: int = 0) -> dict[str, Tensor]:
 
 
 class Kinds(Dataset[Any]):
-    """Sample i is of the i-th kind, made now, or kept from the start and so sent to spawned workers."""
+    """Sample i is of the i-th kind, created now, or at the start and so sent to spawned workers."""
 
     def __init__(self, kept: tuple[str, ...] = ()) -> None:
         self.kept = {name: kinds(1)[name] for name in kept}
@@ -156,7 +156,7 @@ def test_a_view_that_a_dataset_holds_reaches_spawned_workers_as_it_is() -> None:
 
 
 class InSlots(Dataset[Any]):
-    """A batch whose tensors lie in the memory that is used again, inside of tensors of another kind."""
+    """A batch whose tensors lie in reused memory, inside of tensors of another kind."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

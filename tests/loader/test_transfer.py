@@ -75,11 +75,11 @@ def test_an_error_in_a_sample_comes_through() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "told"),
+    ("form", "reported"),
     [("dict", "a batch is a dict;"), ("tensor", "a batch is a Tensor;"), ("tuple", "a batch is a list;")],
 )
-def test_a_batch_that_is_no_pair_of_tensors_is_an_error_with_the_remedy(form: str, told: str) -> None:
-    with pytest.raises(UserError, match=rf"{told}.*training needs the pair \(X, y\) of tensors"):
+def test_a_batch_that_is_no_pair_of_tensors_is_an_error_with_the_remedy(form: str, reported: str) -> None:
+    with pytest.raises(UserError, match=rf"{reported}.*training needs the pair \(X, y\) of tensors"):
         list(ToDevice(Loader(Formed(form), 3, seed=0), CPU))
 
 

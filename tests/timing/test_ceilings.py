@@ -1,4 +1,4 @@
-"""What the loader alone could make: its workers without a pause, as far as cores and interpreter allow."""
+"""The rate of the loader alone: its workers without a pause, as far as cores and GIL allow."""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 import accelerator
+from feedrate.config import ROOT
 from feedrate.loader import TRAITS
 from feedrate.timing import Clock, Load
 from feedrate.timing.ceilings import metrics
@@ -49,7 +53,7 @@ def test_phases_add_up_to_the_time_that_passed():
 
 def test_a_run_that_goes_on_counts_what_was_spent_before():
     clock = Clock(CPU, warmup_steps=0)
-    clock.go_on({"wait": 1.5, "compute": 20.0})
+    clock.add_totals({"wait": 1.5, "compute": 20.0})
     step(clock, 0.0, 0.001)
     totals, times = clock.totals_s(), clock.epoch()
     assert totals["wait"] == pytest.approx(1.5 + times.wait.sum() / 1e9)
@@ -171,3 +175,30 @@ def test_a_batch_of_a_new_size_is_warm_up_too():
     for samples in (8, 8, 5, 8, 5):
         step(clock, 0, 0, samples)
     assert clock.epoch().steady.tolist() == [False, True, False, True, True]
+
+
+AGES = """
+import os
+import subprocess
+import sys
+import time
+from feedrate.timing.machine import seconds_since_start
+
+for _ in range(2):
+    print(time.monotonic(), seconds_since_start(), time.monotonic())
+    time.sleep(0.3)
+"""
+
+
+def test_the_time_since_the_start_of_a_process_is_what_its_parent_measures() -> None:
+    before = time.monotonic()  # a clock that processes share
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen([sys.executable, "-c", AGES], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        after = time.monotonic()
+        output, _ = process.communicate()
+    ages = [[float(number) for number in line.split()] for line in output.splitlines()]
+    for earlier, age, later in ages:
+        assert earlier - after - 0.02 <= age <= later - before + 0.02
+    (_, first, begin), (end, second, _) = ages
+    assert end - begin >= 0.3
+    assert second - first >= end - begin - 0.02

@@ -1,4 +1,4 @@
-"""Whether threads that load get in each other's way is seen where some batches were made alone and some were not."""
+"""How much loading threads slow each other down is measured from batches loaded alone and together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from histories import MS, setup
 
 
 def in_turns(lone_ms: int, together_ms: int, rounds: int = 20) -> EpochTimes:
-    """Of two threads: one batch made alone, then two at the same time."""
+    """Times of two threads: one batch loaded alone, then two at the same time."""
     rows, now = Steps(0, {8}), 1_000 * MS
     for number in range(rounds):
         for begin, took in ((now, lone_ms), (now + lone_ms * MS, together_ms), (now + lone_ms * MS, together_ms)):

@@ -75,16 +75,16 @@ def test_each_thread_has_an_account_of_its_own() -> None:
 
 
 def test_after_the_first_batches_what_one_computed_stands_for_some_others() -> None:
-    computed, told = Computed(), []
+    computed, reported = Computed(), []
     for number in range(3 * SAMPLED):
         watch, end = Watch.start(computed), time.thread_time() + (0.004 if number < 2 * SAMPLED else 0.001)
         while time.thread_time() < end:
             pass
-        told.append(Load(*watch.stop(MAIN_THREAD)))
-    first, middle, last = (told[n * SAMPLED : (n + 1) * SAMPLED] for n in range(3))
+        reported.append(Load(*watch.stop(MAIN_THREAD)))
+    first, middle, last = (reported[n * SAMPLED : (n + 1) * SAMPLED] for n in range(3))
     assert all(load.cpu_ns >= 4_000_000 for load in first)
     assert all(load.cpu_ns >= 4_000_000 for load in middle)
-    assert all(load.cpu_ns <= load.ns for load in told)
+    assert all(load.cpu_ns <= load.ns for load in reported)
     assert last[-1].cpu_ns < 4_000_000  # measured again
 
 
@@ -132,8 +132,8 @@ def test_the_slowest_samples_are_exact_over_any_number_of_workers(workers: int) 
     own, total = [Slowest(20) for _ in range(workers)], Slowest(20)
     for start in range(0, len(times), 8):
         batch = times[start : start + 8]
-        told = own[start // 8 % workers].add([i for i, _ in batch], [ns for _, ns in batch])
-        total.add([i for i, _ in told], [ns for _, ns in told])
+        reported = own[start // 8 % workers].add([i for i, _ in batch], [ns for _, ns in batch])
+        total.add([i for i, _ in reported], [ns for _, ns in reported])
     longest: dict[int, int] = {}
     for index, ns in times:
         longest[index] = max(ns, longest.get(index, 0))

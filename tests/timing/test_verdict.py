@@ -60,11 +60,11 @@ def test_an_input_bound_run_names_figures_cause_and_an_override_with_its_gain() 
 
 @pytest.mark.parametrize("way_ms", [0.0, 0.9, 3.0])
 def test_that_batches_are_long_on_their_way_does_not_hide_what_another_worker_brings(way_ms: float) -> None:
-    """A process sends while it makes the next one; in pure Python it hardly comes to that."""
+    """A process sends a batch while it loads the next one; in pure Python it rarely does both at once."""
     times = history(9, 6, 1, receive_ms=0.02, way_ms=way_ms)
-    (told, *_) = judge(times, setup("process", 1, 2.0)).remedies
-    assert told.override == "loader.num_workers=2"
-    assert told.gain == pytest.approx(1.5, rel=0.07)
+    (reported, *_) = judge(times, setup("process", 1, 2.0)).remedies
+    assert reported.override == "loader.num_workers=2"
+    assert reported.gain == pytest.approx(1.5, rel=0.07)
 
 
 def test_where_loading_is_computing_no_more_workers_than_cores_are_advised() -> None:
@@ -135,7 +135,7 @@ def test_being_held_up_is_reported_beside_the_waiting() -> None:
 
 def test_what_was_achieved_is_no_more_than_a_ceiling() -> None:
     rows = Steps(0, {8})
-    for number in range(30):  # each batch was made while the run evaluated, which belongs to no step
+    for number in range(30):  # each batch was loaded while the run evaluated, which belongs to no step
         begin = number * 100 * MS
         load = Load(begin - 50 * MS, begin - 10 * MS, 40 * MS, 0)
         rows.add(begin, begin, begin, begin + MS, 8, 1000, load)

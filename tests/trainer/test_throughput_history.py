@@ -64,12 +64,12 @@ def test_a_neighbour_that_comes_while_a_run_trains_is_noticed() -> None:
             free.begin([])
             for _ in range(2):
                 until(lambda free=free: free.due)
-                free.look([])
+                free.measure([])
             with subprocess.Popen([sys.executable, "-c", burn]) as neighbour:
                 time.sleep(0.2)  # until it computes
                 for _ in range(2):
                     until(lambda free=free: free.due)
-                    free.look([])
+                    free.measure([])
                 neighbour.kill()
             low, high = free.range() or (0.0, 0.0)
             if high - low > 0.25:
@@ -107,7 +107,7 @@ def test_time_in_which_a_worker_ends_says_nothing_of_free_cores(monkeypatch: pyt
     free = FreeCores()
     free.begin([])
     for _ in range(3):
-        free.look([])
+        free.measure([])
     assert free.mean() == pytest.approx((0.6 + 0.9 + 1.5) / 2)
     assert free.range() == pytest.approx((1.5, 1.5))
 
@@ -118,7 +118,7 @@ def test_a_long_run_keeps_few_intervals_of_free_cores(monkeypatch: pytest.Monkey
     free = FreeCores()
     free.begin([])
     for _ in range(50_000):
-        free.look([])
+        free.measure([])
     assert len(free._intervals) <= MOST_INTERVALS
     assert free.mean() == pytest.approx(2)
 

@@ -26,7 +26,7 @@ class BatchInfo:
 
     @property
     def load(self) -> Load:
-        """Who loaded the batch, when, and the time spent in each stage."""
+        """Which worker loaded the batch, when, and the time spent in each stage."""
         assert self.timing is not None
         return Load(*self.timing)
 
@@ -40,10 +40,10 @@ class Batch:
 
     @property
     def X(self) -> Tensor:
-        """(B, ...), the first of a pair."""
+        """The inputs, (B, ...): the first of the pair (X, y)."""
         return self.data[0]  # type: ignore[no-any-return]
 
     @property
     def y(self) -> Tensor:
-        """(B,) or (B, K), the second of a pair."""
+        """The targets, (B,) or (B, K): the second of the pair (X, y)."""
         return self.data[1]  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Which protocol a dataset offers to load many samples at once, and how samples are collated into given memory."""
+"""Finds a dataset's methods that load many samples at once, and collates samples into given memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_batch_of(dataset: Any) -> LoadBatch | None:
     if it cannot.
     """
     inner, subsets = _below(dataset)
-    return _through(inner.load_batch, subsets) if _counts(inner, "load_batch") else None
+    return _through(inner.load_batch, subsets) if _implements(inner, "load_batch") else None
 
 
 def parts_of(dataset: Any) -> tuple[LoadBatch, FromX] | None:
@@ -38,7 +38,7 @@ def parts_of(dataset: Any) -> tuple[LoadBatch, FromX] | None:
     it cannot. `from_X(index, X)` makes the sample of it, and may change X.
     """
     inner, subsets = _below(dataset)
-    if not _counts(inner, "load_X"):
+    if not _implements(inner, "load_X"):
         return None
     return _through(inner.load_X, subsets), partial(_from_subset, inner.from_X, subsets) if subsets else inner.from_X
 
@@ -47,7 +47,7 @@ def getitems_of(dataset: Any) -> GetItems | None:
     """The dataset's `__getitems__`, PyTorch's protocol for many samples at once, also through Subsets."""
     inner, subsets = _below(dataset)
     if isinstance(inner, Subset) and type(inner).__getitems__ is Subset.__getitems__:
-        return None  # it would pass over the Subset's own __getitem__
+        return None  # it would bypass the __getitem__ of this subclass
     found = getattr(inner, "__getitems__", None)
     return partial(_subset_items, found, subsets) if callable(found) and subsets else found
 
@@ -62,8 +62,8 @@ def _below(dataset: Any) -> tuple[Any, list[Sequence[int]]]:
     return dataset, subsets
 
 
-def _counts(dataset: Any, method: str) -> bool:
-    """Whether the dataset has the method; an inherited one does not count below a `__getitem__` of its own."""
+def _implements(dataset: Any, method: str) -> bool:
+    """Whether the dataset has the method. An inherited one is ignored where a subclass overrides `__getitem__`."""
     owner = next((kind for kind in type(dataset).__mro__ if {method, "__getitem__"} & kind.__dict__.keys()), None)
     return owner is not None and method in owner.__dict__
 

@@ -1,4 +1,4 @@
-"""Memory for batches that is used again, as new memory costs a file descriptor, and a page fault for every 4 KB."""
+"""Memory for batches that is reused, as new memory costs a file descriptor, and a page fault for every 4 KB."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NUMBERS = itertools.count()
 
 
 class BufferSlots(NamedTuple):
-    """What workers know of SharedBuffers: a number, and which slots of which worker are busy."""
+    """The part of SharedBuffers that is sent to workers: its number, and (workers, slots) uint8, 1 where busy."""
 
     number: int
     busy: Tensor
@@ -47,6 +47,7 @@ class SharedBuffers:
         _BUFFERS[self.slots.number] = self
 
     def free(self, worker: int, slot: int) -> None:
+        """Marks a buffer as free, once the last tensor on it is freed."""
         self._flags[worker, slot] = 0
 
 
@@ -116,7 +117,7 @@ class BufferWriter:
         return places
 
     def send(self, places: Any) -> _Outgoing:
-        """What to put into the queue; fails for what cannot be pickled, which torch would wait for without end."""
+        """What to put into the queue. Raises errors of pickling, which would be lost in the thread of torch's queue."""
         _ADDRESSES.clear()
         pickled = bytes(ForkingPickler.dumps(places))
         if self._slot is None:
@@ -168,7 +169,7 @@ def _noted(storage: torch.UntypedStorage) -> Any:
 
 
 def _reduced(tensor: Tensor) -> Any:
-    """As torch does, but keeps the conjugate and negative bits of a view, and a quantizer."""
+    """Like torch's own reduction, but keeps the conjugate and negative bits of a view, and a quantizer."""
     if tensor.layout == torch._mkldnn:  # type: ignore[attr-defined]
         return Tensor.to_mkldnn, (tensor.to_dense(),)
     if tensor.is_conj() or tensor.is_neg() or tensor.is_quantized:
@@ -196,7 +197,7 @@ def _arrived(number: int, worker: int, slot: int | None, memory: Tensor | None, 
 
 
 class SharedBatch:
-    """A batch that has arrived, as a rule in a shared buffer, which is freed with it and its tensors."""
+    """A received batch, as a rule in a shared buffer, which is freed with it and its tensors."""
 
     def __init__(self, buffers: SharedBuffers, worker: int, slot: int | None, pickled: bytes) -> None:
         self._buffers, self._worker, self._slot, self._pickled = buffers, worker, slot, pickled
@@ -251,20 +252,21 @@ def _freed(keeper: weakref.ref[np.ndarray], keepers: dict[int, _Keeper] = _KEEPE
 
 
 class BufferPool:
-    """Memory within this process that is used again when the last tensor on it is freed; thread-safe."""
+    """Memory within this process that is reused once the last tensor on it is freed; thread-safe."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
         self._lock = threading.Lock()  # not for `_Spare`, which may be freed anywhere, also while it is held
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory for a tensor, from the pool where it has some of that size."""
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < _POOLED:
             return torch.empty(shape, dtype=dtype)
         with self._lock:
             free = self._free.get(nbytes)
             if free is None:
-                if len(self._free) >= SPARE:  # batches of ever new sizes: keep what the latest need
+                if len(self._free) >= SPARE:  # every batch has another size: keep the latest sizes
                     self._free.pop(next(iter(self._free)))
                 free = self._free[nbytes] = []
             memory = free.pop() if free else None

@@ -49,7 +49,7 @@ def build_loaders(node: Mapping[str, Any], data: Data, seed: int, device: torch.
 
 
 def start_loaders(loaders: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Starts workers, all with the engine of the first: threads would keep the others from forking."""
+    """Starts the workers of the named loaders, all with the first one's engine: beside threads, forking is unsafe."""
     first, *others = (loaders[name] for name in names)
     first.start()
     for loader in others:
@@ -58,13 +58,13 @@ def start_loaders(loaders: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def close_loaders(loaders: Mapping[str, Any], at_once: bool = False) -> None:
-    """Ends the workers of all loaders; see Loader.close."""
+    """Ends the workers of all loaders, `at_once` in the middle of a sample."""
     for loader in loaders.values():
         loader.close(at_once)
 
 
 def _settled(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The settings as DataLoader takes them: `auto` resolved, and without what it refuses for num_workers=0."""
+    """The settings as DataLoader accepts them: `auto` resolved, and those for workers off where there are none."""
     settings = dict(node)
     if settings.get("num_workers") == "auto":
         settings["num_workers"] = usable_cores()

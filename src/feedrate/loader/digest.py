@@ -42,6 +42,7 @@ class OrderDigest:
         return {"chain": chain.hex(), "block_start": start}
 
     def load(self, state: dict[str, Any], order: Order) -> None:
+        """Continues from a `state` in an epoch with this order."""
         self._first, self._chains = int(state["block_start"]), [bytes.fromhex(state["chain"])]
         self._order = order
 
@@ -84,7 +85,7 @@ def content_hash(chain: bytes, batch: Any) -> bytes:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in a batch or sample that is not a container, with its place, such as `.0.image`."""
+    """(place, value) of everything in a batch or sample that is no container; a place is like `.0.image`."""
     if isinstance(value, Mapping):
         for key in sorted(value, key=str):
             yield from leaves(value[key], f"{name}.{key}")
@@ -99,6 +100,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is strided: neither sparse nor nested."""
     return tensor.layout == torch.strided and not tensor.is_nested
 
 

@@ -17,12 +17,13 @@ from feedrate.loader.order import Plan
 class EpochIterator(Iterator[Batch]):
     """The batches of a plan, or of the epoch that a library chooses before the first batch is requested.
 
-    The engine's batches may continue into the next epoch. Once the loader has another iterator, this one is over.
+    The engine's batches may continue into the next epoch. The iterator ends when its generation differs from the
+    sampler's: that rises with each iter(), set_epoch(), load_state_dict() and close().
     """
 
-    def __init__(self, loader: Any, engine: Engine, batches: Iterator[Batch], plan: Plan, number: int) -> None:
+    def __init__(self, loader: Any, engine: Engine, batches: Iterator[Batch], plan: Plan, generation: int) -> None:
         self._loader, self._engine, self._next = loader, engine, batches.__next__
-        self._plan, self._number = plan, number
+        self._plan, self._generation = plan, generation
         self._position, self._left, self._begun = plan.start, 0, False
         self._error: Exception | None = None
 
@@ -30,7 +31,7 @@ class EpochIterator(Iterator[Batch]):
         loader = self._loader
         if self._error is not None:
             raise self._error
-        if loader.sampler.iterators != self._number:
+        if loader.sampler.generation != self._generation:
             if self._position == self._plan.end:
                 raise StopIteration
             raise UserError(
@@ -40,7 +41,7 @@ class EpochIterator(Iterator[Batch]):
         if not self._left and not self._has_next():
             raise StopIteration
         try:
-            batch = self._engine.guard(self._next)
+            batch = self._engine.detect_lost_worker(self._next)
         except StopIteration:
             raise AssertionError(f"no batch at {self._position}, of {self._plan}") from None
         except TimedOut as error:
@@ -70,14 +71,16 @@ class EpochIterator(Iterator[Batch]):
         sampler = self._loader.sampler
         if not self._begun:
             if sampler.wanted not in (None, self._plan.order.epoch):
-                vars(self).update(vars(self._loader.batches()))
+                chosen = self._loader.batches()
+                self._engine, self._next, self._plan = chosen._engine, chosen._next, chosen._plan
+                self._generation, self._position = chosen._generation, chosen._position
             sampler.begin()
             self._begun, self._left = True, len(self._plan)
         if not self._left:
             self._position = self._plan.end  # also where this rank has no batch
             sampler.position, sampler.over = self._position, True
             self._next = iter(()).__next__  # without persistent_workers this ends the workers
-            self._loader._scheduler.end()
+            self._loader._requests.end()
             self._engine.idle()
         return self._left > 0
 

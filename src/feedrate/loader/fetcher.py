@@ -29,7 +29,7 @@ class BatchFetcher(Dataset[Any]):
     """Loads the batch of a request from a map-style dataset.
 
     It calls what the dataset has: `load_batch` or `load_X` (see batch_protocol.py), `__getitems__`, or `__getitem__`.
-    With `batched=False` a request is one sample, and `collate` gets it.
+    With `batched=False` a request is one sample, which is passed to `collate` alone.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class BatchFetcher(Dataset[Any]):
         self._seeds = GlobalSeeds()
         self._slowest, self._computed = Slowest(), Computed()
         self._in_threads = False
-        self.came_one_by_one = False  # whether samples were loaded, and not a whole batch at once
+        self.came_one_by_one = False  # whether samples were loaded, rather than a whole batch at once
 
     def in_threads(self) -> BatchFetcher:
         """A copy for threads, which never seeds the global random generators: they share them with the training."""
@@ -70,7 +70,7 @@ class BatchFetcher(Dataset[Any]):
     ) -> Batch:
         """The batch, in this process's memory or in the writer's; errors of samples are in its info.
 
-        `abandoned` is called between samples, and true when the batch is no longer needed.
+        `abandoned` is called between samples; it returns True once the batch is no longer needed.
         """
         watch = Watch.start(self._computed)
         data, size, error = None, 0, None
@@ -152,7 +152,7 @@ class BatchFetcher(Dataset[Any]):
             key = self._key(request.epoch, index, ID)
             try:
                 samples.append(self._one(index, X, key, seeds))
-            # StopIteration would end the epoch early without a word, SystemExit the worker
+            # StopIteration would silently end the epoch early, SystemExit the worker
             except (Exception, SystemExit) as error:
                 raise _Failed(self.errors.sample(ID, error)) from None
             now = clock_ns()
@@ -167,7 +167,7 @@ class BatchFetcher(Dataset[Any]):
         """The stored part of each sample, read together; None for each where the dataset reads samples itself."""
         count, found = len(request.indices), None
         if self._parts is not None and count > 1:
-            with suppress(Exception, SystemExit):  # the sample that is at fault fails again by itself
+            with suppress(Exception, SystemExit):  # the faulty sample fails again when it is loaded alone
                 found = self._parts[0](request.indices, self._pool.empty)
         if found is None:
             return [None] * count

@@ -1,12 +1,9 @@
-"""A DataLoader whose batches are a function of (seed, epoch, position).
-
-One file of more than 350 lines, as the class without a seed and the one with a seed create each other.
-"""
+"""A DataLoader whose batches are a function of (seed, epoch, position)."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, TypeVar
@@ -19,7 +16,7 @@ from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.engines import ENGINES, TRAITS, Engine, EngineTraits
 from feedrate.loader.engines.auto import checked, choose, unfit_for_threads
-from feedrate.loader.engines.engine import Scheduler
+from feedrate.loader.engines.engine import RequestSampler
 from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import Order, Plan
@@ -37,6 +34,8 @@ from feedrate.loader.sampler import (
 T_co = TypeVar("T_co", covariant=True)
 FOLLOWING = -1  # the next epoch number
 _SIGNATURE = inspect.signature(DataLoader.__init__)
+_WORKERS = ("engine", "num_workers", "prefetch_factor", "pin_memory", "timeout", "worker_init_fn",
+            "multiprocessing_context")  # attributes that decide how workers are started  # fmt: skip
 
 
 class Loader(DataLoader[T_co]):
@@ -135,10 +134,10 @@ class SeededLoader(Loader[T_co]):
             sampler.digest.begin(sampler.order, 0)
         if content_digest and sampler.content is None:
             sampler.content = b""
-        self._scheduler = Scheduler(dataset)
-        self._set_step(1)
+        self._requests = RequestSampler(dataset)
+        self._set_epoch_step(1)
         self._engine: Engine | None = None
-        self._settings = self._current()
+        self._options = self._current()
         self._report = Report(self)
         self._started: EpochIterator | None = None
 
@@ -146,10 +145,10 @@ class SeededLoader(Loader[T_co]):
         return DataIterator(self.batches(), self)
 
     def batches(self) -> EpochIterator:
-        """As `iter()`, but gives each batch with its info, and leaves the report to the caller."""
+        """Like `iter()`, but yields each Batch with its info, and does not write the report."""
         self._follow_sampler()
         started, self._started = self._started, None
-        return started if started is not None and self._settings == self._current() else self._begin()
+        return started if started is not None and self._options == self._current() else self._begin()
 
     def __len__(self) -> int:
         return len(self._plan(self.sampler.order_of(0), 0))
@@ -174,7 +173,7 @@ class SeededLoader(Loader[T_co]):
         epoch = whole_number("set_epoch: epoch", epoch, least=0)
         self._go_to(epoch)
         self.sampler.named, self.sampler.wanted = True, None
-        self._set_step(None if then is None else 1 if then == FOLLOWING else then - epoch)
+        self._set_epoch_step(None if then is None else 1 if then == FOLLOWING else then - epoch)
 
     def _follow_sampler(self) -> None:
         """Goes to the epoch that a library has chosen with `sampler.set_epoch`."""
@@ -186,27 +185,27 @@ class SeededLoader(Loader[T_co]):
         sampler = self.sampler
         if epoch == sampler.epoch and not sampler.begun:
             return
-        if sampler.loaded is not None and epoch == sampler.loaded["epoch"]:  # the rest of it, which may be empty
+        if sampler.loaded is not None and epoch == sampler.loaded["epoch"]:  # its rest, which may be empty
             self.load_state_dict(sampler.loaded)
             sampler.begun = False
         else:
             self._begin_epoch(epoch)
 
     def _begin_epoch(self, epoch: int) -> None:
-        """To the start of an epoch."""
+        """Moves to the start of an epoch."""
         sampler = self.sampler
-        order = self._scheduler.known(sampler.order_of(epoch))
+        order = self._requests.known(sampler.order_of(epoch))
         sampler.digest.begin(order, sampler.position)
         sampler.move(order, 0)
-        self._set_step(1)
+        self._set_epoch_step(1)
         self._end_iterator()
 
-    def _set_step(self, step: int | None) -> None:
-        self._scheduler.step = step if self.persistent_workers else None
+    def _set_epoch_step(self, step: int | None) -> None:
+        self._requests.epoch_step = step if self.persistent_workers else None
 
     def _end_iterator(self) -> None:
         self._started = None
-        self.sampler.iterators += 1
+        self.sampler.generation += 1
 
     def _begin(self) -> EpochIterator:
         self._apply_changes()
@@ -214,9 +213,9 @@ class SeededLoader(Loader[T_co]):
         if sampler.begun:
             self._begin_epoch(sampler.epoch + 1)
         elif sampler.position == 0 and sampler.order.size != self._size():  # the dataset has grown since
-            step = self._scheduler.step
+            step = self._requests.epoch_step
             self._begin_epoch(sampler.epoch)
-            self._set_step(step)
+            self._set_epoch_step(step)
         self._end_iterator()
         plan = self._plan(sampler.order, sampler.position)
         sampled, name = None, type(self._library_sampler).__name__
@@ -225,17 +224,17 @@ class SeededLoader(Loader[T_co]):
         loaded: list[Batch] = []
         if self._engine is None:
             if not len(plan):  # no batch to choose an engine by
-                inline = ENGINES["inline"](self._fetcher, self._scheduler)
-                return EpochIterator(self, inline, iter(()), plan, sampler.iterators)
+                inline = ENGINES["inline"](self._fetcher, self._requests)
+                return EpochIterator(self, inline, iter(()), plan, sampler.generation)
             choice = choose(self._fetcher, plan, self)
             self.engine, loaded = choice.engine, choice.batches
-            self._settings = self._current()
-            self._engine = ENGINES[self.engine](self._fetcher, self._scheduler)
+            self._options = self._current()
+            self._engine = ENGINES[self.engine](self._fetcher, self._requests)
         rest = replace(plan, start=loaded[-1].info.request.stop) if loaded else plan
         batches: Iterator[Batch] = chain(loaded, self._engine.run(rest, self))
         if sampled is not None:
             batches = as_sampled(batches, sampled, name)
-        return EpochIterator(self, self._engine, batches, plan, sampler.iterators)
+        return EpochIterator(self, self._engine, batches, plan, sampler.generation)
 
     def _apply_changes(self) -> None:
         """Applies attributes that were set after construction, and a dataset that has grown."""
@@ -245,26 +244,24 @@ class SeededLoader(Loader[T_co]):
             if now != getattr(self.sampler, name):
                 raise UserError(f"Loader: {name}={now} was set after construction; make another Loader for that order")
         self.sampler.part = self._batch * self.world_size, self._drop_last, self.rank, self.world_size
-        current = self._current()
-        if current == self._settings:
+        changed = {name for name, value in self._current().items() if value != self._options[name]}
+        if not changed:
             return
-        engine, *_, workers = self._settings
-        if current[0] != engine:
+        if "engine" in changed:
             self._wanted_engine = self.engine
-        if current[3] != workers or current[0] != engine:
+        if changed.intersection(_WORKERS):
             self.engine = checked(self._wanted_engine, self)
         self._fetcher = self._new_fetcher()
         self.sampler.digest.list_IDs = self.list_IDs
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-        self._settings = self._current()
+        self._options = self._current()
 
-    def _current(self) -> tuple[Any, ...]:
-        """The attributes that workers depend on and that may be changed after construction."""
-        workers = self.num_workers, self.prefetch_factor, self.pin_memory, self.timeout
-        processes = self.worker_init_fn, self.multiprocessing_context
-        return self.engine, self._size(), self.collate_fn, (*workers, *processes)
+    def _current(self) -> dict[str, Any]:
+        """What workers depend on and may change after construction, by name."""
+        data = {"samples": self._size(), "collate_fn": self.collate_fn}
+        return data | {name: getattr(self, name) for name in _WORKERS}
 
     def _new_fetcher(self) -> BatchFetcher:
         names = list_IDs(self.dataset)
@@ -289,7 +286,7 @@ class SeededLoader(Loader[T_co]):
 
     @property
     def traits(self) -> EngineTraits:
-        """Of the engine."""
+        """The traits of the engine."""
         return TRAITS[self.engine]
 
     @property
@@ -299,20 +296,20 @@ class SeededLoader(Loader[T_co]):
 
     @property
     def threadable(self) -> bool:
-        """Whether threads could load what is now loaded inline, as far as that is known after the first batch."""
+        """Whether threads could load what is now loaded inline; known after the first batch."""
         return not self.traits.prefetches and not unfit_for_threads(self._fetcher, self, self._fetcher.came_one_by_one)
 
-    def tasks(self) -> list[tuple[int, int]]:
+    def worker_ids(self) -> list[tuple[int, int]]:
         """Process and thread ID of each living worker."""
-        return self._engine.tasks() if self._engine is not None else []
+        return self._engine.worker_ids() if self._engine is not None else []
 
     def IDs(self, info: BatchInfo) -> list[str]:
         """IDs of a batch's samples."""
         return [self._fetcher.errors.ID(index) for index in info.request.indices.tolist()]
 
     def order_digest(self, after: BatchInfo | None = None) -> str:
-        """Digest of the IDs of all delivered samples, or of those up to a batch of the current epoch."""
-        return self.sampler.digest.at(self._position(after))
+        """Digest of the IDs of all delivered samples, or those up to a batch of this epoch; 64 hexadecimal digits."""
+        return self.sampler.digest.at(self.sampler.position_after(after))
 
     def content_digest(self) -> str | None:
         """Digest of the content of all delivered batches, None unless `content_digest` is on."""
@@ -325,52 +322,18 @@ class SeededLoader(Loader[T_co]):
 
     def state_dict(self, after: BatchInfo | None = None) -> dict[str, Any]:
         """The position after the last delivered batch, or after another one of this epoch; JSON-able."""
-        sampler, position = self.sampler, self._position(after)
-        content = after.content if after is not None else sampler.content
-        return {
-            "version": 1,
-            "epoch": sampler.epoch,
-            "position": position,
-            "over": sampler.over if after is None else position >= self.end,
-            **self._identity(),
-            "digest": sampler.digest.state(position),
-            "content": content.hex() if sampler.content is not None and content is not None else None,
-        }
+        return self.sampler.state(after, self.end)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next `iter()` continues with the batch after that position, with any workers and batch size.
 
-        A state taken after an epoch's last batch, but within the loop, gives an iterator without batches first.
+        A state taken after an epoch's last batch, but within the loop, gives an iterator without batches first. Raises
+        UserError for what is no state, or one of another order.
         """
-        if not isinstance(state, Mapping) or not {"epoch", "position", "digest"} <= state.keys():
-            raise UserError(f"Loader: load_state_dict takes what state_dict() returned; this is {state!r:.80}")
-        for key, value in self._identity().items():
-            if state.get(key) != value:
-                raise UserError(
-                    f"the loader's state was saved with {key}={state.get(key)}, this loader has {key}={value}; "
-                    "the order would be another one, so use the same, or start a new run"
-                )
-        sampler, position = self.sampler, state["position"]
-        order = sampler.order_of(state["epoch"])
+        self.sampler.check(state)
+        order, position = self.sampler.order_of(state["epoch"]), state["position"]
         self._end_iterator()
         left = position < self._plan(order, position).end
         over = not left and (bool(state.get("over", True)) or position != self.end)
-        sampler.move(order, position, over)
-        sampler.digest.load(state["digest"], order)
-        if sampler.content is not None:
-            sampler.content = bytes.fromhex(state.get("content") or "")
-        sampler.loaded, sampler.named = state, True
-        self._set_step(1)
-
-    def _position(self, after: BatchInfo | None) -> int:
-        if after is None:
-            return self.sampler.position
-        if after.request.epoch != self.sampler.epoch:
-            raise UserError(
-                f"Loader: this batch is of epoch {after.request.epoch}, the loader is in epoch {self.sampler.epoch}; "
-                "call this before the next epoch begins"
-            )
-        return after.request.stop
-
-    def _identity(self) -> dict[str, Any]:
-        return {"samples": self._size(), "seed": self.seed, "shuffle": self.sampler.shuffle}
+        self.sampler.load(state, order, over)
+        self._set_epoch_step(1)

@@ -13,19 +13,20 @@ from feedrate.loader.epoch_iterator import EpochIterator
 from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, Steps
-from feedrate.timing.machine import FreeCores, Task
+from feedrate.timing.machine import FreeCores, WorkerID
 from feedrate.timing.stages import clock_ns
 from feedrate.timing.verdict import Verdict, judge, undecided
 
 
 def setup_of(loader: Any) -> Setup:
-    """How a SeededLoader or TorchLoader loads; with all usable cores."""
+    """How a SeededLoader or TorchLoader loads, with all usable cores."""
     return Setup(
         engine=loader.engine,
         traits=loader.traits,
         workers=loader.num_workers,
         prefetch=loader.prefetch_factor or 2,
         cores=float(usable_cores()),
+        usable_cores=usable_cores(),
         threadable=loader.threadable,
     )
 
@@ -40,15 +41,15 @@ class Report:
         """Begins the epoch's report."""
         self.epoch, self._setup = epoch, setup_of(loader)
         self._free_cores = FreeCores()
-        self._free_cores.begin(loader.tasks())
+        self._free_cores.begin(loader.worker_ids())
         self._steps = Steps()
 
-    def add(self, requested_ns: int, received_ns: int, info: BatchInfo, tasks: Callable[[], list[Task]]) -> None:
-        """A batch was requested and received at these times; `tasks` are called now and then, see FreeCores."""
+    def add(self, requested_ns: int, received_ns: int, info: BatchInfo, workers: Callable[[], list[WorkerID]]) -> None:
+        """A batch was requested and received at these instants; `workers`, their IDs, is called twice a second."""
         samples = len(info.request.indices)
         self._steps.add(requested_ns, received_ns, received_ns, received_ns, samples, info.nbytes, info.timing)
         if self._free_cores.due:
-            self._free_cores.look(tasks())
+            self._free_cores.measure(workers())
 
     @property
     def times(self) -> EpochTimes:
@@ -63,16 +64,8 @@ class Report:
     @property
     def verdict(self) -> Verdict | None:
         """Whether the loop waited, why, and the remedy, with figures; None if there are too few batches."""
-        times, setup = self.times, self._setup
-        if (free := self._free_cores.mean()) is not None:
-            setup = replace(
-                setup,
-                cores=max(1.0, min(setup.cores, free)),
-                usable_cores=usable_cores(),
-                free_cores=free,
-                free_range=self._free_cores.range(),
-            )
-        return judge(times, setup) if times.enough else None
+        times = self.times
+        return judge(times, self._free_cores.applied_to(self._setup)) if times.enough else None
 
     def __str__(self) -> str:
         times, verdict = self.times, self.verdict
@@ -99,7 +92,7 @@ class DataIterator(Iterator[Any]):
         if not self._begun:
             self._begun = True
             report.begin(batch.info.request.epoch, self._loader)
-        report.add(requested_ns, received_ns, batch.info, self._loader.tasks)
+        report.add(requested_ns, received_ns, batch.info, self._loader.worker_ids)
         return batch.data
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Errors of a batch that cannot be loaded: which sample, its file, what happened, what to do."""
+"""Errors of batches that cannot be loaded: the sample, its file, what happened, what to do."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from feedrate.loader.order import BatchRequest
 
 
 class SampleErrors:
-    """Errors of one dataset. Methods that take an exception are called while it is handled."""
+    """Makes the errors of one dataset. A method that takes an exception must be called while that is handled."""
 
     def __init__(self, dataset: Dataset[Any], list_IDs: Sequence[str] | None, collate: Callable[[Any], Any]) -> None:
         self._dataset, self._list_IDs, self._collate = dataset, list_IDs, collate
         self.name = type(unwrapped(dataset)[0]).__name__  # of the user's class
 
     def ID(self, index: int) -> str:
+        """ID of a sample; its index where the dataset has no IDs."""
         return ID_at(self._list_IDs, index)
 
     def named(self, request: BatchRequest) -> str:
-        """The first IDs of a batch."""
+        """The first five IDs of a batch, as text."""
         IDs, count = [self.ID(index) for index in request.indices[:5].tolist()], len(request.indices)
         return ", ".join(map(repr, IDs)) + (f", ... ({count} in all)" if count > 5 else "")
 
     def batch(self, request: BatchRequest, error: BaseException, method: str) -> SampleError:
-        """From loading a whole batch."""
+        """The error of a whole batch, which the dataset's `method` failed to load."""
         if isinstance(error, SampleError) and error.ID is not None:
             return self.sample(error.ID, error)
         return self.of_batch(request, f"{self.name}.{method} failed with {one_line(error)}")
 
     def collating(self, request: BatchRequest, samples: list[Any], error: BaseException) -> SampleError:
-        """From collating; names the first sample that is unlike most others."""
+        """The error of collating; names the first sample whose form differs from most others'."""
         if isinstance(error, SampleError):
             error.__cause__ = error.__context__ = None
             return error
@@ -55,12 +56,12 @@ class SampleErrors:
         return self.of_batch(request, f"collating failed with {one_line(error)}; {self._remedy()}")
 
     def sending(self, request: BatchRequest, error: BaseException) -> SampleError:
-        """From pickling a batch in its worker."""
+        """The error of a batch that its worker cannot pickle."""
         text = f"cannot leave its worker ({one_line(error)}); {self._remedy()}, or set loader.num_workers=0"
         return self.of_batch(request, text)
 
     def sample(self, ID: str, error: BaseException, method: str = "__getitem__") -> SampleError:
-        """From loading one sample."""
+        """The error of one sample, which the dataset's `method` failed to load."""
         cause = traceback.format_exc()
         if isinstance(error, SampleError) and error.ID is not None:
             error.cause = error.cause or cause
@@ -71,6 +72,7 @@ class SampleErrors:
         return self._of_sample(ID, error, cause)
 
     def of_batch(self, request: BatchRequest, text: str) -> SampleError:
+        """An error of a whole batch with this text and the traceback of the exception that is handled."""
         return SampleError(f"batch of {self.named(request)}: {text}", cause=traceback.format_exc())
 
     def _of_sample(self, ID: str, error: BaseException, cause: str = "") -> SampleError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from numbers import Integral
@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, Dataset, IterableDataset, Sampler, Se
 from torch.utils.data.distributed import DistributedSampler
 
 from feedrate.errors import UserError
-from feedrate.loader.batch import Batch
+from feedrate.loader.batch import Batch, BatchInfo
 from feedrate.loader.digest import OrderDigest
 from feedrate.loader.order import BLOCK, Order, Plan, rank_part
 
@@ -35,19 +35,21 @@ class OrderSampler(Sampler[int]):
         self.loaded: dict[str, Any] | None = None  # a loaded state, until a batch is requested
         self.named = False  # whether the user chose the epoch, with Loader.set_epoch or load_state_dict
         self.wanted: int | None = None  # the epoch that a library chose, until the loader moves to it
-        self.iterators = 0  # the number of epoch iterators so far; only the last one may continue
+        self.generation = 0  # of epoch iterators; raised to end the current one, which compares it with its own
         self.content: bytes | None = None
         self._following: int | None = None  # the epoch iterated next here, if the loader has not moved since
 
     @property
     def epoch(self) -> int:
+        """The epoch of the position, from 0."""
         return self.order.epoch
 
     def order_of(self, epoch: int) -> Order:
+        """The order of an epoch, with the present length of the dataset."""
         return Order(len(self.dataset), self.seed, epoch, self.shuffle)
 
     def set_epoch(self, epoch: int) -> None:
-        """As DistributedSampler's, for libraries that call it before each epoch: the next `iter()` is that epoch.
+        """The next `iter()` is that epoch; for libraries that call it before each epoch, as for DistributedSampler.
 
         Fabric and accelerate count from 0 in each process. So once the user has chosen an epoch or loaded a position,
         only a later epoch than the one that is due is accepted.
@@ -57,16 +59,63 @@ class OrderSampler(Sampler[int]):
             self.wanted = epoch
 
     def move(self, order: Order, position: int, over: bool = False) -> None:
-        """To a position; `over`: past the epoch's end."""
+        """Moves to a position of an epoch; `over`: past its end."""
         self.order, self.position, self.begun, self.over = order, position, over, over
         self.wanted = self._following = None
 
     def begin(self) -> None:
-        """The first batch of an epoch is requested."""
+        """To be called when the first batch of an epoch is requested."""
         self.begun, self.loaded, self.wanted, self._following = True, None, None, None
 
+    def position_after(self, info: BatchInfo | None) -> int:
+        """The position after a batch of the current epoch, None for the last delivered one."""
+        if info is None:
+            return self.position
+        if info.request.epoch != self.epoch:
+            raise UserError(
+                f"Loader: this batch is of epoch {info.request.epoch}, the loader is in epoch {self.epoch}; "
+                "call this before the next epoch begins"
+            )
+        return info.request.stop
+
+    def state(self, after: BatchInfo | None, end: int) -> dict[str, Any]:
+        """The state after a batch of the current epoch, None: the last delivered one. The epoch ends at `end`."""
+        position = self.position_after(after)
+        content = self.content if after is None else after.content
+        return {
+            "version": 1,
+            "epoch": self.epoch,
+            "position": position,
+            "over": self.over if after is None else position >= end,
+            **self._identity(),
+            "digest": self.digest.state(position),
+            "content": content.hex() if self.content is not None and content is not None else None,
+        }
+
+    def check(self, state: Any) -> None:
+        """Raises UserError for what is no state, or one of another order."""
+        if not isinstance(state, Mapping) or not {"epoch", "position", "digest"} <= state.keys():
+            raise UserError(f"Loader: load_state_dict takes what state_dict() returned; this is {state!r:.80}")
+        for key, value in self._identity().items():
+            if state.get(key) != value:
+                raise UserError(
+                    f"the loader's state was saved with {key}={state.get(key)}, this loader has {key}={value}; "
+                    "the order would be another one, so use the same, or start a new run"
+                )
+
+    def load(self, state: dict[str, Any], order: Order, over: bool) -> None:
+        """Moves to the position of a state, in the order of its epoch; `over`: past the epoch's end."""
+        self.move(order, state["position"], over)
+        self.digest.load(state["digest"], order)
+        if self.content is not None:
+            self.content = bytes.fromhex(state.get("content") or "")
+        self.loaded, self.named = state, True
+
+    def _identity(self) -> dict[str, Any]:
+        return {"samples": len(self.dataset), "seed": self.seed, "shuffle": self.shuffle}
+
     def _due(self) -> tuple[int, int]:
-        """Epoch and position of what comes next."""
+        """Epoch and position of the next batch."""
         if self.wanted is not None:
             return self.wanted, self.position if self.wanted == self.epoch and not self.begun else 0
         if self._following is not None:
@@ -92,7 +141,7 @@ class OrderSampler(Sampler[int]):
 
 
 class InOrderSampler(OrderSampler, SequentialSampler):
-    """Without shuffling; libraries recognise that by the class."""
+    """Without shuffling; libraries recognise that by the base class SequentialSampler."""
 
     shuffle = False
 
@@ -123,7 +172,7 @@ def check_arguments(dataset: Dataset[Any], arguments: dict[str, Any], rank: int,
 
 
 def inherited_order(arguments: dict[str, Any], dataset: Any, seed: int) -> tuple[OrderSampler | None, int, bool]:
-    """The sampler of another SeededLoader if a library hands it on, with batch size and drop_last."""
+    """The sampler of another SeededLoader that a library passes on, if any; with batch size and drop_last."""
     order, batch, drop_last = arguments.get("sampler"), arguments.get("batch_size", 1), arguments.get("drop_last")
     if (given := arguments.get("batch_sampler")) is not None:
         inner = given

@@ -22,7 +22,7 @@ _UNKNOWN = np.empty(0, dtype=np.int64)
 
 
 class TorchLoader:
-    """Its batches have no timing and no indices; there is no position, digest or randomness per sample."""
+    """A loader with the methods of SeededLoader; its batches carry data and size, but no timing and no indices."""
 
     engine, seed, list_IDs, threadable = "torch", None, None, False
     rank, world_size = 0, 1
@@ -38,10 +38,12 @@ class TorchLoader:
 
     @property
     def traits(self) -> EngineTraits:
+        """Those of the engine that loads in the same way."""
         return TRAITS["process" if self.num_workers else "inline"]
 
     @property
     def end(self) -> int:
+        """The number of samples: the position after an epoch's last batch."""
         return len(self.loader.dataset)
 
     def __len__(self) -> int:
@@ -51,6 +53,7 @@ class TorchLoader:
         return iter(self.loader)
 
     def batches(self) -> Iterator[Batch]:
+        """The batches of an epoch, each with its info."""
         return _Batches(iter(self.loader), self._epoch)
 
     def start(self) -> None:
@@ -59,35 +62,37 @@ class TorchLoader:
             warn_of_open_files(self.loader.dataset)
 
     def close(self, at_once: bool = False) -> None:
-        """Ends the workers."""
+        """Ends the workers; `at_once` has no effect."""
         if hasattr(self.loader, "close"):
             self.loader.close()
         elif isinstance(self.loader, DataLoader):
             self.loader._iterator = None
 
     def set_epoch(self, epoch: int, then: int | None = None) -> None:
+        """Sets the epoch in the batches' info, and in a loader that has `set_epoch`."""
         self._epoch = epoch
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
 
     def state_dict(self, after: BatchInfo | None = None) -> None:
-        """There is no position."""
+        """None: torch's DataLoader has no position to save."""
 
     def load_state_dict(self, state: Any) -> None:
-        """Does nothing."""
+        """Ignored, for the same reason."""
 
     def IDs(self, info: BatchInfo) -> list[str]:
-        """Not known."""
+        """Empty: the IDs of a batch are not known."""
         return []
 
     def order_digest(self, after: BatchInfo | None = None) -> str:
+        """Empty: the order is not known."""
         return ""
 
     def content_digest(self) -> None:
-        """None."""
+        """None: the content is not hashed."""
 
-    def tasks(self) -> list[tuple[int, int]]:
-        """Not known."""
+    def worker_ids(self) -> list[tuple[int, int]]:
+        """Empty: torch's workers are not looked up."""
         return []
 
 

@@ -22,6 +22,7 @@ from feedrate.reporting.picture import (
     set_heading,
     styled,
 )
+from feedrate.timing.verdict import INPUT_BOUND_PCT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +33,6 @@ History = Mapping[str, Mapping[int, float]]  # metric name -> epoch -> value
 MAX_NUMBERED_CLASSES = 40  # above that, counts in the cells are too small to read
 LABEL_CHARACTERS = 14
 MAX_DOTS = 5000
-INPUT_BOUND_PCT = 10.0  # as in the verdict
 
 
 @styled()

@@ -1,6 +1,6 @@
 """Times a training loop: wait, transfer, compute, evaluation, checkpoint.
 
-The time since the last mark belongs to the phase that is named next, so every nanosecond is counted once.
+A phase is named when it ends: it gets the time since the last mark, so every nanosecond is counted once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import torch
 
 from feedrate.timing.ahead import HostAhead, record
 from feedrate.timing.epoch_times import AT_ONCE, LAPS, MIN_STEPS, PARTS, EpochTimes, Steps
+from feedrate.timing.machine import seconds_since_start
 from feedrate.timing.stages import clock_ns
 
 ASIDE = ("evaluation", "checkpoint")  # outside of the steps
@@ -80,7 +80,7 @@ class Clock:
             self._events.step_begins()
 
     def timed(self, part: str, call: Callable[..., _T], *args: Any) -> _T:
-        """Calls it as a part of the step: forward, backward or optimizer, in this order."""
+        """Returns `call(*args)`, timed as a part of the step: forward, backward or optimizer, in this order."""
         result = call(*args)
         self._ends[part] = clock_ns()
         if self._events is not None:
@@ -88,7 +88,7 @@ class Clock:
         return result
 
     def skip(self) -> None:
-        """Counts the time since the last mark as no phase. To be called right after the last step of an epoch.
+        """Leaves the time since the last mark out of all phases. To be called right after the last step of an epoch.
 
         CPU time is not counted again until the next `lap` of evaluation or checkpoint, or `begin`.
         """
@@ -112,8 +112,7 @@ class Clock:
         self._mark, self._ends = now, {}
         if self.first_batch_s is None:
             self.first_batch_s = (self._received - self._requested) / 1e9
-            started = psutil.Process().create_time()
-            self.first_batch_after_start_s = time.time() - started - (now - self._received) / 1e9
+            self.first_batch_after_start_s = seconds_since_start() - (clock_ns() - self._received) / 1e9
         self._count += 1
         if self._count <= self._warmup or not self._count % AT_ONCE:
             self.settle()
@@ -145,8 +144,8 @@ class Clock:
         """Seconds of the whole run by phase, warm-up included."""
         return {phase: ns / 1e9 for phase, ns in self._totals.items()}
 
-    def go_on(self, totals_s: dict[str, float]) -> None:
-        """Adds the totals of a resumed run."""
+    def add_totals(self, totals_s: dict[str, float]) -> None:
+        """Adds those of the run that is resumed, seconds by phase."""
         for phase, seconds in totals_s.items():
             self._totals[phase] += round(seconds * 1e9)
 
@@ -189,7 +188,7 @@ class _DeviceEvents:
         self._ahead.issued(self._last_end)
 
     def pause(self) -> None:
-        """The time until the next step is no gap between steps."""
+        """Leaves the time until the next step out of the gaps between steps."""
         self._last_end = None
 
     def corrected(self, times: EpochTimes) -> EpochTimes:
@@ -200,7 +199,7 @@ class _DeviceEvents:
         found[: len(read)] = read
         gaps, steps, parts = found[:, 0], found[:, 1], found[:, 2:]
         known = (gaps >= 0) & (steps >= 0)
-        wait = np.where(known, np.minimum(times.wait, gaps), times.wait)  # waiting costs nothing while it computes
+        wait = np.where(known, np.minimum(times.wait, gaps), times.wait)  # waiting while the device computes is free
         return replace(
             times,
             wait=wait,

@@ -1,4 +1,4 @@
-"""What timing and remedies need to know about a loader's engine."""
+"""The traits of a loader's engine by which times are judged and remedies chosen."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ class EpochTimes:
         """Median idle gap between two batches in one worker when the next request was already queued; 0 if too few.
 
         Args:
-            ahead: requests in flight: batch i is requested once batch i - ahead has been handed out.
+            ahead: requests in flight: batch i is requested once batch i - ahead was delivered.
         """
         rows = np.argsort(self.worker, kind="stable")  # the batches of each worker, in their order
         last, following = rows[:-1], rows[1:]

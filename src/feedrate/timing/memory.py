@@ -1,4 +1,4 @@
-"""Whether memory grows from epoch to epoch, as it does where something keeps tensors."""
+"""Detects memory that grows from epoch to epoch, as where a list keeps tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from feedrate.timing.machine import Task, own_memory_mb
+from feedrate.timing.machine import WorkerID, own_memory_mb
 
 SHARE, LEAST_MB = 0.1, 20.0  # least growth that is reported: as a share of the memory, and in MB
 EPOCHS, PARTS = 4, 8  # least number of epochs after the first; most parts of the run, each of which must have grown
@@ -21,8 +21,8 @@ class MemoryGrowth:
         self._device = device
         self._mb: dict[str, list[float]] = {"host": [], "device": []}
 
-    def look(self, workers: Iterable[Task]) -> None:
-        """Call once in each epoch."""
+    def measure(self, workers: Iterable[WorkerID]) -> None:
+        """Measures the memory; to be called once in each epoch."""
         self._mb["host"].append(own_memory_mb(workers))
         if self._device.type not in ("cpu", "mps"):
             self._mb["device"].append(torch.accelerator.memory_allocated(self._device) / 1e6)

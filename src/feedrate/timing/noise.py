@@ -33,6 +33,7 @@ class Measured:
 
     @property
     def least(self) -> float:
+        """The least difference that counts, in the value's unit."""
         return self.floor * abs(self.value)
 
     def __str__(self) -> str:

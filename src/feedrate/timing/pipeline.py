@@ -33,7 +33,7 @@ def seconds_per_batch(costs: Costs, workers: int, cores: float, prefetch: int = 
 
 
 def _simulated(costs: Costs, workers: int, prefetch: int, threads: bool) -> float:
-    """Simulates two passes over the batches; times the second, as the first begins with prefetched batches."""
+    """Simulates the batches twice, and times the second round, as the first begins with prefetched batches."""
     ahead = workers * prefetch
     issued = [0.0] * ahead  # when batch i, i + ahead, ... was requested
     free = [0.0] * workers  # when each worker is free

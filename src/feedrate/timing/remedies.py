@@ -1,4 +1,4 @@
-"""Which loader setting ends the waiting and what it gains, or with how much less the same rate is reached.
+"""Finds loader settings that end the waiting, with their gain, or that reach the same rate with less.
 
 Predicted by the model of pipeline.py from what the run measured.
 """
@@ -37,6 +37,7 @@ class Remedy:
 
     @property
     def faster(self) -> bool:
+        """Whether a gain worth the change is promised."""
         return self.gain is not None and self.gain >= WORTH
 
     def __str__(self) -> str:

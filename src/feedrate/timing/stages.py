@@ -1,4 +1,4 @@
-"""What a worker spends a batch on: fetch, decode, transform, collate, hand-over. Datasets mark them with `stage`."""
+"""Times the stages of loading a batch: fetch, decode, transform, collate, hand-over. Marked with `stage`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 STAGES = ("fetch", "decode", "transform", "collate", "handover")
-MAIN_THREAD = -1  # number of a worker: none
+MAIN_THREAD = -1  # in place of a worker's number
 SAMPLED = 8  # CPU time is measured for one batch in so many
 SLOWEST = 20  # samples reported by ID
-clock_ns = time.perf_counter_ns  # the clock of all times; all processes share it
+clock_ns = time.perf_counter_ns  # the clock of all times here; processes share it
 
 
 class Load(NamedTuple):
@@ -102,6 +102,7 @@ class Watch:
         self.running = False
 
     def enter(self, number: int) -> None:
+        """Enters the stage with this number in STAGES; the time until then belongs to the outer stage."""
         now = clock_ns()
         if self._spent is None:
             self._spent, self._outer, self._now, self._mark = [0] * len(STAGES), [], 0, self._begin

@@ -277,7 +277,7 @@ class Trainer:
         ours = self.state
         ours.load_state_dict(state, self.config.resume_optimizer)
         times = state.get("times_s", {})
-        self.clock.go_on(times.get("phases", {}))
+        self.clock.add_totals(times.get("phases", {}))
         self._earlier_s = float(times.get("all", 0.0))
         if state["phase"] == "done":
             epoch = int(state["epoch"])

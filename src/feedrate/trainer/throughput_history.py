@@ -11,10 +11,9 @@ import torch
 
 from feedrate.loader import setup_of
 from feedrate.reporting.trace import WINDOW
-from feedrate.system.cores import usable_cores
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, cut, joined
-from feedrate.timing.machine import FreeCores, Task, queued_s
+from feedrate.timing.machine import FreeCores, WorkerID, queued_s
 from feedrate.timing.memory import MemoryGrowth
 from feedrate.timing.stages import Slowest
 from feedrate.timing.verdict import Verdict, judge
@@ -54,7 +53,7 @@ class ThroughputHistory:
     def step(self) -> None:
         """Call after each step; twice a second it measures how busy other processes keep the cores."""
         if self._free_cores.due:
-            self._free_cores.look(self._workers())
+            self._free_cores.measure(self._workers())
 
     def trained(self) -> None:
         """Call at the end of an epoch's training, before its validation."""
@@ -63,9 +62,9 @@ class ThroughputHistory:
         workers = self._workers()
         self._queued_s, self._queued_before = max(0.0, queued_s(workers) - self._queued_before), None
         if workers or not self._loader.num_workers:  # what workers that have ended computed is unknown
-            self._free_cores.look(workers)
+            self._free_cores.measure(workers)
         self._free_cores.end()
-        self.memory.look(workers)
+        self.memory.measure(workers)
 
     def end(self, times: EpochTimes) -> None:
         """Call at the end of an epoch, with the times of its training."""
@@ -109,18 +108,10 @@ class ThroughputHistory:
 
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """Loader and machine during the kept epochs; free cores only where `times` are given."""
-        found, free = setup_of(self._loader), None
+        found = setup_of(self._loader)
         if times is not None and (times.known or not found.workers):  # what torch's workers computed is unknown
-            free = self._free_cores.mean()
-        return replace(
-            found,
-            cores=found.cores if free is None else max(1.0, min(found.cores, free)),
-            usable_cores=usable_cores(),
-            free_cores=free,
-            free_range=None if free is None else self._free_cores.range(),
-            worker_delay_s=sum(queued for _, queued in self._epochs),
-            packable=self._packable,
-        )
+            found = self._free_cores.applied_to(found)
+        return replace(found, worker_delay_s=sum(queued for _, queued in self._epochs), packable=self._packable)
 
     def window(self) -> EpochTimes | None:
         """Consecutive steps from the middle of the last epoch, for the timeline."""
@@ -138,8 +129,8 @@ class ThroughputHistory:
             for index, ns in self._slowest.longest()
         ]
 
-    def _workers(self) -> list[Task]:
-        return self._loader.tasks()  # type: ignore[no-any-return]
+    def _workers(self) -> list[WorkerID]:
+        return self._loader.worker_ids()  # type: ignore[no-any-return]
 
 
 def packable(dataset: Mapping[str, Any]) -> str:

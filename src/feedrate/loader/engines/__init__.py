@@ -7,6 +7,6 @@ from feedrate.timing.engine_traits import EngineTraits
 
 ENGINES: dict[str, type[Engine]] = {"inline": Inline, "thread": Threads, "process": Processes}
 # `auto` before its choice: workers of either kind
-TRAITS = {name: engine.traits for name, engine in ENGINES.items()} | {"auto": EngineTraits(False, False, True)}
+TRAITS = {"auto": EngineTraits(False, False, True)} | {name: engine.traits for name, engine in ENGINES.items()}
 
 __all__ = ["ENGINES", "TRAITS", "Engine", "EngineTraits"]

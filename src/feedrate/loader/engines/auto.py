@@ -19,44 +19,44 @@ from feedrate.dataset.subset import unwrapped
 from feedrate.dataset.time_limit import within
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch
+from feedrate.loader.engines import TRAITS
 from feedrate.loader.engines.lost_worker import refuse_to_run_again
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import BatchRequest, Plan
 from feedrate.timing.machine import queued_ns
 
 log = logging.getLogger("feedrate")
-NAMES = ("auto", "inline", "thread", "process")
 HELD_MS = 1.0  # time a batch holds the GIL up to which threads cost the training no more than processes do
 HELD_SHARE = 0.1  # share of a batch's time up to which threads are chosen however long it takes
 ROUNDS = 3  # of the measurement, each of one batch and then two at once
 BUDGET_MS = 400.0  # after which no other round begins
-PATIENCE_S = 1.0  # for a batch that takes longer no more are loaded to measure
+PATIENCE_S = 1.0  # a batch that takes longer is not followed by others to measure
 
 
 class Choice(NamedTuple):
-    """An engine, why, and the plan's first batches, which were loaded to find out and are delivered first."""
+    """An engine, why, and the plan's first batches, which were loaded to measure and are delivered first."""
 
     engine: str
     reason: str
     batches: list[Batch]
 
 
-def checked(engine: str, settings: DataLoader[Any]) -> str:
-    """The engine, as far as it is known before a batch is loaded; UserError if it contradicts other settings."""
-    if not settings.timeout <= threading.TIMEOUT_MAX:
+def checked(engine: str, loader: DataLoader[Any]) -> str:
+    """The engine, as far as it is known before a batch is loaded; raises UserError if it contradicts other settings."""
+    if not loader.timeout <= threading.TIMEOUT_MAX:
         raise UserError(
-            f"loader.timeout={settings.timeout:g}: must be at most {threading.TIMEOUT_MAX:g} seconds; 0 waits for ever"
+            f"loader.timeout={loader.timeout:g}: must be at most {threading.TIMEOUT_MAX:g} seconds; 0 waits for ever"
         )
-    if engine not in NAMES:
-        raise UserError(f"loader.engine={engine}: must be one of {', '.join(NAMES)}")
-    if settings.num_workers == 0:
+    if engine not in TRAITS:
+        raise UserError(f"loader.engine={engine}: must be one of {', '.join(TRAITS)}")
+    if loader.num_workers == 0:
         return "inline"
     if engine == "inline":
         raise UserError(
-            f"loader.engine=inline has no workers, and loader.num_workers={settings.num_workers}; "
+            f"loader.engine=inline has no workers, and loader.num_workers={loader.num_workers}; "
             "set loader.num_workers=0, or loader.engine=auto"
         )
-    if engine == "thread" and settings.worker_init_fn is not None:
+    if engine == "thread" and loader.worker_init_fn is not None:
         raise UserError("loader.engine=thread: worker_init_fn is for processes; set loader.engine=process")
     return engine
 
@@ -77,19 +77,19 @@ def choose(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
     return choice
 
 
-def unfit_for_threads(fetcher: BatchFetcher, settings: DataLoader[Any], one_by_one: bool) -> str:
-    """Why threads are out of the question, "" if they are not."""
-    if settings.worker_init_fn is not None:
+def unfit_for_threads(fetcher: BatchFetcher, loader: DataLoader[Any], one_by_one: bool) -> str:
+    """Why threads cannot be used, "" if they can."""
+    if loader.worker_init_fn is not None:
         return "worker_init_fn is set"
-    if settings.multiprocessing_context is not None:
-        return f"multiprocessing_context={settings.multiprocessing_context.get_start_method()} is set"
+    if loader.multiprocessing_context is not None:
+        return f"multiprocessing_context={loader.multiprocessing_context.get_start_method()} is set"
     if one_by_one and not getattr(unwrapped(fetcher.dataset)[0], "thread_safe", False):
         return f"{fetcher.errors.name} gives samples one by one and does not say thread_safe = True"
     return ""
 
 
 def _tried(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
-    """By the first batch, and for `auto` by a measurement of the next ones."""
+    """Chooses by the first batch, and for `auto` by a measurement of the next ones."""
     request, unfit, found = next(iter(plan)), "", None
     with draws_from_globals() as drew:
         first = within(loader.timeout, partial(fetcher.load, request), f"the batch of {fetcher.errors.named(request)}")
@@ -119,7 +119,7 @@ def _tried(fetcher: BatchFetcher, plan: Plan, loader: Any) -> Choice:
 
 
 def _measured(fetcher: BatchFetcher, plan: Plan, batches: list[Batch], timeout: float) -> tuple[float, float]:
-    """Milliseconds of a batch, and the share of it with the GIL: only that part of two batches cannot overlap.
+    """Milliseconds of a batch, and the share of them with the GIL: the part of two batches that cannot overlap.
 
     Time that a thread queued for a core is left out: on a busy machine it says nothing about the GIL.
     """
@@ -173,7 +173,7 @@ def _timed(fetcher: BatchFetcher, wanted: list[BatchRequest], batches: list[Batc
 
 @contextmanager
 def _long_switch_interval() -> Iterator[None]:
-    """A thread that waits for the GIL sleeps until it is released, instead of waking, and queueing, every 5 ms."""
+    """Lets a thread that waits for the GIL sleep until it is released, instead of waking up every 5 ms."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(PATIENCE_S)
     try:

@@ -1,4 +1,4 @@
-"""What an engine is: it turns the batch requests of a scheduler into batches, in order."""
+"""What an engine is: it turns batch requests into batches, in order."""
 
 from __future__ import annotations
 
@@ -23,40 +23,39 @@ from feedrate.timing.engine_traits import EngineTraits
 T = TypeVar("T")
 
 
-class Scheduler(Sampler[Any]):
-    """Gives the requests of `plan`, then of the epochs that follow, or small data would stall at each epoch's start."""
+class RequestSampler(Sampler[Any]):
+    """Yields the requests of `plan`, then of the next epochs, so that small ones do not stall at their start."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset  # only its length is used, read again for each epoch
         self.plan: Plan | None = None  # of the current epoch
-        self.step: int | None = None  # added to the epoch for the next one (0 repeats it); None: no epoch follows
+        self.epoch_step: int | None = None  # from an epoch to the one prefetched next, 0 repeats it; None for none
         self._ahead: deque[Plan] = deque()  # epochs whose requests were issued before the epoch has begun
         self._due = False  # whether batches of the current epoch are outstanding
 
     def __iter__(self) -> Iterator[BatchRequest]:
         assert self.plan is not None
         self._ahead = deque()
-        return self._requests(self.plan, self._ahead)
+        return self._from(self.plan, self._ahead)
 
-    def _requests(self, plan: Plan, ahead: deque[Plan]) -> Iterator[BatchRequest]:
+    def _from(self, plan: Plan, ahead: deque[Plan]) -> Iterator[BatchRequest]:
         while True:
             yield from plan
-            if self.step is None:
+            if self.epoch_step is None:
                 return
             old = plan.order
-            order = Order(len(self._dataset), old.seed, old.epoch + self.step, old.shuffle)
+            order = Order(len(self._dataset), old.seed, old.epoch + self.epoch_step, old.shuffle)
             plan = replace(plan, order=order, start=0)
             if not len(plan):
                 return
             ahead.append(plan)
 
     def known(self, order: Order) -> Order:
-        """The equal order of which threads have computed positions already, if there is one."""
-        ahead = self._ahead[0].order if self._ahead else None
-        return ahead if ahead is not None and ahead == order else order
+        """The equal order of an epoch that is prefetched, which has computed positions already; otherwise `order`."""
+        return self._ahead[0].order if self._ahead and self._ahead[0].order == order else order
 
     def begin(self, plan: Plan) -> bool:
-        """Begins an epoch; returns whether its first batch is the next one that the running engine delivers."""
+        """Begins an epoch. True if its first batch is the next one that the running engine delivers."""
         continues = not self._due and bool(self._ahead) and self._ahead[0] == plan
         if continues:
             self._ahead.popleft()
@@ -64,17 +63,17 @@ class Scheduler(Sampler[Any]):
         return continues
 
     def end(self) -> None:
-        """The epoch's last batch was delivered."""
+        """To be called when the epoch's last batch was delivered."""
         self._due = False
 
 
 class Engine:
-    """Loads the batches that a scheduler requests; persistent workers continue into the next epoch."""
+    """Loads the batches that are requested; persistent workers continue into the next epoch."""
 
     traits: ClassVar[EngineTraits]
 
-    def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
-        self._fetcher, self._scheduler = fetcher, scheduler
+    def __init__(self, fetcher: BatchFetcher, requests: RequestSampler) -> None:
+        self._fetcher, self._requests = fetcher, requests
         self._persistent: Any = None  # iterator that continues into the next epoch
         self._running: weakref.ref[Any] | None = None  # weak: its workers end with the user's last reference to it
 
@@ -83,37 +82,37 @@ class Engine:
         """The iterator whose workers may be alive, or None."""
         return self._running() if self._running is not None else None
 
-    def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
-        """Batches from the plan's first one on; prefetching begins at once. `settings` is the user's DataLoader."""
-        continues = self._scheduler.begin(plan)
+    def run(self, plan: Plan, loader: DataLoader[Any]) -> Iterator[Batch]:
+        """Batches from the plan's first one on; prefetching begins at once. `loader` is the user's DataLoader."""
+        continues = self._requests.begin(plan)
         if self._persistent is not None and continues:
             self.resumed()
             return self._persistent  # type: ignore[no-any-return]
-        batches = self.start(settings)  # must not keep `settings`: in a cycle, workers would end with the collector
-        self._persistent = batches if settings.persistent_workers else None
+        batches = self.start(loader)  # must not keep `loader`: in a cycle, workers would end with the collector
+        self._persistent = batches if loader.persistent_workers else None
         self._running = weakref.ref(batches)
         return batches
 
-    def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
+    def start(self, loader: DataLoader[Any]) -> Iterator[Batch]:
         """Ends earlier workers, starts new ones, and returns their batches."""
         raise NotImplementedError
 
     def resumed(self) -> None:
-        """Persistent workers continue with the next epoch."""
+        """Called when persistent workers continue with the next epoch."""
 
-    def guard(self, step: Callable[[], T]) -> T:
-        """Calls `step`, which waits for workers; a lost worker becomes a LostWorker error."""
-        return step()
+    def detect_lost_worker(self, call: Callable[[], T]) -> T:
+        """Returns `call()`, which waits for workers; raises LostWorker if one of them has died."""
+        return call()
 
-    def tasks(self) -> list[tuple[int, int]]:
+    def worker_ids(self) -> list[tuple[int, int]]:
         """Process and thread ID of each living worker."""
         return []
 
     def idle(self) -> None:
-        """The epoch's last batch was delivered; no batch is requested for a while."""
+        """Called when the epoch's last batch was delivered: no batch is requested for a while."""
 
     def close(self, now: bool = False) -> None:
-        """Ends the workers; `now`: without waiting for the samples that they load."""
+        """Ends the workers; with `now` without waiting for the samples that they are loading."""
 
 
 class Inline(Engine):
@@ -121,20 +120,20 @@ class Inline(Engine):
 
     traits = EngineTraits(shares_interpreter=True, has_processes=False, prefetches=False)
 
-    def run(self, plan: Plan, settings: DataLoader[Any]) -> Iterator[Batch]:
-        self._scheduler.begin(plan)
-        device, timeout, load = pins(settings), settings.timeout, self._fetcher.load
-        batches: Iterator[Batch] = map(load, iter(self._scheduler))
+    def run(self, plan: Plan, loader: DataLoader[Any]) -> Iterator[Batch]:
+        self._requests.begin(plan)
+        device, timeout, load = pin_device(loader), loader.timeout, self._fetcher.load
+        batches: Iterator[Batch] = map(load, iter(self._requests))
         if timeout:
-            batches = (within(timeout, partial(load, request), "a batch") for request in self._scheduler)
+            batches = (within(timeout, partial(load, request), "a batch") for request in self._requests)
         return batches if device is None else (pinned(batch, device) for batch in batches)
 
 
-def pins(settings: DataLoader[Any]) -> str | None:
+def pin_device(loader: DataLoader[Any]) -> str | None:
     """The `device` argument of `pinned` for a loader's batches; None where they are not pinned."""
-    device = torch.accelerator.current_accelerator() if settings.pin_memory else None
+    device = torch.accelerator.current_accelerator() if loader.pin_memory else None
     able = device is not None and has_streams(device) and torch.accelerator.is_available()
-    return settings.pin_memory_device if able else None
+    return loader.pin_memory_device if able else None
 
 
 def pinned(batch: Batch, device: str | None) -> Batch:

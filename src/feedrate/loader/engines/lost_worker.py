@@ -1,4 +1,4 @@
-"""What it means that a worker process is gone: an error that says how it ended, and what to do."""
+"""The error of a worker process that has died: how it ended, and what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from feedrate.errors import LostWorker, UserError
 
-GUARD = (
+MAIN_GUARD = (
     'Put what the program runs behind `if __name__ == "__main__":`, and its classes and functions before that; '
     "workers that are not forked import its file"
 )
@@ -37,7 +37,7 @@ def refuse_to_run_again() -> None:
     """Raises UserError in a worker that imports the program's file: it would silently run the whole program."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.tracebacklimit = 0  # this process ends here
-        raise UserError(f"a worker process of the loader was about to run the whole program again\n{GUARD}")
+        raise UserError(f"a worker process of the loader was about to run the whole program again\n{MAIN_GUARD}")
 
 
 def lost_worker(error: BaseException, processes: Sequence[BaseProcess] = ()) -> UserError | None:
@@ -51,7 +51,7 @@ def lost_worker(error: BaseException, processes: Sequence[BaseProcess] = ()) -> 
             "loader.prefetch_factor or loader.batch_size, or set loader.engine=thread"
         )
     died = isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
-    # a batch in flight cannot be fetched from a worker that is gone; "Caught" begins what a worker itself reports
+    # a batch in flight cannot be fetched from a dead worker; errors that a worker reports itself begin with "Caught"
     broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not text.startswith("Caught")
     if (raised_by := iterator_of(error)) is not None:
         processes = [*processes, *raised_by._workers]
@@ -63,7 +63,7 @@ def lost_worker(error: BaseException, processes: Sequence[BaseProcess] = ()) -> 
         how = f"ended with exit code {code}" if code else "ended by itself"
         forked = all(getattr(process, "_start_method", "fork") == "fork" for process in processes)
         remedy = "Load the samples one by one, dataset[index], to see at which one the process ends"
-        return LostWorker(f"a worker of the loader {how}\n{remedy if forked or code != 1 else GUARD}")
+        return LostWorker(f"a worker of the loader {how}\n{remedy if forked or code != 1 else MAIN_GUARD}")
     name = signal.Signals(-code).name
     crashed = "If it was not stopped from outside, PYTHONFAULTHANDLER=1 prints the line at which it crashed"
     return LostWorker(f"a worker of the loader was ended by {name}\n{_REMEDIES.get(name, crashed)}")
@@ -80,7 +80,7 @@ def iterator_of(error: BaseException) -> Any:
 
 
 def _exit_code(processes: Sequence[BaseProcess]) -> int | None:
-    """Exit code of the worker that is gone, negative for a signal."""
+    """Exit code of the worker that has died, negative for a signal; None if unknown."""
     with suppress(RuntimeError):  # torch's SIGCHLD handler raises once more
         gone = wait({process.sentinel for process in processes}, timeout=1)
         for process in processes:

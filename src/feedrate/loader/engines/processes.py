@@ -27,8 +27,8 @@ from feedrate.dataset.open_files import warn_of_open_files
 from feedrate.errors import UserError
 from feedrate.loader.batch import Batch
 from feedrate.loader.buffers import SharedBatch, SharedBuffers, send_all_tensors
-from feedrate.loader.engines.engine import Engine, Scheduler, pinned, pins
-from feedrate.loader.engines.lost_worker import GUARD, iterator_of, lost_worker
+from feedrate.loader.engines.engine import Engine, RequestSampler, pin_device, pinned
+from feedrate.loader.engines.lost_worker import MAIN_GUARD, iterator_of, lost_worker
 from feedrate.loader.engines.receiver import NAME, Receiver
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.system.device import in_use
@@ -36,32 +36,32 @@ from feedrate.system.signals import STOPPING, ignore, signals_blocked
 from feedrate.timing.engine_traits import EngineTraits
 
 T = TypeVar("T")
-LOOK_S = 0.5  # between checks that the workers live, while a batch is waited for
+CHECK_S = 0.5  # between checks that the workers are alive, while a batch is waited for
 
 
 class Processes(Engine):
-    """A private DataLoader whose batch sampler gives the requests, and whose dataset loads them."""
+    """Workers of a private DataLoader: its batch sampler yields the requests, its dataset loads their batches."""
 
     traits = EngineTraits(shares_interpreter=False, has_processes=True, prefetches=True)
 
-    def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
-        super().__init__(fetcher, scheduler)
+    def __init__(self, fetcher: BatchFetcher, requests: RequestSampler) -> None:
+        super().__init__(fetcher, requests)
         self._inner: DataLoader[Any] | None = None
         self._buffers: SharedBuffers | None = None
         self._started = _Started([])
 
-    def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
+    def start(self, loader: DataLoader[Any]) -> Iterator[Batch]:
         """Starts the workers, or with persistent ones lets torch reuse them."""
         if self._persistent is None:
             self.close()
         elif not self._persistent.end():
             self.close(now=True)
-        iterator = self.guard(lambda: self._iterator(settings))
-        return Receiver(map(partial(_opened, pins(settings)), iterator), settings.timeout, self._started.kill)
+        iterator = self.detect_lost_worker(lambda: self._iterator(loader))
+        return Receiver(map(partial(_opened, pin_device(loader)), iterator), loader.timeout, self._started.kill)
 
-    def guard(self, step: Callable[[], T]) -> T:
+    def detect_lost_worker(self, call: Callable[[], T]) -> T:
         try:
-            return step()
+            return call()
         except StopIteration:
             raise
         except BaseException as error:
@@ -73,7 +73,7 @@ class Processes(Engine):
                 raise
             raise lost from error
 
-    def tasks(self) -> list[tuple[int, int]]:
+    def worker_ids(self) -> list[tuple[int, int]]:
         return [(p.pid, p.pid) for p in self._started.processes if p.pid is not None and p.exitcode is None]
 
     def close(self, now: bool = False) -> None:
@@ -91,7 +91,7 @@ class Processes(Engine):
         self._started.kill()
         self._started = _Started([])
 
-    def _iterator(self, settings: DataLoader[Any]) -> Iterator[Any]:
+    def _iterator(self, loader: DataLoader[Any]) -> Iterator[Any]:
         # created here, so that workers do not create one each, whose sockets would stay when they are killed
         multiprocessing.util.get_temp_dir()
         send_all_tensors()  # of the dataset
@@ -99,7 +99,7 @@ class Processes(Engine):
             with warnings.catch_warnings():
                 # the user's loader has warned already
                 warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
-                private = self._private(settings)
+                private = self._private(loader)
                 if is_forked(private):
                     warn_of_open_files(self._fetcher.dataset)
                 # until a worker ignores these signals itself, they would end it
@@ -118,7 +118,7 @@ class Processes(Engine):
                 "loader.multiprocessing_context=fork"
             ) from error
         except (EOFError, ConnectionError) as error:  # the forkserver ended, as it imports the program's file too
-            raise UserError(f"the loader's worker processes could not be started\n{GUARD}") from error
+            raise UserError(f"the loader's worker processes could not be started\n{MAIN_GUARD}") from error
         except OSError as error:  # no process, no memory or no file descriptor is left
             if (half := iterator_of(error)) is not None:
                 half._shutdown = True  # or it would print a traceback when it is collected
@@ -126,28 +126,28 @@ class Processes(Engine):
             raise
         return iterator  # type: ignore[no-any-return]
 
-    def _private(self, settings: DataLoader[Any]) -> DataLoader[Any]:
+    def _private(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """The private DataLoader, kept as long as its workers persist."""
-        if self._inner is None or not settings.persistent_workers:
-            context = context_of(settings)
+        if self._inner is None or not loader.persistent_workers:
+            context = context_of(loader)
             parent: int | None = os.getpid()
             if context.get_start_method() == "forkserver":  # which then imports torch once, instead of each worker
                 multiprocessing.set_forkserver_preload(["__main__", "torch"])
                 parent = None
-            self._buffers = SharedBuffers(settings.num_workers, settings.prefetch_factor or 2)
+            self._buffers = SharedBuffers(loader.num_workers, loader.prefetch_factor or 2)
             fetcher = copy(self._fetcher)
             fetcher.buffers = self._buffers.slots
             self._inner = _Private(
                 fetcher,
-                batch_sampler=self._scheduler,
-                num_workers=settings.num_workers,
+                batch_sampler=self._requests,
+                num_workers=loader.num_workers,
                 collate_fn=default_convert,  # leaves a Batch as it is
-                worker_init_fn=partial(_start, settings.worker_init_fn, parent),
+                worker_init_fn=partial(_start, loader.worker_init_fn, parent),
                 multiprocessing_context=context,
                 # of its own: creating an iterator would otherwise draw from the global generator
                 generator=torch.Generator().manual_seed(0),
-                prefetch_factor=settings.prefetch_factor,
-                persistent_workers=settings.persistent_workers,
+                prefetch_factor=loader.prefetch_factor,
+                persistent_workers=loader.persistent_workers,
             )
         return self._inner
 
@@ -166,10 +166,10 @@ class _Iterator(_MultiProcessingDataLoaderIter):
         torch._C._remove_worker_pids(id(self))
         self._worker_pids_set = False
 
-    def _try_get_data(self, timeout: float = LOOK_S) -> Any:
+    def _try_get_data(self, timeout: float = CHECK_S) -> Any:
         return super()._try_get_data(timeout)  # type: ignore[no-untyped-call]
 
-    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # not in a process that was forked meanwhile
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # not in a forked copy of this process
         if getpid() == self._owner:
             super().__del__()
 
@@ -208,14 +208,14 @@ _LEFT: dict[int, set[_Started]] = {}  # by the process that started them, as a f
 
 
 def _remember(started: _Started) -> None:
-    """Has them killed when this process exits."""
+    """Has these workers killed when this process exits."""
     if os.getpid() not in _LEFT:  # a process that multiprocessing has started runs its finalizers, not atexit's
         multiprocessing.util.Finalize(None, _kill_left, exitpriority=0)
     alive = {each for each in _LEFT.get(os.getpid(), set()) if any(p.exitcode is None for p in each.processes)}
     _LEFT[os.getpid()] = {*alive, started}
 
 
-@atexit.register  # after multiprocessing's own handler was, so before it runs: that one waits for them without end
+@atexit.register  # later than multiprocessing's handler, so it runs earlier: that one waits for them for ever
 def _kill_left() -> None:
     for started in list(_LEFT.get(os.getpid(), ())):
         started.kill()
@@ -236,21 +236,21 @@ def _start(user: Callable[[int], None] | None, parent: int | None, worker_id: in
     ignore(STOPPING)
     if user is not None:
         user(worker_id)
-    if parent not in (None, os.getppid()):  # killed meanwhile; torch would watch the new parent
+    if parent not in (None, os.getppid()):  # it was killed; torch would watch the new parent
         os._exit(1)
 
 
-def _opened(pins: str | None, batch: Batch) -> Batch:
+def _opened(pin_device: str | None, batch: Batch) -> Batch:
     """The batch with tensors; pinned here, as torch's own thread would use the device before the next fork."""
     if isinstance(batch.data, SharedBatch):
         batch.data = batch.data.open()
-    return pinned(batch, pins)
+    return pinned(batch, pin_device)
 
 
-def context_of(settings: DataLoader[Any]) -> BaseContext:
+def context_of(loader: DataLoader[Any]) -> BaseContext:
     """How workers are started: by fork only where it is safe, before other threads and the device's runtime exist."""
-    if settings.multiprocessing_context is not None:
-        return settings.multiprocessing_context  # type: ignore[no-any-return]
+    if loader.multiprocessing_context is not None:
+        return loader.multiprocessing_context  # type: ignore[no-any-return]
     chosen = multiprocessing.get_start_method(allow_none=True)
     if chosen not in (None, "fork") or sys.platform != "linux":
         return multiprocessing.get_context(chosen)

@@ -11,7 +11,7 @@ from typing import Any
 from feedrate.dataset.time_limit import LoadingThread, TimedOut
 
 NAME = "feedrate-loader-receiver"
-PATIENCE_S = 5.0  # for the batch in flight when the receiver ends; as torch waits for a worker
+PATIENCE_S = 5.0  # for the batch in flight when the receiver ends; as long as torch waits for a worker
 
 
 class Receiver(Iterator[Any]):

@@ -1,4 +1,4 @@
-"""Pauses the loading threads now and then for one step: if they never idle, no other shows its undisturbed length."""
+"""Pauses the loading threads now and then for one step, to measure how long a step takes undisturbed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 import threading
 
 FIRST = 4  # batches of each thread before the first pause
-GROWTH = 2.0  # from one pause to the next, in batches since the start
-LONE = 5  # batches loaded alone, after which no more are
+GROWTH = 2.0  # of the number of batches since the start, from one pause to the next
+LONE = 5  # most batches that are loaded alone
 SELDOM = 500  # batches of each thread from one pause to the next, at most
 
 
 class StepProbe:
-    """A gate that threads pass before each batch. It changes when batches are loaded, and nothing else.
+    """A gate that threads pass before each batch. It affects when batches are loaded, but not which.
 
-    When it closes, no other batch begins until the training had a step without loading or requests a batch that is not
-    begun. Then, LONE times, one batch is loaded alone, which shows whether threads get in each other's way.
+    When it closes, no other batch is begun until training has had a step without loading, or requests a batch that is
+    not begun. Then, LONE times, one batch is loaded alone, which shows whether threads slow each other down.
     """
 
     def __init__(self, threads: int) -> None:
@@ -42,7 +42,7 @@ class StepProbe:
                 self._open(math.inf)
 
     def requested(self, begun: bool) -> None:
-        """The training requests a batch; one that a thread has begun arrives even while the gate is closed."""
+        """Training requests a batch; `begun`: a thread is loading it, and will deliver it while the gate is closed."""
         self._requests += 1
         if self._room and (self._requests < self._next or self._room == 1 or not begun):
             return
@@ -56,19 +56,19 @@ class StepProbe:
             self._quiet = not self._loading
 
     def open(self) -> None:
-        """Opens the gate, as no batch is requested for a while."""
+        """Opens the gate; to be called when no batch is requested for a while."""
         with self._changed:
             if self._room != math.inf:
                 self._open(math.inf)
 
     def restart(self) -> None:
-        """Pauses as often as at first, for an epoch that is measured by itself."""
+        """Pauses as often as at first, for an epoch that is measured separately."""
         with self._changed:
             self._requests = self._lone = 0
             self._next = self._first
 
     def stay_open(self) -> None:
-        """Opens for good."""
+        """Opens the gate and never closes it again."""
         with self._changed:
             self._next = math.inf
             self._open(math.inf)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from feedrate.dataset.time_limit import CLOSE_S, LoadingThread, TimedOut, end_threads, hanging_at
 from feedrate.loader.batch import Batch
-from feedrate.loader.engines.engine import Engine, Scheduler, pinned, pins
+from feedrate.loader.engines.engine import Engine, RequestSampler, pin_device, pinned
 from feedrate.loader.engines.step_probe import StepProbe
 from feedrate.loader.fetcher import BatchFetcher
 from feedrate.loader.order import BatchRequest
@@ -27,28 +27,28 @@ class Threads(Engine):
 
     traits = EngineTraits(shares_interpreter=True, has_processes=False, prefetches=True)
 
-    def __init__(self, fetcher: BatchFetcher, scheduler: Scheduler) -> None:
-        super().__init__(fetcher.in_threads(), scheduler)
+    def __init__(self, fetcher: BatchFetcher, requests: RequestSampler) -> None:
+        super().__init__(fetcher.in_threads(), requests)
         self._epochs = 0  # of the threads that are running
 
-    def run(self, plan: Any, settings: DataLoader[Any]) -> Iterator[Batch]:
+    def run(self, plan: Any, loader: DataLoader[Any]) -> Iterator[Batch]:
         if self._persistent is not None:
             self._persistent.crew.draw_due()
-        return super().run(plan, settings)
+        return super().run(plan, loader)
 
-    def start(self, settings: DataLoader[Any]) -> Iterator[Batch]:
+    def start(self, loader: DataLoader[Any]) -> Iterator[Batch]:
         self.close()
         self._epochs = 1
-        crew = _Crew(self._fetcher, pins(settings), iter(self._scheduler), settings.num_workers)
-        ahead = settings.num_workers * (settings.prefetch_factor or 2)
-        return _Batches(crew, settings.num_workers, ahead, settings.timeout)
+        crew = _Crew(self._fetcher, pin_device(loader), iter(self._requests), loader.num_workers)
+        ahead = loader.num_workers * (loader.prefetch_factor or 2)
+        return _Batches(crew, loader.num_workers, ahead, loader.timeout)
 
     def resumed(self) -> None:
         self._epochs += 1
         if self._epochs == 2:  # the verdict leaves the first epoch out as soon as there is a second
             self._persistent.crew.probe.restart()
 
-    def tasks(self) -> list[tuple[int, int]]:
+    def worker_ids(self) -> list[tuple[int, int]]:
         batches = self.running
         threads = batches.threads if batches is not None else ()
         return [(os.getpid(), t.native_id) for t in threads if t.native_id is not None and t.is_alive()]
@@ -66,8 +66,8 @@ class Threads(Engine):
 
 
 @dataclass
-class _Task:
-    """A request and its batch, which is there once `done` is released; `by` is the thread that has begun it."""
+class _Pending:
+    """A request and its batch, which is loaded once `done` is released; `by` is the thread that loads it."""
 
     request: BatchRequest | None
     by: int | None = None
@@ -80,33 +80,33 @@ class _Task:
 
 
 class _Crew:
-    """The state that the threads of one start share. It does not refer to its user, so that it can end with it."""
+    """The state that threads share. It does not refer to their _Batches, so that these end with their last user."""
 
-    def __init__(self, fetcher: BatchFetcher, pins: str | None, requests: Iterator[BatchRequest], workers: int) -> None:
-        self.fetcher, self.pins, self._requests, self.probe = fetcher, pins, requests, StepProbe(workers)
+    def __init__(self, fetcher: BatchFetcher, device: str | None, requests: Iterator[BatchRequest], count: int) -> None:
+        self.fetcher, self.pin_device, self._requests, self.probe = fetcher, device, requests, StepProbe(count)
         self.permits: SimpleQueue[bool] = SimpleQueue()  # one for each batch that may be loaded; False ends a thread
-        self.drawn: deque[_Task] = deque()  # in the order of requests, not delivered
-        self._left: deque[_Task] = deque()  # drawn, but no thread has begun
+        self.drawn: deque[_Pending] = deque()  # in the order of requests, not delivered
+        self._left: deque[_Pending] = deque()  # drawn, but no thread has begun
         self._lock = threading.Lock()
         self.stopped = False
 
-    def task(self) -> _Task | None:
-        """The next one to load, None after the last request."""
+    def take(self) -> _Pending | None:
+        """The next batch to load, now begun by this thread; None after the last request."""
         with self._lock:
-            task = self._left.popleft() if self._left else self._draw()
-            if task is not None:
-                task.by = threading.get_ident()
-            return task
+            pending = self._left.popleft() if self._left else self._draw()
+            if pending is not None:
+                pending.by = threading.get_ident()
+            return pending
 
-    def draw_due(self) -> _Task | None:
-        """The task whose batch is due next, drawn now if no thread has; None after the last request."""
+    def draw_due(self) -> _Pending | None:
+        """The batch that is due next, drawn now if no thread has done so; None after the last request."""
         if not self.drawn:
             with self._lock:
-                if not self.drawn and (task := self._draw()) is not None:
-                    self._left.append(task)
+                if not self.drawn and (pending := self._draw()) is not None:
+                    self._left.append(pending)
         return self.drawn[0] if self.drawn else None
 
-    def _draw(self) -> _Task | None:
+    def _draw(self) -> _Pending | None:
         failure = None
         try:
             request = next(self._requests, None)
@@ -114,9 +114,9 @@ class _Crew:
             request, failure = None, error
         if request is None and failure is None:
             return None
-        task = _Task(request, failure=failure)
-        self.drawn.append(task)
-        return task
+        pending = _Pending(request, failure=failure)
+        self.drawn.append(pending)
+        return pending
 
     def stop(self) -> None:
         self.stopped = True
@@ -125,7 +125,7 @@ class _Crew:
 
 
 class _Batches(Iterator[Batch]):
-    """The batches in the order of their requests; delivering one permits another one to be loaded."""
+    """The batches in the order of their requests; with each one that is delivered, another one may be loaded."""
 
     def __init__(self, crew: _Crew, workers: int, ahead: int, timeout: float) -> None:
         self.crew, self._timeout = crew, timeout
@@ -138,17 +138,17 @@ class _Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         crew = self.crew
-        task = crew.drawn[0] if crew.drawn else crew.draw_due()
-        if task is None:
+        pending = crew.drawn[0] if crew.drawn else crew.draw_due()
+        if pending is None:
             raise StopIteration
-        crew.probe.requested(task.by is not None)
-        if not task.done.acquire(timeout=self._timeout or -1):
-            raise TimedOut(self._timeout, at=hanging_at(task.by))
+        crew.probe.requested(pending.by is not None)
+        if not pending.done.acquire(timeout=self._timeout or -1):
+            raise TimedOut(self._timeout, at=hanging_at(pending.by))
         crew.drawn.popleft()
         crew.permits.put(True)
-        if task.failure is not None:
-            raise task.failure
-        return task.batch  # type: ignore[return-value]
+        if pending.failure is not None:
+            raise pending.failure
+        return pending.batch  # type: ignore[return-value]
 
 
 class _Thread(LoadingThread):
@@ -160,23 +160,23 @@ class _Thread(LoadingThread):
         crew = self._crew
         while crew.permits.get() and not crew.stopped:
             crew.probe.enter()
-            task = None if crew.stopped else crew.task()
-            if task is not None:
-                self._load(task)
+            pending = None if crew.stopped else crew.take()
+            if pending is not None:
+                self._load(pending)
             crew.probe.leave()
-            if task is not None:
-                task.done.release()
-            del task  # or this frame would keep its batch or error alive until the next one
+            if pending is not None:
+                pending.done.release()
+            del pending  # or this frame would keep its batch or error alive until the next one
         crew.permits.put(False)
 
-    def _load(self, task: _Task) -> None:
-        crew, request = self._crew, task.request
+    def _load(self, pending: _Pending) -> None:
+        crew, request = self._crew, pending.request
         if request is None:
             return
         try:
-            task.batch = pinned(crew.fetcher.load(request, self._number, lambda: crew.stopped), crew.pins)
+            pending.batch = pinned(crew.fetcher.load(request, self._number, lambda: crew.stopped), crew.pin_device)
         except BaseException as failure:  # the main thread waits for an answer
-            task.failure = failure
+            pending.failure = failure
 
     def stop(self) -> None:
         self._crew.stop()

@@ -1,4 +1,4 @@
-"""Batches of the next epoch are made before this one is over, and nobody can tell but by the time."""
+"""Batches of the next epoch are loaded before this one is over, without a change in what is delivered."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def test_the_first_batches_of_the_next_epoch_are_ready_before_it_is_asked_for(en
     data = Recorded(30, tmp_path / "record")  # 8 batches
     made = loader(data, engine, shuffle=True)
     first = numbers(made)
-    wait_for(lambda: len(data.asked()) == 30 + AHEAD[engine] * 4)
+    wait_for(lambda: len(data.requested()) == 30 + AHEAD[engine] * 4)
     assert made.state_dict()["epoch"] == 0
     assert made.state_dict()["position"] == 30
-    before = Counter(data.asked())
+    before = Counter(data.requested())
     iterator = iter(made)
     head = next(iterator).tolist()
     assert sorted(first) == list(range(30))
     assert {before[index] for index in head} == {2}  # it was served from what was there
     assert sorted(head + numbers(iterator)) == list(range(30))
-    wait_for(lambda: len(data.asked()) == 60 + AHEAD[engine] * 4)  # nothing was loaded a second time
+    wait_for(lambda: len(data.requested()) == 60 + AHEAD[engine] * 4)  # nothing was loaded a second time
     made.close()
 
 
@@ -65,18 +65,18 @@ def test_after_the_last_epoch_nothing_is_made_ahead(engine: str, tmp_path: Path)
         made.set_epoch(epoch, then=epoch + 1 if epoch < 2 else None)
         assert numbers(made) == list(range(30))
     made.close()
-    assert len(data.asked()) == 90
+    assert len(data.requested()) == 90
 
 
 def test_a_loader_may_be_told_that_the_same_epoch_comes_again(engine: str, tmp_path: Path) -> None:
-    data = Recorded(10, tmp_path / "record")  # 3 batches, fewer than are made ahead
+    data = Recorded(10, tmp_path / "record")  # 3 batches, fewer than are prefetched
     made = loader(data, engine)
     for times in (0, 0, None):
         made.set_epoch(0, then=times)
         assert numbers(made) == list(range(10))
         assert made.state_dict()["epoch"] == 0
     made.close()
-    assert len(data.asked()) <= 30 + AHEAD[engine] * 4
+    assert len(data.requested()) <= 30 + AHEAD[engine] * 4
     drawn = loader(Drawn(), engine, shuffle=True)
     found = []
     for _ in range(3):
@@ -129,7 +129,7 @@ def test_an_error_made_ahead_is_raised_when_its_batch_is_asked_for(engine: str, 
         pass
     data.fails.touch()
     assert numbers(iterator)[-1] == 29
-    wait_for(lambda: data.asked().count(BAD) == 2)  # it has failed by now
+    wait_for(lambda: data.requested().count(BAD) == 2)  # it has failed by now
     batches: list[Any] = []
     with pytest.raises(SampleError, match=f"sample '{BAD}': Recorded.__getitem__ failed with ValueError: not any more"):
         batches.extend(made)
@@ -143,7 +143,7 @@ def test_a_dataset_that_has_grown_is_gone_through_whole() -> None:
         data = Drawn()
         made = loader(data, engine)
         assert len(list(made)) == 10
-        data.size = 45  # after batches of the next epoch were made ahead
+        data.size = 45  # after batches of the next epoch were prefetched
         assert [i for _, y in made for i in y.tolist()] == list(range(45))
         made.close()
 
@@ -154,18 +154,18 @@ def test_workers_that_do_not_persist_make_nothing_ahead(engine: str, tmp_path: P
     for epoch in (1, 2):
         assert len(numbers(made)) == 30
         made.close()
-        assert len(data.asked()) == 30 * epoch
+        assert len(data.requested()) == 30 * epoch
 
 
 def test_starting_early_goes_on_into_the_next_epoch(engine: str, tmp_path: Path) -> None:
     data = Recorded(8, tmp_path / "record")  # 2 batches
     made = loader(data, engine)
     made.start()
-    wait_for(lambda: len(data.asked()) >= 4 * 4)
+    wait_for(lambda: len(data.requested()) >= 4 * 4)
     assert made.state_dict()["position"] == 0
     made.set_epoch(0, then=1)
     assert numbers(made) == list(range(8))
     made.set_epoch(1, then=None)
     assert numbers(made) == list(range(8))
     made.close()
-    assert len(data.asked()) <= 16 + (AHEAD[engine] + 1) * 4  # a thread's loader has looked at one batch before
+    assert len(data.requested()) <= 16 + (AHEAD[engine] + 1) * 4  # a thread's loader has looked at one batch before
