@@ -9,7 +9,6 @@ conf/bench.yaml explains each key, docs/bench.md what is measured. Run nothing e
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,8 +54,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if {"-m", "--multirun"} & set(sys.argv):
-        sys.exit("error: -m: a sweep is for train.py; several loaders are compared with bench.compare=[...]")
     from feedrate.cli.launch import launch
 
-    launch(main, "bench")
+    launch(main, "bench", instead_of_sweep="several loaders are compared with bench.compare=[...]")

@@ -10,7 +10,6 @@ conf/evaluate.yaml explains each key, docs/evaluate.md what is written.
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TYPE_CHECKING
 
 from feedrate.cli.launch import launch, plain
@@ -58,6 +57,4 @@ def main(cfg: DictConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    if {"-m", "--multirun"} & set(sys.argv):
-        sys.exit("error: -m: a sweep is for train.py; give evaluate.py one run")
-    launch(main, "evaluate")
+    launch(main, "evaluate", instead_of_sweep="give evaluate.py one run")

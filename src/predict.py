@@ -9,7 +9,6 @@ conf/predict.yaml explains each key.
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TYPE_CHECKING
 
 from feedrate.cli.launch import launch, plain
@@ -50,6 +49,4 @@ def main(cfg: DictConfig) -> int:
 
 
 if __name__ == "__main__":
-    if {"-m", "--multirun"} & set(sys.argv):
-        sys.exit("error: -m: a sweep is for train.py; give predict.py one run")
-    launch(main, "predict")
+    launch(main, "predict", instead_of_sweep="give predict.py one run")

@@ -8,7 +8,6 @@ conf/prepare.yaml explains each key. After an interruption, the same command con
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from feedrate.system.signals import quit_on_interrupt, raise_when_stopped
@@ -31,8 +30,6 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     quit_on_interrupt()  # before anything else is imported
-    if {"-m", "--multirun"} & set(sys.argv):
-        sys.exit("error: -m: a sweep is for train.py; give prepare.py one source and one root")
     from feedrate.cli.launch import launch
 
-    launch(main, "prepare")
+    launch(main, "prepare", instead_of_sweep="give prepare.py one source and one root")

@@ -4,7 +4,7 @@ Examples:
     python src/sync.py                                        every run and sweep under outputs/
     python src/sync.py outputs/runs/FOLDER outputs/sweeps/FOLDER
     python src/sync.py FOLDER tracking.uri=http://127.0.0.1:5000     to another store than the run's own
-A run that still goes on is left alone: its own uploader sends its record. Exit code 1 if something could not be sent.
+Runs that are still running are skipped: they send their own record. Exit code 1 if something could not be sent.
 """
 
 from __future__ import annotations

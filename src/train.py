@@ -22,13 +22,13 @@ log = logging.getLogger("feedrate")
 
 def train(cfg: DictConfig) -> float:
     """One run; returns the lowest validation loss, which a search minimises."""
-    from feedrate.runs.run import Run, read_settings
+    from feedrate.runs.run import Run, resolve_config
 
     # Configuration: resolved, secrets masked
-    settings = read_settings(cfg)
+    resolved = resolve_config(cfg)
 
     # The run: checks the configuration; owns folder, signals, tracker and status; resumes an earlier run
-    with Run.open(settings) as run:
+    with Run.open(resolved) as run:
         # torch and all that needs it are imported only now, since that takes seconds
         from feedrate.config import timeout_of
         from feedrate.dataset import build_data, check_shapes

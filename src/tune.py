@@ -8,7 +8,6 @@ conf/tune.yaml explains each key, docs/tune.md what is tried. Run nothing else m
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -75,8 +74,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if {"-m", "--multirun"} & set(sys.argv):
-        sys.exit("error: -m: a sweep is for train.py; give tune.py one dataset and one model")
     from feedrate.cli.launch import launch
 
-    launch(main, "tune")
+    launch(main, "tune", instead_of_sweep="give tune.py one dataset and one model")

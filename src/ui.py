@@ -38,7 +38,7 @@ def main() -> int:
         signal.signal(signum, signal.default_int_handler)
     print("Starting MLflow's pages, which takes 10 to 30 s ...", flush=True)
 
-    # -- The store, which is made if need be ---------------------------------------------------------------
+    # -- The store, created if it does not exist -----------------------------------------------------------
     from feedrate.tracking.store import open_store
 
     client, _ = open_store(address, DEFAULT_EXPERIMENT)

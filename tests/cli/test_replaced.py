@@ -1,4 +1,4 @@
-"""A class that takes the place of a shipped option's begins with its own defaults, and what it is given is said."""
+"""A class that replaces a shipped option's begins with its own defaults, and what it is given is said."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_a_class_in_an_experiment_begins_with_its_own_defaults_and_keeps_what_th
     assert kept["weight_decay"] == 0.01  # in the file, though it is what adamw has, too
     assert kept["schedule.last_epoch"] == 3  # a scheduler of torch steps after each epoch, not after each step
     assert kept["lr"] == pytest.approx(0.002 * 0.1**3)
-    said = [text for text in notes.messages if "takes the place" in text]
+    said = [text for text in notes.messages if " replaces " in text]
     assert said == [
-        "note: optimizer._target_=torch.optim.NAdam takes the place of optimizer=adamw: its own defaults hold "
+        "note: optimizer._target_=torch.optim.NAdam replaces optimizer=adamw: its own defaults are used "
         "(lr=0.002, betas=[0.9, 0.999])",
-        "note: scheduler._target_=torch.optim.lr_scheduler.StepLR takes the place of scheduler=cosine: its own "
-        "defaults hold (interval=epoch)",
+        "note: scheduler._target_=torch.optim.lr_scheduler.StepLR replaces scheduler=cosine: its own "
+        "defaults are used (interval=epoch)",
     ]
 
 
@@ -58,14 +58,14 @@ def test_a_shipped_class_may_take_the_place_of_another_option(run_train, notes):
     summary = run_train(*overrides, "trainer.max_epochs=1", "dataset.limit=64")
     kept = settings(summary)
     assert (kept["max_lr"], kept["weight_decay"], kept["nesterov"]) == (0.001, 0, False)  # max_lr: ${optimizer.lr}
-    assert "takes the place of model=cnn: its own defaults hold (dropout=0.2, hidden=[512, 512])" in notes.text
+    assert "replaces model=cnn: its own defaults are used (dropout=0.2, hidden=[512, 512])" in notes.text
 
 
 def test_keys_of_the_option_that_the_class_needs_are_carried_over_and_said(run_train, notes, digits):
     overrides = ("model=mlp", "dataset._target_=feedrate.dataset.TensorFiles", "model._target_=own_models.Needy")
     run_train(*overrides, f"dataset.root={digits}", "trainer.max_epochs=1", "dataset.limit=64")
-    said = "its own defaults hold (dropout=0.0); carried over, as they are needed: model.hidden=[512, 512]"
-    assert f"takes the place of model=mlp: {said}" in notes.text
+    said = "its own defaults are used (dropout=0.0); carried over, as they are needed: model.hidden=[512, 512]"
+    assert f"replaces model=mlp: {said}" in notes.text
 
 
 def test_a_class_that_cannot_be_imported_is_named(run_train):

@@ -236,7 +236,7 @@ def test_a_worker_that_is_killed_or_no_longer_needed_leaves_no_other(tmp_path: P
         assert len(_children() - before) >= 2
         if kill:
             next(iter(_children() - before)).kill()
-            with pytest.raises(UserError, match=r"ended by SIGKILL.*\n.*goes on"):
+            with pytest.raises(UserError, match=r"ended by SIGKILL.*\n.*continues"):
                 list(progress)
         progress.close()
         assert not _children() - before

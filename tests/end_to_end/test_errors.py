@@ -171,15 +171,15 @@ FAULTS = {
     "indented": ("# @package _global_\nmodel:\n  width: 1\n   depth: 3\n", "line 4: "),
     "documents": ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document"),
     "alias": ("# @package _global_\nseed: *one\n", "line 2: found undefined alias 'one'"),
-    "brace": ("# @package _global_\n\nseed: ${a\n", ""),
-    "latin": ("# @package _global_\n# M\xf6we\n", "utf-8"),
+    "brace": ("# @package _global_\n\nseed: ${a\n", "line 3: "),
+    "latin": ("# @package _global_\n# M\xf6we\n", "line 2: 'utf-8' codec"),
     "bare": ("trainer:\n  max_epochs: 3\n", "line 1: `# @package _global_` must stand there"),
     "choosing": ("defaults:\n  - override /model: mlp\n", "line 1: `# @package _global_` must stand there"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_in_a_file_of_the_configuration_is_told_with_file_and_line(tmp_path, monkeypatch, name):
+def test_a_fault_in_a_file_of_the_configuration_names_file_and_line(tmp_path, monkeypatch, name):
     text, said = FAULTS[name]
     (tmp_path / "experiment").mkdir()
     (tmp_path / f"experiment/{name}.yaml").write_bytes(text.encode("latin-1"))

@@ -144,13 +144,13 @@ def test_a_run_whose_worker_is_killed_names_the_signal_and_the_cause_and_goes_on
             if name == "first":
                 folder = tmp_path / loader / "first"
                 assert output.splitlines()[-3:] == [
-                    f"run folder  {folder}   (goes on with trainer.resume=auto)",
+                    f"run folder  {folder}   (resume it with trainer.resume=auto)",
                     "error: a worker of the loader was ended by SIGKILL",
                     "Most likely memory ran out: lower loader.num_workers, loader.prefetch_factor or loader.batch_size",
                 ]
                 assert json.loads((folder / "summary.json").read_text())["status"] == "FAILED"
             else:
-                assert f"going on with first after {'15' if loader == 'feedrate' else ''}" in output
+                assert f"resuming first after {'15' if loader == 'feedrate' else ''}" in output
 
 
 def test_SIGTERM_while_a_checkpoint_is_written_lets_it_be_written(tmp_path, digits):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from feedrate.system.text import wrapped_command
 from feedrate.trainer import checkpoint
 from sweep_process import cut_power, start, sweep
 
@@ -72,7 +73,7 @@ def test_a_killed_search_goes_on_with_its_study_and_repeats_no_trial_that_ended(
     assert searched.second.returncode == 0, searched.second.stderr
     assert "study mine: 2 of 5 trials are done" in searched.second.stdout
     assert "trial 2 of 5: " in searched.second.stdout
-    assert "(goes on where it was interrupted)" in searched.second.stdout
+    assert "(resumed where it was interrupted)" in searched.second.stdout
     assert sorted(path.name for path in searched.first.glob("[0-9]*")) == [str(i) for i in range(TRIALS)]
     for name, changed in searched.before.items():
         assert (searched.first / name / "summary.json").stat().st_mtime_ns == changed
@@ -111,7 +112,7 @@ def test_mlflow_has_one_parent_with_table_and_pictures_and_a_child_for_each_tria
     note = parent.data.tags["mlflow.note.content"]
     best = min((row for row in searched.rows if row["status"] == "FINISHED"), key=lambda r: float(r["validation/loss"]))
     assert note.startswith("**Best trial: lr 0.05, batch size ")
-    assert f"```sh\n{best['command']}\n```" in note
+    assert f"```sh\n{wrapped_command(best['command'])}\n```" in note
     assert f"optimizer.lr={best['optimizer.lr']} " in best["command"]
     assert {run.info.status for run in searched.children} == {"FINISHED"}
     assert sorted(run.data.tags["feedrate.job"] for run in searched.children) == [row["trial"] for row in searched.rows]

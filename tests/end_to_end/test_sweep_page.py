@@ -73,7 +73,7 @@ def test_the_parents_page_names_the_best_setting_first_and_shows_table_and_heat_
     text = browser.wait_for(
         "Show less", "samples/s", "wait %", "step ms", "free cores", "epoch s", "best epoch", "validation accuracy"
     )
-    assert re.search(r"^python src/train.py .*loader.num_workers", text, re.MULTILINE)
+    assert re.search(r"^python src/train.py (.*\\\n)*.*loader.num_workers", text, re.MULTILINE)
     browser.until(lambda: shown_pictures(browser.driver) == ["samples_per_s.png", "wait_pct.png"])
     browser.keep("sweep")
     link = browser.driver.find_element("link text", "best job").get_attribute("href")

@@ -113,7 +113,7 @@ def test_of_two_restarts_at_once_one_goes_on_and_the_other_says_that_it_runs_alr
     assert told.startswith("error: this sweep is running already: process ")
     assert told.count("\n") == 2
     assert "job 0 finished before" in output
-    assert "job 1 of 2: seed=1  (goes on where it was interrupted)" in output
+    assert "job 1 of 2: seed=1  (resumed where it was interrupted)" in output
     assert [path.name for path in (killed.folder / "sweeps").iterdir() if path.is_dir()] == ["first"]
 
 

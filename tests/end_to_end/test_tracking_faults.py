@@ -245,7 +245,7 @@ def test_a_run_that_is_killed_is_marked_by_its_uploader_which_ends_then(digits, 
     until(lambda: uploaders(tmp_path / "run") == [])
     found = MlflowClient(f"sqlite:///{database}").get_run(json.loads(state.read_text())["run_id"])
     assert found.info.status == "KILLED"
-    assert "without a word" in found.data.tags["feedrate.error"]
+    assert "without recording its status" in found.data.tags["feedrate.error"]
 
 
 def test_no_secret_of_address_override_or_environment_is_left_anywhere(digits, tmp_path, make_store):

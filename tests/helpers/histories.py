@@ -30,7 +30,7 @@ def history(
     stage: str = "fetch",
     nbytes: int = 1000,
 ) -> EpochTimes:
-    """Batches of 8 samples by that many processes, each two batches ahead, or by the main thread."""
+    """Batches of 8 samples, loaded by `workers` processes, each two batches ahead, or by the main thread (0)."""
     loads = [load_ms] * steps if isinstance(load_ms, (int, float)) else list(load_ms)
     rows, cpu, now, free = Steps(2 * workers + 2), 0, 1_000 * MS, [1_000 * MS] * max(1, workers)
     issued = [now] * (2 * workers)
@@ -61,7 +61,7 @@ def held_up(
     quiet_every: int = 25,
     more_ms: Sequence[float] = (),
 ) -> EpochTimes:
-    """One thread makes the next batch in each step, but in one of `quiet_every`, after which it is waited for.
+    """One thread loads the next batch during each step; in one step of `quiet_every` after it, so that training waits.
 
     Args:
         more_ms: that each step takes longer, (steps,).

@@ -123,7 +123,7 @@ class Soak:
             kill = self._kill(process, name, folder or fresh) if self.kills < kills else None
             code = process.wait(timeout=300)
             output = _output(fresh)
-            found = re.search(r"going on with (\S+) after (\d+) steps", output)
+            found = re.search(r"resuming (\S+) after (\d+) steps", output)
             if line:
                 begun = "then begun again" if "a new one begins" in output else "then killed before it had begun"
                 self.say(f"{line}, {f'then resumed from step {found[2]}' if found else begun}")

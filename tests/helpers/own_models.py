@@ -21,7 +21,7 @@ class Needy(nn.Module):
 
 
 class TwiceThrough(torch.optim.SGD):
-    """Goes through the model again in each step."""
+    """Needs the loss in each step, so it is refused when it is built."""
 
     def step(self, loss, *, again, retain=False):
         raise NotImplementedError

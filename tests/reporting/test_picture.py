@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib import font_manager
+from matplotlib.text import Text
 from PIL import Image
 
 from feedrate.reporting import plots
@@ -78,7 +79,9 @@ def test_settings_in_pictures_of_sweeps_are_text_too(tmp_path: Path) -> None:
     ]  # fmt: skip
     one = [Group({"dataset.root": r.settings["dataset.root"]}, [r]) for r in results]
     for groups in (one, [Group(r.settings, [r]) for r in results]):
-        drawn(sweep_figure(groups, "samples_per_s"), tmp_path)
+        figure = sweep_figure(groups, "samples_per_s")
+        drawn(figure, tmp_path)
+        assert {"/a$b$$", "/c$"} <= {text.get_text() for text in figure.findobj(Text)}
 
 
 def test_a_picture_that_fails_costs_a_warning_with_its_name(caplog: pytest.LogCaptureFixture) -> None:

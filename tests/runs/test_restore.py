@@ -31,7 +31,11 @@ from saved_run import call, with_config
     ],
 )
 def test_what_feedrate_and_torch_ship_is_allowed(target):
-    check_targets({"model": {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": target}]}})
+    node = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": target}]}
+    check_targets({"model": node})
+    with pytest.raises(UserError, match="names code that Feedrate does not ship") as caught:
+        check_targets({"model": {**node, "own": {"_target_": "os.system"}}})
+    assert str(caught.value).startswith("model.own._target_=os.system: ")
 
 
 @pytest.mark.parametrize(

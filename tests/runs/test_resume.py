@@ -219,9 +219,9 @@ def test_the_learning_rate_that_is_typed_is_taken_where_that_is_asked_for(
     monkeypatch.undo()
     typed = ("optimizer.lr=0.0003", "optimizer.weight_decay=0.5")
     kept = run_train(*SETTINGS, f"trainer.resume={folder}", *typed)
-    said = [text for text in caplog.messages if "is not used: the run goes on with" in text]
+    said = [text for text in caplog.messages if "is not used: the run keeps" in text]
     assert len(said) == 2
-    assert any(text.startswith("note: optimizer.lr=0.0003 is not used: the run goes on with 0.003,") for text in said)
+    assert any(text.startswith("note: optimizer.lr=0.0003 is not used: the run keeps 0.003,") for text in said)
     same_run(kept, undisturbed)
     caplog.clear()
     folder = tmp_path / "run-copy"
@@ -252,13 +252,13 @@ def test_another_optimizer_and_scheduler_are_taken_where_that_is_asked_for(
 @pytest.mark.parametrize(
     ("scheduler", "typed", "said"),
     [
-        (("scheduler=plateau",), "scheduler.patience=9", "scheduler.patience=9 is not used: the run goes on with 3,"),
+        (("scheduler=plateau",), "scheduler.patience=9", "scheduler.patience=9 is not used: the run keeps 3,"),
         (
             ("scheduler=one_cycle",),
             "scheduler.max_lr=0.5",
-            "scheduler.max_lr=0.5 is not used: the run goes on with 0.003,",
+            "scheduler.max_lr=0.5 is not used: the run keeps 0.003,",
         ),
-        (("scheduler=none",), "optimizer.lr=0.5", "optimizer.lr=0.5 is not used: the run goes on with 0.003,"),
+        (("scheduler=none",), "optimizer.lr=0.5", "optimizer.lr=0.5 is not used: the run keeps 0.003,"),
     ],
     ids=["plateau", "one cycle", "none"],
 )
@@ -417,7 +417,7 @@ def test_after_SIGKILL_the_next_command_marks_the_run_and_goes_on(tmp_path, digi
     resumed = start(tmp_path / "runs/again", digits, "trainer.resume=auto")
     output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, output
-    assert "going on with run after" in output
+    assert "resuming run after" in output
     assert json.loads(summary.read_text())["status"] == "FINISHED"
     assert not (tmp_path / "runs/again").exists()
     assert whole.wait(timeout=300) == 0

@@ -21,7 +21,7 @@ from feedrate.config import check
 from feedrate.errors import UserError
 from feedrate.reporting.report import Report
 from hydra_plugins.feedrate_launcher import _name
-from hydra_plugins.feedrate_launcher._folder import add, attempt, claim, discard, mark, wait_for
+from hydra_plugins.feedrate_launcher._folder import add, attempt, discard, mark, open_folder, wait_for
 from hydra_plugins.feedrate_launcher._jobs import Job
 from hydra_plugins.feedrate_launcher._sweep import Sweep
 from saved_run import compose
@@ -34,14 +34,14 @@ STARTS = """
 import sys, time
 from pathlib import Path
 from feedrate.errors import UserError
-from hydra_plugins.feedrate_launcher._folder import claim
+from hydra_plugins.feedrate_launcher._folder import open_folder
 fresh, instant = Path(sys.argv[1]), float(sys.argv[2])
 fresh.mkdir()
 (fresh / "multirun.yaml").touch()
 while time.time() < instant:
     pass
 try:
-    print(claim(fresh, sys.argv[3], again=False).path)
+    print(open_folder(fresh, sys.argv[3], again=False).path)
 except UserError as error:
     print("refused:", str(error).splitlines()[0])
 sys.stdout.flush()
@@ -50,7 +50,7 @@ sys.stdin.read()
 
 
 def started(folder: Path, sweep_ids: list[str]) -> list[str]:
-    """What processes say that claim a folder at the same instant, each staying until all have spoken."""
+    """What processes say that open a folder at the same instant, each staying until all have spoken."""
     instant = str(time.time() + 2)
     processes = [
         subprocess.Popen(
@@ -84,23 +84,23 @@ def test_of_starts_at_the_same_instant_one_goes_on_and_other_sweeps_have_folders
 
 
 def test_a_finished_sweep_begins_anew_and_an_interrupted_one_goes_on_unless_told_otherwise(tmp_path):
-    first = claim(tmp_path / "first", "a", again=False)
+    first = open_folder(tmp_path / "first", "a", again=False)
     add(first, status="KILLED")
     first.release()
-    second = claim(tmp_path / "second", "a", again=False)
+    second = open_folder(tmp_path / "second", "a", again=False)
     assert second.path == tmp_path / "first"
     add(second, status="FINISHED")
     second.release()
-    third = claim(tmp_path / "third", "a", again=False)
+    third = open_folder(tmp_path / "third", "a", again=False)
     assert third.path == tmp_path / "third"
     third.release()
-    assert claim(tmp_path / "fourth", "a", again=True).path == tmp_path / "fourth"
+    assert open_folder(tmp_path / "fourth", "a", again=True).path == tmp_path / "fourth"
 
 
 def test_a_folder_that_holds_another_sweep_is_refused(tmp_path):
-    claim(tmp_path / "mine", "a", again=False).release()
+    open_folder(tmp_path / "mine", "a", again=False).release()
     with pytest.raises(UserError, match="holds a sweep already; name a new folder"):
-        claim(tmp_path / "mine", "b", again=False)
+        open_folder(tmp_path / "mine", "b", again=False)
     assert not (tmp_path / "mine/lock").exists()
 
 
@@ -177,12 +177,12 @@ def test_a_job_that_could_not_say_how_it_ended_is_marked_and_one_that_never_ran_
         ("KILLED", "killed by SIGKILL"), ("FAILED", "its own words"),
     ]  # fmt: skip
 
-    claimed = claim(tmp_path / "sweep", "a", again=False)
-    sweep = Sweep(master=OmegaConf.create(), folder=claimed, at_once=1, name="s", settings={},
+    opened = open_folder(tmp_path / "sweep", "a", again=False)
+    sweep = Sweep(master=OmegaConf.create(), folder=opened, at_once=1, name="s", settings={},
                   config=job().config, report=Report([]), words=lambda _: "")  # fmt: skip
     with pytest.raises(UserError, match="1 of 1 jobs did not finish"), sweep.open([JOB]):
         sweep.results[2] = sweep.result(replace(JOB, number=2), "FAILED", "it failed")  # fail_fast: the first never ran
-    rows = list(csv.DictReader((claimed.path / "sweep.csv").open()))
+    rows = list(csv.DictReader((opened.path / "sweep.csv").open()))
     assert [(row["status"], row["error"]) for row in rows] == [("NOT RUN", ""), ("FAILED", "it failed")]
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from feedrate.system.text import duration, flatten, number, table
+import shlex
+
+from feedrate.system.text import duration, flatten, number, table, wrapped_command
 
 
 def test_numbers_and_durations_are_short() -> None:
     values = [0.123456, 4.256, 1234567.0, 3.0, float("nan"), -1500.2]
     assert [number(value) for value in values] == ["0.1235", "4.26", "1,234,567", "3", "nan", "-1,500"]
     assert [duration(value) for value in (1.25, 42.4, 185, 7800)] == ["1.2 s", "42 s", "3 min 5 s", "2 h 10 min"]
+
+
+def test_a_long_command_is_wrapped_and_stays_the_same_command() -> None:
+    overrides = [f"+model.key{i}=[{i}, it's]" for i in range(20)]
+    command = shlex.join(["python", "src/train.py", *overrides, "x=" + 99 * "y"])
+    lines = wrapped_command(command).splitlines()
+    assert len(lines) > 5
+    assert max(map(len, lines[:-1])) <= 90
+    assert shlex.split(wrapped_command(command).replace("\\\n", "")) == shlex.split(command)
+    assert wrapped_command("python src/train.py seed=3") == "python src/train.py seed=3"
 
 
 def test_tables_are_aligned_and_escape_what_separates_columns() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import socket
 import sqlite3
@@ -17,6 +18,7 @@ import pytest
 
 from feedrate.config import ROOT
 from feedrate.errors import UserError
+from feedrate.tracking import recorded
 from feedrate.tracking.address import Address, read_address
 from feedrate.tracking.recorded import RecordedRun
 from feedrate.tracking.store import VIEW_TAG, open_store
@@ -95,6 +97,27 @@ def test_the_experiment_gets_its_artifact_folder_and_a_view_that_later_runs_leav
     read.set_experiment_tag(experiment_id, VIEW_TAG, "changed by the user")
     assert open_store(address, "feedrate")[1] == experiment_id
     assert read.get_experiment(experiment_id).tags[VIEW_TAG] == "changed by the user"
+
+
+def test_a_run_in_a_file_is_read_as_MLflow_reads_it_but_without_its_import(database: Path, monkeypatch: Any) -> None:
+    client, experiment_id = open_store(read_address(str(database)), "feedrate")
+    run_id = client.create_run(experiment_id, run_name="cnn", tags={"own": "tag"}).info.run_id
+    for step, value in enumerate([0.5, math.nan, math.inf, 0.25]):
+        client.log_metric(run_id, f"m{step % 3}", value, step=step)
+    client.log_text(run_id, "kept", "a/b.txt")
+    client.set_terminated(run_id, "KILLED")
+    code = "import sys; from feedrate.tracking.recorded import RecordedRun; run = RecordedRun(*sys.argv[1:])\n"
+    code += "print(run.name, run.status, run.text('a/b.txt'), 'mlflow' in sys.modules)"
+    command = [sys.executable, "-c", code, str(database), run_id]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    assert subprocess.check_output(command, env=environment, text=True) == "cnn KILLED kept False\n"
+    found = RecordedRun(str(database), run_id)
+    assert (found.metrics["m0"], found.tags["own"]) == (0.25, "tag")
+    monkeypatch.setattr(recorded, "_read_tables", lambda *_: None)
+    by_mlflow = RecordedRun(str(database), run_id)
+    for name in ("name", "status", "url", "_artifacts", "tags", "metrics"):
+        ours, theirs = (getattr(run, name) for run in (found, by_mlflow))
+        assert repr(sorted(ours.items())) == repr(sorted(theirs.items())) if isinstance(ours, dict) else ours == theirs
 
 
 def test_a_store_and_a_search_in_a_folder_with_any_name_lie_there_and_nothing_lies_beside_it(tmp_path: Path) -> None:

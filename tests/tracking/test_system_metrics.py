@@ -151,6 +151,7 @@ def test_processes_that_end_while_they_are_read_are_left_out(start: Start) -> No
     tree, counts = ProcessTree(child.pid), []
     while len(counts) < 100 or len(set(counts)) < 2:  # until one was seen
         counts.append(tree.read(last=True)["process_count"])
+    assert set(counts) == {1.0, 2.0}
 
 
 def test_without_the_main_process_there_is_nothing_to_say(start: Start) -> None:

@@ -32,7 +32,7 @@ from feedrate.timing.ceilings import metrics as metrics_of
 from feedrate.timing.epoch_times import Setup
 from feedrate.trainer.assemble import build_optimizer
 from feedrate.trainer.device import choose_device, choose_precision
-from feedrate.trainer.evaluate import answers
+from feedrate.trainer.evaluate import outputs_of
 from feedrate.trainer.forward import Forward
 from feedrate.trainer.guard import LossGuard
 from feedrate.trainer.loop import Trainer
@@ -285,7 +285,7 @@ def test_a_copy_that_finds_no_memory_in_an_evaluation_gives_the_advice(simulated
     forward = Forward(nn.Linear(64, 10).to(SIM), data, SIM, choose_precision(32, SIM))
     leave_memory(simulated, 1000)
     with pytest.raises(UserError, match="the device ran out of memory; lower loader.batch_size"):
-        list(answers(forward, Loader(Wide("train"), 64, seed=0)))
+        list(outputs_of(forward, Loader(Wide("train"), 64, seed=0)))
 
 
 @pytest.mark.filterwarnings("error")  # nothing that is closed then fails once more, and says so

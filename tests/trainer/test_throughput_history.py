@@ -127,11 +127,11 @@ def test_an_epoch_that_is_broken_off_counts_where_it_has_enough_steps() -> None:
     for steps, judged_on in ((15, WAITING), (60, FED)):
         found = told(WAITING, WAITING)
         found.begin()
-        found.broken_off(history(10, 10, 2, steps=steps))
+        found.end_run(history(10, 10, 2, steps=steps))
         times = found.times
         assert times is not None
         assert (len(times.wait) > len(WAITING.wait)) == (judged_on is FED)
-        found.broken_off(FED)  # there is no epoch any more that could be
+        found.end_run(FED)  # there is no epoch any more that could be
         assert len(found.times.wait) == len(times.wait)  # type: ignore[union-attr]
 
 
@@ -165,4 +165,4 @@ def test_a_run_that_is_killed_has_the_verdict_of_what_was_trained(tmp_path, digi
     assert run.data.tags["feedrate.verdict"] == summary["verdict"]["kind"]
     text = f"{summary['verdict']['kind']:<13} {summary['verdict']['waited']}"
     assert f"until then:\n{text}" in output
-    assert re.search(r"^run folder  \S*/run   \(goes on with trainer.resume=auto\)$", output, re.MULTILINE)
+    assert re.search(r"^run folder  \S*/run   \(resume it with trainer.resume=auto\)$", output, re.MULTILINE)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from feedrate.config import ROOT, shown_path
@@ -71,8 +71,31 @@ def _fault_in_file(error: BaseException) -> str:
     if isinstance(error, MarkedYAMLError):
         return f"{shown_path(file)}, {yaml_fault(error)}"
     cause = error.__cause__ or error
-    hint = "; an interpolation is written ${GROUP.KEY}" if isinstance(cause, GrammarParseError) else ""
-    return f"{shown_path(file)}: {str(cause).splitlines()[0]}{hint}"
+    hints: dict[type[BaseException], str] = {
+        UnicodeDecodeError: "save the file as UTF-8",
+        GrammarParseError: "an interpolation is written ${GROUP.KEY}",
+    }
+    text = str(cause).splitlines()[0]
+    if (hint := hints.get(type(cause))) is None:
+        return f"{shown_path(file)}: {text}"
+    return f"{shown_path(file)}, line {_line_of_fault(file)}: {text}; {hint}"
+
+
+def _line_of_fault(file: Path) -> int:
+    """The first line that is not UTF-8, or whose value OmegaConf cannot parse; 1 if there is none."""
+    import yaml
+
+    line = 1
+    try:
+        for token in yaml.scan(file.read_text(encoding="utf-8")):
+            if isinstance(token, yaml.ScalarToken):
+                line = int(token.start_mark.line) + 1
+                OmegaConf.create([token.value])
+    except UnicodeDecodeError as error:
+        return error.object.count(b"\n", 0, error.start) + 1
+    except GrammarParseError:
+        return line
+    return 1
 
 
 def _unknown_key(key: str, cause: BaseException | None) -> str:

@@ -42,16 +42,16 @@ FROM_STDIN = "--job-from-stdin"  # in place of arguments: a job of a sweep reads
 FULL_ERROR = os.environ.get(_FULL, "") not in ("", "0")  # as the user set it; `launch` sets it for Hydra
 
 
-def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
+def launch(job: Callable[[DictConfig], Any], config_name: str, instead_of_sweep: str = "") -> None:
     """Composes conf/`config_name`.yaml with the command line's overrides and calls `job` with it.
 
     The last statement of a program; exits with 1 after an error, with 128 + signal after a signal. Until the job
-    handles it, Ctrl-C ends the process at once.
+    handles it, Ctrl-C ends the process at once. A program that does not sweep says in `instead_of_sweep` what to do.
     """
     alone = sys._getframe(1).f_back is None and not sys.flags.inspect  # no profiler, debugger or shell around it
     code = 0
     try:
-        _run(job, config_name)
+        _run(job, config_name, instead_of_sweep)
     except SystemExit as ended:
         if not alone or not isinstance(ended.code, int):
             raise
@@ -59,16 +59,14 @@ def launch(job: Callable[[DictConfig], Any], config_name: str) -> None:
     if alone:  # what Python does at its end
         threading._shutdown()  # type: ignore[attr-defined]  # joins threads that are not daemons
         atexit._run_exitfuncs()
-        if (
-            threading.active_count() > 1
-        ):  # a daemon thread, back from torch, would abort the process in its finalization
+        if threading.active_count() > 1:  # back from torch, a daemon thread would abort the process in its finalization
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code & 0xFF)
         sys.exit(code)
 
 
-def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
+def _run(job: Callable[[DictConfig], Any], config_name: str, instead_of_sweep: str) -> None:
     quit_on_interrupt()
     outlive_readers()
     root = str(CONF.parent)
@@ -81,7 +79,7 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ[_FULL] = "1"  # Hydra raises, instead of printing its own six to nine lines
 
     @functools.wraps(job)  # Hydra names the log file and the job after the file of the function
-    def guarded(config: DictConfig) -> Any:
+    def wrapped(config: DictConfig) -> Any:
         if not FULL_ERROR:
             os.environ.pop(_FULL, None)  # not for the processes that the job starts
         try:
@@ -95,11 +93,13 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
             _fail(error)
 
     try:
+        if instead_of_sweep and {"-m", "--multirun"} & set(sys.argv):
+            raise UserError(f"-m: a sweep is for train.py; {instead_of_sweep}")
         if sys.argv[1:] == [FROM_STDIN]:
-            _run_composed(guarded, pickle.load(sys.stdin.buffer))
+            _run_composed(wrapped, pickle.load(sys.stdin.buffer))
         else:
             _check_arguments()
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(wrapped)()
         quit_on_interrupt()
     except KeyboardInterrupt as error:
         on_the_way_out()
@@ -152,7 +152,7 @@ def plain(config: DictConfig, written: Path | None = None, *, job: HydraConf | N
 
 
 def describe(error: BaseException) -> str:
-    """An exception for the user: the text of a mistake; type and place of anything else."""
+    """An exception as text for the user: a UserError's message; type, message and place of any other."""
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
         from feedrate.system.device import explained
 

@@ -1,7 +1,7 @@
 """A `_target_` that replaces an option's own starts from its class's defaults, not from the option's keys.
 
 `optimizer._target_=torch.optim.RMSprop` is merged by Hydra over conf/optimizer/adamw.yaml, whose weight_decay was meant
-for AdamW. Keys that were typed, or stand in an experiment, hold.
+for AdamW. Keys on the command line or in an experiment are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUPS = ("dataset", "loader", "model", "optimizer", "scheduler")
 
 
 def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[str]]:
-    """The configuration with the keys that hold for such classes, and a note for each; `job` is Hydra's own node."""
+    """The configuration with the defaults of such classes, and a note for each; `job` is Hydra's own node."""
     if not job.runtime.config_sources:  # a job of a sweep, for which the sweep has done this
         return config, []
     choices = job.runtime.choices
@@ -38,7 +38,7 @@ def own_defaults(config: DictConfig, job: HydraConf) -> tuple[DictConfig, list[s
         if _target(given._get_node(group)) == target:  # otherwise the option inherits it from another one
             with open_dict(config):
                 config[group], note = _restarted(group, target, config[group], given[group])
-            notes.append(f"note: {group}._target_={target} takes the place of {group}={choices[group]}: {note}")
+            notes.append(f"note: {group}._target_={target} replaces {group}={choices[group]}: {note}")
     return config, notes
 
 
@@ -88,7 +88,7 @@ def _restarted(group: str, target: str, node: DictConfig, given: DictConfig) -> 
         elif (group, key) == ("scheduler", "interval"):
             own[key] = SchedulerConfig.interval
     new.update(own)
-    note = "its own defaults hold" + (f" ({', '.join(f'{k}={as_yaml(v)}' for k, v in own.items())})" if own else "")
+    note = "its own defaults are used" + (f" ({', '.join(f'{k}={as_yaml(v)}' for k, v in own.items())})" if own else "")
     carried = ", ".join(f"{group}.{key}={as_yaml(node[key])}" for key in kept if not OmegaConf.is_missing(node, key))
     return new, note + (f"; carried over, as they are needed: {carried}" if carried else "")
 

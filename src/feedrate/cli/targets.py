@@ -56,7 +56,7 @@ def takes(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _parameters(target: Callable[..., Any]) -> tuple[Mapping[str, inspect.Parameter], bool]:
-    """The parameters, and whether any other keyword is taken; of what is written in C nothing is known."""
+    """The parameters, and whether others are allowed, as for classes written in C, which have no signature."""
     try:
         found = inspect.signature(target).parameters
     except (ValueError, TypeError):
@@ -114,9 +114,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no text'])[0]}"
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Targets that are allowed
-# ---------------------------------------------------------------------------------------------------------
+# -- Targets that are allowed -----------------------------------------------------------------------------
 
 
 def check_targets(nodes: Mapping[str, Any], allow: Collection[str] = (), *, own: bool = False) -> None:

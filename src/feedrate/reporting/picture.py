@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours (jfly.uni-koeln.de/color), which colour-blind people can tell apart
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6b6b6b"
-SMALL = 8  # points: notes, labels of many rows
 WIDTH = 6.6  # inches: as much as MLflow's run page has room for
 STYLE: Any = {
     "axes.axisbelow": True, "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#dddddd", "grid.linewidth": 0.6,

@@ -32,7 +32,6 @@ History = Mapping[str, Mapping[int, float]]  # metric name -> epoch -> value
 
 MAX_NUMBERED_CLASSES = 40  # above that, counts in the cells are too small to read
 LABEL_CHARACTERS = 14
-MAX_DOTS = 5000
 
 
 @styled()

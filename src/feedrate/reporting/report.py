@@ -26,7 +26,7 @@ from feedrate.reporting.results import (
     words,
     words_of_metric,
 )
-from feedrate.system.text import fenced, table
+from feedrate.system.text import fenced, table, wrapped_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,7 +135,7 @@ class Report:
             return ["**No job finished.**"]
         speed, exact = by_speed(ranking.groups), ranked(ranking.groups, "best")
         shown = [one for one in ([exact, speed] if ranking.by == "best" else [speed, exact]) if one.first]
-        commands = dict.fromkeys(one.first[0].results[0].command for one in shown)
+        commands = dict.fromkeys(wrapped_command(one.first[0].results[0].command) for one in shown)
         line = "" if comparable(ranking.groups) else NOT_COMPARABLE
         return [*map(_first_line, shown), line, fenced("\n".join(commands))]
 
@@ -208,7 +208,7 @@ class SearchReport(Report):
         return [
             f"**Best trial: {chosen_words(group.settings)}** · {what}, {which} of {len(results)} trials ({ended})",
             NOT_COMPARABLE if ranking.by != "objective" and not comparable(ranking.groups) else "",
-            fenced(best.command),
+            fenced(wrapped_command(best.command)),
         ]
 
     def _figures(self, results: Sequence[JobResult], ranking: Ranking) -> dict[str, str]:

@@ -143,7 +143,7 @@ def steady(summary: Mapping[str, Any], metric: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def settings(overrides: Sequence[str]) -> dict[str, str]:
+def key_values(overrides: Sequence[str]) -> dict[str, str]:
     """`['loader.num_workers=2', '+model.width=8']` as key -> value."""
     parts = (override.lstrip("+").partition("=") for override in overrides)
     return {key: value for key, _, value in parts}
@@ -151,7 +151,7 @@ def settings(overrides: Sequence[str]) -> dict[str, str]:
 
 def swept(overrides: Sequence[Sequence[str]]) -> list[str]:
     """The keys that do not have the same value in every job, in the order of the command line."""
-    chosen = [settings(job) for job in overrides]
+    chosen = [key_values(job) for job in overrides]
     keys = dict.fromkeys(key for job in chosen for key in job)
     return [key for key in keys if len({job.get(key) for job in chosen}) > 1]
 

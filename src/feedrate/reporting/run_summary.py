@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from feedrate.system.text import duration, fenced, number, percent
+from feedrate.system.text import duration, fenced, number, percent, wrapped_command
 from feedrate.timing.noise import shown
 
 SLOW = 5  # slowest samples that are listed; summary.json has more
@@ -40,7 +40,7 @@ def run_note(
     if slow:
         listed = ", ".join(f"{sample['ID']} ({shown(sample['load_ms'])} ms)" for sample in slow[:SLOW])
         parts.append(f"Slowest samples: {listed}")
-    return "\n\n".join(filter(None, [*parts, fenced(command)])) + "\n"
+    return "\n\n".join(filter(None, [*parts, fenced(wrapped_command(command))])) + "\n"
 
 
 def headline(

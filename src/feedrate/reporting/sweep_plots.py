@@ -5,26 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from feedrate.reporting.picture import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    new_figure,
-    set_heading,
-    styled,
-)
+from feedrate.reporting.picture import BLUE, GREEN, GREY, ORANGE, new_figure, set_heading, styled
 from feedrate.reporting.plots import bare
-from feedrate.reporting.results import (
-    Group,
-    chosen_words,
-    comparable,
-    metric_of,
-    order,
-    ranked,
-    words,
-    words_of_metric,
-)
+from feedrate.reporting.results import Group, chosen_words, comparable, metric_of, order, ranked, words, words_of_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from typing import Any
 from feedrate.timing.epoch_times import EpochTimes
 from feedrate.timing.stages import STAGES
 
-WINDOW = 60  # steps
+TIMELINE_STEPS = 60  # that a timeline shows
 _LOOP = ("step", "transfer", "wait")
 
 

@@ -16,7 +16,6 @@ WIDEST = 44  # characters of a cell; a longer value is shortened in its middle
 _LEFT_OUT = ("system/", "best/")  # readings that are never equal; figures that have rows of their own
 _ORDER = ("test/", "validation/", "train/")  # of results; the others follow
 
-
 Facts = Mapping[str, Mapping[str, Any]]  # section (configuration, data, code, results) -> key -> value
 
 

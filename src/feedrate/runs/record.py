@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from feedrate.dataset.subset import size_of
 from feedrate.reporting.run_summary import headline, run_note
@@ -24,7 +25,6 @@ from feedrate.tracking.sweep import picture
 from feedrate.tracking.tracker import COMMIT_TAG
 from feedrate.trainer.device import name_of
 from feedrate.trainer.loop import Trainer
-from feedrate.trainer.pruning import pruned
 
 
 def record_start(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
@@ -32,7 +32,7 @@ def record_start(tracker: Tracker, origin: Origin, trainer: Trainer) -> None:
     config, code, data = origin.config, origin.code, trainer.data
     groups = {group: option for group, option in origin.choices.items() if group in config}
     settings = {key: value for key, value in flatten(config).items() if not key.startswith(("tracking.", "sweep."))}
-    parameters = sum(p.numel() for p in trainer.state.model.parameters())
+    parameters = num_parameters(trainer.state.model)
     about = {"model.parameters": parameters, "device": device_of(trainer), "precision": trainer.precision.name}
     tracker.params({**groups, **settings, **about})
     tracker.tags({"feedrate.command": origin.command, **({COMMIT_TAG: code.commit} if code.commit else {})})
@@ -76,7 +76,7 @@ def results(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
         **loading(trainer, verdict),
         "data_digest": trainer.data.digest,
         **{name: digest for name, digest in digests.items() if digest},
-        **pruned(result.stopped),
+        **({"pruned": "true"} if result.pruned else {}),
         "per_class": result.per_class,
     }
 
@@ -91,7 +91,13 @@ def loading(trainer: Trainer, verdict: Verdict | None) -> dict[str, Any]:
     }
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Number of values in a model's parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def device_of(trainer: Trainer) -> str:
+    """The device with its product name, such as `cuda:0 (NVIDIA H100 PCIe)`."""
     return f"{trainer.device} ({name_of(trainer.device)})"
 
 
@@ -105,12 +111,13 @@ def example(trainer: Trainer) -> torch.Tensor:
 def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trainer, verdict: Verdict | None) -> None:
     """Tags, verdict, summary note, timeline and pictures of a run that ended well."""
     result = trainer.result
-    tracker.tags({f"feedrate.{name}": value for name, value in pruned(result.stopped).items()})
+    if result.pruned:
+        tracker.tags({"feedrate.pruned": "true"})
     if verdict is not None:
         trainer.record_verdict(verdict)
         tracker.metrics({f"verdict/{k}": v for k, v in verdict.figures.items()}, len(result.history) - 1)
-    window = trainer.throughput.window()
-    names = ["throughput", *(["timeline"] if window is not None else [])]
+    excerpt = trainer.throughput.excerpt()
+    names = ["throughput", *(["timeline"] if excerpt is not None else [])]
     note = run_note(
         figures(trainer, verdict),
         command=origin.command,
@@ -122,8 +129,8 @@ def record_results(tracker: Tracker, origin: Origin, folder: Path, trainer: Trai
         slow=trainer.throughput.slow_samples(),
     )
     tracker.note(note)
-    if window is not None:
-        (folder / "timeline.json").write_text(json.dumps(trace(window)), encoding="utf-8")
+    if excerpt is not None:
+        (folder / "timeline.json").write_text(json.dumps(trace(excerpt)), encoding="utf-8")
         tracker.artifact(folder / "timeline.json")
     if tracker.active:
         _record_pictures(tracker, trainer)
@@ -142,8 +149,8 @@ def _record_pictures(tracker: Tracker, trainer: Trainer) -> None:
         "loss": partial(loss_curves, curves),
         "throughput": partial(throughput, curves),
     }
-    if (window := trainer.throughput.window()) is not None:
-        drawn["timeline"] = partial(timeline, rows_of(window))
+    if (excerpt := trainer.throughput.excerpt()) is not None:
+        drawn["timeline"] = partial(timeline, rows_of(excerpt))
     if result.confusion is not None:
         names = [str(row["class"]) for row in result.per_class or []]
         title = f"validation after epoch {result.best_epoch + 1}, the best"

@@ -126,7 +126,7 @@ def load_model(saved: SavedRun, state: Mapping[str, Any], data: Data, device: to
 
 
 def _check_nodes(saved: SavedRun, allow: Collection[str]) -> None:
-    """Raises UserError unless all classes are allowed; those in this repository's files are for a run made here."""
+    """Raises UserError unless all classes are allowed, as those in this repository's files are for its own runs."""
     tags = saved.recorded.tags if saved.recorded is not None else {}
     here = saved.folder.is_relative_to(ROOT) and not saved.folder.is_relative_to(RESTORED)
     own = here or has_commit(str(saved.summary.get("commit") or tags.get(COMMIT_TAG)))

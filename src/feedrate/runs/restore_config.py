@@ -17,17 +17,23 @@ _KNOWN = ConfigDict(extra="forbid")
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class OtherDataset:
+    """Keys that replace those of the run's dataset."""
+
     root: str | None
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class OtherLoader:
+    """Keys that replace those of the run's loader."""
+
     batch_size: Positive | None
     num_workers: Workers | Literal["auto"] | None
 
 
 @dataclass(config=_KNOWN, frozen=True, kw_only=True)
 class OtherTrainer:
+    """Keys that replace those of the run's trainer."""
+
     device: Device | None
     precision: Literal["auto", "bf16", "fp16", 32] | None
 

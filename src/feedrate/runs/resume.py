@@ -64,7 +64,7 @@ def check_config(state: Mapping[str, Any], folder: Path, config: Mapping[str, An
     for key in sorted(restored & present.keys() & former.keys()):
         if present[key] != former[key]:
             log.warning(
-                "note: %s=%s is not used: the run goes on with %s, as its checkpoint has it; "
+                "note: %s=%s is not used: the run keeps %s, as its checkpoint has it; "
                 "trainer.resume_optimizer=false takes what is set now", key, as_yaml(present[key]), as_yaml(former[key])
             )  # fmt: skip
     kept = (

@@ -71,7 +71,7 @@ class Run:
     @classmethod
     @contextmanager
     def open(cls, settings: dict[str, Any]) -> Iterator[Run]:
-        """Opens a run with the configuration of `read_settings`, and ends it, whatever happens in between."""
+        """Opens a run with the configuration of `resolve_config`, and ends it, also after an error or a signal."""
         run = cls(settings)
         run.interruption.listen()
         try:
@@ -94,7 +94,7 @@ class Run:
             resume.check_config(state, self._earlier, self.origin.config)
             self._summary["run_id"] = read_summary(self._earlier).get("run_id")
             self.checkpoint = state
-            log.info("going on with %s after %d steps", self._earlier.name, state["step"])
+            log.info("resuming %s after %d steps", self._earlier.name, state["step"])
         self._update()
 
     def start_loaders(self, data: Data, device: torch.device) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Run:
         return self._loaders
 
     def start_tracking(self, data: Data) -> None:
-        """Opens the tracker, and tells it of runs that have died."""
+        """Opens the tracker, which also closes the records of runs whose process has died."""
         config, model = self.origin.config, self.origin.choices["model"]
         self.tracker = open_tracker(
             self.config.tracking,
@@ -126,19 +126,19 @@ class Run:
             uploader=self._uploader,
         )
         for folder in self._dead:
-            log.info("note: %s was killed; it is marked so now", folder.name)
+            log.info("note: %s was killed; it is now marked KILLED", folder.name)
             self.tracker.close_dead(folder)
 
     def start(self, trainer: Trainer) -> None:
         """Records the start of training; a resumed run's trainer is first set to its checkpoint."""
         from feedrate.runs import record, resume
 
-        self._trainer, state, precision = trainer, trainer.state, trainer.precision
-        parameters = sum(p.numel() for p in state.model.parameters())
-        log.info("%s with %s parameters, precision %s", type(state.model).__name__, f"{parameters:,}", precision.name)
+        self._trainer, model = trainer, trainer.state.model
+        parameters, precision = f"{record.num_parameters(model):,}", trainer.precision.name
+        log.info("%s with %s parameters, precision %s", type(model).__name__, parameters, precision)
         if self.checkpoint:
             if self.config.trainer.resume_optimizer:
-                resume.check_optimizer(self.checkpoint, state.optimizer)
+                resume.check_optimizer(self.checkpoint, trainer.state.optimizer)
             trainer.load_state_dict(self.checkpoint)
             record.record_resumed(self.tracker, self.origin, trainer)
         else:
@@ -186,7 +186,7 @@ class Run:
                 log.info("until then:\n%s", record.verdict_words(self._trainer, verdict))
                 self._trainer.record_verdict(verdict)
         if isinstance(error, (KeyboardInterrupt, LostWorker)) and (self.folder.checkpoints / "last.pt").exists():
-            log.info("run folder  %s   (goes on with trainer.resume=auto)", self.folder.path)
+            log.info("run folder  %s   (resume it with trainer.resume=auto)", self.folder.path)
         self._end_tracking(status, text)
 
     def _end_tracking(self, status: Status, error: str = "") -> None:
@@ -217,7 +217,7 @@ class Run:
             self._update(status="KILLED", error=text)
 
 
-def read_settings(cfg: DictConfig) -> dict[str, Any]:
+def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration of the running job; its secrets are masked in logs and in the folder's .hydra/."""
     from hydra.core.hydra_config import HydraConfig
 

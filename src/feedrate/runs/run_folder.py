@@ -39,7 +39,7 @@ class RunFolder:
             (path / "lock").write_text(json.dumps(owner), encoding="utf-8")
 
     def release(self) -> None:
-        """Gives the folder up."""
+        """Removes the lock."""
         (self.path / "lock").unlink(missing_ok=True)
 
     def tidy(self) -> None:

@@ -113,7 +113,7 @@ def _parse_config(text: str, name: str, resolve: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run as it was left."""
+    """A run of the past: its configuration, files and record."""
 
     config: Mapping[str, Any]  # resolved; may name any class until `check_targets` has seen it
     folder: Path
@@ -124,10 +124,12 @@ class SavedRun:
 
     @property
     def seed(self) -> int:
+        """`seed` of its configuration."""
         return int(self.config["seed"])
 
     @property
     def trainer(self) -> TrainerConfig:
+        """The group `trainer` of its configuration, checked."""
         checked: TrainerConfig = validate(TrainerConfig, self.config["trainer"], "trainer")
         return checked
 
@@ -138,7 +140,7 @@ class SavedRun:
 
 
 def find_saved(name: str, uri: str | None) -> SavedRun:
-    """The run with this folder, checkpoint or MLflow run id; ids are looked up in the store `uri`."""
+    """The run with this folder, checkpoint or MLflow run id (of the store `uri`); UserError if there is none."""
     folder = folder_named(name)
     if folder is not None:
         path = resolve_path(name)
@@ -149,7 +151,7 @@ def find_saved(name: str, uri: str | None) -> SavedRun:
         try:
             recorded = _recorded(uri, run_id) if uri and run_id else None
         except UserError as error:
-            log.warning("note: the run's record in MLflow is left aside: %s", str(error).splitlines()[0])
+            log.warning("note: the run's record in MLflow is not used: %s", str(error).splitlines()[0])
         return SavedRun(config, folder, path if path.is_file() else None, run_id, recorded, summary)
     if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
         raise UserError(f"{name}: no run folder, no checkpoint, and no run id (32 hexadecimal digits)")

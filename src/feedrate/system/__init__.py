@@ -1,1 +1,1 @@
-"""Files, locks, secrets, signals, processes and cores: nothing of data or training."""
+"""Files, locks, secrets, signals, processes, cores and text, for all other packages; imports none of them."""

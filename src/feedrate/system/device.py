@@ -9,7 +9,7 @@ from feedrate.errors import UserError
 
 
 def has_streams(device: torch.device) -> bool:
-    """Whether batches can be copied to it on a stream of their own; not so on the CPU and MPS."""
+    """Whether batches can be copied to it on a separate stream; False for the CPU and MPS."""
     return device.type not in ("cpu", "mps")
 
 

@@ -22,7 +22,7 @@ def free_memory(system: Path = Path("/")) -> int:
 
 
 def _group_memory(system: Path) -> Iterator[int]:
-    """Bytes left in each control group; page cache counts as left, since the kernel gives it up first.
+    """Bytes left in each control group; page cache counts as left, since the kernel frees it first.
 
     Source: Linux kernel documentation, admin-guide/cgroup-v2.rst and admin-guide/cgroup-v1/memory.rst.
     """

@@ -1,4 +1,4 @@
-"""Divides work among processes that report as they go; none of them outlives its parent. The loader has its own."""
+"""Divides work among processes that report as they go; none of them outlives its parent. Not for loading batches."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _check_ended(process: Any) -> None:
         name = signal.Signals(-process.exitcode).name
         raise UserError(
             f"num_workers: a worker was ended by {name}, as happens when memory runs out or the source gets shorter\n"
-            "The same command goes on from what is written; fewer workers need less memory"
+            "The same command continues from what is written; fewer workers need less memory"
         )
     if process.exitcode > 0:
         raise RuntimeError("a worker failed; its traceback is above")

@@ -1,7 +1,7 @@
 """Signals that ask a program to stop: SIGTERM, Ctrl-C and SIGHUP. Imports nothing that takes time.
 
-`Interruption` lets a run finish its step and write a checkpoint before it exits with 128 + signal. The functions serve
-the time before and after a run, and commands that keep nothing.
+`Interruption` lets a run finish its step and write a checkpoint before it exits with 128 + signal. The functions are
+for the time before and after a run, and for commands without checkpoints.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def ignore(signums: Iterable[int]) -> None:
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
     """Sets the handler of the signals in `STOPPING` that are not ignored (nohup, background jobs); the former ones."""
-    heard = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
-    return {signum: signal.signal(signum, handler) for signum in heard}
+    handled = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
+    return {signum: signal.signal(signum, handler) for signum in handled}
 
 
 def _raise(signum: int, frame: FrameType | None) -> NoReturn:

@@ -1,8 +1,9 @@
-"""Text for people: numbers, durations and tables; and nested settings as flat keys."""
+"""Text for people: numbers, durations, commands and tables; and nested settings as flat keys."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,17 @@ def percent(value: float) -> str:
 def fenced(text: str, language: str = "sh") -> str:
     """A block of code in Markdown."""
     return f"```{language}\n{text}\n```"
+
+
+def wrapped_command(command: str, width: int = 90) -> str:
+    """A shell command in lines of `width` characters, each but the last continued by a backslash; words stay whole."""
+    lines: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines and len(lines[-1]) + len(word) + 7 <= width:  # with a space, the indent and the backslash
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return " \\\n    ".join(lines)
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ class Task:
         self.top5 = top5 and targets.task == "classification" and targets.num_outputs > 5
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Mean loss of a batch, a scalar in float32, of outputs (B, num_outputs).
+        """Mean loss of a batch, a scalar in float32, of outputs (B, num_outputs); UserError if their shape differs.
 
         y: (B,) or (B, 1) int64 classes, or (B,) or (B, num_outputs) floats.
         """
@@ -82,6 +82,7 @@ class Meter:
         return {"samples": self.samples, "loss": self._loss, "sums": self._sums, "confusion": self._confusion}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the sums of `state_dict`."""
         self.samples = int(state["samples"])
         for name in ("loss", "sums", "confusion"):
             getattr(self, f"_{name}").copy_(state[name])

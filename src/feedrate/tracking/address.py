@@ -71,9 +71,7 @@ def read_address(uri: str, artifacts: str | None = None) -> Address:
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of an SQLite file, for SQLAlchemy, which decodes %XX and options after `?`, and Optuna, which fills
-    in what stands in braces.
-    """
+    """The URL of an SQLite file, escaped: SQLAlchemy decodes %XX and options after `?`, and Optuna formats braces."""
     escaped = str(path).translate({ord(character): quote(character) for character in "%?{}"})
     # with a driver where it matters: below sqlite:/// MLflow makes the folder of the escaped path
     return f"{'sqlite' if escaped == str(path) else 'sqlite+pysqlite'}:///{escaped}"
@@ -85,4 +83,5 @@ def experiment_link(page: str, experiment_id: str) -> str:
 
 
 def run_link(page: str, experiment_id: str, run_id: str) -> str:
+    """Link to the page of a run."""
     return f"{page}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"

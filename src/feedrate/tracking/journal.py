@@ -27,7 +27,7 @@ JOURNAL = "journal.jsonl"
 SYSTEM = "journal.system.jsonl"  # readings of the machine, written by the uploader
 STATE = "journal.state.json"
 FILES = "record"  # folder of recorded texts and pictures
-SILENT_END = "its process ended without a word (SIGKILL, or out of memory)"
+SILENT_END = "its process ended without recording its status (SIGKILL, or out of memory)"
 
 PARENT_TAG = "mlflow.parentRunId"
 PARENT_JOURNAL = "journal:"  # in PARENT_TAG: before the folder of the parent's journal
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Appends events to one file of a run folder. Never raises: a full disk costs one warning."""
+    """Appends events to one file of a run folder. Never raises: a full disk is one warning."""
 
     def __init__(self, folder: Path, name: str = JOURNAL) -> None:
         self.folder, self.path = folder, folder / name
@@ -108,6 +108,7 @@ class UploadState:
             return cls()
 
     def write(self, folder: Path) -> None:
+        """Replaces the state of a run folder atomically."""
         atomic_write(folder / STATE, json.dumps(asdict(self), indent=2))
 
     @property

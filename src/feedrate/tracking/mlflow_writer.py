@@ -52,6 +52,7 @@ class MLflowWriter:
         self._journal_id = ""  # known once the run was looked up
 
     def close(self) -> None:
+        """Releases the journal."""
         self._lock.close()
 
     def send(self) -> None:
@@ -208,7 +209,7 @@ class MLflowWriter:
                 self._client.log_inputs(self.state.run_id, datasets=inputs)
 
     def _send_file(self, event: Event) -> None:
-        """Sends a file or folder. One that its place does not take is set aside while the store answers."""
+        """Sends a file or folder; one whose place fails while the store answers is set aside, to be sent again."""
         path, words = self._folder / event["path"], f"artifact {event['path']}"
         if not path.exists():
             self.state.rejected.append(without_secrets(f"{words}: it does not exist any more"))
@@ -234,7 +235,7 @@ class MLflowWriter:
 
     @contextmanager
     def _refusals_noted(self, words: str) -> Iterator[None]:
-        """Notes what the store refuses within, and goes on."""
+        """Adds what the store refuses to the state, instead of raising."""
         try:
             with translated_errors(self._address):
                 yield

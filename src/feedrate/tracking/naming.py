@@ -10,7 +10,7 @@ from feedrate.system.secrets import looks_secret
 
 MAX_CHARACTERS = 60
 
-_NAMED = {"model", "dataset", "loader.num_workers", "loader.batch_size"}  # they have a part of their own
+_NAMED = {"model", "dataset", "loader.num_workers", "loader.batch_size"}  # each has its own part of the name
 _LEFT_OUT = ("~", "hydra.", "hydra/", "tracking", "debug", "sweep.")
 _NUMBER = re.compile(r"[+-]?[\d_]*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
 

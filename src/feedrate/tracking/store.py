@@ -168,9 +168,9 @@ def _kind(error: Exception) -> type[UserError]:
 
 
 def _create_database(database: Path, artifacts: str | None) -> None:
-    """Makes a store that is missing, under a lock: MLflow's migrations fail when two processes begin them at once.
+    """Creates a store that is missing, under a lock: MLflow's migrations fail when two processes begin them at once.
 
-    It is made under a temporary name and renamed, so that a kill leaves no half-made one behind.
+    It is created under a temporary name and renamed, so that a kill leaves no incomplete one behind.
     """
     from filelock import FileLock
     from mlflow.store.tracking import sqlalchemy_store

@@ -31,7 +31,6 @@ from feedrate.tracking.tracker import open_tracker
 if TYPE_CHECKING:
     from feedrate.config import TrackingConfig
 
-NOTE_CHARACTERS = 8000  # MLflow's limit of a tag
 _UPLOADER_S = 10.0  # for the uploader of a job that has ended, so that what is added is sent after it
 
 
@@ -64,7 +63,7 @@ class SweepRun:
                 self.tracker.close_dead(journal.parent)
 
     def mark(self, folder: Path, status: Literal["FAILED", "KILLED"], error: str, plain: Mapping[str, str]) -> None:
-        """Records a job that did not end well, unless it has done so itself; `plain` are tags of a run without any."""
+        """Records a job that did not end well, unless it has done so itself; `plain`: tags if it has no record yet."""
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(JournalBusy):
             lock_journal(folder, _UPLOADER_S).close()

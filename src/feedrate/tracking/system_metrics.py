@@ -30,7 +30,7 @@ class SystemReadings:
         self._step = sum(1 for _ in events(folder / SYSTEM))  # of a resumed run
         self._journal = Journal(folder, SYSTEM)
         self._taken: list[dict[str, Any]] = []
-        self._read_machine()  # processor use is counted from the call before: this one begins it
+        self._read_machine()  # processor use is measured since the previous call: this is the first
 
     def take(self, last: bool = False) -> None:
         """Takes a reading if it is time, and in any case the last one."""

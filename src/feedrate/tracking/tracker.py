@@ -154,7 +154,7 @@ class Tracker:
         """Keeps a copy of the model in MLflow's form as the artifact `model`, if `tracking.log_model` is set.
 
         `example` is a batch `(B, ...)`; with B of at least 2 the batch size stays free in the export, which takes
-        seconds. A model that cannot be exported costs a warning and the tag `feedrate.model_error`.
+        seconds. A model that cannot be exported is a warning and the tag `feedrate.model_error`.
         """
         if self._journal is None or not self._log_model:
             return

@@ -1,4 +1,4 @@
-"""Uploads journals to a tracking store: in a process of its own while a run goes on, afterwards in src/sync.py.
+"""Uploads journals to a tracking store: in a separate process while training runs, afterwards in src/sync.py.
 
 `UploaderProcess` is training's end of the process, `main` the process. They exchange lines of JSON through pipes: the
 address too, since other users can read a command line. Neither mlflow nor torch is imported at the top.
@@ -39,7 +39,7 @@ SENDING_S = 120.0  # at the end, while something is sent
 HURRY_S = 3.0  # at the end, after a signal
 
 # The process
-POLL_S = 0.2  # between looks at the journal; a message wakes it at once
+POLL_S = 0.2  # between readings of the journal; a message wakes the process at once
 RETRY_S = 2.0  # between two attempts while the store is away
 LAST_S = 9.0  # it outlives training by no more than that
 _ENVIRONMENT = {
@@ -89,7 +89,7 @@ def journals(paths: Iterable[Path]) -> list[Path]:
 
 
 def pending(folder: Path) -> int:
-    """Number of records that the store lacks; at least one for a run that the store takes for alive."""
+    """Number of records that the store lacks; at least one for a run that still runs according to the store."""
     state = UploadState.read(folder)
     return state.left(folder) + len(state.aside) or int(state.alive)
 
@@ -267,7 +267,7 @@ def _receive(messages: IO[bytes], timeout_s: float | None) -> dict[str, Any]:
 
 
 def _end_after(parent: int) -> None:
-    """Ends this process some seconds after training is gone, however long a call to the store takes."""
+    """Ends this process some seconds after training has ended, even during a call to the store."""
     while os.getppid() == parent:
         time.sleep(0.5)
     time.sleep(LAST_S)

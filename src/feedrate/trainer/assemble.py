@@ -75,7 +75,7 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
 
 
 def _can_be_fused(target: Any, node: Mapping[str, Any], model: nn.Module, parameters: list[nn.Parameter]) -> bool:
-    # of torch's, these have a fused form on every accelerator; whether another one has may be known only at its step
+    # these have a fused form on every accelerator; of another class that may be known only at its first step
     able = isinstance(target, type) and issubclass(target, (torch.optim.Adam, torch.optim.SGD))
     sparse = any(getattr(module, "sparse", False) for module in model.modules())  # an nn.Embedding's gradients
     # with dampening torch treats the first step differently, which zero_momentum would hide
@@ -97,7 +97,7 @@ def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def total_steps(config: TrainerConfig, loader: Any, state: Mapping[str, Any] | None = None) -> int:
-    """Optimizer steps of the whole run; from a checkpoint's `state` on they are counted in batches of today's size."""
+    """Optimizer steps of the whole run; of a resumed one those made until its checkpoint's `state`, and the rest."""
     whole = -(-len(loader) // config.accumulate)
     steps = config.max_epochs * whole
     if state:

@@ -22,10 +22,10 @@ log = logging.getLogger("feedrate")
 
 
 def save(folder: Path, name: str, state: dict[str, Any], keep: int = 0) -> Path:
-    """Writes `name`.pt, which gets its final name only when its bytes are on the disk.
+    """Writes `name`.pt, which gets its final name only when its bytes are on the disk; raises UserError if it cannot.
 
     `state` holds tensors and plain values only, so that torch.load(weights_only=True) reads it. `keep` earlier ones
-    stay, as `name`-1.pt, `name`-2.pt, ... Where it cannot be written (UserError) the earlier one stays.
+    are kept, as `name`-1.pt, `name`-2.pt, ...
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary, final = folder / f".{name}.pt", folder / f"{name}.pt"
@@ -61,7 +61,7 @@ def copy(folder: Path, name: str, other: str) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU; a UserError if it is damaged (torch.load verifies no checksums)."""
+    """The state in a checkpoint, on the CPU; raises UserError if it is damaged (torch.load verifies no checksums)."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -75,14 +75,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path, name: str = "last") -> dict[str, Any] | None:
-    """The newest undamaged checkpoint's state, None if there is none; a damaged one is a note."""
+    """The newest undamaged checkpoint's state, None if there is none; logs a note for each damaged one."""
     earlier = sorted(folder.glob(f"{name}-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]))
     for path in [folder / f"{name}.pt", *earlier]:
         if path.exists():
             try:
                 return load(path)
             except UserError as error:
-                log.warning("note: %s; the one before it is taken", error)
+                log.warning("note: %s; the one before it is used", error)
     return None
 
 

@@ -19,7 +19,7 @@ from feedrate.trainer.forward import Forward, cause_of
 
 
 @torch.no_grad()
-def answers(
+def outputs_of(
     forward: Forward, loader: Any, started: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Each batch with the outputs ((B, num_outputs) float32, on the device) of the model in evaluation mode.
@@ -39,9 +39,9 @@ def answers(
 
 
 def validate(forward: Forward, loader: Any, task: Task, started: Callable[[], None]) -> Meter:
-    """The partition's metrics; for `started` see `answers`."""
+    """The partition's metrics; for `started` see `outputs_of`."""
     meter = task.meter(forward.device)
-    for batch, outputs in answers(forward, loader, started):
+    for batch, outputs in outputs_of(forward, loader, started):
         meter.update(task.loss(outputs, batch.y), outputs, batch.y)
     return meter
 
@@ -54,9 +54,9 @@ def predictions(forward: Forward, loader: Any, targets: Targets) -> Iterator[dic
 
 
 def _with_IDs(forward: Forward, loader: Any) -> Iterator[tuple[list[str], Batch, Tensor]]:
-    """As `answers`, with the IDs of each batch; the loader's order must be its dataset's."""
+    """As `outputs_of`, with the IDs of each batch; the loader's order must be its dataset's."""
     known, at = list_IDs(loader.dataset), 0
-    for batch, outputs in answers(forward, loader):
+    for batch, outputs in outputs_of(forward, loader):
         here = range(at, at + len(batch.X))
         at += len(batch.X)
         yield loader.IDs(batch.info) or [str(i) if known is None else known[i] for i in here], batch, outputs

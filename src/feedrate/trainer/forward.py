@@ -86,7 +86,7 @@ class Forward:
             if tuple(X.shape[1:]) != self._shape or X.dtype != self._dtype:
                 raise SampleError(
                     f"batch of {names(loader, batch.info)}: samples are {tuple(X.shape[1:])} {X.dtype}, the first "
-                    f"training sample is {self._shape} {self._dtype}; make them alike, or take them out"
+                    f"training sample is {self._shape} {self._dtype}; give all the same, or take these out"
                 )
             if self._classes is not None and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self._classes:
                 raise SampleError(

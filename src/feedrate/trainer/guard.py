@@ -31,7 +31,7 @@ class LossGuard:
         self._window: Tensor | None = None
 
     def check(self, loss: Tensor, step: int, info: BatchInfo) -> None:
-        """Call after the forward pass of each batch, before its gradients can reach the weights."""
+        """Call after each forward pass; raises UserError (on an accelerator `read` does) if the loss is not finite."""
         bad = ~torch.isfinite(loss.detach())
         if not self._deferred:
             if bool(bad):  # waits for the device where an accelerator trains with an optimizer that is not fused
@@ -48,7 +48,7 @@ class LossGuard:
         self._window = None
 
     def read(self) -> None:
-        """Reads the flags of the steps so far, which waits for the device; raises as `check`."""
+        """Checks the losses of the steps so far, which waits for the device; raises UserError as `check` does."""
         if not self._pending:
             return
         flags = torch.stack([bad for _, _, bad in self._pending]).tolist()
@@ -78,7 +78,7 @@ def _check_samples(loader: Any, info: BatchInfo) -> None:
         try:
             sample = probe_again(loader.dataset, index, loader.seed, info.request.epoch, ID)
             finite = all(bool(torch.as_tensor(value).isfinite().all()) for value in sample)
-        except Exception:  # the loss is what is reported
+        except Exception:  # the error that is reported is that of the loss
             continue
         if not finite:
             text = "X or y holds a value that is not finite (NaN or inf); correct it, or take the ID out"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from feedrate.config import TrainerConfig
 from feedrate.dataset import Data
 from feedrate.errors import LostWorker, UserError
-from feedrate.loader import Batch, ToDevice
+from feedrate.loader import BatchInfo, ToDevice
 from feedrate.system.device import explained, has_streams
 from feedrate.system.signals import Interrupted, Interruption
 from feedrate.task.task import Meter, Task
@@ -40,7 +40,6 @@ from feedrate.trainer.throughput_history import ThroughputHistory
 
 log = logging.getLogger("feedrate")
 RECENT = 50  # steps that the live line averages over
-STOPPED_EARLY, STOPPED_AT = "stopped early: validation/loss has not fallen", "stopped at trainer.max_steps="
 
 
 class Trainer:
@@ -78,10 +77,12 @@ class Trainer:
         self._inline = not loaders["train"].num_workers
         self._verdict_logged = False
         self._saved_at = time.perf_counter()
-        self._earlier_s, self._begun = 0.0, None  # type: float, float | None
+        self._earlier_s = 0.0  # trained before the run was resumed
+        self._begun: float | None = None  # when `fit` was called
 
     @property
     def result(self) -> Result:
+        """Metrics and best epoch so far."""
         return self.state.result
 
     @property
@@ -159,7 +160,10 @@ class Trainer:
         if epoch == 0 and clock.first_batch_s is not None:
             metrics["loader/first_batch_s"] = clock.first_batch_s
         result.add(epoch, metrics, validation)
-        result.stopped = self._reason_to_stop(epoch) or reason_to_prune(epoch, metrics, self.config.max_epochs)
+        result.stopped = self._reason_to_stop(epoch)
+        if not result.stopped:
+            result.stopped = reason_to_prune(epoch, metrics, self.config.max_epochs)
+            result.pruned = bool(result.stopped)
         state.phase, state.random = "done", None
         if not part:
             self._save()
@@ -169,53 +173,55 @@ class Trainer:
         return times
 
     def _train_epoch(self, epoch: int) -> None:
+        """Trains on the epoch's batches, or the rest of them.
+
+        A signal may stop the run while it waits for a batch, and between two optimizer steps.
+        """
         if self._finished():  # resumed within an epoch, with a lower max_steps
             return
-        self.state.model.train()
-        for batch in self._batches():
+        state, loader = self.state, self.loaders["train"]
+        state.model.train()
+        batches = iter(ToDevice(loader, self.device, self.clock, self.forward.check(loader)))  # starts workers
+        self._may_stop()
+        for batch in batches:
+            self._stop.safe = False  # the state changes from here on
+            state.random = None
+            samples, info = len(batch.X), batch.info
             loss = self._step(batch)
             if self._progress.due:  # reading the loss waits for the device: twice a second, and only in a terminal
-                self._progress.step(epoch, self.state.batches, float(loss.detach()), self.clock.recent(RECENT))
+                self._progress.step(epoch, state.batches, float(loss.detach()), self.clock.recent(RECENT))
             # Freeing a tensor releases the GIL. Done here it belongs to the step, and is not counted as waiting.
             del batch
-        if not self.state.meter.samples:
+            self._after_step(samples, info)
+            if self._finished():
+                break
+            if self._step.window.empty:  # no checkpoint lies within a window, so none holds gradients
+                self._between_optimizer_steps()
+        self._stop.safe = False
+        self.clock.skip()
+        if not state.meter.samples:
             raise UserError("the training loader gave no batch; lower loader.batch_size or set loader.drop_last=false")
         if not self._step.window.empty:  # the epoch's last batches do not fill a window
             self._step.optimize()
 
-    def _batches(self) -> Iterator[Batch]:
-        """The epoch's batches on the device; after each one's step its time is noted, and a checkpoint written if due.
+    def _after_step(self, samples: int, info: BatchInfo) -> None:
+        """Notes the times of a step; at the log interval it also checks that the losses so far were finite."""
+        if self.state.batches % self.config.log_every == 0:
+            self._guard.read()
+        self.throughput.step()
+        self.clock.step(samples, info.nbytes, info.timing)
+        if info.slow:
+            self.throughput.add_slow_samples(info.slow)
 
-        Between two optimizer steps a signal may stop the run.
-        """
-        state, clock, loader = self.state, self.clock, self.loaders["train"]
-        batches = iter(ToDevice(loader, self.device, clock, self.forward.check(loader)))  # starts workers
+    def _between_optimizer_steps(self) -> None:
+        """Stops the run after a signal, writes a checkpoint if one is due, and lets the next signal stop it at once."""
+        self._stop.check()
+        every = self.config.checkpoint_every_s
+        if every is not None and time.perf_counter() - self._saved_at >= every:
+            self.clock.skip()
+            self._save()
+            self.clock.lap("checkpoint")
         self._may_stop()
-        for batch in batches:
-            self._stop.safe = False
-            state.random = None
-            samples, info = len(batch.X), batch.info
-            held = [batch]
-            del batch  # only the training step refers to it
-            yield held.pop()
-            if state.batches % self.config.log_every == 0:
-                self._guard.read()
-            self.throughput.step()
-            clock.step(samples, info.nbytes, info.timing)
-            if info.slow:
-                self.throughput.took_long(info.slow)
-            if self._finished():
-                break
-            if self._step.window.empty:  # no checkpoint lies within a window, so none holds gradients
-                self._stop.check()
-                every = self.config.checkpoint_every_s
-                if every is not None and time.perf_counter() - self._saved_at >= every:
-                    clock.skip()
-                    self._save()
-                    clock.lap("checkpoint")
-                self._may_stop()
-        self._stop.safe = False
-        clock.skip()
 
     def evaluate(self, partition: str) -> Meter:
         """Loss and metrics of a partition with the present weights."""
@@ -259,12 +265,12 @@ class Trainer:
         patience, result = self.config.early_stopping, self.state.result
         # where no epoch's loss was finite it is unknown whether it fell
         if patience and math.isfinite(result.best["validation/loss"]) and epoch - result.best_epoch >= patience:
-            return f"{STOPPED_EARLY} for {patience} epochs"
-        return f"{STOPPED_AT}{self.config.max_steps}" if self._finished() else ""
+            return f"stopped early: validation/loss has not fallen for {patience} epochs"
+        return f"stopped at trainer.max_steps={self.config.max_steps}" if self._finished() else ""
 
     def verdict(self) -> Verdict | None:
         """The verdict on all that was trained, also in an unfinished epoch; None after too few steps."""
-        self.throughput.broken_off(self.clock.epoch())
+        self.throughput.end_run(self.clock.epoch())
         return self.throughput.verdict()
 
     def record_verdict(self, verdict: Verdict) -> None:
@@ -281,7 +287,7 @@ class Trainer:
         self._earlier_s = float(times.get("all", 0.0))
         if state["phase"] == "done":
             epoch = int(state["epoch"])
-            if not ours.result.stopped or ours.result.stopped.startswith((STOPPED_EARLY, STOPPED_AT)):
+            if not ours.result.pruned:
                 ours.result.stopped = self._reason_to_stop(epoch)
             if ours.result.best_epoch == epoch:  # a kill may have come between the two checkpoints of that epoch's end
                 checkpoint.save(self._folder, "best", state)

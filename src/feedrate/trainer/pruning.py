@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 STORAGE_VARIABLE, TRIAL_VARIABLE = "FEEDRATE_STUDY", "FEEDRATE_TRIAL"
 STUDY_NAME = "search"  # each file holds one study
 METRIC, PRUNER = "metric", "pruner"  # user attributes of the study
-_REASON = "stopped by the search"
 _LOCKED_S = 60  # several jobs write into one SQLite file
 log = logging.getLogger("feedrate")
 
@@ -44,15 +43,10 @@ def reason_to_prune(epoch: int, metrics: Mapping[str, float], max_epochs: int) -
         trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[int(number)]._trial_id)
         trial.report(metrics[metric], epoch)
         if epoch + 1 < max_epochs and trial.should_prune():
-            return f"{_REASON}: {metric}={metrics[metric]:.4g} is poor for epoch {epoch + 1}"
+            return f"stopped by the search: {metric}={metrics[metric]:.4g} is poor for epoch {epoch + 1}"
     except Exception as error:
         log.warning("epoch %d could not be reported to the search: %s", epoch + 1, error)
     return ""
-
-
-def pruned(stopped: str) -> dict[str, str]:
-    """Facts for summary and tags of a run that stopped for this reason."""
-    return {"pruned": "true"} if stopped.startswith(_REASON) else {}
 
 
 def quiet_optuna() -> Any:

@@ -39,7 +39,7 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: 
 class Schedule:
     """A scheduler that is stepped after each optimizer step or each epoch, as `scheduler.interval` says.
 
-    Without a node the learning rate stays as it is.
+    The learning rate is constant where `node` is None.
     """
 
     def __init__(self, node: Mapping[str, Any] | None, optimizer: Optimizer, total_steps: int, max_epochs: int) -> None:
@@ -87,7 +87,7 @@ class Schedule:
             )  # fmt: skip
 
     def advance(self, steps: int, epochs: int) -> None:
-        """Steps a new schedule to where a run is; what depends on the validation loss starts there."""
+        """Steps a new schedule to where a run is; one that follows the validation loss starts from its beginning."""
         if self._scheduler is None or isinstance(self._scheduler, ReduceLROnPlateau):
             return
         with warnings.catch_warnings():
@@ -102,4 +102,5 @@ class Schedule:
             self._scheduler.load_state_dict({**state, **length})
 
     def state_dict(self) -> dict[str, Any]:
+        """The scheduler's state, empty without one."""
         return self._scheduler.state_dict() if self._scheduler is not None else {}

@@ -33,6 +33,7 @@ class Result:
     confusion: list[list[int]] | None = None  # of its validation, rows are true classes; None for regression
     per_class: list[dict[str, Any]] | None = None  # samples and accuracy of each class, of its validation
     stopped: str = ""  # why training ended before max_epochs
+    pruned: bool = False  # whether a search ended it
 
     def add(self, epoch: int, metrics: dict[str, float], validation: Meter) -> None:
         """Adds a finished epoch."""
@@ -82,13 +83,14 @@ class RunState:
         self.result = Result()
 
     def next_epoch(self) -> None:
+        """Starts the next epoch with an empty meter."""
         self.position, self.last = self._loader_state(), None
         self.epoch, self.phase, self.batches = self.epoch + 1, "training", 0
         self.meter = self._task.meter(self.device)
 
     @property
     def within_epoch(self) -> bool:
-        """Whether some of the epoch's samples are left, as where `trainer.max_steps` ended its training."""
+        """Whether the epoch has samples left to train on, as after `trainer.max_steps` has ended it."""
         place = self._loader_state()
         return place is not None and bool(place["position"] < self._loader.end)
 

@@ -85,10 +85,12 @@ class AccumulationWindow:
 
     @property
     def empty(self) -> bool:
+        """Whether no batch was added since the last optimizer step."""
         return self._count == 0
 
     @property
     def full(self) -> bool:
+        """Whether the optimizer step is due."""
         return self._count == self._batches
 
     def scale(self, loss: Tensor, samples: int) -> Tensor:

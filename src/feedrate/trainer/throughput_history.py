@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from feedrate.loader import setup_of
-from feedrate.reporting.trace import WINDOW
+from feedrate.reporting.trace import TIMELINE_STEPS
 from feedrate.timing import EpochTimes
 from feedrate.timing.epoch_times import Setup, cut, joined
 from feedrate.timing.machine import FreeCores, WorkerID, queued_s
@@ -61,7 +61,7 @@ class ThroughputHistory:
             return
         workers = self._workers()
         self._queued_s, self._queued_before = max(0.0, queued_s(workers) - self._queued_before), None
-        if workers or not self._loader.num_workers:  # what workers that have ended computed is unknown
+        if workers or not self._loader.num_workers:  # the CPU time of workers that have ended is unknown
             self._free_cores.measure(workers)
         self._free_cores.end()
         self.memory.measure(workers)
@@ -78,10 +78,10 @@ class ThroughputHistory:
         while len(self._epochs) > 1 and sum(len(kept.wait) for kept, _ in self._epochs) > MOST_STEPS:
             self._epochs.popleft()
 
-    def broken_off(self, times: EpochTimes) -> None:
-        """Call at the end of the run; `times` are those of an epoch that was broken off, if any.
+    def end_run(self, times: EpochTimes) -> None:
+        """Call at the end of the run, with the times of an epoch that was interrupted, if one was.
 
-        An epoch of a few steps counts only where there is no other.
+        It is kept if it has enough steps, or if there is no other epoch.
         """
         if not self._open:
             return
@@ -90,8 +90,8 @@ class ThroughputHistory:
         if not self._epochs or times.enough:
             self.end(times)
 
-    def took_long(self, samples: Sequence[tuple[int, int]]) -> None:
-        """Notes slow samples, (index, ns) each."""
+    def add_slow_samples(self, samples: Sequence[tuple[int, int]]) -> None:
+        """Adds slow samples: (index, load time in ns) of each."""
         self._slowest.add(*zip(*samples, strict=True))
 
     @property
@@ -109,17 +109,17 @@ class ThroughputHistory:
     def setup(self, times: EpochTimes | None = None) -> Setup:
         """Loader and machine during the kept epochs; free cores only where `times` are given."""
         found = setup_of(self._loader)
-        if times is not None and (times.known or not found.workers):  # what torch's workers computed is unknown
+        if times is not None and (times.known or not found.workers):  # the CPU time of torch's workers is unknown
             found = self._free_cores.applied_to(found)
         return replace(found, worker_delay_s=sum(queued for _, queued in self._epochs), packable=self._packable)
 
-    def window(self) -> EpochTimes | None:
+    def excerpt(self) -> EpochTimes | None:
         """Consecutive steps from the middle of the last epoch, for the timeline."""
         if not self._epochs:
             return None
         last = self._epochs[-1][0]
-        begin = max(0, (len(last.wait) - WINDOW) // 2)
-        return cut(last, slice(begin, begin + WINDOW))
+        begin = max(0, (len(last.wait) - TIMELINE_STEPS) // 2)
+        return cut(last, slice(begin, begin + TIMELINE_STEPS))
 
     def slow_samples(self) -> list[dict[str, Any]]:
         """ID and load_ms of the samples that took longest to load, where samples are timed one by one."""

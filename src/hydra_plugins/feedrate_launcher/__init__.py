@@ -42,7 +42,7 @@ class FeedrateLauncher(Launcher):
         """Runs the jobs, all of which are checked before, and returns their lowest validation losses."""
         from feedrate.reporting.report import Report
         from feedrate.reporting.results import swept
-        from hydra_plugins.feedrate_launcher._folder import claim, discard, identity, wait_for
+        from hydra_plugins.feedrate_launcher._folder import discard, identity, open_folder, wait_for
         from hydra_plugins.feedrate_launcher._jobs import compose
         from hydra_plugins.feedrate_launcher._sweep import Sweep
 
@@ -56,7 +56,7 @@ class FeedrateLauncher(Launcher):
             raise
         sweep = Sweep(
             master=self.config,
-            folder=claim(fresh, identity(jobs), again=jobs[0].config.sweep.again),
+            folder=open_folder(fresh, identity(jobs), again=jobs[0].config.sweep.again),
             at_once=at_once,
             name=_name(self.config.hydra.runtime.choices, keys),
             settings={key: ", ".join(dict.fromkeys(job.settings[key] for job in jobs)) for key in keys},

@@ -22,20 +22,20 @@ _ENDING_S = 30.0  # in which jobs whose launcher was killed write their checkpoi
 _SWEEPS = ROOT / "outputs/sweeps"
 
 
-def claim(
+def open_folder(
     fresh: Path,
     sweep_id: str,
     *,
     again: bool,
-    goes_on: Callable[[Mapping[str, Any]], bool] = lambda facts: facts.get("status") != "FINISHED",
+    resumes: Callable[[Mapping[str, Any]], bool] = lambda facts: facts.get("status") != "FINISHED",
 ) -> RunFolder:
-    """Locks the folder of the newest sweep with this id, or `fresh`; of several processes one gets it.
+    """Opens and locks the folder of the newest sweep with this id, or `fresh`; of several processes one gets it.
 
-    An earlier one, beside `fresh` or under outputs/sweeps, is taken if `goes_on` says so of its summary.json, and not
-    `again`. UserError: the same sweep is running, or `fresh` holds another one.
+    An earlier one, beside `fresh` or under outputs/sweeps, is opened again if `resumes` says so of its summary.json,
+    and not `again`. UserError: the same sweep is running, or `fresh` holds another one.
     """
     fresh.parent.mkdir(parents=True, exist_ok=True)
-    claimed = None
+    opened = None
     try:
         with file_lock(fresh.parent / ".lock"):
             earlier = None if again else _newest(fresh, sweep_id)
@@ -44,15 +44,15 @@ def claim(
                     f"this sweep is running already: process {owner}, {earlier}\n"
                     "Wait for it, or start a second one beside it with sweep.again=true"
                 )
-            if earlier is None or not goes_on(read_summary(earlier)):
+            if earlier is None or not resumes(read_summary(earlier)):
                 earlier = None
                 if read_summary(fresh):
                     raise UserError(f"hydra.sweep.dir={fresh}: holds a sweep already; name a new folder")
-            claimed = RunFolder(earlier or fresh, "hydra.sweep.dir")
-            add(claimed, status="RUNNING", sweep_id=sweep_id, started=f"{datetime.now(timezone.utc):%FT%TZ}")
-        return claimed
+            opened = RunFolder(earlier or fresh, "hydra.sweep.dir")
+            add(opened, status="RUNNING", sweep_id=sweep_id, started=f"{datetime.now(timezone.utc):%FT%TZ}")
+        return opened
     finally:
-        if claimed is None or claimed.path != fresh:
+        if opened is None or opened.path != fresh:
             discard(fresh)
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from feedrate.cli.launch import plain
 from feedrate.cli.replaced import own_defaults
 from feedrate.config import TrainConfig, check
-from feedrate.reporting.results import settings
+from feedrate.reporting.results import key_values
 from feedrate.runs.provenance import command_line, job_id
 from feedrate.system.secrets import learn, masked
 
@@ -44,7 +44,10 @@ class Job:
         return " ".join(f"{key}={value}" for key, value in self.settings.items())
 
     def sent(self, folder: Path, *, resume: bool) -> bytes:
-        """What the job's process reads: the configuration of a run in `folder`."""
+        """What the job's process reads: the configuration of a run in `folder`.
+
+        Pickled: YAML would lose the types of Hydra's node, and the time that `${now:}` has been in the sweep.
+        """
         config = self.composed.copy()
         with read_write(config.hydra):
             config.hydra.run.dir = str(folder)
@@ -75,12 +78,12 @@ def _job(context: HydraContext, master: DictConfig, overrides: list[str], number
     composed, notes = own_defaults(composed, composed.hydra)
     with read_write(composed.hydra):
         composed.hydra.runtime.config_sources = []  # the job shall not compose again
-    task = copy.deepcopy(composed)
-    with open_dict(task):
-        del task["hydra"]
-    resolved = plain(task, job=composed.hydra)
+    without_hydra = copy.deepcopy(composed)
+    with open_dict(without_hydra):
+        del without_hydra["hydra"]
+    resolved = plain(without_hydra, job=composed.hydra)
     learn(resolved)
-    typed = settings(overrides)
+    typed = key_values(overrides)
     return Job(
         number=number,
         config=check(resolved),

@@ -1,4 +1,4 @@
-"""A sweep from its claimed folder to its final table: its parent run in MLflow, its running jobs and their results."""
+"""A sweep from its folder to its final table: its parent run in MLflow, its running jobs and their results."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Sweep:
 
     def _start(self, job: Job, environment: Mapping[str, str]) -> tuple[Job, Path, JobProcess]:
         folder, state = attempt(job, self.folder.path)
-        print(f"\n{self.words(job)}{'  (goes on where it was interrupted)' if state == 'resume' else ''}", flush=True)
+        print(f"\n{self.words(job)}{'  (resumed where it was interrupted)' if state == 'resume' else ''}", flush=True)
         command = [sys.executable, str(Path(sys.argv[0]).resolve()), FROM_STDIN]
         prefix = f"[{job.number}] " if self.at_once > 1 else None
         return job, folder, JobProcess(command, job.sent(folder, resume=state == "resume"), environment, prefix)

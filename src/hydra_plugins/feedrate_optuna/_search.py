@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from feedrate.errors import UserError
 from feedrate.reporting.picture import optional
 from feedrate.reporting.report import SearchReport, objective
-from feedrate.reporting.results import JobResult
-from feedrate.reporting.results import settings as settings_of
+from feedrate.reporting.results import JobResult, key_values
 from feedrate.runs.provenance import changes
 from feedrate.system.text import flatten
 from feedrate.trainer.pruning import STORAGE_VARIABLE, TRIAL_VARIABLE
 from feedrate.validation import nearest
-from hydra_plugins.feedrate_launcher._folder import add, claim, wait_for
+from hydra_plugins.feedrate_launcher._folder import add, open_folder, wait_for
 from hydra_plugins.feedrate_launcher._jobs import Job, compose
 from hydra_plugins.feedrate_launcher._sweep import Sweep
 from hydra_plugins.feedrate_optuna._settings import checked, ends, in_words, override
@@ -39,11 +38,11 @@ class Searching:
     def __init__(self, launcher: FeedrateLauncher, overrides: Sequence[str], settings: Mapping[str, Any]) -> None:
         self._launcher, self._config = launcher, launcher.config
         self._at_once = launcher.prepare()
-        self._settings, self._space = checked(settings)
+        self._search, self._space = checked(settings)
         self._keys = [key.lstrip("+") for key in self._space]
         self._overrides = list(overrides)
         self._path: Path | None = None
-        if twice := settings_of(overrides).keys() & set(self._keys):
+        if twice := key_values(overrides).keys() & set(self._keys):
             raise UserError(f"{', '.join(twice)} is searched (hydra.sweeper.space), so it cannot be set too")
         # both ends of every range, so that a wrong key or range is an error before the first trial
         first = {key: ends(space)[0] for key, space in self._space.items()}
@@ -58,11 +57,11 @@ class Searching:
         Raises:
             UserError: the study belongs to another search, or a trial failed.
         """
-        config, study = self._checked.config, self._settings.study
-        folder = claim(fresh, f"study {study}", again=config.sweep.again, goes_on=self._is_same)
+        config, study = self._checked.config, self._search.study
+        folder = open_folder(fresh, f"study {study}", again=config.sweep.again, resumes=self._is_same)
         add(folder, search=self._identity())
         self._path = folder.path / "study.db"
-        report = SearchReport(self._keys, self._settings.metric, self._settings.direction)
+        report = SearchReport(self._keys, self._search.metric, self._search.direction)
         sweep = self._sweep = Sweep(
             master=self._config,
             folder=folder,
@@ -74,7 +73,7 @@ class Searching:
             words=self._words,
         )
         with sweep.open():
-            self._study = Study(self._path, self._settings, self._space)
+            self._study = Study(self._path, self._search, self._space)
             try:
                 sweep.run(self._jobs(self._interrupted()), self._ended)
             finally:
@@ -90,7 +89,7 @@ class Searching:
             if key not in self._keys and not key.startswith(left_out)
         }
         searched = {f"hydra.sweeper.space.{key}": in_words(space) for key, space in self._space.items()}
-        goal = {f"hydra.sweeper.{key}": getattr(self._settings, key) for key in ("metric", "direction")}
+        goal = {f"hydra.sweeper.{key}": getattr(self._search, key) for key in ("metric", "direction")}
         found: dict[str, Any] = json.loads(json.dumps({**goal, **searched, **fixed}, default=str))
         return found
 
@@ -102,7 +101,7 @@ class Searching:
         """
         if different := changes(facts.get("search") or {}, self._identity()):
             raise UserError(
-                f"hydra.sweeper.study={self._settings.study} is of another search: {different}\n"
+                f"hydra.sweeper.study={self._search.study} is of another search: {different}\n"
                 "Give this one another name, or begin a new study with sweep.again=true"
             )
         return True
@@ -119,9 +118,9 @@ class Searching:
                 self._ended(job, self._sweep.results[job.number], summary)
             else:
                 interrupted.append(job)
-        known, wanted = len(self._sweep.results), self._settings.n_trials
+        known, wanted = len(self._sweep.results), self._search.n_trials
         more = "; more with hydra.sweeper.n_trials=N, a new study with sweep.again=true" if known >= wanted else ""
-        print(f"study {self._settings.study}: {known} of {wanted} trials are done{more}")
+        print(f"study {self._search.study}: {known} of {wanted} trials are done{more}")
         return interrupted
 
     def _jobs(self, interrupted: Sequence[Job]) -> Iterator[Job]:
@@ -134,7 +133,7 @@ class Searching:
                 print(f"trial {proposed[0]} is left out: {error}")
 
     def _ended(self, job: Job, result: JobResult, summary: Mapping[str, Any]) -> None:
-        metric = self._settings.metric
+        metric = self._search.metric
         if not summary:
             if result.status == "FAILED" or not self._sweep.stopped:  # an interrupted trial continues at the next start
                 self._study.fail(job.number)
@@ -156,4 +155,4 @@ class Searching:
         return replace(job, environment={**environment, TRIAL_VARIABLE: str(number)})
 
     def _words(self, job: Job) -> str:
-        return f"trial {job.number} of {self._settings.n_trials}: {job.chosen}"
+        return f"trial {job.number} of {self._search.n_trials}: {job.chosen}"

@@ -31,18 +31,18 @@ _ONE_SEQUENCE = ("QMCSampler",)  # samplers with one seed for the whole sequence
 class Study:
     """A study in an SQLite file (an absolute path), which is created or continued."""
 
-    def __init__(self, path: Path, settings: Search, space: Mapping[str, BaseDistribution]) -> None:
-        self._settings, self._space = settings, dict(space)
+    def __init__(self, path: Path, search: Search, space: Mapping[str, BaseDistribution]) -> None:
+        self._search, self._space = search, dict(space)
         optuna = quiet_optuna()
         self._states = optuna.trial.TrialState
         self._study = optuna.create_study(
             study_name=STUDY_NAME,
             storage=open_storage(path, new=True),
-            direction=settings.direction,
+            direction=search.direction,
             load_if_exists=True,
         )
-        self._study.set_user_attr(METRIC, settings.metric)
-        self._study.set_user_attr(PRUNER, settings.pruner or NO_PRUNER)
+        self._study.set_user_attr(METRIC, search.metric)
+        self._study.set_user_attr(PRUNER, search.pruner or NO_PRUNER)
         repeated = {trial.user_attrs.get(_AGAIN) for trial in self._trials()}
         for trial in self._trials(self._states.FAIL):
             if trial.number not in repeated:
@@ -64,7 +64,7 @@ class Study:
         """
         trials, waiting = self._trials(), self._trials(self._states.WAITING)
         repeated = sum(_AGAIN in trial.user_attrs for trial in trials)
-        if not waiting and len(trials) - repeated >= self._settings.n_trials:
+        if not waiting and len(trials) - repeated >= self._search.n_trials:
             return None
         self._study.sampler = build("samplers", self._seeded(len(trials) - len(waiting)))
         trial = self._study.ask(self._space)
@@ -86,7 +86,7 @@ class Study:
         from optuna.visualization import matplotlib as plots
 
         mpl.use("agg")
-        finished, name = self._trials(self._states.COMPLETE), self._settings.metric
+        finished, name = self._trials(self._states.COMPLETE), self._search.metric
         drawn: dict[str, Any] = {}
         with styled(), warnings.catch_warnings():  # optuna sets a style of its own
             warnings.simplefilter("ignore")
@@ -103,7 +103,7 @@ class Study:
 
     def _seeded(self, number: int) -> dict[str, Any]:
         """The sampler's settings with a seed for one trial: the same seed for each would repeat the same proposal."""
-        sampler = dict(self._settings.sampler)
+        sampler = dict(self._search.sampler)
         if isinstance(sampler.get("seed"), int) and sampler.get("name") not in _ONE_SEQUENCE:
             text = f"{sampler['seed']} trial {number}"
             sampler["seed"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
