@@ -23,7 +23,7 @@ def table() -> str:
         if group == "dataset":
             for row in _rows(ROOT / "conf/every_dataset.yaml"):
                 seen.setdefault(row, []).append("all")
-        options = sorted(path for path in (ROOT / "conf" / group).glob("*.yaml") if path.stem not in WRITTEN)
+        options = sorted(path for path in (ROOT / "conf" / group).glob("*.yaml") if _is_shipped(path))
         for path in options:
             for row in _rows(path):
                 seen.setdefault(row, []).append(path.stem)
@@ -34,6 +34,12 @@ def table() -> str:
             parts.append(f"| `{group}.{key}` | {shown} | `{value}` | {text} |".replace("``", " "))
         parts.append("")
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *_root(), "", *parts]).strip()
+
+
+def _is_shipped(path: Path) -> bool:
+    """Whether an option is part of Feedrate, not written by a command or by a user for a class of their own."""
+    target = re.search(r"^_target_: *(\S+)", path.read_text(), re.MULTILINE)
+    return path.stem not in WRITTEN and (target is None or target[1].partition(".")[0] in ("feedrate", "torch"))
 
 
 def _rows(path: Path) -> list[tuple[str, str, str]]:

@@ -62,7 +62,7 @@ def train(cfg: DictConfig) -> float:
         # Train
         trainer = Trainer(config.trainer, data, loaders, model, optimizer, schedule, device,
                           run.folder.checkpoints, run.tracker, run.interruption, packable(config.dataset))  # fmt: skip
-        run.start(trainer)
+        run.start(trainer)  # a resumed run's checkpoint is loaded here
         with profiled(config.trainer.profile, run.folder.path):
             trainer.fit()
         run.finish()

@@ -6,8 +6,8 @@ from feedrate.loader.engines import TRAITS
 from feedrate.loader.engines.lost_worker import lost_worker
 from feedrate.loader.loader import Loader, SeededLoader
 from feedrate.loader.order import Order
-from feedrate.loader.report import Report, setup_of
-from feedrate.loader.torch_loader import TorchLoader, with_info
+from feedrate.loader.report import setup_of
+from feedrate.loader.torch_loader import TorchLoader
 from feedrate.loader.transfer import ToDevice
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "BatchInfo",
     "Loader",
     "Order",
-    "Report",
     "SeededLoader",
     "ToDevice",
     "TorchLoader",
@@ -25,5 +24,4 @@ __all__ = [
     "lost_worker",
     "setup_of",
     "start_loaders",
-    "with_info",
 ]

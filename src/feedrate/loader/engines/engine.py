@@ -88,13 +88,16 @@ class Engine:
         if self._persistent is not None and continues:
             self.resumed()
             return self._persistent  # type: ignore[no-any-return]
-        batches = self.start(loader)  # must not keep `loader`: in a cycle, workers would end with the collector
+        batches = self.start(loader)  # if it referred to `loader`, a cycle, workers would end with the collector only
         self._persistent = batches if loader.persistent_workers else None
         self._running = weakref.ref(batches)
         return batches
 
     def start(self, loader: DataLoader[Any]) -> Iterator[Batch]:
-        """Ends earlier workers, starts new ones, and returns their batches."""
+        """Ends earlier workers, starts new ones for the requests of `self._requests`, and returns their batches.
+
+        What is returned must allow weak references, and must not refer to `loader`.
+        """
         raise NotImplementedError
 
     def resumed(self) -> None:
@@ -123,9 +126,11 @@ class Inline(Engine):
     def run(self, plan: Plan, loader: DataLoader[Any]) -> Iterator[Batch]:
         self._requests.begin(plan)
         device, timeout, load = pin_device(loader), loader.timeout, self._fetcher.load
-        batches: Iterator[Batch] = map(load, iter(self._requests))
+        batches: Iterator[Batch]
         if timeout:
             batches = (within(timeout, partial(load, request), "a batch") for request in self._requests)
+        else:
+            batches = map(load, self._requests)
         return batches if device is None else (pinned(batch, device) for batch in batches)
 
 
