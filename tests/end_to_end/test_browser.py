@@ -25,6 +25,7 @@ import pytest
 from feedrate.config import ROOT
 from feedrate.reporting import plots
 from feedrate.reporting.run_summary import run_note
+from feedrate.timing.verdict import Verdict
 from feedrate.tracking import Tracker, open_tracker, run_name
 from feedrate.tracking.sweep import picture
 from pages import served
@@ -150,9 +151,10 @@ def tracker(folder: Path, browser: Browser, make_store: Callable[[Path], Path]) 
     tracker.figure(plots.throughput(history), "plots/throughput.png")
     tracker.figure(plots.confusion_matrix(np.eye(10, dtype=int), "0123456789"), "plots/confusion_matrix.png")
     tracker.text("seed: 3\n", "config.yaml")
-    command = "python src/train.py seed=3"
+    command = "python src/train.py seed=3 " + " ".join(f"+model.own_key_{i}=value_{i}" for i in range(20))
     shown = picture("plots/throughput.png")
-    verdict = "compute-bound: training waited 4.2 %."
+    reason = "the loader makes 9,999 samples/s, " * 5
+    verdict = str(Verdict(kind="compute-bound", waited="training waited 4.2 % of 9 s", reason=reason, figures={}))
     tracker.note(run_note(values, command=command, epochs=EPOCHS, best_epoch=EPOCHS, verdict=verdict, pictures=shown))
     tracker.end("FINISHED")
     return tracker
@@ -194,7 +196,7 @@ def test_the_printed_link_shows_the_runs_with_the_columns_that_matter(browser: B
 
 def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browser: Browser, tracker: Tracker) -> None:
     facts = ("Finished", "compute-bound", "loader.num_workers", "digits (01234567-train)")
-    result, verdict = "validation accuracy in epoch 8, the best of 8", "compute-bound: training waited"
+    result, verdict = "validation accuracy in epoch 8, the best of 8", "compute-bound training waited"
     text = browser.open(str(tracker.url), "mlp-digits-w2-b64-seed3", result, *facts)
     assert text.index(result) < text.index(verdict)
     if "Show more" in text:
@@ -202,6 +204,12 @@ def test_the_run_page_shows_the_note_the_result_first_and_both_partitions(browse
     script = "return [...document.images].filter(image => image.naturalWidth > 500).map(image => image.src)"
     browser.until(lambda: any("throughput.png" in source for source in browser.driver.execute_script(script)))
     browser.keep("run")
+    browser.driver.set_window_size(1500, 1300)
+    wide = "e => e.clientWidth > 700 && e.scrollWidth > e.clientWidth + 1"
+    wide = f"return [...document.querySelectorAll('*')].filter({wide}).map(e => e.outerHTML.slice(0, 99))"
+    browser.until(lambda: browser.driver.execute_script(wide) == [])
+    browser.keep("run1500")
+    browser.driver.set_window_size(2600, 1300)
     dataset = "(//*[contains(., 'digits (01234567-train)')])[last()]"
     browser.until(lambda: browser.driver.find_element("xpath", dataset).click() is None)
     browser.wait_for("2 datasets used", "digits (01234567-validation)", "samples: 1437")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from feedrate.system.text import duration, fenced, number, percent, wrapped_command
 from feedrate.timing.noise import shown
 
 SLOW = 5  # slowest samples that are listed; summary.json has more
+COLUMNS = 96  # of a verdict: with more the page would scroll sideways in a window of 1500 pixels
+INDENT = 14 * " "  # of a verdict's continued lines
 _RESULTS = {  # metrics, of which the first that is known is the result
     "validation/accuracy": "validation accuracy",
     "validation/mae": "validation MAE",
@@ -31,7 +34,9 @@ def run_note(
 ) -> str:
     """The Markdown of a run's page, from metrics by name; those that are missing are left out."""
     parts = [headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
-    parts += [fenced(verdict, "text") if verdict else "", pictures]
+    unwrapped = verdict.replace("\n" + INDENT, " ").splitlines()
+    lines = [fill(line, COLUMNS, subsequent_indent=INDENT, break_on_hyphens=False) for line in unwrapped]
+    parts += [fenced("\n".join(lines), "text") if verdict else "", pictures]
     if best_epoch is not None:
         parts.append(
             f"Epoch {best_epoch} has the lowest validation loss; its weights are best.pt. MLflow's charts count steps "
