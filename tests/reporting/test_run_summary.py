@@ -33,6 +33,13 @@ def test_the_result_comes_first_then_verdict_pictures_and_command() -> None:
     assert note.endswith("```sh\npython src/train.py seed=3\n```\n")
 
 
+def test_the_remedy_follows_the_verdict_since_the_page_folds_what_is_further_down() -> None:
+    why = "why           the loader makes\n              five"
+    verdict = f"input-bound   training waited\n{why}\ntry           this\nnote: memory"
+    lines = run_note({}, command="", epochs=0, verdict=verdict).split("```")[1].splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["text", "input-bound", "try", "why", "note:"]
+
+
 def test_regression_and_runs_without_a_result_have_a_headline_too() -> None:
     assert headline({"validation/mae": 0.5, "validation/loss": 2.0}, epochs=1) == "**0.5 validation MAE** after 1 epoch"
     assert headline({}, epochs=0) == "No result after 0 epochs"

@@ -35,6 +35,7 @@ def run_note(
     """The Markdown of a run's page, from metrics by name; those that are missing are left out."""
     parts = [headline(metrics, epochs=epochs, best_epoch=best_epoch, seconds=seconds)]
     unwrapped = verdict.replace("\n" + INDENT, " ").splitlines()
+    unwrapped.sort(key=lambda line: line.startswith(("why", "note")))  # MLflow's page folds what follows the remedy
     lines = [fill(line, COLUMNS, subsequent_indent=INDENT, break_on_hyphens=False) for line in unwrapped]
     parts += [fenced("\n".join(lines), "text") if verdict else "", pictures]
     if best_epoch is not None:
