@@ -1,7 +1,7 @@
-"""Compares our verdict with that of TraceML, on the cells of verdict.py that torch's DataLoader can run.
+"""Our verdict beside TraceML's on cells of verdict.py: who is right where.
 
-The true verdict is that of verdict.py. TraceML (traceml-ai, in the peers' environment) traces the same samples and
-steps with torch's DataLoader, since it does not support ours.
+TraceML (traceml-ai, in the peers' environment) traces the same samples and steps with torch's DataLoader, since it does
+not know ours. Each verdict is compared with the truth of its own loader, as verdict.py measures it.
 """
 
 from __future__ import annotations
@@ -26,33 +26,53 @@ WORDS = {"INPUT_BOUND": "input-bound", "COMPUTE_BOUND": "compute-bound", "NO_CLE
 
 
 def run() -> str:
-    from verdict import judged
+    from verdict import judged, truth
 
     if not (BIN / "traceml").exists():
         return "not measured: make bench-peers installs the peers' environment, which has TraceML"
     logging.getLogger("feedrate").setLevel(logging.ERROR)
-    rows, right = [], Counter[str]()
-    chosen = [cell for cell in CELLS if cell.engine != "thread" and cell.sample_ms != 1.0 and cell.step_ms != 6.0]
-    for cell in chosen:
+    rows: list[tuple[str, ...]] = []
+    right, clear = Counter[str](), Counter[str]()
+    for cell in CELLS:
+        if cell.engine == "thread" or cell.sample_ms == 1.0 or cell.step_ms == 6.0:
+            continue
         ours, theirs = judged(cell), _traced(cell)
-        word, clear = ours.truth
+        with_torch, torch_alone = _rate_with_torch(cell, cell.step_ms), _rate_with_torch(cell, 0.0)
+        lost = ours.lost, 1 - with_torch / ours.step
+        truths = ours.truth, truth(lost[1], torch_alone / ours.step)
         found = WORDS.get(theirs["primary_diagnosis"]["kind"], theirs["primary_diagnosis"]["status"].lower())
-        if clear:
-            right.update(cells=1, ours=ours.verdict.kind == word, theirs=found == word)
+        verdicts = {"Feedrate": ours.verdict.kind, "TraceML": found}
         times = theirs["step_time"]["global"]["average"]
-        wait = 100 * times["input_wait_ms"] / times["step_time_ms"]
-        remedy = ours.verdict.remedies[0].override if ours.verdict.remedies else "-"
-        rows.append(
-            (str(cell), f"{100 * ours.lost:.1f}", f"{word}{'' if clear else ', near a boundary'}", ours.verdict.kind,
-             found, f"{ours.verdict.figures['wait_pct']:.1f}", f"{wait:.1f}", remedy)
-        )  # fmt: skip
-        print(*rows[-1], sep=" | ", flush=True)
-    summary = (
-        f"Of {right['cells']} cells that lie clear of a boundary, our verdict is right in {right['ours']}, "
-        f"TraceML's in {right['theirs']}."
+        waits = ours.verdict.figures["wait_pct"], 100 * times["input_wait_ms"] / times["step_time_ms"]
+        row = [str(cell)]
+        for number, (name, verdict) in enumerate(verdicts.items()):
+            word, counts = truths[number]
+            clear[name] += counts
+            right[name] += counts and verdict == word
+            shown = f"{word}{'' if counts else ', near a boundary'}"
+            row += [f"{100 * lost[number]:.1f}", shown, verdict, f"{waits[number]:.1f}"]
+        rows.append(tuple(row))
+        print(*row, sep=" | ", flush=True)
+    summary = " ".join(
+        f"{name} is right in {right[name]} of the {clear[name]} cells in which the truth of its loader is clear."
+        for name in ("Feedrate", "TraceML")
     )
-    head = ["cell", "rate lost to loading, %", "truth", "Feedrate", "TraceML", "our wait, %", "TraceML's input wait, %"]
-    return f"{summary}\n\n{markdown([*head, 'our first remedy'], rows)}"
+    head = ["cell", "lost with our loader, %", "truth", "Feedrate", "its wait, %"]
+    head += ["lost with torch's DataLoader, %", "truth", "TraceML", "its input wait, %"]
+    return f"{summary}\n\n{markdown(head, rows)}"
+
+
+def _rate_with_torch(cell: Cell, step_ms: float) -> float:
+    """Samples/s of training with torch's DataLoader and a step that sleeps, without tracing."""
+    from torch.utils.data import DataLoader
+    from verdict import CPU, rate_of, train
+
+    from feedrate.timing import Clock
+
+    warmup = 2 * cell.workers * cell.prefetch + 2
+    clock = Clock(CPU, warmup)
+    train(DataLoader(Costly(cell.kind, cell.sample_ms), BATCH, num_workers=cell.workers), step_ms, clock, warmup)
+    return rate_of(clock.epoch(), warmup)
 
 
 def _traced(cell: Cell) -> Any:

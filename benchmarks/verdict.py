@@ -80,10 +80,10 @@ def together(cell: Cell, step_ms: float, seconds: float = SECONDS) -> tuple[floa
     times = clock.epoch()
     history.end(times)
     loader.close(at_once=True)
-    return _rate(times, settled), history.verdict()
+    return rate_of(times, settled), history.verdict()
 
 
-def _rate(times: EpochTimes, settled: int) -> float:
+def rate_of(times: EpochTimes, settled: int) -> float:
     """Samples per second of the steps from number `settled` on."""
     return float(times.samples[settled:].sum() / times.elapsed[settled:].sum() * 1e9)
 
@@ -139,7 +139,7 @@ def alone(step_ms: float) -> float:
     clock = Clock(CPU, WARMUP)
     batch = torch.zeros(BATCH, 16), torch.zeros(BATCH)
     train(itertools.repeat(batch), step_ms, clock, WARMUP)
-    return _rate(clock.epoch(), WARMUP)
+    return rate_of(clock.epoch(), WARMUP)
 
 
 def applied_to(cell: Cell, override: str) -> Cell:

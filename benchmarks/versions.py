@@ -4,7 +4,8 @@
     python benchmarks/versions.py ../before                     files of 12 KB; about five minutes
     python benchmarks/versions.py ../before "150 KB" "packed, thread"
 
-Both must deliver the samples in the same order. Turns are short and many, as the machine's speed drifts.
+Both must deliver the samples in the same order, and read the same files, as the place of a file matters; each packs its
+own shards. Turns are short and many, as the machine's speed drifts.
 """
 
 from __future__ import annotations
@@ -37,6 +38,15 @@ class OfCheckout(Processes):
         self.sources[sys.executable] = subprocess.Popen([*command, self.key.hex()], stdin=subprocess.PIPE, text=True)
 
 
+def _same_files(home: Path, other: Path) -> Path:
+    """`other`, a folder with links to the files of `home`; shards are packed there, since their format may differ."""
+    other.mkdir(parents=True, exist_ok=True)
+    for kind in ("pt", "npy"):
+        if (home / kind).exists() and not (other / kind).is_symlink():
+            (other / kind).symlink_to(home / kind)
+    return other
+
+
 def main(other: str, name: str = "12 KB", part: str = "") -> None:
     of = next(of for of in SETS if of.name == name)
     chosen = [c for c in CONTENDERS if c.kind == "ours" and part in c.name and (c.ragged or not of.ragged)]
@@ -44,8 +54,9 @@ def main(other: str, name: str = "12 KB", part: str = "") -> None:
     with OfCheckout(checkouts[0]) as before, OfCheckout(checkouts[1]) as now:
         running: list[list[Any]] = []
         for contender in chosen:
-            homes = [make_set(of, checkout / "data/peers") for checkout in checkouts]  # formats may differ
-            pair = [p.start(contender, home, of) for p, home in zip((before, now), homes, strict=True)]
+            home = make_set(of, HERE / "data/peers")
+            ours = now.start(contender, home, of)
+            pair = [before.start(contender, _same_files(home, checkouts[0] / "data/peers" / home.name), of), ours]
             digests = {process.call("check", True)["digest"] for process in pair}
             assert len(digests) == 1, f"{contender.name}: the checkouts differ in the order of samples"
             running.append(pair)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,12 @@ def main() -> int:
     address = read_address(arguments.uri)
     if address.database is None:
         raise UserError(f"--uri={address.shown}: only an SQLite file can be shown; a server has pages of its own")
+    with socket.socket() as probe:  # another server that answers there would pass for MLflow's
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((UI_HOST, arguments.port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port {arguments.port}: {error}; choose another: make ui PORT=5001") from None
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # each ends it, also when started in the background
         signal.signal(signum, signal.default_int_handler)
     print("Starting MLflow's pages, which takes 10 to 30 s ...", flush=True)
@@ -60,9 +67,7 @@ def main() -> int:
                 break
             time.sleep(0.2)
         else:
-            raise UserError(
-                f"MLflow's server ended; if port {arguments.port} is taken, choose another: make ui PORT=5001"
-            )
+            raise UserError(f"MLflow's server ended with exit code {server.returncode}; the lines above say why")
         for one in experiments:
             if one.experiment_id != "0":  # MLflow's empty Default
                 print(f"  {one.name}  {experiment_link(url, one.experiment_id)}")

@@ -189,7 +189,7 @@ class Queue {
       } catch (const std::exception& error) {
         failed(error.what());
       }
-      task.second = nullptr;  // what it holds is freed before anyone is told that it is done
+      task.second = nullptr;  // what it holds is freed before it is reported as done
       if (task.first != OTHER && state().tracing) {
         std::lock_guard<std::mutex> lock(state().mutex);
         state().trace.push_back({task.first, device_, id_, begin, now_ns()});
@@ -1122,7 +1122,7 @@ Tensor copy_from(const Tensor& self, const Tensor& to, bool non_blocking) {
       stream.push(KERNEL, [source, target] { target.copy_(source); });
       return to;
     }
-    // between devices: after what both have been told so far, and before what they are told next
+    // between devices: after all work queued on both so far, and before any that follows
     Guard events;
     const auto here = events.getStream(self.device()), there = events.getStream(to.device());
     void *ready = nullptr, *done = nullptr;

@@ -133,5 +133,5 @@ def test_a_child_process_has_it_only_where_it_is_asked_to(simulated: accelerator
     command = [sys.executable, "-c", "import torch; print(torch.accelerator.is_available())"]
     plain = {**os.environ, "PYTHONPATH": accelerator.child_environment()["PYTHONPATH"]}
     plain.pop(accelerator.VARIABLE, None)
-    for environment, told in ((plain, "False"), (accelerator.child_environment(), "True")):
-        assert subprocess.check_output(command, env=environment, text=True).strip() == told
+    for environment, expected in ((plain, "False"), (accelerator.child_environment(), "True")):
+        assert subprocess.check_output(command, env=environment, text=True).strip() == expected

@@ -101,8 +101,8 @@ def test_threads_that_are_still_in_torch_do_not_abort_the_process(tmp_path, seed
 @pytest.mark.parametrize("through", [(), ("-m", "cProfile", "-o", "profile")], ids=["alone", "in a profiler"])
 def test_what_runs_at_the_end_of_a_program_runs_and_its_output_is_there(tmp_path, through, left, code):
     found = end(tmp_path, AT_THE_END, f"seed={code}", f"trainer.max_epochs={left}", through=through)
-    told = 0 if through else code  # the profiler's own
-    assert found == (told, "job\nthread\nhandler\n", "")
+    expected = 0 if through else code  # the profiler's own
+    assert found == (expected, "job\nthread\nhandler\n", "")
     if through:
         assert pstats.Stats(str(tmp_path / "profile")).total_calls > 1000  # type: ignore[attr-defined]
 
@@ -112,12 +112,12 @@ def test_the_log_file_alone_has_the_traceback_of_an_error_in_the_users_code(tmp_
     file.addHandler(handler := logging.FileHandler(tmp_path / "train.log"))
     node = {"_target_": "feedrate.dataset.Generated", "size": 4, "validation_size": 4, "image_size": 32}
     failing = Forward(Failing(), build_data(node, 0), torch.device("cpu"), Precision("32", None, False))
-    told = [
+    expected = [
         (lambda: next(iter(Loader(Broken(), seed=0))), "sample '0': Broken.__getitem__ failed with ValueError: mine"),
         (lambda: failing(torch.ones(2, 3)), r"model: Failing failed on X of shape \(2, 3\): mine"),
     ]
     try:
-        for call, text in told:
+        for call, text in expected:
             with pytest.raises(UserError) as raised:
                 call()
             with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""A program whose output nobody reads any more goes on, and its exit code is its own."""
+"""A program continues after the reader of its output has ended, and keeps its exit code."""
 
 from __future__ import annotations
 

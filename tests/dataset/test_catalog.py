@@ -395,7 +395,7 @@ def test_files_are_found_by_listing_their_folders_once_and_are_not_opened(tmp_pa
         (root / f"{ID}.pt").touch()
     other = root / "other"
     other.mkdir()
-    (other / "loop").symlink_to(other)  # whoever descends into folders without samples will not return
+    (other / "loop").symlink_to(other)  # a search that enters folders without samples would not end
     events: list[tuple[str, str]] = []
     _listening.append(events)
     try:

@@ -1,4 +1,4 @@
-"""`dataset=digits` writes itself on first use, once, whatever interrupts it and whoever does so at the same time."""
+"""`dataset=digits` writes itself on first use, once, also when interrupted, or when several processes do it at once."""
 
 from __future__ import annotations
 

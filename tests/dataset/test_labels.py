@@ -1,4 +1,4 @@
-"""What labels mean is told from their values, overridden by `dataset.task`, and a label that does not fit is named."""
+"""The meaning of labels follows from their values, or from `dataset.task`, and a label that does not fit is named."""
 
 from __future__ import annotations
 

@@ -102,6 +102,6 @@ def test_memory_of_a_system_call_that_failed_is_used_no_more(tmp_path: Path, mon
         assert [int(X) for X in found] == [first, second]
     if not held:
         pytest.skip("this system has no io_uring, or does not let this process use it")
-    ((names, _, room),) = held  # the system was not asked again
+    ((names, _, room),) = held  # the file's name was not looked up again
     assert bytes(names[:, len(f"{tmp_path}/")]) == b"01"
     assert all(other is not room for other in files._reader._scatter._kept.rooms.values())

@@ -102,7 +102,7 @@ def interrupt_when_it_waits(thread: int) -> None:
 def test_an_interrupt_gets_through_and_its_memory_stays(tmp_path: Path) -> None:
     ring = Uring()
     paths = write(tmp_path, 3, 500)
-    os.mkfifo(tmp_path / "pipe")  # to open it takes as long as nobody writes to it
+    os.mkfifo(tmp_path / "pipe")  # opening it blocks until a writer opens it
 
     def interrupt(*_: Any) -> None:
         raise Interrupted

@@ -52,7 +52,7 @@ class Browser:
 
     def open(self, link: str, *expected: str, lines: Sequence[str] = ()) -> str:
         """The page's text once these words and lines are in it; otherwise the test fails with a picture's path."""
-        self.driver.get("about:blank")  # otherwise only the part after # changes, and the page is not loaded anew
+        self.driver.get("about:blank")  # otherwise only the part after # changes, and the page is not loaded again
         self.driver.get(link)
         return self.wait_for(*expected, lines=lines)
 

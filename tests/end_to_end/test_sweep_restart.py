@@ -154,7 +154,7 @@ def test_a_job_whose_launcher_is_gone_still_ends_in_order(tmp_path, digits):
     process = start(tmp_path, digits, *settings, "tracking=none", f"hydra.run.dir={tmp_path}/run", many=False)
     wait_until_in_the_middle(process, tmp_path / "run", 0)
     for pipe in (process.stdout, process.stderr):
-        pipe.close()  # nobody reads what it says any more
+        pipe.close()  # its output is no longer read
     process.terminate()
     assert process.wait(timeout=60) == 143
     summary = json.loads((tmp_path / "run/summary.json").read_text())

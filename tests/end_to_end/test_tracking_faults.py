@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:
-    """One that the system gives nobody who does not ask for it by its number, so that it is free some seconds later."""
+    """A port outside the range of automatically chosen ones, so that it is still free some seconds later."""
     for port in random.sample(range(10_000, 30_000), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))

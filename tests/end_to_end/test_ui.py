@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,12 +72,12 @@ def test_a_server_or_a_port_that_is_taken_is_named_with_the_remedy(tmp_path: Pat
         1,
         "Error: --uri=http://***@host:5000: only an SQLite file can be shown; a server has pages of its own\n",
     )
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        code, said = started(str(taken.getsockname()[1]), "--uri", f"{tmp_path}/mlflow.db")
-    assert code == 1
-    assert "make ui PORT=5001" in said.splitlines()[-1]
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as taken:  # may answer as MLflow's server does
+        for port in (taken.server_port, 70_000):
+            code, said = started(str(port), "--uri", f"{tmp_path}/mlflow.db")
+            assert code == 1
+            assert said.startswith(f"Error: port {port}: ")
+            assert said.endswith("choose another: make ui PORT=5001\n")
 
 
 def started(*arguments: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""A dataset that writes down each sample that it is asked for, importable by workers."""
+"""A dataset that records each requested sample; importable by workers."""
 
 from __future__ import annotations
 

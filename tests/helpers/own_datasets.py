@@ -186,7 +186,7 @@ class Cropped(TensorFiles):
 
 
 class Returning(Dataset):
-    """Returns what it is told to, or raises it."""
+    """Returns a given value, or raises it."""
 
     def __init__(self, what: str) -> None:
         self.what = what

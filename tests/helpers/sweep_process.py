@@ -1,4 +1,4 @@
-"""Sweeps as processes of their own, small and with a model that dies as it is told: for the tests of sweeps."""
+"""Small sweeps in processes of their own, with a model that fails as configured."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ def fail(data: Dataset[Any], **settings: Any) -> SampleError:
         before = len(batches)
         assert made.state_dict()["position"] == before * (made.batch_size or 1)
         errors.append((raised.value, before, raised.value.worker))
-    (alone, first, nobody), *others = errors
+    (alone, first, no_worker), *others = errors
     for other, second, _ in others:
         assert str(alone) == str(other)
         assert (alone.ID, alone.path, first) == (other.ID, other.path, second)
-    assert nobody is None
+    assert no_worker is None
     assert others[0][2] in (0, 1)
     return alone
 
@@ -98,7 +98,7 @@ def test_an_error_is_the_same_for_every_order_of_arrival() -> None:
     assert len(texts) == 1
 
 
-class Told(Faulty):
+class Raises(Faulty):
     """Raises the errors that are meant for the user."""
 
     def __init__(self, error: Exception) -> None:
@@ -112,9 +112,9 @@ class Told(Faulty):
 
 
 def test_an_error_that_was_written_for_the_user_is_passed_on_with_the_samples_name() -> None:
-    assert str(fail(Told(UserError("too dark; take another")))) == WHERE + "too dark; take another"
-    assert str(fail(Told(SampleError("too dark")))) == WHERE + "too dark"
-    assert str(fail(Told(SampleError("sample 'a' is dark", ID="a")))) == "sample 'a' is dark"
+    assert str(fail(Raises(UserError("too dark; take another")))) == WHERE + "too dark; take another"
+    assert str(fail(Raises(SampleError("too dark")))) == WHERE + "too dark"
+    assert str(fail(Raises(SampleError("sample 'a' is dark", ID="a")))) == "sample 'a' is dark"
 
 
 class NoIDs(Numbers):

@@ -51,7 +51,7 @@ class Stopped(Exception):
 @pytest.mark.parametrize("stop", range(1, 16))
 def test_an_engine_goes_on_after_any_batch(kind: str, stop: int) -> None:
     """From the states of engine and loader, which ignite's Checkpoint saves; a DeterministicEngine goes to the batch
-    itself, and is told the epoch.
+    itself, and gets the epoch.
     """
     before: list[Any] = []
     trainer, loader = engine(kind, before), Loader(Drawn(), **SETTINGS)

@@ -206,7 +206,7 @@ def test_other_data_is_taken_where_that_is_allowed(run_train, tmp_path, stop_aft
     monkeypatch.undo()
     resumed = run_train(*SETTINGS, f"trainer.resume={folder}", "dataset.limit=200", "trainer.resume_changed=true")
     assert resumed["status"] == "FINISHED"
-    assert last(folder)["step"] == 11 + 7  # the epoch that was interrupted begins anew, over the 200 samples
+    assert last(folder)["step"] == 11 + 7  # the interrupted epoch begins again, over the 200 samples
     assert last(folder)["meter"]["samples"] == 200
 
 
@@ -229,7 +229,7 @@ def test_the_learning_rate_that_is_typed_is_taken_where_that_is_asked_for(
     assert "is not used" not in caplog.text
     group = last(folder)["optimizer"]["param_groups"][0]
     assert (group["initial_lr"], group["weight_decay"]) == (0.0003, 0.5)
-    assert last(folder)["optimizer"]["state"][0]["step"] == 16 - 5  # the running means began anew
+    assert last(folder)["optimizer"]["state"][0]["step"] == 16 - 5  # the running means began again
     for mine, other in zip(taken["history"], undisturbed["history"], strict=True):  # the schedule is where it was
         assert mine["train/learning_rate"] == pytest.approx(other["train/learning_rate"] / 10)
     assert taken["order_digest"] == undisturbed["order_digest"]
@@ -402,7 +402,7 @@ def test_a_signal_to_the_whole_group_ends_in_a_checkpoint_and_leaves_nothing(tmp
     assert "Traceback" not in output
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "KILLED"
     assert not (tmp_path / "run/lock").exists()
-    until(lambda: group_is_gone(process.pid))  # nobody is left in it
+    until(lambda: group_is_gone(process.pid))  # no process is left in it
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from feedrate.system.text import duration, flatten, number, table, wrapped_comma
 
 
 def test_numbers_and_durations_are_short() -> None:
-    values = [0.123456, 4.256, 1234567.0, 3.0, float("nan"), -1500.2]
-    assert [number(value) for value in values] == ["0.1235", "4.26", "1,234,567", "3", "nan", "-1,500"]
+    values = [0.123456, 4.256, 1234567.0, 3.0, float("nan"), -1500.2, 999.7]
+    assert [number(value) for value in values] == ["0.1235", "4.26", "1,234,567", "3", "nan", "-1,500", "1,000"]
     assert [duration(value) for value in (1.25, 42.4, 185, 7800)] == ["1.2 s", "42 s", "3 min 5 s", "2 h 10 min"]
 
 

@@ -171,6 +171,8 @@ def test_a_compute_bound_run_names_the_part_of_the_step_that_takes_longest() -> 
     verdict = judge(replace(fed, parts=parts), setup())
     assert verdict.kind == "compute-bound"
     assert "of 10 ms a step, 70 % are backward" in verdict.reason
+    slow = replace(history(10, 1230, 2), parts=parts * 123)
+    assert "of 1,230 ms a step" in judge(slow, setup()).reason
     assert "a step" not in judge(fed, setup()).reason  # a loop that is not ours tells nothing
     assert "backward" not in judge(replace(history(40, 10, 2), parts=parts), setup()).reason
 

@@ -50,7 +50,7 @@ def tell(process: subprocess.Popen[str], line: str) -> str:
 
 
 def with_worker(start: Start) -> subprocess.Popen[str]:
-    """A process with a worker of its own, which executes the lines that `ask` gets: nobody else is in this tree."""
+    """A process with a worker, which executes the lines that `ask` gets; no other process is in this tree."""
     main = start(CODE)
     tell(main, f"worker = subprocess.Popen([sys.executable, '-S', '-c', {CODE!r}], text=True, "
                "stdin=subprocess.PIPE, stdout=subprocess.PIPE); worker.stdout.readline()")  # fmt: skip

@@ -1,4 +1,4 @@
-"""A run is the same with every engine, is told which one it was, and loads no sample that it does not train on."""
+"""A run is the same with every engine, records which one it was, and loads no sample that it does not train on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBER = {"inline": 0, "thread": 2, "process": 2, "auto": 2}
 
 @pytest.fixture
 def trained(run_train, tmp_path):
-    """Trains with an engine: the run's summary, its weights, and how often samples were asked for."""
+    """Trains with an engine: the run's summary, its weights, and how often samples were requested."""
 
     def train(engine: str, *overrides: str):
         record = tmp_path / f"record of {engine}"
@@ -29,12 +29,12 @@ def trained(run_train, tmp_path):
 
 
 def test_every_engine_trains_the_same_weights_on_the_same_order_and_loads_nothing_else(trained):
-    alone, weights, asked = trained("inline")
+    alone, weights, requested = trained("inline")
     for engine in ("thread", "process", "auto"):
         summary, others, loaded = trained(engine)
         assert all(torch.equal(others[name], weights[name]) for name in weights)
         assert summary["order_digest"] == alone["order_digest"]
-        assert loaded == asked  # nor is anything made ahead after the last epoch
+        assert loaded == requested  # nothing is prefetched after the last epoch
         assert summary["engine"] in (("thread", "process") if engine == "auto" else (engine,))
     assert alone["engine"] == "inline"
 

@@ -84,8 +84,8 @@ def test_the_loader_is_tuned(digits, tmp_path, capsys, monkeypatch):
         tune.main(config)
     finally:
         HydraConfig.instance().cfg = None
-    told = capsys.readouterr().out
-    assert "settings tried" in told
+    output = capsys.readouterr().out
+    assert "settings tried" in output
 
 
 def test_the_benchmark_for_a_real_one_runs(monkeypatch):

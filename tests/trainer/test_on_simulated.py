@@ -117,7 +117,7 @@ def test_the_host_issues_at_most_two_steps_more_than_the_device_has_finished(sim
 
 @pytest.mark.parametrize("load_s", [0.0, 0.03])
 def test_rates_waits_and_ceilings_are_those_of_the_device(simulated, load_s):
-    """Steps of 20 ms on the device; a batch is there at once, or 30 ms after it is asked for."""
+    """Steps of 20 ms on the device; a batch is there at once, or 30 ms after it is requested."""
 
     def batches():
         for batch in pinned_batches(30):
@@ -345,7 +345,11 @@ class Complex(nn.Module):
         ({"_target_": "on_device.NoFused"}, nn.Linear(2, 1), None),
         ({"_target_": "torch.optim.AdamW"}, Complex(), None),
         ({"_target_": "torch.optim.SGD"}, nn.Embedding(3, 2, sparse=True), None),
-        ({"_target_": "torch.optim.Adagrad"}, nn.Linear(2, 1), None),  # for some devices it has none, told at a step
+        (
+            {"_target_": "torch.optim.Adagrad"},
+            nn.Linear(2, 1),
+            None,
+        ),  # some devices have none, as only a step shows
     ],
 )
 def test_an_optimizer_is_fused_where_it_can_be_and_is_not_told_otherwise(simulated, node, model, fused):

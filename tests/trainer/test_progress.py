@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from at_once import at_once
+from feedrate.trainer import progress
+from feedrate.trainer.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,3 +78,19 @@ def test_a_file_gets_one_plain_line_for_each_epoch(outputs):
     assert "\x1b" not in outputs["pipe"]
     for word in ("loss", "val loss", "accuracy", "samples/s", "wait", "left"):
         assert word in lines[0]
+
+
+def test_the_time_left_counts_the_steps_that_are_still_to_come(monkeypatch, caplog):
+    """Half an epoch after a resume at 2 epochs; and a run that max_steps ends in the middle of its third epoch."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    metrics = {"train/loss": 1.0, "validation/loss": 1.0}
+    resumed, limited = Progress(15, 10, 15), Progress(15, 10, 2.5)
+    resumed.begin(2.5)
+    with caplog.at_level("INFO", "feedrate"):
+        now[0] = 30.0
+        resumed.epoch(2, metrics, 1.0)
+        limited.epoch(1, metrics, 1.0)
+        limited.epoch(2, metrics, 1.0)
+    lines = [record.message.partition("1 s")[2].strip() for record in caplog.records]
+    assert lines == ["12:00 left", "00:08 left", ""]

@@ -28,7 +28,7 @@ from started import until
 WAITING, FED = (history(load_ms, 10, 2, cpu_share=0.0) for load_ms in (40, 10))
 
 
-def told(*epochs: EpochTimes) -> ThroughputHistory:
+def history_of(*epochs: EpochTimes) -> ThroughputHistory:
     """The history of a loader with two workers after these epochs."""
     found = ThroughputHistory(Loader(list(range(64)), 8, seed=0, num_workers=2))  # type: ignore[arg-type]
     for times in epochs:
@@ -40,17 +40,17 @@ def told(*epochs: EpochTimes) -> ThroughputHistory:
 
 def test_the_first_epoch_is_left_out_where_there_is_another_one() -> None:
     for epochs, wait_pct in (((WAITING,), 50), ((WAITING, FED, FED), 0)):
-        verdict = told(*epochs).verdict()
+        verdict = history_of(*epochs).verdict()
         assert verdict is not None
         assert verdict.figures["wait_pct"] == pytest.approx(wait_pct, abs=2)
 
 
 def test_fewer_than_ten_counted_steps_are_not_judged() -> None:
     for steps, judged in ((15, False), (16, True)):  # six are warm-up
-        assert (told(history(40, 10, 2, steps=steps)).verdict() is not None) == judged
+        assert (history_of(history(40, 10, 2, steps=steps)).verdict() is not None) == judged
     few = history(40, 10, 2, steps=15)
-    assert told(few, few).verdict() is None  # the first epoch is left out
-    assert told(few, few, few).verdict() is not None
+    assert history_of(few, few).verdict() is None  # the first epoch is left out
+    assert history_of(few, few, few).verdict() is not None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what others compute is known on Linux only")
@@ -125,7 +125,7 @@ def test_a_long_run_keeps_few_intervals_of_free_cores(monkeypatch: pytest.Monkey
 
 def test_an_epoch_that_is_broken_off_counts_where_it_has_enough_steps() -> None:
     for steps, judged_on in ((15, WAITING), (60, FED)):
-        found = told(WAITING, WAITING)
+        found = history_of(WAITING, WAITING)
         found.begin()
         found.end_run(history(10, 10, 2, steps=steps))
         times = found.times

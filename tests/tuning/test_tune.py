@@ -135,7 +135,7 @@ def test_a_setting_that_there_is_no_room_for_is_named_and_not_taken() -> None:
     assert all(trial.refused == f"loader.num_workers={trial.setting.num_workers} needs about 9 GB" for trial in refused)
     assert all(trial.samples_per_s == 0 for trial in refused)
     tried = [setting.num_workers for setting in work.tried if setting.num_workers > 2]
-    assert tried == sorted(tried, reverse=True)  # what asks for more than what was refused is not asked for
+    assert tried == sorted(tried, reverse=True)  # settings above a refused one are not tried
 
 
 def test_where_there_is_no_room_for_even_one_worker_the_answer_is_none() -> None:

@@ -224,7 +224,7 @@ def _from_class(node: Mapping[str, Any], seed: int, has_partition: bool) -> tupl
     train, validation = held_out(whole, len(whole) // HELD_OUT, seed)
     if plain is not None:
         validation = SubsetWithIDs(plain, validation.indices)
-    log.info("note: %s takes no `partition`: a fifth of its samples, by seed, is held out", path)
+    log.info("note: %s takes no `partition`; a fifth of its samples (by seed) is for validation", path)
     return {"train": train, "validation": validation}, getattr(whole, "num_outputs", None)
 
 

@@ -12,7 +12,7 @@ def number(value: float) -> str:
     """Three or four significant digits: 0.9821, 4.2, 3,210."""
     if not math.isfinite(value):
         return str(value)
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:
         return f"{value:,.0f}"
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}" if abs(value) < 1 else f"{value:.3g}"
 

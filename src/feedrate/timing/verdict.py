@@ -108,14 +108,14 @@ def _longest_part(times: EpochTimes) -> str:
     """The part of the step that takes longest, if its parts are known."""
     spent, step = times.parts[times.counted].mean(axis=0), times.compute[times.counted].mean()
     longest = f"{_percent(100 * spent.max() / max(1, step))} are {PARTS[int(spent.argmax())]}"
-    return f"of {step / 1e6:.3g} ms a step, {longest}" if spent.any() else ""
+    return f"of {_ms(step / 1e6)} a step, {longest}" if spent.any() else ""
 
 
 def _slowed_down(times: EpochTimes, setup: Setup) -> str:
     cores = not setup.threads or setup.crowded or no_core_left(times, setup)
     alone, now = times.work_alone_ns(setup.threads) / 1e6, times.work[times.counted].mean() / 1e6
     workers, effect = "threads" if setup.threads else "workers", "take its cores" if cores else "hold the GIL"
-    return f"the loader's {workers} {effect}: a step takes {now:.3g} ms, {alone:.3g} ms alone"
+    return f"the loader's {workers} {effect}: a step takes {_ms(now)}, {_ms(alone)} alone"
 
 
 def _cores(times: EpochTimes, setup: Setup, found: Sequence[Remedy]) -> str:
@@ -140,6 +140,10 @@ def _rate(value: float) -> str:
 
 def _percent(value: float) -> str:
     return f"{value:.0f} %" if value >= 10 else f"{value:.1f} %"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g} ms" if value < 999.5 else f"{value:,.0f} ms"
 
 
 def _seconds(value: float) -> str:

@@ -72,13 +72,16 @@ class Trainer:
         self.state = RunState(model, optimizer, schedule, scaler, loaders["train"], data, self.task, device)
         self._guard = LossGuard(optimizer, device, loaders["train"])
         self._step = TrainingStep(config, self.forward, self.task, self.state, self._guard, self.clock)
-        self._progress = Progress(config.max_epochs, max(1, len(loaders["train"])))
+        batches = max(1, len(loaders["train"]))
+        most = (config.max_steps or math.inf) / math.ceil(batches / config.accumulate)
+        self._progress = Progress(config.max_epochs, batches, min(config.max_epochs, most))
         self._folder, self._tracker, self._stop = folder, tracker, interruption
         self._inline = not loaders["train"].num_workers
         self._verdict_logged = False
         self._saved_at = time.perf_counter()
         self._earlier_s = 0.0  # trained before the run was resumed
         self._begun: float | None = None  # when `fit` was called
+        self._ended: float | None = None
 
     @property
     def result(self) -> Result:
@@ -88,7 +91,8 @@ class Trainer:
     @property
     def seconds(self) -> float:
         """Training time of the whole run, including what was trained before it was resumed."""
-        return self._earlier_s + (time.perf_counter() - self._begun if self._begun is not None else 0.0)
+        end = self._ended or time.perf_counter()
+        return self._earlier_s + (end - self._begun if self._begun is not None else 0.0)
 
     def fit(self) -> Result:
         """Trains until max_epochs, max_steps or early stopping; after `load_state_dict`, from there.
@@ -99,7 +103,7 @@ class Trainer:
         self._begun = time.perf_counter()
         self._stop.safe = False
         self._stop.check()
-        self._progress.begin()
+        self._progress.begin(state.epoch + state.batches / max(1, len(self.loaders["train"])))
         if state.random is not None:
             checkpoint.set_random_state(state.random, self.device)
         try:
@@ -123,6 +127,7 @@ class Trainer:
             raise cause from error
         finally:
             self._stop.safe = False
+            self._ended = time.perf_counter()
             self._progress.close()
         return state.result
 

@@ -29,14 +29,16 @@ def headline(model: str, data: Data, device: torch.device) -> str:
 class Progress:
     """The progress of a run, drawn by the training loop itself: a thread would make forking unsafe."""
 
-    def __init__(self, epochs: int, steps: int) -> None:
+    def __init__(self, epochs: int, steps: int, expected: float) -> None:
         self._epochs, self._steps = epochs, steps
+        self._expected = expected  # epochs until training ends, which `trainer.max_steps` may lower
         self._live = sys.stdout.isatty()
-        self.begin()
+        self.begin(0.0)
 
-    def begin(self) -> None:
-        """Training starts now."""
+    def begin(self, done: float) -> None:
+        """Training starts now, or goes on after `done` epochs."""
         self._begin = self._drawn = time.perf_counter()
+        self._first = done
 
     @property
     def due(self) -> bool:
@@ -49,11 +51,11 @@ class Progress:
         `recent`: samples per second, wait in ms per step and in percent over the last steps; None if too few.
         """
         self._drawn = time.perf_counter()
-        done = (epoch + steps / self._steps) / self._epochs
         rate, wait_ms, wait_pct = recent or (0.0, 0.0, 0.0)
         rates = f"{rate:,.0f} samples/s  wait {wait_ms:.1f} ms ({wait_pct:.0f} %)  " if recent else ""
         text = (
-            f"epoch {epoch + 1}/{self._epochs}  {steps}/{self._steps}  loss {loss:.4f}  {rates}{self._left(done)} left"
+            f"epoch {epoch + 1}/{self._epochs}  {steps}/{self._steps}  loss {loss:.4f}  "
+            f"{rates}{self._left(epoch + steps / self._steps)} left"
         )
         print(_ERASE + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
 
@@ -68,8 +70,8 @@ class Progress:
             parts += [f"{metrics['loader/samples_per_s']:,.0f} samples/s", f"wait {metrics['loader/wait_pct']:.0f} %"]
         else:
             parts.append(f"{training_s:.2g} s")
-        if epoch + 1 < self._epochs:
-            parts.append(f"{self._left((epoch + 1) / self._epochs)} left")
+        if epoch + 1 < self._expected:
+            parts.append(f"{self._left(epoch + 1)} left")
         self.close()
         log.info("  ".join(parts))
 
@@ -79,5 +81,5 @@ class Progress:
             print(_ERASE, end="", flush=True)
 
     def _left(self, done: float) -> str:
-        left = (time.perf_counter() - self._begin) * (1 - done) / max(done, 1e-9)
+        left = (time.perf_counter() - self._begin) * (self._expected - done) / max(done - self._first, 1e-9)
         return str(timedelta(seconds=round(left))).removeprefix("0:")

@@ -86,7 +86,7 @@ class Sweep:
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal asked to stop."""
+        """Whether a signal has requested a stop."""
         return self._stop.signum is not None
 
     def finished_before(self, job: Job) -> Mapping[str, Any]:
