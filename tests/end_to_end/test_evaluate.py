@@ -79,7 +79,7 @@ def test_validation_gives_the_figures_of_the_training_bit_for_bit(run_train, loa
     assert all(row["id"].startswith("digit-") for row in worst)
 
 
-def test_predictions_come_by_id_for_a_folder_without_labels(run_train, digits, tmp_path):
+def test_predictions_come_by_id_for_a_folder_without_labels(run_train, digits, tmp_path, caplog):
     import pandas
 
     folder = with_config(run_train())
@@ -88,7 +88,9 @@ def test_predictions_come_by_id_for_a_folder_without_labels(run_train, digits, t
     shutil.copy(digits / "digit-0001.pt", new / "b.pt")
     shutil.copy(digits / "digit-0002.pt", new / "sub" / "a.pt")
     common = [f"checkpoint={folder}/checkpoints/last.pt", "tracking=none"]
-    assert call(predict.main, "predict", *common, f"dataset.root={new}", f"output={tmp_path}/new.csv") == 2
+    with caplog.at_level("INFO", "feedrate"):
+        assert call(predict.main, "predict", *common, f"dataset.root={new}", f"output={tmp_path}/new.csv") == 2
+    assert "last.pt, epoch 2, on all samples of " in caplog.text
     rows = {row["id"]: row for row in table(tmp_path / "new.csv")}
     assert list(rows) == ["b", "sub/a"]
 

@@ -74,7 +74,8 @@ def opened(config: SavedRunConfig, *, other_samples: bool = False) -> Iterator[O
         precision = choose_precision(trainer.precision, device)
         forward = Forward(model, data, device, precision, channels_last=trainer.channels_last)
         about = {"run_id": saved.run_id, "checkpoint": path.name, "epoch": state["epoch"] + 1}
-        log.info("%s, epoch %d, on %s of %s", path, about["epoch"], partition, data.name)
+        samples = "all samples" if other_samples else partition
+        log.info("%s, epoch %d, on %s of %s", path, about["epoch"], samples, data.name)
         yield OpenedRun(saved, data, partition, loaders[partition], forward, state["epoch"], about)
     finally:
         close_loaders(loaders)

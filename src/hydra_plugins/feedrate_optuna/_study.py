@@ -83,6 +83,7 @@ class Study:
         """Optuna's pictures, by name: the metric over the trials and over each key, and which keys mattered."""
         import matplotlib as mpl
         from matplotlib import pyplot
+        from matplotlib.ticker import LogLocator
         from optuna.visualization import matplotlib as plots
 
         mpl.use("agg")
@@ -98,6 +99,9 @@ class Study:
             for axes in np.ravel(drawn.get("search_keys", [])):
                 if axes.get_xscale() == "log":
                     axes.xaxis.set_major_formatter(lambda value, _: number(value))
+                    axes.xaxis.set_minor_formatter("")  # the default writes mathtext, which is off
+                    if axes.get_xlim()[1] < 30 * axes.get_xlim()[0]:
+                        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             pyplot.close("all")
         return {name: np.ravel(axes)[0].figure for name, axes in drawn.items()}
 
