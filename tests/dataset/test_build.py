@@ -232,7 +232,7 @@ def test_len_and_getitem_are_enough_and_a_fifth_is_held_out_by_seed(notes: Any) 
     assert list(again.partition["validation"].indices) == held  # type: ignore[attr-defined]
     assert list(other.partition["validation"].indices) != held  # type: ignore[attr-defined]
     assert data.digest == again.digest != other.digest
-    assert "a fifth of its samples (by seed) is held out" in notes.text
+    assert "a fifth of its samples (by seed) is for validation" in notes.text
 
 
 def test_what_is_held_out_is_numbered_in_few_bytes_and_by_whole_numbers_of_Python() -> None:

@@ -212,11 +212,16 @@ def test_a_label_that_does_not_fit_is_named_by_its_ID(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def test_json_and_table_at_once_are_refused(tmp_path: Path) -> None:
+    (write(tmp_path) / "samples.csv").write_text("id,label,partition\n")
+    assert "holds partition.json and samples.csv; keep one" in refused(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("partition", "labels", "parts"),
     [
         ({"train": ["a"], "validation": []}, LABELS, ["'validation' is empty", "at least one ID"]),
-        ({"train": ["a"], "validation": ["b"], "test": []}, LABELS, ["'test' is empty", "leave out 'test'"]),
+        ({"train": ["a"], "validation": ["b"], "test": []}, LABELS, ["'test' is empty", "or leave it out"]),
         ({"train": ["a"]}, LABELS, ["no partition 'validation'", "needed are"]),
         ({}, LABELS, ["no partition 'train'"]),
         ({"train": ["a"], "valid": ["b"]}, LABELS, ["'valid'", "did you mean validation?"]),

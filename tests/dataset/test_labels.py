@@ -27,6 +27,7 @@ def read(train: list[Any], validation: list[Any] | None = None, task: str = "aut
     [
         ([3, 1, 3, 10], (1, 3, 10), [1, 0, 1, 2]),
         ([10, 2, -1], (-1, 2, 10), [2, 1, 0]),
+        ([7, 7], (7,), [0, 0]),
         (["b", "a", "b"], ("a", "b"), [1, 0, 1]),
         ([True, False, True], (False, True), [1, 0, 1]),
         ([2.0, 0.0, 1.0], (0, 1, 2), [2, 0, 1]),
@@ -45,7 +46,7 @@ def test_scalars_are_classes_in_their_own_order(
     assert targets.classes == classes
     assert [type(name) for name in targets.classes] == [type(name) for name in classes]
     assert targets.num_outputs == len(classes)
-    assert targets.describe() == f"{len(classes)} classes"
+    assert targets.describe() == ("1 class" if len(classes) == 1 else f"{len(classes)} classes")
     assert found == indices
 
 

@@ -108,6 +108,7 @@ def test_a_CSV_and_JSON_that_say_the_same_have_one_digest(tmp_path: Path, labels
     values = labels if "b" in labels else [json.loads(label) for label in labels]
     (tmp_path / "labels.json").write_text(json.dumps(dict(zip(names, values, strict=True))))
     (tmp_path / "partition.json").write_text(json.dumps({"train": names[:-1], "validation": names[-1:]}))
+    (tmp_path / "samples.csv").unlink()
     assert Catalog.read(tmp_path, suffix=None).digest == found.digest
 
 

@@ -30,15 +30,21 @@ def test_a_sample_that_is_not_finite_is_named_itself(run_train):
     assert caught.value.ID == "sample-7"
 
 
-def test_a_validation_loss_that_is_not_finite_is_never_the_best(run_train):
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(run_train, caplog):
     overrides = ("+dataset.where=validation", "+dataset.value=3e38", "trainer.early_stopping=1")
     summary = run_train("dataset=poisoned", "model=mlp", "loader.batch_size=4", "trainer.max_epochs=3", *overrides)
     assert summary["epochs"] == 3
     assert not summary["stopped"]
     assert summary["best"]["validation/loss"] is None
+    assert "note: the validation loss is not finite; this epoch cannot be the best" in caplog.text
     text = (summary["folder"] / "summary.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
+
+
+def test_a_validation_sample_that_is_not_finite_is_named_itself(run_train):
+    with pytest.raises(SampleError, match=r"sample 'sample-7': X or y holds a value that is not finite"):
+        run_train("dataset=poisoned", "model=mlp", "loader.batch_size=4", "+dataset.where=validation")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,11 @@ def test_a_model_that_does_not_fit_the_data_is_named(run_train):
         run_train("model._target_=torch.nn.Linear", "+model.in_features=64", "+model.out_features=10")
 
 
+def test_a_module_with_lazy_parameters_is_refused_in_one_line(run_train):
+    with pytest.raises(UserError, match="LazyLinear has parameters without a shape .* take sample_shape"):
+        run_train("model._target_=torch.nn.LazyLinear", "+model.out_features=10")
+
+
 def test_a_module_without_parameters_is_refused(run_train):
     with pytest.raises(UserError, match="Identity has no parameter that requires a gradient"):
         run_train("model._target_=torch.nn.Identity")

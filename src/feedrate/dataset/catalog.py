@@ -103,6 +103,8 @@ class Catalog:
 
 def _read_files(root: Path) -> tuple[str, dict[str, list[str]], dict[str, Any], bool]:
     """The source's name, the partition, the labels, and whether these are texts of a table."""
+    if len(found := [name for name in ("partition.json", *_TABLES) if (root / name).is_file()]) > 1:
+        raise UserError(f"{root}: holds {' and '.join(found)}; keep one of them, as they may differ")
     if (root / "partition.json").is_file():
         partition = _read_json(root / "partition.json", "{partition: [ID, ...]}")
         if not (root / "labels.json").is_file():
@@ -174,7 +176,8 @@ def _check_IDs(name: str, ids: Sequence[str], source: str) -> None:
     if not isinstance(ids, (list, tuple, IDs)):
         raise UserError(f"{source}: '{name}' holds a {type(ids).__name__}; a list of IDs is needed")
     if not len(ids):
-        raise UserError(f"{source}: partition '{name}' is empty; give it at least one ID, or leave out 'test'")
+        optional = ", or leave it out" if name == "test" else ""
+        raise UserError(f"{source}: partition '{name}' is empty; give it at least one ID{optional}")
     if not all(issubclass(kind, str) for kind in set(map(type, ids))):
         wrong = [ID for ID in ids if not isinstance(ID, str)]
         remedy = 'write IDs as texts, such as "007" in quotes, or df["id"].astype(str)'

@@ -45,7 +45,7 @@ class Targets:
     def describe(self) -> str:
         """A few words, such as '10 classes'."""
         if self.task == "classification":
-            return f"{self.num_outputs} classes"
+            return "1 class" if self.num_outputs == 1 else f"{self.num_outputs} classes"
         return "a number to predict" if self.num_outputs == 1 else f"{self.num_outputs} numbers to predict"
 
 

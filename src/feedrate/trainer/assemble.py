@@ -51,6 +51,11 @@ def build_optimizer(node: Mapping[str, Any], model: nn.Module, device: torch.dev
     """
     postpone_dynamo()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if any(map(nn.parameter.is_lazy, parameters)):
+        raise UserError(
+            f"model: {type(model).__name__} has parameters without a shape (LazyLinear and the like); "
+            "let its constructor take sample_shape, and use layers with sizes"
+        )
     if not parameters:
         raise UserError(f"model: {type(model).__name__} has no parameter that requires a gradient; nothing to train")
     injected: dict[str, Any] = {"params": parameters}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from feedrate.dataset.labels import Targets
 from feedrate.loader import Batch, ToDevice
 from feedrate.task.task import Meter, Task
 from feedrate.trainer.forward import Forward, cause_of
+from feedrate.trainer.guard import check_samples
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -39,10 +43,17 @@ def outputs_of(
 
 
 def validate(forward: Forward, loader: Any, task: Task, started: Callable[[], None]) -> Meter:
-    """The partition's metrics; for `started` see `outputs_of`."""
-    meter = task.meter(forward.device)
+    """The partition's metrics (`started`: see `outputs_of`); SampleError where a sample makes the loss not finite."""
+    meter, losses = task.meter(forward.device), []
     for batch, outputs in outputs_of(forward, loader, started):
-        meter.update(task.loss(outputs, batch.y), outputs, batch.y)
+        loss = task.loss(outputs, batch.y)
+        meter.update(loss, outputs, batch.y)
+        losses.append((batch.info, loss))
+    if not math.isfinite(meter.metrics().get("loss", 0.0)):
+        for info, loss in losses:
+            if not loss.isfinite():
+                check_samples(loader, info)
+        log.warning("note: the validation loss is not finite; this epoch cannot be the best")
     return meter
 
 

@@ -58,7 +58,7 @@ class LossGuard:
         self._pending.clear()
 
     def _stop(self, step: int, info: BatchInfo, value: float) -> None:
-        _check_samples(self._loader, info)
+        check_samples(self._loader, info)
         raise UserError(
             f"the loss is {value} at step {step}, batch of {names(self._loader, info)}; the weights are those before it"
             "\nLook at these samples for values that are not finite, lower optimizer.lr, or set trainer.clip_norm=1"
@@ -72,7 +72,7 @@ def names(loader: Any, info: BatchInfo) -> str:
     return ", ".join(map(repr, IDs[:8])) + (f", ... ({len(IDs)} in all)" if len(IDs) > 8 else "")
 
 
-def _check_samples(loader: Any, info: BatchInfo) -> None:
+def check_samples(loader: Any, info: BatchInfo) -> None:
     """Loads the samples of a batch again; raises SampleError for the first one that is not finite."""
     for index, ID in zip(info.request.indices.tolist(), loader.IDs(info), strict=True):
         try:

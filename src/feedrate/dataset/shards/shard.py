@@ -37,6 +37,9 @@ class Form:
     dtype: str
     shape: tuple[int, ...]
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.dtype} {self.shape}"
+
     @property
     def torch_dtype(self) -> torch.dtype:
         found = getattr(torch, self.dtype)
