@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import shlex
 
-from feedrate.system.text import duration, flatten, number, table, wrapped_command
+from feedrate.system.text import duration, flatten, in_columns, number, table, wrapped_command
 
 
 def test_numbers_and_durations_are_short() -> None:
     values = [0.123456, 4.256, 1234567.0, 3.0, float("nan"), -1500.2, 999.7]
     assert [number(value) for value in values] == ["0.1235", "4.26", "1,234,567", "3", "nan", "-1,500", "1,000"]
     assert [duration(value) for value in (1.25, 42.4, 185, 7800)] == ["1.2 s", "42 s", "3 min 5 s", "2 h 10 min"]
+
+
+def test_long_lines_are_wrapped_at_words_and_rows_of_a_table_are_not() -> None:
+    row, path = f"| {150 * 'x'} | y |", 130 * "p"
+    lines = in_columns(f"{40 * 'word '}end\n\n{row}\n{path}\n    indented").splitlines()
+    assert [len(line) <= 100 for line in lines] == [True, True, True, True, False, False, True]
+    assert lines[4:] == [row, path, "    indented"]
+    assert " ".join(lines[:3]).split() == [*(40 * ["word"]), "end"]
 
 
 def test_a_long_command_is_wrapped_and_stays_the_same_command() -> None:

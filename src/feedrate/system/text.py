@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 
@@ -36,6 +37,12 @@ def wrapped_command(command: str, width: int = 90) -> str:
         else:
             lines.append(word)
     return " \\\n    ".join(lines)
+
+
+def in_columns(text: str, width: int = 100) -> str:
+    """The text with lines of `width` characters at most; words and the rows of tables stay whole."""
+    lines = text.splitlines()
+    return "\n".join(line if line.startswith("|") else fill(line, width, break_long_words=False) for line in lines)
 
 
 def duration(seconds: float) -> str:

@@ -24,6 +24,7 @@ from feedrate.runs.provenance import command_line
 from feedrate.runs.run_folder import RunFolder, living_owner, read_summary
 from feedrate.system.secrets import mask_files
 from feedrate.system.signals import Interruption
+from feedrate.system.text import in_columns
 from feedrate.tracking.journal import JOB_TAG
 from feedrate.tracking.sweep import SweepRun, picture
 from feedrate.tracking.tracker import JOB_VARIABLE, PARENT_VARIABLE, Tracker
@@ -208,7 +209,8 @@ class Sweep:
         try:
             if any(found.status != "NOT RUN" for found in self.results.values()):
                 paths = self.report.write(self._ordered(), self.folder.path)
-                print(f"\n{paths[0].read_text(encoding='utf-8')}\nsweep folder  {self.folder.path}", flush=True)
+                shown = in_columns(paths[0].read_text(encoding="utf-8"))
+                print(f"\n{shown}\n\nsweep folder  {self.folder.path}", flush=True)
                 self._note(" ".join(picture(p.name) for p in paths if p.suffix == ".png"))
                 for path in paths:
                     tracker.artifact(path)
