@@ -185,7 +185,8 @@ class Run:
             if verdict is not None:
                 log.info("until then:\n%s", record.verdict_words(self._trainer, verdict))
                 self._trainer.record_verdict(verdict)
-        if isinstance(error, (KeyboardInterrupt, LostWorker)) and (self.folder.checkpoints / "last.pt").exists():
+        # an interrupt while last.pt is replaced leaves last-1.pt
+        if isinstance(error, (KeyboardInterrupt, LostWorker)) and any(self.folder.checkpoints.glob("last*.pt")):
             log.info("run folder  %s   (resume it with trainer.resume=auto)", self.folder.path)
         self._end_tracking(status, text)
 
