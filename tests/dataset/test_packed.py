@@ -225,7 +225,7 @@ def test_what_a_sample_gives_can_be_changed_without_changing_the_next(root: Path
     assert torch.equal(packed[0][0], picture(0))
 
 
-def test_a_pickled_dataset_opens_its_shards_anew(root: Path) -> None:
+def test_a_pickled_dataset_opens_its_shards_again(root: Path) -> None:
     packed = Packed(pack_folder(root), "validation")
     before = packed[1]
     X, y = pickle.loads(pickle.dumps(packed))[1]

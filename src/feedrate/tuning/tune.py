@@ -187,9 +187,9 @@ class _Tuning:
         if (tried := self._tried.get(setting)) is not None:
             return tried.samples_per_s
         predicted = self._predictions[setting]
-        alike = [tried for tried in self._tried.values() if tried.setting.engine == setting.engine and tried.measured]
-        if alike:
-            nearest = min(alike, key=lambda tried: setting.distance(tried.setting))
+        similar = [tried for tried in self._tried.values() if tried.setting.engine == setting.engine and tried.measured]
+        if similar:
+            nearest = min(similar, key=lambda tried: setting.distance(tried.setting))
             predicted *= nearest.samples_per_s / nearest.predicted
         return min(predicted, max(self._step_rate, self._top))
 
